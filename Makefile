@@ -1,0 +1,39 @@
+# One command is the gate: `make test`. `make demo` runs the main job for real. Nothing is needed but python3 and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help test demo serve bench lint types format clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) tools/venv.py $(VENV) test dev demo
+	@touch $@
+
+test: $(INSTALLED)  ## the gate: lint, types, and the tests on every database and Python there is
+	$(BIN)/python tools/gate.py
+
+demo: $(INSTALLED)  ## a hotel's day in under a minute, on a real cluster
+	$(BIN)/python example/hotel/demo.py
+
+serve: $(INSTALLED)  ## the hotel with the admin and a cluster, until Ctrl-C
+	$(BIN)/python example/hotel/serve.py
+
+bench: $(INSTALLED)  ## throughput, latency and the cost of save(), on PostgreSQL
+	$(BIN)/python bench/run.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

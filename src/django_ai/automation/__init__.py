@@ -1,0 +1,77 @@
+"""Durable, event-driven automations inside a Django project.
+
+The public names are imported when they are first used, so that a models module may import them too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .events.callbacks import on_event, on_event_cancelled, on_event_created
+    from .events.definitions import EventDefinition
+    from .queues.cause import idempotency_key
+    from .queues.retry import Retry
+    from .workflows.core import (
+        complete,
+        engine,
+        event_workflow,
+        fail,
+        get_context,
+        get_run,
+        get_wake,
+        goto,
+        on_fail,
+        run_subflow,
+        sleep,
+        step,
+        wait,
+        wait_for_event,
+        workflow,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EventDefinition",
+    "Retry",
+    "complete",
+    "engine",
+    "event_workflow",
+    "fail",
+    "get_context",
+    "get_run",
+    "get_wake",
+    "goto",
+    "idempotency_key",
+    "on_event",
+    "on_event_cancelled",
+    "on_event_created",
+    "on_fail",
+    "run_subflow",
+    "sleep",
+    "step",
+    "wait",
+    "wait_for_event",
+    "workflow",
+]
+
+_HOMES = {
+    "EventDefinition": "events.definitions",
+    "Retry": "queues.retry",
+    "idempotency_key": "queues.cause",
+    "on_event": "events.callbacks",
+    "on_event_cancelled": "events.callbacks",
+    "on_event_created": "events.callbacks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES.get(name, 'workflows.core')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+
+
+class EventsConfig(AppConfig):
+    """The second floor: events of the project's models, and the functions that they call."""
+
+    name = "django_ai.automation.events"
+    label = "automation_events"
+    verbose_name = "Automation: events"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from ..queues import registry
+        from . import checks, recorder
+        from .models import CallbackExecution, Event
+        from .reconcile import reconcile_dates
+        from .retention import remove_old
+
+        registry.register(Event)
+        registry.register(CallbackExecution)
+        registry.register_reconciler(reconcile_dates)
+        registry.register_cleaner(remove_old)
+        recorder.connect()
+        register(checks.check_definitions)
+        register(checks.check_callbacks)

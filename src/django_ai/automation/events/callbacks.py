@@ -1,0 +1,176 @@
+"""``@on_event`` and its kin: which functions are called for which event, and when.
+
+A callback hangs on a *beat* of the event: its occurrence (``""``), an offset from it, its creation, its cancellation.
+For each beat that fires, a ``CallbackExecution`` row is made in the same transaction; a worker runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from ..conf import conf
+from ..exceptions import DefinitionError
+from ..queues.clock import Offset, check_duration, check_offset, offset_key
+from ..queues.registry import declare_timeout
+from ..queues.retry import Retry
+
+__all__ = ["on_event", "on_event_cancelled", "on_event_created"]
+
+OCCURRED = ""
+CREATED = "created"
+CANCELLED = "cancelled"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A function that is called for an event."""
+
+    name: str
+    event_name: str
+    function: Callable[..., Any]
+    offset: Offset | None = None
+    moment: str = OCCURRED
+    retry: Retry = field(default_factory=Retry)
+    atomic: bool = True
+    _timeout: timedelta | None = None
+
+    @property
+    def beat(self) -> str:
+        return self.moment or offset_key(self.offset)
+
+    @property
+    def timeout(self) -> timedelta:
+        return self._timeout or conf().STEP_TIMEOUT
+
+
+_callbacks: dict[str, dict[tuple[str, str], Callback]] = {}
+
+
+def callbacks_of(event_name: str) -> list[Callback]:
+    return list(_callbacks.get(event_name, {}).values())
+
+
+def find_callback(event_name: str, name: str, beat: str) -> Callback | None:
+    return _callbacks.get(event_name, {}).get((name, beat))
+
+
+def all_callbacks() -> list[Callback]:
+    return [callback for found in _callbacks.values() for callback in found.values()]
+
+
+def unregister(callback: Callback) -> None:
+    """Forget ``callback``: for tests that declare their own."""
+    _callbacks.get(callback.event_name, {}).pop((callback.name, callback.beat), None)
+
+
+def on_event(
+    event_name: str,
+    *,
+    offset: Offset | None = None,
+    retry: Retry | None = None,
+    atomic: bool = True,
+    timeout: timedelta | None = None,
+    name: str | None = None,
+) -> Callable[[F], F]:
+    """Call the decorated function with the ``Event`` when ``event_name`` occurs.
+
+    ``offset``: that much before (negative) or after the event's date, a timedelta or relativedelta. ``retry``: how
+    often to try when it raises (default: 3 attempts, 1 s apart, doubling). ``atomic``: run in one transaction, so that
+    its database writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long
+    it may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``name``: what its executions are stored under (default:
+    module and qualified name); give one if you mean to move the function. Raises ``DefinitionError``.
+
+    Several functions may listen to one event, and one function to several.
+    """
+    return _register(event_name, "on_event", OCCURRED, offset, retry, atomic, timeout, name)
+
+
+def on_event_created(
+    event_name: str,
+    *,
+    retry: Retry | None = None,
+    atomic: bool = True,
+    timeout: timedelta | None = None,
+    name: str | None = None,
+) -> Callable[[F], F]:
+    """Call the decorated function when an event ``event_name`` has been recorded, long before it occurs perhaps.
+
+    The arguments are those of ``on_event``.
+    """
+    return _register(event_name, "on_event_created", CREATED, None, retry, atomic, timeout, name)
+
+
+def on_event_cancelled(
+    event_name: str,
+    *,
+    retry: Retry | None = None,
+    atomic: bool = True,
+    timeout: timedelta | None = None,
+    name: str | None = None,
+) -> Callable[[F], F]:
+    """Call the decorated function when a pending event ``event_name`` is cancelled: its entity was deleted, or
+    ``event.cancel()`` was called. ``event.entity`` is then a snapshot.
+
+    The arguments are those of ``on_event``.
+    """
+    return _register(event_name, "on_event_cancelled", CANCELLED, None, retry, atomic, timeout, name)
+
+
+def _register(
+    event_name: str,
+    decorator: str,
+    moment: str,
+    offset: Offset | None,
+    retry: Retry | None,
+    atomic: bool,
+    timeout: timedelta | None,
+    name: str | None,
+) -> Callable[[F], F]:
+    what = f"@{decorator}({event_name!r})"
+    if not isinstance(event_name, str) or not event_name:
+        raise DefinitionError(
+            f'@{decorator} needs the name of an event, as in @{decorator}("confirmed"); got {event_name!r}.'
+        )
+    check_offset(offset, what)
+    if retry is not None and not isinstance(retry, Retry):
+        raise DefinitionError(f"{what}: retry={retry!r} must be a Retry(...).")
+    if timeout is not None:
+        check_duration(timeout, f"{what}: timeout")
+        declare_timeout(timeout)
+
+    def decorate(function: F) -> F:
+        if not callable(function):
+            raise DefinitionError(f"{what} decorates a function, not {function!r}.")
+        callback = Callback(
+            name=name or f"{function.__module__}.{function.__qualname__}",
+            event_name=event_name,
+            function=function,
+            offset=offset or None,
+            moment=moment,
+            retry=retry or Retry(),
+            atomic=atomic,
+            _timeout=timeout,
+        )
+        if len(callback.name) > 250:
+            raise DefinitionError(f"{what}: the name {callback.name!r} is longer than 250 characters; give name=.")
+        known = _callbacks.setdefault(event_name, {})
+        previous = known.get((callback.name, callback.beat))
+        if previous is not None and not _same_place(previous.function, function):
+            raise DefinitionError(
+                f"{what}: two functions are called {callback.name!r} ({previous.function!r} and {function!r}). "
+                "Give one of them another name=."
+            )
+        known[callback.name, callback.beat] = callback
+        return function
+
+    return decorate
+
+
+def _same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Say whether ``other`` is ``one`` again: the same place in the code, imported or defined once more."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)

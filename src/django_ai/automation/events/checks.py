@@ -1,0 +1,127 @@
+"""System checks of events and their callbacks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import FieldDoesNotExist
+from django.db import models, router
+
+from ..queues.clock import offset_key, shift
+from ..queues.lease import alias_of
+from .callbacks import all_callbacks
+from .definitions import Declared, EventDefinition, declared_events, declared_on, declaring_models
+from .models import Event
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """Return a hint that names the nearest of ``known``, or all of them."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Known: {', '.join(map(repr, names[:20]))}." if names else "No model declares any event."
+
+
+def check_definitions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for model in declaring_models():
+        found += _check_list(model)
+        for declared in declared_on(model):
+            if declared.owner is model:
+                found += _check_date_field(model, declared)
+        if router.db_for_write(model) != alias_of(Event):
+            found.append(
+                Error(
+                    f"{model._meta.label} declares events and is written to the database "
+                    f"{router.db_for_write(model)!r}, but the automation tables are in {alias_of(Event)!r}.",
+                    hint="Route both to one database: an event commits with its entity or not at all.",
+                    obj=model,
+                    id="automation.E101",
+                )
+            )
+    return found
+
+
+def _check_list(model: type[models.Model]) -> Iterator[CheckMessage]:
+    events = model.events  # type: ignore[attr-defined]
+    for each in events:
+        if not isinstance(each, EventDefinition):
+            yield Error(
+                f"{model._meta.label}.events lists {each!r}, which is not an EventDefinition.",
+                hint='List events as EventDefinition("name", ...).',
+                obj=model,
+                id="automation.E102",
+            )
+    for name, count in Counter(each.name for each in events if isinstance(each, EventDefinition)).items():
+        if count > 1:
+            yield Error(
+                f"{model._meta.label}.events lists {name!r} {count} times.",
+                hint="An entity has one event of a name; give the definitions different names.",
+                obj=model,
+                id="automation.E103",
+            )
+
+
+def _check_date_field(model: type[models.Model], declared: Declared) -> Iterator[CheckMessage]:
+    name = declared.definition.date_field
+    if name is None:
+        return
+    dates = [field.name for field in model._meta.get_fields() if isinstance(field, models.DateField)]
+    try:
+        field = model._meta.get_field(name)
+    except FieldDoesNotExist:
+        yield Error(
+            f"{model._meta.label}: the event {declared.definition.name!r} has date_field={name!r}, "
+            "and the model has no such field.",
+            hint=did_you_mean(name, dates) if dates else "The model has no date field.",
+            obj=model,
+            id="automation.E104",
+        )
+        return
+    if not isinstance(field, models.DateField):
+        yield Error(
+            f"{model._meta.label}: the event {declared.definition.name!r} has date_field={name!r}, "
+            f"which is a {type(field).__name__} and no date.",
+            hint=f"Name one of its date fields: {', '.join(map(repr, dates)) or 'it has none'}.",
+            obj=model,
+            id="automation.E105",
+        )
+
+
+def check_callbacks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    known = declared_events()
+    for callback in all_callbacks():
+        if callback.event_name not in known:
+            found.append(
+                Error(
+                    f"{callback.name} listens to the event {callback.event_name!r}, which no model declares.",
+                    hint=did_you_mean(callback.event_name, known),
+                    obj=callback.function,
+                    id="automation.E106",
+                )
+            )
+        elif callback.offset is not None:
+            found += check_offset_makes_sense(callback.name, callback.event_name, callback.offset, known)
+    return found
+
+
+def check_offset_makes_sense(
+    what: str, event_name: str, offset: Any, known: dict[str, list[Declared]]
+) -> Iterator[CheckMessage]:
+    """Warn of a negative offset from an immediate event: it is known only when it is too late to be early."""
+    from django.utils import timezone
+
+    now = timezone.now()
+    immediate = [each for each in known.get(event_name, ()) if not each.definition.is_scheduled]
+    if immediate and shift(now, offset) < now:
+        yield Warning(
+            f"{what} wants to run before the event {event_name!r} (offset {offset_key(offset)}), which is immediate.",
+            hint="Nobody knows beforehand when it occurs, so this runs right away. Use a scheduled event (date_field=).",
+            id="automation.W107",
+        )

@@ -1,0 +1,299 @@
+"""The rows of this floor: ``Event``, and ``CallbackExecution`` for each function that one event calls.
+
+An ``Event`` is one entity's one definition: it is recorded in the transaction that saves the entity, and it is itself
+the timer of everything that hangs on its date. ``wake_at`` is the earliest of: its date, its subscribers' offsets that
+have not fired, the end of its grace. What has fired is remembered in ``fired``, so nothing fires twice when a date
+moves. ``armed`` says whether the condition was true when last looked at. After an occurrence has committed, ``telling``
+stays true until those who wait for the event were told; if the process dies in between, the row is due again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.apps import apps
+from django.core import serializers
+from django.db import models
+from django.utils import timezone
+
+from ..exceptions import NotResumableError
+from ..queues.clock import Clock, aware
+from ..queues.keys import KEY_LENGTH, digest
+from ..queues.lease import advance, alias_of, disturb, insert_ignoring
+from ..queues.models import Wakeable, wake_index
+from ..queues.signals import row_parked
+from .definitions import EventDefinition, find_declared
+
+if TYPE_CHECKING:
+    from .callbacks import Callback
+
+
+class EventStatus(models.TextChoices):
+    PENDING = "pending"
+    PROCESSED = "processed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    PARKED = "parked"
+
+
+def active_key(label: str, entity_id: object, name: str) -> str:
+    """Return the key that makes the event of one entity and definition unique while the entity lives."""
+    return digest("event", label, entity_id, name)
+
+
+class EventQuerySet(models.QuerySet["Event"]):
+    def of(self, entity: models.Model) -> EventQuerySet:
+        """The events of one entity, whichever class of its family it was loaded as."""
+        labels = {
+            parent._meta.label_lower: str(getattr(entity, parent._meta.pk.attname))
+            for parent in type(entity).__mro__
+            if isinstance(parent, models.base.ModelBase) and hasattr(parent, "_meta") and not parent._meta.abstract
+        }
+        query = models.Q(pk__in=[])
+        for label, pk in labels.items():
+            query |= models.Q(entity_type=label, entity_id=pk)
+        return self.filter(query)
+
+    def due(self, now: datetime) -> EventQuerySet:
+        return self.filter(wake_at__lte=now)
+
+    def occurred(self) -> EventQuerySet:
+        return self.filter(status=EventStatus.PROCESSED)
+
+    def pending(self) -> EventQuerySet:
+        return self.filter(status=EventStatus.PENDING)
+
+
+class Event(Wakeable):
+    """One event of one entity."""
+
+    entity_type = models.CharField(max_length=200, editable=False)
+    entity_id = models.CharField(max_length=255, editable=False)
+    event_name = models.CharField(max_length=200, editable=False)
+    status = models.CharField(max_length=10, choices=EventStatus.choices, default=EventStatus.PENDING, editable=False)
+    at = models.DateTimeField(null=True, blank=True, editable=False)
+    event_created_at = models.DateTimeField(default=timezone.now, editable=False)
+    occurred_at = models.DateTimeField(null=True, blank=True, editable=False)
+    armed = models.BooleanField(default=False, editable=False)
+    telling = models.BooleanField(default=False, editable=False)
+    fired = models.JSONField(default=list, blank=True, editable=False)
+    payload = models.JSONField(null=True, blank=True, editable=False)
+    snapshot = models.JSONField(null=True, blank=True, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
+    depth = models.PositiveSmallIntegerField(default=0, editable=False)
+    active_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+
+    objects = EventQuerySet.as_manager()
+
+    drain_order: ClassVar[int] = 10
+
+    class Meta:
+        verbose_name = "event"
+        indexes = [
+            wake_index("automation_event"),
+            models.Index(fields=["entity_type", "entity_id", "event_name"], name="automation_event_entity"),
+            models.Index(fields=["event_name", "occurred_at"], name="automation_event_occurred"),
+        ]
+
+    def __str__(self) -> str:
+        return f"event {self.event_name!r} of {self.entity_type} {self.entity_id}"
+
+    @property
+    def definition(self) -> EventDefinition | None:
+        """The declaration of this event in today's code, or None if it is gone."""
+        declared = find_declared(self.entity_type, self.event_name)
+        return declared.definition if declared else None
+
+    @property
+    def entity(self) -> Any:
+        """The model instance that the event is about, read when first asked for.
+
+        Once the entity is deleted this is the snapshot that was taken then: an unsaved instance. None if the entity
+        went without a trace (raw SQL), or its model did.
+        """
+        if "_entity" not in self.__dict__:
+            self.__dict__["_entity"] = self.load_entity()
+        return self.__dict__["_entity"]
+
+    @entity.setter
+    def entity(self, value: models.Model | None) -> None:
+        self.__dict__["_entity"] = value
+
+    def load_entity(self) -> models.Model | None:
+        try:
+            model = apps.get_model(self.entity_type)
+        except (LookupError, ValueError):
+            return None
+        if self.snapshot is not None:
+            return restore_snapshot(self.snapshot)
+        pk = model._meta.pk.to_python(self.entity_id)
+        return model._base_manager.using(alias_of(model)).filter(pk=pk).first()
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the event could occur with the entity as it is now: it exists, has a date, the condition holds."""
+        definition, entity = self.definition, self.entity
+        if definition is None or entity is None or self.snapshot is not None:
+            return False
+        if definition.date_field is not None and getattr(entity, definition.date_field) is None:
+            return False
+        return definition.holds_for(entity)
+
+    def perform(self, clock: Clock) -> None:
+        from .occurrence import perform_events
+
+        perform_events([self], clock)
+
+    def park(self, reason: str) -> None:
+        advance(self, {"status": EventStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
+        row_parked.send(type(self), row=self, reason=reason)
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Let a parked event go on: it is looked at again at once. Raises ``NotResumableError`` if it is not parked."""
+        status = EventStatus.PROCESSED if self.occurred_at else EventStatus.PENDING
+        moment = aware(now or timezone.now(), "now")
+        changed = disturb(
+            Event.objects.filter(pk=self.pk, status=EventStatus.PARKED), status=status, error="", wake_at=moment
+        )
+        if not changed:
+            raise NotResumableError(f"{self} is {self.status}; only a parked event can be resumed.")
+        self.refresh_from_db()
+
+    def cancel(self, now: datetime | None = None) -> bool:
+        """Keep a pending event from occurring; ``on_event_cancelled`` runs. Says whether it was still pending."""
+        from .occurrence import cancel_events
+
+        return cancel_events(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
+
+
+def take_snapshot(entity: models.Model) -> dict[str, Any]:
+    """Return the entity's own columns as JSON values."""
+    import json
+
+    (snapshot,) = json.loads(serializers.serialize("json", [entity]))
+    parents = [
+        json.loads(serializers.serialize("json", [_as_parent(entity, parent)]))[0]["fields"]
+        for parent in entity._meta.all_parents
+    ]
+    for fields in reversed(parents):
+        snapshot["fields"] = {**fields, **snapshot["fields"]}
+    snapshot["model"] = entity._meta.label_lower
+    return dict(snapshot)
+
+
+def _as_parent(entity: models.Model, parent: type[models.Model]) -> models.Model:
+    return parent(**{field.attname: getattr(entity, field.attname) for field in parent._meta.concrete_fields})
+
+
+def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
+    """Return an unsaved instance with the values of a snapshot; columns that are gone since are left out."""
+    model = apps.get_model(snapshot["model"])
+    values = {}
+    for field in model._meta.concrete_fields:
+        if field.name in snapshot["fields"]:
+            values[field.attname] = field.to_python(snapshot["fields"][field.name]) if not field.is_relation else (
+                field.target_field.to_python(snapshot["fields"][field.name])
+            )
+    entity = model(**values)
+    entity.pk = model._meta.pk.to_python(snapshot["pk"])
+    entity._state.adding = False
+    return entity
+
+
+class RoutingShape(models.Model):
+    """Which fields somebody matches an event by: the keys that its occurrence must be looked up under.
+
+    A small table: one row for each distinct set of lookups in the code, not for each one who waits.
+    """
+
+    event_name = models.CharField(max_length=200, editable=False)
+    shape = models.CharField(max_length=500, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+
+    class Meta:
+        indexes = [models.Index(fields=["event_name"], name="automation_shape_event")]
+
+    def __str__(self) -> str:
+        return f"{self.event_name}: {self.shape or 'any'}"
+
+    @classmethod
+    def ensure(cls, event_name: str, shape: str) -> None:
+        """Make sure that occurrences of ``event_name`` are looked up by ``shape``. Commits with the caller."""
+        key = digest("shape", event_name, shape)
+        if not cls.objects.filter(unique_key=key).exists():
+            insert_ignoring(cls, [cls(event_name=event_name, shape=shape, unique_key=key)])
+
+
+class ExecutionStatus(models.TextChoices):
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PARKED = "parked"
+
+
+class CallbackExecution(Wakeable):
+    """One call of one function for one event: durable, retried, and its failure visible."""
+
+    event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="executions", editable=False)
+    callback = models.CharField(max_length=250, editable=False)
+    beat = models.CharField(max_length=250, blank=True, default="", editable=False)
+    status = models.CharField(
+        max_length=10, choices=ExecutionStatus.choices, default=ExecutionStatus.PENDING, editable=False
+    )
+    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+
+    drain_order: ClassVar[int] = 40
+
+    class Meta:
+        verbose_name = "callback execution"
+        indexes = [wake_index("automation_callback")]
+
+    def __str__(self) -> str:
+        return f"{self.callback} for event {self.event_id}"
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"callback:{self.pk}"
+
+    def perform(self, clock: Clock) -> None:
+        from .execution import perform_callback
+
+        perform_callback(self, clock)
+
+    def park(self, reason: str) -> None:
+        advance(self, {"status": ExecutionStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
+        row_parked.send(type(self), row=self, reason=reason)
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Try a parked or failed execution again, with a fresh budget of attempts.
+
+        Raises ``NotResumableError`` for one that is pending or completed.
+        """
+        rows = CallbackExecution.objects.filter(
+            pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED]
+        )
+        moment = aware(now or timezone.now(), "now")
+        if not disturb(
+            rows, status=ExecutionStatus.PENDING, attempt=0, error="", finished_at=None, wake_at=moment
+        ):
+            raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
+        self.refresh_from_db()
+
+
+def new_execution(event: Event, callback: Callback, beat: str, now: datetime) -> CallbackExecution:
+    return CallbackExecution(
+        event=event,
+        callback=callback.name,
+        beat=beat,
+        created_at=now,
+        wake_at=now,
+        unique_key=digest("callback", event.pk, callback.name, beat),
+    )

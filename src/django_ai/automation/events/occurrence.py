@@ -1,0 +1,310 @@
+"""Occurrence: what happens when an event row is due, in one short fenced transaction, once.
+
+``perform_events`` reads the entities afresh and asks conditions and payloads (user code: no transaction is open), then
+writes for each event what its reading says, and fans out: callback executions, and whatever the listeners make. What
+lost its lease meanwhile (the entity was saved again, the event cancelled) is left out. After the commit those who wait
+for the event are told; the row stays due until they were, so a crash in between only repeats the telling.
+
+``CommitBatch`` is the fast path: the process that saved the entities does this itself right after its commit, for all
+events of the commit together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.apps import apps
+from django.db import connections, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from ..conf import conf
+from ..exceptions import DefinitionError, LeaseLostError, UnknownEventError
+from ..queues.attempt import trace_of
+from ..queues.clock import Clock, aware
+from ..queues.executor import ring_after_commit
+from ..queues.jsontext import encode
+from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
+from ..queues.signals import row_parked
+from .callbacks import CANCELLED, CREATED, callbacks_of
+from .definitions import EventDefinition
+from .listeners import listeners
+from .models import CallbackExecution, Event, EventStatus, new_execution
+from .timing import due_beats, hears, is_given_up, next_wake, offsets_of, unfired
+
+
+class CommitBatch:
+    """The events of one transaction that are due at its commit: the hook that makes them occur."""
+
+    SIZE = 500
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.token = new_token()
+        self._pks: list[int] = []
+        self._done = False
+
+    @classmethod
+    def of(cls, alias: str) -> CommitBatch:
+        """Return the batch of the transaction that is open on ``alias``; it exists once something is added."""
+        # A hook of a savepoint that was rolled back is not listed any more, and rows that were rolled back are not
+        # found when the batch runs: what is listed is safe to join.
+        for entry in connections[alias].run_on_commit:
+            hook: Any = entry[1]
+            if isinstance(hook, cls) and not hook._done:
+                return hook
+        return cls(alias)
+
+    def add(self, events: Sequence[Event]) -> None:
+        connection = connections[self.alias]
+        if not any(entry[1] is self for entry in connection.run_on_commit):
+            transaction.on_commit(self, using=self.alias, robust=True)
+        self._pks += [event.pk for event in events]
+
+    def __call__(self) -> None:
+        self._done = True
+        pks = list(dict.fromkeys(self._pks))
+        for start in range(0, len(pks), self.SIZE):
+            chunk = pks[start : start + self.SIZE]
+            found = {row.pk: row for row in Event.objects.filter(pk__in=chunk, lease=self.token)}
+            perform_events([found[pk] for pk in chunk if pk in found], timezone.now)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one event row does now."""
+
+    event: Event
+    definition: EventDefinition | None
+    changes: dict[str, Any] = field(default_factory=dict)
+    beats: list[str] = field(default_factory=list)
+    replan: bool = False
+    withdrawn: bool = False
+
+
+def perform_events(events: Sequence[Event], clock: Clock) -> None:
+    """Do what the events are due for. Their leases must be in the caller's hand."""
+    now = clock()
+    readings = list(_read_all(events, now))
+    untold = [event for event in events if event.telling]
+    with transaction.atomic(using=alias_of(Event)):
+        kept = [reading for reading in readings if _write(reading)]
+        _fan_out(kept, now)
+    for reading in kept:
+        if reading.event.status == EventStatus.PARKED:
+            row_parked.send(Event, row=reading.event, reason=reading.event.error)
+    _tell([reading.event for reading in kept if reading.event.telling], clock, late=False)
+    _tell(untold, clock, late=True)
+    ring_after_commit(alias_of(Event))
+
+
+def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Reading]:
+    _load_entities([event for event in events if event.snapshot is None and not event.telling])
+    for event in events:
+        if not event.telling:
+            yield _read(event, now)
+
+
+def _load_entities(events: Sequence[Event]) -> None:
+    by_model: dict[str, list[Event]] = {}
+    for event in events:
+        by_model.setdefault(event.entity_type, []).append(event)
+    for label, group in by_model.items():
+        try:
+            model = apps.get_model(label)
+        except (LookupError, ValueError):
+            continue
+        pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
+        entities = model._base_manager.using(alias_of(model)).in_bulk(list(set(pks.values())))
+        for event in group:
+            event.entity = entities.get(pks[event.pk])
+
+
+def _read(event: Event, now: datetime) -> Reading:
+    """Decide what the event does now. Runs user code: its condition and its payload."""
+    definition = event.definition
+    if definition is None:
+        return _parked(
+            event,
+            f"{UnknownEventError.__name__}: no model {event.entity_type!r} declares the event {event.event_name!r} any "
+            "more. Declare it again and resume, or delete this row.",
+        )
+    reading = Reading(event, definition)
+    if event.status == EventStatus.CANCELLED:
+        reading.beats = [beat for beat in (CREATED, CANCELLED) if _hears_now(event, beat)]
+        return _settled(reading, now)
+    if event.entity is None or event.snapshot is not None:
+        reading.withdrawn = True
+        event.wake_at = None
+        if event.status == EventStatus.PENDING:
+            event.status, event.error = EventStatus.CANCELLED, "Its entity is gone."
+            event.active_key = None
+        else:
+            event.fired = [*event.fired, *unfired(event)]
+        reading.beats = [beat for beat in (CREATED, CANCELLED) if _hears_now(event, beat)]
+        return _settled(reading, now)
+    try:
+        at, armed = _ask(event, definition)
+        if (at, armed) != (event.at, event.armed):
+            event.at, event.armed, reading.replan = at, armed, True
+        if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
+            reading.beats = [""]
+        if armed:
+            reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
+        elif is_given_up(event, definition, now):
+            _give_up(reading)
+        if "" in reading.beats:
+            event.payload = json.loads(_payload_text(event, definition))
+            event.status, event.occurred_at = EventStatus.PROCESSED, now
+            if event.at is None:
+                event.at = now
+            reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
+    except Exception as error:
+        return _parked(event, trace_of(error))
+    if _hears_now(event, CREATED):
+        reading.beats.insert(0, CREATED)
+    event.telling = "" in reading.beats and any(each.wants_telling(event.event_name) for each in listeners())
+    return _settled(reading, now)
+
+
+def _ask(event: Event, definition: EventDefinition) -> tuple[datetime | None, bool]:
+    """Return the event's date and verdict, from the entity as it is now."""
+    entity = event.entity
+    at = event.at
+    if definition.date_field is not None:
+        value = getattr(entity, definition.date_field)
+        at = None if value is None else aware(value, f"{entity._meta.label}.{definition.date_field}")
+    return at, definition.holds_for(entity)
+
+
+def _give_up(reading: Reading) -> None:
+    event = reading.event
+    reading.withdrawn = True
+    if event.status == EventStatus.PENDING:
+        event.status = EventStatus.EXPIRED
+        event.error = "Its condition was not true at its date, nor within its grace."
+    else:
+        event.fired = [*event.fired, *unfired(event)]
+
+
+def _hears_now(event: Event, moment: str) -> bool:
+    return moment not in event.fired and hears(event.event_name, moment)
+
+
+def _settled(reading: Reading, now: datetime) -> Reading:
+    event = reading.event
+    assert reading.definition is not None
+    event.fired = [*event.fired, *(beat for beat in reading.beats if beat)]
+    keeps_lease = event.telling
+    reading.changes = {
+        name: getattr(event, name)
+        for name in (
+            "status", "at", "armed", "fired", "payload", "occurred_at", "error", "telling", "active_key",
+        )
+    } | {  # fmt: skip
+        "wake_at": now + conf().LEASE if keeps_lease else next_wake(event, reading.definition, now),
+        "lease": event.lease if keeps_lease else None,
+    }
+    return reading
+
+
+def _parked(event: Event, reason: str) -> Reading:
+    event.refresh_from_db(fields=["at", "armed", "status", "payload", "occurred_at", "fired"])
+    changes = {
+        "status": EventStatus.PARKED, "error": reason.replace("\x00", "\\x00"), "wake_at": None, "lease": None,
+    }  # fmt: skip
+    return Reading(event, None, changes)
+
+
+def _payload_text(event: Event, definition: EventDefinition) -> str:
+    """Return what those who wait for the event are given, as JSON."""
+    payload: dict[str, Any] = {
+        "event_id": event.pk,
+        "event_name": event.event_name,
+        "entity_id": event.entity_id,
+        "event_at": event.at.isoformat() if event.at else None,
+    }
+    if definition.payload is not None:
+        takes_event = "event" in inspect.signature(definition.payload).parameters
+        extra = definition.payload(event if takes_event else event.entity)
+        if not isinstance(extra, dict):
+            raise DefinitionError(
+                f"The payload function of {definition!r} returned {extra!r}; it must return a dict of values."
+            )
+        payload |= extra
+    return encode(payload, f"The payload of {definition!r}")
+
+
+def _write(reading: Reading) -> bool:
+    try:
+        advance(reading.event, reading.changes)
+    except LeaseLostError:
+        return False
+    return True
+
+
+def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
+    executions = [
+        new_execution(reading.event, callback, beat, now)
+        for reading in readings
+        for beat in reading.beats
+        for callback in callbacks_of(reading.event.event_name)
+        if callback.beat == beat
+    ]
+    insert_ignoring(CallbackExecution, executions)
+    replanned = [reading.event for reading in readings if reading.replan and not reading.withdrawn]
+    occurred = [reading.event for reading in readings if "" in reading.beats]
+    withdrawn = [reading.event for reading in readings if reading.withdrawn]
+    for listener in listeners():
+        if replanned:
+            listener.plan(replanned, now, fresh=False)
+        if occurred:
+            listener.occurred(occurred, now)
+        if withdrawn:
+            listener.withdrawn(withdrawn, now)
+        for reading in readings:
+            offsets = offsets_of(reading.event.event_name) if reading.beats else {}
+            for beat in reading.beats:
+                if beat in offsets:
+                    listener.fired(reading.event, offsets[beat], now)
+
+
+def _tell(events: Sequence[Event], clock: Clock, *, late: bool) -> None:
+    """Tell those who wait, then let the rows go. The occurrences are committed: whoever begins to wait now sees them."""
+    if not events:
+        return
+    now = clock()
+    for listener in listeners():
+        listener.tell(events, now, late=late)
+    by_wake: dict[datetime | None, list[Event]] = {}
+    for event in events:
+        definition = event.definition
+        event.telling = False
+        by_wake.setdefault(next_wake(event, definition, now) if definition else None, []).append(event)
+    for wake_at, group in by_wake.items():
+        # Fenced on the lease alone: whoever changed a row since has cleared it.
+        Event.objects.filter(pk__in=[event.pk for event in group], lease=group[0].lease, telling=True).update(
+            telling=False, wake_at=wake_at, lease=None
+        )
+
+
+def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
+    """Cancel those of ``events`` that are pending; say how many."""
+    with transaction.atomic(using=alias_of(Event)):
+        rows = list(events.select_for_update().filter(status__in=[EventStatus.PENDING, EventStatus.PARKED]))
+        for row in rows:
+            row.status = EventStatus.CANCELLED
+            audible = hears(row.event_name, CANCELLED)
+            disturb(
+                Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None
+            )
+        if rows:
+            for listener in listeners():
+                listener.withdrawn(rows, now)
+            ring_after_commit(alias_of(Event))
+    return len(rows)

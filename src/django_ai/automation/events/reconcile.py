@@ -1,0 +1,83 @@
+"""Finds what changed behind Django's back: dates set with ``QuerySet.update``, rows made with ``bulk_create``, and what
+a new deployment wants of events that were recorded before it.
+
+Only entities whose date is near are looked at, by their own date column: what is far away is found when it comes near,
+and a date that was put off is noticed when the event wakes, because it is read from the entity again. So the work
+follows what is due soon, not how much there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+
+from django.db import models, transaction
+
+from ..conf import conf
+from ..queues.clock import shift
+from ..queues.lease import alias_of
+from .definitions import Declared, declared_on, declaring_models
+from .listeners import listeners
+from .models import Event, EventStatus, active_key
+from .recorder import record
+from .timing import next_wake, offsets_of
+
+CHUNK = 500
+
+
+def reconcile_dates(now: datetime) -> int:
+    """Bring the rows of scheduled events near ``now`` in line with their entities; return how many were written."""
+    return sum(
+        _reconcile(model, declared, now)
+        for model in declaring_models()
+        for declared in declared_on(model)
+        if declared.owner is model and declared.definition.date_field
+    )
+
+
+def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
+    """Return between which dates an entity's event may want something until the next look."""
+    offsets = [*offsets_of(declared.definition.name).values()]
+    for listener in listeners():
+        offsets += listener.planned_offsets(declared.definition.name)
+    reaches = [shift(now, offset) - now for offset in offsets] + [timedelta(0)]
+    return (
+        now - declared.definition.grace - max(reaches),
+        now + conf().RECONCILE_HORIZON - min(reaches),
+    )
+
+
+def _reconcile(model: type[models.Model], declared: Declared, now: datetime) -> int:
+    first, last = _window(declared, now)
+    name = str(declared.definition.date_field)
+    if isinstance(model._meta.get_field(name), models.DateField) and not isinstance(
+        model._meta.get_field(name), models.DateTimeField
+    ):
+        span = (first.date(), last.date() + timedelta(days=1))
+    else:
+        span = (first, last)  # type: ignore[assignment]
+    # Fresh wakes come from the entities themselves; what has a row and is past it is not looked at again.
+    entities = model._base_manager.using(alias_of(model)).filter(**{f"{name}__range": span}).order_by("pk")
+    written, after = 0, None
+    while chunk := list(islice((entities.filter(pk__gt=after) if after is not None else entities)[:CHUNK], CHUNK)):
+        after = chunk[-1].pk
+        with transaction.atomic(using=alias_of(Event)):
+            written += record(chunk, now) + _rewake(chunk, declared, now)
+    return written
+
+
+def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime) -> int:
+    """Give rows their timer for offsets that were not wanted when they were recorded, and plan what is planned for
+    them."""
+    keys = [active_key(declared.label, entity.pk, declared.definition.name) for entity in entities]
+    live = [EventStatus.PENDING, EventStatus.PROCESSED]
+    rows = list(Event.objects.filter(active_key__in=keys, status__in=live, lease=None))
+    written = 0
+    for row in rows:
+        wake_at = next_wake(row, declared.definition, now)
+        if wake_at is not None and (row.wake_at is None or wake_at < row.wake_at):
+            written += Event.objects.filter(pk=row.pk, seq=row.seq, lease=None).update(wake_at=wake_at)
+    for listener in listeners():
+        listener.plan(rows, now, fresh=False)
+    return written

@@ -1,0 +1,82 @@
+"""When an event row is next due. Pure: no database, no clock of its own.
+
+The row is the timer of all its *beats*: its occurrence at ``at``, and each subscriber's offset from it. A beat fires
+once, when its time has come and the condition holds; while the condition is false the row is looked at again at each
+later beat, and given up ``grace`` after the last one that could still fire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from ..queues.clock import Offset, offset_key, shift
+from .callbacks import CANCELLED, CREATED, callbacks_of
+from .definitions import EventDefinition
+from .listeners import listeners
+from .models import Event, EventStatus
+
+
+def offsets_of(event_name: str) -> dict[str, Offset]:
+    """Return the distinct offsets that somebody wants for this event, by their key."""
+    found: dict[str, Offset] = {}
+    for callback in callbacks_of(event_name):
+        if callback.offset is not None:
+            found[callback.beat] = callback.offset
+    for listener in listeners():
+        for offset in listener.offsets(event_name):
+            found[offset_key(offset)] = offset
+    return found
+
+
+def hears(event_name: str, moment: str) -> bool:
+    """Say whether anybody wants to know that an event of this name was created or cancelled."""
+    return any(callback.moment == moment for callback in callbacks_of(event_name))
+
+
+def unfired(event: Event) -> dict[str, datetime]:
+    """Return when each beat that has not fired is due. Without a date nothing is."""
+    if event.at is None:
+        return {}
+    times = {
+        key: shift(event.at, offset) for key, offset in offsets_of(event.event_name).items() if key not in event.fired
+    }
+    if event.status == EventStatus.PENDING:
+        times[""] = event.at
+    return times
+
+
+def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datetime | None:
+    """Return when the row wants to be looked at next."""
+    if event.status in (EventStatus.EXPIRED, EventStatus.PARKED):
+        return None
+    if event.status == EventStatus.CANCELLED:
+        return now if hears(event.event_name, CANCELLED) and CANCELLED not in event.fired else None
+    if hears(event.event_name, CREATED) and CREATED not in event.fired:
+        return now
+    if event.telling:
+        return now
+    if not definition.is_scheduled and event.status == EventStatus.PENDING:
+        return now if event.armed else None
+    times = unfired(event)
+    if not times:
+        return None
+    if event.armed:
+        return min(times.values())
+    return min((time for time in times.values() if time > now), default=_given_up_at(event, times, definition.grace))
+
+
+def _given_up_at(event: Event, times: Mapping[str, datetime], grace: timedelta) -> datetime:
+    return (event.at if event.status == EventStatus.PENDING and event.at else max(times.values())) + grace
+
+
+def is_given_up(event: Event, definition: EventDefinition, now: datetime) -> bool:
+    """Say whether a condition that is still false now comes too late for everything."""
+    times = unfired(event)
+    return bool(times) and now >= _given_up_at(event, times, definition.grace)
+
+
+def due_beats(event: Event, now: datetime) -> Iterable[str]:
+    """Return the beats whose time has come, the earliest first."""
+    times = unfired(event)
+    return sorted((key for key, time in times.items() if time <= now), key=lambda key: (times[key], key != ""))

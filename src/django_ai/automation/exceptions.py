@@ -1,0 +1,68 @@
+"""One tree of errors. Each message names the thing, the value and the fix; the docstring is the default message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class AutomationError(Exception):
+    """Something went wrong in django_ai.automation."""
+
+    def __init__(self, message: str = "", *args: Any) -> None:
+        super().__init__(message or (self.__doc__ or "").strip(), *args)
+
+
+class SettingsError(AutomationError):
+    """settings.AUTOMATION is wrong."""
+
+
+class DefinitionError(AutomationError, ValueError):
+    """An event, automation or workflow is declared wrongly."""
+
+
+class NaiveDatetimeError(AutomationError, ValueError):
+    """A date has no time zone, so nobody knows when it is."""
+
+
+class WrongDatabaseError(AutomationError):
+    """An entity with events was saved in another database than the automation tables."""
+
+
+class EventStormError(AutomationError):
+    """Events cause each other without end."""
+
+
+class NotStorableError(AutomationError, ValueError):
+    """A value cannot be stored as JSON in every database."""
+
+
+class OutcomeError(AutomationError, TypeError):
+    """A step returned something that is not an outcome."""
+
+
+class ContextError(AutomationError, ValueError):
+    """A Context does not accept the values that it was given."""
+
+
+class UnknownWorkflowError(AutomationError, LookupError):
+    """No workflow has this name."""
+
+
+class UnknownStepError(AutomationError, LookupError):
+    """The workflow has no step of this name."""
+
+
+class UnknownCallbackError(AutomationError, LookupError):
+    """The function that this execution calls is not registered any more."""
+
+
+class UnknownEventError(AutomationError, LookupError):
+    """No model declares this event any more."""
+
+
+class NotResumableError(AutomationError):
+    """Only a parked row can be resumed."""
+
+
+class LeaseLostError(AutomationError):
+    """The row was taken over, moved or cancelled while this worker had it; nothing of its work was kept."""

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import Tags, register
+from django.db.models.signals import post_migrate
+
+
+class QueuesConfig(AppConfig):
+    """The ground floor: rows that are due, leases, the drain, executors, schedules."""
+
+    name = "django_ai.automation.queues"
+    label = "automation_queues"
+    verbose_name = "Automation: queues"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from . import checks
+        from .database import connect_tuning
+        from .discovery import discover
+        from .schedules import install_schedules
+        from .signals import connect_logging
+
+        connect_logging()
+        connect_tuning()
+        post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
+        register(checks.check_settings)
+        register(checks.check_broker)
+        register(checks.check_database, Tags.database)
+        discover()

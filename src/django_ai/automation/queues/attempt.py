@@ -1,0 +1,142 @@
+"""One try of user code under a row's lease: run it, and commit what came of it, once.
+
+Steps, callbacks and handlers all go through ``attempt``. The work runs in one ``atomic`` block together with its fenced
+progress write (or, with ``atomic=False``, outside any transaction, and only the progress is a write of its own). What
+ends the try decides what is kept:
+
+* a result: the user's writes, the progress and the history commit together;
+* an exception: the user's writes are rolled back; the progress that ``rescue`` makes of it (a retry, a failure) commits;
+* trouble of the database: the row is given back and costs no try;
+* a lost lease: everything is rolled back, and somebody else has the row;
+* the end of the process (``SystemExit``, Q2's timeout): the row is given back at once.
+
+After a commit whose answer was lost nothing can be written by mistake: the commit raised ``seq``, and every later
+write of this worker is fenced on the old one.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.db import DatabaseError, connections, models, transaction
+
+from ..exceptions import LeaseLostError
+from .cause import Cause, causing
+from .clock import Clock
+from .database import is_database_failure, touched_nothing
+from .heartbeat import keep_lease_for
+from .lease import advance, alias_of, release
+from .models import Wakeable
+from .signals import attempt_finished
+
+DATABASE_PAUSE = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a try wants to commit: ``changes`` of its row, a ``record`` of history, and writes that go ``with`` them."""
+
+    changes: Mapping[str, Any]
+    record: models.Model | None = None
+    together: tuple[Callable[[], None], ...] = field(default=())
+
+
+def commit(row: Wakeable, progress: Progress) -> None:
+    """Write ``progress`` under the fence, in one transaction. Raises ``LeaseLostError``; then nothing is written."""
+    connection = connections[alias_of(type(row))]
+    one_statement = not progress.together and (progress.record is None or connection.vendor == "postgresql")
+    if connection.in_atomic_block or one_statement:
+        _write(row, progress)
+    else:
+        with transaction.atomic(using=connection.alias):
+            _write(row, progress)
+
+
+def _write(row: Wakeable, progress: Progress) -> None:
+    advance(row, progress.changes, progress.record)
+    for write in progress.together:
+        write()
+
+
+def attempt(
+    row: Wakeable,
+    work: Callable[[], Progress],
+    rescue: Callable[[Exception], Progress],
+    *,
+    cause: Cause,
+    atomic: bool,
+    timeout: timedelta,
+    clock: Clock,
+) -> bool:
+    """Run ``work`` once under the lease of ``row`` and commit its progress; say whether anything was committed.
+
+    ``rescue`` turns an exception of ``work`` into the progress to commit instead.
+    """
+    connection = connections[alias_of(type(row))]
+    keep_lease_for(timeout)
+    started = time.monotonic()
+    lease, seq = row.lease, row.seq
+    try:
+        with causing(cause):
+            failure, progress = _run(row, work, connection.alias, atomic)
+        if failure is not None:
+            progress = rescue(failure)
+        if progress is not None:
+            commit(row, progress)
+    except LeaseLostError:
+        return False
+    except BaseException as error:
+        if not isinstance(error, Exception) or is_database_failure(error, connection):
+            _give_back(row, lease, seq, clock, error)
+        if isinstance(error, Exception) and is_database_failure(error, connection):
+            return False
+        raise
+    attempt_finished.send(type(row), row=row, error=failure, seconds=time.monotonic() - started)
+    return True
+
+
+def _run(
+    row: Wakeable, work: Callable[[], Progress], alias: str, atomic: bool
+) -> tuple[Exception | None, Progress | None]:
+    """Return the exception of ``work``, or the progress that is still to be committed."""
+    connection = connections[alias]
+    try:
+        if not atomic:
+            return None, work()
+        with transaction.atomic(using=alias):
+            progress = work()
+            # Nothing was sent to the database: leave the block first, and the progress needs neither BEGIN nor COMMIT.
+            if touched_nothing(connection):
+                return None, progress
+            _write(row, progress)
+            return None, None
+    except LeaseLostError:
+        raise
+    except Exception as error:
+        if is_database_failure(error, connection):
+            raise
+        return error, None
+
+
+def _give_back(row: Wakeable, lease: str | None, seq: int, clock: Clock, error: BaseException) -> None:
+    """Release the row as it was when it was claimed; if the database cannot be reached, its lease runs out."""
+    connection = connections[alias_of(type(row))]
+    row.lease, row.seq = lease, seq
+    pause = DATABASE_PAUSE if isinstance(error, Exception) else timedelta(0)
+    try:
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+        release(row, clock() + pause)
+    except DatabaseError:
+        connection.close()
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of ``error`` as text that every database takes, at most 20,000 characters of its end."""
+    text = "".join(traceback.format_exception(error))
+    return text[-20_000:].replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

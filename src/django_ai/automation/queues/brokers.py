@@ -1,0 +1,177 @@
+"""Q2 brokers that look for due rows while they poll: name one in ``Q_CLUSTER["broker_class"]``.
+
+Q2's pusher process calls ``dequeue`` over and over. Ours returns the tasks of Q2's own queue and, when automation rows
+are due, a doorbell task that was never stored. If there is neither, it sleeps until the next row is due, the next poll,
+or a NOTIFY. So a timer of two seconds takes two seconds, without a schedule, and a lost message costs nothing.
+Database and broker errors are caught here: Q2 itself would sleep ten seconds and restart the pusher.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+from django.db import Error as DatabaseTrouble
+from django.db import connections
+from django.utils import timezone
+from django_q.brokers.orm import ORM
+from django_q.conf import Conf
+from django_q.models import OrmQ
+
+from ..conf import conf
+from .lease import alias_of
+from .listen import Listener
+from .q2 import RECONCILE, doorbell
+from .registry import due_times, wakeables
+
+try:
+    from django_q.brokers.redis_broker import Redis
+    from redis.exceptions import RedisError
+except ImportError:  # the extra "redis" is not installed
+    Redis = None
+    RedisError = OSError
+
+logger = logging.getLogger("django_ai.automation")
+
+Task = tuple[Any, str]
+
+
+class Watch:
+    """Looks for due rows on behalf of one broker, and says how long it may sleep.
+
+    While rows stay due, doorbells are handed out ever more slowly, up to as many as the workers can answer: the first
+    at once, a second for the next worker soon after, and no flood that would hold up the project's own tasks.
+    """
+
+    FIRST_GAP = 0.02
+
+    def __init__(self) -> None:
+        self._gap = 0.0
+        self._last = 0.0
+        self._greeted = False
+        self._listener: Listener | None = None
+
+    def doorbells(self) -> tuple[list[Task], float]:
+        """Return the doorbells to hand out now, and for how many seconds there is nothing to look at."""
+        if not self._greeted:
+            self._greeted = True
+            # A fresh cluster may run new code: let it find what that code wants timers for.
+            return [(None, doorbell(RECONCILE))], 0.0
+        times = due_times()
+        if not times:
+            return self._idle(Conf.POLL)
+        ahead = (min(times.values()) - timezone.now()) / timedelta(seconds=1)
+        if ahead > 0:
+            return self._idle(min(Conf.POLL, ahead))
+        since = time.monotonic() - self._last
+        if since < self._gap:
+            return [], self._gap - since
+        longest = conf().DRAIN_BUDGET.total_seconds() / max(int(Conf.WORKERS), 1)
+        self._gap = min(self._gap * 2, longest) if self._gap else self.FIRST_GAP
+        self._last = time.monotonic()
+        return [(None, doorbell())], 0.0
+
+    def _idle(self, seconds: float) -> tuple[list[Task], float]:
+        self._gap = 0.0
+        return [], seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, or be woken by a NOTIFY."""
+        if self._listener is None:
+            self._listener = Listener(alias_of(wakeables()[0]) if wakeables() else "default")
+        self._listener.wait(seconds)
+
+
+class OrmBroker(ORM):  # type: ignore[misc]
+    """Q2's ORM broker, and a watch on the automation rows. LISTENs on PostgreSQL."""
+
+    watches_database = True
+
+    def __init__(self, list_key: str | None = None) -> None:
+        super().__init__(list_key=list_key)
+        self.watch = Watch()
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self.watch = Watch()
+
+    @staticmethod
+    def get_connection(list_key: str | None = None) -> Any:
+        """Return the queue; keep the connection open, where Q2 would open a new one at each poll."""
+        return OrmQ.objects.using(Conf.ORM or "default")
+
+    def info(self) -> str:
+        return f"{super().info()} with automation rows"
+
+    def dequeue(self) -> list[Task] | None:
+        """Return stored tasks and doorbells; sleep until the next look where there are none."""
+        try:
+            tasks = self._stored()
+            bells, pause = self.watch.doorbells()
+        except DatabaseTrouble as error:
+            logger.warning("The broker could not read the database, and tries again: %s", error)
+            _close(Conf.ORM or "default")
+            time.sleep(max(Conf.POLL, 0.5))
+            return None
+        if not tasks and not bells:
+            self.watch.sleep(pause)
+        return [*tasks, *bells] or None
+
+    def _stored(self) -> list[Task]:
+        now = timezone.now()
+        queue = self.get_connection()
+        found = []
+        for task in queue.filter(key=self.list_key, lock__lt=now)[: Conf.BULK]:
+            # Compare and set: another cluster may have been faster.
+            if queue.filter(pk=task.pk, lock=task.lock).update(lock=self.timeout(task)):
+                found.append((task.pk, task.payload))
+        return found
+
+
+if Redis is not None:
+
+    class RedisBroker(Redis):  # type: ignore[misc]
+        """Q2's Redis broker, and a watch on the automation rows. Works on when Redis is down or flushed."""
+
+        watches_database = False
+
+        def __init__(self, list_key: str | None = None) -> None:
+            super().__init__(list_key=list_key)
+            self.watch = Watch()
+
+        def __setstate__(self, state: Any) -> None:
+            super().__setstate__(state)
+            self.watch = Watch()
+
+        def info(self) -> str:
+            return f"{super().info()} with automation rows"
+
+        def dequeue(self) -> list[Task] | None:
+            """Return a queued task and doorbells; block on Redis until the next look where there are none."""
+            bells, pause = self._bells()
+            if bells:
+                return bells
+            try:
+                task = self.connection.blpop(self.list_key, max(pause, 0.01))
+            except RedisError as error:
+                logger.warning("Redis does not answer; automations run on, other tasks wait: %s", error)
+                time.sleep(max(pause, 0.05))
+                return None
+            return [(None, task[1])] if task else None
+
+        def _bells(self) -> tuple[list[Task], float]:
+            try:
+                return self.watch.doorbells()
+            except DatabaseTrouble as error:
+                logger.warning("The broker could not read the database, and tries again: %s", error)
+                _close(alias_of(wakeables()[0]))
+                return [], max(Conf.POLL, 0.5)
+
+
+def _close(alias: str) -> None:
+    try:
+        connections[alias].close()
+    except DatabaseTrouble:
+        pass

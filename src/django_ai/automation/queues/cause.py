@@ -1,0 +1,50 @@
+"""The chain of causes: what the code that runs now was started by, and how deep the chain is.
+
+A worker sets the cause around user code; whatever that code saves or sends carries it on. That is how an event storm
+is seen, and how the admin can say why something happened. Outside a worker there is no cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What runs now: ``label`` names the row (``"workflow_run:12"``), ``key`` is its idempotency key."""
+
+    label: str
+    depth: int
+    key: str
+
+
+_current: ContextVar[Cause | None] = ContextVar("automation_cause", default=None)
+
+
+@contextmanager
+def causing(cause: Cause) -> Iterator[None]:
+    token = _current.set(cause)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_cause() -> Cause | None:
+    return _current.get()
+
+
+def idempotency_key() -> str:
+    """Return the stable key of what runs now, for calls to the outside.
+
+    It is the same for every try of one step visit, callback or handler, and differs between them; give it to a payment
+    provider or a mail service so that a second try is recognised. Raises ``RuntimeError`` outside a step, callback or
+    handler.
+    """
+    cause = _current.get()
+    if cause is None:
+        raise RuntimeError("idempotency_key() has a value only inside a step, an automation or a handler.")
+    return cause.key

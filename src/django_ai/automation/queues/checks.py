@@ -1,0 +1,81 @@
+"""System checks of the ground floor: settings, database, queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Info, Warning
+from django.db import connections
+
+from .. import conf as conf_module
+from ..conf import conf
+from ..exceptions import SettingsError
+from .executor import get_executor
+from .lease import alias_of
+from .registry import wakeables
+
+
+def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = [
+        Error(problem, hint="Correct AUTOMATION in the settings.", id="automation.E001")
+        for problem in conf_module.problems(getattr(settings, "AUTOMATION", {}))
+    ]
+    if found:
+        return found
+    try:
+        get_executor()
+    except SettingsError as error:
+        found.append(Error(str(error), hint="Correct AUTOMATION['EXECUTOR'].", id="automation.E002"))
+    if conf().EXECUTOR == "q2" and not apps.is_installed("django_q"):
+        found.append(
+            Error(
+                "AUTOMATION['EXECUTOR'] is 'q2', but Django-Q2 is not installed.",
+                hint="Add 'django_q' to INSTALLED_APPS.",
+                id="automation.E003",
+            )
+        )
+    return found
+
+
+def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if not apps.is_installed("django_q"):
+        return []
+    cluster = getattr(settings, "Q_CLUSTER", {})
+    if cluster.get("broker_class") or cluster.get("sync"):
+        return []
+    return [
+        Info(
+            "Q_CLUSTER names no broker of django_ai.automation, so timers are looked at once a minute.",
+            hint="Set Q_CLUSTER['broker_class'] = 'django_ai.automation.queues.brokers.OrmBroker' (or RedisBroker).",
+            id="automation.I004",
+        )
+    ]
+
+
+def check_database(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Runs with ``check --database``: MariaDB's isolation, and that all automation tables live in one database."""
+    aliases = {alias_of(model) for model in wakeables()}
+    found: list[CheckMessage] = []
+    if len(aliases) > 1:
+        found.append(
+            Error(
+                f"The automation tables are spread over the databases {sorted(aliases)}.",
+                hint="Route all apps of django_ai.automation to one database: what they promise needs one transaction.",
+                id="automation.E005",
+            )
+        )
+    for alias in aliases & set(databases or ()):
+        connection = connections[alias]
+        if connection.vendor == "mysql":
+            level = connection.settings_dict.get("OPTIONS", {}).get("isolation_level", "read committed")
+            if level is None or level.lower() != "read committed":
+                found.append(
+                    Error(
+                        f"Database {alias!r} uses the isolation level {level!r}.",
+                        hint="Set OPTIONS['isolation_level'] to 'read committed', Django's default.",
+                        id="automation.E006",
+                    )
+                )
+    return found

@@ -1,0 +1,95 @@
+"""Time is an argument: one ``Clock`` is made at each entry point and passed down.
+
+A live clock reads the wall; a fixed one says the same moment for as long as a test wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from dateutil.relativedelta import relativedelta
+from django.conf import settings
+from django.utils import timezone
+
+from ..exceptions import DefinitionError, NaiveDatetimeError
+
+Offset = timedelta | relativedelta
+Clock = Callable[[], datetime]
+
+
+def clock_at(now: datetime | None) -> Clock:
+    """Return a clock that stands at ``now``, or the live one. Raises ``NaiveDatetimeError``."""
+    if now is None:
+        return lambda: timezone.now()
+    moment = aware(now, "now")
+    return lambda: moment
+
+
+def aware(value: Any, what: str) -> datetime:
+    """Return ``value`` as a moment in time; a ``date`` is its midnight in the current time zone.
+
+    Raises ``NaiveDatetimeError`` where ``USE_TZ`` is on and the time zone is missing, and ``DefinitionError`` for what
+    is no date at all. ``what`` names the value in the message.
+    """
+    if isinstance(value, datetime):
+        if settings.USE_TZ and timezone.is_naive(value):
+            raise NaiveDatetimeError(
+                f"{what} is {value!r}, which has no time zone. Use django.utils.timezone.make_aware(...), or "
+                "timezone.now() instead of datetime.now()."
+            )
+        return value
+    if isinstance(value, date):
+        midnight = datetime.combine(value, time())
+        return timezone.make_aware(midnight) if settings.USE_TZ else midnight
+    raise DefinitionError(f"{what} is {value!r}, a {type(value).__name__}; give a datetime.")
+
+
+def shift(moment: datetime, offset: Offset | None) -> datetime:
+    """Return ``moment`` plus ``offset``.
+
+    A ``timedelta`` counts elapsed time. A ``relativedelta`` counts on the wall clock of the current time zone: one day
+    before 15:00 is 15:00, also across a change to summer time, and one month before the 31st is the last of the month.
+    """
+    if not offset:
+        return moment
+    if isinstance(offset, timedelta):
+        return moment + offset
+    if timezone.is_naive(moment):
+        return moment + offset
+    local = timezone.localtime(moment)
+    # Through UTC, so that a wall-clock time that does not exist becomes one that does (PEP 495).
+    shifted: datetime = (local + offset).astimezone(UTC)
+    return shifted
+
+
+def offset_key(offset: Offset | None) -> str:
+    """Return a stable text for ``offset``: equal offsets have equal texts. No offset is ``""``."""
+    if not offset:
+        return ""
+    if isinstance(offset, timedelta):
+        return f"{offset / timedelta(microseconds=1):+.0f}us"
+    parts = {
+        name: getattr(offset, name)
+        for name in (
+            "years", "months", "days", "leapdays", "hours", "minutes", "seconds", "microseconds",
+            "year", "month", "day", "hour", "minute", "second", "microsecond", "weekday",
+        )  # fmt: skip
+    }
+    return ",".join(f"{name}={value}" for name, value in parts.items() if value)
+
+
+def check_offset(offset: Any, what: str) -> None:
+    """Raise ``DefinitionError`` unless ``offset`` is None, a timedelta or a relativedelta."""
+    if offset is not None and not isinstance(offset, timedelta | relativedelta):
+        raise DefinitionError(
+            f"{what}: offset={offset!r} must be a timedelta or a relativedelta; negative is before the event, "
+            "positive after it."
+        )
+
+
+def check_duration(value: Any, what: str) -> None:
+    """Raise ``DefinitionError`` unless ``value`` is a timedelta longer than zero."""
+    if not isinstance(value, timedelta) or value <= timedelta(0):
+        raise DefinitionError(f"{what}={value!r} must be a timedelta longer than zero.")

@@ -1,0 +1,75 @@
+"""What the databases have in common, and where they differ: whose fault an error is, and how SQLite is best used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from ..conf import conf
+
+# PostgreSQL, appendix A: connection exceptions, transaction rollback (serialization, deadlock), insufficient
+# resources, operator intervention, system errors; and single codes: lock not available, idle-in-transaction timeout.
+_PG_CLASSES = ("08", "40", "53", "57", "58")
+_PG_CODES = ("55P03", "25P03", "25P02")
+# MariaDB: too many connections, server gone, lost connection, lock wait timeout, deadlock, shutdown, record changed.
+_MYSQL_CODES = {1040, 1042, 1043, 1047, 1053, 1129, 1152, 1205, 1213, 1020, 2002, 2003, 2006, 2013, 4031}
+
+
+def is_database_failure(error: BaseException, connection: BaseDatabaseWrapper) -> bool:
+    """Say whether ``error`` is the database's trouble (connection, deadlock, lock) and not the fault of user code.
+
+    Such a failure costs the user's code no try.
+    """
+    if isinstance(error, InterfaceError):
+        return True
+    if not isinstance(error, DatabaseError):
+        return False
+    cause: Any = error.__cause__
+    if connection.vendor == "postgresql":
+        state = getattr(cause, "sqlstate", None)
+        if state is None:  # the connection broke before the server could say why
+            return isinstance(error, OperationalError)
+        return state[:2] in _PG_CLASSES or state in _PG_CODES
+    if connection.vendor == "mysql":
+        code = cause.args[0] if cause is not None and cause.args else None
+        return isinstance(error, OperationalError) and code in _MYSQL_CODES
+    text = str(error)
+    return isinstance(error, OperationalError) and any(word in text for word in ("locked", "busy", "disk I/O"))
+
+
+def touched_nothing(connection: BaseDatabaseWrapper) -> bool:
+    """Say whether the open outermost ``atomic`` block has sent nothing yet, so that no BEGIN is needed.
+
+    psycopg sends BEGIN with the first statement. A hook for after the commit counts as a touch: it must not run before
+    the progress is committed.
+    """
+    if connection.vendor != "postgresql" or len(connection.atomic_blocks) != 1 or connection.run_on_commit:
+        return False
+    raw = connection.connection
+    return raw is not None and raw.info.transaction_status.name == "IDLE"
+
+
+def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    """Make a fresh SQLite connection fit for several processes that write.
+
+    Write-ahead logging lets readers and the writer work side by side. IMMEDIATE transactions take the write lock at
+    BEGIN, where SQLite waits for it; a deferred one that reads first and writes later fails at once with "database is
+    locked" (https://www.sqlite.org/isolation.html). What the project sets itself in OPTIONS stays.
+    """
+    if connection.vendor != "sqlite" or not conf().SQLITE_TUNING:
+        return
+    options = connection.settings_dict.get("OPTIONS", {})
+    if options.get("transaction_mode") is None:
+        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
+    with connection.cursor() as cursor:
+        if "timeout" not in options:
+            cursor.execute("PRAGMA busy_timeout = 20000")
+        if "init_command" not in options and not connection.is_in_memory_db():  # type: ignore[attr-defined]
+            cursor.execute("PRAGMA journal_mode = WAL")
+
+
+def connect_tuning() -> None:
+    connection_created.connect(tune_sqlite, dispatch_uid="django_ai.automation.tune_sqlite")

@@ -1,0 +1,106 @@
+"""``drain`` is the only loop: take what is due, perform it, until nothing is due or the budget is spent.
+
+Every runtime calls it, and so do the tests; there is no second path. Per round it asks once which models have due rows
+(timers first), claims a batch of each, and performs row by row. A row that the engine itself cannot perform does not
+stop the others: its lease runs out, the loss is counted, and after three losses it is parked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timedelta
+
+from django.db import connections
+
+from ..conf import conf
+from ..exceptions import LeaseLostError
+from .clock import Clock, clock_at
+from .database import is_database_failure
+from .heartbeat import Hands, take_up
+from .lease import alias_of, claim
+from .models import Wakeable
+from .registry import due_models
+from .signals import perform_failed
+
+_state = threading.local()
+
+
+def draining() -> bool:
+    """Say whether this thread is inside ``drain``: what becomes due now is seen by its next round."""
+    return getattr(_state, "draining", False)
+
+
+def drain(now: datetime | None = None, budget: timedelta | None = None, *, heartbeat: bool = False) -> int:
+    """Perform everything that is due, and return how many rows were performed.
+
+    ``now``: a fixed moment to work at (tests, replays); default: the wall clock. ``budget``: stop after this time
+    (default: when nothing is due). ``heartbeat``: keep leases of slow work alive in a thread (workers do). Must not be
+    called inside a transaction of a live system; a nested call returns 0 at once.
+    """
+    if draining():
+        return 0
+    clock = clock_at(now)
+    hands = Hands(beating=heartbeat, clock=clock)
+    _state.draining = True
+    take_up(hands)
+    try:
+        return _drain(clock, time.monotonic() + budget.total_seconds() if budget else float("inf"), hands)
+    finally:
+        take_up(None)
+        _state.draining = False
+
+
+def _drain(clock: Clock, deadline: float, hands: Hands) -> int:
+    performed = 0
+    while True:
+        before = performed
+        for model in due_models(clock()):
+            rows = claim(model, clock(), _share(model))
+            started = time.monotonic()
+            hands.hold(list(rows))
+            try:
+                for row in rows:
+                    if hands.start(row):
+                        performed += 1
+                        _perform(row, clock)
+                        hands.finish()
+                    if time.monotonic() >= deadline:
+                        return performed
+            finally:
+                hands.finish()
+                hands.drop()
+            if rows:
+                _pace[model] = (time.monotonic() - started) / len(rows)
+        if performed == before:
+            return performed
+
+
+_pace: dict[type[Wakeable], float] = {}
+"""Seconds that a row of the model took in the last batch of this process."""
+
+
+def _share(model: type[Wakeable]) -> int:
+    """Return how many rows to claim: as many as take about a quarter of a second, so that other workers get some."""
+    return max(1, min(conf().BATCH, int(0.25 / max(_pace.get(model, 0.05), 1e-6))))
+
+
+def _perform(row: Wakeable, clock: Clock) -> None:
+    try:
+        if row.losses:
+            row.record_loss(clock)
+            if row.losses >= conf().MAX_LOSSES:
+                reason = (
+                    f"{row.losses} workers in a row died or hung with this row in hand. Look for what kills them "
+                    "(memory, a crash in C code, a timeout), then resume it."
+                )
+                row.park(reason)
+                return
+        row.perform(clock)
+    except LeaseLostError:
+        pass  # moved, cancelled or taken over meanwhile: whoever did that has seen to what comes next
+    except Exception as error:
+        connection = connections[alias_of(type(row))]
+        perform_failed.send(type(row), row=row, error=error)
+        if is_database_failure(error, connection) and not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()

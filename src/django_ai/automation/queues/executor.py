@@ -1,0 +1,113 @@
+"""The seam to whatever runs workers: an ``Executor`` is a doorbell, nothing more.
+
+``ring_after_commit`` is what the floors above call when something became due now: after the commit, and once a commit,
+the executor is rung. A ring that is lost loses nothing: the database knows what is due, and workers look there anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Protocol
+
+from django.apps import apps
+from django.core.signals import setting_changed
+from django.db import connections, transaction
+from django.utils.module_loading import import_string
+
+from ..conf import conf
+from ..exceptions import SettingsError
+from .drain import drain, draining
+
+logger = logging.getLogger("django_ai.automation")
+
+
+class Executor(Protocol):
+    """Something that makes a worker call ``drain`` soon."""
+
+    def ring(self, alias: str) -> None:
+        """Wake a worker: rows in the database ``alias`` have become due. May raise; nothing depends on it."""
+
+
+class InlineExecutor:
+    """Performs what is due at once, in the thread that committed it: for tests, notebooks and small scripts."""
+
+    def ring(self, alias: str) -> None:
+        drain()
+
+
+class SilentExecutor:
+    """Does nothing: workers find due rows by looking, or a test calls ``drain`` when it wants to."""
+
+    def ring(self, alias: str) -> None:
+        pass
+
+
+_NAMES = {
+    "inline": "django_ai.automation.queues.executor.InlineExecutor",
+    "silent": "django_ai.automation.queues.executor.SilentExecutor",
+    "q2": "django_ai.automation.queues.q2.Q2Executor",
+}
+_override: Executor | None = None
+
+
+def set_executor(executor: Executor | None) -> None:
+    """Use ``executor`` from now on in this process; ``None``: what the settings say."""
+    global _override
+    _override = executor
+
+
+def get_executor() -> Executor:
+    """Return the executor in force. Raises ``SettingsError`` when the settings name none that exists."""
+    return _override or _from_settings()
+
+
+@lru_cache(maxsize=1)
+def _from_settings() -> Executor:
+    name = conf().EXECUTOR or ("q2" if apps.is_installed("django_q") else "inline")
+    try:
+        executor: Executor = import_string(_NAMES.get(name, name))()
+    except ImportError as error:
+        raise SettingsError(
+            f"AUTOMATION['EXECUTOR'] is {name!r}, which cannot be imported ({error}). Use one of "
+            f"{', '.join(map(repr, _NAMES))}, or the dotted path of a class."
+        ) from error
+    return executor
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    if setting in ("AUTOMATION", "INSTALLED_APPS"):
+        _from_settings.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="django_ai.automation.executor")
+
+
+class _Ring:
+    """The hook of one commit; found again in the connection's list, so that a commit rings once."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.rung = False
+
+    def __call__(self) -> None:
+        self.rung = True
+        ring(self.alias)
+
+
+def ring_after_commit(alias: str) -> None:
+    """Ring the executor when the current transaction has committed (at once outside one), once however often asked."""
+    # Django drops hooks of a savepoint that is rolled back, so a hook that is still listed lives as long as we do.
+    if any(isinstance(entry[1], _Ring) and not entry[1].rung for entry in connections[alias].run_on_commit):
+        return
+    transaction.on_commit(_Ring(alias), using=alias, robust=True)
+
+
+def ring(alias: str) -> None:
+    """Ring now. An executor that fails is logged, not raised: its work is safe and will be found."""
+    if draining():
+        return  # this thread's own loop sees it in its next round
+    try:
+        get_executor().ring(alias)
+    except Exception:
+        logger.exception("The executor could not be rung; workers will find the work by looking.")

@@ -1,0 +1,132 @@
+"""One thread a process keeps the leases of the work in hand alive.
+
+``Hands`` is what a worker holds: rows of a claimed batch, some started, some not yet. At each beat the thread renews
+the lease of the started row, until its timeout, and gives the rows that were not started back, so that nobody waits
+behind a slow neighbour. The thread has its own database connection and dies with the process. Inline and in tests
+there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from django.db import DatabaseError, connections
+from django.utils import timezone
+
+from ..conf import conf
+from .clock import Clock
+from .lease import release, renew
+from .models import Wakeable
+
+
+@dataclass(eq=False)
+class Hands:
+    """The rows that one worker has claimed. Thread-safe."""
+
+    beating: bool = False
+    clock: Clock = timezone.now
+    _waiting: dict[int, Wakeable] = field(default_factory=dict)
+    _started: Wakeable | None = None
+    _deadline: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def hold(self, rows: list[Wakeable]) -> None:
+        with self._lock:
+            self._waiting = {row.pk: row for row in rows}
+        if self.beating:
+            _beat(self)
+
+    def start(self, row: Wakeable) -> bool:
+        """Say whether ``row`` is still in hand, and begin with it."""
+        with self._lock:
+            if self._waiting.pop(row.pk, None) is None:
+                return False
+            self._started = row
+            # Until user code says how long it may take, the row gets no more than its first lease.
+            self._deadline = 0.0
+            return True
+
+    def keep_for(self, timeout: timedelta) -> None:
+        """Keep the started row's lease alive for as long as ``timeout``."""
+        with self._lock:
+            self._deadline = time.monotonic() + timeout.total_seconds()
+
+    def finish(self) -> None:
+        with self._lock:
+            self._started = None
+
+    def drop(self) -> None:
+        """Give back what was not started."""
+        with self._lock:
+            rows, self._waiting = list(self._waiting.values()), {}
+        for row in rows:
+            release(row, self.clock())
+
+    def beat(self) -> None:
+        self.drop()
+        with self._lock:
+            row = self._started if time.monotonic() < self._deadline else None
+        if row is not None and row.lease is not None:
+            renew(row, self.clock())
+
+
+_local = threading.local()
+_hands: set[Hands] = set()
+_thread: threading.Thread | None = None
+_guard = threading.Lock()
+
+
+def current_hands() -> Hands | None:
+    return getattr(_local, "hands", None)
+
+
+def keep_lease_for(timeout: timedelta) -> None:
+    """Called where user code starts: keep the lease of the row in hand for as long as ``timeout``."""
+    hands = current_hands()
+    if hands is not None and hands.beating:
+        hands.keep_for(timeout)
+
+
+def take_up(hands: Hands | None) -> None:
+    """Make ``hands`` those of the current thread, or empty the thread's hands."""
+    previous = current_hands()
+    _local.hands = hands
+    if hands is None and previous is not None:
+        with _guard:
+            _hands.discard(previous)
+
+
+def _beat(hands: Hands) -> None:
+    global _thread
+    with _guard:
+        _hands.add(hands)
+        if _thread is None or not _thread.is_alive():
+            _thread = threading.Thread(target=_run, name="automation-heartbeat", daemon=True)
+            _thread.start()
+
+
+def _run() -> None:
+    while True:
+        time.sleep(conf().HEARTBEAT.total_seconds())
+        with _guard:
+            all_hands = list(_hands)
+        for hands in all_hands:
+            try:
+                hands.beat()
+            except DatabaseError:
+                # The next beat comes before the lease ends; if that fails too, others may take the row.
+                connections.close_all()  # this thread's own
+
+
+def _after_fork() -> None:
+    global _thread, _guard
+    _thread, _guard = None, threading.Lock()
+    _hands.clear()
+    _local.__dict__.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,249 @@
+"""Leases: take due rows, and write to them only while they are still yours.
+
+``claim`` takes a batch of due rows in one statement: it writes a fresh token into ``lease`` and pushes ``wake_at`` to
+the lease's end. ``advance`` is the only way to write progress: it is fenced on (``lease``, ``seq``), raises ``seq``,
+and where nothing matched it raises ``LeaseLostError``, so that the whole transaction goes. ``release`` gives a row back
+untouched. ``disturb`` is for everybody else: it changes rows from outside and clears their lease in the same write.
+
+The statements are written here by hand because they are the hot path: one round trip for a claim, one for a step's
+commit together with its history row, where the database has UPDATE ... RETURNING.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from django.db import connections, models, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import F, QuerySet
+from django.db.models.constants import OnConflict
+from django.db.models.sql import InsertQuery
+
+from ..conf import conf
+from ..exceptions import LeaseLostError
+from .models import Wakeable
+
+W = TypeVar("W", bound=Wakeable)
+M = TypeVar("M", bound=models.Model)
+
+
+def alias_of(model: type[models.Model]) -> str:
+    """Return the database that holds ``model``: the automation tables all live in one."""
+    return router.db_for_write(model)
+
+
+@lru_cache(maxsize=1)
+def _process_name(pid: int) -> str:
+    return f"{socket.gethostname()[:60]}:{pid}"
+
+
+def new_token() -> str:
+    """Return a fresh lease token. It names its process, so that a person can see who has a row."""
+    return f"{_process_name(os.getpid())}:{secrets.token_hex(6)}"
+
+
+def claim(model: type[W], now: datetime, limit: int) -> list[W]:
+    """Take up to ``limit`` due rows of ``model``, the longest due first, under one fresh lease.
+
+    A row whose lease ran out gets one more loss. A row with losses is taken alone, so that its neighbours do not pay
+    for it. Commits at once; two workers never get the same row.
+    """
+    connection = connections[alias_of(model)]
+    token = new_token()
+    if connection.features.can_return_columns_from_insert and connection.vendor in ("postgresql", "sqlite"):
+        ops = connection.ops
+        sql = _claim_sql(model, connection.vendor)
+        moment = ops.adapt_datetimefield_value(now)
+        until = ops.adapt_datetimefield_value(now + conf().LEASE)
+        rows = list(model._base_manager.using(connection.alias).raw(sql, [moment, limit, token, until]))
+        rows.sort(key=lambda row: row.pk)
+        return rows
+    return _claim_in_two(model, connection, now, limit, token)
+
+
+@lru_cache(maxsize=64)
+def _claim_sql(model: type[Wakeable], vendor: str) -> str:
+    quote = connections[alias_of(model)].ops.quote_name
+    table, pk = quote(model._meta.db_table), quote(model._meta.pk.column)
+    columns = ", ".join(f"{table}.{quote(field.column)}" for field in model._meta.concrete_fields)
+    # SKIP LOCKED: a row that another worker is just taking is not worth waiting for. SQLite has one writer anyway.
+    locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
+    return f"""
+        WITH due AS (
+            SELECT {pk} AS id, wake_at, (lease IS NOT NULL OR losses > 0) AS troubled
+            FROM {table} WHERE wake_at <= %s ORDER BY wake_at LIMIT %s {locking}
+        ), eldest AS (
+            SELECT id, troubled FROM due ORDER BY wake_at, id LIMIT 1
+        ), chosen AS (
+            SELECT due.id FROM due, eldest
+            WHERE due.id = eldest.id OR (NOT eldest.troubled AND NOT due.troubled)
+        )
+        UPDATE {table} SET
+            losses = losses + CASE WHEN lease IS NULL THEN 0 ELSE 1 END, lease = %s, wake_at = %s
+        WHERE {pk} IN (SELECT id FROM chosen)
+        RETURNING {columns}"""  # noqa: S608
+
+
+def _claim_in_two(
+    model: type[W], connection: BaseDatabaseWrapper, now: datetime, limit: int, token: str
+) -> list[W]:
+    manager = model._base_manager.using(connection.alias)
+    with transaction.atomic(using=connection.alias):
+        due = list(
+            manager.select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
+            .filter(wake_at__lte=now)
+            .order_by("wake_at")[:limit]
+        )
+        if not due:
+            return []
+        troubled = [row.lease is not None or row.losses > 0 for row in due]
+        rows = due[:1] if troubled[0] else [row for row, bad in zip(due, troubled, strict=True) if not bad]
+        until = now + conf().LEASE
+        for row in rows:
+            row.losses += row.lease is not None
+            row.lease, row.wake_at = token, until
+        manager.filter(pk__in=[row.pk for row in rows]).update(
+            lease=token, wake_at=until, losses=F("losses") + (1 if troubled[0] and rows[0].losses else 0)
+        )
+        return rows
+
+
+def advance(row: Wakeable, changes: Mapping[str, Any], record: models.Model | None = None) -> None:
+    """Write ``changes`` to a row that this worker has, and ``record`` (a new row of history) with them.
+
+    Fenced on (``lease``, ``seq``); raises ``seq`` and sets ``losses`` to zero. A text given for a JSON field is taken
+    as encoded. Raises ``LeaseLostError`` when the lease was lost; then nothing is written. On PostgreSQL both writes
+    are one statement; elsewhere the caller holds the transaction.
+    """
+    connection = connections[alias_of(type(row))]
+    changes = {"losses": 0, **changes}
+    names = tuple(changes)
+    params = _values(type(row), changes, connection)
+    fence = [row.seq + 1, row.pk, row.lease, row.seq]
+    with connection.cursor() as cursor:
+        if record is not None and connection.vendor == "postgresql":
+            fields = _insertable(type(record))
+            values = {field.attname: getattr(record, field.attname) for field in fields}
+            sql = _advance_sql(type(row), names, type(record))
+            cursor.execute(sql, [*params, *fence, *_values(type(record), values, connection)])
+            kept = cursor.rowcount
+        else:
+            cursor.execute(_advance_sql(type(row), names, None), [*params, *fence])
+            kept = cursor.rowcount
+            if kept and record is not None:
+                record.save(force_insert=True, using=connection.alias)
+    if kept != 1:
+        raise LeaseLostError(f"{row._meta.label} {row.pk} was taken over or changed while this worker had it.")
+    row.seq += 1
+    for name, value in changes.items():
+        setattr(row, name, value)
+
+
+def _insertable(model: type[models.Model]) -> list[models.Field[Any, Any]]:
+    return [field for field in model._meta.concrete_fields if not field.primary_key]
+
+
+def _values(model: type[models.Model], values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> list[Any]:
+    """Return ``values`` as the database wants them. Encoded JSON passes as it is."""
+    found = []
+    for name, value in values.items():
+        field = _field(model, name)
+        if isinstance(field, models.JSONField) and isinstance(value, str):
+            found.append(value)
+        else:
+            found.append(field.get_db_prep_save(value, connection))
+    return found
+
+
+@lru_cache(maxsize=512)
+def _field(model: type[models.Model], name: str) -> Any:
+    return model._meta.get_field(name)
+
+
+@lru_cache(maxsize=256)
+def _advance_sql(model: type[Wakeable], names: tuple[str, ...], record: type[models.Model] | None) -> str:
+    connection = connections[alias_of(model)]
+    quote = connection.ops.quote_name
+
+    def slot(field: Any) -> str:
+        return "%s::jsonb" if isinstance(field, models.JSONField) and connection.vendor == "postgresql" else "%s"
+
+    fields = [_field(model, name) for name in names]
+    table, pk = quote(model._meta.db_table), quote(model._meta.pk.column)
+    sets = ", ".join(f"{quote(field.column)} = {slot(field)}" for field in fields)
+    update = f"UPDATE {table} SET {sets}, seq = %s WHERE {pk} = %s AND lease = %s AND seq = %s"
+    if record is None:
+        return update
+    columns = _insertable(record)
+    names_of = ", ".join(quote(field.column) for field in columns)
+    # Typed, because a SELECT list, unlike VALUES, gives parameters no types.
+    slots = ", ".join(f"%s::{field.db_type(connection).split('(')[0]}" for field in columns)  # type: ignore[union-attr]
+    return (
+        f"WITH kept AS ({update} RETURNING 1) "
+        f"INSERT INTO {quote(record._meta.db_table)} ({names_of}) SELECT {slots} FROM kept"
+    )
+
+
+def release(row: Wakeable, wake_at: datetime, **changes: Any) -> bool:
+    """Give a row back, due at ``wake_at``, with nothing of this worker's work. Say whether it was still this worker's.
+
+    Fenced on (``lease``, ``seq``), so a release after a commit whose answer was lost changes nothing.
+    """
+    model = type(row)
+    return bool(
+        model._base_manager.using(alias_of(model))
+        .filter(pk=row.pk, lease=row.lease, seq=row.seq)
+        .update(lease=None, wake_at=wake_at, **changes)
+    )
+
+
+def disturb(rows: QuerySet[M], **changes: Any) -> int:
+    """Change rows from outside: write ``changes``, clear every lease and raise ``seq``, in one statement.
+
+    A worker that has one of the rows finds its fenced write refused, and nothing of its work is kept.
+    """
+    return rows.update(**{"lease": None, "losses": 0, "seq": F("seq") + 1, **changes})
+
+
+def renew(row: Wakeable, now: datetime) -> None:
+    """Push the end of the lease of a row in hand. Fenced on the token; ``seq`` stays, so the worker notices nothing."""
+    model = type(row)
+    manager = model._base_manager.using(alias_of(model))
+    manager.filter(pk=row.pk, lease=row.lease).update(wake_at=now + conf().LEASE)
+
+
+def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -> int:
+    """Insert ``rows`` in one statement and leave out those that a unique key refuses; return how many went in.
+
+    Never raises on such a conflict, so it may run inside anybody's transaction. With ``key``, a unique column, the
+    primary keys of the rows that went in are filled in; the others keep ``None``.
+    """
+    if not rows:
+        return 0
+    connection = connections[alias_of(model)]
+    quote = connection.ops.quote_name
+    fields = _insertable(model)
+    size = max(connection.ops.bulk_batch_size(fields, rows), 1)
+    returning = f" RETURNING {quote(model._meta.pk.column)}, {quote(_field(model, key).column)}" if key else ""
+    inserted = 0
+    with connection.cursor() as cursor:
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
+            query = InsertQuery(model, on_conflict=OnConflict.IGNORE)
+            query.insert_values(fields, chunk)
+            ((sql, params),) = query.get_compiler(connection.alias).as_sql()
+            cursor.execute(sql + returning, params)
+            if key:
+                pks = {value: pk for pk, value in cursor.fetchall()}
+                inserted += len(pks)
+                for row in chunk:
+                    row.pk = pks.get(getattr(row, key))
+            else:
+                inserted += cursor.rowcount
+    return inserted

@@ -1,0 +1,67 @@
+"""``Wakeable``: the row that knows when it is next due. One column is timer, queue, visibility timeout and recovery.
+
+``wake_at`` says when the row next wants a worker. A claim (``lease.claim``) writes a fresh ``lease`` and pushes
+``wake_at`` to the end of that lease, so a row whose worker died is simply due again. Every progress write is fenced on
+(``lease``, ``seq``) and raises ``seq``; whoever changes a row from outside clears its lease in the same write, so the
+worker's late write is refused. ``losses`` counts the leases that ran out since the last progress.
+
+This app has no table of its own: events, executions, signals and runs are Wakeables of the floors above.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.db import models
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+
+from .clock import Clock
+
+
+class PartialIndex(models.Index):
+    """An index on the rows that a condition picks, where the database has such indexes; on all rows elsewhere.
+
+    MariaDB has none, and Django would then leave the index out altogether.
+    """
+
+    def create_sql(
+        self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor, using: str = "", **kwargs: Any
+    ) -> Any:
+        if self.condition is not None and not schema_editor.connection.features.supports_partial_indexes:
+            return models.Index(fields=self.fields, name=self.name).create_sql(model, schema_editor, using, **kwargs)
+        return super().create_sql(model, schema_editor, using, **kwargs)
+
+    def check(self, model: type[models.Model], connection: Any) -> list[Any]:
+        """Skip Django's warning that the condition is ignored: here that is the plan (Django >= 6.0 asks here)."""
+        return []
+
+
+class Wakeable(models.Model):
+    """The columns and the contract of a row that moves in time."""
+
+    wake_at = models.DateTimeField(null=True, blank=True, editable=False)
+    lease = models.CharField(max_length=100, null=True, blank=True, editable=False)
+    seq = models.PositiveIntegerField(default=0, editable=False)
+    losses = models.PositiveSmallIntegerField(default=0, editable=False)
+
+    drain_order: ClassVar[int] = 50
+    """Models with a lower number are drained first: timers before the work that they cause."""
+
+    class Meta:
+        abstract = True
+
+    def perform(self, clock: Clock) -> None:
+        """Do what this row is due for. Called by ``drain`` with the row's lease in hand."""
+        raise NotImplementedError
+
+    def park(self, reason: str) -> None:
+        """Set the row aside with ``reason``, until a person resumes it. Fenced; raises ``LeaseLostError``."""
+        raise NotImplementedError
+
+    def record_loss(self, clock: Clock) -> None:
+        """Leave a trace of the lease that ran out; called when a lost row is claimed again."""
+
+
+def wake_index(label: str) -> PartialIndex:
+    """Return the index that finds due rows of the model that is called ``label``."""
+    return PartialIndex(fields=["wake_at"], name=f"{label}_wake", condition=models.Q(wake_at__isnull=False))

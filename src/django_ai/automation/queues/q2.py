@@ -1,0 +1,77 @@
+"""The Django-Q2 runtime: how its cluster is told that work is due.
+
+With one of our brokers the cluster looks for due rows itself, so the doorbell is a NOTIFY on PostgreSQL and nothing
+elsewhere. With any other broker a doorbell task is queued. Doorbell tasks carry no arguments and save no results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import connections
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from ..conf import conf
+from .drain import drain
+from .registry import longest_timeout
+
+DOORBELL = "django_ai.automation.queues.tasks.drain_due"
+RECONCILE = "django_ai.automation.queues.tasks.poll_due"
+CHANNEL = "django_ai_automation"
+
+
+def doorbell_timeout() -> int:
+    """Return after how many seconds Q2 may kill a worker that answers a doorbell: longer than any step may take."""
+    return int((longest_timeout() + conf().DRAIN_BUDGET).total_seconds()) + 30
+
+
+def doorbell(func: str = DOORBELL) -> str:
+    """Return a signed doorbell task that was never stored, as a broker hands it to the cluster."""
+    from django_q.humanhash import uuid
+    from django_q.signing import SignedPackage
+
+    name, tag = uuid()
+    task: dict[str, Any] = {
+        "id": tag,
+        "name": name,
+        "func": func,
+        "args": (),
+        "kwargs": {},
+        "started": timezone.now(),
+        "save": False,
+        "timeout": doorbell_timeout(),
+    }
+    package: str = SignedPackage.dumps(task)
+    return package
+
+
+class Q2Executor:
+    """Rings the Django-Q2 cluster."""
+
+    def ring(self, alias: str) -> None:
+        from django_q.conf import Conf
+        from django_q.tasks import async_task
+
+        if Conf.SYNC:
+            drain()
+            return
+        if _watches_database(Conf.BROKER_CLASS):
+            notify(alias)
+            return
+        async_task(DOORBELL, q_options={"save": False, "timeout": doorbell_timeout()})
+
+
+def _watches_database(broker_class: str | None) -> bool:
+    return bool(broker_class) and getattr(import_string(str(broker_class)), "watches_database", False)
+
+
+def notify(alias: str) -> None:
+    """Wake whoever LISTENs on PostgreSQL. Its commit need not wait for the disk: a lost NOTIFY loses nothing."""
+    connection = connections[alias]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, '')",
+                [CHANNEL],
+            )

@@ -1,0 +1,103 @@
+"""What the floors above hand down: which rows move in time, and what the periodic tasks do for them.
+
+Floors register in their ``AppConfig.ready()``; this floor names none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.db import connections
+
+from ..conf import conf
+from .lease import alias_of
+from .models import Wakeable
+
+Chore = Callable[[datetime], int]
+
+_wakeables: list[type[Wakeable]] = []
+_reconcilers: list[Chore] = []
+_cleaners: list[Chore] = []
+_longest_timeout = timedelta(0)
+
+
+def register(model: type[Wakeable]) -> None:
+    """Let ``drain`` care for ``model``; models with a lower ``drain_order`` come first."""
+    if model not in _wakeables:
+        _wakeables.append(model)
+        _wakeables.sort(key=lambda each: each.drain_order)
+
+
+def register_reconciler(chore: Chore) -> None:
+    """Let ``poll_due`` call ``chore(now)``; it returns how many rows it put right."""
+    if chore not in _reconcilers:
+        _reconcilers.append(chore)
+
+
+def register_cleaner(chore: Chore) -> None:
+    """Let ``cleanup_old`` call ``chore(before)``; it returns how many rows it removed."""
+    if chore not in _cleaners:
+        _cleaners.append(chore)
+
+
+def declare_timeout(timeout: timedelta) -> None:
+    """Tell the queue that user code may run as long as this, so that it does not kill the worker before."""
+    global _longest_timeout
+    _longest_timeout = max(_longest_timeout, timeout)
+
+
+def longest_timeout() -> timedelta:
+    return max(_longest_timeout, conf().STEP_TIMEOUT)
+
+
+def wakeables() -> tuple[type[Wakeable], ...]:
+    return tuple(_wakeables)
+
+
+def reconcilers() -> tuple[Chore, ...]:
+    return tuple(_reconcilers)
+
+
+def cleaners() -> tuple[Chore, ...]:
+    return tuple(_cleaners)
+
+
+def due_times() -> dict[type[Wakeable], datetime]:
+    """Return for each Wakeable model when its next row is due: one cheap query, answered from the indexes."""
+    if not _wakeables:
+        return {}
+    connection = connections[alias_of(_wakeables[0])]
+    quote = connection.ops.quote_name
+    # min() over an index, not EXISTS: the same answer says whether anything is due and how long to sleep if not.
+    sql = " UNION ALL ".join(
+        f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} WHERE wake_at IS NOT NULL"  # noqa: S608
+        for number, model in enumerate(_wakeables)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        rows = cursor.fetchall()
+    convert = _converter(connection)
+    return {_wakeables[number]: convert(value) for number, value in rows if value is not None}
+
+
+def _converter(connection: object) -> Callable[[object], datetime]:
+    """Return how this database's raw datetimes become Python's: Django's own conversion of the column."""
+    field = Wakeable._meta.get_field("wake_at")
+    converters = [
+        *connection.ops.get_db_converters(field.get_col("")),  # type: ignore[attr-defined]
+        *field.get_db_converters(connection),
+    ]
+
+    def convert(value: object) -> datetime:
+        for converter in converters:
+            value = converter(value, field, connection)
+        return value  # type: ignore[return-value]
+
+    return convert
+
+
+def due_models(now: datetime) -> list[type[Wakeable]]:
+    """Return the models that have a due row, in the order of draining."""
+    times = due_times()
+    return [model for model in _wakeables if model in times and times[model] <= now]

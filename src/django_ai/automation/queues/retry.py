@@ -1,0 +1,45 @@
+"""``Retry``: how often and how patiently to try again. Pure arithmetic, no state: the tries are counted on the row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ..exceptions import DefinitionError
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after a failure, with exponential backoff.
+
+    ``max_attempts``: all tries, the first one too (default 3). ``base_delay``: the wait after the first failure
+    (default 1 s). ``max_delay``: the longest wait (default 5 min). ``backoff_factor``: by how much the wait grows with
+    each failure (default 2). Raises ``DefinitionError`` for values that make no sense.
+    """
+
+    max_attempts: int = 3
+    base_delay: timedelta = timedelta(seconds=1)
+    max_delay: timedelta = timedelta(minutes=5)
+    backoff_factor: float = 2
+
+    def __post_init__(self) -> None:
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise DefinitionError(
+                f"Retry(max_attempts={self.max_attempts!r}): give a whole number of tries, 1 or more "
+                "(the first try counts)."
+            )
+        for name in ("base_delay", "max_delay"):
+            value = getattr(self, name)
+            if not isinstance(value, timedelta) or value < timedelta(0):
+                raise DefinitionError(f"Retry({name}={value!r}): give a timedelta of zero or more.")
+        if not isinstance(self.backoff_factor, int | float) or not 1 <= self.backoff_factor < float("inf"):
+            raise DefinitionError(f"Retry(backoff_factor={self.backoff_factor!r}): give a number of 1 or more.")
+
+    def delay(self, attempt: int) -> timedelta | None:
+        """Return how long to wait after try number ``attempt`` (from 1) failed; ``None``: that was the last one."""
+        if attempt >= self.max_attempts:
+            return None
+        try:
+            return min(self.base_delay * self.backoff_factor ** (attempt - 1), self.max_delay)
+        except OverflowError:
+            return self.max_delay

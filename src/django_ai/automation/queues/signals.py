@@ -1,0 +1,38 @@
+"""Life-cycle signals of the engine. Logs, metrics and traces listen here; the engine itself does no logging.
+
+``attempt_finished(sender=model, row, error, seconds)``: user code of a row ran; ``error`` is its exception or None.
+``row_parked(sender=model, row, reason)``: a row needs a person.
+``perform_failed(sender=model, row, error)``: the engine itself failed on a row; its lease will run out.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from django.dispatch import Signal
+
+attempt_finished = Signal()
+row_parked = Signal()
+perform_failed = Signal()
+
+logger = logging.getLogger("django_ai.automation")
+
+
+def log_attempt(sender: Any, row: Any, error: Exception | None, seconds: float, **kwargs: Any) -> None:
+    if error is not None:
+        logger.warning("%s failed after %.3f s: %s: %s", row, seconds, type(error).__name__, error)
+
+
+def log_parked(sender: Any, row: Any, reason: str, **kwargs: Any) -> None:
+    logger.error("%s is parked: %s", row, reason.strip().splitlines()[-1] if reason.strip() else reason)
+
+
+def log_perform_failed(sender: Any, row: Any, error: Exception, **kwargs: Any) -> None:
+    logger.error("%s could not be performed: %s", row, error, exc_info=error)
+
+
+def connect_logging() -> None:
+    attempt_finished.connect(log_attempt, dispatch_uid="automation.log_attempt")
+    row_parked.connect(log_parked, dispatch_uid="automation.log_parked")
+    perform_failed.connect(log_perform_failed, dispatch_uid="automation.log_perform_failed")

@@ -1,0 +1,44 @@
+"""The tasks that a queue runs: doorbells and the three schedules. Nobody needs to call them in production.
+
+All of them end in ``drain``. They take no arguments, so a forged or stale message can do no more than look at the clock.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.utils import timezone
+
+from ..conf import conf
+from .drain import drain
+from .executor import get_executor
+from .lease import alias_of
+from .registry import cleaners, due_models, reconcilers, wakeables
+
+
+def drain_due() -> int:
+    """Answer a doorbell: perform what is due for one share of time, and ring again if there is more."""
+    performed = drain(budget=conf().DRAIN_BUDGET, heartbeat=True)
+    if performed and due_models(timezone.now()):
+        get_executor().ring(alias_of(wakeables()[0]))
+    return performed
+
+
+def process_scheduled() -> int:
+    """Perform what is due; the floor for timers where no broker of ours watches. Scheduled each minute."""
+    return drain_due()
+
+
+def poll_due(now: datetime | None = None) -> int:
+    """Put right what changed behind Django's back (dates set with ``QuerySet.update`` or raw SQL), then perform what
+    is due. Scheduled each five minutes. Returns the number of rows put right or performed."""
+    moment = now or timezone.now()
+    found = sum(reconcile(moment) for reconcile in reconcilers())
+    return found + (drain_due() if now is None else drain(now))
+
+
+def cleanup_old(now: datetime | None = None) -> int:
+    """Remove what is finished and older than ``AUTOMATION["RETENTION"]``, but nothing that once-only needs.
+    Scheduled daily. Returns the number of removed rows."""
+    before = (now or timezone.now()) - conf().RETENTION
+    return sum(clean(before) for clean in cleaners())

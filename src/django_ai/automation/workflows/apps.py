@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+
+
+class WorkflowsConfig(AppConfig):
+    """The third floor: workflows, their runs and their signals."""
+
+    name = "django_ai.automation.workflows"
+    label = "automation_workflows"
+    verbose_name = "Automation: workflows"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from ..events.listeners import subscribe
+        from ..queues import registry
+        from . import checks
+        from .bridge import Bridge
+        from .models import Signal, WorkflowRun
+        from .retention import remove_old
+
+        registry.register(Signal)
+        registry.register(WorkflowRun)
+        registry.register_cleaner(remove_old)
+        subscribe(Bridge())
+        register(checks.check_workflows)

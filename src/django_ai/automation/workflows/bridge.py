@@ -1,0 +1,97 @@
+"""The bridge from events to workflows: a listener that plans, starts, wakes and withdraws runs.
+
+A workflow with an offset has a *planned run* for each event that could start it: a WAITING row whose ``wake_at`` is the
+timer. It is there while the condition holds, moves with the date in the same transaction, and goes with the event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from django.apps import apps
+
+from ..events.definitions import declared_on
+from ..events.listeners import Listener
+from ..events.models import Event, EventStatus
+from ..queues.clock import Offset, shift
+from ..queues.lease import disturb, insert_ignoring
+from .definitions import WorkflowDefinition, all_workflows, workflows_on
+from .ending import end_runs
+from .models import WorkflowRun, WorkflowStatus
+from .start import origin_key, run_for
+from .waits import own_key, tell_of
+
+
+class Bridge(Listener):
+    """Follows events on behalf of the workflows."""
+
+    def planned_offsets(self, event_name: str) -> Sequence[Offset]:
+        return [each.offset for each in workflows_on(event_name) if each.offset is not None]
+
+    def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
+        pairs = [
+            (event, definition)
+            for event in events
+            for definition in workflows_on(event.event_name)
+            if definition.offset is not None
+        ]
+        if not pairs:
+            return
+        known: dict[str | None, WorkflowRun] = {}
+        if not fresh:
+            keys = [origin_key(event, definition) for event, definition in pairs]
+            known = {run.origin_key: run for run in WorkflowRun.objects.filter(origin_key__in=keys)}
+        missing = []
+        for event, definition in pairs:
+            run = known.get(origin_key(event, definition))
+            wanted = _is_wanted(event, definition, now)
+            if run is None:
+                if wanted:
+                    missing.append(run_for(event, definition, now))
+            elif not wanted:
+                WorkflowRun.objects.not_begun().filter(pk=run.pk).delete()
+            elif event.at is not None and run.attempt == 0:
+                wake_at = shift(event.at, definition.offset)
+                if wake_at != run.wake_at and run.lease is None:
+                    disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+                elif run.lease is not None and wake_at > now:
+                    # A worker is just beginning it, and its date was put off: take it back.
+                    disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+        insert_ignoring(WorkflowRun, missing)
+
+    def occurred(self, events: Sequence[Event], now: datetime) -> None:
+        insert_ignoring(
+            WorkflowRun,
+            [run_for(event, definition, now) for event in events for definition in workflows_on(event.event_name)],
+        )
+
+    def wants_telling(self, event_name: str) -> bool:
+        return bool(all_workflows())
+
+    def tell(self, events: Sequence[Event], now: datetime, *, late: bool) -> None:
+        tell_of(events, now, late=late)
+
+    def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
+        if any(workflows_on(event.event_name) for event in events):
+            WorkflowRun.objects.not_begun().filter(event__in=[event.pk for event in events]).delete()
+
+    def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
+        """End the runs that wait for an event of this entity: it cannot come any more."""
+        if not all_workflows():
+            return
+        names = [each.definition.name for each in declared_on(apps.get_model(label))]
+        waiting = WorkflowRun.objects.waiting_under([own_key(name, label, entity_id) for name in names])
+        end_runs(waiting, WorkflowStatus.CANCELLED, f"{label} {entity_id}, whose event it waited for, was deleted.", now)
+
+
+def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
+    """Say whether a run is planned for the event as it stands."""
+    declaration = event.definition
+    if declaration is None or not event.armed or event.at is None:
+        return False
+    if event.status == EventStatus.PENDING and not declaration.is_scheduled:
+        return False  # planned when it occurs
+    if event.status not in (EventStatus.PENDING, EventStatus.PROCESSED):
+        return False
+    return now <= max(event.at, shift(event.at, definition.offset)) + declaration.grace

@@ -1,0 +1,89 @@
+"""System checks of workflows: events that nobody declares, targets that do not exist, waits that anybody wakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+
+from ..events.checks import check_offset_makes_sense, did_you_mean
+from ..events.definitions import Declared, declared_events
+from .definitions import WorkflowDefinition, all_workflows
+from .inspection import EventWait, Target, calls_of
+
+
+def check_workflows(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    known = declared_events()
+    return [problem for definition in all_workflows() for problem in _check(definition, known)]
+
+
+def _check(definition: WorkflowDefinition, known: dict[str, list[Declared]]) -> Iterator[CheckMessage]:
+    name = definition.event_name
+    if name is not None and name not in known:
+        yield Error(
+            f"The workflow {definition.name} starts with the event {name!r}, which no model declares.",
+            hint=did_you_mean(name, known),
+            obj=definition.cls,
+            id="automation.E201",
+        )
+    elif name is not None and definition.offset is not None:
+        yield from check_offset_makes_sense(f"The workflow {definition.name}", name, definition.offset, known)
+    for call in calls_of(definition):
+        if isinstance(call, Target):
+            yield from _check_target(definition, call)
+        else:
+            yield from _check_wait(definition, call, known)
+
+
+def _check_target(definition: WorkflowDefinition, call: Target) -> Iterator[CheckMessage]:
+    if call.name in definition.steps:
+        return
+    near = get_close_matches(call.name, definition.steps, n=1)
+    if hasattr(definition.cls, call.name):
+        problem = f"names {call.name!r}, which is not a step"
+        hint = f"Decorate {call.name} with @step()."
+    else:
+        problem = f"names the step {call.name!r}, which does not exist"
+        hint = f"Did you mean {near[0]!r}?" if near else f"Its steps: {', '.join(map(repr, definition.steps))}."
+    yield Error(
+        f"The workflow {definition.name}: {call.call}() in the step {call.step!r} {problem}.",
+        hint=hint,
+        obj=definition.cls,
+        id="automation.E202",
+    )
+
+
+def _check_wait(
+    definition: WorkflowDefinition, call: EventWait, known: dict[str, list[Declared]]
+) -> Iterator[CheckMessage]:
+    where = f"The workflow {definition.name}: the step {call.step!r} waits for the event {call.event_name!r}"
+    if call.event_name not in known:
+        yield Error(
+            f"{where}, which no model declares.",
+            hint=did_you_mean(call.event_name, known) + " For a signal of your own use wait(...).",
+            obj=definition.cls,
+            id="automation.E203",
+        )
+        return
+    if call.has_match or _shares_entity(definition, known[call.event_name], known):
+        return
+    owners = ", ".join(declared.owner._meta.label for declared in known[call.event_name])
+    yield Warning(
+        f"{where} of any {owners}: its own entity does not declare it.",
+        hint='Say which one is meant: match={"field": "{{ ctx.field }}"}, or match={} if any will do.',
+        obj=definition.cls,
+        id="automation.W204",
+    )
+
+
+def _shares_entity(
+    definition: WorkflowDefinition, sources: list[Declared], known: dict[str, list[Declared]]
+) -> bool:
+    """Say whether the event that starts the workflow and the one it waits for are of one entity."""
+    starters = {each.owner for each in known.get(definition.event_name or "", ())}
+    return bool(starters) and all(
+        any(issubclass(starter, source.owner) or issubclass(source.owner, starter) for source in sources)
+        for starter in starters
+    )

@@ -1,0 +1,38 @@
+"""The public names of workflows."""
+
+from ..queues.cause import idempotency_key
+from ..queues.retry import Retry
+from .context import Wake, WakeReason, get_context, get_run, get_wake
+from .definitions import event_workflow, on_fail, step, workflow
+from .engine import engine
+from .outcomes import (
+    complete,
+    fail,
+    goto,
+    run_subflow,
+    sleep,
+    wait,
+    wait_for_event,
+)
+
+__all__ = [
+    "Retry",
+    "Wake",
+    "WakeReason",
+    "complete",
+    "engine",
+    "event_workflow",
+    "fail",
+    "get_context",
+    "get_run",
+    "get_wake",
+    "goto",
+    "idempotency_key",
+    "on_fail",
+    "run_subflow",
+    "sleep",
+    "step",
+    "wait",
+    "wait_for_event",
+    "workflow",
+]

@@ -1,0 +1,305 @@
+"""``@workflow``, ``@event_workflow`` and ``@step``: what a class declares, checked when it is imported.
+
+A definition is immutable. The register knows every name and version; a run keeps the version that it started with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from ..conf import conf
+from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
+from ..queues.clock import Offset, check_duration, check_offset
+from ..queues.registry import declare_timeout
+from ..queues.retry import Retry
+from .outcomes import Wait
+
+C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class StepDefinition:
+    """What ``@step`` declares of a method."""
+
+    name: str
+    start: bool = False
+    retry: Retry | None = None
+    atomic: bool = True
+    own_timeout: timedelta | None = None
+    wait: Wait | None = None
+
+    @property
+    def timeout(self) -> timedelta:
+        return self.own_timeout or conf().STEP_TIMEOUT
+
+    def waiting_for(self, wait: Wait) -> StepDefinition:
+        return replace(self, wait=wait)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDefinition:
+    """What ``@workflow`` or ``@event_workflow`` declares of a class."""
+
+    name: str
+    version: str
+    cls: type
+    context: type[BaseModel]
+    steps: Mapping[str, StepDefinition]
+    start: str
+    default_retry: Retry = field(default_factory=Retry)
+    event_name: str | None = None
+    offset: Offset | None = None
+    on_fail: str | None = None
+
+    def step(self, name: str) -> StepDefinition:
+        """Return a step by its name. Raises ``UnknownStepError`` with the nearest name."""
+        found = self.steps.get(name)
+        if found is None:
+            near = get_close_matches(name, self.steps, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(map(repr, self.steps))}."
+            raise UnknownStepError(f"Workflow {self.name!r} has no step {name!r}. {hint}")
+        return found
+
+    def retry_of(self, step: StepDefinition) -> Retry:
+        return step.retry or self.default_retry
+
+    def make_context(self, *, event: Any = None, **arguments: Any) -> BaseModel:
+        """Call the class's ``create_context``, or build the Context from ``arguments``.
+
+        Raises what ``create_context`` raises, and ``DefinitionError`` when it returns something else than a Context.
+        """
+        create = getattr(self.cls, "create_context", None)
+        if create is None:
+            if event is not None and "entity_id" in self.context.model_fields:
+                arguments.setdefault("entity_id", event.entity_id)
+            made: Any = self.context(**arguments)
+        elif event is None:
+            made = create(**arguments)
+        else:
+            made = _call_with_event(create, event)
+        if not isinstance(made, self.context):
+            raise DefinitionError(
+                f"{self.cls.__qualname__}.create_context returned {made!r}; it must return a "
+                f"{self.cls.__qualname__}.Context."
+            )
+        return made
+
+
+def _call_with_event(create: Callable[..., Any], event: Any) -> Any:
+    parameters = inspect.signature(create).parameters.values()
+    if any(each.name == "event" or each.kind is each.VAR_KEYWORD for each in parameters):
+        return create(event=event)
+    return create(event) if parameters else create()
+
+
+_registry: dict[str, dict[str, WorkflowDefinition]] = {}
+
+
+def _version_order(version: str) -> tuple[int, int, str]:
+    return (1, int(version), "") if version.isdigit() else (0, 0, version)
+
+
+def find_workflow(name: str, version: str | None = None) -> WorkflowDefinition:
+    """Return a workflow, its newest version unless one is named. Raises ``UnknownWorkflowError``."""
+    versions = _registry.get(name)
+    if not versions:
+        near = get_close_matches(name, _registry, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(map(repr, _registry)) or 'none'}."
+        raise UnknownWorkflowError(f"No workflow is called {name!r}. {hint}")
+    if version is None:
+        return versions[max(versions, key=_version_order)]
+    if version not in versions:
+        raise UnknownWorkflowError(
+            f"Workflow {name!r} has no version {version!r} any more; it has {', '.join(map(repr, versions))}. "
+            "Keep the old class, with its version=, until its runs have ended."
+        )
+    return versions[version]
+
+
+def all_workflows() -> list[WorkflowDefinition]:
+    return [definition for versions in _registry.values() for definition in versions.values()]
+
+
+def workflows_on(event_name: str) -> list[WorkflowDefinition]:
+    """Return the workflows that this event starts, the newest version of each."""
+    newest = (versions[max(versions, key=_version_order)] for versions in _registry.values())
+    return [definition for definition in newest if definition.event_name == event_name]
+
+
+def unregister(definition: WorkflowDefinition) -> None:
+    """Forget ``definition``: for tests that declare their own."""
+    versions = _registry.get(definition.name, {})
+    versions.pop(definition.version, None)
+    if not versions:
+        _registry.pop(definition.name, None)
+
+
+def workflow(
+    name: str, *, version: int | str = 1, default_retry: Retry | None = None
+) -> Callable[[C], C]:
+    """Declare a class as a workflow that is started by hand: ``engine.start(name, ...)``.
+
+    The class has a ``Context`` (a Pydantic model), steps of which one is ``@step(start=True)``, and perhaps a
+    classmethod ``create_context(cls, **arguments)``. ``version``: raise it when you change what running runs could not
+    follow, and keep the old class until they have ended. ``default_retry``: for steps that have no retry of their own.
+    Raises ``DefinitionError``.
+    """
+    if not isinstance(name, str) or not name:
+        raise DefinitionError(f'@workflow needs a name, as in @workflow("reindex"); got {name!r}.')
+
+    def decorate(cls: C) -> C:
+        _register(cls, f"@workflow({name!r})", name, version, default_retry, None, None)
+        return cls
+
+    return decorate
+
+
+def event_workflow(
+    event_name: str,
+    *,
+    offset: Offset | None = None,
+    name: str | None = None,
+    version: int | str = 1,
+    default_retry: Retry | None = None,
+) -> Callable[[C], C]:
+    """Declare a class as a workflow that the event ``event_name`` starts.
+
+    ``offset``: start that much before (negative) or after the event's date, a timedelta or relativedelta; the run then
+    exists beforehand as WAITING, moves with the date, and is withdrawn when the condition turns false. ``name``: what
+    runs are stored under (default: module and class). The rest is as for ``@workflow``; ``create_context`` gets the
+    ``event``. Raises ``DefinitionError``.
+    """
+    what = f"@event_workflow({event_name!r})"
+    if not isinstance(event_name, str) or not event_name:
+        raise DefinitionError(f"@event_workflow needs the name of an event; got {event_name!r}.")
+    check_offset(offset, what)
+
+    def decorate(cls: C) -> C:
+        _register(cls, what, name or f"{cls.__module__}.{cls.__qualname__}", version, default_retry, event_name, offset)
+        return cls
+
+    return decorate
+
+
+def _register(
+    cls: type,
+    what: str,
+    name: str,
+    version: int | str,
+    default_retry: Retry | None,
+    event_name: str | None,
+    offset: Offset | None,
+) -> None:
+    if not inspect.isclass(cls):
+        raise DefinitionError(f"{what} decorates a class, not {cls!r}.")
+    what = f"{what} on {cls.__qualname__}"
+    if len(name) > 200:
+        raise DefinitionError(f"{what}: the name {name!r} is longer than 200 characters; give name=.")
+    if not isinstance(version, int | str) or not str(version) or len(str(version)) > 50:
+        raise DefinitionError(f"{what}: version={version!r} must be a number or a short text.")
+    if default_retry is not None and not isinstance(default_retry, Retry):
+        raise DefinitionError(f"{what}: default_retry={default_retry!r} must be a Retry(...).")
+    context = getattr(cls, "Context", None)
+    if not (inspect.isclass(context) and issubclass(context, BaseModel)):
+        raise DefinitionError(
+            f"{what}: Context must be a Pydantic model, as in `class Context(BaseModel): ...`; it is {context!r}."
+        )
+    steps = _steps_of(cls)
+    starts = [each.name for each in steps.values() if each.start]
+    if len(starts) != 1:
+        raise DefinitionError(
+            f"{what}: exactly one step must be the first, with @step(start=True); "
+            + (f"these are: {', '.join(map(repr, starts))}." if starts else "none is.")
+        )
+    hooks = [attribute for attribute in dir(cls) if getattr(getattr(cls, attribute), "__on_fail__", False)]
+    if len(hooks) > 1:
+        raise DefinitionError(f"{what}: only one method can be @on_fail; these are: {', '.join(map(repr, hooks))}.")
+    definition = WorkflowDefinition(
+        name=name,
+        version=str(version),
+        cls=cls,
+        context=context,
+        steps=MappingProxyType(steps),
+        start=starts[0],
+        default_retry=default_retry or Retry(),
+        event_name=event_name,
+        offset=offset or None,
+        on_fail=hooks[0] if hooks else None,
+    )
+    versions = _registry.setdefault(name, {})
+    previous = versions.get(definition.version)
+    if previous is not None and (previous.cls.__module__, previous.cls.__qualname__) != (
+        cls.__module__,
+        cls.__qualname__,
+    ):
+        raise DefinitionError(
+            f"{what}: the name {name!r} (version {definition.version}) is taken by "
+            f"{previous.cls.__module__}.{previous.cls.__qualname__}. Give one of them another name=, or another version=."
+        )
+    versions[definition.version] = definition
+    cls.__workflow__ = definition  # type: ignore[attr-defined]
+
+
+def _steps_of(cls: type) -> dict[str, StepDefinition]:
+    found = {}
+    for attribute in dir(cls):
+        definition = getattr(inspect.getattr_static(cls, attribute), "__step__", None)
+        if definition is not None:
+            if len(attribute) > 200:
+                raise DefinitionError(f"{cls.__qualname__}: the step name {attribute!r} is too long.")
+            found[attribute] = replace(definition, name=attribute)
+    return found
+
+
+def step(
+    function: Any = None,
+    *,
+    start: bool = False,
+    retry: Retry | None = None,
+    atomic: bool = True,
+    timeout: timedelta | None = None,
+) -> Any:
+    """Declare a method as a step of its workflow.
+
+    It returns an outcome: ``goto``, ``sleep``, ``wait``, ``wait_for_event``, ``complete``, ``fail``, ``run_subflow``.
+    ``start``: the workflow begins here. ``retry``: how often to try when it raises (default: the workflow's
+    ``default_retry``, else 3 attempts). ``atomic``: run in one transaction with the progress, so that its database
+    writes are kept exactly once (default); ``False`` for slow calls to the outside, which then hold no transaction
+    open. ``timeout``: how long it may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). Raises ``DefinitionError``.
+    """
+    if retry is not None and not isinstance(retry, Retry):
+        raise DefinitionError(f"@step: retry={retry!r} must be a Retry(...).")
+    if timeout is not None:
+        check_duration(timeout, "@step: timeout")
+        declare_timeout(timeout)
+
+    def decorate(method: F) -> F:
+        if not inspect.isfunction(method):
+            raise DefinitionError(f"@step decorates a method of a workflow class, not {method!r}.")
+        if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
+            raise DefinitionError(f"@step: {method.__qualname__} must be a plain function, not async or a generator.")
+        method.__step__ = StepDefinition(  # type: ignore[attr-defined]
+            name=method.__name__, start=bool(start), retry=retry, atomic=bool(atomic), own_timeout=timeout
+        )
+        return method
+
+    return decorate if function is None else decorate(function)
+
+
+def on_fail(method: F) -> F:
+    """Declare a method that is called with the error, a text, when its run has failed for good.
+
+    It runs in the transaction that ends the run, so its database writes commit with the failure. What it raises is
+    noted on the run and changes nothing else.
+    """
+    method.__on_fail__ = True  # type: ignore[attr-defined]
+    return method

@@ -1,0 +1,102 @@
+"""``engine``: what code outside a workflow says to it: start, signal, cancel, resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from django.utils import timezone
+
+from ..events.models import Event, EventStatus
+from ..exceptions import DefinitionError
+from ..queues.cause import current_cause
+from ..queues.executor import Executor, ring_after_commit, set_executor
+from ..queues.jsontext import encode
+from ..queues.lease import alias_of
+from .bridge import Bridge
+from .definitions import find_workflow
+from .ending import end_runs
+from .models import Signal, WorkflowRun, WorkflowStatus
+from .start import insert_run
+
+__all__ = ["Engine", "engine"]
+
+
+class Engine:
+    """The way in from outside. Every method only writes rows, in the caller's transaction, and returns at once."""
+
+    def start(self, workflow: str | type, /, **arguments: Any) -> WorkflowRun:
+        """Start a workflow by its name (or class), and return its run.
+
+        ``arguments`` go to its ``create_context``, or build its Context. The run begins after the commit; if the
+        transaction is rolled back, there is no run. Raises ``UnknownWorkflowError``, what ``create_context`` raises,
+        pydantic's ``ValidationError``, and ``NotStorableError``.
+        """
+        if isinstance(workflow, type):
+            declared = getattr(workflow, "__workflow__", None)
+            if declared is None:
+                raise DefinitionError(f"{workflow!r} is not a workflow; decorate it with @workflow(...).")
+            workflow = declared.name
+        definition = find_workflow(workflow)
+        return insert_run(definition, definition.make_context(**arguments), timezone.now())
+
+    def signal(
+        self, name: str, payload: Mapping[str, Any] | None = None, *, run: WorkflowRun | int | None = None
+    ) -> Signal:
+        """Send a signal to all runs that wait for ``name``, or to one ``run`` (a run or its primary key).
+
+        Those who wait when the transaction has committed are woken, and those whose step was under way when it came
+        and then waits. For one run it is kept until that run waits for it. ``payload`` keys merge into the Context
+        where that has the fields. Raises ``DefinitionError`` and ``NotStorableError``.
+        """
+        if not isinstance(name, str) or not name or len(name) > 200:
+            raise DefinitionError(f"engine.signal({name!r}): the name must be a text of 1 to 200 characters.")
+        if payload is not None and not isinstance(payload, Mapping):
+            raise DefinitionError(f"engine.signal({name!r}): payload={payload!r} must be a dict.")
+        text = encode(dict(payload or {}), f"The payload of the signal {name!r}")
+        now, cause = timezone.now(), current_cause()
+        signal = Signal.objects.create(
+            name=name,
+            payload=json.loads(text),
+            run_id=run.pk if isinstance(run, WorkflowRun) else run,
+            sent_at=now,
+            wake_at=now,
+            caused_by=cause.label if cause else "",
+        )
+        ring_after_commit(alias_of(Signal))
+        return signal
+
+    def handle_event_occurred(self, event: Event) -> None:
+        """Start the workflows of an event that has occurred. Idempotent; the bridge does it in normal operation.
+
+        Raises ``DefinitionError`` for an event that has not occurred.
+        """
+        if event.status != EventStatus.PROCESSED:
+            raise DefinitionError(f"{event} is {event.status}; only an event that has occurred starts workflows.")
+        Bridge().occurred([event], timezone.now())
+        ring_after_commit(alias_of(WorkflowRun))
+
+    def cancel(self, run: WorkflowRun | int, reason: str = "Cancelled.") -> bool:
+        """End a run now, with its children; say whether it was still unfinished.
+
+        A step that is under way is not interrupted, but nothing of it is kept. Returns at once.
+        """
+        pk = run.pk if isinstance(run, WorkflowRun) else run
+        ended = end_runs(WorkflowRun.objects.filter(pk=pk), WorkflowStatus.CANCELLED, reason, timezone.now())
+        if isinstance(run, WorkflowRun):
+            run.refresh_from_db()
+        return ended > 0
+
+    def resume(self, run: WorkflowRun | int) -> WorkflowRun:
+        """Let a parked run go on, or a failed one try its last step again. Raises ``NotResumableError``."""
+        row = run if isinstance(run, WorkflowRun) else WorkflowRun.objects.get(pk=run)
+        row.resume()
+        return row
+
+    def set_executor(self, executor: Executor | None) -> None:
+        """Use another executor in this process: ``InlineExecutor()`` in a test, ``None`` for what the settings say."""
+        set_executor(executor)
+
+
+engine = Engine()

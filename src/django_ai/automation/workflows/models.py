@@ -1,0 +1,232 @@
+"""The rows of this floor: ``WorkflowRun`` (one life of a workflow), ``StepExecution`` (one try of a step: the history,
+and the ledger of what a run has consumed), and ``Signal`` (a message on its way, or in a run's inbox)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+
+from ..events.models import Event
+from ..exceptions import NotResumableError
+from ..queues.clock import Clock, aware
+from ..queues.executor import ring_after_commit
+from ..queues.keys import KEY_LENGTH
+from ..queues.lease import advance, alias_of, disturb
+from ..queues.models import PartialIndex, Wakeable, wake_index
+from ..queues.signals import row_parked
+
+
+class WorkflowStatus(models.TextChoices):
+    RUNNING = "running"  # a step is due or under way
+    WAITING = "waiting"  # for a time: planned, asleep, or before the next try
+    SUSPENDED = "suspended"  # for a signal or an event
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PARKED = "parked"  # for a person: ``error`` says why
+
+
+FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED)
+
+
+class WorkflowRunQuerySet(models.QuerySet["WorkflowRun"]):
+    def unfinished(self) -> WorkflowRunQuerySet:
+        return self.exclude(status__in=FINISHED)
+
+    def not_begun(self) -> WorkflowRunQuerySet:
+        """Planned runs whose first step has not committed anything yet."""
+        return self.filter(planned=True, started_at=None, status=WorkflowStatus.WAITING)
+
+    def waiting_under(self, keys: list[str]) -> WorkflowRunQuerySet:
+        """Runs that wait under one of ``keys`` and are in nobody's hands."""
+        return self.filter(wait_key__in=keys, lease=None, status=WorkflowStatus.SUSPENDED)
+
+    def not_consumed(self, reason: str, ref: int) -> WorkflowRunQuerySet:
+        """Runs that have not been woken by this signal or event before."""
+        taken = StepExecution.objects.filter(run=models.OuterRef("pk"), wake_reason=reason, wake_ref=ref)
+        return self.exclude(wake_reason=reason, wake_ref=ref).filter(~models.Exists(taken))
+
+
+class WorkflowRun(Wakeable):
+    """One run of a workflow."""
+
+    name = models.CharField(max_length=200, editable=False)
+    version = models.CharField(max_length=50, default="1", editable=False)
+    status = models.CharField(
+        max_length=10, choices=WorkflowStatus.choices, default=WorkflowStatus.RUNNING, editable=False
+    )
+    current_step = models.CharField(max_length=200, blank=True, default="", editable=False)
+    data = models.JSONField(default=dict, blank=True, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    visit = models.PositiveIntegerField(default=1, editable=False)
+    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    event = models.ForeignKey(
+        Event, null=True, blank=True, on_delete=models.SET_NULL, related_name="workflow_runs", editable=False
+    )
+    planned = models.BooleanField(default=False, editable=False)
+    entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
+    entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
+    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+    parent = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children", editable=False
+    )
+    parent_channel = models.CharField(max_length=200, blank=True, default="", editable=False)
+    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
+    depth = models.PositiveSmallIntegerField(default=0, editable=False)
+
+    wait_channel = models.CharField(max_length=210, blank=True, default="", editable=False)
+    wait_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
+    wait_since = models.DateTimeField(null=True, blank=True, editable=False)
+    wait_match = models.JSONField(null=True, blank=True, editable=False)
+    wait_deadline = models.DateTimeField(null=True, blank=True, editable=False)
+    wait_then = models.CharField(max_length=200, blank=True, default="", editable=False)
+    on_timeout = models.CharField(max_length=200, blank=True, default="", editable=False)
+    wake_reason = models.CharField(max_length=10, default="first", editable=False)
+    wake_ref = models.BigIntegerField(null=True, blank=True, editable=False)
+
+    objects = WorkflowRunQuerySet.as_manager()
+
+    drain_order: ClassVar[int] = 30
+
+    class Meta:
+        verbose_name = "workflow run"
+        indexes = [
+            wake_index("automation_run"),
+            PartialIndex(
+                fields=["wait_key"], name="automation_run_wait", condition=models.Q(wait_key__isnull=False)
+            ),
+            models.Index(fields=["name", "created_at"], name="automation_run_name"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} #{self.pk}"
+
+    @property
+    def idempotency_key(self) -> str:
+        """The stable key of the current step visit: the same for each of its tries."""
+        return f"workflow:{self.pk}:{self.visit}"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in FINISHED
+
+    def perform(self, clock: Clock) -> None:
+        from .runner import perform_run
+
+        perform_run(self, clock)
+
+    def park(self, reason: str) -> None:
+        advance(self, {"status": WorkflowStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
+        row_parked.send(type(self), row=self, reason=reason)
+
+    def record_loss(self, clock: Clock) -> None:
+        """Write the try that was lost into the history, once for each loss."""
+        lost = self.steps.filter(visit=self.visit, attempt=self.attempt + 1, outcome=StepExecution.LOST).count()
+        if lost < self.losses:
+            StepExecution.objects.create(
+                run=self,
+                step=self.current_step,
+                visit=self.visit,
+                attempt=self.attempt + 1,
+                started=None,
+                finished=clock(),
+                outcome=StepExecution.LOST,
+                error="The worker died or hung: its lease ran out.",
+                wake_reason=self.wake_reason,
+                wake_ref=self.wake_ref,
+            )
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Let a parked run go on where it stood, or a failed one try its last step again with a fresh budget.
+
+        Raises ``NotResumableError`` for a run in another state.
+        """
+        moment = aware(now or timezone.now(), "now")
+        waits = bool(self.wait_key)
+        changed = disturb(
+            WorkflowRun.objects.filter(pk=self.pk, status__in=[WorkflowStatus.PARKED, WorkflowStatus.FAILED]),
+            status=WorkflowStatus.SUSPENDED if waits else WorkflowStatus.RUNNING,
+            attempt=0,
+            error="",
+            finished_at=None,
+            wake_at=moment,
+        )
+        if not changed:
+            raise NotResumableError(f"{self} is {self.status}; only a parked or failed run can be resumed.")
+        ring_after_commit(alias_of(WorkflowRun))
+        self.refresh_from_db()
+
+
+class StepExecution(models.Model):
+    """One try of one step."""
+
+    LOST: ClassVar[str] = "lost"
+
+    run = models.ForeignKey(WorkflowRun, on_delete=models.CASCADE, related_name="steps", editable=False)
+    step = models.CharField(max_length=200, editable=False)
+    visit = models.PositiveIntegerField(editable=False)
+    attempt = models.PositiveSmallIntegerField(editable=False)
+    started = models.DateTimeField(null=True, editable=False)
+    finished = models.DateTimeField(editable=False)
+    outcome = models.CharField(max_length=20, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    wake_reason = models.CharField(max_length=10, default="first", editable=False)
+    wake_ref = models.BigIntegerField(null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = "step execution"
+        ordering = ["pk"]
+
+    def __str__(self) -> str:
+        return f"{self.step} ({self.outcome})"
+
+
+class Signal(Wakeable):
+    """A message to whoever waits on ``name``, or to the inbox of one run."""
+
+    name = models.CharField(max_length=200, editable=False)
+    payload = models.JSONField(null=True, blank=True, editable=False)
+    run = models.ForeignKey(
+        WorkflowRun, null=True, blank=True, on_delete=models.CASCADE, related_name="inbox", editable=False
+    )
+    sent_at = models.DateTimeField(default=timezone.now, editable=False)
+    delivered_at = models.DateTimeField(null=True, blank=True, editable=False)
+    consumed_at = models.DateTimeField(null=True, blank=True, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
+
+    drain_order: ClassVar[int] = 20
+
+    class Meta:
+        verbose_name = "signal"
+        indexes = [
+            wake_index("automation_signal"),
+            models.Index(fields=["name", "delivered_at"], name="automation_signal_name"),
+        ]
+
+    def __str__(self) -> str:
+        return f"signal {self.name!r} #{self.pk}"
+
+    def perform(self, clock: Clock) -> None:
+        from .waits import deliver
+
+        deliver(self, clock)
+
+    def park(self, reason: str) -> None:
+        advance(self, {"error": reason, "wake_at": None, "lease": None})
+        row_parked.send(type(self), row=self, reason=reason)
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Deliver a parked signal again. Raises ``NotResumableError`` for one that was delivered."""
+        rows = Signal.objects.filter(pk=self.pk, delivered_at=None)
+        if not disturb(rows, wake_at=aware(now or timezone.now(), "now"), error=""):
+            raise NotResumableError(f"{self} was delivered already.")
+        self.refresh_from_db()
+

@@ -1,0 +1,310 @@
+"""A worker's path for one run: find its class, load its Context, enter the step, commit what came of it, go on.
+
+After a ``goto`` the same worker goes on with the next step, with the Context in memory and one commit a step, until its
+share of time is used. What cannot go on (a class, step or version that is gone, a Context that no longer validates)
+parks this run and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from pydantic import BaseModel
+
+from ..conf import conf
+from ..events.models import Event
+from ..exceptions import AutomationError, ContextError, UnknownStepError, UnknownWorkflowError
+from ..queues.attempt import Progress, attempt, trace_of
+from ..queues.cause import Cause
+from ..queues.clock import Clock, shift
+from ..queues.lease import advance, alias_of
+from .context import Current, Wake, WakeReason, dump_context, load_context, merge, running
+from .definitions import StepDefinition, WorkflowDefinition, find_workflow
+from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
+from .outcomes import Outcome, Subflow
+from .start import insert_run
+from .transitions import Moment, ended, name_of, retried, transition
+from .waits import NOT_WAITING, look_again, settle, wake_parent
+
+logger = logging.getLogger("django_ai.automation")
+
+
+@dataclass(slots=True)
+class Entry:
+    """Which step a run enters now, and why. ``waits``: what its ``@wait_for_event`` asks for has still to come."""
+
+    step: StepDefinition
+    reason: WakeReason
+    waits: bool = False
+
+
+def perform_run(run: WorkflowRun, clock: Clock) -> None:
+    """Do what the run is due for."""
+    if run.status == WorkflowStatus.SUSPENDED and (run.wait_deadline is None or clock() < run.wait_deadline):
+        look_again(run, clock)
+        return
+    try:
+        definition = find_workflow(run.name, run.version)
+        entry = _entry(run, definition)
+        context = None if _is_new(run) else load_context(definition.context, run.data, f"{run} ({entry.step.name})")
+    except (UnknownWorkflowError, UnknownStepError, ContextError) as error:
+        run.park(f"{type(error).__name__}: {error}")
+        return
+    if run.planned and run.started_at is None and not _still_planned(run, definition, clock):
+        return
+    _go(run, definition, entry, context, clock)
+
+
+def _is_new(run: WorkflowRun) -> bool:
+    """Say whether the Context is still to be made from the event."""
+    return run.event_id is not None and run.started_at is None
+
+
+def _entry(run: WorkflowRun, definition: WorkflowDefinition) -> Entry:
+    name, reason = run.current_step or definition.start, WakeReason(run.wake_reason)
+    if run.status == WorkflowStatus.SUSPENDED:
+        # The timeout has come. This worker's lease fixes the branch: a signal that comes now is too late.
+        name, reason = run.on_timeout or name, WakeReason.TIMEOUT
+    elif reason in (WakeReason.SIGNAL, WakeReason.EVENT):
+        name = run.wait_then or name
+    step = definition.step(name)
+    came = name == run.current_step and reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT)
+    return Entry(step, reason, waits=step.wait is not None and not came)
+
+
+def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Clock) -> bool:
+    """Say whether a planned run begins now. Its event may have changed behind Django's back."""
+    event = run.event
+    assert event is not None
+    try:
+        valid = event.is_valid
+        field = event.definition.date_field if event.definition else None
+        at = getattr(event.entity, field) if valid and field else event.at
+    except Exception as error:
+        run.park(f"The condition of {event} raised:\n{trace_of(error)}")
+        return False
+    if not valid:
+        _withdraw(run, event)
+        return False
+    due = shift(at, definition.offset)
+    if due > clock():
+        advance(run, {"wake_at": due, "lease": None})
+        return False
+    return True
+
+
+def _withdraw(run: WorkflowRun, event: Event) -> None:
+    """Remove a planned run whose condition is false; when it turns true again, the next save plans it anew."""
+    with transaction.atomic(using=alias_of(WorkflowRun)):
+        if WorkflowRun.objects.filter(pk=run.pk, lease=run.lease, seq=run.seq).delete()[0]:
+            Event.objects.filter(pk=event.pk).update(armed=False)
+
+
+def _go(
+    run: WorkflowRun, definition: WorkflowDefinition, entry: Entry, context: BaseModel | None, clock: Clock
+) -> None:
+    """Enter one step after the other, until the run rests or the share of time is used."""
+    until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
+    walk = Walk(run, definition, context, clock, until)
+    while walk.enter(entry):
+        try:
+            entry = _entry(run, definition)
+        except UnknownStepError as error:
+            run.park(f"{type(error).__name__}: {error}")
+            return
+
+
+class Walk:
+    """One worker's way through a run: the Context in memory, from step to step."""
+
+    def __init__(
+        self, run: WorkflowRun, definition: WorkflowDefinition, context: BaseModel | None, clock: Clock, until: float
+    ) -> None:
+        self.run = run
+        self.definition = definition
+        self.context = context
+        self.clock = clock
+        self.until = until
+        self.started = clock()
+        self.event = run.event if _is_new(run) else None
+        self.instance: Any = None
+
+    def enter(self, entry: Entry) -> bool:
+        """Run one try of a step, and commit it; say whether the run goes on at once in this worker."""
+        run, step = self.run, entry.step
+        self.started = self.clock()
+        committed = attempt(
+            run,
+            lambda: self._work(entry),
+            lambda error: self._rescue(entry, error),
+            cause=Cause(f"workflow:{run.pk}:{step.name}", run.depth + 1, run.idempotency_key),
+            atomic=step.atomic,
+            timeout=step.timeout,
+            clock=self.clock,
+        )
+        if not committed:
+            return False
+        if run.status == WorkflowStatus.SUSPENDED:
+            settle(run, self.clock)
+        return run.lease is not None
+
+    def _work(self, entry: Entry) -> Progress:
+        run, step, definition = self.run, entry.step, self.definition
+        if entry.waits:
+            return self._wait_first(entry)
+        if self.context is None:
+            self.context = definition.make_context(event=self.event)
+        context = self.context
+        wake = self._wake(entry, context)
+        if self.instance is None:
+            self.instance = definition.cls()
+        self.instance.context = context
+        with running(Current(context, wake, run)):
+            outcome: Outcome = getattr(self.instance, step.name)()
+        moment = Moment(self.started, self.clock())
+        changes = self._common(step)
+        changes |= transition(
+            run, definition, step, outcome, context, moment, yielding=time.monotonic() >= self.until
+        )
+        changes["visit"] = run.visit + 1
+        changes["data"] = dump_context(context, f"The Context of {definition.name}.{step.name}")
+        if "error" not in changes and run.error:
+            changes["error"] = ""
+        together = self._together(outcome, changes, context)
+        return Progress(changes, self._record(entry, name_of(outcome), moment, changes.get("error", "")), together)
+
+    def _wait_first(self, entry: Entry) -> Progress:
+        """A step below ``@wait_for_event`` that was not reached by a goto: register its wait, and enter it later."""
+        run, step, definition = self.run, entry.step, self.definition
+        assert step.wait is not None
+        if self.context is None:
+            self.context = definition.make_context(event=self.event)
+        moment = Moment(self.started, self.clock())
+        changes = self._common(step)
+        changes |= transition(run, definition, step, step.wait, self.context, moment, yielding=False)
+        changes["visit"] = run.visit + 1
+        changes["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
+        return Progress(changes, self._record(entry, "wait", moment, ""))
+
+    def _wake(self, entry: Entry, context: BaseModel) -> Wake:
+        """Return why the step is entered. On its first try the payload is merged into the Context."""
+        run = self.run
+        payload: Mapping[str, Any] = {}
+        if entry.reason == WakeReason.SIGNAL:
+            signal = Signal.objects.filter(pk=run.wake_ref).first()
+            payload = (signal.payload if signal else None) or {}
+        elif entry.reason == WakeReason.EVENT:
+            event = Event.objects.filter(pk=run.wake_ref).first()
+            payload = (event.payload if event else None) or {}
+        fields = {name: value for name, value in payload.items() if name in type(context).model_fields}
+        if fields and run.attempt == 0:
+            merge(context, fields, f"The payload that woke {run} ({run.wait_channel})")
+        return Wake(entry.reason, payload)
+
+    def _common(self, step: StepDefinition) -> dict[str, Any]:
+        """Return the changes that every commit of a try has."""
+        changes: dict[str, Any] = {"current_step": step.name}
+        if self.run.started_at is None:
+            changes["started_at"] = self.started
+            self.run.started_at = self.started
+        if self.run.wait_channel:
+            changes |= NOT_WAITING
+        return changes
+
+    def _together(self, outcome: Outcome, changes: Mapping[str, Any], context: BaseModel) -> Any:
+        run = self.run
+        if isinstance(outcome, Subflow):
+            child = find_workflow(outcome.workflow)
+            made = child.make_context(**outcome.arguments)
+            return (lambda: _start_child(run, child, made, self.clock()),)
+        if changes["status"] == WorkflowStatus.FAILED:
+            return self._ending(changes["error"], context)
+        if changes["status"] == WorkflowStatus.COMPLETED:
+            return self._ending(None, context)
+        return ()
+
+    def _ending(self, error: str | None, context: BaseModel | None) -> tuple[Any, ...]:
+        run, found = self.run, []
+        if error is not None and self.definition.on_fail is not None:
+            found.append(lambda: self._call_on_fail(error, context))
+        if run.parent_id is not None:
+            found.append(lambda: wake_parent(run, ending_of(run), self.clock()))
+        return tuple(found)
+
+    def _call_on_fail(self, error: str, context: BaseModel | None) -> None:
+        instance = self.instance or self.definition.cls()
+        instance.context = context
+        try:
+            with transaction.atomic(using=alias_of(WorkflowRun)):
+                getattr(instance, str(self.definition.on_fail))(error)
+        except Exception:
+            logger.exception("@on_fail of %s raised; the run has failed all the same.", self.run)
+
+    def _rescue(self, entry: Entry, error: Exception) -> Progress:
+        """Turn an exception into another try, or into the end of the run."""
+        run, step, definition = self.run, entry.step, self.definition
+        now, text = self.clock(), trace_of(error)
+        if isinstance(error, AutomationError):
+            # Wrong use of this package is wrong again at the next try.
+            text = f"{type(error).__name__}: {error}\n\n{text}"
+            changes: Mapping[str, Any] | None = None
+        else:
+            changes = retried(definition, step, run.attempt + 1, text, now)
+        common: dict[str, Any] = {"current_step": step.name, "wake_reason": entry.reason.value}
+        if run.wait_channel:
+            common |= NOT_WAITING
+        if self.context is not None:
+            # A run has begun once it has a Context; without one its next try makes it anew.
+            common["started_at"] = run.started_at = run.started_at or self.started
+            # The Context keeps what the step changed before it raised; its database writes are rolled back.
+            try:
+                common["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
+            except AutomationError as unstorable:
+                text += f"\nWhat the step had changed in its Context is lost: {unstorable}"
+        record = self._record(entry, "error", Moment(self.started, now), text)
+        if changes is not None:
+            return Progress(common | {**changes, "error": text}, record)
+        final = common | ended(WorkflowStatus.FAILED, text, now) | {"attempt": run.attempt + 1}
+        return Progress(final, record, self._ending(text, self.context))
+
+    def _record(self, entry: Entry, outcome: str, moment: Moment, error: str) -> StepExecution:
+        run = self.run
+        return StepExecution(
+            run_id=run.pk,
+            step=entry.step.name,
+            visit=run.visit,
+            attempt=run.attempt + 1,
+            started=moment.started,
+            finished=moment.finished,
+            outcome=outcome,
+            error=error,
+            wake_reason=entry.reason.value,
+            wake_ref=run.wake_ref,
+        )
+
+
+def ending_of(run: WorkflowRun) -> dict[str, Any]:
+    """Return what a parent is told of its child's end."""
+    data = json.loads(run.data) if isinstance(run.data, str) else run.data
+    return {"status": str(run.status), "data": data, "error": run.error}
+
+
+def _start_child(parent: WorkflowRun, child: WorkflowDefinition, context: BaseModel, now: datetime) -> None:
+    insert_run(
+        child,
+        context,
+        now,
+        parent=parent,
+        parent_channel=parent.wait_channel,
+        depth=parent.depth + 1,
+        caused_by=f"workflow:{parent.pk}",
+        entity_type=parent.entity_type,
+        entity_id=parent.entity_id,
+    )

@@ -1,0 +1,63 @@
+"""How runs come into being: by hand, by an event, by a parent. Inserting is all; a worker does the rest."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..events.models import Event
+from ..queues.cause import current_cause
+from ..queues.clock import shift
+from ..queues.executor import ring_after_commit
+from ..queues.keys import digest
+from ..queues.lease import alias_of
+from .context import dump_context
+from .definitions import WorkflowDefinition
+from .models import WorkflowRun, WorkflowStatus
+
+
+def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime, **columns: Any) -> WorkflowRun:
+    """Insert a run that is due now, in the caller's transaction, and ring after its commit."""
+    cause = current_cause()
+    run = WorkflowRun(
+        name=definition.name,
+        version=definition.version,
+        status=WorkflowStatus.RUNNING,
+        current_step=definition.start,
+        data=json.loads(dump_context(context, f"The Context of {definition.name}")),
+        created_at=now,
+        wake_at=now,
+        **{"caused_by": cause.label if cause else "", "depth": cause.depth if cause else 0, **columns},
+    )
+    run.save(force_insert=True, using=alias_of(WorkflowRun))
+    ring_after_commit(alias_of(WorkflowRun))
+    return run
+
+
+def origin_key(event: Event, definition: WorkflowDefinition) -> str:
+    """Return the key that gives one event one run of a workflow, however often it is planned or told."""
+    return digest("run", event.pk, definition.name)
+
+
+def run_for(event: Event, definition: WorkflowDefinition, now: datetime) -> WorkflowRun:
+    """Return the unsaved run that ``event`` starts: due now, or planned at its offset. Its Context is made when it
+    first wakes."""
+    planned = definition.offset is not None
+    return WorkflowRun(
+        name=definition.name,
+        version=definition.version,
+        status=WorkflowStatus.WAITING if planned else WorkflowStatus.RUNNING,
+        current_step=definition.start,
+        created_at=now,
+        wake_at=shift(event.at or now, definition.offset) if planned else now,
+        event=event,
+        planned=planned,
+        entity_type=event.entity_type,
+        entity_id=event.entity_id,
+        origin_key=origin_key(event, definition),
+        caused_by=f"event:{event.pk}",
+        depth=event.depth + 1,
+    )

@@ -1,0 +1,142 @@
+"""Outcomes become changes of the run: one ``match``, no exceptions as control flow, no database.
+
+Each function returns the columns that the fenced commit of the try writes. ``None`` is left out, and unchanged columns
+too, so that a ``goto`` rewrites no indexed column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..conf import conf
+from ..exceptions import ContextError, OutcomeError
+from .context import WakeReason, merge
+from .definitions import StepDefinition, WorkflowDefinition
+from .models import WorkflowRun, WorkflowStatus
+from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait
+from .waits import NOT_WAITING, registration
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a try began and when it ended."""
+
+    started: datetime
+    finished: datetime
+
+
+def name_of(outcome: Any) -> str:
+    """Return what the history calls an outcome."""
+    match outcome:
+        case Goto():
+            return "goto"
+        case Sleep():
+            return "sleep"
+        case Wait():
+            return "wait"
+        case Complete():
+            return "complete"
+        case Fail():
+            return "fail"
+        case Subflow():
+            return "subflow"
+    return "error"
+
+
+def transition(
+    run: WorkflowRun,
+    definition: WorkflowDefinition,
+    step: StepDefinition,
+    outcome: Outcome,
+    context: BaseModel,
+    moment: Moment,
+    *,
+    yielding: bool,
+) -> dict[str, Any]:
+    """Return what ``outcome`` changes. ``yielding``: the worker's share of time is used, so a goto lets the lease go.
+
+    Raises ``OutcomeError`` for what is no outcome, ``UnknownStepError`` for a target that does not exist, and
+    ``ContextError`` for fields that the Context does not have.
+    """
+    let_go: dict[str, Any] = {"lease": None}
+    match outcome:
+        case Goto(target):
+            entered = definition.step(target)
+            if entered.wait is not None:
+                return _suspend(run, definition, entered.name, entered.wait, context, moment)
+            changes = _enter(target, WakeReason.FIRST, WorkflowStatus.RUNNING)
+            return changes | ({"wake_at": moment.finished} | let_go if yielding else {})
+        case Sleep(duration, until, then):
+            target = definition.step(then).name if then else step.name
+            wake_at = until if duration is None else moment.finished + duration
+            return _enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | {"wake_at": wake_at} | let_go
+        case Wait():
+            return _suspend(run, definition, step.name, outcome, context, moment)
+        case Subflow(then=then):
+            wait = Wait(subflow_channel(run), then=then)
+            return _suspend(run, definition, step.name, wait, context, moment)
+        case Complete(fields):
+            unknown = [name for name in fields if name not in type(context).model_fields]
+            if unknown:
+                raise ContextError(
+                    f"{definition.name}.{step.name} returned complete({', '.join(unknown)}=...), and its Context has no "
+                    f"such field. It has: {', '.join(type(context).model_fields)}."
+                )
+            if fields:
+                merge(context, fields, f"complete() of {definition.name}.{step.name}")
+            return ended(WorkflowStatus.COMPLETED, "", moment.finished)
+        case Fail(reason):
+            return ended(WorkflowStatus.FAILED, reason.replace("\x00", "\\x00"), moment.finished)
+    raise OutcomeError(
+        f"{definition.name}.{step.name} returned {outcome!r:.200}, which is no outcome. A step returns goto(...), "
+        "sleep(...), wait(...), wait_for_event(...), complete(...) or fail(...)."
+        + (" Did you forget `return complete()`?" if outcome is None else "")
+    )
+
+
+def subflow_channel(run: WorkflowRun) -> str:
+    return f"subflow:{run.pk}:{run.visit}"
+
+
+def _enter(step: str, reason: WakeReason, status: WorkflowStatus) -> dict[str, Any]:
+    return {"current_step": step, "wake_reason": reason.value, "wake_ref": None, "status": status, "attempt": 0}
+
+
+def _suspend(
+    run: WorkflowRun, definition: WorkflowDefinition, step: str, wait: Wait, context: BaseModel, moment: Moment
+) -> dict[str, Any]:
+    for target in (wait.then, wait.on_timeout):
+        if target is not None:
+            definition.step(target)
+    return (
+        _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
+        | registration(run, wait, context, moment.started, moment.finished)
+        # Due soon, in case this worker dies before it has looked for what is there already.
+        | {"lease": None, "wake_at": moment.finished + conf().LEASE}
+    )
+
+
+def ended(status: WorkflowStatus, error: str, now: datetime) -> dict[str, Any]:
+    """Return the changes that end a run."""
+    return {"status": status, "error": error, "finished_at": now, "wake_at": None, "lease": None}
+
+
+def retried(
+    definition: WorkflowDefinition, step: StepDefinition, attempt: int, error: str, now: datetime
+) -> Mapping[str, Any] | None:
+    """Return the changes after try number ``attempt`` failed, or None if the budget is spent."""
+    delay = definition.retry_of(step).delay(attempt)
+    if delay is None:
+        return None
+    return {
+        "attempt": attempt,
+        "status": WorkflowStatus.WAITING,
+        "error": error,
+        "wake_at": now + delay,
+        "lease": None,
+    }

@@ -1,0 +1,136 @@
+"""The models of the suite: one of each kind that events can be declared on."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+
+from django_ai.automation.events.definitions import EventDefinition
+
+
+class Guest(models.Model):
+    name = models.CharField(max_length=100)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def is_confirmed(reservation: Reservation) -> bool:
+    return reservation.status == "confirmed"
+
+
+class Reservation(models.Model):
+    guest = models.ForeignKey(Guest, null=True, on_delete=models.CASCADE)
+    status = models.CharField(max_length=20, default="pending")
+    checkin_at = models.DateTimeField(null=True)
+    checkout_at = models.DateTimeField(null=True)
+    docs = models.BooleanField(default=False)
+    note = models.CharField(max_length=100, blank=True, default="")
+
+    events = [
+        EventDefinition("reservation_confirmed", condition=is_confirmed),
+        EventDefinition("checkin_due", date_field="checkin_at", condition=is_confirmed),
+        EventDefinition("checkout_due", date_field="checkout_at", condition=is_confirmed),
+        EventDefinition("guest_docs_uploaded", condition=lambda r: r.docs, payload=lambda r: {"docs_ready": True}),
+    ]
+
+    def __str__(self) -> str:
+        return f"reservation {self.pk}"
+
+
+class Document(models.Model):
+    reservation = models.ForeignKey(Reservation, on_delete=models.CASCADE, related_name="documents")
+    kind = models.CharField(max_length=20, default="passport")
+
+    events = [EventDefinition("document_uploaded", payload=lambda d: {"kind": d.kind})]
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+class Ticket(models.Model):
+    """A UUID primary key and two definitions: what a save costs is counted here."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    open = models.BooleanField(default=True)
+    due_at = models.DateTimeField(null=True)
+    title = models.CharField(max_length=50, blank=True, default="")
+
+    events = [
+        EventDefinition("ticket_closed", condition=lambda t: not t.open),
+        EventDefinition("ticket_due", date_field="due_at", condition=lambda t: t.open),
+    ]
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class Room(models.Model):
+    """A text primary key and a plain date."""
+
+    number = models.CharField(primary_key=True, max_length=20)
+    inspected_on = models.DateField(null=True)
+    clean = models.BooleanField(default=False)
+
+    events = [
+        EventDefinition("room_cleaned", condition=lambda r: r.clean),
+        EventDefinition("inspection_due", date_field="inspected_on"),
+    ]
+
+    def __str__(self) -> str:
+        return self.number
+
+
+class Suite(Room):
+    """A child with a table of its own: it has its parent's events and one more."""
+
+    stars = models.IntegerField(default=5)
+
+    events = [*Room.events, EventDefinition("suite_opened", condition=lambda s: s.stars > 4)]
+
+
+class LongStay(Reservation):
+    """A proxy without events of its own: it is a reservation."""
+
+    class Meta:
+        proxy = True
+
+
+class VipStay(Reservation):
+    """A proxy that declares one event more, which only saves through it record."""
+
+    events = [*Reservation.events, EventDefinition("vip_arrived", condition=lambda r: r.note == "here")]
+
+    class Meta:
+        proxy = True
+
+
+class Task(models.Model):
+    """Abstract models hand their events down."""
+
+    done = models.BooleanField(default=False)
+
+    events = [EventDefinition("task_done", condition=lambda task: task.done)]
+
+    class Meta:
+        abstract = True
+
+
+class Chore(Task):
+    pass
+
+
+class Errand(Task):
+    pass
+
+
+class Effect(models.Model):
+    """What user code in the tests leaves behind: one row each time it ran and was kept."""
+
+    name = models.CharField(max_length=200)
+    key = models.CharField(max_length=200, blank=True, default="")
+    at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,52 @@
+"""Which database the suite runs on, from the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+def database_from_environment(scratch: Path) -> dict[str, Any]:
+    """Return the ``DATABASES["default"]`` that ``TEST_DATABASE`` asks for."""
+    kind = os.environ.get("TEST_DATABASE", "sqlite")
+    if kind == "postgresql":
+        return postgresql()
+    if kind == "mariadb":
+        return {
+            "ENGINE": "django.db.backends.mysql",
+            "HOST": os.environ.get("MYSQL_HOST", "127.0.0.1"),
+            "PORT": os.environ.get("MYSQL_TCP_PORT", "3306"),
+            "USER": os.environ.get("MYSQL_USER", "root"),
+            "PASSWORD": os.environ.get("MYSQL_PASSWORD", ""),
+            "NAME": os.environ.get("MYSQL_DATABASE", "automation"),
+        }
+    file = os.environ.get("TEST_SQLITE_FILE") or str(scratch / "db.sqlite3")
+    # A file, also in tests: an in-memory database is shared by nobody, and its locks are others.
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "TEST": {"NAME": f"{file}.test"}}
+
+
+def postgresql() -> dict[str, Any]:
+    """Return the server that ``DATABASE_URL`` names, or else the usual ``PG*`` variables."""
+    url = urlsplit(os.environ.get("DATABASE_URL", ""))
+    if url.scheme in ("postgres", "postgresql"):
+        query = dict(part.split("=", 1) for part in url.query.split("&") if "=" in part)
+        found = {
+            "HOST": unquote(url.hostname or query.get("host", "")),
+            "PORT": str(url.port or query.get("port", "")),
+            "USER": unquote(url.username or ""),
+            "PASSWORD": unquote(url.password or ""),
+            "NAME": url.path.lstrip("/") or "postgres",
+        }
+        found["HOST"] = unquote(query.get("host", found["HOST"]))
+    else:
+        found = {
+            "HOST": os.environ.get("PGHOST", ""),
+            "PORT": os.environ.get("PGPORT", ""),
+            "USER": os.environ.get("PGUSER", ""),
+            "PASSWORD": os.environ.get("PGPASSWORD", ""),
+            "NAME": os.environ.get("PGDATABASE", "postgres"),
+        }
+    name = os.environ.get("TEST_DATABASE_NAME", f"test_automation_{os.getpid()}")
+    return {"ENGINE": "django.db.backends.postgresql", **found, "TEST": {"NAME": name}}

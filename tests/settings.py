@@ -1,0 +1,68 @@
+"""Settings of the test suite. ``TEST_DATABASE`` picks the database: sqlite (default), postgresql or mariadb."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from tests.databases import database_from_environment
+
+SECRET_KEY = "tests only, and long enough to please the checks of Django itself: 0123456789"
+DEBUG = False
+USE_TZ = True
+TIME_ZONE = "Europe/Berlin"
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "tests.urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "static/"
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django_q",
+    "django_ai.automation.queues",
+    "django_ai.automation.events",
+    "django_ai.automation.workflows",
+    "tests.app",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+SCRATCH = Path(os.environ.get("TEST_SCRATCH") or tempfile.mkdtemp(prefix="automation-tests-"))
+DATABASES = {"default": database_from_environment(SCRATCH)}
+
+Q_CLUSTER = {
+    "name": "automation-tests",
+    "orm": "default",
+    "broker_class": os.environ.get("TEST_BROKER", "django_ai.automation.queues.brokers.OrmBroker"),
+    "workers": 2,
+    "timeout": 60,
+    "retry": 90,
+    "poll": 0.2,
+    "save_limit": 100,
+    "guard_cycle": 0.5,
+}
+if Q_CLUSTER["broker_class"] == "stock":
+    del Q_CLUSTER["broker_class"]
+
+AUTOMATION: dict[str, object] = {"EXECUTOR": os.environ.get("TEST_EXECUTOR", "silent")}
