@@ -9,7 +9,17 @@ from urllib.parse import unquote, urlsplit
 
 
 def database_from_environment(scratch: Path) -> dict[str, Any]:
-    """Return the ``DATABASES["default"]`` that ``TEST_DATABASE`` asks for."""
+    """Return the ``DATABASES["default"]`` that ``TEST_DATABASE`` asks for.
+
+    ``TEST_LIVE_NAME`` names an existing database: the one of a running test, for the processes that it starts.
+    """
+    found = _named(scratch)
+    if live := os.environ.get("TEST_LIVE_NAME"):
+        found["NAME"] = live
+    return found
+
+
+def _named(scratch: Path) -> dict[str, Any]:
     kind = os.environ.get("TEST_DATABASE", "sqlite")
     if kind == "postgresql":
         return postgresql()
@@ -22,7 +32,7 @@ def database_from_environment(scratch: Path) -> dict[str, Any]:
             "PASSWORD": os.environ.get("MYSQL_PASSWORD", ""),
             "NAME": os.environ.get("MYSQL_DATABASE", "automation"),
         }
-    file = os.environ.get("TEST_SQLITE_FILE") or str(scratch / "db.sqlite3")
+    file = str(scratch / "db.sqlite3")
     # A file, also in tests: an in-memory database is shared by nobody, and its locks are others.
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "TEST": {"NAME": f"{file}.test"}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 from tests.databases import database_from_environment
@@ -28,6 +29,7 @@ INSTALLED_APPS = [
     "django_ai.automation.events",
     "django_ai.automation.workflows",
     "tests.app",
+    "tests.story",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -66,3 +68,6 @@ if Q_CLUSTER["broker_class"] == "stock":
     del Q_CLUSTER["broker_class"]
 
 AUTOMATION: dict[str, object] = {"EXECUTOR": os.environ.get("TEST_EXECUTOR", "silent")}
+if "TEST_LEASE_SECONDS" in os.environ:
+    AUTOMATION["LEASE"] = timedelta(seconds=float(os.environ["TEST_LEASE_SECONDS"]))
+    AUTOMATION["HEARTBEAT"] = timedelta(seconds=float(os.environ["TEST_LEASE_SECONDS"]) / 4)

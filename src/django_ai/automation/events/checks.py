@@ -122,6 +122,6 @@ def check_offset_makes_sense(
     if immediate and shift(now, offset) < now:
         yield Warning(
             f"{what} wants to run before the event {event_name!r} (offset {offset_key(offset)}), which is immediate.",
-            hint="Nobody knows beforehand when it occurs, so this runs right away. Use a scheduled event (date_field=).",
+            hint="Nobody knows beforehand when it occurs, so this runs at once. Use a scheduled event (date_field=).",
             id="automation.W107",
         )

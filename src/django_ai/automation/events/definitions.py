@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 from django.apps import apps
@@ -97,22 +96,27 @@ def listed(model: type[models.Model]) -> list[EventDefinition]:
     return [each for each in events if isinstance(each, EventDefinition)]
 
 
-@lru_cache(maxsize=None)
+_declarations: dict[type[models.Model], tuple[Declared, ...]] = {}
+
+
 def declared_on(model: type[models.Model]) -> tuple[Declared, ...]:
     """Return the events that saving an instance of ``model`` may concern, in the order of their definition."""
-    return tuple(_declared(model))
+    found = _declarations.get(model)
+    if found is None:
+        found = _declarations[model] = tuple(_declared(model))
+    return found
+
+
+def forget_declarations() -> None:
+    """Read ``events`` lists again: a model was added."""
+    _declarations.clear()
 
 
 def _declared(model: type[models.Model]) -> Iterator[Declared]:
     for definition in listed(model):
         owner = model
-        for ancestor in model.__mro__:
-            if (
-                isinstance(ancestor, models.base.ModelBase)
-                and hasattr(ancestor, "_meta")
-                and not ancestor._meta.abstract
-                and any(each is definition for each in listed(ancestor))
-            ):
+        for ancestor in concrete_ancestors(model):
+            if any(each is definition for each in listed(ancestor)):
                 owner = ancestor
         yield Declared(definition, owner, owner._meta.label_lower)
 
@@ -130,6 +134,13 @@ def declared_events() -> dict[str, list[Declared]]:
             if declared.owner is model:
                 found.setdefault(declared.definition.name, []).append(declared)
     return found
+
+
+def concrete_ancestors(model: type[models.Model]) -> Iterator[type[models.Model]]:
+    """Yield ``model`` and the models above it that have or share a table, nearest first."""
+    for ancestor in model.__mro__:
+        if issubclass(ancestor, models.Model) and hasattr(ancestor, "_meta") and not ancestor._meta.abstract:
+            yield ancestor
 
 
 def find_declared(label: str, name: str) -> Declared | None:

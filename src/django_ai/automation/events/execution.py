@@ -60,9 +60,7 @@ def _finished(
     )
 
 
-def _failed(
-    row: CallbackExecution, callback: Callback, error: Exception, started: datetime, now: datetime
-) -> Progress:
+def _failed(row: CallbackExecution, callback: Callback, error: Exception, started: datetime, now: datetime) -> Progress:
     """Try again after the backoff, or fail for good."""
     delay = callback.retry.delay(row.attempt + 1)
     if delay is None:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
-from datetime import timezone as utc_timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -184,7 +183,7 @@ def canonical(value: Any) -> str:
         number = Decimal(str(value))
         return f"number:{number.normalize():f}" if number.is_finite() else f"number:{number}"
     if isinstance(value, datetime):
-        moment = value.astimezone(utc_timezone.utc) if value.tzinfo else value
+        moment = value.astimezone(UTC) if value.tzinfo else value
         return f"datetime:{moment.isoformat()}"
     if isinstance(value, date):
         return f"date:{value.isoformat()}"

@@ -23,7 +23,7 @@ from ..queues.keys import KEY_LENGTH, digest
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring
 from ..queues.models import Wakeable, wake_index
 from ..queues.signals import row_parked
-from .definitions import EventDefinition, find_declared
+from .definitions import EventDefinition, concrete_ancestors, find_declared
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -47,8 +47,7 @@ class EventQuerySet(models.QuerySet["Event"]):
         """The events of one entity, whichever class of its family it was loaded as."""
         labels = {
             parent._meta.label_lower: str(getattr(entity, parent._meta.pk.attname))
-            for parent in type(entity).__mro__
-            if isinstance(parent, models.base.ModelBase) and hasattr(parent, "_meta") and not parent._meta.abstract
+            for parent in concrete_ancestors(type(entity))
         }
         query = models.Q(pk__in=[])
         for label, pk in labels.items():
@@ -129,7 +128,8 @@ class Event(Wakeable):
         if self.snapshot is not None:
             return restore_snapshot(self.snapshot)
         pk = model._meta.pk.to_python(self.entity_id)
-        return model._base_manager.using(alias_of(model)).filter(pk=pk).first()
+        found: models.Model | None = model._base_manager.using(alias_of(model)).filter(pk=pk).first()
+        return found
 
     @property
     def is_valid(self) -> bool:
@@ -193,10 +193,12 @@ def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
     values = {}
     for field in model._meta.concrete_fields:
         if field.name in snapshot["fields"]:
-            values[field.attname] = field.to_python(snapshot["fields"][field.name]) if not field.is_relation else (
-                field.target_field.to_python(snapshot["fields"][field.name])
+            values[field.attname] = (
+                field.to_python(snapshot["fields"][field.name])
+                if not field.is_relation
+                else (field.target_field.to_python(snapshot["fields"][field.name]))
             )
-    entity = model(**values)
+    entity: models.Model = model(**values)
     entity.pk = model._meta.pk.to_python(snapshot["pk"])
     entity._state.adding = False
     return entity
@@ -277,13 +279,9 @@ class CallbackExecution(Wakeable):
 
         Raises ``NotResumableError`` for one that is pending or completed.
         """
-        rows = CallbackExecution.objects.filter(
-            pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED]
-        )
+        rows = CallbackExecution.objects.filter(pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])
         moment = aware(now or timezone.now(), "now")
-        if not disturb(
-            rows, status=ExecutionStatus.PENDING, attempt=0, error="", finished_at=None, wake_at=moment
-        ):
+        if not disturb(rows, status=ExecutionStatus.PENDING, attempt=0, error="", finished_at=None, wake_at=moment):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
         self.refresh_from_db()
 

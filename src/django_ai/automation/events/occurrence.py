@@ -204,9 +204,17 @@ def _settled(reading: Reading, now: datetime) -> Reading:
     reading.changes = {
         name: getattr(event, name)
         for name in (
-            "status", "at", "armed", "fired", "payload", "occurred_at", "error", "telling", "active_key",
+            "status",
+            "at",
+            "armed",
+            "fired",
+            "payload",
+            "occurred_at",
+            "error",
+            "telling",
+            "active_key",
         )
-    } | {  # fmt: skip
+    } | {
         "wake_at": now + conf().LEASE if keeps_lease else next_wake(event, reading.definition, now),
         "lease": event.lease if keeps_lease else None,
     }
@@ -216,8 +224,11 @@ def _settled(reading: Reading, now: datetime) -> Reading:
 def _parked(event: Event, reason: str) -> Reading:
     event.refresh_from_db(fields=["at", "armed", "status", "payload", "occurred_at", "fired"])
     changes = {
-        "status": EventStatus.PARKED, "error": reason.replace("\x00", "\\x00"), "wake_at": None, "lease": None,
-    }  # fmt: skip
+        "status": EventStatus.PARKED,
+        "error": reason.replace("\x00", "\\x00"),
+        "wake_at": None,
+        "lease": None,
+    }
     return Reading(event, None, changes)
 
 
@@ -275,7 +286,7 @@ def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
 
 
 def _tell(events: Sequence[Event], clock: Clock, *, late: bool) -> None:
-    """Tell those who wait, then let the rows go. The occurrences are committed: whoever begins to wait now sees them."""
+    """Tell those who wait, then let the rows go. What occurred is committed: whoever begins to wait now sees it."""
     if not events:
         return
     now = clock()
@@ -300,9 +311,7 @@ def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
         for row in rows:
             row.status = EventStatus.CANCELLED
             audible = hears(row.event_name, CANCELLED)
-            disturb(
-                Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None
-            )
+            disturb(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None)
         if rows:
             for listener in listeners():
                 listener.withdrawn(rows, now)

@@ -56,7 +56,7 @@ def _reconcile(model: type[models.Model], declared: Declared, now: datetime) -> 
     ):
         span = (first.date(), last.date() + timedelta(days=1))
     else:
-        span = (first, last)  # type: ignore[assignment]
+        span = (first, last)
     # Fresh wakes come from the entities themselves; what has a row and is past it is not looked at again.
     entities = model._base_manager.using(alias_of(model)).filter(**{f"{name}__range": span}).order_by("pk")
     written, after = 0, None

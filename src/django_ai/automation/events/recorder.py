@@ -1,8 +1,8 @@
 """The recorder: what each save and delete of an entity does to its event rows, in the same transaction.
 
 The first save inserts a PENDING row for each definition (one statement); later saves read them (one statement) and
-write only what changed: a date that moved, a condition that flipped. An immediate event whose condition is true becomes
-due under a lease of this process, and ``occurrence.CommitBatch`` makes it occur after the commit; if the process dies in
+write only what changed: a date that moved, a condition that flipped. An immediate event whose condition is true
+becomes due under a lease of this process, and ``occurrence.CommitBatch`` makes it occur after the commit; if the process dies in
 between, the lease runs out and a worker does it.
 
 Django sends ``post_save`` after the statement of a save in autocommit mode has committed. So that event and entity
@@ -31,7 +31,7 @@ from ..queues.clock import aware
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from .callbacks import CANCELLED, CREATED
-from .definitions import Declared, declared_on, listed
+from .definitions import Declared, declared_on, forget_declarations, listed
 from .listeners import listeners
 from .models import Event, EventStatus, active_key, take_snapshot
 from .occurrence import CommitBatch
@@ -59,7 +59,7 @@ def watch(model: type[models.Model]) -> None:
     """Record the events of ``model`` from now on. Idempotent."""
     if model._meta.abstract or model._meta.swapped or not listed(model):
         return
-    declared_on.cache_clear()
+    forget_declarations()
     uid = f"django_ai.automation.recorder:{model._meta.label}"
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
@@ -232,9 +232,7 @@ def _bury(rows: list[Event], now: datetime) -> None:
         Event.objects.filter(pk__in=[row.pk for row in rows]),
         active_key=None,
         wake_at=None,
-        status=Case(
-            When(status=EventStatus.PENDING, then=Value(EventStatus.CANCELLED.value)), default=F("status")
-        ),
+        status=Case(When(status=EventStatus.PENDING, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
     )
     for listener in listeners():
         listener.withdrawn(rows, now)
@@ -373,6 +371,8 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
         for listener in listeners():
             listener.withdrawn(rows, now)
         ring_after_commit(using)
-    for label, entity_id in {(each.label, str(getattr(instance, each.owner._meta.pk.attname))) for each in keys.values()}:
+    for label, entity_id in {
+        (each.label, str(getattr(instance, each.owner._meta.pk.attname))) for each in keys.values()
+    }:
         for listener in listeners():
             listener.entity_deleted(label, entity_id, now)

@@ -27,9 +27,7 @@ def remove_old(before: datetime) -> int:
     """Remove what ended before ``before``."""
     finished = [ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED]
     # A finished execution of a living event stays with it: its unique key is what says "done".
-    executions = CallbackExecution.objects.filter(
-        status__in=finished, finished_at__lt=before, event__active_key=None
-    )
+    executions = CallbackExecution.objects.filter(status__in=finished, finished_at__lt=before, event__active_key=None)
     dead = (
         Event.objects.filter(active_key=None, wake_at=None, event_created_at__lt=before)
         .exclude(occurred_at__gte=before)

@@ -5,7 +5,8 @@ progress write (or, with ``atomic=False``, outside any transaction, and only the
 ends the try decides what is kept:
 
 * a result: the user's writes, the progress and the history commit together;
-* an exception: the user's writes are rolled back; the progress that ``rescue`` makes of it (a retry, a failure) commits;
+* an exception: the user's writes are rolled back; the progress that ``rescue`` makes of it (a retry, a failure) is
+  committed;
 * trouble of the database: the row is given back and costs no try;
 * a lost lease: everything is rolled back, and somebody else has the row;
 * the end of the process (``SystemExit``, Q2's timeout): the row is given back at once.

@@ -20,7 +20,6 @@ from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 from django_q.models import OrmQ
 
-from ..conf import conf
 from .lease import alias_of
 from .listen import Listener
 from .q2 import RECONCILE, doorbell
@@ -31,7 +30,6 @@ try:
     from redis.exceptions import RedisError
 except ImportError:  # the extra "redis" is not installed
     Redis = None
-    RedisError = OSError
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -41,11 +39,12 @@ Task = tuple[Any, str]
 class Watch:
     """Looks for due rows on behalf of one broker, and says how long it may sleep.
 
-    While rows stay due, doorbells are handed out ever more slowly, up to as many as the workers can answer: the first
-    at once, a second for the next worker soon after, and no flood that would hold up the project's own tasks.
+    While rows stay due, doorbells are handed out ever more slowly: the first at once, a second for the next worker soon
+    after, and then a trickle. Q2's bounded queue between pusher and workers stops the trickle when all are busy.
     """
 
     FIRST_GAP = 0.02
+    LONGEST_GAP = 0.1
 
     def __init__(self) -> None:
         self._gap = 0.0
@@ -68,8 +67,7 @@ class Watch:
         since = time.monotonic() - self._last
         if since < self._gap:
             return [], self._gap - since
-        longest = conf().DRAIN_BUDGET.total_seconds() / max(int(Conf.WORKERS), 1)
-        self._gap = min(self._gap * 2, longest) if self._gap else self.FIRST_GAP
+        self._gap = min(self._gap * 2, self.LONGEST_GAP) if self._gap else self.FIRST_GAP
         self._last = time.monotonic()
         return [(None, doorbell())], 0.0
 

@@ -73,9 +73,23 @@ def offset_key(offset: Offset | None) -> str:
     parts = {
         name: getattr(offset, name)
         for name in (
-            "years", "months", "days", "leapdays", "hours", "minutes", "seconds", "microseconds",
-            "year", "month", "day", "hour", "minute", "second", "microsecond", "weekday",
-        )  # fmt: skip
+            "years",
+            "months",
+            "days",
+            "leapdays",
+            "hours",
+            "minutes",
+            "seconds",
+            "microseconds",
+            "year",
+            "month",
+            "day",
+            "hour",
+            "minute",
+            "second",
+            "microsecond",
+            "weekday",
+        )
     }
     return ",".join(f"{name}={value}" for name, value in parts.items() if value)
 

@@ -70,8 +70,8 @@ def claim(model: type[W], now: datetime, limit: int) -> list[W]:
 @lru_cache(maxsize=64)
 def _claim_sql(model: type[Wakeable], vendor: str) -> str:
     quote = connections[alias_of(model)].ops.quote_name
-    table, pk = quote(model._meta.db_table), quote(model._meta.pk.column)
-    columns = ", ".join(f"{table}.{quote(field.column)}" for field in model._meta.concrete_fields)
+    table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
+    columns = ", ".join(f"{table}.{quote(_column(field))}" for field in model._meta.concrete_fields)
     # SKIP LOCKED: a row that another worker is just taking is not worth waiting for. SQLite has one writer anyway.
     locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
     return f"""
@@ -87,12 +87,10 @@ def _claim_sql(model: type[Wakeable], vendor: str) -> str:
         UPDATE {table} SET
             losses = losses + CASE WHEN lease IS NULL THEN 0 ELSE 1 END, lease = %s, wake_at = %s
         WHERE {pk} IN (SELECT id FROM chosen)
-        RETURNING {columns}"""  # noqa: S608
+        RETURNING {columns}"""
 
 
-def _claim_in_two(
-    model: type[W], connection: BaseDatabaseWrapper, now: datetime, limit: int, token: str
-) -> list[W]:
+def _claim_in_two(model: type[W], connection: BaseDatabaseWrapper, now: datetime, limit: int, token: str) -> list[W]:
     manager = model._base_manager.using(connection.alias)
     with transaction.atomic(using=connection.alias):
         due = list(
@@ -145,6 +143,10 @@ def advance(row: Wakeable, changes: Mapping[str, Any], record: models.Model | No
         setattr(row, name, value)
 
 
+def _column(field: models.Field[Any, Any]) -> str:
+    return str(field.column)
+
+
 def _insertable(model: type[models.Model]) -> list[models.Field[Any, Any]]:
     return [field for field in model._meta.concrete_fields if not field.primary_key]
 
@@ -175,13 +177,13 @@ def _advance_sql(model: type[Wakeable], names: tuple[str, ...], record: type[mod
         return "%s::jsonb" if isinstance(field, models.JSONField) and connection.vendor == "postgresql" else "%s"
 
     fields = [_field(model, name) for name in names]
-    table, pk = quote(model._meta.db_table), quote(model._meta.pk.column)
+    table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
     sets = ", ".join(f"{quote(field.column)} = {slot(field)}" for field in fields)
     update = f"UPDATE {table} SET {sets}, seq = %s WHERE {pk} = %s AND lease = %s AND seq = %s"
     if record is None:
         return update
     columns = _insertable(record)
-    names_of = ", ".join(quote(field.column) for field in columns)
+    names_of = ", ".join(quote(_column(field)) for field in columns)
     # Typed, because a SELECT list, unlike VALUES, gives parameters no types.
     slots = ", ".join(f"%s::{field.db_type(connection).split('(')[0]}" for field in columns)  # type: ignore[union-attr]
     return (
@@ -230,13 +232,13 @@ def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -
     quote = connection.ops.quote_name
     fields = _insertable(model)
     size = max(connection.ops.bulk_batch_size(fields, rows), 1)
-    returning = f" RETURNING {quote(model._meta.pk.column)}, {quote(_field(model, key).column)}" if key else ""
+    returning = f" RETURNING {quote(_column(model._meta.pk))}, {quote(_column(_field(model, key)))}" if key else ""
     inserted = 0
     with connection.cursor() as cursor:
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]
             query = InsertQuery(model, on_conflict=OnConflict.IGNORE)
-            query.insert_values(fields, chunk)
+            query.insert_values(fields, list(chunk))
             ((sql, params),) = query.get_compiler(connection.alias).as_sql()
             cursor.execute(sql + returning, params)
             if key:

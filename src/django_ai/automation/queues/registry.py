@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..conf import conf
 from .lease import alias_of
@@ -71,7 +72,7 @@ def due_times() -> dict[type[Wakeable], datetime]:
     quote = connection.ops.quote_name
     # min() over an index, not EXISTS: the same answer says whether anything is due and how long to sleep if not.
     sql = " UNION ALL ".join(
-        f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} WHERE wake_at IS NOT NULL"  # noqa: S608
+        f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} WHERE wake_at IS NOT NULL"
         for number, model in enumerate(_wakeables)
     )
     with connection.cursor() as cursor:
@@ -81,11 +82,11 @@ def due_times() -> dict[type[Wakeable], datetime]:
     return {_wakeables[number]: convert(value) for number, value in rows if value is not None}
 
 
-def _converter(connection: object) -> Callable[[object], datetime]:
+def _converter(connection: BaseDatabaseWrapper) -> Callable[[object], datetime]:
     """Return how this database's raw datetimes become Python's: Django's own conversion of the column."""
     field = Wakeable._meta.get_field("wake_at")
     converters = [
-        *connection.ops.get_db_converters(field.get_col("")),  # type: ignore[attr-defined]
+        *connection.ops.get_db_converters(field.get_col("")),
         *field.get_db_converters(connection),
     ]
 

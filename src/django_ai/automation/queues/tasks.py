@@ -1,6 +1,7 @@
 """The tasks that a queue runs: doorbells and the three schedules. Nobody needs to call them in production.
 
-All of them end in ``drain``. They take no arguments, so a forged or stale message can do no more than look at the clock.
+All of them end in ``drain``. They take no arguments, so a forged or stale message can do no more than look at the
+clock.
 """
 
 from __future__ import annotations

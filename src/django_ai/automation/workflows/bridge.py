@@ -82,7 +82,9 @@ class Bridge(Listener):
             return
         names = [each.definition.name for each in declared_on(apps.get_model(label))]
         waiting = WorkflowRun.objects.waiting_under([own_key(name, label, entity_id) for name in names])
-        end_runs(waiting, WorkflowStatus.CANCELLED, f"{label} {entity_id}, whose event it waited for, was deleted.", now)
+        end_runs(
+            waiting, WorkflowStatus.CANCELLED, f"{label} {entity_id}, whose event it waited for, was deleted.", now
+        )
 
 
 def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:

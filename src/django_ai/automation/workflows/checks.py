@@ -78,9 +78,7 @@ def _check_wait(
     )
 
 
-def _shares_entity(
-    definition: WorkflowDefinition, sources: list[Declared], known: dict[str, list[Declared]]
-) -> bool:
+def _shares_entity(definition: WorkflowDefinition, sources: list[Declared], known: dict[str, list[Declared]]) -> bool:
     """Say whether the event that starts the workflow and the one it waits for are of one entity."""
     starters = {each.owner for each in known.get(definition.event_name or "", ())}
     return bool(starters) and all(

@@ -133,8 +133,8 @@ def _not_finite(value: Any, path: str) -> str:
 def _coerced(context: BaseModel, what: str, reason: Exception) -> Any:
     try:
         values = {name: getattr(context, name) for name in type(context).model_fields}
-        return type(context).model_validate(values, by_name=True, by_alias=True).model_dump(
-            mode="json", round_trip=True
+        return (
+            type(context).model_validate(values, by_name=True, by_alias=True).model_dump(mode="json", round_trip=True)
         )
     except (ValidationError, PydanticSerializationError) as error:
         detail = _reasons(error) if isinstance(error, ValidationError) else str(reason)

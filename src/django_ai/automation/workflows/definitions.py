@@ -143,9 +143,7 @@ def unregister(definition: WorkflowDefinition) -> None:
         _registry.pop(definition.name, None)
 
 
-def workflow(
-    name: str, *, version: int | str = 1, default_retry: Retry | None = None
-) -> Callable[[C], C]:
+def workflow(name: str, *, version: int | str = 1, default_retry: Retry | None = None) -> Callable[[C], C]:
     """Declare a class as a workflow that is started by hand: ``engine.start(name, ...)``.
 
     The class has a ``Context`` (a Pydantic model), steps of which one is ``@step(start=True)``, and perhaps a
@@ -243,7 +241,7 @@ def _register(
     ):
         raise DefinitionError(
             f"{what}: the name {name!r} (version {definition.version}) is taken by "
-            f"{previous.cls.__module__}.{previous.cls.__qualname__}. Give one of them another name=, or another version=."
+            f"{previous.cls.__module__}.{previous.cls.__qualname__}. Give one of them another name= or version=."
         )
     versions[definition.version] = definition
     cls.__workflow__ = definition  # type: ignore[attr-defined]

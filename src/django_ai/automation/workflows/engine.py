@@ -37,8 +37,10 @@ class Engine:
             declared = getattr(workflow, "__workflow__", None)
             if declared is None:
                 raise DefinitionError(f"{workflow!r} is not a workflow; decorate it with @workflow(...).")
-            workflow = declared.name
-        definition = find_workflow(workflow)
+            name = str(declared.name)
+        else:
+            name = workflow
+        definition = find_workflow(name)
         return insert_run(definition, definition.make_context(**arguments), timezone.now())
 
     def signal(

@@ -99,9 +99,7 @@ class WorkflowRun(Wakeable):
         verbose_name = "workflow run"
         indexes = [
             wake_index("automation_run"),
-            PartialIndex(
-                fields=["wait_key"], name="automation_run_wait", condition=models.Q(wait_key__isnull=False)
-            ),
+            PartialIndex(fields=["wait_key"], name="automation_run_wait", condition=models.Q(wait_key__isnull=False)),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
         ]
 
@@ -229,4 +227,3 @@ class Signal(Wakeable):
         if not disturb(rows, wake_at=aware(now or timezone.now(), "now"), error=""):
             raise NotResumableError(f"{self} was delivered already.")
         self.refresh_from_db()
-

@@ -25,7 +25,7 @@ def target_name(target: Any, what: str) -> str:
     definition = getattr(target, "__step__", None)
     if definition is not None:
         return str(definition.name)
-    if callable(target) and getattr(target, "__name__", ""):
+    if callable(target) and hasattr(target, "__name__"):
         raise DefinitionError(f"{what}: {target.__name__!r} is not a step; decorate it with @step().")
     raise DefinitionError(f"{what}: {target!r} is neither the name of a step nor a step; write self.my_step.")
 
@@ -140,9 +140,7 @@ class _WaitFunction:
         is still running is not lost. Raises ``DefinitionError``.
         """
         if isinstance(signal, str) and signal.startswith("event:"):
-            return self.for_event(
-                signal.removeprefix("event:"), timeout=timeout, on_timeout=on_timeout, then=then
-            )
+            return self.for_event(signal.removeprefix("event:"), timeout=timeout, on_timeout=on_timeout, then=then)
         return _wait("wait", signal, None, None, timeout, on_timeout, then)
 
     def for_signal(

@@ -93,8 +93,8 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     if not valid:
         _withdraw(run, event)
         return False
-    due = shift(at, definition.offset)
-    if due > clock():
+    due = None if at is None else shift(at, definition.offset)
+    if due is not None and due > clock():
         advance(run, {"wake_at": due, "lease": None})
         return False
     return True
@@ -170,9 +170,7 @@ class Walk:
             outcome: Outcome = getattr(self.instance, step.name)()
         moment = Moment(self.started, self.clock())
         changes = self._common(step)
-        changes |= transition(
-            run, definition, step, outcome, context, moment, yielding=time.monotonic() >= self.until
-        )
+        changes |= transition(run, definition, step, outcome, context, moment, yielding=time.monotonic() >= self.until)
         changes["visit"] = run.visit + 1
         changes["data"] = dump_context(context, f"The Context of {definition.name}.{step.name}")
         if "error" not in changes and run.error:
@@ -197,6 +195,8 @@ class Walk:
         """Return why the step is entered. On its first try the payload is merged into the Context."""
         run = self.run
         payload: Mapping[str, Any] = {}
+        if run.wake_ref is None:
+            return Wake(entry.reason)
         if entry.reason == WakeReason.SIGNAL:
             signal = Signal.objects.filter(pk=run.wake_ref).first()
             payload = (signal.payload if signal else None) or {}

@@ -19,7 +19,7 @@ from .context import WakeReason, merge
 from .definitions import StepDefinition, WorkflowDefinition
 from .models import WorkflowRun, WorkflowStatus
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait
-from .waits import NOT_WAITING, registration
+from .waits import registration
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ def transition(
             unknown = [name for name in fields if name not in type(context).model_fields]
             if unknown:
                 raise ContextError(
-                    f"{definition.name}.{step.name} returned complete({', '.join(unknown)}=...), and its Context has no "
-                    f"such field. It has: {', '.join(type(context).model_fields)}."
+                    f"{definition.name}.{step.name} returned complete({', '.join(unknown)}=...), and its Context has "
+                    f"no such field. It has: {', '.join(type(context).model_fields)}."
                 )
             if fields:
                 merge(context, fields, f"complete() of {definition.name}.{step.name}")

@@ -68,9 +68,7 @@ def own_declaration(run: WorkflowRun, event_name: str) -> Declared | None:
     return next((each for each in declared_on(model) if each.definition.name == event_name), None)
 
 
-def registration(
-    run: WorkflowRun, wait: Wait, context: Any, step_started: datetime, now: datetime
-) -> dict[str, Any]:
+def registration(run: WorkflowRun, wait: Wait, context: Any, step_started: datetime, now: datetime) -> dict[str, Any]:
     """Return the columns that say what the run waits for."""
     key, match = channel_key(wait.signal), None
     if wait.event is not None:

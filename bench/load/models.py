@@ -1,0 +1,28 @@
+"""Two models alike: one declares two events, one none, so that the price of a save() can be told."""
+
+from django.db import models
+
+from django_ai.automation.events.definitions import EventDefinition
+
+
+class Plain(models.Model):
+    name = models.CharField(max_length=50)
+    ready = models.BooleanField(default=False)
+    due_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Eventful(models.Model):
+    name = models.CharField(max_length=50)
+    ready = models.BooleanField(default=False)
+    due_at = models.DateTimeField(null=True)
+
+    events = [
+        EventDefinition("eventful_ready", condition=lambda each: each.ready),
+        EventDefinition("eventful_due", date_field="due_at"),
+    ]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,232 @@
+"""The first benchmark: how much two workers do, how soon, and what a save() costs. On PostgreSQL.
+
+    python bench/run.py [--runs 3000] [--flows 1000] [--probes 200] [--timers 100] [--repeat 3] [--json FILE]
+
+Work is queued first and then a real ``qcluster`` with two workers is started; throughput is counted between the first
+step's start and the last one's end, so that start-up is not in it. Latency is from the commit of a ``save()`` to the
+start of the first step of the run that its event starts, on an idle cluster, saves at no fixed phase. Lateness is from
+a sleeping run's ``wake_at`` to its step. Machines are noisy: medians of ``--repeat`` rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from tools.postgres import server  # noqa: E402
+
+Figures = dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    for name, default in (("runs", 3000), ("flows", 1000), ("probes", 200), ("timers", 100), ("repeat", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="names of measurements, comma separated")
+    wanted = parser.parse_args()
+    with server() as environment:
+        os.environ.update(environment)
+        os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
+        with database():
+            figures = measure(wanted)
+    show(figures)
+    if wanted.json:
+        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+        wanted.json.write_text(json.dumps(figures, indent=2))
+
+
+@contextlib.contextmanager
+def database() -> Iterator[None]:
+    """Make a database for the benchmark, and drop it afterwards."""
+    import django
+    from django.conf import settings
+    from django.db import connections
+
+    settings_of = settings.DATABASES["default"]
+    name = settings_of["NAME"]
+    import psycopg
+
+    admin: dict[str, Any] = {
+        "host": settings_of["HOST"] or None,
+        "port": settings_of["PORT"] or None,
+        "user": settings_of["USER"] or None,
+        "password": settings_of["PASSWORD"] or None,
+        "dbname": "postgres",
+    }
+    with psycopg.connect(**{key: value for key, value in admin.items() if value}, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        connection.execute(f'CREATE DATABASE "{name}"')
+        django.setup()
+        from django.core.management import call_command
+
+        call_command("migrate", verbosity=0, run_syncdb=True)
+        try:
+            yield
+        finally:
+            connections.close_all()
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    """Run ``qcluster`` with two workers."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "django", "qcluster"], env=environment, cwd=ROOT, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], bool], seconds: float, pause: float = 0.05) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("The cluster did not get there in time; is something wrong with it?")
+        time.sleep(pause)
+
+
+def measure(wanted: argparse.Namespace) -> Figures:
+    only = set(filter(None, wanted.only.split(",")))
+    rounds: list[Figures] = []
+    for number in range(wanted.repeat):
+        found: Figures = {}
+        for name, take in (("throughput", throughput), ("latency", latency), ("timers", timers), ("save", save_cost)):
+            if not only or name in only:
+                print(f"round {number + 1} of {wanted.repeat}: {name} ...", file=sys.stderr, flush=True)
+                clear()
+                found |= take(wanted)
+        rounds.append(found)
+    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def clear() -> None:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "TRUNCATE automation_workflows_stepexecution, automation_workflows_signal,"
+            " automation_workflows_workflowrun, automation_events_callbackexecution, automation_events_event, load_plain, load_eventful CASCADE"
+        )
+        cursor.execute("VACUUM ANALYZE")
+
+
+def throughput(wanted: argparse.Namespace) -> Figures:
+    return {
+        "one-step runs per second": _rate("one", wanted.runs, 1),
+        "five-step steps per second": _rate("five", wanted.flows, 5),
+    }
+
+
+def _rate(name: str, runs: int, steps: int) -> float:
+    from django.db import transaction
+    from django.db.models import Max, Min
+
+    from django_ai.automation import engine
+    from django_ai.automation.workflows.models import StepExecution, WorkflowRun
+
+    clear()
+    with transaction.atomic():
+        for number in range(runs):
+            engine.start(name, number=number)
+    with cluster():
+        until(lambda: WorkflowRun.objects.unfinished().count() == 0, 120, 0.5)
+    span = StepExecution.objects.aggregate(first=Min("started"), last=Max("finished"))
+    assert StepExecution.objects.count() == runs * steps
+    return runs * steps / (span["last"] - span["first"]).total_seconds()
+
+
+def latency(wanted: argparse.Namespace) -> Figures:
+    from django.utils import timezone
+
+    from bench.load.models import Eventful
+    from django_ai.automation.workflows.models import StepExecution
+
+    delays = []
+    with cluster():
+        Eventful.objects.create(name="warm up", ready=True)
+        until(lambda: StepExecution.objects.count() == 1, 30)
+        for number in range(wanted.probes):
+            time.sleep(0.05 + number % 17 / 100)
+            saved = timezone.now()
+            probe = Eventful.objects.create(name="probe", ready=True)
+            runs = StepExecution.objects.filter(run__entity_id=str(probe.pk))
+            until(lambda runs=runs: runs.exists(), 10, 0.005)  # type: ignore[misc]
+            delays.append((runs.get().started - saved).total_seconds() * 1000)
+    delays.sort()
+    return {
+        "commit to first step, p50, ms": statistics.median(delays),
+        "commit to first step, p99, ms": delays[min(len(delays) - 1, int(len(delays) * 0.99))],
+    }
+
+
+def timers(wanted: argparse.Namespace) -> Figures:
+    from django_ai.automation import engine
+    from django_ai.automation.workflows.models import StepExecution, WorkflowRun
+
+    with cluster():
+        for number in range(wanted.timers):
+            engine.start("timer", seconds=2 + number * 0.037)
+        until(lambda: WorkflowRun.objects.unfinished().count() == 0, 60)
+    late = []
+    for run in WorkflowRun.objects.all():
+        slept, woke = StepExecution.objects.filter(run=run).order_by("pk")
+        due = slept.finished.timestamp() + run.data["seconds"]
+        late.append((woke.started.timestamp() - due) * 1000)
+    late.sort()
+    return {
+        "timers late, p50, ms": statistics.median(late),
+        "timers late, p99, ms": late[min(len(late) - 1, int(len(late) * 0.99))],
+    }
+
+
+def save_cost(wanted: argparse.Namespace) -> Figures:
+    from bench.load.models import Eventful, Plain
+
+    def timed(work: Callable[[], Any]) -> float:
+        found = []
+        for _ in range(300):
+            started = time.perf_counter()
+            work()
+            found.append((time.perf_counter() - started) * 1000)
+        return statistics.median(found)
+
+    plain, eventful = Plain.objects.create(name="x"), Eventful.objects.create(name="x")
+    return {
+        "save() of a new plain model, ms": timed(lambda: Plain.objects.create(name="x")),
+        "save() of a new model with 2 events, ms": timed(lambda: Eventful.objects.create(name="x")),
+        "save() that changes nothing, plain, ms": timed(plain.save),
+        "save() that changes nothing, 2 events, ms": timed(eventful.save),
+    }
+
+
+def show(figures: Figures) -> None:
+    width = max(map(len, figures))
+    print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores, 2 workers, PostgreSQL, fsync on\n")
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value:>10,.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Settings of the benchmark: PostgreSQL, Q2 with two workers, our broker."""
+
+import os
+
+from tests.databases import postgresql
+
+SECRET_KEY = "benchmark only: 0123456789 0123456789 0123456789 0123456789"
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django_q",
+    "django_ai.automation.queues",
+    "django_ai.automation.events",
+    "django_ai.automation.workflows",
+    "bench.load",
+]
+DATABASES = {"default": {**postgresql(), "CONN_MAX_AGE": 600}}
+DATABASES["default"]["NAME"] = os.environ.get("BENCH_DATABASE", "automation_bench")
+Q_CLUSTER = {
+    "name": "bench",
+    "orm": "default",
+    "broker_class": "django_ai.automation.queues.brokers.OrmBroker",
+    "workers": 2,
+    "timeout": 60,
+    "retry": 90,
+    "poll": 0.2,
+    "log_level": "WARNING",
+    "save_limit": -1,
+}

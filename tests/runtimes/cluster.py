@@ -1,0 +1,79 @@
+"""A real ``qcluster`` for a test: started on the test's own database, watched, and surely stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from django.db import connection
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str, log: Path | None = None) -> Any:
+    """Poll until ``condition`` is true and return what it said; fail after ``seconds``, with the log."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            tail = f"\n{log.read_text()[-6000:]}" if log else ""
+            raise AssertionError(f"{what} did not happen within {seconds} s.{tail}")
+        time.sleep(0.02)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment of a process that works on the database of this test."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "TEST_LIVE_NAME": str(connection.settings_dict["NAME"]),
+        "TEST_EXECUTOR": "q2",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "PYTHONUNBUFFERED": "1",
+        **extra,
+    }
+
+
+def run_script(code: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process of its own, as a web process would: Django is set up."""
+    script = f"import django\ndjango.setup()\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(**extra), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def qcluster(log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a cluster with two workers until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "qcluster"],
+            cwd=ROOT, env=environment(**extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            until(lambda: log.read_text().count("ready for work at") >= 2, 30, "The cluster's start", log)
+            yield process
+        finally:
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a cluster as an operator would; kill what is left of it after a while."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(8)
+    except subprocess.TimeoutExpired:
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(5)

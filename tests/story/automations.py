@@ -1,0 +1,132 @@
+"""What the workers do in the tests of runtimes and faults."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from django_ai.automation import (
+    Retry,
+    complete,
+    event_workflow,
+    get_context,
+    get_wake,
+    goto,
+    idempotency_key,
+    on_event,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
+
+from .models import Mark
+
+
+@on_event("probe_due")
+def mark_due(event):
+    Mark.objects.create(name=f"due:{event.entity.name}")
+
+
+@event_workflow("probe_ready", name="greet")
+class Greet:
+    class Context(BaseModel):
+        probe: str
+
+    @classmethod
+    def create_context(cls, event):
+        return cls.Context(probe=event.entity.name)
+
+    @step(start=True)
+    def first(self):
+        Mark.objects.create(name=f"ready:{self.context.probe}", key=idempotency_key())
+        return complete()
+
+
+@workflow("nap")
+class Nap:
+    class Context(BaseModel):
+        seconds: float
+
+    @step(start=True)
+    def doze(self):
+        if get_wake().reason == "timer":
+            Mark.objects.create(name="nap:awake")
+            return complete()
+        Mark.objects.create(name="nap:asleep")
+        return sleep(timedelta(seconds=self.context.seconds))
+
+
+@workflow("stumble")
+class Stumble:
+    class Context(BaseModel):
+        tries: int = 0
+
+    @step(start=True, retry=Retry(max_attempts=2, base_delay=timedelta(seconds=2)))
+    def trip(self):
+        ctx = get_context()
+        ctx.tries += 1
+        if ctx.tries == 1:
+            raise RuntimeError("the first try stumbles")
+        Mark.objects.create(name="stumble:up")
+        return complete()
+
+
+@workflow("victim")
+class Victim:
+    """Its first try writes, says which process it is, and hangs until it is killed."""
+
+    class Context(BaseModel):
+        flag: str
+        atomic: bool
+
+    @step(start=True)
+    def begin(self):
+        return goto(self.in_transaction if self.context.atomic else self.outside)
+
+    @step()
+    def in_transaction(self):
+        return self._work()
+
+    @step(atomic=False)
+    def outside(self):
+        return self._work()
+
+    def _work(self):
+        flag = Path(self.context.flag)
+        if not flag.exists():
+            Mark.objects.create(name="victim:first", key=idempotency_key())
+            flag.write_text(str(os.getpid()))
+            time.sleep(60)
+        Mark.objects.create(name="victim:done", key=idempotency_key())
+        return complete()
+
+
+@workflow("count")
+class Count:
+    class Context(BaseModel):
+        steps: int
+        done: int = 0
+
+    @step(start=True)
+    def one(self):
+        self.context.done += 1
+        Mark.objects.create(name="count")
+        return complete() if self.context.done >= self.context.steps else goto(self.one)
+
+
+@workflow("listen")
+class Listen:
+    class Context(BaseModel):
+        word: str = ""
+
+    @step(start=True)
+    def hear(self):
+        if get_wake().reason == "signal":
+            Mark.objects.create(name=f"heard:{self.context.word}")
+            return complete()
+        return wait("story:word")

