@@ -127,7 +127,8 @@ def clear() -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             "TRUNCATE automation_workflows_stepexecution, automation_workflows_signal,"
-            " automation_workflows_workflowrun, automation_events_callbackexecution, automation_events_event, load_plain, load_eventful CASCADE"
+            " automation_workflows_workflowrun, automation_events_callbackexecution,"
+            " automation_events_event, load_plain, load_eventful CASCADE"
         )
         cursor.execute("VACUUM ANALYZE")
 

@@ -2,8 +2,8 @@
 
 The first save inserts a PENDING row for each definition (one statement); later saves read them (one statement) and
 write only what changed: a date that moved, a condition that flipped. An immediate event whose condition is true
-becomes due under a lease of this process, and ``occurrence.CommitBatch`` makes it occur after the commit; if the process dies in
-between, the lease runs out and a worker does it.
+becomes due under a lease of this process, and ``occurrence.CommitBatch`` makes it occur after the commit; if the
+process dies in between, the lease runs out and a worker does it.
 
 Django sends ``post_save`` after the statement of a save in autocommit mode has committed. So that event and entity
 commit together, ``save_base`` of models that declare events is wrapped in ``atomic``.

@@ -69,29 +69,13 @@ def offset_key(offset: Offset | None) -> str:
     if not offset:
         return ""
     if isinstance(offset, timedelta):
-        return f"{offset / timedelta(microseconds=1):+.0f}us"
-    parts = {
-        name: getattr(offset, name)
-        for name in (
-            "years",
-            "months",
-            "days",
-            "leapdays",
-            "hours",
-            "minutes",
-            "seconds",
-            "microseconds",
-            "year",
-            "month",
-            "day",
-            "hour",
-            "minute",
-            "second",
-            "microsecond",
-            "weekday",
-        )
-    }
-    return ",".join(f"{name}={value}" for name, value in parts.items() if value)
+        return f"{offset // timedelta(microseconds=1):+d}us"
+    relative = ("years", "months", "days", "leapdays", "hours", "minutes", "seconds", "microseconds")
+    absolute = ("year", "month", "day", "hour", "minute", "second", "microsecond", "weekday")
+    parts = [f"{name}={value:+d}" for name in relative if (value := int(getattr(offset, name)))]
+    # hour=0 means midnight, which is something; hours=0 is nothing.
+    parts += [f"{name}={value}" for name in absolute if (value := getattr(offset, name)) is not None]
+    return ",".join(parts)
 
 
 def check_offset(offset: Any, what: str) -> None:

@@ -1,0 +1,49 @@
+"""Runs, their history and their signals."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.db import models
+from django.http import HttpRequest
+
+from ..queues.admin import HistoryInline, RowAdmin
+from .engine import engine
+from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
+
+
+class StepInline(HistoryInline):
+    model = StepExecution
+    fields = readonly_fields = ("step", "attempt", "started", "finished", "outcome", "wake_reason", "error")
+
+
+@admin.register(WorkflowRun)
+class WorkflowRunAdmin(RowAdmin):
+    list_display = ("id", "name", "status", "current_step", "waits_for", "entity_id", "created_at", "due", "last_line")
+    list_filter = ("status", "name")
+    search_fields = ("=id", "=entity_id", "name")
+    date_hierarchy = "created_at"
+    inlines = (StepInline,)
+    actions = ("resume", "cancel")
+
+    @admin.display(description="waits for")
+    def waits_for(self, run: WorkflowRun) -> str:
+        """Name the one thing that the run needs to go on."""
+        if run.status == WorkflowStatus.SUSPENDED:
+            deadline = f", until {run.wait_deadline:%Y-%m-%d %H:%M:%S}" if run.wait_deadline else ""
+            match = f" with {run.wait_match}" if run.wait_match else ""
+            return f"{run.wait_channel}{match}{deadline}"
+        if run.status == WorkflowStatus.WAITING:
+            return "its date" if run.planned and run.started_at is None else "its timer or next try"
+        return "a person: resume it" if run.status == WorkflowStatus.PARKED else ""
+
+    @admin.action(description="Cancel", permissions=["change"])
+    def cancel(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
+        self.apply(request, rows, lambda run: engine.cancel(run, f"Cancelled by {request.user}."), "Cancelled")
+
+
+@admin.register(Signal)
+class SignalAdmin(RowAdmin):
+    list_display = ("name", "run", "sent_at", "delivered_at", "consumed_at", "due", "last_line")
+    list_filter = ("name",)
+    list_select_related = ("run",)
+    actions = ("resume",)
