@@ -11,7 +11,7 @@ help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml
-	$(PYTHON) tools/venv.py $(VENV) test dev demo
+	$(PYTHON) tools/environment.py $(VENV) test dev demo
 	@touch $@
 
 test: $(INSTALLED)  ## the gate: lint, types, and the tests on every database and Python there is

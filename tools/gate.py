@@ -103,7 +103,7 @@ def newest_python() -> Path | None:
                 == 0
             ):
                 folder = ROOT / f".venv-{version}"
-                subprocess.run([candidate, str(ROOT / "tools" / "venv.py"), str(folder), "test"], check=True)
+                subprocess.run([candidate, str(ROOT / "tools" / "environment.py"), str(folder), "test"], check=True)
                 return folder / "bin" / "python"
     missing_newest = f"no Python of {', '.join(NEWEST)} was found; only {sys.version.split()[0]} was tested"
     print(f"\n== skipped: {missing_newest}", flush=True)

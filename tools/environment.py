@@ -1,6 +1,6 @@
 """Make a virtual environment with this project and the named dependency groups in it.
 
-    python tools/venv.py .venv test dev demo [--django 6.1]
+    python tools/environment.py .venv test dev demo [--django 6.1]
 
 Runs on the bare interpreter that the environment is for.
 """
