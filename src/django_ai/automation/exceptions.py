@@ -44,6 +44,10 @@ class ContextError(AutomationError, ValueError):
     """A Context does not accept the values that it was given."""
 
 
+class PayloadError(ContextError):
+    """What woke a run carries values that its Context does not accept."""
+
+
 class UnknownWorkflowError(AutomationError, LookupError):
     """No workflow has this name."""
 

@@ -61,6 +61,7 @@ def watch(model: type[models.Model]) -> None:
         return
     forget_declarations()
     uid = f"django_ai.automation.recorder:{model._meta.label}"
+    pre_save.connect(refuse_naive_dates, sender=model, dispatch_uid=uid)
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
     if not getattr(model.save_base, "commits_events", False):
@@ -97,6 +98,17 @@ def on_raw_event(sender: Any, instance: Event, raw: bool, using: str, **kwargs: 
     """Let a fixture that holds both entities and events replace what loading the entity recorded."""
     if raw and instance.active_key is not None:
         Event.objects.using(using).filter(active_key=instance.active_key).exclude(pk=instance.pk).delete()
+
+
+def refuse_naive_dates(sender: type[models.Model], instance: models.Model, raw: bool, **kwargs: Any) -> None:
+    """Refuse a date without a time zone before anything is written. Raises ``NaiveDatetimeError``."""
+    if raw:
+        return
+    for declared in declared_on(sender):
+        name = declared.definition.date_field
+        value = instance.__dict__.get(name) if name else None
+        if isinstance(value, datetime):
+            aware(value, f"{sender._meta.label}.{name} of {instance.pk or 'a new row'}")
 
 
 def on_save(

@@ -20,11 +20,12 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..events.models import Event
-from ..exceptions import AutomationError, ContextError, UnknownStepError, UnknownWorkflowError
+from ..exceptions import AutomationError, ContextError, PayloadError, UnknownStepError, UnknownWorkflowError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause
 from ..queues.clock import Clock, shift
 from ..queues.lease import advance, alias_of
+from ..queues.signals import row_parked
 from .context import Current, Wake, WakeReason, dump_context, load_context, merge, running
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow
 from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
@@ -153,6 +154,8 @@ class Walk:
             return False
         if run.status == WorkflowStatus.SUSPENDED:
             settle(run, self.clock)
+        elif run.status == WorkflowStatus.PARKED:
+            row_parked.send(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
 
     def _work(self, entry: Entry) -> Progress:
@@ -204,8 +207,14 @@ class Walk:
             event = Event.objects.filter(pk=run.wake_ref).first()
             payload = (event.payload if event else None) or {}
         fields = {name: value for name, value in payload.items() if name in type(context).model_fields}
+        if run.entity_id and fields.get("entity_id", run.entity_id) != run.entity_id:
+            # Another entity's event woke the run, which does not make that its own.
+            del fields["entity_id"]
         if fields and run.attempt == 0:
-            merge(context, fields, f"The payload that woke {run} ({run.wait_channel})")
+            try:
+                merge(context, fields, f"The payload of {run.wait_channel!r} that woke {run}")
+            except ContextError as error:
+                raise PayloadError(str(error)) from error
         return Wake(entry.reason, payload)
 
     def _common(self, step: StepDefinition) -> dict[str, Any]:
@@ -269,6 +278,10 @@ class Walk:
             except AutomationError as unstorable:
                 text += f"\nWhat the step had changed in its Context is lost: {unstorable}"
         record = self._record(entry, "error", Moment(self.started, now), text)
+        if isinstance(error, PayloadError):
+            # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
+            parked = {"status": WorkflowStatus.PARKED, "error": text, "wake_at": None, "lease": None}
+            return Progress(common | parked, record)
         if changes is not None:
             return Progress(common | {**changes, "error": text}, record)
         final = common | ended(WorkflowStatus.FAILED, text, now) | {"attempt": run.attempt + 1}

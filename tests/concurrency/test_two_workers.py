@@ -1,0 +1,128 @@
+"""Two workers and a web process on the same rows, in threads with connections of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from django_ai.automation import engine
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import advance, claim, disturb, release
+from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
+from tests.app.models import Reservation
+from tests.story.models import Mark, Probe
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def together(*works: Callable[[], object]) -> list[BaseException]:
+    """Run ``works`` at the same time, each in a thread of its own; return what they raised."""
+    barrier, raised = threading.Barrier(len(works)), []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            barrier.wait(10)
+            work()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return raised
+
+
+def test_each_due_row_is_claimed_by_one():
+    for _ in range(40):
+        engine.start("count", steps=1)
+    claimed: list[int] = []
+
+    def take() -> None:
+        while rows := claim(WorkflowRun, timezone.now(), 3):
+            claimed.extend(row.pk for row in rows)
+
+    assert together(take, take, take) == []
+    assert sorted(claimed) == sorted(WorkflowRun.objects.values_list("pk", flat=True))
+
+
+def test_steps_are_kept_once_however_many_workers_there_are():
+    for number in range(20):
+        engine.start("count", steps=3)
+        Probe.objects.create(name=str(number), ready=True)
+    assert together(drain, drain, drain) == []
+    drain()
+    assert Mark.objects.filter(name="count").count() == 60
+    assert Mark.objects.filter(name__startswith="ready:").count() == 20
+    assert StepExecution.objects.exclude(outcome__in=["goto", "complete"]).count() == 0
+    assert WorkflowRun.objects.unfinished().count() == 0
+
+
+def test_one_entity_saved_by_many_has_one_event_of_a_kind():
+    reservation = Reservation.objects.create()
+    Event.objects.all().delete()  # as if the definitions were deployed after the entity was saved
+
+    def confirm() -> None:
+        mine = Reservation.objects.get(pk=reservation.pk)
+        mine.status = "confirmed"
+        mine.save()
+
+    assert together(confirm, confirm, confirm, confirm) == []
+    drain()
+    assert Event.objects.filter(event_name="reservation_confirmed").count() == 1
+    assert Event.objects.filter(event_name="reservation_confirmed", status="processed").count() == 1
+    assert CallbackExecution.objects.count() == 0
+
+
+def test_a_late_write_is_refused():
+    run = engine.start("count", steps=1)
+    (mine,) = claim(WorkflowRun, timezone.now(), 1)
+    later = timezone.now() + timedelta(seconds=60)
+    (thief,) = claim(WorkflowRun, later, 1)
+    assert thief.losses == 1
+    from django_ai.automation.exceptions import LeaseLostError
+
+    with pytest.raises(LeaseLostError):
+        advance(mine, {"status": WorkflowStatus.COMPLETED}, None)
+    assert release(mine, timezone.now()) is False
+    disturb(WorkflowRun.objects.filter(pk=run.pk), status=WorkflowStatus.CANCELLED, wake_at=None)
+    with pytest.raises(LeaseLostError):
+        advance(thief, {"status": WorkflowStatus.COMPLETED})
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.CANCELLED
+
+
+def test_a_row_with_losses_is_claimed_alone_and_parked_after_three():
+    bad, *good = (engine.start("count", steps=1) for _ in range(4))
+    moment = timezone.now()
+    assert len(claim(WorkflowRun, moment, 1)) == 1  # a worker takes one row and dies
+    moment += timedelta(seconds=11)
+    first = claim(WorkflowRun, moment, 10)
+    assert {row.pk for row in first} == {row.pk for row in good}  # the eldest are healthy: they go together
+    for row in first:
+        release(row, moment + timedelta(hours=1))
+    second = claim(WorkflowRun, moment, 10)
+    assert [(row.pk, row.losses) for row in second] == [(bad.pk, 1)]
+    for _ in range(2):
+        moment += timedelta(seconds=11)
+        claim(WorkflowRun, moment, 10)
+    moment += timedelta(seconds=11)
+    WorkflowRun.objects.filter(pk=bad.pk).update(losses=2)
+    drain(moment)
+    bad.refresh_from_db()
+    assert bad.status == WorkflowStatus.PARKED
+    assert "3 workers" in bad.error
+    assert bad.steps.filter(outcome="lost").count() >= 1
+    bad.resume()
+    drain()
+    bad.refresh_from_db()
+    assert bad.status == WorkflowStatus.COMPLETED

@@ -1,0 +1,229 @@
+"""A wait and what it waits for, in every order that two processes can bring them into. Nothing may fall between.
+
+The orders are made, not hoped for: the other side acts at a named point of this side's path.
+"""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+from django_ai.automation import complete, engine, event_workflow, get_wake, step, wait, wait_for_event, workflow
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows import definitions, runner, waits
+from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
+from tests.app.models import Effect, Reservation
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DURING_STEP: list = []
+"""What the other side does while the step that will wait is running."""
+
+
+@pytest.fixture(autouse=True)
+def flows():
+    before = {name: dict(versions) for name, versions in definitions._registry.items()}
+
+    @workflow("race:signal")
+    class ForSignal:
+        class Context(BaseModel):
+            word: str = ""
+
+        @step(start=True)
+        def listen(self):
+            if get_wake().reason == "signal":
+                Effect.objects.create(name=f"heard {self.context.word}")
+                return complete()
+            while DURING_STEP:
+                DURING_STEP.pop()()
+            return wait("race:word")
+
+    @event_workflow("reservation_confirmed", name="race:event")
+    class ForEvent:
+        class Context(BaseModel):
+            docs_ready: bool = False
+
+        @step(start=True)
+        def listen(self):
+            if get_wake().reason == "event":
+                Effect.objects.create(name=f"docs {self.context.docs_ready}")
+                return complete()
+            while DURING_STEP:
+                DURING_STEP.pop()()
+            return wait_for_event("guest_docs_uploaded")
+
+    yield
+    DURING_STEP.clear()
+    definitions._registry.clear()
+    definitions._registry.update(before)
+
+
+def send() -> Signal:
+    return engine.signal("race:word", {"word": "now"})
+
+
+def deliver(signal: Signal) -> None:
+    """Deliver as another worker would, whatever this one is doing."""
+    from django.utils import timezone
+
+    from django_ai.automation.queues.lease import claim
+
+    (mine,) = claim(Signal, timezone.now(), 1)
+    assert mine.pk == signal.pk
+    waits.deliver(mine, timezone.now)
+
+
+def upload(reservation: Reservation) -> None:
+    fresh = Reservation.objects.get(pk=reservation.pk)
+    fresh.docs = True
+    fresh.save()  # occurs and tells at its commit
+
+
+def finish_signal_run(run: WorkflowRun) -> None:
+    drain()
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.COMPLETED
+    assert [effect.name for effect in Effect.objects.all()] == ["heard now"]
+    drain()
+    assert Effect.objects.count() == 1
+
+
+class TestSignals:
+    def test_sent_and_delivered_while_the_step_runs(self):
+        run = engine.start("race:signal")
+        DURING_STEP.append(send)
+        finish_signal_run(run)
+
+    def test_sent_and_delivered_between_registration_and_look(self, monkeypatch):
+        look = waits._in_inbox
+
+        def first_the_signal(run):
+            monkeypatch.setattr(waits, "_in_inbox", look)
+            deliver(send())
+            return look(run)
+
+        monkeypatch.setattr(waits, "_in_inbox", first_the_signal)
+        finish_signal_run(engine.start("race:signal"))
+
+    def test_sent_and_delivered_between_look_and_rest(self, monkeypatch):
+        look = waits._occurrence
+
+        def then_the_signal(run):
+            monkeypatch.setattr(waits, "_occurrence", look)
+            found = look(run)
+            deliver(send())
+            return found
+
+        monkeypatch.setattr(waits, "_occurrence", then_the_signal)
+        finish_signal_run(engine.start("race:signal"))
+
+    def test_sent_before_the_look_and_delivered_after_the_rest(self):
+        run = engine.start("race:signal")
+        drain()
+        run.refresh_from_db()
+        assert run.status == WorkflowStatus.SUSPENDED
+        assert run.wake_at is None
+        deliver(send())
+        finish_signal_run(run)
+
+    def test_the_worker_dies_between_registration_and_look(self, monkeypatch):
+        run = engine.start("race:signal")
+        monkeypatch.setattr(runner, "settle", lambda run, clock: None)
+        drain()
+        monkeypatch.undo()
+        run.refresh_from_db()
+        assert run.status == WorkflowStatus.SUSPENDED
+        assert run.wake_at is not None  # due soon: somebody looks for it
+        drain(run.wake_at)
+        run.refresh_from_db()
+        assert (run.status, run.wake_at, run.lease) == (WorkflowStatus.SUSPENDED, None, None)
+        deliver(send())
+        finish_signal_run(run)
+
+    def test_targeted_between_look_and_rest(self, monkeypatch):
+        run = engine.start("race:signal")
+        look = waits._occurrence
+
+        def then_the_signal(row):
+            monkeypatch.setattr(waits, "_occurrence", look)
+            found = look(row)
+            deliver(engine.signal("race:word", {"word": "now"}, run=run))
+            return found
+
+        monkeypatch.setattr(waits, "_occurrence", then_the_signal)
+        finish_signal_run(run)
+        assert Signal.objects.filter(consumed_at=None).count() == 0
+
+    def test_targeted_taken_by_the_look_is_not_delivered_again(self, monkeypatch):
+        run = engine.start("race:signal")
+        look = waits._in_inbox
+
+        def first_the_signal(row):
+            monkeypatch.setattr(waits, "_in_inbox", look)
+            engine.signal("race:word", {"word": "now"}, run=run)  # committed, its delivery still to come
+            return look(row)
+
+        monkeypatch.setattr(waits, "_in_inbox", first_the_signal)
+        finish_signal_run(run)
+
+
+class TestEvents:
+    def start(self) -> tuple[Reservation, WorkflowRun]:
+        reservation = Reservation.objects.create(status="confirmed")
+        return reservation, WorkflowRun.objects.get(name="race:event")
+
+    def finish(self, run: WorkflowRun) -> None:
+        drain()
+        run.refresh_from_db()
+        assert run.status == WorkflowStatus.COMPLETED
+        assert [effect.name for effect in Effect.objects.all()] == ["docs True"]
+
+    def test_occurs_while_the_step_runs(self):
+        reservation, run = self.start()
+        DURING_STEP.append(lambda: upload(reservation))
+        self.finish(run)
+
+    def test_occurs_between_registration_and_look(self, monkeypatch):
+        reservation, run = self.start()
+        look = waits._in_inbox
+
+        def first_the_event(row):
+            monkeypatch.setattr(waits, "_in_inbox", look)
+            upload(reservation)
+            return look(row)
+
+        monkeypatch.setattr(waits, "_in_inbox", first_the_event)
+        self.finish(run)
+
+    def test_occurs_between_look_and_rest(self, monkeypatch):
+        reservation, run = self.start()
+        look = waits._occurrence
+
+        def then_the_event(row):
+            monkeypatch.setattr(waits, "_occurrence", look)
+            found = look(row)
+            upload(reservation)
+            return found
+
+        monkeypatch.setattr(waits, "_occurrence", then_the_event)
+        self.finish(run)
+
+    def test_the_process_dies_between_occurrence_and_telling(self, monkeypatch):
+        from django_ai.automation.events import occurrence
+        from django_ai.automation.events.models import Event
+
+        reservation, run = self.start()
+        drain()
+        monkeypatch.setattr(occurrence, "_tell", lambda events, clock, late: None)
+        upload(reservation)
+        monkeypatch.undo()
+        event = Event.objects.get(event_name="guest_docs_uploaded")
+        assert (event.status, event.telling) == ("processed", True)
+        drain()
+        run.refresh_from_db()
+        assert run.status == WorkflowStatus.SUSPENDED
+        drain(event.wake_at)
+        drain(event.wake_at)
+        event.refresh_from_db()
+        assert (event.telling, event.wake_at) == (False, None)
+        self.finish(run)
