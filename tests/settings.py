@@ -66,6 +66,8 @@ Q_CLUSTER = {
 }
 if Q_CLUSTER["broker_class"] == "stock":
     del Q_CLUSTER["broker_class"]
+elif str(Q_CLUSTER["broker_class"]).endswith("RedisBroker"):
+    Q_CLUSTER["redis"] = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/5")
 
 AUTOMATION: dict[str, object] = {"EXECUTOR": os.environ.get("TEST_EXECUTOR", "silent")}
 if "TEST_LEASE_SECONDS" in os.environ:

@@ -81,6 +81,11 @@ class Watch:
             self._listener = Listener(alias_of(wakeables()[0]) if wakeables() else "default")
         self._listener.wait(seconds)
 
+    def close(self) -> None:
+        """Close the connection that LISTENs; the next sleep makes it anew."""
+        if self._listener is not None:
+            self._listener.close()
+
 
 class OrmBroker(ORM):  # type: ignore[misc]
     """Q2's ORM broker, and a watch on the automation rows. LISTENs on PostgreSQL."""

@@ -1,0 +1,214 @@
+"""One try of user code: what is kept, what is given back, and what each way of ending costs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError, connection
+from django.utils import timezone
+from pydantic import BaseModel
+
+from django_ai.automation import complete, engine, goto, on_event, step, workflow
+from django_ai.automation.events import callbacks
+from django_ai.automation.events.models import CallbackExecution
+from django_ai.automation.queues import attempt as attempt_module
+from django_ai.automation.queues.database import is_database_failure
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows import definitions
+from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
+from tests.app.models import Effect, Reservation
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+TROUBLE: list[BaseException] = []
+
+
+@pytest.fixture(autouse=True)
+def flows():
+    before = {name: dict(versions) for name, versions in definitions._registry.items()}
+    calls = {name: dict(found) for name, found in callbacks._callbacks.items()}
+
+    @workflow("attempt:atomic")
+    class Atomic:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True)
+        def work(self):
+            self.context.tries += 1
+            Effect.objects.create(name="written")
+            if TROUBLE:
+                raise TROUBLE.pop()
+            return complete()
+
+    @workflow("attempt:quiet")
+    class Quiet:
+        """A step that touches no table: on PostgreSQL its commit is one statement without BEGIN."""
+
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def one(self):
+            return goto(self.two)
+
+        @step()
+        def two(self):
+            return complete()
+
+    yield
+    TROUBLE.clear()
+    definitions._registry.clear()
+    definitions._registry.update(before)
+    callbacks._callbacks.clear()
+    callbacks._callbacks.update(calls)
+
+
+def database_trouble() -> OperationalError:
+    """Return an error as this database raises it when somebody else is in the way."""
+    if connection.vendor == "postgresql":
+        from psycopg.errors import DeadlockDetected
+
+        error = OperationalError("deadlock detected")
+        error.__cause__ = DeadlockDetected("deadlock detected")
+        return error
+    return OperationalError("database is locked")
+
+
+def test_trouble_of_the_database_costs_no_try():
+    run = engine.start("attempt:atomic")
+    TROUBLE.append(database_trouble())
+    now = timezone.now()
+    drain(now)
+    run.refresh_from_db()
+    assert (run.status, run.attempt, run.lease, run.losses) == (WorkflowStatus.RUNNING, 0, None, 0)
+    assert run.data == {"tries": 0}
+    assert Effect.objects.count() == 0
+    assert run.wake_at > now  # a short pause, for the trouble to pass
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.COMPLETED
+    assert [each.outcome for each in run.steps.all()] == ["complete"]
+
+
+def test_a_fault_of_the_user_in_sql_is_an_ordinary_failure():
+    run = engine.start("attempt:atomic")
+    now = timezone.now()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT nothing FROM nowhere")
+    except Exception as error:
+        assert not is_database_failure(error, connection)
+        TROUBLE.append(error)
+    drain(now)
+    run.refresh_from_db()
+    assert (run.status, run.attempt) == (WorkflowStatus.WAITING, 1)
+    assert run.data == {"tries": 1}
+    assert Effect.objects.count() == 0
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+def test_the_end_of_the_process_gives_the_row_back(end):
+    run = engine.start("attempt:atomic")
+    TROUBLE.append(end())
+    with pytest.raises(end):
+        drain()
+    run.refresh_from_db()
+    assert (run.lease, run.attempt, run.losses) == (None, 0, 0)
+    assert Effect.objects.count() == 0
+    drain()
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.COMPLETED
+    assert Effect.objects.count() == 1
+
+
+def test_a_commit_whose_answer_was_lost_is_not_overwritten(monkeypatch):
+    """The commit went through, and the connection broke before the worker heard of it."""
+    run = engine.start("attempt:atomic")
+    original = attempt_module._run
+
+    def answer_lost(*arguments):
+        original(*arguments)
+        raise database_trouble()
+
+    monkeypatch.setattr(attempt_module, "_run", answer_lost)
+    drain()
+    monkeypatch.undo()
+    drain(timezone.now() + timedelta(seconds=30))
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.COMPLETED
+    assert Effect.objects.count() == 1
+    assert [each.outcome for each in run.steps.all()] == ["complete"]
+
+
+def test_a_lease_that_was_lost_during_the_step_keeps_nothing():
+    run = engine.start("attempt:atomic")
+
+    class Cancelling(Exception):
+        pass
+
+    seen = []
+    original = Effect.objects.create
+
+    def cancel_meanwhile(**values):
+        if not seen:
+            seen.append(1)
+            # What an admin's click does, while the step is under way. (Here in the step's own transaction: it is rolled
+            # back with it, and the write of the step must still be refused.)
+            engine.cancel(run.pk, "changed my mind")
+        return original(**values)
+
+    Effect.objects.create = cancel_meanwhile  # type: ignore[method-assign]
+    try:
+        drain()
+    finally:
+        del Effect.objects.create
+    assert Effect.objects.count() == 0
+    run.refresh_from_db()
+    assert run.steps.count() == 0
+
+
+def test_a_step_without_queries_commits_with_its_history():
+    run = engine.start("attempt:quiet")
+    drain()
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.COMPLETED
+    assert [(each.step, each.outcome) for each in run.steps.all()] == [("one", "goto"), ("two", "complete")]
+
+
+def test_on_commit_hooks_of_a_step_run_after_its_progress():
+    from django.db import transaction
+
+    seen = []
+
+    @on_event("reservation_confirmed", name="attempt:hook")
+    def hook(event):
+        transaction.on_commit(lambda: seen.append(CallbackExecution.objects.get(callback="attempt:hook").status))
+
+    Reservation.objects.create(status="confirmed")
+    drain()
+    assert seen == ["completed"]
+
+
+def test_an_engine_error_on_one_row_does_not_stop_the_others(monkeypatch):
+    bad, good = engine.start("attempt:quiet"), engine.start("attempt:quiet")
+    original = WorkflowRun.perform
+
+    def perform(self, clock):
+        if self.pk == bad.pk:
+            raise ZeroDivisionError("a bug of the engine")
+        original(self, clock)
+
+    monkeypatch.setattr(WorkflowRun, "perform", perform)
+    drain()
+    good.refresh_from_db()
+    bad.refresh_from_db()
+    assert good.status == WorkflowStatus.COMPLETED
+    assert bad.lease is not None  # its lease runs out, the loss is counted, and after three it is parked
+    moment = bad.wake_at
+    for _ in range(3):
+        drain(moment)
+        moment += timedelta(seconds=11)
+    bad.refresh_from_db()
+    assert bad.status == WorkflowStatus.PARKED

@@ -1,0 +1,330 @@
+"""Executors, brokers, schedules and tasks: how a worker hears that something is due, without a worker."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import call_command
+from django.db import OperationalError, connection, transaction
+from django.utils import timezone
+from django_q.conf import Conf
+from django_q.models import OrmQ, Schedule
+from django_q.signing import SignedPackage
+
+from django_ai.automation import engine
+from django_ai.automation.exceptions import SettingsError
+from django_ai.automation.queues import brokers, executor, heartbeat, tasks
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.executor import InlineExecutor, SilentExecutor, get_executor, ring_after_commit
+from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.q2 import DOORBELL, RECONCILE, Q2Executor, doorbell_timeout
+from django_ai.automation.queues.schedules import SCHEDULES, install_schedules
+from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
+from tests.story.models import Mark, Probe
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Counting:
+    def __init__(self):
+        self.rings = 0
+
+    def ring(self, alias):
+        self.rings += 1
+
+
+@pytest.fixture
+def bell():
+    counting = Counting()
+    executor.set_executor(counting)
+    yield counting
+    executor.set_executor(None)
+
+
+class TestExecutors:
+    def test_rings_once_a_commit_however_much_became_due(self, bell):
+        with transaction.atomic():
+            for _ in range(5):
+                engine.start("count", steps=1)
+            assert bell.rings == 0
+        assert bell.rings == 1
+
+    def test_does_not_ring_for_what_was_rolled_back(self, bell):
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            engine.start("count", steps=1)
+            raise ZeroDivisionError
+        assert bell.rings == 0
+
+    def test_rings_for_the_rest_when_a_savepoint_was_rolled_back(self, bell):
+        with transaction.atomic():
+            with pytest.raises(ZeroDivisionError), transaction.atomic():
+                engine.start("count", steps=1)
+                raise ZeroDivisionError
+            engine.start("count", steps=1)
+        assert bell.rings == 1
+        assert WorkflowRun.objects.count() == 1
+
+    def test_a_broken_executor_breaks_no_request(self, caplog):
+        class Broken:
+            def ring(self, alias):
+                raise OSError("the broker is down")
+
+        executor.set_executor(Broken())
+        try:
+            run = engine.start("count", steps=1)
+        finally:
+            executor.set_executor(None)
+        assert "could not be rung" in caplog.text
+        drain()
+        run.refresh_from_db()
+        assert run.status == WorkflowStatus.COMPLETED
+
+    def test_inline_performs_at_the_commit(self, settings):
+        settings.AUTOMATION = {"EXECUTOR": "inline"}
+        assert isinstance(get_executor(), InlineExecutor)
+        with transaction.atomic():
+            Probe.objects.create(name="inline", ready=True)
+            assert Mark.objects.count() == 0
+        assert Mark.objects.get().name == "ready:inline"
+
+    def test_settings_name_the_executor(self, settings):
+        settings.AUTOMATION = {"EXECUTOR": "silent"}
+        assert isinstance(get_executor(), SilentExecutor)
+        settings.AUTOMATION = {}
+        assert isinstance(get_executor(), Q2Executor)
+        settings.AUTOMATION = {"EXECUTOR": "nowhere.Executor"}
+        with pytest.raises(SettingsError, match=r"nowhere\.Executor"):
+            get_executor()
+
+    def test_q2_in_sync_mode_performs_at_once(self, monkeypatch):
+        monkeypatch.setattr(Conf, "SYNC", True)
+        run = engine.start("count", steps=1)
+        Q2Executor().ring("default")
+        run.refresh_from_db()
+        assert run.status == WorkflowStatus.COMPLETED
+
+    def test_q2_with_a_stock_broker_queues_a_task_without_arguments(self, monkeypatch):
+        monkeypatch.setattr(Conf, "BROKER_CLASS", None)
+        monkeypatch.setattr(Conf, "ORM", "default")
+        Q2Executor().ring("default")
+        task = SignedPackage.loads(OrmQ.objects.get().payload)
+        assert (task["func"], task["args"], task["kwargs"], task["save"]) == (DOORBELL, (), {}, False)
+        assert task["timeout"] == doorbell_timeout() > 300
+
+    def test_q2_with_our_broker_queues_nothing(self):
+        Q2Executor().ring("default")
+        assert OrmQ.objects.count() == 0
+
+    def test_outside_a_transaction_it_rings_at_once(self, bell):
+        ring_after_commit("default")
+        assert bell.rings == 1
+
+
+@pytest.fixture
+def broker(monkeypatch):
+    monkeypatch.setattr(Conf, "POLL", 0.05)
+    found = brokers.OrmBroker(list_key="automation-tests")
+    (greeting,) = found.dequeue()
+    assert SignedPackage.loads(greeting[1])["func"] == RECONCILE
+    yield found
+    found.watch.close()
+
+
+class TestOrmBroker:
+    def test_sleeps_while_nothing_is_due(self, broker):
+        started = time.monotonic()
+        assert broker.dequeue() is None
+        assert time.monotonic() - started >= 0.045
+
+    def test_hands_out_a_doorbell_that_was_never_stored(self, broker):
+        engine.start("count", steps=1)
+        ((ack, package),) = broker.dequeue()
+        assert ack is None
+        assert SignedPackage.loads(package)["func"] == DOORBELL
+        assert OrmQ.objects.count() == 0
+
+    def test_wakes_for_a_timer_before_its_next_poll(self, broker, monkeypatch):
+        monkeypatch.setattr(Conf, "POLL", 5)
+        WorkflowRun.objects.create(name="count", wake_at=timezone.now() + timedelta(seconds=0.15))
+        started = time.monotonic()
+        while not broker.dequeue():
+            assert time.monotonic() - started < 3
+        assert 0.1 < time.monotonic() - started < 2
+
+    def test_hands_out_doorbells_ever_more_slowly_while_work_stays_due(self, broker):
+        engine.start("count", steps=1)
+        bells, started = 0, time.monotonic()
+        while time.monotonic() - started < 0.5:
+            bells += len(broker.dequeue() or ())
+        assert 3 <= bells <= 10
+
+    def test_hands_out_the_projects_own_tasks(self, broker):
+        from django_q.tasks import async_task
+
+        async_task("builtins.print", "hello", broker=broker)
+        ((ack, package),) = broker.dequeue()
+        assert ack == OrmQ.objects.get().pk
+        assert SignedPackage.loads(package)["func"] == "builtins.print"
+        assert broker.dequeue() is None  # it is locked until it is acknowledged
+        broker.acknowledge(ack)
+        assert OrmQ.objects.count() == 0
+
+    def test_catches_what_the_database_throws(self, broker, monkeypatch, caplog):
+        def broken():
+            raise OperationalError("server closed the connection unexpectedly")
+
+        monkeypatch.setattr(brokers, "due_times", broken)
+        assert broker.dequeue() is None
+        assert "tries again" in caplog.text
+        monkeypatch.undo()
+        engine.start("count", steps=1)
+        assert broker.dequeue()
+
+    def test_survives_pickling_as_spawned_processes_need(self, broker):
+        import pickle
+
+        copy = pickle.loads(pickle.dumps(broker))
+        engine.start("count", steps=1)
+        assert copy.dequeue()
+        assert "automation rows" in copy.info()
+
+
+class TestRedisBroker:
+    @pytest.fixture
+    def redis_broker(self, monkeypatch):
+        redis = pytest.importorskip("redis")
+        monkeypatch.setattr(Conf, "POLL", 0.05)
+        monkeypatch.setattr(Conf, "REDIS", "redis://127.0.0.1:6379/5")
+        found = brokers.RedisBroker(list_key="automation-tests")
+        try:
+            found.ping()
+        except redis.ConnectionError:
+            pytest.skip("no Redis answers on 127.0.0.1:6379")
+        found.delete_queue()
+        yield found
+        found.delete_queue()
+
+    def test_hands_out_doorbells_and_tasks(self, redis_broker):
+        from django_q.tasks import async_task
+
+        assert SignedPackage.loads(redis_broker.dequeue()[0][1])["func"] == RECONCILE
+        assert redis_broker.dequeue() is None
+        engine.start("count", steps=1)
+        assert SignedPackage.loads(redis_broker.dequeue()[0][1])["func"] == DOORBELL
+        drain()
+        async_task("builtins.print", broker=redis_broker)
+        assert SignedPackage.loads(redis_broker.dequeue()[0][1])["func"] == "builtins.print"
+        assert "automation rows" in redis_broker.info()
+
+    def test_works_on_when_redis_is_down(self, monkeypatch):
+        pytest.importorskip("redis")
+        monkeypatch.setattr(Conf, "POLL", 0.05)
+        monkeypatch.setattr(Conf, "REDIS", "redis://127.0.0.1:1/0")
+        broker = brokers.RedisBroker(list_key="automation-tests")
+        assert broker.dequeue()  # the greeting
+        assert broker.dequeue() is None
+        engine.start("count", steps=1)
+        assert SignedPackage.loads(broker.dequeue()[0][1])["func"] == DOORBELL
+
+
+class TestSchedules:
+    def test_migrate_installs_the_three_of_the_guide(self):
+        call_command("migrate", verbosity=0, stdout=StringIO())
+        found = {schedule.name: schedule for schedule in Schedule.objects.all()}
+        assert set(found) == {"Workflows: process_scheduled", "Events: poll_due", "Events: cleanup_old"}
+        assert (found["Workflows: process_scheduled"].minutes, found["Events: poll_due"].minutes) == (1, 5)
+        assert found["Events: cleanup_old"].schedule_type == Schedule.DAILY
+        for schedule in found.values():
+            assert callable(getattr(tasks, schedule.func.rpartition(".")[2]))
+
+    def test_is_idempotent_and_keeps_what_an_operator_set(self):
+        install_schedules(using="default")
+        Schedule.objects.filter(name="Events: poll_due").update(minutes=2, func="old.place")
+        Schedule.objects.create(name="Events: poll_due", func="a.double")
+        install_schedules(using="default")
+        schedule = Schedule.objects.get(name="Events: poll_due")
+        assert (schedule.minutes, schedule.func) == (2, SCHEDULES[1][1])
+        assert Schedule.objects.count() == 3
+
+    def test_can_be_switched_off(self, settings):
+        Schedule.objects.all().delete()
+        settings.SKIP_Q2_AUTOSCHEDULE = True
+        install_schedules(using="default")
+        assert Schedule.objects.count() == 0
+
+
+class TestTasks:
+    def test_process_scheduled_performs_what_is_due(self):
+        run = engine.start("count", steps=2)
+        assert tasks.process_scheduled() >= 1
+        run.refresh_from_db()
+        assert run.status == WorkflowStatus.COMPLETED
+
+    def test_a_share_that_is_used_up_rings_for_the_rest(self, settings, bell):
+        settings.AUTOMATION = {"DRAIN_BUDGET": timedelta(microseconds=1)}
+        for _ in range(3):
+            engine.start("count", steps=1)
+        before = bell.rings
+        assert tasks.drain_due() == 1
+        assert bell.rings == before + 1
+        assert WorkflowRun.objects.filter(lease=None).exclude(wake_at=None).count() == 2
+
+    def test_cleanup_removes_what_is_over_and_keeps_what_once_only_needs(self):
+        from django_ai.automation.events.models import Event
+
+        kept = Probe.objects.create(name="kept", ready=True)
+        gone = Probe.objects.create(name="gone", ready=True)
+        by_hand = engine.start("count", steps=1)
+        drain()
+        gone.delete()
+        later = timezone.now() + timedelta(days=31)
+        assert tasks.cleanup_old(timezone.now()) == 0
+        assert tasks.cleanup_old(later) > 0
+        assert not WorkflowRun.objects.filter(pk=by_hand.pk).exists()
+        assert set(Event.objects.values_list("entity_id", flat=True)) == {str(kept.pk)}
+        kept.save()
+        drain()
+        assert Mark.objects.filter(name="ready:kept").count() == 1
+
+
+class TestHeartbeat:
+    def test_renews_what_was_started_and_gives_back_what_was_not(self):
+        for _ in range(3):
+            engine.start("count", steps=1)
+        rows = claim(WorkflowRun, timezone.now(), 3)
+        hands = heartbeat.Hands()
+        hands.hold(list(rows))
+        assert hands.start(rows[0])
+        hands.keep_for(timedelta(minutes=5))
+        before = WorkflowRun.objects.get(pk=rows[0].pk).wake_at
+        time.sleep(0.01)
+        hands.beat()
+        assert WorkflowRun.objects.get(pk=rows[0].pk).wake_at > before
+        for row in rows[1:]:
+            assert hands.start(row) is False
+            assert WorkflowRun.objects.get(pk=row.pk).lease is None
+
+    def test_stops_after_the_timeout(self):
+        engine.start("count", steps=1)
+        (row,) = claim(WorkflowRun, timezone.now(), 1)
+        hands = heartbeat.Hands()
+        hands.hold([row])
+        hands.start(row)
+        hands.keep_for(timedelta(0))
+        before = WorkflowRun.objects.get(pk=row.pk).wake_at
+        hands.beat()
+        assert WorkflowRun.objects.get(pk=row.pk).wake_at == before
+
+
+def test_sqlite_connections_are_made_fit_for_several_writers():
+    if connection.vendor != "sqlite":
+        pytest.skip("only SQLite needs it")
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA journal_mode")
+        assert cursor.fetchone() == ("wal",)
+        cursor.execute("PRAGMA busy_timeout")
+        assert cursor.fetchone() == (20000,)
+    assert connection.transaction_mode == "IMMEDIATE"
