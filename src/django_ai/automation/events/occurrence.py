@@ -28,6 +28,7 @@ from ..exceptions import DefinitionError, LeaseLostError, UnknownEventError
 from ..queues.attempt import trace_of
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
+from ..queues.heartbeat import keep_lease_for
 from ..queues.jsontext import encode
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
 from ..queues.signals import row_parked
@@ -89,6 +90,7 @@ class Reading:
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
     """Do what the events are due for. Their leases must be in the caller's hand."""
+    keep_lease_for(conf().STEP_TIMEOUT)
     now = clock()
     readings = list(_read_all(events, now))
     untold = [event for event in events if event.telling]

@@ -31,10 +31,10 @@ def doorbell(func: str = DOORBELL) -> str:
     from django_q.humanhash import uuid
     from django_q.signing import SignedPackage
 
-    name, tag = uuid()
+    _, tag = uuid()
     task: dict[str, Any] = {
         "id": tag,
-        "name": name,
+        "name": "automations",
         "func": func,
         "args": (),
         "kwargs": {},
