@@ -87,6 +87,11 @@ class Declared:
     owner: type[models.Model]
     label: str
 
+    def pk_of(self, entity: models.Model) -> Any:
+        """Return the owner's primary key of ``entity``, which may be of a child class with a table of its own."""
+        link = entity._meta.get_ancestor_link(self.owner)
+        return entity.pk if link is None else getattr(entity, link.attname)
+
 
 def listed(model: type[models.Model]) -> list[EventDefinition]:
     """Return what ``model.events`` lists. A relation or manager of that name is not meant, and gives nothing."""

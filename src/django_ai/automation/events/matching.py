@@ -131,15 +131,29 @@ def entity_keys(event_name: str, entity: models.Model | None, shapes: Iterable[s
 
 
 def _read(entity: Any, lookup: str) -> Any:
-    value = entity
-    for name in lookup.split("__"):
+    value, names = entity, lookup.split("__")
+    for number, name in enumerate(names):
         if value is None:
             return None
-        if name == "pk":
-            value = value.pk
-        else:
-            value = getattr(value, name)
+        key = _foreign_key(value, name, names[number + 1 :])
+        if key is not None:
+            return getattr(value, key)
+        value = value.pk if name == "pk" else getattr(value, name)
     return value.pk if isinstance(value, models.Model) else value
+
+
+def _foreign_key(entity: Any, name: str, rest: list[str]) -> str | None:
+    """Return the column that answers ``name`` and the ``rest`` of a lookup without a query: the relation's own."""
+    if not isinstance(entity, models.Model) or name == "pk":
+        return None
+    try:
+        field: Any = entity._meta.get_field(name)
+    except FieldDoesNotExist:
+        return None
+    if not (field.is_relation and field.concrete) or field.many_to_many:
+        return None
+    asks_for_key = not rest or rest == ["pk"] or rest == [field.target_field.name]
+    return str(field.attname) if asks_for_key else None
 
 
 def resolve_field(model: type[models.Model], lookup: str) -> Any:
@@ -181,7 +195,8 @@ def canonical(value: Any) -> str:
         return f"bool:{value}"
     if isinstance(value, int | float | Decimal):
         number = Decimal(str(value))
-        return f"number:{number.normalize():f}" if number.is_finite() else f"number:{number}"
+        # Adding zero makes one of 0 and -0.
+        return f"number:{number.normalize() + 0:f}" if number.is_finite() else f"number:{number}"
     if isinstance(value, datetime):
         moment = value.astimezone(UTC) if value.tzinfo else value
         return f"datetime:{moment.isoformat()}"

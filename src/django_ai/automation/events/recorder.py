@@ -158,9 +158,12 @@ def record(
 
 def _wanted(entity: models.Model, raw: bool, update_fields: Any) -> Iterator[Wanted]:
     deferred = entity.get_deferred_fields()
+    entity = _as_saved(entity)
     for declared in declared_on(type(entity)):
+        if raw and declared.owner._meta.concrete_model is not entity._meta.concrete_model:
+            continue  # a fixture holds the parent's row by itself, and this instance none of its columns
         definition, error, armed = declared.definition, "", False
-        pk = getattr(entity, declared.owner._meta.pk.attname)
+        pk = declared.pk_of(entity)
         at: Any = None
         name = definition.date_field
         if name is not None:
@@ -177,11 +180,16 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any) -> Iterator[Wan
         yield Wanted(declared, str(pk), at, armed, error)
 
 
+def _as_saved(entity: models.Model) -> models.Model:
+    """Return the entity with values where the save left expressions: of ``F("count") + 1`` only the database knows."""
+    if any(hasattr(value, "resolve_expression") for value in entity.__dict__.values()):
+        return type(entity)._base_manager.using(entity._state.db).get(pk=entity.pk)
+    return entity
+
+
 def _date_of(entity: models.Model, name: str) -> datetime | None:
     field = entity._meta.get_field(name)
     value = getattr(entity, name)
-    if hasattr(value, "resolve_expression"):  # F("checkin_at") + ...: only the database knows
-        value = type(entity)._base_manager.using(entity._state.db).values_list(name, flat=True).get(pk=entity.pk)
     if value is None:
         return None
     what = f"{entity._meta.label}.{name} of {entity.pk}"
@@ -283,7 +291,7 @@ def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) ->
     definition = wanted.declared.definition
     if not definition.is_scheduled and row.armed and row.at is None and row.status == EventStatus.PENDING:
         row.at = now
-    if row.depth > conf().MAX_DEPTH and row.status == EventStatus.PENDING and row.armed:
+    if row.depth > conf().MAX_DEPTH and row.status == EventStatus.PENDING and row.armed and row.at is not None:
         row.status = EventStatus.PARKED
         row.error = (
             f"{EventStormError.__name__}: {row} is number {row.depth} in a chain of events that cause each other "
@@ -335,6 +343,9 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
         row.caused_by, row.depth = (cause.label, cause.depth) if cause else ("", 0)
         if row.status == EventStatus.PENDING and not definition.is_scheduled:
             at = now
+    too_late = definition.is_scheduled and at is not None and at + definition.grace < now
+    if row.status == EventStatus.PENDING and too_late and wanted.armed and not row.armed:
+        row.status, row.error = EventStatus.EXPIRED, "Its condition turned true only after its grace."
     if row.status == EventStatus.EXPIRED and at is not None and at != row.at and at + definition.grace >= now:
         # It never occurred, and its date was moved to where it still may.
         row.status, row.error = EventStatus.PENDING, ""
@@ -360,10 +371,7 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
     """Cancel what is pending, keep a snapshot, and free the keys: the same primary key may come again."""
     refuse_other_database(sender, using)
     now = timezone.now()
-    keys = {
-        active_key(each.label, getattr(instance, each.owner._meta.pk.attname), each.definition.name): each
-        for each in declared_on(sender)
-    }
+    keys = {active_key(each.label, each.pk_of(instance), each.definition.name): each for each in declared_on(sender)}
     rows = list(Event.objects.filter(active_key__in=keys))
     if rows:
         snapshot = take_snapshot(instance)
@@ -383,8 +391,6 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
         for listener in listeners():
             listener.withdrawn(rows, now)
         ring_after_commit(using)
-    for label, entity_id in {
-        (each.label, str(getattr(instance, each.owner._meta.pk.attname))) for each in keys.values()
-    }:
+    for label, entity_id in {(each.label, str(each.pk_of(instance))) for each in keys.values()}:
         for listener in listeners():
             listener.entity_deleted(label, entity_id, now)

@@ -1,0 +1,73 @@
+"""What every test may use: a stopped clock, a worker, and registries that forget what the test declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.utils import timezone
+
+from django_ai.automation.events import callbacks
+from django_ai.automation.events import definitions as event_definitions
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows import definitions as workflow_definitions
+
+
+class StoppedClock:
+    """``timezone.now`` of the whole process, which stands until the test moves it."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def tick(self, by: timedelta) -> datetime:
+        self.now += by
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    """Stop the clock at noon (UTC) of a Monday in winter."""
+    stopped = StoppedClock(datetime(2030, 1, 7, 12, tzinfo=UTC))
+    monkeypatch.setattr(timezone, "now", stopped)
+    return stopped
+
+
+@pytest.fixture
+def work() -> Callable[..., int]:
+    """Perform all that is due, as a worker does: ``work()`` now, ``work(moment)`` at another moment."""
+
+    def perform(now: datetime | None = None) -> int:
+        return drain(now)
+
+    return perform
+
+
+@pytest.fixture(autouse=True)
+def own_definitions() -> Iterator[None]:
+    """Forget the workflows and callbacks that a test declares, and bring back those that it took away."""
+    heard = {event: dict(found) for event, found in callbacks._callbacks.items()}
+    flows = {name: dict(versions) for name, versions in workflow_definitions._registry.items()}
+    yield
+    for callback in callbacks.all_callbacks():
+        callbacks.unregister(callback)
+    callbacks._callbacks.update(heard)
+    for definition in workflow_definitions.all_workflows():
+        workflow_definitions.unregister(definition)
+    workflow_definitions._registry.update(flows)
+
+
+@pytest.fixture
+def declare(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``declare(Model, definition, ...)``: give a model that declares events other ones, for one test."""
+
+    def replace(model: type, *definitions: object) -> None:
+        monkeypatch.setattr(model, "events", list(definitions))
+        event_definitions.forget_declarations()
+
+    yield replace
+    monkeypatch.undo()
+    event_definitions.forget_declarations()

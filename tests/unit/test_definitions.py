@@ -1,0 +1,292 @@
+"""What events, callbacks and workflows refuse when they are declared: at import, with the name and the fix."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from pydantic import BaseModel
+
+from django_ai.automation.events import callbacks
+from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
+from django_ai.automation.events.definitions import EventDefinition
+from django_ai.automation.exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
+from django_ai.automation.workflows import definitions
+from django_ai.automation.workflows.core import Retry, complete, event_workflow, on_fail, step, workflow
+
+
+class Empty(BaseModel):
+    pass
+
+
+def flow(name="Flow", **attributes):
+    """Return a class that would be a workflow, with ``attributes`` of its own."""
+
+    @step(start=True)
+    def begin(self):
+        return complete()
+
+    return type(name, (), {"Context": Empty, "begin": begin, **attributes})
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"name": ""}, "''"),
+        ({"name": "  "}, "name"),
+        ({"name": None}, "None"),
+        ({"name": "x" * 201}, "200"),
+        ({"name": "a", "condition": True}, "condition=True"),
+        ({"name": "a", "payload": {"x": 1}}, "payload="),
+        ({"name": "a", "date_field": 5}, "date_field=5"),
+        ({"name": "a", "date_field": ""}, "date_field=''"),
+        ({"name": "a", "date_field": "at", "grace": 3600}, "grace=3600"),
+        ({"name": "a", "date_field": "at", "grace": timedelta(-1)}, "grace="),
+        ({"name": "a", "grace": timedelta(1)}, "date_field"),
+    ],
+)
+def test_event_definitions_refuse_nonsense(arguments, named):
+    with pytest.raises(DefinitionError) as raised:
+        EventDefinition(**arguments)
+    assert named in str(raised.value)
+
+
+def test_the_default_grace_is_a_day_and_a_setting(settings):
+    assert EventDefinition("a", date_field="at").grace == timedelta(hours=24)
+    settings.AUTOMATION = {**settings.AUTOMATION, "GRACE": timedelta(hours=2)}
+    assert EventDefinition("a", date_field="at").grace == timedelta(hours=2)
+    assert EventDefinition("a", date_field="at", grace=timedelta(0)).grace == timedelta(0)
+
+
+# -- callbacks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decorator", [on_event, on_event_created, on_event_cancelled])
+@pytest.mark.parametrize("name", ["", None, 5])
+def test_a_callback_names_an_event(decorator, name):
+    with pytest.raises(DefinitionError, match=decorator.__name__):
+        decorator(name)
+
+
+def test_a_callback_without_parentheses_is_refused_with_the_fix():
+    with pytest.raises(DefinitionError, match=r'as in @on_event\("'):
+
+        @on_event
+        def forgot(event):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"offset": 60}, "offset=60"),
+        ({"retry": 3}, "retry=3"),
+        ({"timeout": 30}, "timeout"),
+        ({"timeout": timedelta(0)}, "timeout"),
+        ({"name": "x" * 251}, "250"),
+    ],
+)
+def test_callbacks_refuse_nonsense(arguments, named):
+    with pytest.raises(DefinitionError) as raised:
+        on_event("a", **arguments)(lambda event: None)
+    assert named in str(raised.value)
+
+
+def test_two_functions_of_one_name_on_one_event_are_refused():
+    on_event("a", name="greet")(lambda event: None)
+    with pytest.raises(DefinitionError, match="'greet'"):
+
+        @on_event("a", name="greet")
+        def other(event):
+            pass
+
+
+def test_one_function_may_listen_to_several_events_and_offsets():
+    @on_event("a")
+    @on_event("a", offset=timedelta(hours=1))
+    @on_event("b")
+    def listen(event):
+        pass
+
+    mine = [each for each in callbacks.all_callbacks() if each.function is listen]
+    assert sorted((each.event_name, each.beat) for each in mine) == [("a", ""), ("a", "+3600000000us"), ("b", "")]
+    assert listen(None) is None  # the function is still itself
+
+
+# -- workflows ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_start_steps_are_refused_by_name():
+    @step(start=True)
+    def second(self):
+        return complete()
+
+    with pytest.raises(DefinitionError) as raised:
+        workflow("w")(flow(second=second))
+    assert "'begin'" in str(raised.value)
+    assert "'second'" in str(raised.value)
+
+
+def test_no_start_step_is_refused():
+    @step()
+    def begin(self):
+        return complete()
+
+    with pytest.raises(DefinitionError, match="none is"):
+        workflow("w")(flow(begin=begin))
+
+
+@pytest.mark.parametrize("context", [None, dict, BaseModel.__new__, Empty()])
+def test_a_context_is_a_pydantic_model(context):
+    with pytest.raises(DefinitionError, match="Pydantic"):
+        workflow("w")(flow(Context=context))
+
+
+def test_a_workflow_has_a_context():
+    @step(start=True)
+    def begin(self):
+        return complete()
+
+    with pytest.raises(DefinitionError, match="Pydantic"):
+        workflow("w")(type("Bare", (), {"begin": begin}))
+
+
+@pytest.mark.parametrize("name", ["", None, 5])
+def test_a_workflow_has_a_name(name):
+    with pytest.raises(DefinitionError, match="name"):
+        workflow(name)
+    with pytest.raises(DefinitionError, match="name"):
+        event_workflow(name)
+
+
+def test_without_parentheses_a_workflow_is_refused():
+    with pytest.raises(DefinitionError, match="name"):
+        workflow(flow())
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"default_retry": 3}, {"version": ""}, {"version": None}, {"version": 1.5}, {"version": "x" * 51}]
+)
+def test_workflows_refuse_nonsense(arguments):
+    with pytest.raises(DefinitionError):
+        workflow("w", **arguments)(flow())
+
+
+@pytest.mark.parametrize("offset", [60, "1h"])
+def test_an_offset_is_a_timedelta(offset):
+    with pytest.raises(DefinitionError, match="offset"):
+        event_workflow("a", offset=offset)
+
+
+@pytest.mark.parametrize("arguments", [{"retry": 3}, {"timeout": 30}, {"timeout": timedelta(0)}])
+def test_steps_refuse_nonsense(arguments):
+    with pytest.raises(DefinitionError):
+        step(**arguments)(lambda self: None)
+
+
+def test_a_step_is_a_plain_function():
+    async def later(self):
+        return complete()
+
+    def several(self):
+        yield complete()
+
+    for method in (later, several, 5, len):
+        with pytest.raises(DefinitionError):
+            step(start=True)(method)
+
+
+def test_only_one_method_hears_of_failure():
+    with pytest.raises(DefinitionError, match="on_fail"):
+        workflow("w")(flow(one=on_fail(lambda self, error: None), two=on_fail(lambda self, error: None)))
+
+
+def test_a_decorator_wants_a_class():
+    with pytest.raises(DefinitionError, match="class"):
+        workflow("w")(lambda: None)
+
+
+def test_names_are_unique():
+    workflow("w")(flow("One"))
+    with pytest.raises(DefinitionError, match="'w'"):
+        workflow("w")(flow("Two"))
+    workflow("w", version=2)(flow("Two"))
+
+
+def test_a_module_may_be_imported_again():
+    workflow("w")(flow("One"))
+    workflow("w")(flow("One"))
+
+
+def test_event_workflows_are_called_by_module_and_class_unless_named():
+    one, two, three = flow("One"), flow("Two"), flow("Three")
+    event_workflow("a")(one)
+    event_workflow("a")(two)
+    event_workflow("a", name="three")(three)
+    assert [each.name for each in definitions.workflows_on("a")] == [f"{__name__}.One", f"{__name__}.Two", "three"]
+
+
+def test_two_event_workflows_of_one_given_name_are_refused():
+    event_workflow("a", name="mine")(flow("One"))
+    with pytest.raises(DefinitionError, match="'mine'"):
+        event_workflow("b", name="mine")(flow("Two"))
+
+
+def test_the_newest_version_is_the_one_that_starts():
+    for version in (9, 10, "beta"):
+        workflow("w", version=version)(flow(f"V{version}"))
+    assert definitions.find_workflow("w").version == "10"
+    assert definitions.find_workflow("w", "9").cls.__name__ == "V9"
+
+
+def test_what_is_not_there_is_answered_with_the_nearest():
+    workflow("reindex_listing")(flow())
+    with pytest.raises(UnknownWorkflowError, match="Did you mean 'reindex_listing'"):
+        definitions.find_workflow("reindex_listings")
+    with pytest.raises(UnknownWorkflowError, match="version '7'"):
+        definitions.find_workflow("reindex_listing", "7")
+    with pytest.raises(UnknownStepError, match="Did you mean 'begin'"):
+        definitions.find_workflow("reindex_listing").step("begni")
+
+
+def test_steps_are_inherited():
+    class Base:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def begin(self):
+            return complete()
+
+    @workflow("child")
+    class Child(Base):
+        @step()
+        def more(self):
+            return complete()
+
+    assert set(definitions.find_workflow("child").steps) == {"begin", "more"}
+
+
+def test_a_definition_cannot_be_changed():
+    workflow("w")(flow())
+    found = definitions.find_workflow("w")
+    with pytest.raises(AttributeError):
+        found.name = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        found.steps["begin"] = None  # type: ignore[index]
+
+
+def test_a_retry_of_the_step_goes_before_the_workflows():
+    mine, theirs = Retry(max_attempts=7), Retry(max_attempts=5)
+
+    @step(retry=mine)
+    def own(self):
+        return complete()
+
+    workflow("w", default_retry=theirs)(flow(own=own))
+    found = definitions.find_workflow("w")
+    assert found.retry_of(found.step("own")) == mine
+    assert found.retry_of(found.step("begin")) == theirs
