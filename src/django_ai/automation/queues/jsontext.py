@@ -15,6 +15,9 @@ from ..conf import conf
 from ..exceptions import NotStorableError
 
 
+MAX_NESTING = 200
+
+
 def encode(value: Any, what: str) -> str:
     """Return ``value`` as JSON text; ``what`` names it in errors.
 
@@ -26,7 +29,8 @@ def encode(value: Any, what: str) -> str:
         size = len(text) if text.isascii() else len(text.encode())
     except (ValueError, TypeError, RecursionError) as error:
         raise NotStorableError(f"{what} cannot be stored as JSON: {_trouble(value, str(error))}.") from None
-    if "\\u0000" in text and (trouble := _trouble(value, "")):
+    # How deep json itself goes depends on the version of Python; how deep a database goes, on its stack.
+    if ("\\u0000" in text or text.count("[") + text.count("{") > MAX_NESTING) and (trouble := _trouble(value, "")):
         raise NotStorableError(f"{what} cannot be stored as JSON: {trouble}.")
     if size > conf().MAX_JSON_BYTES:
         raise NotStorableError(
@@ -42,7 +46,7 @@ def _trouble(value: Any, otherwise: str) -> str:
 
 def _troubles(value: Any, path: str, depth: int) -> Iterator[str]:
     at = f"at {path!r} " if path else ""
-    if depth > 200:
+    if depth > MAX_NESTING:
         yield f"{at}it is nested too deeply, or contains itself"
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"{at}is {value!r}, a number that JSON does not have (use None)"
