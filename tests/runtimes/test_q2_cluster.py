@@ -133,3 +133,27 @@ def test_with_a_stock_broker_the_schedules_do_it(tmp_path, q2, settings, monkeyp
         Schedule.objects.update(next_run=timezone.now() - timedelta(seconds=1))
         scheduler()
         until(lambda: finished(nap), 20, "The scheduled wake-up", log)
+
+
+def test_with_the_redis_broker_and_redis_flushed(tmp_path, q2, monkeypatch):
+    """The queue is only a doorbell: what was in it may go."""
+    redis = pytest.importorskip("redis")
+    from django_q.conf import Conf
+
+    connection_to_redis = redis.from_url("redis://127.0.0.1:6379/5")
+    try:
+        connection_to_redis.ping()
+    except redis.ConnectionError:
+        pytest.skip("no Redis answers on 127.0.0.1:6379")
+    connection_to_redis.flushdb()
+    monkeypatch.setattr(Conf, "BROKER_CLASS", "django_ai.automation.queues.brokers.RedisBroker")
+    monkeypatch.setattr(Conf, "REDIS", "redis://127.0.0.1:6379/5")
+    nap, stumble = engine.start("nap", seconds=1), engine.start("stumble")
+    connection_to_redis.flushdb()
+    log = tmp_path / "cluster.log"
+    with qcluster(log, TEST_BROKER="django_ai.automation.queues.brokers.RedisBroker"):
+        until(lambda: finished(nap) and finished(stumble), 25, "The nap and the retry", log)
+        Probe.objects.create(name="redis", ready=True)
+        until(lambda: Mark.objects.filter(name="ready:redis").exists(), 10, "The event", log)
+    connection_to_redis.flushdb()
+    connection_to_redis.close()
