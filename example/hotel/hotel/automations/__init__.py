@@ -1,0 +1,1 @@
+"""What the hotel does by itself. Every module in here is found without being named anywhere."""

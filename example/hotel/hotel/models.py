@@ -1,0 +1,80 @@
+"""What a hotel knows, and the events of its days."""
+
+from __future__ import annotations
+
+from django.db import models
+
+from django_ai.automation import EventDefinition
+
+
+class Guest(models.Model):
+    name = models.CharField(max_length=100)
+    email = models.EmailField(blank=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Reservation(models.Model):
+    class Status(models.TextChoices):
+        REQUESTED = "requested"
+        CONFIRMED = "confirmed"
+        CANCELLED = "cancelled"
+
+    guest = models.ForeignKey(Guest, on_delete=models.CASCADE, related_name="reservations")
+    room = models.CharField(max_length=10)
+    status = models.CharField(max_length=20, choices=Status.choices, default=Status.REQUESTED)
+    checkin_at = models.DateTimeField()
+    checkout_at = models.DateTimeField(null=True, blank=True)
+    paid = models.BooleanField(default=False)
+
+    def __str__(self) -> str:
+        return f"{self.guest} in {self.room}"
+
+    @property
+    def is_confirmed(self) -> bool:
+        return self.status == self.Status.CONFIRMED
+
+    events = [
+        EventDefinition("reservation_confirmed", condition=lambda stay: stay.is_confirmed),
+        EventDefinition("reservation_cancelled", condition=lambda stay: stay.status == "cancelled"),
+        EventDefinition("checkin_due", date_field="checkin_at", condition=lambda stay: stay.is_confirmed),
+        EventDefinition("checkout_due", date_field="checkout_at", condition=lambda stay: stay.is_confirmed),
+    ]
+
+
+class Document(models.Model):
+    """What a guest hands in before the stay."""
+
+    reservation = models.ForeignKey(Reservation, on_delete=models.CASCADE, related_name="documents")
+    kind = models.CharField(max_length=20, default="passport")
+
+    events = [
+        EventDefinition("document_uploaded", payload=lambda document: {"documents": document.kind}),
+    ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} for {self.reservation}"
+
+
+class HousekeepingTask(models.Model):
+    reservation = models.ForeignKey(Reservation, on_delete=models.CASCADE, related_name="tasks")
+    what = models.CharField(max_length=100)
+    done = models.BooleanField(default=False)
+
+    events = [EventDefinition("housekeeping_done", condition=lambda task: task.done)]
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.reservation})"
+
+
+class Message(models.Model):
+    """A letter, a text or a note: what the hotel has said, and to whom."""
+
+    reservation = models.ForeignKey(Reservation, null=True, blank=True, on_delete=models.SET_NULL)
+    text = models.CharField(max_length=200)
+    key = models.CharField(max_length=100, blank=True, help_text="idempotency key of the call that sent it")
+    sent_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,74 @@
+"""A small hotel on SQLite: what a project needs to run automations, and nothing more."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+BASE_DIR = Path(__file__).resolve().parents[1]
+
+# An example that listens on this machine only. A real project takes its key from the environment.
+SECRET_KEY = os.environ.get("HOTEL_SECRET_KEY", "an example is no secret: 6cZ0v1mXq8R2t7Yw3Lk5Jd9")
+DEBUG = True
+ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_q",
+    "django_ai.automation.queues",
+    "django_ai.automation.events",
+    "django_ai.automation.workflows",
+    "hotel",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+ROOT_URLCONF = "hotel_site.urls"
+STATIC_URL = "static/"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "Europe/Vienna"
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("HOTEL_DATABASE", str(BASE_DIR / "hotel.sqlite3")),
+    }
+}
+
+Q_CLUSTER = {
+    "name": "hotel",
+    "orm": "default",
+    "broker_class": "django_ai.automation.queues.brokers.OrmBroker",
+    "workers": 2,
+    "timeout": 60,
+    "retry": 90,
+    "poll": 0.2,
+}
+
+# How long an hour is. The demo has no time: there it is a second or two.
+HOTEL_HOUR = timedelta(seconds=float(os.environ.get("HOTEL_HOUR_SECONDS", "3600")))
