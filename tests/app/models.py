@@ -71,10 +71,10 @@ class Room(models.Model):
 
     number = models.CharField(primary_key=True, max_length=20)
     inspected_on = models.DateField(null=True)
-    clean = models.BooleanField(default=False)
+    is_clean = models.BooleanField(default=False)
 
     events = [
-        EventDefinition("room_cleaned", condition=lambda r: r.clean),
+        EventDefinition("room_cleaned", condition=lambda r: r.is_clean),
         EventDefinition("inspection_due", date_field="inspected_on"),
     ]
 

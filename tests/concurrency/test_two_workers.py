@@ -44,7 +44,7 @@ def together(*works: Callable[[], object]) -> list[BaseException]:
 
 def test_each_due_row_is_claimed_by_one():
     for _ in range(40):
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
     claimed: list[int] = []
 
     def take() -> None:
@@ -57,11 +57,11 @@ def test_each_due_row_is_claimed_by_one():
 
 def test_steps_are_kept_once_however_many_workers_there_are():
     for number in range(20):
-        engine.start("count", steps=3)
+        engine.start("story:count", steps=3)
         Probe.objects.create(name=str(number), ready=True)
     assert together(drain, drain, drain) == []
     drain()
-    assert Mark.objects.filter(name="count").count() == 60
+    assert Mark.objects.filter(name="story:count").count() == 60
     assert Mark.objects.filter(name__startswith="ready:").count() == 20
     assert StepExecution.objects.exclude(outcome__in=["goto", "complete"]).count() == 0
     assert WorkflowRun.objects.unfinished().count() == 0
@@ -84,7 +84,7 @@ def test_one_entity_saved_by_many_has_one_event_of_a_kind():
 
 
 def test_a_late_write_is_refused():
-    run = engine.start("count", steps=1)
+    run = engine.start("story:count", steps=1)
     (mine,) = claim(WorkflowRun, timezone.now(), 1)
     later = timezone.now() + timedelta(seconds=60)
     (thief,) = claim(WorkflowRun, later, 1)
@@ -102,7 +102,7 @@ def test_a_late_write_is_refused():
 
 
 def test_a_row_with_losses_is_claimed_alone_and_parked_after_three():
-    bad, *good = (engine.start("count", steps=1) for _ in range(4))
+    bad, *good = (engine.start("story:count", steps=1) for _ in range(4))
     moment = timezone.now()
     assert len(claim(WorkflowRun, moment, 1)) == 1  # a worker takes one row and dies
     moment += timedelta(seconds=11)

@@ -33,7 +33,7 @@ def test_real_seconds_a_worker_is_killed_in_the_middle_of_a_step(tmp_path, atomi
     set_executor(Q2Executor())
     try:
         with qcluster(log, TEST_LEASE_SECONDS=str(LEASE)):
-            run = engine.start("victim", flag=str(flag), atomic=atomic)
+            run = engine.start("story:victim", flag=str(flag), atomic=atomic)
             pid = int(until(lambda: flag.exists() and flag.read_text(), 20, "The step", log))
             # Longer than a lease: the heartbeat keeps the row, so nobody else begins it.
             time.sleep(LEASE * 1.5)

@@ -29,7 +29,7 @@ def page(model: str, kind: str = "changelist", *arguments: object) -> str:
 def story(client):
     client.force_login(User.objects.create_superuser("root", password="x"))
     probe = Probe.objects.create(name="shown", ready=True, due_at=timezone.now())
-    run = engine.start("listen")
+    run = engine.start("story:listen")
     engine.signal("nobody:hears", {"a": 1})
     drain()
     return probe, run
@@ -61,7 +61,7 @@ def test_cancel_and_resume(client, story):
     refused = act(client, "workflowrun", "resume", run.pk).content.decode()
     assert "only a parked or failed run can be resumed" in refused
 
-    parked = engine.start("count", steps=1)
+    parked = engine.start("story:count", steps=1)
     WorkflowRun.objects.filter(pk=parked.pk).update(status=WorkflowStatus.PARKED, wake_at=None, error="a reason")
     assert "a reason" in client.get(page("workflowrun")).content.decode()
     assert "Resumed: 1." in act(client, "workflowrun", "resume", parked.pk).content.decode()

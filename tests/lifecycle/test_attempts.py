@@ -142,33 +142,6 @@ def test_a_commit_whose_answer_was_lost_is_not_overwritten(monkeypatch):
     assert [each.outcome for each in run.steps.all()] == ["complete"]
 
 
-def test_a_lease_that_was_lost_during_the_step_keeps_nothing():
-    run = engine.start("attempt:atomic")
-
-    class Cancelling(Exception):
-        pass
-
-    seen = []
-    original = Effect.objects.create
-
-    def cancel_meanwhile(**values):
-        if not seen:
-            seen.append(1)
-            # What an admin's click does, while the step is under way. (Here in the step's own transaction: it is rolled
-            # back with it, and the write of the step must still be refused.)
-            engine.cancel(run.pk, "changed my mind")
-        return original(**values)
-
-    Effect.objects.create = cancel_meanwhile  # type: ignore[method-assign]
-    try:
-        drain()
-    finally:
-        del Effect.objects.create
-    assert Effect.objects.count() == 0
-    run.refresh_from_db()
-    assert run.steps.count() == 0
-
-
 def test_a_step_without_queries_commits_with_its_history():
     run = engine.start("attempt:quiet")
     drain()

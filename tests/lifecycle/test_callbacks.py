@@ -379,9 +379,9 @@ def test_cancelled_is_heard_of_a_child_with_all_its_columns(work):
 
     @on_event_cancelled("suite_opened")
     def cancelled(event):
-        seen.append((type(event.entity), event.entity.pk, event.entity.stars, event.entity.clean))
+        seen.append((type(event.entity), event.entity.pk, event.entity.stars, event.entity.is_clean))
 
-    Suite.objects.create(number="7", stars=2, clean=True).delete()
+    Suite.objects.create(number="7", stars=2, is_clean=True).delete()
     work()
     assert seen == [(Suite, "7", 2, True)]
 
@@ -418,7 +418,7 @@ def test_a_deletion_that_is_rolled_back_cancels_nothing(work):
         leave("cancelled")
 
     stay = Reservation.objects.create()
-    with pytest.raises(ZeroDivisionError), transaction.atomic():  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
         Reservation.objects.get(pk=stay.pk).delete()
         raise ZeroDivisionError
     work()

@@ -48,22 +48,22 @@ class TestExecutors:
     def test_rings_once_a_commit_however_much_became_due(self, bell):
         with transaction.atomic():
             for _ in range(5):
-                engine.start("count", steps=1)
+                engine.start("story:count", steps=1)
             assert bell.rings == 0
         assert bell.rings == 1
 
     def test_does_not_ring_for_what_was_rolled_back(self, bell):
         with pytest.raises(ZeroDivisionError), transaction.atomic():
-            engine.start("count", steps=1)
+            engine.start("story:count", steps=1)
             raise ZeroDivisionError
         assert bell.rings == 0
 
     def test_rings_for_the_rest_when_a_savepoint_was_rolled_back(self, bell):
         with transaction.atomic():
             with pytest.raises(ZeroDivisionError), transaction.atomic():
-                engine.start("count", steps=1)
+                engine.start("story:count", steps=1)
                 raise ZeroDivisionError
-            engine.start("count", steps=1)
+            engine.start("story:count", steps=1)
         assert bell.rings == 1
         assert WorkflowRun.objects.count() == 1
 
@@ -74,7 +74,7 @@ class TestExecutors:
 
         executor.set_executor(Broken())
         try:
-            run = engine.start("count", steps=1)
+            run = engine.start("story:count", steps=1)
         finally:
             executor.set_executor(None)
         assert "could not be rung" in caplog.text
@@ -101,7 +101,7 @@ class TestExecutors:
 
     def test_q2_in_sync_mode_performs_at_once(self, monkeypatch):
         monkeypatch.setattr(Conf, "SYNC", True)
-        run = engine.start("count", steps=1)
+        run = engine.start("story:count", steps=1)
         Q2Executor().ring("default")
         run.refresh_from_db()
         assert run.status == WorkflowStatus.COMPLETED
@@ -140,7 +140,7 @@ class TestOrmBroker:
         assert time.monotonic() - started >= 0.045
 
     def test_hands_out_a_doorbell_that_was_never_stored(self, broker):
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
         ((ack, package),) = broker.dequeue()
         assert ack is None
         assert SignedPackage.loads(package)["func"] == DOORBELL
@@ -148,14 +148,14 @@ class TestOrmBroker:
 
     def test_wakes_for_a_timer_before_its_next_poll(self, broker, monkeypatch):
         monkeypatch.setattr(Conf, "POLL", 5)
-        WorkflowRun.objects.create(name="count", wake_at=timezone.now() + timedelta(seconds=0.15))
+        WorkflowRun.objects.create(name="story:count", wake_at=timezone.now() + timedelta(seconds=0.15))
         started = time.monotonic()
         while not broker.dequeue():
             assert time.monotonic() - started < 3
         assert 0.1 < time.monotonic() - started < 2
 
     def test_hands_out_doorbells_ever_more_slowly_while_work_stays_due(self, broker):
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
         bells, started = 0, time.monotonic()
         while time.monotonic() - started < 0.5:
             bells += len(broker.dequeue() or ())
@@ -180,14 +180,14 @@ class TestOrmBroker:
         assert broker.dequeue() is None
         assert "tries again" in caplog.text
         monkeypatch.undo()
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
         assert broker.dequeue()
 
     def test_survives_pickling_as_spawned_processes_need(self, broker):
         import pickle
 
         copy = pickle.loads(pickle.dumps(broker))
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
         assert copy.dequeue()
         assert "automation rows" in copy.info()
 
@@ -212,7 +212,7 @@ class TestRedisBroker:
 
         assert SignedPackage.loads(redis_broker.dequeue()[0][1])["func"] == RECONCILE
         assert redis_broker.dequeue() is None
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
         assert SignedPackage.loads(redis_broker.dequeue()[0][1])["func"] == DOORBELL
         drain()
         async_task("builtins.print", broker=redis_broker)
@@ -226,7 +226,7 @@ class TestRedisBroker:
         broker = brokers.RedisBroker(list_key="automation-tests")
         assert broker.dequeue()  # the greeting
         assert broker.dequeue() is None
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
         assert SignedPackage.loads(broker.dequeue()[0][1])["func"] == DOORBELL
 
 
@@ -258,7 +258,7 @@ class TestSchedules:
 
 class TestTasks:
     def test_process_scheduled_performs_what_is_due(self):
-        run = engine.start("count", steps=2)
+        run = engine.start("story:count", steps=2)
         assert tasks.process_scheduled() >= 1
         run.refresh_from_db()
         assert run.status == WorkflowStatus.COMPLETED
@@ -266,7 +266,7 @@ class TestTasks:
     def test_a_share_that_is_used_up_rings_for_the_rest(self, settings, bell):
         settings.AUTOMATION = {"DRAIN_BUDGET": timedelta(microseconds=1)}
         for _ in range(3):
-            engine.start("count", steps=1)
+            engine.start("story:count", steps=1)
         before = bell.rings
         assert tasks.drain_due() == 1
         assert bell.rings == before + 1
@@ -277,7 +277,7 @@ class TestTasks:
 
         kept = Probe.objects.create(name="kept", ready=True)
         gone = Probe.objects.create(name="gone", ready=True)
-        by_hand = engine.start("count", steps=1)
+        by_hand = engine.start("story:count", steps=1)
         drain()
         gone.delete()
         later = timezone.now() + timedelta(days=31)
@@ -293,7 +293,7 @@ class TestTasks:
 class TestHeartbeat:
     def test_renews_what_was_started_and_gives_back_what_was_not(self):
         for _ in range(3):
-            engine.start("count", steps=1)
+            engine.start("story:count", steps=1)
         rows = claim(WorkflowRun, timezone.now(), 3)
         hands = heartbeat.Hands()
         hands.hold(list(rows))
@@ -308,7 +308,7 @@ class TestHeartbeat:
             assert WorkflowRun.objects.get(pk=row.pk).lease is None
 
     def test_stops_after_the_timeout(self):
-        engine.start("count", steps=1)
+        engine.start("story:count", steps=1)
         (row,) = claim(WorkflowRun, timezone.now(), 1)
         hands = heartbeat.Hands()
         hands.hold([row])

@@ -36,7 +36,9 @@ SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 def told() -> None:
     """Leave behind why the step was entered, and what came with it."""
     wake = get_wake()
-    payload = {name: value for name, value in wake.payload.items() if not name.startswith(("event_", "entity_"))}
+    payload = {
+        name: value for name, value in sorted(wake.payload.items()) if not name.startswith(("event_", "entity_"))
+    }
     leave(f"{wake.reason} {payload}" if payload else wake.reason)
 
 
@@ -105,7 +107,7 @@ def test_the_payload_merges_where_the_context_has_the_field(work):
     run.refresh_from_db()
     assert (run.data["n"], run.data["text"]) == (5, "ding")
     assert "unknown" not in run.data
-    assert effects() == ["signal {'n': 5, 'text': 'ding', 'unknown': 'x'}"] or "unknown" in effects()[0]
+    assert effects() == ["signal {'n': 5, 'text': 'ding', 'unknown': 'x'}"]
 
 
 def test_the_payload_is_validated(work):
@@ -145,8 +147,6 @@ def test_a_broadcast_before_the_start_wakes_nobody(work):
 
 
 def test_a_broadcast_before_the_waiting_step_began_wakes_nobody(clock, work):
-    waiter("later", lambda self: wait("bell") if self.context.n else goto("count"))
-
     @workflow("two steps")
     class TwoSteps:
         class Context(BaseModel):
@@ -178,24 +178,10 @@ def test_a_signal_while_the_step_that_will_wait_is_running_is_not_lost(work):
     assert effects() == ["signal {'n': 1}"]
 
 
-def test_a_signal_that_was_sent_in_a_transaction_still_open_when_the_wait_began(work):
-    """The step began after the signal was inserted and before its transaction ended: delivery finds it waiting."""
-    waiter()
-    with transaction.atomic():
-        engine.signal("bell")
-    run = engine.start("waiter")
-    work()
-    work()
-    assert status(run) in ("suspended", "completed")  # which of the two drains first decides; nothing hangs
-    engine.signal("bell")
-    work()
-    assert status(run) == "completed"
-
-
 def test_a_signal_that_is_rolled_back_was_never_sent(work):
     waiter()
     run = begin(work)
-    with pytest.raises(ZeroDivisionError), transaction.atomic():  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
         engine.signal("bell")
         raise ZeroDivisionError
     work()
@@ -255,7 +241,7 @@ def test_each_signal_is_consumed_at_most_once(work):
 
 
 def test_a_payload_is_merged_once_though_the_step_is_tried_again(clock, work):
-    @workflow("stumble")
+    @workflow("tripping")
     class Stumble:
         class Context(BaseModel):
             n: int = 0
@@ -270,7 +256,7 @@ def test_a_payload_is_merged_once_though_the_step_is_tried_again(clock, work):
                 raise RuntimeError
             return complete()
 
-    run = begin(work, "stumble")
+    run = begin(work, "tripping")
     engine.signal("bell", {"n": 10})
     for _ in range(4):
         work()
@@ -736,7 +722,7 @@ def test_a_run_of_a_child_waits_for_its_parents_event(work):
     Suite.objects.create(number="2")
     work()
     room = Room.objects.get(pk="2")
-    room.clean = True
+    room.is_clean = True
     room.save()
     work()
     assert the_run(entity_id="2").status == "completed"
@@ -760,7 +746,7 @@ def test_the_end_of_the_entity_is_the_end_of_the_wait(clock, work):
 def test_a_deletion_that_is_rolled_back_ends_nothing(work):
     stay = confirm()
     work()
-    with pytest.raises(ZeroDivisionError), transaction.atomic():  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
         Reservation.objects.get(pk=stay.pk).delete()
         raise ZeroDivisionError
     assert the_run().status == "suspended"

@@ -659,7 +659,7 @@ def test_starting_with_arguments_that_do_not_fit_leaves_nothing():
 
 def test_a_start_that_is_rolled_back_is_no_start(work):
     flow(lambda self: complete())
-    with pytest.raises(ZeroDivisionError), transaction.atomic():  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
         engine.start("flow")
         raise ZeroDivisionError
     assert not WorkflowRun.objects.exists()

@@ -37,8 +37,8 @@ def finished(run: WorkflowRun) -> bool:
 def test_real_seconds_timers_keep_their_time(tmp_path, q2):
     log = tmp_path / "cluster.log"
     with qcluster(log):
-        nap = engine.start("nap", seconds=5)
-        stumble = engine.start("stumble")
+        nap = engine.start("story:nap", seconds=5)
+        stumble = engine.start("story:stumble")
         due_at = timezone.now() + timedelta(seconds=3)
         Probe.objects.create(name="timed", due_at=due_at)
         until(lambda: finished(stumble), 15, "The retry", log)
@@ -88,7 +88,7 @@ def test_a_web_process_and_two_workers_write_together(tmp_path, q2):
             connections.close_all()
 
     with qcluster(log):
-        runs = [engine.start("count", steps=5) for _ in range(20)]
+        runs = [engine.start("story:count", steps=5) for _ in range(20)]
         threads = [threading.Thread(target=save_many, args=(label,)) for label in ("a", "b")]
         for thread in threads:
             thread.start()
@@ -99,14 +99,14 @@ def test_a_web_process_and_two_workers_write_together(tmp_path, q2):
         time.sleep(0.3)
     assert failures == []
     assert Mark.objects.filter(name__startswith="ready:").count() == 120
-    assert Mark.objects.filter(name="count").count() == 100
+    assert Mark.objects.filter(name="story:count").count() == 100
     assert "locked" not in log.read_text()
 
 
 def test_a_signal_wakes_a_run_that_waits(tmp_path, q2):
     log = tmp_path / "cluster.log"
     with qcluster(log):
-        run = engine.start("listen")
+        run = engine.start("story:listen")
         until(lambda: WorkflowRun.objects.filter(pk=run.pk, status="suspended").exists(), 20, "The wait", log)
         engine.signal("story:word", {"word": "hello", "unknown": 1})
         until(lambda: finished(run), 10, "The wake-up", log)
@@ -125,7 +125,7 @@ def test_with_a_stock_broker_the_schedules_do_it(tmp_path, q2, settings, monkeyp
     monkeypatch.setattr(Conf, "ORM", "default")
     log = tmp_path / "cluster.log"
     with qcluster(log, TEST_BROKER="stock"):
-        nap = engine.start("nap", seconds=1)
+        nap = engine.start("story:nap", seconds=1)
         until(lambda: Mark.objects.filter(name="nap:asleep").exists(), 20, "The doorbell at commit", log)
         time.sleep(1.1)
         assert not finished(nap)
@@ -148,7 +148,7 @@ def test_with_the_redis_broker_and_redis_flushed(tmp_path, q2, monkeypatch):
     connection_to_redis.flushdb()
     monkeypatch.setattr(Conf, "BROKER_CLASS", "django_ai.automation.queues.brokers.RedisBroker")
     monkeypatch.setattr(Conf, "REDIS", "redis://127.0.0.1:6379/5")
-    nap, stumble = engine.start("nap", seconds=1), engine.start("stumble")
+    nap, stumble = engine.start("story:nap", seconds=1), engine.start("story:stumble")
     connection_to_redis.flushdb()
     log = tmp_path / "cluster.log"
     with qcluster(log, TEST_BROKER="django_ai.automation.queues.brokers.RedisBroker"):

@@ -32,7 +32,7 @@ def mark_due(event):
     Mark.objects.create(name=f"due:{event.entity.name}")
 
 
-@event_workflow("probe_ready", name="greet")
+@event_workflow("probe_ready", name="story:greet")
 class Greet:
     class Context(BaseModel):
         probe: str
@@ -47,7 +47,7 @@ class Greet:
         return complete()
 
 
-@workflow("nap")
+@workflow("story:nap")
 class Nap:
     class Context(BaseModel):
         seconds: float
@@ -61,7 +61,7 @@ class Nap:
         return sleep(timedelta(seconds=self.context.seconds))
 
 
-@workflow("stumble")
+@workflow("story:stumble")
 class Stumble:
     class Context(BaseModel):
         tries: int = 0
@@ -76,7 +76,7 @@ class Stumble:
         return complete()
 
 
-@workflow("victim")
+@workflow("story:victim")
 class Victim:
     """Its first try writes, says which process it is, and hangs until it is killed."""
 
@@ -106,7 +106,7 @@ class Victim:
         return complete()
 
 
-@workflow("count")
+@workflow("story:count")
 class Count:
     class Context(BaseModel):
         steps: int
@@ -115,11 +115,11 @@ class Count:
     @step(start=True)
     def one(self):
         self.context.done += 1
-        Mark.objects.create(name="count")
+        Mark.objects.create(name="story:count")
         return complete() if self.context.done >= self.context.steps else goto(self.one)
 
 
-@workflow("listen")
+@workflow("story:listen")
 class Listen:
     class Context(BaseModel):
         word: str = ""

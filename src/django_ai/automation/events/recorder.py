@@ -152,6 +152,12 @@ def record(
             return _insert(wanted, now, raw, reborn=not raw)
         keys = [each.key for each in wanted]
         known = {row.active_key: row for row in Event.objects.filter(active_key__in=keys)}
+        if update_fields is not None and any(
+            each.key not in known or _differs(known[each.key], each) for each in wanted
+        ):
+            # The instance may hold values that this save left out; what counts is what is in the table.
+            entities = [_from_table(entity) for entity in entities]
+            wanted = [each for entity in entities for each in _wanted(entity, raw, None)]
         written = _insert([each for each in wanted if each.key not in known], now, raw, reborn=False)
         return written + _change([(known[each.key], each) for each in wanted if each.key in known], now)
 
@@ -183,8 +189,12 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any) -> Iterator[Wan
 def _as_saved(entity: models.Model) -> models.Model:
     """Return the entity with values where the save left expressions: of ``F("count") + 1`` only the database knows."""
     if any(hasattr(value, "resolve_expression") for value in entity.__dict__.values()):
-        return type(entity)._base_manager.using(entity._state.db).get(pk=entity.pk)
+        return _from_table(entity)
     return entity
+
+
+def _from_table(entity: models.Model) -> models.Model:
+    return type(entity)._base_manager.using(entity._state.db).get(pk=entity.pk)
 
 
 def _date_of(entity: models.Model, name: str) -> datetime | None:

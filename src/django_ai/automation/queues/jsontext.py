@@ -14,7 +14,6 @@ from typing import Any
 from ..conf import conf
 from ..exceptions import NotStorableError
 
-
 MAX_NESTING = 200
 
 

@@ -38,11 +38,14 @@ class Wake:
     payload: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Current:
+    """What runs now. ``ending``: the step has asked for the end of its own run, and why."""
+
     context: BaseModel
     wake: Wake
     run: Any
+    ending: tuple[Any, str] | None = None
 
 
 _current: ContextVar[Current | None] = ContextVar("automation_workflow", default=None)
@@ -55,6 +58,16 @@ def running(current: Current) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def end_own_run(pk: int, status: Any, reason: str) -> bool:
+    """Say whether run ``pk`` is the one whose step runs now; it then ends with that step's commit, and is not touched
+    behind its worker's back."""
+    current = _current.get()
+    if current is None or current.run.pk != pk:
+        return False
+    current.ending = (status, reason)
+    return True
 
 
 def _now_running(what: str) -> Current:

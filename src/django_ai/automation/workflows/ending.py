@@ -9,6 +9,7 @@ from django.db import transaction
 
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb
+from .context import end_own_run
 from .models import WorkflowRun, WorkflowStatus
 from .waits import NOT_WAITING, wake_parent
 
@@ -16,12 +17,16 @@ from .waits import NOT_WAITING, wake_parent
 def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, now: datetime) -> int:
     """End ``runs`` and the children that they wait for, and wake their parents; return how many ended.
 
-    One transaction. A worker that has one of them finds its write refused. Returns at once: nobody is waited for.
+    One transaction. A worker that has one of them finds its write refused. Returns at once: nobody is waited for. A run
+    that is ended from within its own step ends with that step's commit.
     """
     ended = 0
     alias = alias_of(WorkflowRun)
     with transaction.atomic(using=alias):
         for run in runs:
+            if end_own_run(run.pk, status, reason):
+                ended += 1
+                continue
             changed = disturb(
                 WorkflowRun.objects.unfinished().filter(pk=run.pk),
                 status=status,

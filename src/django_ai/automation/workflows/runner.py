@@ -28,7 +28,7 @@ from ..queues.lease import advance, alias_of
 from ..queues.signals import row_parked
 from .context import Current, Wake, WakeReason, dump_context, load_context, merge, running
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow
-from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
+from .models import FINISHED, Signal, StepExecution, WorkflowRun, WorkflowStatus
 from .outcomes import Outcome, Subflow
 from .start import insert_run
 from .transitions import Moment, ended, name_of, retried, transition
@@ -169,11 +169,16 @@ class Walk:
         if self.instance is None:
             self.instance = definition.cls()
         self.instance.context = context
-        with running(Current(context, wake, run)):
+        current = Current(context, wake, run)
+        with running(current):
             outcome: Outcome = getattr(self.instance, step.name)()
         moment = Moment(self.started, self.clock())
         changes = self._common(step)
-        changes |= transition(run, definition, step, outcome, context, moment, yielding=time.monotonic() >= self.until)
+        if current.ending is not None:
+            changes |= ended(*current.ending, moment.finished)
+        else:
+            share_used = time.monotonic() >= self.until
+            changes |= transition(run, definition, step, outcome, context, moment, yielding=share_used)
         changes["visit"] = run.visit + 1
         changes["data"] = dump_context(context, f"The Context of {definition.name}.{step.name}")
         if "error" not in changes and run.error:
@@ -229,13 +234,13 @@ class Walk:
 
     def _together(self, outcome: Outcome, changes: Mapping[str, Any], context: BaseModel) -> Any:
         run = self.run
-        if isinstance(outcome, Subflow):
+        if isinstance(outcome, Subflow) and changes["status"] not in FINISHED:
             child = find_workflow(outcome.workflow)
             made = child.make_context(**outcome.arguments)
             return (lambda: _start_child(run, child, made, self.clock()),)
         if changes["status"] == WorkflowStatus.FAILED:
             return self._ending(changes["error"], context)
-        if changes["status"] == WorkflowStatus.COMPLETED:
+        if changes["status"] in FINISHED:
             return self._ending(None, context)
         return ()
 

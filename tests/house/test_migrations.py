@@ -1,0 +1,25 @@
+"""Models and migrations agree, and labels carry a prefix."""
+
+from __future__ import annotations
+
+import pytest
+from django.apps import apps
+from django.core.management import call_command
+
+LABELS = ["automation_events", "automation_workflows"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("label", [*LABELS, "automation_queues"])
+def test_no_migration_is_missing(label):
+    call_command("makemigrations", label, check=True, dry_run=True, verbosity=0)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_tables_carry_the_prefix(label):
+    for model in apps.get_app_config(label).get_models():
+        assert model._meta.db_table.startswith(f"{label}_")
+
+
+def test_the_ground_floor_has_no_table():
+    assert list(apps.get_app_config("automation_queues").get_models()) == []
