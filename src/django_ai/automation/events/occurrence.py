@@ -29,7 +29,7 @@ from ..queues.attempt import trace_of
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import keep_lease_for
-from ..queues.jsontext import encode
+from ..queues.jsontext import encode, storable
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
 from ..queues.signals import row_parked
 from .callbacks import CANCELLED, CREATED, callbacks_of
@@ -227,7 +227,7 @@ def _parked(event: Event, reason: str) -> Reading:
     event.refresh_from_db(fields=["at", "armed", "status", "payload", "occurred_at", "fired"])
     changes = {
         "status": EventStatus.PARKED,
-        "error": reason.replace("\x00", "\\x00"),
+        "error": storable(reason),
         "wake_at": None,
         "lease": None,
     }

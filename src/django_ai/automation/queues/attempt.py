@@ -31,6 +31,7 @@ from .cause import Cause, causing
 from .clock import Clock
 from .database import is_database_failure, touched_nothing
 from .heartbeat import keep_lease_for
+from .jsontext import storable
 from .lease import advance, alias_of, release
 from .models import Wakeable
 from .signals import attempt_finished
@@ -140,4 +141,4 @@ def _give_back(row: Wakeable, lease: str | None, seq: int, clock: Clock, error: 
 def trace_of(error: BaseException) -> str:
     """Return the traceback of ``error`` as text that every database takes, at most 20,000 characters of its end."""
     text = "".join(traceback.format_exception(error))
-    return text[-20_000:].replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return storable(text[-20_000:])

@@ -39,6 +39,11 @@ def encode(value: Any, what: str) -> str:
     return text
 
 
+def storable(text: str) -> str:
+    """Return ``text`` in a form that every database takes: NUL characters and lone surrogates are spelt out."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def _trouble(value: Any, otherwise: str) -> str:
     return next(_troubles(value, "", 0), otherwise)
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from ..exceptions import ContextError, NotStorableError
-from ..queues.jsontext import encode
+from ..queues.jsontext import MAX_NESTING, encode
 
 
 class WakeReason(StrEnum):
@@ -109,12 +109,9 @@ def dump_context(context: BaseModel, what: str) -> str:
     Raises ``NotStorableError`` for what no database could store alike, and ``ContextError`` for a value that the
     Context would not accept when it is loaded again.
     """
-    # Pydantic writes NaN and infinities as null in silence, so they are looked for before.
     for name, value in context.__dict__.items():
-        if type(value) not in _PLAIN and (path := _not_finite(value, name)):
-            raise NotStorableError(
-                f"{what} cannot be stored as JSON: at {path!r} is a number that JSON does not have (use None)."
-            )
+        if type(value) not in _PLAIN and (trouble := _silent_trouble(value, name, 0)):
+            raise NotStorableError(f"{what} cannot be stored as JSON: {trouble}.")
     try:
         values = context.model_dump(mode="json", round_trip=True, warnings="error")
     except PydanticSerializationError as error:
@@ -126,12 +123,13 @@ def dump_context(context: BaseModel, what: str) -> str:
 _PLAIN = (str, int, bool, type(None))
 
 
-def _not_finite(value: Any, path: str) -> str:
-    """Return where in ``value`` a NaN or an infinity is, or an empty text."""
-    if isinstance(value, float):
-        return "" if math.isfinite(value) else path
-    if isinstance(value, Decimal):
-        return "" if value.is_finite() else path
+def _silent_trouble(value: Any, path: str, depth: int) -> str:
+    """Return what in ``value`` Pydantic would write wrongly without a word, or a text without end: NaN and infinities
+    become null, and what contains itself never ends."""
+    if depth > MAX_NESTING:
+        return f"at {path[:60]!r}... it is nested too deeply, or contains itself"
+    if isinstance(value, float | Decimal):
+        return "" if math.isfinite(value) else f"at {path!r} is {value!r}, a number that JSON does not have (use None)"
     if isinstance(value, BaseModel):
         value = value.__dict__
     if isinstance(value, Mapping):
@@ -140,7 +138,10 @@ def _not_finite(value: Any, path: str) -> str:
         items = ((f"{path}[{index}]", item) for index, item in enumerate(value))
     else:
         return ""
-    return next((found for at, item in items if type(item) not in _PLAIN and (found := _not_finite(item, at))), "")
+    for at, item in items:
+        if type(item) not in _PLAIN and (trouble := _silent_trouble(item, at, depth + 1)):
+            return trouble
+    return ""
 
 
 def _coerced(context: BaseModel, what: str, reason: Exception) -> Any:

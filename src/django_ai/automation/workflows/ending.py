@@ -8,6 +8,7 @@ from datetime import datetime
 from django.db import transaction
 
 from ..queues.executor import ring_after_commit
+from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb
 from .context import end_own_run
 from .models import WorkflowRun, WorkflowStatus
@@ -20,7 +21,7 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
     One transaction. A worker that has one of them finds its write refused. Returns at once: nobody is waited for. A run
     that is ended from within its own step ends with that step's commit.
     """
-    ended = 0
+    ended, reason = 0, storable(reason)
     alias = alias_of(WorkflowRun)
     with transaction.atomic(using=alias):
         for run in runs:

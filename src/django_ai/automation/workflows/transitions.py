@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..exceptions import ContextError, OutcomeError
+from ..queues.jsontext import storable
 from .context import WakeReason, merge
 from .definitions import StepDefinition, WorkflowDefinition
 from .models import WorkflowRun, WorkflowStatus
@@ -91,7 +92,7 @@ def transition(
                 merge(context, fields, f"complete() of {definition.name}.{step.name}")
             return ended(WorkflowStatus.COMPLETED, "", moment.finished)
         case Fail(reason):
-            return ended(WorkflowStatus.FAILED, reason.replace("\x00", "\\x00"), moment.finished)
+            return ended(WorkflowStatus.FAILED, storable(reason), moment.finished)
     raise OutcomeError(
         f"{definition.name}.{step.name} returned {outcome!r:.200}, which is no outcome. A step returns goto(...), "
         "sleep(...), wait(...), wait_for_event(...), complete(...) or fail(...)."
