@@ -17,7 +17,7 @@ def effects() -> list[str]:
 
 def leave(name: object) -> None:
     """Leave an effect behind."""
-    Effect.objects.create(name=str(name))
+    Effect.objects.create(name=str(name)[:200])
 
 
 def event_of(entity: Any, name: str) -> Event:

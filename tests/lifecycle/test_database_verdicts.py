@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection
 from pydantic import BaseModel
 
+from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.exceptions import NotStorableError
-from django_ai.automation.workflows.core import Retry, complete, engine, get_wake, goto, sleep, step, wait, workflow
+from django_ai.automation.workflows.core import (
+    Retry,
+    complete,
+    engine,
+    fail,
+    get_wake,
+    goto,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.app.models import Effect, Reservation
-from tests.lifecycle.looking import definition_of, effects, event_of, leave, the_run
+from tests.app.models import Effect, Reservation, Room
+from tests.lifecycle.looking import definition_of, effects, event_of, leave, the_execution, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -46,7 +59,7 @@ STORABLE = {
     "backslash": "\\u0000",
     "emoji": "🛎 Lübeck \u2028",
     "big": "x" * 900_000,
-    "number": 1e300,
+    "number": 1.5e16,
     "tiny": 5e-324,
     "integer": 2**70,
     "negative": -0.5,
@@ -176,10 +189,11 @@ def test_errors_with_odd_texts_are_kept_everywhere(text, work):
     assert len(run.error) < 50_000
 
 
-@pytest.mark.parametrize("text", ["a NUL \x00", "a surrogate \ud800"])
-def test_reasons_with_odd_texts_are_kept_everywhere(text, work):
-    from django_ai.automation.workflows.core import fail
+ODD = pytest.mark.parametrize("text", ["a NUL \x00", "a surrogate \ud800"])
 
+
+@ODD
+def test_reasons_of_fail_with_odd_texts_are_kept_everywhere(text, work):
     @workflow("odd")
     class Odd:
         class Context(BaseModel):
@@ -193,10 +207,53 @@ def test_reasons_with_odd_texts_are_kept_everywhere(text, work):
     work()
     run.refresh_from_db()
     assert run.status == "failed"
-    assert run.error.startswith("a ")
-    waiting = engine.start("odd")
-    engine.cancel(waiting, text)
-    assert waiting.status == "cancelled"
+    assert run.error.startswith(text[:-1])
+
+
+@ODD
+def test_reasons_of_cancel_with_odd_texts_are_kept_everywhere(text, work):
+    @workflow("odd")
+    class Odd:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def first(self):
+            return complete()
+
+    run = engine.start("odd")
+    engine.cancel(run, text)
+    assert run.status == "cancelled"
+    assert run.error.startswith(text[:-1])
+
+
+@ODD
+def test_signals_of_odd_names_are_refused_everywhere(text):
+    with pytest.raises(ValueError, match=r"engine\.signal"):
+        engine.signal(text)
+
+
+@ODD
+def test_conditions_with_odd_errors_park_everywhere(text, monkeypatch):
+    def condition(stay):
+        raise ValueError(text)
+
+    monkeypatch.setattr(definition_of(Reservation, "reservation_confirmed"), "condition", condition)
+    stay = Reservation.objects.create(status="confirmed")
+    assert event_of(stay, "reservation_confirmed").status == "parked"
+
+
+@ODD
+def test_conditions_with_odd_errors_park_everywhere_when_a_worker_asks(text, monkeypatch, clock, work):
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
+
+    def condition(stay):
+        raise ValueError(text)
+
+    monkeypatch.setattr(definition_of(Reservation, "checkin_due"), "condition", condition)
+    clock.tick(HOUR)
+    work()
+    assert event_of(stay, "checkin_due").status == "parked"
 
 
 def test_a_statement_of_the_user_that_fails_costs_a_try_and_not_the_worker(clock, work):
@@ -221,23 +278,76 @@ def test_a_statement_of_the_user_that_fails_costs_a_try_and_not_the_worker(clock
     assert "a_table_that_is_not_there" in run.error
 
 
-def test_an_error_of_the_database_that_the_user_swallowed(work):
-    """On PostgreSQL the transaction is spoilt then, elsewhere not; the run may fail or go on, but must not hang."""
+def raw_sql():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM a_table_that_is_not_there")
+
+
+def same_key_twice():
+    for _ in range(2):
+        Room.objects.create(number="1")
+
+
+@pytest.mark.parametrize("mistake", [raw_sql, same_key_twice])
+def test_an_error_of_the_database_that_the_user_swallowed(mistake, clock, work):
+    """The transaction is spoilt then, where the database or Django says so. It costs tries like any other mistake of
+    the step: the run must end, and say why, and not be tried for ever."""
 
     @workflow("swallowed")
     class Swallowed:
         class Context(BaseModel):
             pass
 
-        @step(start=True, retry=Retry(max_attempts=1))
+        @step(start=True)
         def first(self):
-            try:
-                with connection.cursor() as cursor:
-                    cursor.execute("SELECT * FROM a_table_that_is_not_there")
-            except Exception:
-                leave_it = None
-            return complete() if leave_it is None else None
+            with contextlib.suppress(DatabaseError):
+                mistake()
+            return complete()
 
     engine.start("swallowed")
+    for _ in range(10):
+        work()
+        clock.tick(timedelta(minutes=6))
+    run = the_run()
+    assert run.status in ("completed", "failed")
+    assert run.status == "completed" or "transaction" in run.error
+    assert run.steps.count() <= 3
+
+
+@pytest.mark.parametrize("mistake", [raw_sql, same_key_twice])
+def test_an_error_of_the_database_that_a_callback_swallowed(mistake, clock, work):
+    @on_event("reservation_confirmed")
+    def careless(event):
+        with contextlib.suppress(DatabaseError):
+            mistake()
+
+    Reservation.objects.create(status="confirmed")
+    for _ in range(10):
+        work()
+        clock.tick(timedelta(minutes=6))
+    row = the_execution()
+    assert row.status in ("completed", "failed")
+    assert row.attempt <= 3
+
+
+@pytest.mark.parametrize("number", [1e300, 5e-324, 0.1, 1e16, -0.0, 123456789.123456789])
+def test_a_float_stays_a_float(number, clock, work):
+    @workflow("float")
+    class Float:
+        class Context(BaseModel):
+            number: float
+
+        @step(start=True)
+        def first(self):
+            return sleep(HOUR, then=self.second)
+
+        @step()
+        def second(self):
+            leave(f"{type(self.context.number).__name__} {self.context.number == number}")
+            return complete()
+
+    engine.start("float", number=number)
     work()
-    assert the_run().status in ("completed", "failed")
+    clock.tick(HOUR)
+    work()
+    assert effects() == ["float True"]

@@ -29,6 +29,7 @@ from ..exceptions import EventStormError, WrongDatabaseError
 from ..queues.cause import current_cause
 from ..queues.clock import aware
 from ..queues.executor import ring_after_commit
+from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from .callbacks import CANCELLED, CREATED
 from .definitions import Declared, declared_on, forget_declarations, listed
@@ -182,7 +183,7 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any) -> Iterator[Wan
                 armed = definition.holds_for(entity)
         except Exception:
             # In a fixture the rows that a condition reads may come later: its verdict waits for the first real save.
-            error = "" if raw else f"The condition of {definition!r} raised:\n{traceback.format_exc()}"
+            error = "" if raw else storable(f"The condition of {definition!r} raised:\n{traceback.format_exc()}")
         yield Wanted(declared, str(pk), at, armed, error)
 
 

@@ -13,7 +13,7 @@ from ..conf import conf
 # PostgreSQL, appendix A: connection exceptions, transaction rollback (serialization, deadlock), insufficient
 # resources, operator intervention, system errors; and single codes: lock not available, idle-in-transaction timeout.
 _PG_CLASSES = ("08", "40", "53", "57", "58")
-_PG_CODES = ("55P03", "25P03", "25P02")
+_PG_CODES = ("55P03", "25P03")
 # MariaDB: too many connections, server gone, lost connection, lock wait timeout, deadlock, shutdown, record changed.
 _MYSQL_CODES = {1040, 1042, 1043, 1047, 1053, 1129, 1152, 1205, 1213, 1020, 2002, 2003, 2006, 2013, 4031}
 

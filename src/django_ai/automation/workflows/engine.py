@@ -18,6 +18,7 @@ from .bridge import Bridge
 from .definitions import find_workflow
 from .ending import end_runs
 from .models import Signal, WorkflowRun, WorkflowStatus
+from .outcomes import check_name
 from .start import insert_run
 
 __all__ = ["Engine", "engine"]
@@ -52,8 +53,7 @@ class Engine:
         and then waits. For one run it is kept until that run waits for it. ``payload`` keys merge into the Context
         where that has the fields. Raises ``DefinitionError`` and ``NotStorableError``.
         """
-        if not isinstance(name, str) or not name or len(name) > 200:
-            raise DefinitionError(f"engine.signal({name!r}): the name must be a text of 1 to 200 characters.")
+        check_name(name, f"engine.signal({name!r})")
         if payload is not None and not isinstance(payload, Mapping):
             raise DefinitionError(f"engine.signal({name!r}): payload={payload!r} must be a dict.")
         text = encode(dict(payload or {}), f"The payload of the signal {name!r}")

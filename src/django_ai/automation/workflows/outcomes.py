@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from ..events.matching import Match
 from ..exceptions import DefinitionError
 from ..queues.clock import aware
+from ..queues.jsontext import storable
 
 Target: TypeAlias = "str | Callable[..., Any]"
 
@@ -95,6 +96,12 @@ def sleep(duration: timedelta | None = None, *, until: datetime | None = None, t
     return Sleep(duration, until, None if then is None else target_name(then, "sleep(then=...)"))
 
 
+def check_name(name: Any, what: str) -> None:
+    """Raise ``DefinitionError`` unless ``name`` is a text that names a signal or an event in every database."""
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or storable(name) != name:
+        raise DefinitionError(f"{what}: a name is a text of 1 to 200 characters without NUL or surrogates.")
+
+
 def _wait(
     what: str,
     signal: str,
@@ -105,8 +112,7 @@ def _wait(
     then: Target | None,
 ) -> Wait:
     name = signal if event is None else event
-    if not isinstance(name, str) or not name or len(name) > 200:
-        raise DefinitionError(f"{what}({name!r}): give a name, a text of 1 to 200 characters.")
+    check_name(name, f"{what}({name!r})")
     if timeout is not None and (not isinstance(timeout, timedelta) or timeout < timedelta(0)):
         raise DefinitionError(f"{what}({name!r}): timeout={timeout!r} must be a timedelta of zero or more.")
     if on_timeout is not None and timeout is None:
