@@ -240,6 +240,24 @@ def test_each_signal_is_consumed_at_most_once(work):
     assert status(run) == "suspended"
 
 
+def test_a_signal_that_was_taken_before_its_delivery_is_not_delivered_again(clock, work):
+    """The run looks for what is on its way when it begins to wait; the delivery comes after it waits once more."""
+
+    def outcome(self):
+        if not Signal.objects.exists():
+            engine.signal("bell", {"n": 1})
+            Signal.objects.update(wake_at=clock() + 5 * SECOND)  # its delivery is late
+        return wait("bell")
+
+    waiter(outcome=outcome, again=True)
+    run = begin(work)
+    assert (run.status, effects()) == ("suspended", ["signal {'n': 1}"])
+    clock.tick(5 * SECOND)
+    work()
+    assert Signal.objects.get().delivered_at == clock()
+    assert (status(run), effects()) == ("suspended", ["signal {'n': 1}"])
+
+
 def test_a_payload_is_merged_once_though_the_step_is_tried_again(clock, work):
     @workflow("tripping")
     class Stumble:
