@@ -119,6 +119,8 @@ def routing_key(event_name: str, values: Mapping[str, Any], declared: Iterable[D
 
 def entity_keys(event_name: str, entity: models.Model | None, shapes: Iterable[str]) -> list[str]:
     """Return the keys of the entity's side, one for each shape that it has the fields for."""
+    if entity is None:
+        return []
     keys = []
     for shape in shapes:
         names = sorted(shape.split(",")) if shape else []
@@ -164,6 +166,8 @@ def resolve_field(model: type[models.Model], lookup: str) -> Any:
         if current is None:
             raise FieldDoesNotExist(f"{lookup!r}: {name!r} is not a field of {field}")
         field = current._meta.pk if name == "pk" else current._meta.get_field(name)
+        if field.many_to_many or field.one_to_many:
+            raise FieldDoesNotExist(f"{lookup!r}: {name!r} has many values, and a key is made of one")
         current = field.related_model if field.is_relation else None
     return field
 

@@ -17,8 +17,10 @@ from django.core import serializers
 from django.db import models
 from django.utils import timezone
 
-from ..exceptions import NotResumableError
+from ..exceptions import NotResumableError, NotStorableError
 from ..queues.clock import Clock, aware
+from ..queues.executor import ring_after_commit
+from ..queues.jsontext import encode
 from ..queues.keys import KEY_LENGTH, digest
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring
 from ..queues.models import Wakeable, wake_index
@@ -159,6 +161,7 @@ class Event(Wakeable):
         )
         if not changed:
             raise NotResumableError(f"{self} is {self.status}; only a parked event can be resumed.")
+        ring_after_commit(alias_of(Event))
         self.refresh_from_db()
 
     def cancel(self, now: datetime | None = None) -> bool:
@@ -180,7 +183,17 @@ def take_snapshot(entity: models.Model) -> dict[str, Any]:
     for fields in reversed(parents):
         snapshot["fields"] = {**fields, **snapshot["fields"]}
     snapshot["model"] = entity._meta.label_lower
+    # A value that JSON cannot hold in every database (NaN) is left out: it must not keep anybody from deleting a row.
+    snapshot["fields"] = {name: value for name, value in snapshot["fields"].items() if _is_storable(value)}
     return dict(snapshot)
+
+
+def _is_storable(value: Any) -> bool:
+    try:
+        encode(value, "A snapshot")
+    except NotStorableError:
+        return False
+    return True
 
 
 def _as_parent(entity: models.Model, parent: type[models.Model]) -> models.Model:
@@ -283,6 +296,7 @@ class CallbackExecution(Wakeable):
         moment = aware(now or timezone.now(), "now")
         if not disturb(rows, status=ExecutionStatus.PENDING, attempt=0, error="", finished_at=None, wake_at=moment):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
+        ring_after_commit(alias_of(CallbackExecution))
         self.refresh_from_db()
 
 

@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.apps import apps
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 from django.utils import timezone
 
@@ -27,6 +29,7 @@ from ..conf import conf
 from ..exceptions import DefinitionError, LeaseLostError, UnknownEventError
 from ..queues.attempt import trace_of
 from ..queues.clock import Clock, aware
+from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import keep_lease_for
 from ..queues.jsontext import encode, storable
@@ -40,7 +43,11 @@ from .timing import due_beats, hears, is_given_up, next_wake, offsets_of, unfire
 
 
 class CommitBatch:
-    """The events of one transaction that are due at its commit: the hook that makes them occur."""
+    """The events of one connection that are due at its commit: the hook that makes them occur.
+
+    Registered as often as something is added, it runs once a commit. What a rolled back transaction has added is not
+    found when it runs: it does no harm.
+    """
 
     SIZE = 500
 
@@ -48,32 +55,29 @@ class CommitBatch:
         self.alias = alias
         self.token = new_token()
         self._pks: list[int] = []
-        self._done = False
 
     @classmethod
     def of(cls, alias: str) -> CommitBatch:
-        """Return the batch of the transaction that is open on ``alias``; it exists once something is added."""
-        # A hook of a savepoint that was rolled back is not listed any more, and rows that were rolled back are not
-        # found when the batch runs: what is listed is safe to join.
-        for entry in connections[alias].run_on_commit:
-            hook: Any = entry[1]
-            if isinstance(hook, cls) and not hook._done:
-                return hook
-        return cls(alias)
+        """Return the batch of this thread's connection to ``alias``."""
+        connection = connections[alias]
+        batch = _batches.get(connection)
+        if batch is None:
+            batch = _batches[connection] = cls(alias)
+        return batch
 
     def add(self, events: Sequence[Event]) -> None:
-        connection = connections[self.alias]
-        if not any(entry[1] is self for entry in connection.run_on_commit):
-            transaction.on_commit(self, using=self.alias, robust=True)
         self._pks += [event.pk for event in events]
+        transaction.on_commit(self, using=self.alias, robust=True)
 
     def __call__(self) -> None:
-        self._done = True
-        pks = list(dict.fromkeys(self._pks))
+        pks, self._pks = list(dict.fromkeys(self._pks)), []
         for start in range(0, len(pks), self.SIZE):
             chunk = pks[start : start + self.SIZE]
             found = {row.pk: row for row in Event.objects.filter(pk__in=chunk, lease=self.token)}
             perform_events([found[pk] for pk in chunk if pk in found], timezone.now)
+
+
+_batches: WeakKeyDictionary[BaseDatabaseWrapper, CommitBatch] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -167,6 +171,8 @@ def _read(event: Event, now: datetime) -> Reading:
                 event.at = now
             reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
     except Exception as error:
+        if is_database_failure(error, connections[alias_of(Event)]):
+            raise  # nobody's fault: the row is looked at again when its lease runs out
         return _parked(event, trace_of(error))
     if _hears_now(event, CREATED):
         reading.beats.insert(0, CREATED)

@@ -63,7 +63,7 @@ def _reconcile(model: type[models.Model], declared: Declared, now: datetime) -> 
     while chunk := list(islice((entities.filter(pk__gt=after) if after is not None else entities)[:CHUNK], CHUNK)):
         after = chunk[-1].pk
         with transaction.atomic(using=alias_of(Event)):
-            written += record(chunk, now) + _rewake(chunk, declared, now)
+            written += record(chunk, now, read_before=True) + _rewake(chunk, declared, now)
     return written
 
 

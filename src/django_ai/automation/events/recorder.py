@@ -25,9 +25,10 @@ from django.db.models.signals import class_prepared, post_delete, post_save, pre
 from django.utils import timezone
 
 from ..conf import conf
-from ..exceptions import EventStormError, WrongDatabaseError
+from ..exceptions import AutomationError, EventStormError, WrongDatabaseError
 from ..queues.cause import current_cause
-from ..queues.clock import aware
+from ..queues.clock import aware, later
+from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb, insert_ignoring
@@ -39,6 +40,7 @@ from .occurrence import CommitBatch
 from .timing import hears, next_wake
 
 UNKNOWN = object()
+TRIES = 20
 
 
 @dataclass(slots=True)
@@ -140,9 +142,11 @@ def record(
     created: bool = False,
     raw: bool = False,
     update_fields: Any = None,
+    read_before: bool = False,
 ) -> int:
     """Bring the event rows of ``entities`` (all of one class) in line; return how many rows were written.
 
+    ``read_before``: the entities were read some time ago, so those that seem to differ are locked and read again.
     Runs in the caller's transaction. A condition that raises parks its event and never the save.
     """
     wanted = [each for entity in entities for each in _wanted(entity, raw, update_fields)]
@@ -153,12 +157,16 @@ def record(
             return _insert(wanted, now, raw, reborn=not raw)
         keys = [each.key for each in wanted]
         known = {row.active_key: row for row in Event.objects.filter(active_key__in=keys)}
-        if update_fields is not None and any(
-            each.key not in known or _differs(known[each.key], each) for each in wanted
-        ):
-            # The instance may hold values that this save left out; what counts is what is in the table.
-            entities = [_from_table(entity) for entity in entities]
-            wanted = [each for entity in entities for each in _wanted(entity, raw, None)]
+        if update_fields is not None or read_before:
+            doubtful = {each.entity_id for each in wanted if each.key not in known or _differs(known[each.key], each)}
+            if not doubtful:
+                return 0
+            # The instance may hold values that this save left out, or that were changed since it was read; what counts
+            # is what is in the table.
+            fresh = [_from_table(entity, lock=read_before) for entity in entities if str(entity.pk) in doubtful]
+            wanted = [each for entity in fresh if entity is not None for each in _wanted(entity, raw, None)]
+            keys = [each.key for each in wanted]
+            known = {row.active_key: row for row in Event.objects.filter(active_key__in=keys)}
         written = _insert([each for each in wanted if each.key not in known], now, raw, reborn=False)
         return written + _change([(known[each.key], each) for each in wanted if each.key in known], now)
 
@@ -181,7 +189,9 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any) -> Iterator[Wan
         try:
             with _condition_of(entity):
                 armed = definition.holds_for(entity)
-        except Exception:
+        except Exception as raised:
+            if is_database_failure(raised, connections[alias_of(Event)]):
+                raise  # a deadlock or a lost connection: the user's transaction is over anyway
             # In a fixture the rows that a condition reads may come later: its verdict waits for the first real save.
             error = "" if raw else storable(f"The condition of {definition!r} raised:\n{traceback.format_exc()}")
         yield Wanted(declared, str(pk), at, armed, error)
@@ -190,12 +200,20 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any) -> Iterator[Wan
 def _as_saved(entity: models.Model) -> models.Model:
     """Return the entity with values where the save left expressions: of ``F("count") + 1`` only the database knows."""
     if any(hasattr(value, "resolve_expression") for value in entity.__dict__.values()):
-        return _from_table(entity)
+        return _from_table(entity) or entity
     return entity
 
 
-def _from_table(entity: models.Model) -> models.Model:
-    return type(entity)._base_manager.using(entity._state.db).get(pk=entity.pk)
+def _from_table(entity: models.Model, *, lock: bool = False) -> models.Model | None:
+    rows = type(entity)._base_manager.using(entity._state.db)
+    return (
+        (rows.select_for_update(of=("self",)) if lock and _locks_parts(rows.db) else rows).filter(pk=entity.pk).first()
+    )
+
+
+def _locks_parts(alias: str) -> bool:
+    """Say whether ``SELECT ... FOR UPDATE OF`` works; SQLite has one writer, and needs no row locks."""
+    return connections[alias].features.has_select_for_update_of
 
 
 def _date_of(entity: models.Model, name: str) -> datetime | None:
@@ -287,7 +305,7 @@ def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch) -> Ev
         row.status, row.error = EventStatus.PARKED, wanted.error
     elif raw and not definition.is_scheduled and wanted.armed:
         row.status, row.error = EventStatus.EXPIRED, "Loaded from a fixture with its condition already true."
-    elif definition.is_scheduled and row.at is not None and row.at + definition.grace < now:
+    elif definition.is_scheduled and row.at is not None and later(row.at, definition.grace) < now:
         row.status, row.error = EventStatus.EXPIRED, f"Its date was already past by more than {definition.grace}."
     elif raw and definition.is_scheduled and row.at is not None and row.at <= now:
         row.status, row.error = EventStatus.EXPIRED, "Loaded from a fixture with its date already past."
@@ -318,7 +336,9 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
     batch = CommitBatch.of(alias_of(Event))
     changed = []
     for row, wanted in pairs:
-        while _differs(row, wanted):
+        for _ in range(TRIES):
+            if not _differs(row, wanted):
+                break
             seq = row.seq
             _adopt(row, wanted, now, batch)
             names = ("at", "armed", "status", "error", "caused_by", "depth", "wake_at", "lease")
@@ -329,6 +349,11 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
                 changed.append(row)
                 break
             row.refresh_from_db()
+        else:
+            raise AutomationError(
+                f"{row} changes under our hands, and this transaction does not see how. Use the isolation level READ "
+                "COMMITTED (Django's default), or save again."
+            )
     _follow(changed, now, batch, fresh=False)
     return len(changed)
 
@@ -342,7 +367,7 @@ def _differs(row: Event, wanted: Wanted) -> bool:
     if row.status == EventStatus.CANCELLED:
         return False
     if wanted.error:
-        return row.status != EventStatus.PARKED
+        return row.status == EventStatus.PENDING
     return (row.at, row.armed) != (_date(row, wanted), wanted.armed)
 
 
@@ -354,10 +379,10 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
         row.caused_by, row.depth = (cause.label, cause.depth) if cause else ("", 0)
         if row.status == EventStatus.PENDING and not definition.is_scheduled:
             at = now
-    too_late = definition.is_scheduled and at is not None and at + definition.grace < now
+    too_late = definition.is_scheduled and at is not None and later(at, definition.grace) < now
     if row.status == EventStatus.PENDING and too_late and wanted.armed and not row.armed:
         row.status, row.error = EventStatus.EXPIRED, "Its condition turned true only after its grace."
-    if row.status == EventStatus.EXPIRED and at is not None and at != row.at and at + definition.grace >= now:
+    if row.status == EventStatus.EXPIRED and at is not None and at != row.at and later(at, definition.grace) >= now:
         # It never occurred, and its date was moved to where it still may.
         row.status, row.error = EventStatus.PENDING, ""
     row.at, row.armed = at, wanted.armed

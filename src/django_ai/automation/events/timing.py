@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from ..queues.clock import Offset, offset_key, shift
+from ..queues.clock import Offset, later, offset_key, shift
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .definitions import EventDefinition
 from .listeners import listeners
@@ -67,7 +67,8 @@ def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datet
 
 
 def _given_up_at(event: Event, times: Mapping[str, datetime], grace: timedelta) -> datetime:
-    return (event.at if event.status == EventStatus.PENDING and event.at else max(times.values())) + grace
+    last = event.at if event.status == EventStatus.PENDING and event.at else max(times.values())
+    return later(last, grace)
 
 
 def is_given_up(event: Event, definition: EventDefinition, now: datetime) -> bool:

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db import DatabaseError, connections, models, transaction
+from django.db import Error as DatabaseTrouble
+from django.db import connections, models, transaction
 
 from ..exceptions import LeaseLostError
 from .cause import Cause, causing
@@ -82,20 +83,28 @@ def attempt(
     connection = connections[alias_of(type(row))]
     keep_lease_for(timeout)
     started = time.monotonic()
+    before = dict(row.__dict__)
     lease, seq = row.lease, row.seq
+    failure: Exception | None = None
     try:
         with causing(cause):
             failure, progress = _run(row, work, connection.alias, atomic)
-        if failure is not None:
-            progress = rescue(failure)
-        if progress is not None:
-            commit(row, progress)
+            if failure is not None:
+                # What was rolled back is not so in memory. And if it was not rolled back, because only a hook after
+                # the commit raised, the old ``seq`` makes sure that nothing is written over it.
+                row.__dict__.clear()
+                row.__dict__.update(before)
+                progress = rescue(failure)
+            if progress is not None:
+                commit(row, progress)
     except LeaseLostError:
-        return False
+        if failure is None or not _went_through(row, seq):
+            return False
     except BaseException as error:
         if not isinstance(error, Exception) or is_database_failure(error, connection):
             _give_back(row, lease, seq, clock, error)
         if isinstance(error, Exception) and is_database_failure(error, connection):
+            attempt_finished.send(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
         raise
     attempt_finished.send(type(row), row=row, error=failure, seconds=time.monotonic() - started)
@@ -125,6 +134,16 @@ def _run(
         return error, None
 
 
+def _went_through(row: Wakeable, seq: int) -> bool:
+    """Say whether the progress of this try was committed although it ended with an exception; the row is then as in
+    the database."""
+    model = type(row)
+    if not model._base_manager.using(alias_of(model)).filter(pk=row.pk, seq=seq + 1).exists():
+        return False
+    row.refresh_from_db()
+    return True
+
+
 def _give_back(row: Wakeable, lease: str | None, seq: int, clock: Clock, error: BaseException) -> None:
     """Release the row as it was when it was claimed; if the database cannot be reached, its lease runs out."""
     connection = connections[alias_of(type(row))]
@@ -134,7 +153,7 @@ def _give_back(row: Wakeable, lease: str | None, seq: int, clock: Clock, error: 
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
         release(row, clock() + pause)
-    except DatabaseError:
+    except DatabaseTrouble:
         connection.close()
 
 

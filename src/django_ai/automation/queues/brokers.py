@@ -78,7 +78,7 @@ class Watch:
     def sleep(self, seconds: float) -> None:
         """Sleep, or be woken by a NOTIFY."""
         if self._listener is None:
-            self._listener = Listener(alias_of(wakeables()[0]) if wakeables() else "default")
+            self._listener = Listener(_automation_alias())
         self._listener.wait(seconds)
 
     def close(self) -> None:
@@ -110,14 +110,16 @@ class OrmBroker(ORM):  # type: ignore[misc]
 
     def dequeue(self) -> list[Task] | None:
         """Return stored tasks and doorbells; sleep until the next look where there are none."""
+        tasks: list[Task] = []
         try:
             tasks = self._stored()
             bells, pause = self.watch.doorbells()
         except DatabaseTrouble as error:
             logger.warning("The broker could not read the database, and tries again: %s", error)
-            _close(Conf.ORM or "default")
+            for alias in {Conf.ORM or "default", _automation_alias()}:
+                _close(alias)
             time.sleep(max(Conf.POLL, 0.5))
-            return None
+            return tasks or None
         if not tasks and not bells:
             self.watch.sleep(pause)
         return [*tasks, *bells] or None
@@ -169,8 +171,12 @@ if Redis is not None:
                 return self.watch.doorbells()
             except DatabaseTrouble as error:
                 logger.warning("The broker could not read the database, and tries again: %s", error)
-                _close(alias_of(wakeables()[0]))
+                _close(_automation_alias())
                 return [], max(Conf.POLL, 0.5)
+
+
+def _automation_alias() -> str:
+    return alias_of(wakeables()[0]) if wakeables() else "default"
 
 
 def _close(alias: str) -> None:

@@ -46,6 +46,16 @@ def aware(value: Any, what: str) -> datetime:
     raise DefinitionError(f"{what} is {value!r}, a {type(value).__name__}; give a datetime.")
 
 
+def later(moment: datetime, delta: timedelta) -> datetime:
+    """Return ``moment + delta``, or the end of the calendar where that is beyond it: a "never" date stays one."""
+    try:
+        return moment + delta
+    except OverflowError:
+        if delta > timedelta(0):
+            return datetime.max.replace(tzinfo=moment.tzinfo)
+        return datetime.min.replace(tzinfo=moment.tzinfo)
+
+
 def shift(moment: datetime, offset: Offset | None) -> datetime:
     """Return ``moment`` plus ``offset``.
 
@@ -55,12 +65,14 @@ def shift(moment: datetime, offset: Offset | None) -> datetime:
     if not offset:
         return moment
     if isinstance(offset, timedelta):
-        return moment + offset
-    if timezone.is_naive(moment):
-        return moment + offset
-    local = timezone.localtime(moment)
-    # Through UTC, so that a wall-clock time that does not exist becomes one that does (PEP 495).
-    shifted: datetime = (local + offset).astimezone(UTC)
+        return later(moment, offset)
+    try:
+        if timezone.is_naive(moment):
+            return moment + offset
+        # Through UTC, so that a wall-clock time that does not exist becomes one that does (PEP 495).
+        shifted: datetime = (timezone.localtime(moment) + offset).astimezone(UTC)
+    except (OverflowError, ValueError):
+        return moment  # at the end of the calendar: a date that means "never"
     return shifted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, OperationalError
@@ -9,10 +10,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from ..conf import conf
+from .lease import alias_of
+from .registry import wakeables
 
-# PostgreSQL, appendix A: connection exceptions, transaction rollback (serialization, deadlock), insufficient
-# resources, operator intervention, system errors; and single codes: lock not available, idle-in-transaction timeout.
-_PG_CLASSES = ("08", "40", "53", "57", "58")
+# PostgreSQL, appendix A: connection exceptions, transaction rollback (serialization, deadlock), insufficient resources,
+# operator intervention (not 57014: a statement that was cancelled would be so again), system errors; and single codes:
+# lock not available, idle-in-transaction timeout.
+_PG_CLASSES = ("08", "40", "53", "57P", "58")
 _PG_CODES = ("55P03", "25P03")
 # MariaDB: too many connections, server gone, lost connection, lock wait timeout, deadlock, shutdown, record changed.
 _MYSQL_CODES = {1040, 1042, 1043, 1047, 1053, 1129, 1152, 1205, 1213, 1020, 2002, 2003, 2006, 2013, 4031}
@@ -32,7 +36,7 @@ def is_database_failure(error: BaseException, connection: BaseDatabaseWrapper) -
         state = getattr(cause, "sqlstate", None)
         if state is None:  # the connection broke before the server could say why
             return isinstance(error, OperationalError)
-        return state[:2] in _PG_CLASSES or state in _PG_CODES
+        return state.startswith(_PG_CLASSES) or state in _PG_CODES
     if connection.vendor == "mysql":
         code = cause.args[0] if cause is not None and cause.args else None
         return isinstance(error, OperationalError) and code in _MYSQL_CODES
@@ -59,7 +63,10 @@ def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
     BEGIN, where SQLite waits for it; a deferred one that reads first and writes later fails at once with "database is
     locked" (https://www.sqlite.org/isolation.html). What the project sets itself in OPTIONS stays.
     """
-    if connection.vendor != "sqlite" or not conf().SQLITE_TUNING:
+    models = wakeables()
+    if connection.vendor != "sqlite" or not models or connection.alias != alias_of(models[0]):
+        return
+    if not conf().SQLITE_TUNING:
         return
     options = connection.settings_dict.get("OPTIONS", {})
     if options.get("transaction_mode") is None:
@@ -68,7 +75,9 @@ def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
         if "timeout" not in options:
             cursor.execute("PRAGMA busy_timeout = 20000")
         if "init_command" not in options and not connection.is_in_memory_db():  # type: ignore[attr-defined]
-            cursor.execute("PRAGMA journal_mode = WAL")
+            # A database that is read-only keeps the mode that it has.
+            with contextlib.suppress(OperationalError):
+                cursor.execute("PRAGMA journal_mode = WAL")
 
 
 def connect_tuning() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from functools import lru_cache
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from django.apps import apps
 from django.core.signals import setting_changed
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.module_loading import import_string
 
 from ..conf import conf
@@ -84,23 +86,30 @@ setting_changed.connect(_forget, dispatch_uid="django_ai.automation.executor")
 
 
 class _Ring:
-    """The hook of one commit; found again in the connection's list, so that a commit rings once."""
+    """The hook of one connection's commits. Registered as often as it is asked for, it rings once a commit."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self.rung = False
+        self.wanted = False
 
     def __call__(self) -> None:
-        self.rung = True
-        ring(self.alias)
+        if self.wanted:
+            self.wanted = False
+            ring(self.alias)
+
+
+_rings: WeakKeyDictionary[BaseDatabaseWrapper, _Ring] = WeakKeyDictionary()
 
 
 def ring_after_commit(alias: str) -> None:
     """Ring the executor when the current transaction has committed (at once outside one), once however often asked."""
-    # Django drops hooks of a savepoint that is rolled back, so a hook that is still listed lives as long as we do.
-    if any(isinstance(entry[1], _Ring) and not entry[1].rung for entry in connections[alias].run_on_commit):
-        return
-    transaction.on_commit(_Ring(alias), using=alias, robust=True)
+    connection = connections[alias]
+    hook = _rings.get(connection)
+    if hook is None:
+        hook = _rings[connection] = _Ring(alias)
+    hook.wanted = True
+    # Registered each time: Django drops hooks of a savepoint that is rolled back, and a test may run but a part.
+    transaction.on_commit(hook, using=alias, robust=True)
 
 
 def ring(alias: str) -> None:

@@ -8,19 +8,22 @@ there is none.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from django.db import DatabaseError, connections
+from django.db import connections
 from django.utils import timezone
 
 from ..conf import conf
 from .clock import Clock
 from .lease import release, renew
 from .models import Wakeable
+
+logger = logging.getLogger("django_ai.automation")
 
 
 @dataclass(eq=False)
@@ -70,8 +73,9 @@ class Hands:
         self.drop()
         with self._lock:
             row = self._started if time.monotonic() < self._deadline else None
-        if row is not None and row.lease is not None:
-            renew(row, self.clock())
+        lease = row.lease if row is not None else None
+        if row is not None and lease is not None:
+            renew(row, lease, self.clock())
 
 
 _local = threading.local()
@@ -117,8 +121,10 @@ def _run() -> None:
         for hands in all_hands:
             try:
                 hands.beat()
-            except DatabaseError:
-                # The next beat comes before the lease ends; if that fails too, others may take the row.
+            except Exception as error:
+                # The next beat comes before the lease ends; if that fails too, others may take the row. The thread
+                # must go on in any case.
+                logger.warning("The heartbeat could not renew its leases, and tries again: %s", error)
                 connections.close_all()  # this thread's own
 
 

@@ -11,6 +11,7 @@ commit together with its history row, where the database has UPDATE ... RETURNIN
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -101,13 +102,14 @@ def _claim_in_two(model: type[W], connection: BaseDatabaseWrapper, now: datetime
         if not due:
             return []
         troubled = [row.lease is not None or row.losses > 0 for row in due]
+        lost = due[0].lease is not None
         rows = due[:1] if troubled[0] else [row for row, bad in zip(due, troubled, strict=True) if not bad]
         until = now + conf().LEASE
         for row in rows:
             row.losses += row.lease is not None
             row.lease, row.wake_at = token, until
         manager.filter(pk__in=[row.pk for row in rows]).update(
-            lease=token, wake_at=until, losses=F("losses") + (1 if troubled[0] and rows[0].losses else 0)
+            lease=token, wake_at=until, losses=F("losses") + int(lost)
         )
         return rows
 
@@ -140,7 +142,8 @@ def advance(row: Wakeable, changes: Mapping[str, Any], record: models.Model | No
         raise LeaseLostError(f"{row._meta.label} {row.pk} was taken over or changed while this worker had it.")
     row.seq += 1
     for name, value in changes.items():
-        setattr(row, name, value)
+        encoded = isinstance(value, str) and isinstance(_field(type(row), name), models.JSONField)
+        setattr(row, name, json.loads(value) if encoded else value)
 
 
 def _column(field: models.Field[Any, Any]) -> str:
@@ -213,11 +216,14 @@ def disturb(rows: QuerySet[M], **changes: Any) -> int:
     return rows.update(**{"lease": None, "losses": 0, "seq": F("seq") + 1, **changes})
 
 
-def renew(row: Wakeable, now: datetime) -> None:
-    """Push the end of the lease of a row in hand. Fenced on the token; ``seq`` stays, so the worker notices nothing."""
+def renew(row: Wakeable, lease: str, now: datetime) -> None:
+    """Push the end of ``lease`` on a row in hand. Fenced on the token; ``seq`` stays, so the worker notices nothing.
+
+    The token is given, not read from the row: its worker may let go of the row at this moment.
+    """
     model = type(row)
     manager = model._base_manager.using(alias_of(model))
-    manager.filter(pk=row.pk, lease=row.lease).update(wake_at=now + conf().LEASE)
+    manager.filter(pk=row.pk, lease=lease).update(wake_at=now + conf().LEASE)
 
 
 def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -> int:

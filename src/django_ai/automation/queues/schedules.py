@@ -8,6 +8,8 @@ from django.apps import apps
 from django.conf import settings
 from django.db import connections, router, transaction
 
+from .q2 import doorbell_timeout
+
 SCHEDULES = (
     ("Workflows: process_scheduled", "django_ai.automation.queues.tasks.process_scheduled", "I", 1),
     ("Events: poll_due", "django_ai.automation.queues.tasks.poll_due", "I", 5),
@@ -29,12 +31,14 @@ def install_schedules(sender: Any = None, using: str = "default", **kwargs: Any)
         return
     if Schedule._meta.db_table not in connections[using].introspection.table_names():
         return
+    # A step that a schedule picks up may take as long as one that a doorbell does.
+    options = str({"q_options": {"save": False, "timeout": doorbell_timeout()}})
     with transaction.atomic(using=using):
         for name, func, kind, minutes in SCHEDULES:
             rows = list(Schedule.objects.using(using).select_for_update().filter(name=name).order_by("pk"))
             if rows:
                 Schedule.objects.using(using).filter(pk__in=[row.pk for row in rows[1:]]).delete()
-                Schedule.objects.using(using).filter(pk=rows[0].pk).exclude(func=func).update(func=func)
+                Schedule.objects.using(using).filter(pk=rows[0].pk).update(func=func, kwargs=options)
             else:
                 Schedule.objects.using(using).create(
                     name=name,
@@ -42,5 +46,5 @@ def install_schedules(sender: Any = None, using: str = "default", **kwargs: Any)
                     schedule_type=kind,
                     minutes=minutes,
                     repeats=-1,
-                    kwargs="{'q_options': {'save': False}}",
+                    kwargs=options,
                 )

@@ -14,10 +14,11 @@ from django.apps import apps
 from ..events.definitions import declared_on
 from ..events.listeners import Listener
 from ..events.models import Event, EventStatus
-from ..queues.clock import Offset, shift
-from ..queues.lease import disturb, insert_ignoring
+from ..queues.clock import Offset, later, shift
+from ..queues.executor import ring_after_commit
+from ..queues.lease import alias_of, disturb, insert_ignoring
 from .definitions import WorkflowDefinition, all_workflows, workflows_on
-from .ending import end_runs
+from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
 from .start import origin_key, run_for
 from .waits import own_key, tell_of
@@ -50,7 +51,7 @@ class Bridge(Listener):
                 if wanted:
                     missing.append(run_for(event, definition, now))
             elif not wanted:
-                WorkflowRun.objects.not_begun().filter(pk=run.pk).delete()
+                withdraw(WorkflowRun.objects.filter(pk=run.pk))
             elif event.at is not None and run.attempt == 0:
                 wake_at = shift(event.at, definition.offset)
                 if wake_at != run.wake_at and run.lease is None:
@@ -59,6 +60,8 @@ class Bridge(Listener):
                     # A worker is just beginning it, and its date was put off: take it back.
                     disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
         insert_ignoring(WorkflowRun, missing)
+        if any(run.wake_at is not None and run.wake_at <= now for run in missing):
+            ring_after_commit(alias_of(WorkflowRun))
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         insert_ignoring(
@@ -74,7 +77,7 @@ class Bridge(Listener):
 
     def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
         if any(workflows_on(event.event_name) for event in events):
-            WorkflowRun.objects.not_begun().filter(event__in=[event.pk for event in events]).delete()
+            withdraw(WorkflowRun.objects.filter(event__in=[event.pk for event in events]))
 
     def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
         """End the runs that wait for an event of this entity: it cannot come any more."""
@@ -96,4 +99,4 @@ def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> b
         return False  # planned when it occurs
     if event.status not in (EventStatus.PENDING, EventStatus.PROCESSED):
         return False
-    return now <= max(event.at, shift(event.at, definition.offset)) + declaration.grace
+    return now <= later(max(event.at, shift(event.at, definition.offset)), declaration.grace)

@@ -60,6 +60,12 @@ def running(current: Current) -> Iterator[None]:
         _current.reset(token)
 
 
+def own_run_pk() -> int | None:
+    """Return the primary key of the run whose step runs now, or None."""
+    current = _current.get()
+    return None if current is None else int(current.run.pk)
+
+
 def end_own_run(pk: int, status: Any, reason: str) -> bool:
     """Say whether run ``pk`` is the one whose step runs now; it then ends with that step's commit, and is not touched
     behind its worker's back."""

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from django.db import transaction
+from django.db.models import QuerySet
 
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb
 from .context import end_own_run
-from .models import WorkflowRun, WorkflowStatus
-from .waits import NOT_WAITING, wake_parent
+from .models import NOT_WAITING, Signal, WorkflowRun, WorkflowStatus
+
+
+def withdraw(runs: QuerySet[WorkflowRun]) -> int:
+    """Remove those of ``runs`` that are planned and have not begun, as if they had never been; say how many.
+
+    In the caller's transaction. They are taken from their workers first: a delete by itself would remove a run that
+    begins at this moment.
+    """
+    ids = list(runs.values_list("pk", flat=True))
+    taken = WorkflowRun.objects.not_begun().filter(pk__in=ids)
+    if not ids or not disturb(taken, status=WorkflowStatus.CANCELLED, wake_at=None):
+        return 0
+    gone = WorkflowRun.objects.filter(pk__in=ids, planned=True, started_at=None, status=WorkflowStatus.CANCELLED)
+    return gone.delete()[0]
 
 
 def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, now: datetime) -> int:
@@ -44,3 +59,11 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
         if ended:
             ring_after_commit(alias)
     return ended
+
+
+def wake_parent(run: WorkflowRun, payload: Mapping[str, Any], now: datetime) -> None:
+    """Put the end of a child into its parent's inbox. Inserts only, so locks go one way."""
+    if run.parent_id is not None:
+        Signal.objects.create(
+            name=run.parent_channel, payload=dict(payload), run_id=run.parent_id, sent_at=now, wake_at=now
+        )

@@ -3,8 +3,9 @@ and the ledger of what a run has consumed), and ``Signal`` (a message on its way
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import models
 from django.utils import timezone
@@ -17,6 +18,7 @@ from ..queues.keys import KEY_LENGTH
 from ..queues.lease import advance, alias_of, disturb
 from ..queues.models import PartialIndex, Wakeable, wake_index
 from ..queues.signals import row_parked
+from .context import own_run_pk
 
 
 class WorkflowStatus(models.TextChoices):
@@ -32,13 +34,27 @@ class WorkflowStatus(models.TextChoices):
 FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED)
 
 
+NOT_WAITING: Mapping[str, Any] = {
+    "wait_channel": "",
+    "wait_key": None,
+    "wait_since": None,
+    "wait_match": None,
+    "wait_deadline": None,
+    "wait_then": "",
+    "on_timeout": "",
+}
+"""The columns of a run that waits for nothing."""
+
+
 class WorkflowRunQuerySet(models.QuerySet["WorkflowRun"]):
     def unfinished(self) -> WorkflowRunQuerySet:
         return self.exclude(status__in=FINISHED)
 
     def not_begun(self) -> WorkflowRunQuerySet:
-        """Planned runs whose first step has not committed anything yet."""
-        return self.filter(planned=True, started_at=None, status=WorkflowStatus.WAITING)
+        """Planned runs whose first step has not committed anything yet, but for the one whose step runs now: what it
+        saves may end its event's condition, and it has begun."""
+        planned, own = self.filter(planned=True, started_at=None, status=WorkflowStatus.WAITING), own_run_pk()
+        return planned if own is None else planned.exclude(pk=own)
 
     def waiting_under(self, keys: list[str]) -> WorkflowRunQuerySet:
         """Runs that wait under one of ``keys`` and are in nobody's hands."""
@@ -147,10 +163,15 @@ class WorkflowRun(Wakeable):
         Raises ``NotResumableError`` for a run in another state.
         """
         moment = aware(now or timezone.now(), "now")
-        waits = bool(self.wait_key)
+        if self.wait_key:
+            status = WorkflowStatus.SUSPENDED
+        elif self.planned and self.started_at is None:
+            status = WorkflowStatus.WAITING  # still planned: it moves with its date
+        else:
+            status = WorkflowStatus.RUNNING
         changed = disturb(
             WorkflowRun.objects.filter(pk=self.pk, status__in=[WorkflowStatus.PARKED, WorkflowStatus.FAILED]),
-            status=WorkflowStatus.SUSPENDED if waits else WorkflowStatus.RUNNING,
+            status=status,
             attempt=0,
             error="",
             finished_at=None,
@@ -226,4 +247,5 @@ class Signal(Wakeable):
         rows = Signal.objects.filter(pk=self.pk, delivered_at=None)
         if not disturb(rows, wake_at=aware(now or timezone.now(), "now"), error=""):
             raise NotResumableError(f"{self} was delivered already.")
+        ring_after_commit(alias_of(Signal))
         self.refresh_from_db()

@@ -7,7 +7,6 @@ parks this run and nothing else.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db import transaction
+from django.db import connections, transaction
 from pydantic import BaseModel
 
 from ..conf import conf
@@ -24,15 +23,17 @@ from ..exceptions import AutomationError, ContextError, PayloadError, UnknownSte
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause
 from ..queues.clock import Clock, shift
+from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of
 from ..queues.signals import row_parked
 from .context import Current, Wake, WakeReason, dump_context, load_context, merge, running
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow
-from .models import FINISHED, Signal, StepExecution, WorkflowRun, WorkflowStatus
+from .ending import wake_parent
+from .models import FINISHED, NOT_WAITING, Signal, StepExecution, WorkflowRun, WorkflowStatus
 from .outcomes import Outcome, Subflow
 from .start import insert_run
-from .transitions import Moment, ended, name_of, retried, transition
-from .waits import NOT_WAITING, look_again, settle, wake_parent
+from .transitions import SUBFLOW, Moment, ended, name_of, retried, transition
+from .waits import look_again, settle
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -48,6 +49,9 @@ class Entry:
 
 def perform_run(run: WorkflowRun, clock: Clock) -> None:
     """Do what the run is due for."""
+    if run.is_finished:
+        advance(run, {"wake_at": None, "lease": None})
+        return
     if run.status == WorkflowStatus.SUSPENDED and (run.wait_deadline is None or clock() < run.wait_deadline):
         look_again(run, clock)
         return
@@ -89,6 +93,8 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
         field = event.definition.date_field if event.definition else None
         at = getattr(event.entity, field) if valid and field else event.at
     except Exception as error:
+        if is_database_failure(error, connections[alias_of(WorkflowRun)]):
+            raise
         run.park(f"The condition of {event} raised:\n{trace_of(error)}")
         return False
     if not valid:
@@ -104,8 +110,9 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
 def _withdraw(run: WorkflowRun, event: Event) -> None:
     """Remove a planned run whose condition is false; when it turns true again, the next save plans it anew."""
     with transaction.atomic(using=alias_of(WorkflowRun)):
-        if WorkflowRun.objects.filter(pk=run.pk, lease=run.lease, seq=run.seq).delete()[0]:
-            Event.objects.filter(pk=event.pk).update(armed=False)
+        advance(run, {"status": WorkflowStatus.CANCELLED, "wake_at": None, "lease": None})
+        WorkflowRun.objects.filter(pk=run.pk).delete()
+        Event.objects.filter(pk=event.pk).update(armed=False)
 
 
 def _go(
@@ -134,13 +141,16 @@ class Walk:
         self.clock = clock
         self.until = until
         self.started = clock()
+        self.leased = time.monotonic()
         self.event = run.event if _is_new(run) else None
+        self.visit_began = self.started
         self.instance: Any = None
 
     def enter(self, entry: Entry) -> bool:
         """Run one try of a step, and commit it; say whether the run goes on at once in this worker."""
         run, step = self.run, entry.step
         self.started = self.clock()
+        self.visit_began = self._visit_began()
         committed = attempt(
             run,
             lambda: self._work(entry),
@@ -158,6 +168,14 @@ class Walk:
             row_parked.send(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
 
+    def _visit_began(self) -> datetime:
+        """Return when this visit of the step began: signals that came since then have come while it was under way."""
+        run = self.run
+        if run.losses:
+            last = run.steps.exclude(outcome=StepExecution.LOST).order_by("-pk").first()
+            return min(self.started, last.finished if last is not None else run.created_at)
+        return (run.wait_since if run.attempt else None) or self.started
+
     def _work(self, entry: Entry) -> Progress:
         run, step, definition = self.run, entry.step, self.definition
         if entry.waits:
@@ -172,7 +190,7 @@ class Walk:
         current = Current(context, wake, run)
         with running(current):
             outcome: Outcome = getattr(self.instance, step.name)()
-        moment = Moment(self.started, self.clock())
+        moment = Moment(self.started, self.clock(), self.visit_began)
         changes = self._common(step)
         if current.ending is not None:
             changes |= ended(*current.ending, moment.finished)
@@ -181,6 +199,10 @@ class Walk:
             changes |= transition(run, definition, step, outcome, context, moment, yielding=share_used)
         changes["visit"] = run.visit + 1
         changes["data"] = dump_context(context, f"The Context of {definition.name}.{step.name}")
+        if "wake_at" not in changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
+            # Going on in this worker, and the heartbeat may have been kept out (SQLite: by this very transaction).
+            changes["wake_at"] = moment.finished + conf().LEASE
+            self.leased = time.monotonic()
         if "error" not in changes and run.error:
             changes["error"] = ""
         together = self._together(outcome, changes, context)
@@ -192,7 +214,7 @@ class Walk:
         assert step.wait is not None
         if self.context is None:
             self.context = definition.make_context(event=self.event)
-        moment = Moment(self.started, self.clock())
+        moment = Moment(self.started, self.clock(), self.visit_began)
         changes = self._common(step)
         changes |= transition(run, definition, step, step.wait, self.context, moment, yielding=False)
         changes["visit"] = run.visit + 1
@@ -211,6 +233,8 @@ class Walk:
         elif entry.reason == WakeReason.EVENT:
             event = Event.objects.filter(pk=run.wake_ref).first()
             payload = (event.payload if event else None) or {}
+        if run.wait_channel.startswith(SUBFLOW):
+            return Wake(entry.reason, payload)  # the end of a child is told, not merged
         fields = {name: value for name, value in payload.items() if name in type(context).model_fields}
         if run.entity_id and fields.get("entity_id", run.entity_id) != run.entity_id:
             # Another entity's event woke the run, which does not make that its own.
@@ -228,7 +252,7 @@ class Walk:
         if self.run.started_at is None:
             changes["started_at"] = self.started
             self.run.started_at = self.started
-        if self.run.wait_channel:
+        if self.run.wait_channel or self.run.wait_since is not None:
             changes |= NOT_WAITING
         return changes
 
@@ -256,9 +280,11 @@ class Walk:
         instance = self.instance or self.definition.cls()
         instance.context = context
         try:
-            with transaction.atomic(using=alias_of(WorkflowRun)):
+            with transaction.atomic(using=alias_of(WorkflowRun)), running(Current(instance.context, Wake(), self.run)):
                 getattr(instance, str(self.definition.on_fail))(error)
-        except Exception:
+        except Exception as raised:
+            if is_database_failure(raised, connections[alias_of(WorkflowRun)]):
+                raise
             logger.exception("@on_fail of %s raised; the run has failed all the same.", self.run)
 
     def _rescue(self, entry: Entry, error: Exception) -> Progress:
@@ -274,6 +300,7 @@ class Walk:
         common: dict[str, Any] = {"current_step": step.name, "wake_reason": entry.reason.value}
         if run.wait_channel:
             common |= NOT_WAITING
+        common["wait_since"] = self.visit_began
         if self.context is not None:
             # A run has begun once it has a Context; without one its next try makes it anew.
             common["started_at"] = run.started_at = run.started_at or self.started
@@ -282,7 +309,7 @@ class Walk:
                 common["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
             except AutomationError as unstorable:
                 text += f"\nWhat the step had changed in its Context is lost: {unstorable}"
-        record = self._record(entry, "error", Moment(self.started, now), text)
+        record = self._record(entry, "error", Moment(self.started, now, self.visit_began), text)
         if isinstance(error, PayloadError):
             # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
             parked = {"status": WorkflowStatus.PARKED, "error": text, "wake_at": None, "lease": None}
@@ -310,8 +337,7 @@ class Walk:
 
 def ending_of(run: WorkflowRun) -> dict[str, Any]:
     """Return what a parent is told of its child's end."""
-    data = json.loads(run.data) if isinstance(run.data, str) else run.data
-    return {"status": str(run.status), "data": data, "error": run.error}
+    return {"status": str(run.status), "data": run.data, "error": run.error}
 
 
 def _start_child(parent: WorkflowRun, child: WorkflowDefinition, context: BaseModel, now: datetime) -> None:

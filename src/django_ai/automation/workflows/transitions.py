@@ -22,13 +22,16 @@ from .models import WorkflowRun, WorkflowStatus
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait
 from .waits import registration
 
+SUBFLOW = "subflow:"
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a try began and when it ended."""
+    """When a try began and when it ended, and when the visit of the step began that it belongs to."""
 
     started: datetime
     finished: datetime
+    visit_began: datetime
 
 
 def name_of(outcome: Any) -> str:
@@ -101,7 +104,7 @@ def transition(
 
 
 def subflow_channel(run: WorkflowRun) -> str:
-    return f"subflow:{run.pk}:{run.visit}"
+    return f"{SUBFLOW}{run.pk}:{run.visit}"
 
 
 def _enter(step: str, reason: WakeReason, status: WorkflowStatus) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def _suspend(
             definition.step(target)
     return (
         _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
-        | registration(run, wait, context, moment.started, moment.finished)
+        | registration(run, wait, context, moment.visit_began, moment.finished)
         # Due soon, in case this worker dies before it has looked for what is there already.
         | {"lease": None, "wake_at": moment.finished + conf().LEASE}
     )

@@ -15,13 +15,14 @@ whose timeout has fired.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from ..conf import conf
 from ..events.definitions import Declared, declared_events, declared_on
@@ -33,18 +34,9 @@ from ..queues.executor import ring_after_commit
 from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, disturb
 from .context import WakeReason
+from .ending import end_runs
 from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
 from .outcomes import Wait
-
-NOT_WAITING: Mapping[str, Any] = {
-    "wait_channel": "",
-    "wait_key": None,
-    "wait_since": None,
-    "wait_match": None,
-    "wait_deadline": None,
-    "wait_then": "",
-    "on_timeout": "",
-}
 
 
 def channel_key(channel: str) -> str:
@@ -126,16 +118,19 @@ def settle(run: WorkflowRun, clock: Clock) -> None:
     mine = WorkflowRun.objects.filter(pk=run.pk, seq=run.seq, lease=None, status=WorkflowStatus.SUSPENDED)
     found = _in_inbox(run) or _broadcast(run) or _occurrence(run)
     if found is None:
-        mine.update(wake_at=run.wait_deadline)
+        if _waits_in_vain(run):
+            reason = f"{run.entity_type} {run.entity_id}, whose event it waited for, was deleted."
+            end_runs(mine, WorkflowStatus.CANCELLED, reason, clock())
+        else:
+            mine.update(wake_at=run.wait_deadline)
         return
-    with transaction.atomic(using=alias_of(WorkflowRun)):
-        if isinstance(found, Signal) and found.run_id is not None:
-            taken = Signal.objects.filter(pk=found.pk, consumed_at=None)
-            if not disturb(taken, consumed_at=clock(), delivered_at=clock(), wake_at=None):
-                return  # delivered this instant: the run is woken by that
-        reason = WakeReason.SIGNAL if isinstance(found, Signal) else WakeReason.EVENT
-        if not _wake(mine, reason, found.pk, clock()) and isinstance(found, Signal) and found.run_id is not None:
-            Signal.objects.filter(pk=found.pk).update(consumed_at=None)
+    alias, reason = alias_of(WorkflowRun), WakeReason.SIGNAL if isinstance(found, Signal) else WakeReason.EVENT
+    # The run first and then the signal, as ``deliver`` does: locks are taken in one order.
+    with transaction.atomic(using=alias):
+        if _wake(mine, reason, found.pk, clock()) and isinstance(found, Signal) and found.run_id is not None:
+            untaken = Signal.objects.filter(pk=found.pk, consumed_at=None)
+            if not disturb(untaken, consumed_at=clock(), delivered_at=clock(), wake_at=None):
+                transaction.set_rollback(True, using=alias)  # delivered this instant: the run is woken by that
     ring_after_commit(alias_of(WorkflowRun))
 
 
@@ -153,7 +148,7 @@ def _broadcast(run: WorkflowRun) -> Signal | None:
     """A signal to everybody that came while the step was under way, or is on its way now."""
     if run.wait_key != channel_key(run.wait_channel):
         return None
-    came = Q(delivered_at__gte=run.wait_since) | Q(delivered_at=None)
+    came = Q(delivered_at__gte=run.wait_since) | Q(delivered_at=None, wake_at__isnull=False)
     taken = StepExecution.objects.filter(run=run, wake_reason=WakeReason.SIGNAL).values("wake_ref")
     signals = Signal.objects.filter(came, run=None, name=run.wait_channel)
     return signals.exclude(pk__in=taken).order_by("pk").first()
@@ -166,6 +161,8 @@ def _occurrence(run: WorkflowRun) -> Event | None:
     name = run.wait_channel.removeprefix("event:")
     taken = StepExecution.objects.filter(run=run, wake_reason=WakeReason.EVENT).values("wake_ref")
     events = Event.objects.filter(event_name=name, occurred_at__gte=run.started_at).exclude(pk__in=taken)
+    if run.event_id is not None:
+        events = events.exclude(pk=run.event_id)  # what started the run is not what it waits for
     match = run.wait_match
     if not match:
         return events.order_by("occurred_at", "pk").first()
@@ -175,12 +172,40 @@ def _occurrence(run: WorkflowRun) -> Event | None:
         return mine.order_by("occurred_at", "pk").first()
     for source in declared_events().get(name, []):
         if all(_has_field(source, lookup) for lookup in match):
-            entities = source.owner._base_manager.using(alias_of(source.owner)).filter(**match)
-            pks = [str(pk) for pk in entities.order_by("-pk").values_list("pk", flat=True)[:1000]]
-            found = events.filter(entity_type=source.label, entity_id__in=pks).order_by("occurred_at", "pk").first()
+            found = _matching(source, match, str(run.wait_key), events.filter(entity_type=source.label))
             if found is not None:
                 return found
     return None
+
+
+FEW = 1000
+
+
+def _matching(source: Declared, match: dict[str, Any], key: str, events: QuerySet[Event, Event]) -> Event | None:
+    """Return the first of ``events`` whose entity has the routing key: by the entities that match, where they are few
+    (their own index finds them), else by the events."""
+    events = events.order_by("occurred_at", "pk")
+    entities = source.owner._base_manager.using(alias_of(source.owner))
+    try:
+        pks = [str(pk) for pk in entities.filter(**match).values_list("pk", flat=True)[: FEW + 1]]
+    except (ValueError, TypeError, ValidationError):
+        return None  # a value that the field cannot have: no entity has it
+    if len(pks) <= FEW:
+        return events.filter(entity_id__in=pks).first()
+    shape = ",".join(sorted(match))
+    for event in events.iterator(chunk_size=FEW):
+        if key in entity_keys(event.event_name, event.entity, [shape]):
+            return event
+    return None
+
+
+def _waits_in_vain(run: WorkflowRun) -> bool:
+    """Say whether the run waits for an event of its own entity, and that was deleted while its step was under way."""
+    own = own_declaration(run, run.wait_channel.removeprefix("event:"))
+    if own is None or run.wait_key != own_key(own.definition.name, own.label, run.entity_id):
+        return False
+    pk = own.owner._meta.pk.to_python(run.entity_id)
+    return not own.owner._base_manager.using(alias_of(own.owner)).filter(pk=pk).exists()
 
 
 # -- the other side ----------------------------------------------------------------------------------------------------
@@ -223,6 +248,7 @@ def tell_of(events: Sequence[Event], now: datetime, *, late: bool) -> None:
         if mine:
             with transaction.atomic(using=alias_of(WorkflowRun)):
                 waiting = WorkflowRun.objects.waiting_under(mine).not_consumed(WakeReason.EVENT, event.pk)
+                waiting = waiting.exclude(event=event.pk)  # what started a run is not what it waits for
                 if late:
                     waiting = waiting.filter(started_at__lte=event.occurred_at)
                 _wake(waiting, WakeReason.EVENT, event.pk, now)
@@ -241,11 +267,3 @@ def _wake(runs: Any, reason: WakeReason, ref: int, now: datetime) -> int:
     return disturb(
         runs, status=WorkflowStatus.RUNNING, wake_at=now, wake_reason=reason.value, wake_ref=ref, wait_key=None
     )
-
-
-def wake_parent(run: WorkflowRun, payload: Mapping[str, Any], now: datetime) -> None:
-    """Put the end of a child into its parent's inbox. Inserts only, so locks go one way."""
-    if run.parent_id is not None:
-        Signal.objects.create(
-            name=run.parent_channel, payload=dict(payload), run_id=run.parent_id, sent_at=now, wake_at=now
-        )
