@@ -24,7 +24,7 @@ from django_ai.automation import (
     workflow,
 )
 
-from .models import Mark
+from ..models import Mark
 
 
 @on_event("probe_due")
