@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,6 @@ NEWEST = ("3.14", "3.13", "3.12")
 
 
 def main() -> None:
-    started = time.monotonic()
     run("ruff check", [tool("ruff"), "check", "."])
     run("ruff format", [tool("ruff"), "format", "--check", "."])
     run("mypy", [tool("mypy")])
@@ -52,7 +50,6 @@ def main() -> None:
                 if extra is not None:
                     label = f"newest Python and Django, {database}"
                     suite(label, newest, {"TEST_DATABASE": database, **extra}, "--deselect", "tests/runtimes")
-    sys.stderr.write(f"The gate took {time.monotonic() - started:.0f} s.\n")
 
 
 def tool(name: str) -> str:
