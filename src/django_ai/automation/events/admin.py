@@ -20,7 +20,6 @@ class EventAdmin(RowAdmin):
     list_display = ("event_name", "entity_type", "entity_id", "status", "at", "occurred_at", "due", "last_line")
     list_filter = ("status", "event_name", "entity_type")
     search_fields = ("=entity_id", "event_name")
-    date_hierarchy = "event_created_at"
     inlines = (ExecutionInline,)
     actions = ("resume", "cancel")
 

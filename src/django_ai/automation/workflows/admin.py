@@ -21,7 +21,6 @@ class WorkflowRunAdmin(RowAdmin):
     list_display = ("id", "name", "status", "current_step", "waits_for", "entity_id", "created_at", "due", "last_line")
     list_filter = ("status", "name")
     search_fields = ("=id", "=entity_id", "name")
-    date_hierarchy = "created_at"
     inlines = (StepInline,)
     actions = ("resume", "cancel")
 
