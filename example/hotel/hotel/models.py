@@ -76,5 +76,10 @@ class Message(models.Model):
     key = models.CharField(max_length=100, blank=True, help_text="idempotency key of the call that sent it")
     sent_at = models.DateTimeField(auto_now_add=True)
 
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["key"], condition=~models.Q(key=""), name="one_message_for_each_key"),
+        ]
+
     def __str__(self) -> str:
         return self.text

@@ -70,5 +70,8 @@ Q_CLUSTER = {
     "poll": 0.2,
 }
 
-# How long an hour is. The demo has no time: there it is a second or two.
+# How long an hour is. The demo has no time: there it is three seconds.
 HOTEL_HOUR = timedelta(seconds=float(os.environ.get("HOTEL_HOUR_SECONDS", "3600")))
+
+# Whether the world outside fails at first: a telephone that nobody picks up, an answer that gets lost.
+HOTEL_MISHAPS = os.environ.get("HOTEL_MISHAPS", "") == "1"

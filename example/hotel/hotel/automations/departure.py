@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from django_ai.automation import complete, event_workflow, fail, get_wake, goto, run_subflow, step, workflow
+from django_ai.automation import complete, event_workflow, fail, get_wake, goto, on_fail, run_subflow, step, workflow
+from django_ai.automation.workflows.outcomes import Outcome
 
 from ..models import HousekeepingTask, Message, Reservation
 from ..pace import hours
@@ -17,18 +18,25 @@ class Departure:
         cleaned: bool = False
 
     @step(start=True)
-    def bill(self):
+    def bill(self) -> Outcome:
         if not Reservation.objects.get(pk=self.context.entity_id).paid:
             return fail("The bill is not paid")
         return goto(self.clean)
 
     @step()
-    def clean(self):
+    def clean(self) -> Outcome:
         return run_subflow("hotel.clean", reservation_id=self.context.entity_id, then=self.close)
 
     @step()
-    def close(self):
+    def close(self) -> Outcome:
         return complete(cleaned=get_wake().payload["status"] == "completed")
+
+    @on_fail
+    def call_the_manager(self, error: str) -> None:
+        """Commits with the failure: the manager is told of each run that failed, and of no other."""
+        reservation = Reservation.objects.get(pk=self.context.entity_id)
+        reason = error.strip().splitlines()[-1]
+        Message.objects.create(reservation=reservation, text=f"Manager! {reservation} cannot leave: {reason}"[:200])
 
 
 @workflow("hotel.clean")
@@ -37,7 +45,7 @@ class Clean:
         reservation_id: int
 
     @step(start=True)
-    def run(self):
+    def run(self) -> Outcome:
         HousekeepingTask.objects.create(reservation_id=self.context.reservation_id, what="Clean the room", done=True)
         Message.objects.create(reservation_id=self.context.reservation_id, text="The room is clean")
         return complete()

@@ -3,51 +3,49 @@
 from __future__ import annotations
 
 from dateutil.relativedelta import relativedelta
+from django.utils.timezone import localtime
 
 from django_ai.automation import Retry, idempotency_key, on_event, on_event_cancelled, on_event_created
+from django_ai.automation.events.models import Event
 
 from ..models import Message
 from ..pace import hours
 
 
-def write(event, text: str) -> None:
+def write(event: Event, text: str) -> None:
     Message.objects.create(reservation_id=event.entity_id, text=text, key=idempotency_key())
 
 
 @on_event_created("checkin_due")
-def note_the_booking(event):
+def note_the_booking(event: Event) -> None:
     write(event, f"Booked: {event.entity}")
 
 
 @on_event("reservation_confirmed", retry=Retry(max_attempts=5))
-def confirm(event):
+def confirm(event: Event) -> None:
     write(event, f"{event.entity.guest}, your room {event.entity.room} is confirmed")
 
 
-@on_event("checkin_due", offset=hours(-2))
-def remind(event):
-    write(event, f"{event.entity.guest}, we expect you in two hours")
-
-
 @on_event("checkin_due")
-def welcome(event):
+def welcome(event: Event) -> None:
     write(event, f"Welcome, {event.entity.guest}")
 
 
 @on_event("checkout_due", offset=hours(1))
 @on_event("reservation_cancelled")
-def ask_how_it_was(event):
+def ask_how_it_was(event: Event) -> None:
     """One function for two events: whoever leaves us is asked."""
     write(event, f"{event.entity.guest}, how did you find us?")
 
 
 @on_event("checkout_due", offset=relativedelta(months=+11))
-def invite_again(event):
+def invite_again(event: Event) -> None:
     """By the calendar: eleven months later at the same time of the day, whatever summer time does."""
     write(event, f"{event.entity.guest}, the same room next year?")
 
 
 @on_event_cancelled("checkin_due")
-def note_the_deletion(event):
+def note_the_deletion(event: Event) -> None:
     """The reservation is deleted; ``event.entity`` is how it last was."""
-    Message.objects.create(text=f"Deleted: {event.entity.room} from {event.entity.checkin_at:%H:%M:%S}")
+    checkin = localtime(event.entity.checkin_at)
+    Message.objects.create(text=f"Deleted: {event.entity.room} from {checkin:%H:%M:%S}")

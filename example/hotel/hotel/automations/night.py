@@ -1,11 +1,13 @@
-"""The night audit: started by hand, waits for the desk to close the day, and lets the printer cool down."""
+"""The night audit: started by hand, waits for the desk to close the day, and lets the printer warm up."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel
 
 from django_ai.automation import complete, get_wake, goto, sleep, step, wait, workflow
+from django_ai.automation.workflows.outcomes import Outcome
 
+from ..desk import DAY_CLOSED
 from ..models import Message
 from ..pace import hours
 
@@ -17,22 +19,21 @@ class NightAudit:
         takings: int = 0
 
     @classmethod
-    def create_context(cls, day):
+    def create_context(cls, day: str) -> Context:
         return cls.Context(day=day)
 
     @step(start=True)
-    def wait_for_the_desk(self):
-        return wait(
-            "desk:day_closed", then=self.add_up
-        )  # elsewhere: engine.signal("desk:day_closed", {"takings": 420})
+    def wait_for_the_desk(self) -> Outcome:
+        return wait(DAY_CLOSED, then=self.add_up)
 
     @step()
-    def add_up(self):
+    def add_up(self) -> Outcome:
+        """Entered by the signal, and once more by the timer of its own sleep."""
         if get_wake().reason != "timer":
             return sleep(hours(0.5))
         return goto(self.print_it)
 
     @step()
-    def print_it(self):
+    def print_it(self) -> Outcome:
         Message.objects.create(text=f"Takings of {self.context.day}: {self.context.takings}")
         return complete()

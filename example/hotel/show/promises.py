@@ -1,0 +1,243 @@
+"""What must happen at the hotel today. Each check reads the tables and returns what it measured, None for "not yet".
+
+A broken promise raises ``AssertionError`` with the figure that was wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db.models import Count
+from django.utils import timezone
+
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
+from hotel.models import HousekeepingTask, Message
+from hotel.pace import hours
+
+from .story import Day
+
+ON_TIME = 0.5
+ARRIVING = ("Ada", "Ben", "Gil")
+
+Check = Callable[[Day], "str | None"]
+
+
+@dataclass
+class Promise:
+    """Something that must happen. ``at_last``: it is judged when all the others are."""
+
+    what: str
+    check: Check
+    at_last: bool = False
+    kept: str | None = None
+    broken: str | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        return self.kept is not None or self.broken is not None
+
+    def look(self, day: Day) -> None:
+        if not self.is_decided:
+            try:
+                self.kept = self.check(day)
+            except AssertionError as error:
+                self.broken = str(error)
+
+
+def promises() -> Iterator[Promise]:
+    yield Promise("Confirmations go out right after the commit", confirmed)
+    yield Promise("Ada is reminded two hours before check-in", lambda day: reminded(day, "Ada", 6))
+    yield Promise("Ben's check-in is moved, and its timers with it", moved)
+    yield Promise("Ben is reminded before his new check-in", lambda day: reminded(day, "Ben", 8))
+    yield Promise("Check-ins occur at their date", occurred)
+    yield Promise("Ada's workflow waits for her passport", lambda day: papers(day, "Ada", "passport"))
+    yield Promise("Ben's times out and falls back", lambda day: papers(day, "Ben", "at the desk"))
+    yield Promise("Gil's papers came early: nothing to wait for", lambda day: papers(day, "Gil", "visa"))
+    yield Promise("A retry waits the 2 s that it says", retried)
+    yield Promise("What a failed try wrote is not kept", rolled_back)
+    yield Promise("An answer lost outside: two calls, one key card", called_once)
+    yield Promise("A signal wakes the night audit", signalled)
+    yield Promise("Cleo cancels, and what was planned is gone", withdrawn)
+    yield Promise("Dan's deletion is noted", deleted)
+    yield Promise("Eve departs, a child workflow cleans", departed)
+    yield Promise("Finn has not paid: it fails, the manager knows", refused)
+    yield Promise("Eve is asked one hour after check-out", asked)
+    yield Promise("Nothing happened twice, nothing is left over", nothing_else, at_last=True)
+
+
+def confirmed(day: Day) -> str | None:
+    found = [message(day, name, "is confirmed") for name in ("Ada", "Ben", "Eve", "Finn", "Gil")]
+    if not all(found):
+        return None
+    return f"the last {seconds(day.began, max(each.sent_at for each in found)):.2f} s after the first save"
+
+
+def reminded(day: Day, name: str, checkin: float) -> str | None:
+    found = message(day, name, "in two hours")
+    return found and in_time(found.sent_at, day.at(checkin - 2))
+
+
+def moved(day: Day) -> str | None:
+    if day.move is None:
+        return None
+    before, after = day.move.dates
+    shifts = [(new - old).total_seconds() for old, new in day.move.timers]
+    assert len(shifts) == 3, f"{len(shifts)} timers instead of an event's and two runs'"
+    assert all(shift == (after - before).total_seconds() for shift in shifts), f"by {shifts} s"
+    return f"an event and two runs, each by {shifts[0]:.1f} s"
+
+
+def occurred(day: Day) -> str | None:
+    events = [Event.objects.of(day.guests[name]).get(event_name="checkin_due") for name in ARRIVING]
+    if not all(event.occurred_at for event in events):
+        return None
+    return ", ".join(in_time(event.occurred_at, event.at) for event in events)
+
+
+def papers(day: Day, name: str, expected: str) -> str | None:
+    run = ended(day, name, "hotel.arrival")
+    if run is None:
+        return None
+    assert message(day, name, f"papers: {expected}"), f"the room is not ready with {expected}"
+    entered = list(run.steps.filter(step="ask_for_documents"))
+    if expected == "passport":
+        assert [each.wake_reason for each in entered] == ["first", "event"], [each.wake_reason for each in entered]
+        return f"waited {seconds(entered[0].finished, entered[1].started):.1f} s, then a {expected}"
+    if expected == "visa":
+        assert [each.outcome for each in entered] == ["goto"], [each.outcome for each in entered]
+        return f"went on at once, with a {expected}"
+    fallback = run.steps.get(step="register_at_the_desk")
+    assert fallback.wake_reason == "timeout", f"the fallback was entered by {fallback.wake_reason}"
+    limit, waited = hours(1).total_seconds(), seconds(entered[0].finished, fallback.started)
+    assert limit <= waited <= limit + ON_TIME, f"{waited:.2f} s instead of {limit:.1f} s"
+    return f"after {waited:.2f} s of {limit:.0f} s: {expected}"
+
+
+def retried(day: Day) -> str | None:
+    waits = []
+    for name in ARRIVING:
+        tries = tries_of(day, name, "make_up_the_room")
+        if len(tries) < 2:
+            return None
+        assert [each.outcome for each in tries] == ["error", "goto"], [each.outcome for each in tries]
+        waits.append(seconds(tries[0].finished, tries[1].started))
+    assert all(2.0 <= wait <= 2.6 for wait in waits), f"{waits}"
+    return ", ".join(f"{wait:.2f} s" for wait in waits)
+
+
+def rolled_back(day: Day) -> str | None:
+    if not all(ended(day, name, "hotel.arrival") for name in ARRIVING):
+        return None
+    rows = HousekeepingTask.objects.filter(what="Make up the room")
+    counts = [rows.filter(reservation=day.guests[name]).count() for name in ARRIVING]
+    assert counts == [1] * len(ARRIVING), f"{counts} rows"
+    return f"{len(counts)} rooms, two tries each, one row each"
+
+
+def called_once(day: Day) -> str | None:
+    for name in ARRIVING:
+        run = ended(day, name, "hotel.arrival")
+        if run is None:
+            return None
+        tries = tries_of(day, name, "cut_the_key")
+        assert [each.outcome for each in tries] == ["error", "goto"], [each.outcome for each in tries]
+        card = Message.objects.filter(key=f"card:workflow:{run.pk}:{tries[0].visit}").first()
+        assert card is not None, "no card was cut under the key of this step"
+        assert run.data["key_card"] == f"card {card.pk}", f"{run.data['key_card']} instead of card {card.pk}"
+    cards = Message.objects.filter(key__startswith="card:").count()
+    assert cards == len(ARRIVING), f"{cards} cards for {len(ARRIVING)} guests"
+    return f"{2 * cards} calls, {cards} cards"
+
+
+def signalled(day: Day) -> str | None:
+    day.audit.refresh_from_db()
+    if not day.audit.is_finished:
+        return None
+    assert Message.objects.filter(text="Takings of Monday: 420").count() == 1, day.audit.error
+    signal = Signal.objects.get(name="desk:day_closed")
+    woken = day.audit.steps.get(wake_reason="signal")
+    assert woken.wake_ref == signal.pk, f"woken by signal #{woken.wake_ref}"
+    return f"{seconds(signal.sent_at, woken.started) * 1000:.0f} ms after it was sent"
+
+
+def withdrawn(day: Day) -> str | None:
+    if timezone.now() < day.at(6):
+        return None  # long enough for a reminder, if there were one
+    assert day.planned_for_cleo == 2, f"{day.planned_for_cleo} runs were planned instead of 2"
+    assert day.left_for_cleo == 0 == day.runs("Cleo").count(), "a planned run is still there"
+    assert message(day, "Cleo", "in two hours") is None, "a reminder went out"
+    return "two planned runs gone with the save, no reminder"
+
+
+def deleted(day: Day) -> str | None:
+    return "with a snapshot of it" if Message.objects.filter(text__startswith="Deleted: 104").exists() else None
+
+
+def departed(day: Day) -> str | None:
+    run = ended(day, "Eve", "hotel.departure")
+    if run is None:
+        return None
+    assert run.data["cleaned"], "the parent was not told that the child is done"
+    return f"{run.steps.count()} steps, {run.children.count()} child"
+
+
+def refused(day: Day) -> str | None:
+    run = ended(day, "Finn", "hotel.departure", "failed")
+    if run is None:
+        return None
+    assert "not paid" in run.error, run.error
+    assert message(day, "Finn", "Manager!"), "@on_fail has left no message"
+    return f"failed: {run.error}"
+
+
+def asked(day: Day) -> str | None:
+    found = message(day, "Eve", "how did you find us")
+    return found and in_time(found.sent_at, day.at(5))
+
+
+def nothing_else(day: Day) -> str | None:
+    twice = Message.objects.values("reservation", "text").annotate(times=Count("pk")).filter(times__gt=1)
+    assert not twice, f"sent twice: {[row['text'] for row in twice]}"
+    unasked = Message.objects.filter(text__in=["Welcome, Eve", "Welcome, Finn", "Welcome, Cleo", "Welcome, Dan"])
+    assert not unasked, f"not asked for: {[each.text for each in unasked]}"
+    if any(not run.is_finished for run in WorkflowRun.objects.all()):
+        return None
+    troubled = CallbackExecution.objects.exclude(status__in=["pending", "completed"])
+    assert not troubled, f"{[str(each) for each in troubled]}"
+    if CallbackExecution.objects.filter(status="pending").exists():
+        return None
+    lost = StepExecution.objects.filter(outcome=StepExecution.LOST).count()
+    assert not lost, f"{lost} tries were lost"
+    return f"{WorkflowRun.objects.count()} runs, {CallbackExecution.objects.count()} callbacks, all ended"
+
+
+def message(day: Day, name: str, text: str) -> Any:
+    return Message.objects.filter(reservation=day.guests[name].pk, text__contains=text).first()
+
+
+def ended(day: Day, name: str, workflow: str, expected: str = "completed") -> WorkflowRun | None:
+    """Return the run for a guest when it has ended. Asserts that it ended as expected."""
+    run: WorkflowRun | None = day.runs(name, workflow).first()
+    if run is None or not (run.is_finished or run.status == "parked"):
+        return None
+    assert run.status == expected, f"{name}'s {workflow} is {run.status}: {run.error[-200:]}"
+    return run
+
+
+def tries_of(day: Day, name: str, step: str) -> list[StepExecution]:
+    return list(StepExecution.objects.filter(run__in=day.runs(name, "hotel.arrival"), step=step))
+
+
+def seconds(earlier: datetime, later: datetime) -> float:
+    return (later - earlier).total_seconds()
+
+
+def in_time(happened: datetime, due: datetime) -> str:
+    """Say how late something was. Asserts that it was not early, and not late by more than a moment."""
+    late = seconds(due, happened)
+    assert 0 <= late <= ON_TIME, f"{late:+.2f} s"
+    return f"{late * 1000:.0f} ms late"

@@ -1,0 +1,110 @@
+"""What is shown: a line for each thing that happens, a live table below, and a summary at the end.
+
+Where the output is no terminal the lines come out plain, one by one, and the live table is left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from django.utils import timezone
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from django_ai.automation.events.models import Event
+from django_ai.automation.workflows.models import StepExecution, WorkflowRun
+from hotel.models import Message
+
+from .promises import Promise
+from .story import Day
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+COLOURS = {"desk": "yellow", "event": "cyan", "message": "green", "step": "magenta"}
+
+
+@dataclass(frozen=True, order=True)
+class News:
+    """A line of the timeline; the moment is the row's own."""
+
+    at: datetime
+    kind: str
+    line: str
+
+
+class Feed:
+    """Finds what is new in the tables."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int]] = set()
+
+    def news(self) -> list[News]:
+        return sorted(self._read())
+
+    def _read(self) -> Iterator[News]:
+        for event in self._new("event", Event.objects.occurred()):
+            yield News(event.occurred_at, "event", f"{event.event_name} of {event.entity or event.entity_id}")
+        for message in self._new("message", Message.objects.all()):
+            yield News(message.sent_at, "message", message.text)
+        for step in self._new("step", StepExecution.objects.select_related("run")):
+            trouble = f"  ({step.error.strip().splitlines()[-1]})" if step.error else ""
+            line = f"{step.run.name}.{step.step}, try {step.attempt}: {step.outcome}{trouble}"
+            yield News(step.finished, "step", line)
+
+    def _new(self, kind: str, rows: Any) -> Iterator[Any]:
+        for row in rows.order_by("pk"):
+            if (kind, row.pk) not in self._seen:
+                self._seen.add((kind, row.pk))
+                yield row
+
+
+def print_news(day: Day, news: News) -> None:
+    text = Text(f"{day.hour_of(news.at):5.1f} h  ")
+    text.append(f"{news.kind:<8}", style=COLOURS[news.kind])
+    text.append(news.line)
+    console.print(text, soft_wrap=True)
+
+
+def live_view(day: Day, promises: Sequence[Promise]) -> Group:
+    return Group(Text(), clock_of(day), table_of(promises))
+
+
+def clock_of(day: Day) -> Text:
+    now = timezone.now()
+    timers = [
+        *Event.objects.filter(wake_at__gt=now).values_list("wake_at", flat=True),
+        *WorkflowRun.objects.filter(wake_at__gt=now).values_list("wake_at", flat=True),
+    ]
+    next_one = f"the next in {(min(timers) - now).total_seconds():.1f} s" if timers else "none"
+    waiting = WorkflowRun.objects.filter(status="suspended").count()
+    line = f"{day.hour_of(now):.1f} h   timers: {len(timers)}, {next_one}; runs that wait for something: {waiting}"
+    return Text(line, style="bold")
+
+
+def table_of(promises: Sequence[Promise]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for name in ("", "promise", "measured"):
+        table.add_column(name)
+    for promise in promises:
+        mark = "[green]✓" if promise.kept else "[red]✗" if promise.broken else "[dim]…"
+        table.add_row(mark, promise.what, Text(promise.kept or promise.broken or ""))
+    return table
+
+
+def print_summary(promises: Sequence[Promise], seconds: float) -> None:
+    console.print()
+    console.rule("[bold]What was promised")
+    console.print(table_of(promises))
+    kept = sum(promise.kept is not None for promise in promises)
+    console.print(f"\n{kept} of {len(promises)} promises kept in {seconds:.0f} s")
+
+
+def print_tail(log: Path) -> None:
+    console.print("\nThe cluster's last words:")
+    lines = log.read_text(errors="replace").splitlines()[-30:]
+    console.print("\n".join(lines) or "(none)", markup=False, soft_wrap=True)
