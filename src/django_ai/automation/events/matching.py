@@ -29,7 +29,6 @@ from .definitions import Declared
 
 _EXPRESSION = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _PATH = re.compile(r"^(?:ctx|context)((?:\.[A-Za-z][A-Za-z0-9_]*)+)$")
-ANY_SHAPE = ""
 
 
 def check_expression(text: str, what: str) -> None:

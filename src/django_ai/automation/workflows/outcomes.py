@@ -73,7 +73,6 @@ class Subflow:
 
 
 Outcome: TypeAlias = Goto | Sleep | Wait | Complete | Fail | Subflow
-OUTCOMES = (Goto, Sleep, Wait, Complete, Fail, Subflow)
 
 
 def goto(step: Target) -> Goto:
