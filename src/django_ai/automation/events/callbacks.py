@@ -63,6 +63,11 @@ def all_callbacks() -> list[Callback]:
     return [callback for found in _callbacks.values() for callback in found.values()]
 
 
+def unregister(callback: Callback) -> None:
+    """Forget ``callback``: for tests that declare their own."""
+    _callbacks.get(callback.event_name, {}).pop((callback.name, callback.beat), None)
+
+
 def on_event(
     event_name: str,
     *,

@@ -135,6 +135,14 @@ def workflows_on(event_name: str) -> list[WorkflowDefinition]:
     return [definition for definition in newest if definition.event_name == event_name]
 
 
+def unregister(definition: WorkflowDefinition) -> None:
+    """Forget ``definition``: for tests that declare their own."""
+    versions = _registry.get(definition.name, {})
+    versions.pop(definition.version, None)
+    if not versions:
+        _registry.pop(definition.name, None)
+
+
 def workflow(name: str, *, version: int | str = 1, default_retry: Retry | None = None) -> Callable[[C], C]:
     """Declare a class as a workflow that is started by hand: ``engine.start(name, ...)``.
 
