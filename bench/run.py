@@ -1,6 +1,7 @@
-"""The first benchmark: how much two workers do, how soon, and what a save() costs. On PostgreSQL.
+"""The first benchmark: how much two workers do, how soon, and what a save() costs. On PostgreSQL, or on SQLite.
 
-    python bench/run.py [--runs 3000] [--flows 1000] [--probes 200] [--timers 100] [--repeat 3] [--json FILE]
+    python bench/run.py [--database sqlite] [--runs 3000] [--flows 1000] [--probes 200] [--timers 100]
+                        [--repeat 3] [--json FILE]
 
 Work is queued first and then a real ``qcluster`` with two workers is started; throughput is counted between the first
 step's start and the last one's end, so that start-up is not in it. Latency is from the commit of a ``save()`` to the
@@ -19,6 +20,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,23 +38,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     for name, default in (("runs", 3000), ("flows", 1000), ("probes", 200), ("timers", 100), ("repeat", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="names of measurements, comma separated")
     wanted = parser.parse_args()
-    with server() as environment:
-        os.environ.update(environment)
-        os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
-        with database():
-            figures = measure(wanted)
-    show(figures)
+    os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
+    with sqlite() if wanted.database == "sqlite" else database():
+        figures = measure(wanted)
+    show(figures, wanted.database)
     if wanted.json:
         wanted.json.parent.mkdir(parents=True, exist_ok=True)
         wanted.json.write_text(json.dumps(figures, indent=2))
 
 
 @contextlib.contextmanager
+def sqlite() -> Iterator[None]:
+    """Make a SQLite file for the benchmark, and remove it afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        os.environ["BENCH_SQLITE"] = str(Path(folder) / "bench.sqlite3")
+        import django
+
+        django.setup()
+        from django.core.management import call_command
+
+        call_command("migrate", verbosity=0, run_syncdb=True)
+        yield
+
+
+@contextlib.contextmanager
 def database() -> Iterator[None]:
-    """Make a database for the benchmark, and drop it afterwards."""
+    """Make a database on PostgreSQL for the benchmark, and drop it afterwards."""
+    with server() as environment:
+        os.environ.update(environment)
+        with _database():
+            yield
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[None]:
     import django
     from django.conf import settings
     from django.db import connections
@@ -121,15 +144,26 @@ def measure(wanted: argparse.Namespace) -> Figures:
     return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
 
 
+TABLES = (
+    "automation_workflows_stepexecution",
+    "automation_workflows_signal",
+    "automation_workflows_workflowrun",
+    "automation_events_callbackexecution",
+    "automation_events_event",
+    "load_plain",
+    "load_eventful",
+)
+
+
 def clear() -> None:
     from django.db import connection
 
     with connection.cursor() as cursor:
-        cursor.execute(
-            "TRUNCATE automation_workflows_stepexecution, automation_workflows_signal,"
-            " automation_workflows_workflowrun, automation_events_callbackexecution,"
-            " automation_events_event, load_plain, load_eventful CASCADE"
-        )
+        if connection.vendor == "sqlite":
+            for table in TABLES:
+                cursor.execute(f"DELETE FROM {table}")
+            return
+        cursor.execute(f"TRUNCATE {', '.join(TABLES)} CASCADE")
         cursor.execute("VACUUM ANALYZE")
 
 
@@ -222,9 +256,9 @@ def save_cost(wanted: argparse.Namespace) -> Figures:
     }
 
 
-def show(figures: Figures) -> None:
+def show(figures: Figures, database: str) -> None:
     width = max(map(len, figures))
-    print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores, 2 workers, PostgreSQL, fsync on\n")
+    print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores, 2 workers, {database}, fsync on\n")
     for name, value in figures.items():
         print(f"{name:<{width}}  {value:>10,.1f}")
 

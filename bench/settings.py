@@ -1,4 +1,4 @@
-"""Settings of the benchmark: PostgreSQL, Q2 with two workers, our broker."""
+"""Settings of the benchmark: PostgreSQL (or SQLite), Q2 with two workers, our broker."""
 
 import os
 
@@ -15,8 +15,10 @@ INSTALLED_APPS = [
     "django_ai.automation.workflows",
     "bench.load",
 ]
-DATABASES = {"default": {**postgresql(), "CONN_MAX_AGE": 600}}
-DATABASES["default"]["NAME"] = os.environ.get("BENCH_DATABASE", "automation_bench")
+if "BENCH_SQLITE" in os.environ:
+    DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["BENCH_SQLITE"]}}
+else:
+    DATABASES = {"default": {**postgresql(), "CONN_MAX_AGE": 600, "NAME": "automation_bench"}}
 Q_CLUSTER = {
     "name": "bench",
     "orm": "default",

@@ -1,4 +1,8 @@
-"""A real cluster with two workers, and nothing else: that it runs everything, and how soon. Waits real seconds."""
+"""A real cluster with two workers, and nothing else: that it runs everything, and keeps its time. Waits real seconds.
+
+Never early is exact here. How late is measured in ``bench/``; what these tests allow is what a noisy machine needs, and
+far less than any polling once a minute would take.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,9 @@ from tests.runtimes.cluster import qcluster, until
 from tests.story.models import Mark, Probe
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+
+SLACK = 1.5
 
 
 @pytest.fixture
@@ -46,12 +53,12 @@ def test_real_seconds_timers_keep_their_time(tmp_path, q2):
         until(lambda: Mark.objects.filter(name="due:timed").exists(), 10, "The scheduled event", log)
 
     lateness = (Mark.objects.get(name="due:timed").at - due_at).total_seconds()
-    assert 0 <= lateness <= 0.5
+    assert 0 <= lateness <= SLACK
     first, second = stumble.steps.order_by("pk")
     assert (first.outcome, second.outcome) == ("error", "complete")
-    assert 2.0 <= (second.started - first.finished).total_seconds() <= 2.5
+    assert 2.0 <= (second.started - first.finished).total_seconds() <= 2.0 + SLACK
     slept, woke = nap.steps.order_by("pk")
-    assert 5.0 <= (woke.started - slept.finished).total_seconds() <= 5.5
+    assert 5.0 <= (woke.started - slept.finished).total_seconds() <= 5.0 + SLACK
 
 
 def test_real_seconds_first_step_follows_the_commit(tmp_path, q2):
@@ -67,7 +74,8 @@ def test_real_seconds_first_step_follows_the_commit(tmp_path, q2):
             Probe.objects.create(name=name, ready=True)
             until(lambda name=name: Mark.objects.filter(name=f"ready:{name}").exists(), 10, "The first step", log)
             delays.append((Mark.objects.get(name=f"ready:{name}").at - committed).total_seconds())
-    limit = 0.05 if connection.vendor == "postgresql" else 0.35
+    # With NOTIFY nobody waits for the next poll (0.2 s); without it half a poll is the rule.
+    limit = 0.15 if connection.vendor == "postgresql" else 0.35
     assert statistics.median(delays) <= limit, sorted(delays)
 
 

@@ -20,7 +20,7 @@ from hotel.pace import hours
 
 from .story import Day
 
-ON_TIME = 0.5
+ON_TIME = 1.0  # what a busy machine needs; alone it is some hundredths of a second
 ARRIVING = ("Ada", "Ben", "Gil")
 
 Check = Callable[[Day], "str | None"]
@@ -125,7 +125,7 @@ def retried(day: Day) -> str | None:
             return None
         assert [each.outcome for each in tries] == ["error", "goto"], [each.outcome for each in tries]
         waits.append(seconds(tries[0].finished, tries[1].started))
-    assert all(2.0 <= wait <= 2.6 for wait in waits), f"{waits}"
+    assert all(2.0 <= wait <= 2.0 + ON_TIME for wait in waits), f"{waits}"
     return ", ".join(f"{wait:.2f} s" for wait in waits)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .queues.cause import idempotency_key
     from .queues.retry import Retry
     from .workflows.core import (
+        Outcome,
         complete,
         engine,
         event_workflow,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EventDefinition",
+    "Outcome",
     "Retry",
     "complete",
     "engine",

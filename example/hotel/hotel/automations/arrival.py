@@ -7,6 +7,7 @@ from datetime import timedelta
 from pydantic import BaseModel
 
 from django_ai.automation import (
+    Outcome,
     Retry,
     complete,
     event_workflow,
@@ -18,7 +19,6 @@ from django_ai.automation import (
     wait_for_event,
 )
 from django_ai.automation.events.models import Event
-from django_ai.automation.workflows.outcomes import Outcome
 
 from .. import outside
 from ..models import Document, HousekeepingTask, Message, Reservation

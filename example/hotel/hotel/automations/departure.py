@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from django_ai.automation import complete, event_workflow, fail, get_wake, goto, on_fail, run_subflow, step, workflow
-from django_ai.automation.workflows.outcomes import Outcome
+from django_ai.automation import (
+    Outcome,
+    complete,
+    event_workflow,
+    fail,
+    get_wake,
+    goto,
+    on_fail,
+    run_subflow,
+    step,
+    workflow,
+)
 
 from ..models import HousekeepingTask, Message, Reservation
 from ..pace import hours

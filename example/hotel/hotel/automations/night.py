@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from django_ai.automation import complete, get_wake, goto, sleep, step, wait, workflow
-from django_ai.automation.workflows.outcomes import Outcome
+from django_ai.automation import Outcome, complete, get_wake, goto, sleep, step, wait, workflow
 
 from ..desk import DAY_CLOSED
 from ..models import Message

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from django_ai.automation import complete, event_workflow, idempotency_key, step
+from django_ai.automation import Outcome, complete, event_workflow, idempotency_key, step
 from django_ai.automation.events.models import Event
-from django_ai.automation.workflows.outcomes import Outcome
 
 from ..models import Message, Reservation
 from ..pace import hours

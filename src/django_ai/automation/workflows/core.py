@@ -6,6 +6,7 @@ from .context import Wake, WakeReason, get_context, get_run, get_wake
 from .definitions import event_workflow, on_fail, step, workflow
 from .engine import engine
 from .outcomes import (
+    Outcome,
     complete,
     fail,
     goto,
@@ -16,6 +17,7 @@ from .outcomes import (
 )
 
 __all__ = [
+    "Outcome",
     "Retry",
     "Wake",
     "WakeReason",

@@ -294,10 +294,11 @@ def step(
 
 
 def on_fail(method: F) -> F:
-    """Declare a method that is called with the error, a text, when its run has failed for good.
+    """Declare a method that is called with the error when its run has failed for good.
 
-    It runs in the transaction that ends the run, so its database writes commit with the failure. What it raises is
-    noted on the run and changes nothing else.
+    The error is a text: the reason given to ``fail()``, or the traceback of the last try, whose last line names it. It
+    runs in the transaction that ends the run, so its database writes commit with the failure. What it raises is logged
+    and changes nothing.
     """
     method.__on_fail__ = True  # type: ignore[attr-defined]
     return method
