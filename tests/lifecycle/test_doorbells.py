@@ -230,6 +230,14 @@ class TestRedisBroker:
         assert SignedPackage.loads(broker.dequeue()[0][1])["func"] == DOORBELL
 
 
+def test_without_the_redis_client_the_broker_says_what_is_missing(monkeypatch):
+    monkeypatch.delattr(brokers, "RedisBroker", raising=False)
+    with pytest.raises(ImportError, match=r"django-ai-automation\[redis\]"):
+        getattr(brokers, "RedisBroker")  # noqa: B009
+    with pytest.raises(AttributeError, match="NoBroker"):
+        getattr(brokers, "NoBroker")  # noqa: B009
+
+
 class TestSchedules:
     def test_migrate_installs_the_three_of_the_guide(self):
         call_command("migrate", verbosity=0, stdout=StringIO())

@@ -175,6 +175,12 @@ if Redis is not None:
                 return [], max(Conf.POLL, 0.5)
 
 
+def __getattr__(name: str) -> Any:
+    if name == "RedisBroker":
+        raise ImportError("RedisBroker needs the Redis client: pip install 'django-ai-automation[redis]'.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _automation_alias() -> str:
     return alias_of(wakeables()[0]) if wakeables() else "default"
 
