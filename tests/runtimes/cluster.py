@@ -52,6 +52,25 @@ def run_script(code: str, **extra: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+WORKER = """
+import django, time
+from datetime import timedelta
+django.setup()
+from django_ai.automation.queues.drain import drain
+while True:
+    drain(budget=timedelta(seconds=1), heartbeat=True)
+    time.sleep(0.02)
+"""
+
+
+def start_worker(**extra: str) -> subprocess.Popen[bytes]:
+    """Start a process that does nothing but drain; the caller kills it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        cwd=ROOT, env=environment(**extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def qcluster(log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a cluster with two workers until the block ends."""
