@@ -16,6 +16,7 @@ from typing import Any
 from django.db import Error as DatabaseTrouble
 from django.db import connections
 from django.utils import timezone
+from django_q.brokers import Broker
 from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 from django_q.models import OrmQ
@@ -87,10 +88,8 @@ class Watch:
             self._listener.close()
 
 
-class OrmBroker(ORM):  # type: ignore[misc]
-    """Q2's ORM broker, and a watch on the automation rows. LISTENs on PostgreSQL."""
-
-    watches_database = True
+class Watching(Broker):  # type: ignore[misc]
+    """What our brokers add to Q2's: a watch of their own, in each process."""
 
     def __init__(self, list_key: str | None = None) -> None:
         super().__init__(list_key=list_key)
@@ -100,13 +99,19 @@ class OrmBroker(ORM):  # type: ignore[misc]
         super().__setstate__(state)
         self.watch = Watch()
 
+    def info(self) -> str:
+        return f"{super().info()} with automation rows"
+
+
+class OrmBroker(Watching, ORM):  # type: ignore[misc]
+    """Q2's ORM broker, and a watch on the automation rows. LISTENs on PostgreSQL."""
+
+    watches_database = True
+
     @staticmethod
     def get_connection(list_key: str | None = None) -> Any:
         """Return the queue; keep the connection open, where Q2 would open a new one at each poll."""
         return OrmQ.objects.using(Conf.ORM or "default")
-
-    def info(self) -> str:
-        return f"{super().info()} with automation rows"
 
     def dequeue(self) -> list[Task] | None:
         """Return stored tasks and doorbells; sleep until the next look where there are none."""
@@ -137,21 +142,10 @@ class OrmBroker(ORM):  # type: ignore[misc]
 
 if Redis is not None:
 
-    class RedisBroker(Redis):  # type: ignore[misc]
+    class RedisBroker(Watching, Redis):  # type: ignore[misc]
         """Q2's Redis broker, and a watch on the automation rows. Works on when Redis is down or flushed."""
 
         watches_database = False
-
-        def __init__(self, list_key: str | None = None) -> None:
-            super().__init__(list_key=list_key)
-            self.watch = Watch()
-
-        def __setstate__(self, state: Any) -> None:
-            super().__setstate__(state)
-            self.watch = Watch()
-
-        def info(self) -> str:
-            return f"{super().info()} with automation rows"
 
         def dequeue(self) -> list[Task] | None:
             """Return a queued task and doorbells; block on Redis until the next look where there are none."""
