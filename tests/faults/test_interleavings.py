@@ -29,7 +29,7 @@ from django_ai.automation import (
     wait_for_event,
     workflow,
 )
-from django_ai.automation.events import reconcile
+from django_ai.automation.events import lookback, reconcile
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues.drain import drain
@@ -222,7 +222,7 @@ class TestWaits:
 
     def test_an_event_is_found_among_many_matching_entities(self, monkeypatch):
         stay = Reservation.objects.create()
-        monkeypatch.setattr(waits, "FEW", 3)
+        monkeypatch.setattr(lookback, "FEW", 3)
         run = self.listen(rid=str(stay.pk))
         WorkflowRun.objects.filter(pk=run.pk).update(started_at=timezone.now() - timedelta(minutes=1))
         Document.objects.create(reservation=stay)  # occurs before the run waits

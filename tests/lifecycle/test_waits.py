@@ -708,7 +708,7 @@ def test_a_match_of_nothing_is_any_also_for_its_own_entity(work):
     assert the_run().status == "completed"
 
 
-@pytest.mark.parametrize("lookup", ["reservation_ident", "kind__in", "reservation__gast"])
+@pytest.mark.parametrize("lookup", ["reservation_ident", "kind__inn", "reservation__gast"])
 def test_a_match_of_an_unknown_field_fails_at_once_and_names_it(lookup, work):
     match_flow({lookup: 5})
     run = begin(work, "matching")

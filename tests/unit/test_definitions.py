@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from django_ai.automation.events import callbacks
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
 from django_ai.automation.events.definitions import EventDefinition
+from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from django_ai.automation.workflows import definitions
 from django_ai.automation.workflows.core import Retry, complete, event_workflow, on_fail, step, workflow
@@ -226,7 +227,11 @@ def test_event_workflows_are_called_by_module_and_class_unless_named():
     event_workflow("a")(one)
     event_workflow("a")(two)
     event_workflow("a", name="three")(three)
-    assert [each.name for each in definitions.workflows_on("a")] == [f"{__name__}.One", f"{__name__}.Two", "three"]
+    assert [each.name for each in definitions.workflows_on(Event(event_name="a"))] == [
+        f"{__name__}.One",
+        f"{__name__}.Two",
+        "three",
+    ]
 
 
 def test_two_event_workflows_of_one_given_name_are_refused():

@@ -98,10 +98,10 @@ def test_waits_for_events_are_found_in_every_form():
 
     found = read("waits")
     assert {each for each in found if isinstance(each, EventWait)} == {
-        EventWait("a", "one", False),
-        EventWait("b", "two", True),
-        EventWait("c", "three", True),
-        EventWait("d", "four", False),
+        EventWait("a", "one", None),
+        EventWait("b", "two", ("pk",)),
+        EventWait("c", "three", ()),
+        EventWait("d", "four", None),
     }
     assert {(each.step, each.name) for each in found if isinstance(each, Target)} == {("a", "late"), ("d", "late")}
 

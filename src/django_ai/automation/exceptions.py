@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class AutomationError(Exception):
     """Something went wrong in django_ai.automation."""
+
+    may_pass: ClassVar[bool] = False
+    """Whether trying again may help; else a step or handler that raises it fails at once."""
 
     def __init__(self, message: str = "", *args: Any) -> None:
         super().__init__(message or (self.__doc__ or "").strip(), *args)
@@ -62,6 +65,24 @@ class UnknownCallbackError(AutomationError, LookupError):
 
 class UnknownEventError(AutomationError, LookupError):
     """No model declares this event any more."""
+
+
+class UnknownAgentError(AutomationError, LookupError):
+    """No agent has this name."""
+
+
+class UnknownHandlerError(AutomationError, LookupError):
+    """The agent has no such handler any more."""
+
+
+class ClaimedError(AutomationError):
+    """Another run has claimed this event."""
+
+    may_pass = True
+
+
+class SingletonTakenError(AutomationError):
+    """Another agent lives for the same match, and the definition allows one."""
 
 
 class NotResumableError(AutomationError):

@@ -7,7 +7,7 @@ from django.db import models
 from django.http import HttpRequest
 
 from ..queues.admin import HistoryInline, RowAdmin
-from .models import CallbackExecution, Event
+from .models import CallbackExecution, Event, EventClaim
 
 
 class ExecutionInline(HistoryInline):
@@ -26,6 +26,13 @@ class EventAdmin(RowAdmin):
     @admin.action(description="Cancel pending events", permissions=["change"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[Event]) -> None:
         self.apply(request, rows, lambda event: event.cancel(), "Cancelled")
+
+
+@admin.register(EventClaim)
+class EventClaimAdmin(RowAdmin):
+    list_display = ("event_name", "match", "owner", "priority", "held_at", "expires_at", "events_left")
+    list_filter = ("event_name", "owner_kind")
+    search_fields = ("event_name", "=owner_id")
 
 
 @admin.register(CallbackExecution)

@@ -15,6 +15,7 @@ class EventsConfig(AppConfig):
     def ready(self) -> None:
         from ..queues import registry
         from . import checks, recorder
+        from .claims import remove_ended
         from .models import CallbackExecution, Event
         from .reconcile import reconcile_dates
         from .retention import remove_old
@@ -23,6 +24,7 @@ class EventsConfig(AppConfig):
         registry.register(CallbackExecution)
         registry.register_reconciler(reconcile_dates)
         registry.register_cleaner(remove_old)
+        registry.register_cleaner(remove_ended)
         recorder.connect()
         register(checks.check_definitions)
         register(checks.check_callbacks)

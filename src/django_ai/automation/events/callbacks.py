@@ -16,6 +16,7 @@ from ..exceptions import DefinitionError
 from ..queues.clock import Offset, check_duration, check_offset, offset_key
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
+from .names import check_namespace, check_subscription, means
 
 __all__ = ["on_event", "on_event_cancelled", "on_event_created"]
 
@@ -28,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A function that is called for an event."""
+    """A function that is called for an event. ``event_name`` may be a pattern."""
 
     name: str
     event_name: str
@@ -37,7 +38,11 @@ class Callback:
     moment: str = OCCURRED
     retry: Retry = field(default_factory=Retry)
     atomic: bool = True
+    namespace: str | None = None
     _timeout: timedelta | None = None
+
+    def wants(self, event_name: str, namespace: str) -> bool:
+        return (self.namespace is None or self.namespace == namespace) and means(self.event_name, event_name)
 
     @property
     def beat(self) -> str:
@@ -49,14 +54,26 @@ class Callback:
 
 
 _callbacks: dict[str, dict[tuple[str, str], Callback]] = {}
+_heard: dict[tuple[str, str], list[Callback]] = {}
 
 
-def callbacks_of(event_name: str) -> list[Callback]:
-    return list(_callbacks.get(event_name, {}).values())
+def callbacks_of(event_name: str, namespace: str) -> list[Callback]:
+    """Return the functions that hear an event."""
+    found = _heard.get((event_name, namespace))
+    if found is None:
+        found = [each for each in all_callbacks() if each.wants(event_name, namespace)]
+        if len(_heard) < 10_000:  # templates make a name for each entity
+            _heard[event_name, namespace] = found
+    return found
 
 
 def find_callback(event_name: str, name: str, beat: str) -> Callback | None:
-    return _callbacks.get(event_name, {}).get((name, beat))
+    """Return the function that an execution calls. The namespace was judged when the execution was made."""
+    for found in _callbacks.values():
+        callback = found.get((name, beat))
+        if callback is not None and means(callback.event_name, event_name):
+            return callback
+    return None
 
 
 def all_callbacks() -> list[Callback]:
@@ -66,6 +83,12 @@ def all_callbacks() -> list[Callback]:
 def unregister(callback: Callback) -> None:
     """Forget ``callback``: for tests that declare their own."""
     _callbacks.get(callback.event_name, {}).pop((callback.name, callback.beat), None)
+    _heard.clear()
+
+
+def register(callback: Callback) -> None:
+    _callbacks.setdefault(callback.event_name, {})[callback.name, callback.beat] = callback
+    _heard.clear()
 
 
 def on_event(
@@ -76,18 +99,21 @@ def on_event(
     atomic: bool = True,
     timeout: timedelta | None = None,
     name: str | None = None,
+    namespace: str | None = None,
 ) -> Callable[[F], F]:
     """Call the decorated function with the ``Event`` when ``event_name`` occurs.
 
-    ``offset``: that much before (negative) or after the event's date, a timedelta or relativedelta. ``retry``: how
-    often to try when it raises (default: 3 attempts, 1 s apart, doubling). ``atomic``: run in one transaction, so that
-    its database writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long
-    it may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``name``: what its executions are stored under (default:
-    module and qualified name); give one if you mean to move the function. Raises ``DefinitionError``.
+    ``event_name``: of one event, or of many with ``*`` for any text (``"task_done:*"``, ``"*"``). ``offset``: that
+    much before (negative) or after the event's date, a timedelta or relativedelta. ``retry``: how often to try when
+    it raises (default: 3 attempts, 1 s apart, doubling). ``atomic``: run in one transaction, so that its database
+    writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long it may run
+    (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``name``: what its executions are stored under (default: module
+    and qualified name); give one if you mean to move the function. ``namespace``: only events in it (default: in
+    any). Raises ``DefinitionError``.
 
     Several functions may listen to one event, and one function to several.
     """
-    return _register(event_name, "on_event", OCCURRED, offset, retry, atomic, timeout, name)
+    return _register(event_name, "on_event", OCCURRED, offset, retry, atomic, timeout, name, namespace)
 
 
 def on_event_created(
@@ -97,12 +123,13 @@ def on_event_created(
     atomic: bool = True,
     timeout: timedelta | None = None,
     name: str | None = None,
+    namespace: str | None = None,
 ) -> Callable[[F], F]:
     """Call the decorated function when an event ``event_name`` has been recorded, long before it occurs perhaps.
 
     The arguments are those of ``on_event``.
     """
-    return _register(event_name, "on_event_created", CREATED, None, retry, atomic, timeout, name)
+    return _register(event_name, "on_event_created", CREATED, None, retry, atomic, timeout, name, namespace)
 
 
 def on_event_cancelled(
@@ -112,13 +139,14 @@ def on_event_cancelled(
     atomic: bool = True,
     timeout: timedelta | None = None,
     name: str | None = None,
+    namespace: str | None = None,
 ) -> Callable[[F], F]:
     """Call the decorated function when a pending event ``event_name`` is cancelled: its entity was deleted, or
     ``event.cancel()`` was called. ``event.entity`` is then a snapshot.
 
     The arguments are those of ``on_event``.
     """
-    return _register(event_name, "on_event_cancelled", CANCELLED, None, retry, atomic, timeout, name)
+    return _register(event_name, "on_event_cancelled", CANCELLED, None, retry, atomic, timeout, name, namespace)
 
 
 def _register(
@@ -130,12 +158,11 @@ def _register(
     atomic: bool,
     timeout: timedelta | None,
     name: str | None,
+    namespace: str | None,
 ) -> Callable[[F], F]:
     what = f"@{decorator}({event_name!r})"
-    if not isinstance(event_name, str) or not event_name:
-        raise DefinitionError(
-            f'@{decorator} needs the name of an event, as in @{decorator}("confirmed"); got {event_name!r}.'
-        )
+    event_name = check_subscription(event_name, decorator)
+    check_namespace(namespace, what)
     check_offset(offset, what)
     if retry is not None and not isinstance(retry, Retry):
         raise DefinitionError(f"{what}: retry={retry!r} must be a Retry(...).")
@@ -154,18 +181,18 @@ def _register(
             moment=moment,
             retry=retry or Retry(),
             atomic=atomic,
+            namespace=namespace,
             _timeout=timeout,
         )
         if len(callback.name) > 250:
             raise DefinitionError(f"{what}: the name {callback.name!r} is longer than 250 characters; give name=.")
-        known = _callbacks.setdefault(event_name, {})
-        previous = known.get((callback.name, callback.beat))
+        previous = _callbacks.get(event_name, {}).get((callback.name, callback.beat))
         if previous is not None and not _same_place(previous.function, function):
             raise DefinitionError(
                 f"{what}: two functions are called {callback.name!r} ({previous.function!r} and {function!r}). "
                 "Give one of them another name=."
             )
-        known[callback.name, callback.beat] = callback
+        register(callback)
         return function
 
     return decorate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,8 +14,10 @@ from django.db import models, router
 from ..queues.clock import offset_key, shift
 from ..queues.lease import alias_of
 from .callbacks import all_callbacks
-from .definitions import Declared, EventDefinition, declared_events, declared_on, declaring_models
+from .definitions import Declared, EventDefinition, declared_events, declared_on, declaring_models, sources_of
+from .matching import trouble_with
 from .models import Event
+from .names import slots_of
 
 
 def did_you_mean(name: str, known: Any) -> str:
@@ -34,6 +36,7 @@ def check_definitions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         for declared in declared_on(model):
             if declared.owner is model:
                 found += _check_date_field(model, declared)
+                found += _check_field_names(model, declared)
         if router.db_for_write(model) != alias_of(Event):
             found.append(
                 Error(
@@ -93,33 +96,72 @@ def _check_date_field(model: type[models.Model], declared: Declared) -> Iterator
         )
 
 
+def _check_field_names(model: type[models.Model], declared: Declared) -> Iterator[CheckMessage]:
+    """Check what ``watch_fields=`` and the slots of a templated name read."""
+    definition = declared.definition
+    columns = {field.name for field in model._meta.concrete_fields}
+    attributes = {field.attname for field in model._meta.concrete_fields}
+    for name in definition.watch_fields:
+        if name not in columns and name not in attributes:
+            yield Error(
+                f"{model._meta.label}: the event {definition.name!r} watches {name!r}, which is no column of it.",
+                hint=did_you_mean(name, columns) + " A relation of many rows cannot be watched: its rows are saved by "
+                "themselves, and may declare events.",
+                obj=model,
+                id="automation.E108",
+            )
+    for name in slots_of(definition.name):
+        if name != "pk" and not hasattr(model, name) and name not in columns:
+            yield Error(
+                f"{model._meta.label}: the event {definition.name!r} is named after {name!r}, which the model does not "
+                "have.",
+                hint=did_you_mean(name, columns),
+                obj=model,
+                id="automation.E109",
+            )
+
+
 def check_callbacks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = []
-    known = declared_events()
     for callback in all_callbacks():
-        if callback.event_name not in known:
+        if not is_declared(callback.event_name):
             found.append(
                 Error(
                     f"{callback.name} listens to the event {callback.event_name!r}, which no model declares.",
-                    hint=did_you_mean(callback.event_name, known),
+                    hint=did_you_mean(callback.event_name, declared_events()),
                     obj=callback.function,
                     id="automation.E106",
                 )
             )
         elif callback.offset is not None:
-            found += check_offset_makes_sense(callback.name, callback.event_name, callback.offset, known)
+            found += check_offset_makes_sense(callback.name, callback.event_name, callback.offset)
     return found
 
 
-def check_offset_makes_sense(
-    what: str, event_name: str, offset: Any, known: dict[str, list[Declared]]
-) -> Iterator[CheckMessage]:
+def is_declared(pattern: str) -> bool:
+    """Say whether a subscriber to ``pattern`` may ever hear anything; ``"*"`` is right in an empty project too."""
+    return pattern == "*" or bool(sources_of(pattern))
+
+
+def check_match(what: str, pattern: str, lookups: Iterable[str], obj: Any, code: str) -> Iterator[CheckMessage]:
+    """Report lookups that no model which declares the event has."""
+    sources = sources_of(pattern)
+    for lookup in lookups:
+        troubles = [trouble_with(source.owner, lookup) for source in sources]
+        if troubles and all(troubles):
+            models = ", ".join(sorted({source.owner._meta.label for source in sources}))
+            yield Error(
+                f"{what}: match compares {lookup!r}, which {models} does not have.", hint=troubles[0], obj=obj, id=code
+            )
+
+
+def check_offset_makes_sense(what: str, event_name: str, offset: Any) -> Iterator[CheckMessage]:
     """Warn of a negative offset from an immediate event: it is known only when it is too late to be early."""
     from django.utils import timezone
 
     now = timezone.now()
-    immediate = [each for each in known.get(event_name, ()) if not each.definition.is_scheduled]
-    if immediate and shift(now, offset) < now:
+    sources = sources_of(event_name)
+    if sources and not any(each.definition.is_scheduled for each in sources) and shift(now, offset) < now:
         yield Warning(
             f"{what} wants to run before the event {event_name!r} (offset {offset_key(offset)}), which is immediate.",
             hint="Nobody knows beforehand when it occurs, so this runs at once. Use a scheduled event (date_field=).",

@@ -7,9 +7,10 @@ and then through its parent has one event, not two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any
 
 from django.apps import apps
@@ -17,20 +18,40 @@ from django.db import models
 
 from ..conf import conf
 from ..exceptions import DefinitionError
+from .names import MAX_NAME, check_template, overlap, render
 
 Condition = Callable[[Any], bool]
 Payload = Callable[[Any], dict[str, Any]]
+Namespace = str | Callable[[Any], str | None]
+
+
+class EventTrigger(StrEnum):
+    """Which kind of write makes an event occur, each time that there is one."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
 
 
 class EventDefinition:
     """Declare an event of a model.
 
-    ``name``: what subscribers call it. ``condition``: a function of the entity; the event occurs only while it is true
+    ``name``: what subscribers call it; it may be a template of the entity's fields, as in
+    ``"task_done:{{ instance.pk }}"``. ``condition``: a function of the entity; the event occurs only while it is true
     (default: always). ``date_field``: the name of a date field; the event is then *scheduled* and occurs at that date;
     without it the event is *immediate* and occurs after the commit of the save that makes the condition true.
     ``payload``: a function of the entity (or of the event, if its parameter is called ``event``) that returns a dict
     for those who wait for the event. ``grace``: how long after its date a scheduled event may still occur when its
     condition turns true (default ``AUTOMATION["GRACE"]``, 24 h).
+
+    An event occurs once for each entity, unless one of these asks for more; each further occurrence is a row of its
+    own. ``trigger``: one ``EventTrigger`` or several; an immediate event then occurs at each such write for which the
+    condition is true (all saves of one transaction are one write). ``watch_fields``: names of fields; the event then
+    occurs at each update that changes one of them. ``rearm``: it may occur again when its condition has turned false
+    and true again, or, if it is scheduled, when its date moves after it has occurred.
+
+    ``namespace``: a text, or a function of the entity that returns one; subscribers that name a namespace hear only
+    the events in it.
 
     Raises ``DefinitionError`` for arguments that make no sense.
     """
@@ -43,10 +64,15 @@ class EventDefinition:
         date_field: str | None = None,
         payload: Payload | None = None,
         grace: timedelta | None = None,
+        trigger: EventTrigger | str | Iterable[EventTrigger | str] | None = None,
+        watch_fields: Iterable[str] | None = None,
+        rearm: bool = False,
+        namespace: Namespace | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name.strip() or len(name) > 200:
-            raise DefinitionError(f"EventDefinition({name!r}): the name must be a text of 1 to 200 characters.")
+        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
+            raise DefinitionError(f"EventDefinition({name!r}): the name must be a text of 1 to {MAX_NAME} characters.")
         what = f"EventDefinition({name!r})"
+        check_template(name, what)
         for title, function in (("condition", condition), ("payload", payload)):
             if function is not None and not callable(function):
                 raise DefinitionError(f"{what}: {title}={function!r} must be a function of the entity.")
@@ -56,6 +82,19 @@ class EventDefinition:
             raise DefinitionError(f"{what}: grace={grace!r} must be a timedelta of zero or more.")
         if grace is not None and date_field is None:
             raise DefinitionError(f"{what}: grace= is for scheduled events; give date_field= too, or leave it out.")
+        if namespace is not None and not callable(namespace) and not (isinstance(namespace, str) and namespace):
+            raise DefinitionError(f"{what}: namespace={namespace!r} must be a text or a function of the entity.")
+        if not isinstance(rearm, bool):
+            raise DefinitionError(f"{what}: rearm={rearm!r} must be True or False.")
+        self.watch_fields = _field_names(watch_fields, what)
+        self.triggers = _triggers(trigger, bool(self.watch_fields), what)
+        if self.triggers and date_field is not None:
+            raise DefinitionError(
+                f"{what}: trigger= and watch_fields= are for immediate events; a scheduled one follows its date_field. "
+                "For a date that may come again use rearm=True."
+            )
+        self.rearm = rearm
+        self.namespace = namespace
         self.name = name
         self.condition = condition
         self.date_field = date_field
@@ -74,9 +113,52 @@ class EventDefinition:
         """Say whether the condition is true for ``entity``. Raises whatever the condition raises."""
         return self.condition is None or bool(self.condition(entity))
 
+    def name_for(self, entity: models.Model) -> str:
+        """Return what the event of ``entity`` is called. Raises what reading a template's fields raises."""
+        return render(self.name, entity)
+
+    def namespace_of(self, entity: models.Model) -> str:
+        """Return the namespace of the event of ``entity``, or ``""``. Raises whatever a function of yours raises."""
+        found = self.namespace(entity) if callable(self.namespace) else self.namespace
+        if found is not None and (not isinstance(found, str) or len(found) > MAX_NAMESPACE):
+            raise DefinitionError(
+                f"{self!r}: its namespace function returned {found!r}; it must return a text of at most "
+                f"{MAX_NAMESPACE} characters, or None."
+            )
+        return found or ""
+
     def __repr__(self) -> str:
         kind = f"date_field={self.date_field!r}" if self.is_scheduled else "immediate"
         return f"<EventDefinition {self.name!r} {kind}>"
+
+
+MAX_NAMESPACE = 100
+
+
+def _field_names(names: Any, what: str) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    found = tuple(names) if not isinstance(names, str) else ()
+    if not found or not all(isinstance(each, str) and each for each in found):
+        raise DefinitionError(f'{what}: watch_fields={names!r} must list names of fields, as in ["status"].')
+    return found
+
+
+def _triggers(trigger: Any, watches: bool, what: str) -> frozenset[EventTrigger]:
+    if trigger is None:
+        return frozenset({EventTrigger.UPDATE}) if watches else frozenset()
+    asked = [trigger] if isinstance(trigger, str) else trigger
+    try:
+        found = frozenset(EventTrigger(each) for each in asked)
+    except (TypeError, ValueError):
+        found = frozenset()
+    if not found:
+        raise DefinitionError(
+            f"{what}: trigger={trigger!r} must be EventTrigger.CREATE, UPDATE or DELETE, or a list of them."
+        )
+    if watches and EventTrigger.UPDATE not in found:
+        raise DefinitionError(f"{what}: watch_fields= says which updates count; add EventTrigger.UPDATE to trigger=.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +194,15 @@ def declared_on(model: type[models.Model]) -> tuple[Declared, ...]:
     return found
 
 
+_by_name: dict[str, list[Declared]] = {}
+_sources: dict[str, list[Declared]] = {}
+
+
 def forget_declarations() -> None:
     """Read ``events`` lists again: a model was added."""
     _declarations.clear()
+    _by_name.clear()
+    _sources.clear()
 
 
 def _declared(model: type[models.Model]) -> Iterator[Declared]:
@@ -133,11 +221,25 @@ def declaring_models() -> list[type[models.Model]]:
 
 def declared_events() -> dict[str, list[Declared]]:
     """Return every declared event name with its owners."""
+    if _by_name:
+        return _by_name
     found: dict[str, list[Declared]] = {}
     for model in declaring_models():
         for declared in declared_on(model):
             if declared.owner is model:
                 found.setdefault(declared.definition.name, []).append(declared)
+    _by_name.update(found)
+    return found
+
+
+def sources_of(pattern: str) -> list[Declared]:
+    """Return the declarations whose events a subscriber to ``pattern`` may hear."""
+    found = _sources.get(pattern)
+    if found is None:
+        known = declared_events().items()
+        found = [each for name, declared in known if overlap(pattern, name) for each in declared]
+        if len(_sources) < 10_000:  # a wait on a templated name asks for a name of its own
+            _sources[pattern] = found
     return found
 
 

@@ -7,45 +7,58 @@ so what they write commits with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
+from django.db.models import Q
+
 from ..queues.clock import Offset
-from .models import Event
+from .models import Event, Shapes
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A beat of an event that has come: its occurrence (``""``), or the key of an offset from it."""
+
+    event: Event
+    beat: str
 
 
 class Listener:
     """Somebody who follows events. Every method does nothing by default."""
 
-    def offsets(self, event_name: str) -> Sequence[Offset]:
-        """Return the offsets at which ``fired`` shall be called for this event."""
+    def offsets(self, event: Event) -> Sequence[Offset]:
+        """Return the offsets from the event's date at which somebody wants to be told."""
         return ()
 
-    def planned_offsets(self, event_name: str) -> Sequence[Offset]:
-        """Return the offsets at which ``plan`` puts rows of its own."""
+    def reach(self, declared_as: str) -> Sequence[Offset]:
+        """Return every offset, told or planned, that somebody may want for events of this definition."""
         return ()
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
         """Events were recorded (``fresh``), moved, armed or disarmed: bring what is planned for them in line."""
 
-    def fired(self, event: Event, offset: Offset, now: datetime) -> None:
-        """The moment ``offset`` before or after the event's date has come, and its condition holds."""
-
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         """These events occur in this transaction."""
 
-    def wants_telling(self, event_name: str) -> bool:
-        """Say whether ``tell`` must be called after an occurrence has committed."""
+    def wants_telling(self, event: Event, beat: str) -> bool:
+        """Say whether ``tell`` must be called after this beat of the event has committed."""
         return False
 
-    def tell(self, events: Sequence[Event], now: datetime, *, late: bool) -> None:
-        """These occurrences are committed. ``late``: some time ago, by a process that died before it had told; it may
-        have told some, so this must be idempotent."""
+    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
+        """These beats are committed; ``shapes``: what their events are looked up by. ``late``: some time ago
+        (``event.fired_at``), by a process that died before it had told; it may have told some, so this must be
+        idempotent."""
 
     def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
         """These events were cancelled, expired or disarmed for good: what is planned for them must go."""
 
     def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
         """This entity was deleted."""
+
+    def still_needs(self) -> Sequence[Q]:
+        """Return which events must not be cleaned up yet, whatever their age."""
+        return ()
 
 
 _listeners: list[Listener] = []

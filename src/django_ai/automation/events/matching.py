@@ -4,35 +4,44 @@
 values, the entity's side is read through its attributes, and both are digested into a *routing key*; an index finds
 equal keys however many there are. Values are typed by the model's field first, so ``"5"`` in a context matches ``5`` in
 a column, as the ORM would have it. The names of the looked-up fields are the match's *shape*; the entity's side has to
-compute one key for each shape that somebody waits with.
+compute one key for each shape that somebody waits with. What is no equality (``amount__gte``) is the *residual*: the
+database compares it, on the few that the key leaves. A short list for ``status__in`` can become a key for each value.
 
 Expressions reach only the fields of the Context: no calls, no tags, no private names.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from difflib import get_close_matches
 from enum import Enum
+from itertools import product
 from typing import Any
 
-from django.core.exceptions import FieldDoesNotExist, ObjectDoesNotExist
+from django.core.exceptions import FieldDoesNotExist, FieldError, ObjectDoesNotExist, ValidationError
 from django.db import models
+from django.db.models import F
 from pydantic import BaseModel
 
 from ..exceptions import DefinitionError
 from ..queues.keys import digest
+from ..queues.lease import alias_of
 from .definitions import Declared
 
 _EXPRESSION = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _PATH = re.compile(r"^(?:ctx|context)((?:\.[A-Za-z][A-Za-z0-9_]*)+)$")
 
 
-def check_expression(text: str, what: str) -> None:
-    """Raise ``DefinitionError`` unless every expression in ``text`` names a field of the Context."""
+def check_expression(text: str, what: str, context: type[BaseModel] | None = None) -> None:
+    """Raise ``DefinitionError`` unless every expression in ``text`` names a field of the Context (``context``, where it
+    is known)."""
     if "{%" in text or "{#" in text:
         raise DefinitionError(f"{what}: {text!r} has a template tag; only {{{{ ctx.field }}}} is allowed.")
     for found in _EXPRESSION.findall(text):
@@ -41,6 +50,11 @@ def check_expression(text: str, what: str) -> None:
                 f"{what}: {{{{ {found} }}}} is not allowed; write {{{{ ctx.field }}}} with a field of the Context "
                 "(no calls, no filters, no names that begin with an underscore)."
             )
+        name = found.split(".")[1]
+        if context is not None and name not in context.model_fields:
+            near = get_close_matches(name, context.model_fields, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(context.model_fields)}."
+            raise DefinitionError(f"{what}: {{{{ {found} }}}}: its Context has no field {name!r}. {hint}")
     rest = _EXPRESSION.sub("", text)
     if "{{" in rest or "}}" in rest:
         raise DefinitionError(f"{what}: {text!r} has an expression that is not closed.")
@@ -57,6 +71,13 @@ def evaluate(value: Any, context: Any) -> Any:
     if alone:
         return _reach(alone.group(1), context)
     return _EXPRESSION.sub(lambda found: str(_reach(found.group(1), context)), value)
+
+
+def field_named(value: Any, context: type[BaseModel]) -> Any:
+    """Return the field of ``context`` that an expression stands for alone, or None."""
+    alone = _EXPRESSION.fullmatch(value.strip()) if isinstance(value, str) else None
+    names = alone.group(1).split(".") if alone else []
+    return context.model_fields.get(names[1]) if len(names) == 2 else None
 
 
 def _reach(path: str, context: Any) -> Any:
@@ -76,30 +97,26 @@ def _reach(path: str, context: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Lookups of an entity, and the values (or expressions) that they must equal. Immutable."""
+    """Lookups of an entity, and the values (or expressions) that they are compared with. Immutable."""
 
     lookups: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def of(cls, lookups: Mapping[str, Any], what: str) -> Match:
-        """Make a match. Raises ``DefinitionError`` for what is no lookup, and for expressions that reach too far."""
+    def of(cls, lookups: Mapping[str, Any], what: str, context: type[BaseModel] | None = None) -> Match:
+        """Make a match. ``context``: the class whose fields its expressions may name, where it is known.
+
+        Raises ``DefinitionError`` for what is no lookup, and for expressions that reach too far.
+        """
         if not isinstance(lookups, Mapping):
             raise DefinitionError(f"{what}: match={lookups!r} must be a dict of lookups and values.")
         for name, value in lookups.items():
             if not isinstance(name, str) or not re.match(r"^[A-Za-z][A-Za-z0-9_]*$", name):
                 raise DefinitionError(f"{what}: {name!r} is not a field lookup.")
             if isinstance(value, str):
-                check_expression(value, what)
-            elif isinstance(value, list | tuple | set | dict):
-                raise DefinitionError(
-                    f"{what}: {name!r} is compared with {value!r}; a wait compares single values. "
-                    "Wait with match={} and look at the payload, or put what you wait for into one field."
-                )
+                check_expression(value, what, context)
+            elif isinstance(value, Mapping):
+                raise DefinitionError(f"{what}: {name!r} is compared with {value!r}; give a value or a list of values.")
         return cls(tuple(sorted((name.removesuffix("__exact"), value) for name, value in lookups.items())))
-
-    @property
-    def shape(self) -> str:
-        return ",".join(name for name, _ in self.lookups)
 
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.lookups)
@@ -108,27 +125,168 @@ class Match:
         """Return the lookups with the values of ``context``. Raises ``DefinitionError`` for an unknown field."""
         return {name: evaluate(value, context) for name, value in self.lookups}
 
+    @property
+    def text(self) -> str:
+        """A text that tells this match from all others."""
+        return json.dumps([[name, plain(value)] for name, value in self.lookups])
 
-def routing_key(event_name: str, values: Mapping[str, Any], declared: Iterable[Declared]) -> str:
-    """Return the key of the context's side. ``declared``: where the event comes from, whose fields type the values."""
-    owners = [each.owner for each in declared]
-    parts = [canonical(_typed(owners, name, value)) for name, value in sorted(values.items())]
-    return digest("match", event_name, ",".join(sorted(values)), *parts)
+    def is_all_exact(self, sources: Sequence[Declared]) -> bool:
+        """Say whether keys are all there is to it: nothing is ever left to compare."""
+        owners = [each.owner for each in sources]
+        return all(is_exact(owners, name) for name in self.names())
+
+    def shapes(self, sources: Sequence[Declared]) -> list[str]:
+        """Return the shapes that addresses of this match have, whatever the context."""
+        owners = [each.owner for each in sources]
+        exact = [name for name in self.names() if is_exact(owners, name)]
+        listed = [name for name in self.names() if _listed_field(owners, name)]
+        whole = shape_of([*exact, *(name.removesuffix(IN) for name in listed)])
+        return [whole] if not listed else [whole, shape_of(exact)]
 
 
-def entity_keys(event_name: str, entity: models.Model | None, shapes: Iterable[str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a match with its values is to be found: under which ``keys`` of one ``shape``, and what is then left to
+    compare (``residual``)."""
+
+    shape: str
+    keys: tuple[str, ...]
+    residual: dict[str, Any]
+
+
+IN = "__in"
+MANY = 100
+"""A list of more values than this does not become keys of its own; the database compares it."""
+
+
+def address(scope: str, values: Mapping[str, Any], sources: Sequence[Declared], *, spread: bool = False) -> Address:
+    """Return where entities that match ``values`` are found. ``scope``: what the keys are for, so that equal values do
+    not meet elsewhere. ``sources``: the declarations whose models type the values. ``spread``: a short list given for
+    ``field__in`` becomes one key a value.
+
+    Raises ``DefinitionError`` for ``__in`` without a list.
+    """
+    owners = [each.owner for each in sources]
+    parts: dict[str, list[str]] = {}
+    residual: dict[str, Any] = {}
+    for name, value in values.items():
+        if name.endswith(IN) and not isinstance(value, list | tuple | set | frozenset):
+            raise DefinitionError(f"match for {scope!r}: {name!r} needs a list of values, and got {value!r}.")
+        if is_exact(owners, name):
+            parts[name] = [canonical(_typed(owners, name, value))]
+        elif spread and _listed_field(owners, name) and len(value) <= MANY // max(1, _product(parts)):
+            field = name.removesuffix(IN)
+            parts[field] = sorted({canonical(_typed(owners, field, each)) for each in value})
+        else:
+            residual[name] = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+    names = sorted(parts)
+    keys = tuple(_key(scope, names, each) for each in product(*(parts[name] for name in names)))
+    return Address(shape_of(names), keys, residual)
+
+
+def _product(parts: Mapping[str, Sequence[str]]) -> int:
+    return math.prod(len(each) for each in parts.values())
+
+
+def shape_of(names: Iterable[str]) -> str:
+    return ",".join(sorted(names))
+
+
+def _key(scope: str, names: Sequence[str], parts: Iterable[str]) -> str:
+    return digest("match", scope, ",".join(names), *parts)
+
+
+def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) -> list[str]:
     """Return the keys of the entity's side, one for each shape that it has the fields for."""
     if entity is None:
         return []
     keys = []
     for shape in shapes:
-        names = sorted(shape.split(",")) if shape else []
+        names = shape.split(",") if shape else []
         try:
             parts = [canonical(_read(entity, name)) for name in names]
         except (AttributeError, ObjectDoesNotExist):
             continue
-        keys.append(digest("match", event_name, ",".join(names), *parts))
+        keys.append(_key(scope, names, parts))
     return keys
+
+
+def is_exact(owners: Iterable[type[models.Model]], name: str) -> bool:
+    """Say whether ``name`` is a field of one value, compared for equality, on one of ``owners``. Where nobody declares
+    the event, every name is taken for one."""
+    known = list(owners)
+    return not known or any(_has_field(owner, name) for owner in known)
+
+
+def _listed_field(owners: Iterable[type[models.Model]], name: str) -> bool:
+    return name.endswith(IN) and is_exact(owners, name.removesuffix(IN)) and not is_exact(owners, name)
+
+
+def _has_field(owner: type[models.Model], name: str) -> bool:
+    try:
+        resolve_field(owner, name)
+    except FieldDoesNotExist:
+        return False
+    return True
+
+
+def satisfies(entity: models.Model, residual: Mapping[str, Any]) -> bool:
+    """Say whether ``entity`` fits what is left to compare: asked of the database. One that was deleted is compared
+    here, with the lookups that need no database."""
+    if not residual:
+        return True
+    if is_deleted(entity):
+        return all(_holds_here(entity, name, value) for name, value in residual.items())
+    try:
+        rows = type(entity)._base_manager.using(alias_of(type(entity)))
+        return rows.filter(pk=entity.pk, **residual).exists()
+    except (ValueError, TypeError, ValidationError, FieldError):
+        return False  # a value that the field cannot have: no entity has it
+
+
+def is_deleted(entity: models.Model) -> bool:
+    """Say whether ``entity`` is a snapshot (or was deleted just now), and no row of its table any more."""
+    return getattr(entity, "_automation_snapshot", False) or entity.pk is None
+
+
+COMPARED: Mapping[str, Callable[[Any, Any], bool]] = {
+    "in": lambda one, others: one in others,
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+    "isnull": lambda one, wanted: (one is None) is bool(wanted),
+}
+
+
+def _holds_here(entity: models.Model, name: str, value: Any) -> bool:
+    path, _, lookup = name.rpartition("__")
+    if lookup not in COMPARED:
+        return False
+    try:
+        mine = _read(entity, path)
+        if lookup == "isnull":
+            return COMPARED[lookup](mine, value)
+        owners = [type(entity)]
+        theirs = [_typed(owners, path, each) for each in value] if lookup == "in" else _typed(owners, path, value)
+        return mine is not None and COMPARED[lookup](mine, theirs)
+    except (AttributeError, ObjectDoesNotExist, TypeError):
+        return False
+
+
+PROBES: Mapping[str, Any] = {"in": [F("pk")], "range": (F("pk"), F("pk")), "isnull": True}
+
+
+def trouble_with(owner: type[models.Model], name: str) -> str:
+    """Return what is wrong with the lookup ``name`` on ``owner`` in Django's own words, or an empty text."""
+    probe = PROBES.get(name.rpartition("__")[2], F("pk"))
+    try:
+        owner._base_manager.filter(**{name: probe})
+    except (FieldError, ValueError, TypeError) as error:
+        known = [field.name for field in owner._meta.get_fields()]
+        near = get_close_matches(name.split("__")[0], known, n=1)
+        return f"{error}" + (f" Did you mean {near[0]!r}?" if near and near[0] not in name.split("__") else "")
+    return ""
 
 
 def _read(entity: Any, lookup: str) -> Any:
@@ -206,3 +364,14 @@ def canonical(value: Any) -> str:
     if isinstance(value, date):
         return f"date:{value.isoformat()}"
     return f"{'text' if isinstance(value, str) else type(value).__name__}:{value}"
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON keeps it; a model's field makes the same of it again."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if isinstance(value, models.Model):
+        value = value.pk
+    if isinstance(value, Enum):
+        value = value.value
+    return value if isinstance(value, int | float | bool | None) else str(value)

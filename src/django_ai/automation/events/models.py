@@ -3,12 +3,17 @@
 An ``Event`` is one entity's one definition: it is recorded in the transaction that saves the entity, and it is itself
 the timer of everything that hangs on its date. ``wake_at`` is the earliest of: its date, its subscribers' offsets that
 have not fired, the end of its grace. What has fired is remembered in ``fired``, so nothing fires twice when a date
-moves. ``armed`` says whether the condition was true when last looked at. After an occurrence has committed, ``telling``
-stays true until those who wait for the event were told; if the process dies in between, the row is due again.
+moves. ``armed`` says whether the condition was true when last looked at. After a beat has committed, ``telling`` stays
+true until those who wait for it were told (``untold`` says of which beats); if the process dies in between, the row is
+due again.
+
+A living entity has at most one row of a definition with an ``active_key``. Where a definition lets an event occur
+again, the old row gives up its key and stays as history, and a new one takes its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +30,8 @@ from ..queues.keys import KEY_LENGTH, digest
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring
 from ..queues.models import Wakeable, wake_index
 from ..queues.signals import row_parked
-from .definitions import EventDefinition, concrete_ancestors, find_declared
+from .definitions import EventDefinition, EventTrigger, concrete_ancestors, find_declared
+from .names import pattern_of
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -72,13 +78,19 @@ class Event(Wakeable):
     entity_type = models.CharField(max_length=200, editable=False)
     entity_id = models.CharField(max_length=255, editable=False)
     event_name = models.CharField(max_length=200, editable=False)
+    declared_as = models.CharField(max_length=200, editable=False)
+    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
+    trigger = models.CharField(max_length=10, blank=True, default="", editable=False)
     status = models.CharField(max_length=10, choices=EventStatus.choices, default=EventStatus.PENDING, editable=False)
     at = models.DateTimeField(null=True, blank=True, editable=False)
     event_created_at = models.DateTimeField(default=timezone.now, editable=False)
     occurred_at = models.DateTimeField(null=True, blank=True, editable=False)
     armed = models.BooleanField(default=False, editable=False)
-    telling = models.BooleanField(default=False, editable=False)
     fired = models.JSONField(default=list, blank=True, editable=False)
+    fired_at = models.DateTimeField(null=True, blank=True, editable=False)
+    telling = models.BooleanField(default=False, editable=False)
+    untold = models.JSONField(default=list, blank=True, editable=False)
+    watched = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     payload = models.JSONField(null=True, blank=True, editable=False)
     snapshot = models.JSONField(null=True, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
@@ -104,8 +116,14 @@ class Event(Wakeable):
     @property
     def definition(self) -> EventDefinition | None:
         """The declaration of this event in today's code, or None if it is gone."""
-        declared = find_declared(self.entity_type, self.event_name)
+        declared = find_declared(self.entity_type, self.declared_as)
         return declared.definition if declared else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What shapes are kept under: the event's name, and where that is rendered from a template, its pattern."""
+        pattern = pattern_of(self.declared_as)
+        return (self.event_name,) if pattern == self.event_name else (self.event_name, pattern)
 
     @property
     def entity(self) -> Any:
@@ -137,6 +155,8 @@ class Event(Wakeable):
     def is_valid(self) -> bool:
         """Whether the event could occur with the entity as it is now: it exists, has a date, the condition holds."""
         definition, entity = self.definition, self.entity
+        if self.trigger == EventTrigger.DELETE:
+            return definition is not None
         if definition is None or entity is None or self.snapshot is not None:
             return False
         if definition.date_field is not None and getattr(entity, definition.date_field) is None:
@@ -214,6 +234,7 @@ def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
     entity: models.Model = model(**values)
     entity.pk = model._meta.pk.to_python(snapshot["pk"])
     entity._state.adding = False
+    entity._automation_snapshot = True  # type: ignore[attr-defined]
     return entity
 
 
@@ -223,6 +244,7 @@ class RoutingShape(models.Model):
     A small table: one row for each distinct set of lookups in the code, not for each one who waits.
     """
 
+    used_by = models.CharField(max_length=10, editable=False)
     event_name = models.CharField(max_length=200, editable=False)
     shape = models.CharField(max_length=500, editable=False)
     unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
@@ -234,11 +256,70 @@ class RoutingShape(models.Model):
         return f"{self.event_name}: {self.shape or 'any'}"
 
     @classmethod
-    def ensure(cls, event_name: str, shape: str) -> None:
+    def ensure(cls, used_by: str, event_name: str, shape: str) -> None:
         """Make sure that occurrences of ``event_name`` are looked up by ``shape``. Commits with the caller."""
-        key = digest("shape", event_name, shape)
+        key = digest("shape", used_by, event_name, shape)
         if not cls.objects.filter(unique_key=key).exists():
-            insert_ignoring(cls, [cls(event_name=event_name, shape=shape, unique_key=key)])
+            insert_ignoring(cls, [cls(used_by=used_by, event_name=event_name, shape=shape, unique_key=key)])
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Shapes:
+        """Return the shapes that ``events`` are looked up by: one query."""
+        names = {name for event in events for name in event.names}
+        found: dict[tuple[str, str], list[str]] = {}
+        for used_by, name, shape in cls.objects.filter(event_name__in=names).values_list(
+            "used_by", "event_name", "shape"
+        ):
+            found.setdefault((used_by, name), []).append(shape)
+        return Shapes(found)
+
+
+class Shapes:
+    """The shapes of some events, read together."""
+
+    def __init__(self, found: Mapping[tuple[str, str], list[str]]) -> None:
+        self._found = found
+
+    def of(self, used_by: str, event: Event) -> list[str]:
+        return [shape for name in event.names for shape in self._found.get((used_by, name), ())]
+
+
+class EventClaim(models.Model):
+    """A claim on an event and a match: while it stands, the flows of others pass the event by."""
+
+    event_name = models.CharField(max_length=200, editable=False)
+    match = models.JSONField(default=dict, blank=True, editable=False)
+    residual = models.JSONField(default=dict, blank=True, editable=False)
+    key = models.CharField(max_length=KEY_LENGTH, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+    owner_kind = models.CharField(max_length=20, editable=False)
+    owner_id = models.BigIntegerField(editable=False)
+    priority = models.IntegerField(default=0, editable=False)
+    held_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True, editable=False)
+    events_left = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    counted = models.JSONField(default=list, blank=True, editable=False)
+    seq = models.PositiveIntegerField(default=0, editable=False)
+
+    shape: str = ""
+
+    class Meta:
+        verbose_name = "claim"
+        indexes = [
+            models.Index(fields=["key"], name="automation_claim_key"),
+            models.Index(fields=["owner_kind", "owner_id"], name="automation_claim_owner"),
+        ]
+
+    def __str__(self) -> str:
+        of = f" with {self.match}" if self.match else ""
+        return f"{self.event_name!r}{of} is claimed by {self.owner_kind} {self.owner or f'#{self.owner_id}'}"
+
+    @property
+    def owner(self) -> Any:
+        """The run that holds it, or None if that is gone."""
+        from .claims import owner_of
+
+        return owner_of(self)
 
 
 class ExecutionStatus(models.TextChoices):

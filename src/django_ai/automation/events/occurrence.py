@@ -36,10 +36,11 @@ from ..queues.jsontext import encode, storable
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
 from ..queues.signals import row_parked
 from .callbacks import CANCELLED, CREATED, callbacks_of
-from .definitions import EventDefinition
-from .listeners import listeners
-from .models import CallbackExecution, Event, EventStatus, new_execution
-from .timing import due_beats, hears, is_given_up, next_wake, offsets_of, unfired
+from .claims import count
+from .definitions import EventDefinition, EventTrigger
+from .listeners import News, listeners
+from .models import CallbackExecution, Event, EventStatus, RoutingShape, new_execution
+from .timing import due_beats, hears, is_given_up, next_wake, unfired
 
 
 class CommitBatch:
@@ -90,6 +91,7 @@ class Reading:
     beats: list[str] = field(default_factory=list)
     replan: bool = False
     withdrawn: bool = False
+    gone: bool = False
 
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
@@ -97,14 +99,14 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     keep_lease_for(conf().STEP_TIMEOUT)
     now = clock()
     readings = list(_read_all(events, now))
-    untold = [event for event in events if event.telling]
+    untold = [News(event, beat) for event in events if event.telling for beat in event.untold]
     with transaction.atomic(using=alias_of(Event)):
         kept = [reading for reading in readings if _write(reading)]
         _fan_out(kept, now)
     for reading in kept:
         if reading.event.status == EventStatus.PARKED:
             row_parked.send(Event, row=reading.event, reason=reading.event.error)
-    _tell([reading.event for reading in kept if reading.event.telling], clock, late=False)
+    _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock, late=False)
     _tell(untold, clock, late=True)
     ring_after_commit(alias_of(Event))
 
@@ -141,27 +143,32 @@ def _read(event: Event, now: datetime) -> Reading:
             "more. Declare it again and resume, or delete this row.",
         )
     reading = Reading(event, definition)
+    deletion = event.trigger == EventTrigger.DELETE
     if event.status == EventStatus.CANCELLED:
         reading.beats = [beat for beat in (CREATED, CANCELLED) if _hears_now(event, beat)]
         return _settled(reading, now)
-    if event.entity is None or event.snapshot is not None:
+    if (event.entity is None or event.snapshot is not None) and not deletion:
         reading.withdrawn = True
         event.wake_at = None
         if event.status == EventStatus.PENDING:
             event.status, event.error = EventStatus.CANCELLED, "Its entity is gone."
-            event.active_key = None
+            reading.gone = True
         else:
             event.fired = [*event.fired, *unfired(event)]
         reading.beats = [beat for beat in (CREATED, CANCELLED) if _hears_now(event, beat)]
         return _settled(reading, now)
     try:
-        at, armed = _ask(event, definition)
+        # A deletion is final: its condition was asked then.
+        at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
         if (at, armed) != (event.at, event.armed):
             event.at, event.armed, reading.replan = at, armed, True
         if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
             reading.beats = [""]
         if armed:
             reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
+        elif event.active_key is None and event.status == EventStatus.PENDING:
+            # A newer row speaks for the entity, and this one cannot be armed again.
+            _give_up(reading, "Its condition was no longer true when it should have occurred.")
         elif is_given_up(event, definition, now):
             _give_up(reading)
         if "" in reading.beats:
@@ -176,7 +183,9 @@ def _read(event: Event, now: datetime) -> Reading:
         return _parked(event, trace_of(error))
     if _hears_now(event, CREATED):
         reading.beats.insert(0, CREATED)
-    event.telling = "" in reading.beats and any(each.wants_telling(event.event_name) for each in listeners())
+    beats = [beat for beat in reading.beats if beat not in (CREATED, CANCELLED)]
+    event.untold = [beat for beat in beats if any(each.wants_telling(event, beat) for each in listeners())]
+    event.telling = bool(event.untold)
     return _settled(reading, now)
 
 
@@ -184,53 +193,64 @@ def _ask(event: Event, definition: EventDefinition) -> tuple[datetime | None, bo
     """Return the event's date and verdict, from the entity as it is now."""
     entity = event.entity
     at = event.at
+    if event.status == EventStatus.PENDING:
+        event.event_name, event.namespace = definition.name_for(entity), definition.namespace_of(entity)
     if definition.date_field is not None:
         value = getattr(entity, definition.date_field)
         at = None if value is None else aware(value, f"{entity._meta.label}.{definition.date_field}")
     return at, definition.holds_for(entity)
 
 
-def _give_up(reading: Reading) -> None:
+def _give_up(reading: Reading, reason: str = "Its condition was not true at its date, nor within its grace.") -> None:
     event = reading.event
     reading.withdrawn = True
     if event.status == EventStatus.PENDING:
-        event.status = EventStatus.EXPIRED
-        event.error = "Its condition was not true at its date, nor within its grace."
+        event.status, event.error = EventStatus.EXPIRED, reason
     else:
         event.fired = [*event.fired, *unfired(event)]
 
 
 def _hears_now(event: Event, moment: str) -> bool:
-    return moment not in event.fired and hears(event.event_name, moment)
+    return moment not in event.fired and hears(event, moment)
+
+
+CHANGED = (
+    "event_name",
+    "namespace",
+    "status",
+    "at",
+    "armed",
+    "fired",
+    "fired_at",
+    "payload",
+    "occurred_at",
+    "error",
+    "telling",
+    "untold",
+)
 
 
 def _settled(reading: Reading, now: datetime) -> Reading:
     event = reading.event
     assert reading.definition is not None
     event.fired = [*event.fired, *(beat for beat in reading.beats if beat)]
+    if reading.beats:
+        event.fired_at = now
     keeps_lease = event.telling
-    reading.changes = {
-        name: getattr(event, name)
-        for name in (
-            "status",
-            "at",
-            "armed",
-            "fired",
-            "payload",
-            "occurred_at",
-            "error",
-            "telling",
-            "active_key",
-        )
-    } | {
+    reading.changes = {name: getattr(event, name) for name in CHANGED} | {
         "wake_at": now + conf().LEASE if keeps_lease else next_wake(event, reading.definition, now),
         "lease": event.lease if keeps_lease else None,
     }
+    if reading.gone:
+        # Otherwise left alone: a save may have given the key to a newer row since this one was read.
+        reading.changes["active_key"] = event.active_key = None
     return reading
 
 
 def _parked(event: Event, reason: str) -> Reading:
-    event.refresh_from_db(fields=["at", "armed", "status", "payload", "occurred_at", "fired"])
+    event.refresh_from_db(
+        fields=["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
+    )
     changes = {
         "status": EventStatus.PARKED,
         "error": storable(reason),
@@ -248,15 +268,26 @@ def _payload_text(event: Event, definition: EventDefinition) -> str:
         "entity_id": event.entity_id,
         "event_at": event.at.isoformat() if event.at else None,
     }
-    if definition.payload is not None:
-        takes_event = "event" in inspect.signature(definition.payload).parameters
-        extra = definition.payload(event if takes_event else event.entity)
-        if not isinstance(extra, dict):
-            raise DefinitionError(
-                f"The payload function of {definition!r} returned {extra!r}; it must return a dict of values."
-            )
-        payload |= extra
+    if event.trigger == EventTrigger.DELETE:
+        payload |= event.payload or {}  # asked for at the deletion
+    else:
+        payload |= extra_payload(event, definition)
     return encode(payload, f"The payload of {definition!r}")
+
+
+def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
+    """Return what the definition's payload function adds. Raises what it raises, ``DefinitionError`` if that is no
+    dict, and ``NotStorableError``."""
+    if definition.payload is None:
+        return {}
+    takes_event = "event" in inspect.signature(definition.payload).parameters
+    extra = definition.payload(event if takes_event else event.entity)
+    if not isinstance(extra, dict):
+        raise DefinitionError(
+            f"The payload function of {definition!r} returned {extra!r}; it must return a dict of values."
+        )
+    found: dict[str, Any] = json.loads(encode(extra, f"The payload of {definition!r}"))
+    return found
 
 
 def _write(reading: Reading) -> bool:
@@ -272,7 +303,7 @@ def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
         new_execution(reading.event, callback, beat, now)
         for reading in readings
         for beat in reading.beats
-        for callback in callbacks_of(reading.event.event_name)
+        for callback in callbacks_of(reading.event.event_name, reading.event.namespace)
         if callback.beat == beat
     ]
     insert_ignoring(CallbackExecution, executions)
@@ -286,29 +317,26 @@ def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
             listener.occurred(occurred, now)
         if withdrawn:
             listener.withdrawn(withdrawn, now)
-        for reading in readings:
-            offsets = offsets_of(reading.event.event_name) if reading.beats else {}
-            for beat in reading.beats:
-                if beat in offsets:
-                    listener.fired(reading.event, offsets[beat], now)
 
 
-def _tell(events: Sequence[Event], clock: Clock, *, late: bool) -> None:
-    """Tell those who wait, then let the rows go. What occurred is committed: whoever begins to wait now sees it."""
-    if not events:
+def _tell(news: Sequence[News], clock: Clock, *, late: bool) -> None:
+    """Tell those who wait, then let the rows go. What fired is committed: whoever begins to wait now sees it."""
+    if not news:
         return
     now = clock()
+    shapes = RoutingShape.of([each.event for each in news])
+    count([each.event for each in news if each.beat == ""], shapes)
     for listener in listeners():
-        listener.tell(events, now, late=late)
+        listener.tell(news, shapes, now, late=late)
     by_wake: dict[datetime | None, list[Event]] = {}
-    for event in events:
+    for event in {each.event.pk: each.event for each in news}.values():
         definition = event.definition
-        event.telling = False
+        event.telling, event.untold = False, []
         by_wake.setdefault(next_wake(event, definition, now) if definition else None, []).append(event)
     for wake_at, group in by_wake.items():
         # Fenced on the lease alone: whoever changed a row since has cleared it.
         Event.objects.filter(pk__in=[event.pk for event in group], lease=group[0].lease, telling=True).update(
-            telling=False, wake_at=wake_at, lease=None
+            telling=False, untold=[], wake_at=wake_at, lease=None
         )
 
 
@@ -318,7 +346,7 @@ def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
         rows = list(events.select_for_update().filter(status__in=[EventStatus.PENDING, EventStatus.PARKED]))
         for row in rows:
             row.status = EventStatus.CANCELLED
-            audible = hears(row.event_name, CANCELLED)
+            audible = hears(row, CANCELLED)
             disturb(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None)
         if rows:
             for listener in listeners():

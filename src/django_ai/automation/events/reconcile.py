@@ -21,7 +21,7 @@ from .definitions import Declared, declared_on, declaring_models
 from .listeners import listeners
 from .models import Event, EventStatus, active_key
 from .recorder import record
-from .timing import next_wake, offsets_of
+from .timing import next_wake, reach_of
 
 CHUNK = 500
 
@@ -38,10 +38,7 @@ def reconcile_dates(now: datetime) -> int:
 
 def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
     """Return between which dates an entity's event may want something until the next look."""
-    offsets = [*offsets_of(declared.definition.name).values()]
-    for listener in listeners():
-        offsets += listener.planned_offsets(declared.definition.name)
-    reaches = [shift(now, offset) - now for offset in offsets] + [timedelta(0)]
+    reaches = [shift(now, offset) - now for offset in reach_of(declared.definition.name)] + [timedelta(0)]
     return (
         now - declared.definition.grace - max(reaches),
         now + conf().RECONCILE_HORIZON - min(reaches),

@@ -1,9 +1,10 @@
 """The recorder: what each save and delete of an entity does to its event rows, in the same transaction.
 
 The first save inserts a PENDING row for each definition (one statement); later saves read them (one statement) and
-write only what changed: a date that moved, a condition that flipped. An immediate event whose condition is true
-becomes due under a lease of this process, and ``occurrence.CommitBatch`` makes it occur after the commit; if the
-process dies in between, the lease runs out and a worker does it.
+write only what changed: a date that moved, a condition that flipped, a field that is watched. Where a definition lets
+its event occur again, the old row becomes history and a new one takes its place (``_renew``). An immediate event whose
+condition is true becomes due under a lease of this process, and ``occurrence.CommitBatch`` makes it occur after the
+commit; if the process dies in between, the lease runs out and a worker does it.
 
 Django sends ``post_save`` after the statement of a save in autocommit mode has committed. So that event and entity
 commit together, ``save_base`` of models that declare events is wrapped in ``atomic``.
@@ -12,6 +13,7 @@ commit together, ``save_base`` of models that declare events is wrapped in ``ato
 from __future__ import annotations
 
 import functools
+import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from typing import Any
 
 from django.db import connections, models, router, transaction
 from django.db.models import Case, F, Q, Value, When
-from django.db.models.signals import class_prepared, post_delete, post_save, pre_save
+from django.db.models.signals import class_prepared, post_delete, post_save, pre_delete, pre_save
 from django.utils import timezone
 
 from ..conf import conf
@@ -31,13 +33,15 @@ from ..queues.clock import aware, later
 from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
+from ..queues.keys import digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from .callbacks import CANCELLED, CREATED
-from .definitions import Declared, declared_on, forget_declarations, listed
+from .definitions import Declared, EventDefinition, EventTrigger, declared_on, forget_declarations, listed
 from .listeners import listeners
+from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
-from .occurrence import CommitBatch
-from .timing import hears, next_wake
+from .occurrence import CommitBatch, extra_payload
+from .timing import hears, next_wake, unfired
 
 UNKNOWN = object()
 TRIES = 20
@@ -45,13 +49,23 @@ TRIES = 20
 
 @dataclass(slots=True)
 class Wanted:
-    """What an entity says about one of its events now. ``at`` is UNKNOWN where the save did not touch the date."""
+    """What an entity says about one of its events now. ``at`` and ``watched`` are UNKNOWN where the save did not touch
+    the date or the watched fields. ``write``: which kind of write this is, if the definition counts writes of its kind;
+    ``armed`` then says whether the condition held at it."""
 
     declared: Declared
     entity_id: str
+    name: str
+    namespace: str
     at: Any
+    watched: Any
     armed: bool
+    write: EventTrigger | None = None
     error: str = ""
+
+    @property
+    def definition(self) -> EventDefinition:
+        return self.declared.definition
 
     @property
     def key(self) -> str:
@@ -65,6 +79,7 @@ def watch(model: type[models.Model]) -> None:
     forget_declarations()
     uid = f"django_ai.automation.recorder:{model._meta.label}"
     pre_save.connect(refuse_naive_dates, sender=model, dispatch_uid=uid)
+    pre_delete.connect(load_what_was_deferred, sender=model, dispatch_uid=uid)
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
     if not getattr(model.save_base, "commits_events", False):
@@ -146,55 +161,89 @@ def record(
 ) -> int:
     """Bring the event rows of ``entities`` (all of one class) in line; return how many rows were written.
 
-    ``read_before``: the entities were read some time ago, so those that seem to differ are locked and read again.
-    Runs in the caller's transaction. A condition that raises parks its event and never the save.
+    ``read_before``: the entities were read some time ago and nobody saves them now, so those that seem to differ are
+    locked and read again. Runs in the caller's transaction. A condition that raises parks its event and never the save.
     """
-    wanted = [each for entity in entities for each in _wanted(entity, raw, update_fields)]
+    write = None if read_before else EventTrigger.CREATE if created else EventTrigger.UPDATE
+    wanted = [each for entity in entities for each in _wanted(entity, raw, update_fields, write)]
     if not wanted:
         return 0
     with transaction.atomic(using=alias_of(Event), savepoint=False):
         if created:
             return _insert(wanted, now, raw, reborn=not raw)
-        keys = [each.key for each in wanted]
-        known = {row.active_key: row for row in Event.objects.filter(active_key__in=keys)}
-        if update_fields is not None or read_before:
+        known = _known(wanted)
+        if update_fields is not None or read_before or any(each.definition.watch_fields for each in wanted):
             doubtful = {each.entity_id for each in wanted if each.key not in known or _differs(known[each.key], each)}
             if not doubtful:
                 return 0
-            # The instance may hold values that this save left out, or that were changed since it was read; what counts
-            # is what is in the table.
+            # The instance may hold values that this save left out, that were changed since it was read, or that the
+            # database rounds; what counts is what is in the table.
             fresh = [_from_table(entity, lock=read_before) for entity in entities if str(entity.pk) in doubtful]
-            wanted = [each for entity in fresh if entity is not None for each in _wanted(entity, raw, None)]
-            keys = [each.key for each in wanted]
-            known = {row.active_key: row for row in Event.objects.filter(active_key__in=keys)}
+            wanted = [each for entity in fresh if entity is not None for each in _wanted(entity, raw, None, write)]
+            known = _known(wanted)
         written = _insert([each for each in wanted if each.key not in known], now, raw, reborn=False)
         return written + _change([(known[each.key], each) for each in wanted if each.key in known], now)
 
 
-def _wanted(entity: models.Model, raw: bool, update_fields: Any) -> Iterator[Wanted]:
+def _known(wanted: Sequence[Wanted]) -> dict[str | None, Event]:
+    return {row.active_key: row for row in Event.objects.filter(active_key__in=[each.key for each in wanted])}
+
+
+def _wanted(entity: models.Model, raw: bool, update_fields: Any, write: EventTrigger | None) -> Iterator[Wanted]:
     deferred = entity.get_deferred_fields()
     entity = _as_saved(entity)
     for declared in declared_on(type(entity)):
         if raw and declared.owner._meta.concrete_model is not entity._meta.concrete_model:
             continue  # a fixture holds the parent's row by itself, and this instance none of its columns
-        definition, error, armed = declared.definition, "", False
-        pk = declared.pk_of(entity)
-        at: Any = None
+        definition = declared.definition
+        counts = write in definition.triggers and not raw
+        if definition.triggers and not counts and not (definition.watch_fields and write):
+            continue
+        wanted = Wanted(
+            declared, str(declared.pk_of(entity)), definition.name, "", None, "", False, write if counts else None
+        )
         name = definition.date_field
         if name is not None:
-            if (update_fields is not None and name not in update_fields) or name in deferred:
-                at = UNKNOWN
-            else:
-                at = _date_of(entity, name)
-        try:
-            with _condition_of(entity):
-                armed = definition.holds_for(entity)
-        except Exception as raised:
-            if is_database_failure(raised, connections[alias_of(Event)]):
-                raise  # a deadlock or a lost connection: the user's transaction is over anyway
-            # In a fixture the rows that a condition reads may come later: its verdict waits for the first real save.
-            error = "" if raw else storable(f"The condition of {definition!r} raised:\n{traceback.format_exc()}")
-        yield Wanted(declared, str(pk), at, armed, error)
+            untouched = (update_fields is not None and name not in update_fields) or name in deferred
+            wanted.at = UNKNOWN if untouched else _date_of(entity, name)
+        if definition.watch_fields:
+            untouched = update_fields is not None and not set(definition.watch_fields) & set(update_fields)
+            wanted.watched = UNKNOWN if untouched else watched_values(entity, definition)
+        _ask(wanted, entity, raw)
+        yield wanted
+
+
+def _ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
+    """Ask the functions of the definition. What they raise is the event's trouble and never the save's."""
+    definition = wanted.definition
+    try:
+        with _condition_of(entity):
+            wanted.name = definition.name_for(entity)
+            wanted.namespace = definition.namespace_of(entity)
+            if wanted.write or not definition.triggers:
+                wanted.armed = definition.holds_for(entity)
+    except Exception as raised:
+        if is_database_failure(raised, connections[alias_of(Event)]):
+            raise  # a deadlock or a lost connection: the user's transaction is over anyway
+        # In a fixture the rows that a condition reads may come later: its verdict waits for the first real save.
+        wanted.armed = False
+        wanted.error = "" if raw else storable(f"A function of {definition!r} raised:\n{traceback.format_exc()}")
+
+
+def watched_values(entity: models.Model, definition: EventDefinition) -> str:
+    """Return a digest of the fields that the definition watches, as the database keeps them."""
+    values = []
+    for name in definition.watch_fields:
+        field: Any = entity._meta.get_field(name)
+        value = getattr(entity, field.attname)
+        if value is not None and not field.is_relation:
+            value = field.to_python(value)
+        if isinstance(field, models.DecimalField) and value is not None:
+            value = round(value, field.decimal_places)
+        if isinstance(value, dict | list):
+            value = json.dumps(value, sort_keys=True, default=str)
+        values.append(canonical(value))
+    return digest("watched", *values)
 
 
 def _as_saved(entity: models.Model) -> models.Model:
@@ -229,8 +278,8 @@ def _date_of(entity: models.Model, name: str) -> datetime | None:
 
 @contextmanager
 def _condition_of(entity: models.Model) -> Iterator[None]:
-    """Let a condition query without harm: its first query opens a savepoint, so that an error of the database in it
-    does not spoil the user's transaction. A condition that does not query costs nothing."""
+    """Let a function of the project query without harm: its first query opens a savepoint, so that an error of the
+    database in it does not spoil the user's transaction. One that does not query costs nothing."""
     connection = connections[alias_of(Event)]
     atomic = transaction.atomic(using=connection.alias)
     entered = False
@@ -256,6 +305,7 @@ def _condition_of(entity: models.Model) -> Iterator[None]:
 
 def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool) -> int:
     """Insert first rows. ``reborn``: the entity is surely new, so rows that exist belong to a dead one."""
+    wanted = [each for each in wanted if _needs_row(each)]
     if not wanted:
         return 0
     batch = CommitBatch.of(alias_of(Event))
@@ -276,6 +326,12 @@ def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool) -> 
     return len(rows) + _change([(pairs[each.key], each) for each in refused if each.key in pairs], now)
 
 
+def _needs_row(wanted: Wanted) -> bool:
+    """Say whether there is anything to keep: of what counts writes, a row is a write, or what the fields were."""
+    definition = wanted.definition
+    return not definition.triggers or bool(definition.watch_fields or wanted.armed or wanted.error)
+
+
 def _bury(rows: list[Event], now: datetime) -> None:
     disturb(
         Event.objects.filter(pk__in=[row.pk for row in rows]),
@@ -287,17 +343,24 @@ def _bury(rows: list[Event], now: datetime) -> None:
         listener.withdrawn(rows, now)
 
 
-def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch) -> Event:
-    definition = wanted.declared.definition
+def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch, *, again: bool = False) -> Event:
+    """Return the unsaved row for what is wanted. ``again``: it takes the place of one that was there before."""
+    definition = wanted.definition
     cause = current_cause()
+    # Nobody knows what the watched fields were before: this write says only what they are.
+    blind = bool(definition.watch_fields) and wanted.write == EventTrigger.UPDATE and not again
     row = Event(
         entity_type=wanted.declared.label,
         entity_id=wanted.entity_id,
-        event_name=definition.name,
+        event_name=wanted.name,
+        declared_as=definition.name,
+        namespace=wanted.namespace,
         event_created_at=now,
         active_key=wanted.key,
         at=None if wanted.at is UNKNOWN else wanted.at,
-        armed=wanted.armed,
+        armed=wanted.armed and not blind,
+        trigger=wanted.write.value if wanted.write and not blind else "",
+        watched="" if wanted.watched is UNKNOWN else wanted.watched,
         caused_by=cause.label if cause else "",
         depth=cause.depth if cause else 0,
     )
@@ -317,7 +380,7 @@ def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch) -> Ev
 
 def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> None:
     """Set ``wake_at``; what is due this instant is leased to this process's commit."""
-    definition = wanted.declared.definition
+    definition = wanted.definition
     if not definition.is_scheduled and row.armed and row.at is None and row.status == EventStatus.PENDING:
         row.at = now
     if row.depth > conf().MAX_DEPTH and row.status == EventStatus.PENDING and row.armed and row.at is not None:
@@ -328,64 +391,154 @@ def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) ->
         )
     row.wake_at, row.lease = next_wake(row, definition, now), None
     occurs = not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed
-    if row.wake_at is not None and row.wake_at <= now and (occurs or hears(row.event_name, CREATED)):
+    if row.wake_at is not None and row.wake_at <= now and (occurs or hears(row, CREATED)):
         row.wake_at, row.lease = now + conf().LEASE, batch.token
 
 
 def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
     batch = CommitBatch.of(alias_of(Event))
-    changed = []
-    for row, wanted in pairs:
+    changed, renewed = [], []
+    for known, wanted in pairs:
+        row: Event | None = known
         for _ in range(TRIES):
-            if not _differs(row, wanted):
+            if row is None:  # deleted or buried meanwhile: it starts afresh
+                row = _new_row(wanted, now, False, batch)
+                if insert_ignoring(Event, [row], key="active_key"):
+                    renewed.append(row)
+                    break
+            elif not _differs(row, wanted):
                 break
-            seq = row.seq
-            _adopt(row, wanted, now, batch)
-            names = ("at", "armed", "status", "error", "caused_by", "depth", "wake_at", "lease")
-            values = {name: getattr(row, name) for name in names}
-            # Compare and set: a worker may have made the event occur since we read it.
-            if disturb(Event.objects.filter(pk=row.pk, seq=seq), **values):
-                row.seq = seq + 1
+            elif _is_another(row, wanted, now):
+                new = _renew(row, wanted, now, batch)
+                if new is not None:
+                    renewed.append(new)
+                    break
+            elif _write(row, wanted, now, batch):
                 changed.append(row)
                 break
-            row.refresh_from_db()
+            row = Event.objects.filter(active_key=wanted.key).first()
         else:
             raise AutomationError(
-                f"{row} changes under our hands, and this transaction does not see how. Use the isolation level READ "
+                f"{known} changes under our hands, and this transaction does not see how. Use the isolation level READ "
                 "COMMITTED (Django's default), or save again."
             )
     _follow(changed, now, batch, fresh=False)
-    return len(changed)
+    _follow(renewed, now, batch, fresh=True)
+    return len(changed) + len(renewed)
+
+
+WRITTEN = (
+    "event_name",
+    "namespace",
+    "trigger",
+    "watched",
+    "at",
+    "armed",
+    "status",
+    "error",
+    "caused_by",
+    "depth",
+    "wake_at",
+    "lease",
+)
+
+
+def _write(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> bool:
+    """Write what the entity says now to its row. Compare and set: a worker may have made the event occur since we read
+    it; then nothing is written."""
+    seq = row.seq
+    _adopt(row, wanted, now, batch)
+    if not disturb(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in WRITTEN}):
+        return False
+    row.seq = seq + 1
+    return True
 
 
 def _date(row: Event, wanted: Wanted) -> datetime | None:
-    scheduled = wanted.declared.definition.is_scheduled
-    return row.at if wanted.at is UNKNOWN or not scheduled else wanted.at
+    return row.at if wanted.at is UNKNOWN or not wanted.definition.is_scheduled else wanted.at
 
 
 def _differs(row: Event, wanted: Wanted) -> bool:
+    if wanted.definition.triggers:
+        return _counts(row, wanted) or wanted.watched not in (UNKNOWN, row.watched)
     if row.status == EventStatus.CANCELLED:
         return False
     if wanted.error:
         return row.status == EventStatus.PENDING
-    return (row.at, row.armed) != (_date(row, wanted), wanted.armed)
+    names = (wanted.name, wanted.namespace)
+    renamed = row.status == EventStatus.PENDING and (row.event_name, row.namespace) != names
+    return renamed or (row.at, row.armed) != (_date(row, wanted), wanted.armed)
+
+
+def _counts(row: Event, wanted: Wanted) -> bool:
+    """Say whether this write is one that the event occurs at. All writes of one transaction are one."""
+    if not wanted.write or not (wanted.armed or wanted.error):
+        return False
+    if wanted.definition.watch_fields and wanted.watched in (UNKNOWN, row.watched):
+        return False
+    waits_for_commit = row.armed and row.status == EventStatus.PENDING
+    return not (waits_for_commit and row.lease == CommitBatch.of(alias_of(Event)).token)
+
+
+def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
+    """Say whether the event is to occur once more, in a row of its own."""
+    definition, at = wanted.definition, _date(row, wanted)
+    if definition.triggers:
+        return _counts(row, wanted) and (row.armed or row.status != EventStatus.PENDING)
+    if not definition.rearm or wanted.error:
+        return False
+    if not definition.is_scheduled:
+        return wanted.armed and not row.armed and row.status in (EventStatus.PROCESSED, EventStatus.EXPIRED)
+    if at is None or at == row.at or later(at, definition.grace) < now:
+        return False
+    begun = any(beat != CREATED for beat in row.fired)
+    return row.status == EventStatus.PROCESSED or (row.status == EventStatus.PENDING and begun)
+
+
+def _renew(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Event | None:
+    """Let ``row`` become history and put a new one in its place. None: somebody else was faster."""
+    old = Event.objects.filter(pk=row.pk, active_key=wanted.key, seq=row.seq)
+    if wanted.definition.is_scheduled:
+        # Its date has gone elsewhere, and what hung on it goes along.
+        ended: dict[str, Any] = {"fired": [*row.fired, *unfired(row)], "wake_at": now if row.telling else None}
+        if row.status == EventStatus.PENDING:
+            ended |= {"status": EventStatus.CANCELLED, "error": "Its date moved after a part of it had fired."}
+        moved = disturb(old, active_key=None, **ended)
+    else:
+        # Whoever has it in hand goes on: it still occurs, or fires its offsets, by itself.
+        moved = old.update(active_key=None)
+    if not moved:
+        return None
+    if wanted.definition.is_scheduled:
+        for listener in listeners():
+            listener.withdrawn([row], now)
+    new = _new_row(wanted, now, False, batch, again=True)
+    return new if insert_ignoring(Event, [new], key="active_key") else None
 
 
 def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> None:
     """Take over what the entity says now."""
-    definition, at = wanted.declared.definition, _date(row, wanted)
-    if wanted.armed and not row.armed:
+    definition, at = wanted.definition, _date(row, wanted)
+    armed, counts = wanted.armed, bool(definition.triggers) and _counts(row, wanted)
+    if wanted.watched is not UNKNOWN:
+        row.watched = wanted.watched
+    if definition.triggers:
+        armed = row.armed or (counts and wanted.armed)
+    if counts or (row.status == EventStatus.PENDING and not definition.triggers):
+        row.event_name, row.namespace = wanted.name, wanted.namespace
+        row.trigger = wanted.write.value if wanted.write else ""
+    if armed and not row.armed:
         cause = current_cause()
         row.caused_by, row.depth = (cause.label, cause.depth) if cause else ("", 0)
         if row.status == EventStatus.PENDING and not definition.is_scheduled:
             at = now
     too_late = definition.is_scheduled and at is not None and later(at, definition.grace) < now
-    if row.status == EventStatus.PENDING and too_late and wanted.armed and not row.armed:
+    if row.status == EventStatus.PENDING and too_late and armed and not row.armed:
         row.status, row.error = EventStatus.EXPIRED, "Its condition turned true only after its grace."
     if row.status == EventStatus.EXPIRED and at is not None and at != row.at and later(at, definition.grace) >= now:
         # It never occurred, and its date was moved to where it still may.
         row.status, row.error = EventStatus.PENDING, ""
-    row.at, row.armed = at, wanted.armed
+    row.at, row.armed = at, armed
     if wanted.error:
         row.status, row.error = EventStatus.PARKED, wanted.error
     _set_timer(row, wanted, now, batch)
@@ -411,14 +564,14 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
     rows = list(Event.objects.filter(active_key__in=keys))
     if rows:
         snapshot = take_snapshot(instance)
-        audible = [name for name in {row.event_name for row in rows} if hears(name, CANCELLED)]
+        audible = [row.pk for row in rows if hears(row, CANCELLED)]
         was_pending = Q(status__in=[EventStatus.PENDING, EventStatus.PARKED], occurred_at=None)
         disturb(
             Event.objects.filter(pk__in=[row.pk for row in rows]),
             active_key=None,
             snapshot=snapshot,
             wake_at=Case(
-                When(Q(telling=True) | (was_pending & Q(event_name__in=audible)), then=Value(now)),
+                When(Q(telling=True) | (was_pending & Q(pk__in=audible)), then=Value(now)),
                 default=Value(None),
                 output_field=Event._meta.get_field("wake_at"),
             ),
@@ -427,6 +580,42 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
         for listener in listeners():
             listener.withdrawn(rows, now)
         ring_after_commit(using)
+    _record_deletions(instance, now)
     for label, entity_id in {(each.label, str(each.pk_of(instance))) for each in keys.values()}:
         for listener in listeners():
             listener.entity_deleted(label, entity_id, now)
+
+
+def _record_deletions(entity: models.Model, now: datetime) -> None:
+    """Record the events that a deletion makes occur. They have no key: nothing can ask for them twice."""
+    batch = CommitBatch.of(alias_of(Event))
+    rows = []
+    for declared in declared_on(type(entity)):
+        definition = declared.definition
+        if EventTrigger.DELETE not in definition.triggers:
+            continue
+        wanted = Wanted(declared, str(declared.pk_of(entity)), definition.name, "", now, "", False, EventTrigger.DELETE)
+        _ask(wanted, entity, raw=False)
+        if not (wanted.armed or wanted.error):
+            continue
+        row = _new_row(wanted, now, False, batch, again=True)
+        row.active_key, row.snapshot, row.entity = None, take_snapshot(entity), entity
+        if row.status == EventStatus.PENDING:
+            # The payload is asked for now, while what the entity belongs to may still be there.
+            try:
+                with _condition_of(entity):
+                    row.payload = extra_payload(row, definition)
+            except Exception as raised:
+                if is_database_failure(raised, connections[alias_of(Event)]):
+                    raise
+                row.status, row.wake_at, row.lease = EventStatus.PARKED, None, None
+                row.error = storable(f"The payload function of {definition!r} raised:\n{traceback.format_exc()}")
+        row.save(force_insert=True, using=batch.alias)
+        rows.append(row)
+    _follow(rows, now, batch, fresh=True)
+
+
+def load_what_was_deferred(sender: type[models.Model], instance: models.Model, **kwargs: Any) -> None:
+    """Read the columns that the instance was loaded without, while they are there: a snapshot has all of them."""
+    if deferred := instance.get_deferred_fields():
+        instance.refresh_from_db(fields=deferred)

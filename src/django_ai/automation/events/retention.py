@@ -1,6 +1,7 @@
 """What ``cleanup_old`` may remove on this floor: finished executions, and events of entities that are gone.
 
-The latest row of a living entity stays, however old: it is what keeps the event from occurring twice.
+The latest row of a living entity stays, however old: it is what keeps the event from occurring twice. So does what a
+floor above still needs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from datetime import datetime
 
 from django.db import models
 
+from .listeners import listeners
 from .models import CallbackExecution, Event, ExecutionStatus
 
 CHUNK = 1000
@@ -34,4 +36,7 @@ def remove_old(before: datetime) -> int:
         .exclude(executions__status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
         .exclude(executions__finished_at__gte=before)
     )
+    for listener in listeners():
+        for needed in listener.still_needs():
+            dead = dead.exclude(needed)
     return remove_in_chunks(executions) + remove_in_chunks(dead)

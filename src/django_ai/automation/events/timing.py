@@ -11,36 +11,44 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from ..queues.clock import Offset, later, offset_key, shift
-from .callbacks import CANCELLED, CREATED, callbacks_of
+from .callbacks import CANCELLED, CREATED, all_callbacks, callbacks_of
 from .definitions import EventDefinition
 from .listeners import listeners
 from .models import Event, EventStatus
+from .names import overlap
 
 
-def offsets_of(event_name: str) -> dict[str, Offset]:
+def offsets_of(event: Event) -> dict[str, Offset]:
     """Return the distinct offsets that somebody wants for this event, by their key."""
     found: dict[str, Offset] = {}
-    for callback in callbacks_of(event_name):
+    for callback in callbacks_of(event.event_name, event.namespace):
         if callback.offset is not None:
             found[callback.beat] = callback.offset
     for listener in listeners():
-        for offset in listener.offsets(event_name):
+        for offset in listener.offsets(event):
             found[offset_key(offset)] = offset
     return found
 
 
-def hears(event_name: str, moment: str) -> bool:
-    """Say whether anybody wants to know that an event of this name was created or cancelled."""
-    return any(callback.moment == moment for callback in callbacks_of(event_name))
+def reach_of(declared_as: str) -> list[Offset]:
+    """Return every offset that somebody may want for events of a definition, whatever their name and namespace."""
+    mine = [each for each in all_callbacks() if each.offset is not None and overlap(each.event_name, declared_as)]
+    found: list[Offset] = [each.offset for each in mine if each.offset is not None]
+    for listener in listeners():
+        found += listener.reach(declared_as)
+    return found
+
+
+def hears(event: Event, moment: str) -> bool:
+    """Say whether anybody wants to know that this event was created or cancelled."""
+    return any(each.moment == moment for each in callbacks_of(event.event_name, event.namespace))
 
 
 def unfired(event: Event) -> dict[str, datetime]:
     """Return when each beat that has not fired is due. Without a date nothing is."""
     if event.at is None:
         return {}
-    times = {
-        key: shift(event.at, offset) for key, offset in offsets_of(event.event_name).items() if key not in event.fired
-    }
+    times = {key: shift(event.at, offset) for key, offset in offsets_of(event).items() if key not in event.fired}
     if event.status == EventStatus.PENDING:
         times[""] = event.at
     return times
@@ -51,8 +59,8 @@ def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datet
     if event.status in (EventStatus.EXPIRED, EventStatus.PARKED):
         return None
     if event.status == EventStatus.CANCELLED:
-        return now if hears(event.event_name, CANCELLED) and CANCELLED not in event.fired else None
-    if hears(event.event_name, CREATED) and CREATED not in event.fired:
+        return now if hears(event, CANCELLED) and CANCELLED not in event.fired else None
+    if hears(event, CREATED) and CREATED not in event.fired:
         return now
     if event.telling:
         return now

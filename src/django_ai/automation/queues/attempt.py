@@ -89,14 +89,14 @@ def attempt(
     try:
         with causing(cause):
             failure, progress = _run(row, work, connection.alias, atomic)
+            if failure is None and progress is not None:
+                failure = _committed(row, progress)
             if failure is not None:
                 # What was rolled back is not so in memory. And if it was not rolled back, because only a hook after
                 # the commit raised, the old ``seq`` makes sure that nothing is written over it.
                 row.__dict__.clear()
                 row.__dict__.update(before)
-                progress = rescue(failure)
-            if progress is not None:
-                commit(row, progress)
+                commit(row, rescue(failure))
     except LeaseLostError:
         if failure is None or not _went_through(row, seq):
             return False
@@ -132,6 +132,19 @@ def _run(
         if is_database_failure(error, connection):
             raise
         return error, None
+
+
+def _committed(row: Wakeable, progress: Progress) -> Exception | None:
+    """Commit what the work came to, and return what refused it, if that is not the database's trouble."""
+    try:
+        commit(row, progress)
+    except LeaseLostError:
+        raise
+    except Exception as error:
+        if is_database_failure(error, connections[alias_of(type(row))]):
+            raise
+        return error
+    return None
 
 
 def _went_through(row: Wakeable, seq: int) -> bool:

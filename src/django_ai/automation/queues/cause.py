@@ -12,13 +12,24 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 
+@dataclass(slots=True)
+class Flow:
+    """The run that is at work: what may own something. ``holds_claims``: it has come to own some just now."""
+
+    kind: str
+    pk: int
+    holds_claims: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What runs now: ``label`` names the row (``"workflow_run:12"``), ``key`` is its idempotency key."""
+    """What runs now: ``label`` names the row (``"workflow:12:step"``), ``key`` is its idempotency key, ``flow`` the run
+    that it is a part of, if it is."""
 
     label: str
     depth: int
     key: str
+    flow: Flow | None = None
 
 
 _current: ContextVar[Cause | None] = ContextVar("automation_cause", default=None)

@@ -13,6 +13,7 @@ class WorkflowsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from ..events.claims import register_owner
         from ..events.listeners import subscribe
         from ..queues import registry
         from . import checks
@@ -23,5 +24,6 @@ class WorkflowsConfig(AppConfig):
         registry.register(Signal)
         registry.register(WorkflowRun)
         registry.register_cleaner(remove_old)
+        register_owner("workflow", WorkflowRun, lambda pk: WorkflowRun.objects.unfinished().filter(pk=pk).exists())
         subscribe(Bridge())
         register(checks.check_workflows)

@@ -10,31 +10,37 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from django.apps import apps
+from django.db.models import Exists, OuterRef, Q
 
-from ..events.definitions import declared_on
-from ..events.listeners import Listener
-from ..events.models import Event, EventStatus
+from ..events.definitions import EventTrigger, declared_on
+from ..events.listeners import Listener, News
+from ..events.models import Event, EventStatus, Shapes
+from ..events.names import overlap
 from ..queues.clock import Offset, later, shift
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb, insert_ignoring
-from .definitions import WorkflowDefinition, all_workflows, workflows_on
+from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
 from .start import origin_key, run_for
-from .waits import own_key, tell_of
+from .waits import own_key, tell_of, within
 
 
 class Bridge(Listener):
     """Follows events on behalf of the workflows."""
 
-    def planned_offsets(self, event_name: str) -> Sequence[Offset]:
-        return [each.offset for each in workflows_on(event_name) if each.offset is not None]
+    def reach(self, declared_as: str) -> Sequence[Offset]:
+        return [
+            each.offset
+            for each in newest_workflows()
+            if each.offset is not None and each.event_name is not None and overlap(each.event_name, declared_as)
+        ]
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
         pairs = [
             (event, definition)
             for event in events
-            for definition in workflows_on(event.event_name)
+            for definition in workflows_on(event)
             if definition.offset is not None
         ]
         if not pairs:
@@ -66,28 +72,38 @@ class Bridge(Listener):
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         insert_ignoring(
             WorkflowRun,
-            [run_for(event, definition, now) for event in events for definition in workflows_on(event.event_name)],
+            [run_for(event, definition, now) for event in events for definition in workflows_on(event)],
         )
 
-    def wants_telling(self, event_name: str) -> bool:
-        return bool(all_workflows())
+    def wants_telling(self, event: Event, beat: str) -> bool:
+        return beat == "" and bool(all_workflows())
 
-    def tell(self, events: Sequence[Event], now: datetime, *, late: bool) -> None:
-        tell_of(events, now, late=late)
+    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
+        occurred = [each.event for each in news if each.beat == ""]
+        if occurred:
+            tell_of(occurred, shapes, now, late=late)
 
     def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
-        if any(workflows_on(event.event_name) for event in events):
+        if any(workflows_on(event) for event in events):
             withdraw(WorkflowRun.objects.filter(event__in=[event.pk for event in events]))
 
     def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
         """End the runs that wait for an event of this entity: it cannot come any more."""
         if not all_workflows():
             return
-        names = [each.definition.name for each in declared_on(apps.get_model(label))]
-        waiting = WorkflowRun.objects.waiting_under([own_key(name, label, entity_id) for name in names])
+        declared = [each.definition for each in declared_on(apps.get_model(label))]
+        names = [each.name for each in declared if EventTrigger.DELETE not in each.triggers]
+        keys = [own_key(name, label, entity_id) for name in names]
+        namespaces = {each.namespace for each in declared if isinstance(each.namespace, str)}
+        keys += [within(namespace, key) for namespace in namespaces for key in keys]
+        waiting = WorkflowRun.objects.waiting_under(keys)
         end_runs(
             waiting, WorkflowStatus.CANCELLED, f"{label} {entity_id}, whose event it waited for, was deleted.", now
         )
+
+    def still_needs(self) -> Sequence[Q]:
+        waiting = WorkflowRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
+        return [Q(Exists(waiting))]
 
 
 def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:

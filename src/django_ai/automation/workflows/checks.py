@@ -8,33 +8,33 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 
-from ..events.checks import check_offset_makes_sense, did_you_mean
-from ..events.definitions import Declared, declared_events
+from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared
+from ..events.definitions import Declared, declared_events, sources_of
+from ..events.names import pattern_of
 from .definitions import WorkflowDefinition, all_workflows
 from .inspection import EventWait, Target, calls_of
 
 
 def check_workflows(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    known = declared_events()
-    return [problem for definition in all_workflows() for problem in _check(definition, known)]
+    return [problem for definition in all_workflows() for problem in _check(definition)]
 
 
-def _check(definition: WorkflowDefinition, known: dict[str, list[Declared]]) -> Iterator[CheckMessage]:
+def _check(definition: WorkflowDefinition) -> Iterator[CheckMessage]:
     name = definition.event_name
-    if name is not None and name not in known:
+    if name is not None and not is_declared(name):
         yield Error(
             f"The workflow {definition.name} starts with the event {name!r}, which no model declares.",
-            hint=did_you_mean(name, known),
+            hint=did_you_mean(name, declared_events()),
             obj=definition.cls,
             id="automation.E201",
         )
     elif name is not None and definition.offset is not None:
-        yield from check_offset_makes_sense(f"The workflow {definition.name}", name, definition.offset, known)
+        yield from check_offset_makes_sense(f"The workflow {definition.name}", name, definition.offset)
     for call in calls_of(definition):
         if isinstance(call, Target):
             yield from _check_target(definition, call)
         else:
-            yield from _check_wait(definition, call, known)
+            yield from _check_wait(definition, call)
 
 
 def _check_target(definition: WorkflowDefinition, call: Target) -> Iterator[CheckMessage]:
@@ -55,21 +55,24 @@ def _check_target(definition: WorkflowDefinition, call: Target) -> Iterator[Chec
     )
 
 
-def _check_wait(
-    definition: WorkflowDefinition, call: EventWait, known: dict[str, list[Declared]]
-) -> Iterator[CheckMessage]:
+def _check_wait(definition: WorkflowDefinition, call: EventWait) -> Iterator[CheckMessage]:
     where = f"The workflow {definition.name}: the step {call.step!r} waits for the event {call.event_name!r}"
-    if call.event_name not in known:
+    pattern = pattern_of(call.event_name)
+    sources = sources_of(pattern)
+    if not sources:
         yield Error(
             f"{where}, which no model declares.",
-            hint=did_you_mean(call.event_name, known) + " For a signal of your own use wait(...).",
+            hint=did_you_mean(call.event_name, declared_events()) + " For a signal of your own use wait(...).",
             obj=definition.cls,
             id="automation.E203",
         )
         return
-    if call.has_match or _shares_entity(definition, known[call.event_name], known):
+    if call.lookups is not None:
+        yield from check_match(where, pattern, call.lookups, definition.cls, "automation.E205")
         return
-    owners = ", ".join(declared.owner._meta.label for declared in known[call.event_name])
+    if pattern != call.event_name or _shares_entity(definition, sources):
+        return
+    owners = ", ".join(declared.owner._meta.label for declared in sources)
     yield Warning(
         f"{where} of any {owners}: its own entity does not declare it.",
         hint='Say which one is meant: match={"field": "{{ ctx.field }}"}, or match={} if any will do.',
@@ -78,9 +81,9 @@ def _check_wait(
     )
 
 
-def _shares_entity(definition: WorkflowDefinition, sources: list[Declared], known: dict[str, list[Declared]]) -> bool:
+def _shares_entity(definition: WorkflowDefinition, sources: list[Declared]) -> bool:
     """Say whether the event that starts the workflow and the one it waits for are of one entity."""
-    starters = {each.owner for each in known.get(definition.event_name or "", ())}
+    starters = {each.owner for each in sources_of(definition.event_name)} if definition.event_name else set()
     return bool(starters) and all(
         any(issubclass(starter, source.owner) or issubclass(source.owner, starter) for source in sources)
         for starter in starters

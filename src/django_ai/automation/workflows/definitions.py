@@ -11,16 +11,21 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
 from ..conf import conf
+from ..events.names import check_namespace, check_subscription, means
 from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from ..queues.clock import Offset, check_duration, check_offset
+from ..queues.contexts import context_class, make_context
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
 from .outcomes import Wait
+
+if TYPE_CHECKING:
+    from ..events.models import Event
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,6 +64,14 @@ class WorkflowDefinition:
     event_name: str | None = None
     offset: Offset | None = None
     on_fail: str | None = None
+    namespace: str | None = None
+    ignores_claims: bool = False
+
+    def starts_with(self, event: Event) -> bool:
+        """Say whether ``event`` starts this workflow."""
+        if self.event_name is None or (self.namespace is not None and self.namespace != event.namespace):
+            return False
+        return means(self.event_name, event.event_name)
 
     def step(self, name: str) -> StepDefinition:
         """Return a step by its name. Raises ``UnknownStepError`` with the nearest name."""
@@ -73,32 +86,8 @@ class WorkflowDefinition:
         return step.retry or self.default_retry
 
     def make_context(self, *, event: Any = None, **arguments: Any) -> BaseModel:
-        """Call the class's ``create_context``, or build the Context from ``arguments``.
-
-        Raises what ``create_context`` raises, and ``DefinitionError`` when it returns something else than a Context.
-        """
-        create = getattr(self.cls, "create_context", None)
-        if create is None:
-            if event is not None and "entity_id" in self.context.model_fields:
-                arguments.setdefault("entity_id", event.entity_id)
-            made: Any = self.context(**arguments)
-        elif event is None:
-            made = create(**arguments)
-        else:
-            made = _call_with_event(create, event)
-        if not isinstance(made, self.context):
-            raise DefinitionError(
-                f"{self.cls.__qualname__}.create_context returned {made!r}; it must return a "
-                f"{self.cls.__qualname__}.Context."
-            )
-        return made
-
-
-def _call_with_event(create: Callable[..., Any], event: Any) -> Any:
-    parameters = inspect.signature(create).parameters.values()
-    if any(each.name == "event" or each.kind is each.VAR_KEYWORD for each in parameters):
-        return create(event=event)
-    return create(event) if parameters else create()
+        """Return a new Context; see ``contexts.make_context``."""
+        return make_context(self.cls, self.context, event, arguments)
 
 
 _registry: dict[str, dict[str, WorkflowDefinition]] = {}
@@ -129,10 +118,14 @@ def all_workflows() -> list[WorkflowDefinition]:
     return [definition for versions in _registry.values() for definition in versions.values()]
 
 
-def workflows_on(event_name: str) -> list[WorkflowDefinition]:
+def newest_workflows() -> list[WorkflowDefinition]:
+    """Return the newest version of each workflow: the one that new runs get."""
+    return [versions[max(versions, key=_version_order)] for versions in _registry.values()]
+
+
+def workflows_on(event: Event) -> list[WorkflowDefinition]:
     """Return the workflows that this event starts, the newest version of each."""
-    newest = (versions[max(versions, key=_version_order)] for versions in _registry.values())
-    return [definition for definition in newest if definition.event_name == event_name]
+    return [each for each in newest_workflows() if each.starts_with(event)]
 
 
 def unregister(definition: WorkflowDefinition) -> None:
@@ -155,7 +148,7 @@ def workflow(name: str, *, version: int | str = 1, default_retry: Retry | None =
         raise DefinitionError(f'@workflow needs a name, as in @workflow("reindex"); got {name!r}.')
 
     def decorate(cls: C) -> C:
-        _register(cls, f"@workflow({name!r})", name, version, default_retry, None, None)
+        _register(cls, f"@workflow({name!r})", name, version, default_retry)
         return cls
 
     return decorate
@@ -168,21 +161,34 @@ def event_workflow(
     name: str | None = None,
     version: int | str = 1,
     default_retry: Retry | None = None,
+    namespace: str | None = None,
+    ignores_claims: bool = False,
 ) -> Callable[[C], C]:
-    """Declare a class as a workflow that the event ``event_name`` starts.
+    """Declare a class as a workflow that the event ``event_name`` starts (``*`` in it stands for any text).
 
     ``offset``: start that much before (negative) or after the event's date, a timedelta or relativedelta; the run then
     exists beforehand as WAITING, moves with the date, and is withdrawn when the condition turns false. ``name``: what
-    runs are stored under (default: module and class). The rest is as for ``@workflow``; ``create_context`` gets the
+    runs are stored under (default: module and class). ``namespace``: only events in it. ``ignores_claims``: start also
+    when somebody else has claimed the event. The rest is as for ``@workflow``; ``create_context`` gets the
     ``event``. Raises ``DefinitionError``.
     """
     what = f"@event_workflow({event_name!r})"
-    if not isinstance(event_name, str) or not event_name:
-        raise DefinitionError(f"@event_workflow needs the name of an event; got {event_name!r}.")
+    event_name = check_subscription(event_name, "event_workflow")
+    check_namespace(namespace, what)
     check_offset(offset, what)
 
     def decorate(cls: C) -> C:
-        _register(cls, what, name or f"{cls.__module__}.{cls.__qualname__}", version, default_retry, event_name, offset)
+        _register(
+            cls,
+            what,
+            name or f"{cls.__module__}.{cls.__qualname__}",
+            version,
+            default_retry,
+            event_name=event_name,
+            offset=offset or None,
+            namespace=namespace,
+            ignores_claims=bool(ignores_claims),
+        )
         return cls
 
     return decorate
@@ -194,8 +200,7 @@ def _register(
     name: str,
     version: int | str,
     default_retry: Retry | None,
-    event_name: str | None,
-    offset: Offset | None,
+    **start: Any,
 ) -> None:
     if not inspect.isclass(cls):
         raise DefinitionError(f"{what} decorates a class, not {cls!r}.")
@@ -206,11 +211,7 @@ def _register(
         raise DefinitionError(f"{what}: version={version!r} must be a number or a short text.")
     if default_retry is not None and not isinstance(default_retry, Retry):
         raise DefinitionError(f"{what}: default_retry={default_retry!r} must be a Retry(...).")
-    context = getattr(cls, "Context", None)
-    if not (inspect.isclass(context) and issubclass(context, BaseModel)):
-        raise DefinitionError(
-            f"{what}: Context must be a Pydantic model, as in `class Context(BaseModel): ...`; it is {context!r}."
-        )
+    context = context_class(cls, what)
     steps = _steps_of(cls)
     starts = [each.name for each in steps.values() if each.start]
     if len(starts) != 1:
@@ -229,9 +230,8 @@ def _register(
         steps=MappingProxyType(steps),
         start=starts[0],
         default_retry=default_retry or Retry(),
-        event_name=event_name,
-        offset=offset or None,
         on_fail=hooks[0] if hooks else None,
+        **start,
     )
     versions = _registry.setdefault(name, {})
     previous = versions.get(definition.version)

@@ -9,6 +9,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import QuerySet
 
+from ..events.claims import release_all
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb
@@ -53,6 +54,7 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
             )
             if changed:
                 ended += 1
+                release_all("workflow", run.pk)
                 wake_parent(run, {"status": status.value, "data": run.data, "error": reason}, now)
                 children = WorkflowRun.objects.unfinished().filter(parent=run.pk)
                 ended += end_runs(children, status, f"Its parent {run} ended: {reason}", now)

@@ -29,18 +29,20 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class EventWait:
-    """A wait for an event in the source of ``step``."""
+    """A wait for an event in the source of ``step``; ``lookups`` of its match, as far as they are written out, or None
+    if it has none."""
 
     step: str
     event_name: str
-    has_match: bool
+    lookups: tuple[str, ...] | None
 
 
 def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait]:
     """Yield what the steps of a workflow name, as far as their source tells."""
     for name, step in definition.steps.items():
         if step.wait is not None and step.wait.event is not None:
-            yield EventWait(name, step.wait.event, step.wait.match is not None)
+            match = step.wait.match
+            yield EventWait(name, step.wait.event, None if match is None else match.names())
             for target in (step.wait.then, step.wait.on_timeout):
                 if target is not None:
                     yield Target(name, target, "wait_for_event")
@@ -69,7 +71,15 @@ def _read(step: str, call: ast.Call) -> Iterator[Target | EventWait]:
     if called in _WAITS and call.args and isinstance(call.args[0], ast.Constant):
         name = call.args[0].value
         if isinstance(name, str):
-            yield EventWait(step, name, any(keyword.arg == "match" for keyword in call.keywords))
+            yield EventWait(step, name, _lookups(call))
+
+
+def _lookups(call: ast.Call) -> tuple[str, ...] | None:
+    for keyword in call.keywords:
+        if keyword.arg == "match":
+            keys = keyword.value.keys if isinstance(keyword.value, ast.Dict) else []
+            return tuple(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+    return None
 
 
 def _called(function: ast.expr) -> str:

@@ -39,6 +39,8 @@ NOT_WAITING: Mapping[str, Any] = {
     "wait_key": None,
     "wait_since": None,
     "wait_match": None,
+    "wait_residual": False,
+    "wait_namespace": "",
     "wait_deadline": None,
     "wait_then": "",
     "on_timeout": "",
@@ -96,11 +98,14 @@ class WorkflowRun(Wakeable):
     parent_channel = models.CharField(max_length=200, blank=True, default="", editable=False)
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
     depth = models.PositiveSmallIntegerField(default=0, editable=False)
+    holds_claims = models.BooleanField(default=False, editable=False)
 
     wait_channel = models.CharField(max_length=210, blank=True, default="", editable=False)
     wait_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
     wait_since = models.DateTimeField(null=True, blank=True, editable=False)
     wait_match = models.JSONField(null=True, blank=True, editable=False)
+    wait_residual = models.BooleanField(default=False, editable=False)
+    wait_namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
     wait_deadline = models.DateTimeField(null=True, blank=True, editable=False)
     wait_then = models.CharField(max_length=200, blank=True, default="", editable=False)
     on_timeout = models.CharField(max_length=200, blank=True, default="", editable=False)

@@ -7,11 +7,12 @@ made, inside the step, with the value and the fix.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
-from ..events.matching import Match
+from ..events.matching import Match, check_expression
+from ..events.names import check_namespace, is_pattern
 from ..exceptions import DefinitionError
 from ..queues.clock import aware
 from ..queues.jsontext import storable
@@ -53,6 +54,7 @@ class Wait:
     timeout: timedelta | None = None
     on_timeout: str | None = None
     then: str | None = None
+    namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,14 @@ def _wait(
     timeout: timedelta | None,
     on_timeout: Target | None,
     then: Target | None,
+    namespace: str | None = None,
 ) -> Wait:
     name = signal if event is None else event
     check_name(name, f"{what}({name!r})")
+    if event is not None:
+        check_expression(event, f"{what}({name!r})")
+        if is_pattern(event):
+            raise DefinitionError(f"{what}({name!r}): a wait is for one event; name it, without '*'.")
     if timeout is not None and (not isinstance(timeout, timedelta) or timeout < timedelta(0)):
         raise DefinitionError(f"{what}({name!r}): timeout={timeout!r} must be a timedelta of zero or more.")
     if on_timeout is not None and timeout is None:
@@ -123,6 +130,7 @@ def _wait(
         timeout=timeout,
         on_timeout=None if on_timeout is None else target_name(on_timeout, f"{what}(on_timeout=...)"),
         then=None if then is None else target_name(then, f"{what}(then=...)"),
+        namespace=check_namespace(namespace, f"{what}({name!r})"),
     )
 
 
@@ -167,14 +175,18 @@ class _WaitFunction:
         *,
         match: Mapping[str, Any] | None = None,
         then: Target | None = None,
+        namespace: str | None = None,
     ) -> Wait:
         """Pause until the event ``event_name`` occurs; the arguments are those of ``wait``.
 
         ``match`` says for which entity: ``{"reservation_id": "{{ ctx.reservation_id }}"}``, values or expressions on
         the Context. Without it only the run's own entity counts, if its model declares the event; else any does, as
-        with ``match={}``. An occurrence since the run's first step that it has not consumed ends the wait at once.
+        with ``match={}``. A name with expressions on the Context (``"task_done:{{ ctx.task_id }}"``) says by itself
+        which one is meant. ``namespace``: only events in it. An occurrence since the run's first step that it has not
+        consumed ends the wait at once.
         """
-        return _wait("wait_for_event", f"event:{event_name}", event_name, match, timeout, on_timeout, then)
+        signal = f"event:{event_name}"
+        return _wait("wait_for_event", signal, event_name, match, timeout, on_timeout, then, namespace)
 
 
 wait = _WaitFunction()
@@ -191,9 +203,12 @@ class _WaitForEvent:
         *,
         match: Mapping[str, Any] | None = None,
         then: Target | None = None,
+        namespace: str | None = None,
     ) -> WaitForEvent:
-        found = wait.for_event(event_name, match=match, timeout=timeout, on_timeout=on_timeout, then=then)
-        return WaitForEvent(found.signal, found.event, found.match, found.timeout, found.on_timeout, found.then)
+        found = wait.for_event(
+            event_name, match=match, timeout=timeout, on_timeout=on_timeout, then=then, namespace=namespace
+        )
+        return WaitForEvent(**{each.name: getattr(found, each.name) for each in fields(found)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,17 @@ from django.db import connections, transaction
 from pydantic import BaseModel
 
 from ..conf import conf
+from ..events.claims import claim_against, release_all
 from ..events.models import Event
 from ..exceptions import AutomationError, ContextError, PayloadError, UnknownStepError, UnknownWorkflowError
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import Cause
+from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock, shift
+from ..queues.contexts import dump_context, load_context, merge
 from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of
 from ..queues.signals import row_parked
-from .context import Current, Wake, WakeReason, dump_context, load_context, merge, running
+from .context import Current, Wake, WakeReason, running
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow
 from .ending import wake_parent
 from .models import FINISHED, NOT_WAITING, Signal, StepExecution, WorkflowRun, WorkflowStatus
@@ -63,6 +65,8 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
         run.park(f"{type(error).__name__}: {error}")
         return
     if run.planned and run.started_at is None and not _still_planned(run, definition, clock):
+        return
+    if _is_new(run) and not definition.ignores_claims and _is_claimed(run, clock):
         return
     _go(run, definition, entry, context, clock)
 
@@ -107,6 +111,22 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     return True
 
 
+def _is_claimed(run: WorkflowRun, clock: Clock) -> bool:
+    """End a run whose event somebody else keeps to himself; say whether it was so."""
+    event = run.event
+    assert event is not None
+    claim = claim_against(event, flow_of(run), clock())
+    if claim is None:
+        return False
+    advance(run, ended(WorkflowStatus.CANCELLED, f"Skipped: {claim}.", clock()))
+    return True
+
+
+def flow_of(run: WorkflowRun) -> Flow:
+    """Return the run as an owner of claims."""
+    return Flow("workflow", run.pk)
+
+
 def _withdraw(run: WorkflowRun, event: Event) -> None:
     """Remove a planned run whose condition is false; when it turns true again, the next save plans it anew."""
     with transaction.atomic(using=alias_of(WorkflowRun)):
@@ -145,6 +165,7 @@ class Walk:
         self.event = run.event if _is_new(run) else None
         self.visit_began = self.started
         self.instance: Any = None
+        self.flow = flow_of(run)
 
     def enter(self, entry: Entry) -> bool:
         """Run one try of a step, and commit it; say whether the run goes on at once in this worker."""
@@ -155,7 +176,7 @@ class Walk:
             run,
             lambda: self._work(entry),
             lambda error: self._rescue(entry, error),
-            cause=Cause(f"workflow:{run.pk}:{step.name}", run.depth + 1, run.idempotency_key),
+            cause=Cause(f"workflow:{run.pk}:{step.name}", run.depth + 1, run.idempotency_key, self.flow),
             atomic=step.atomic,
             timeout=step.timeout,
             clock=self.clock,
@@ -254,6 +275,8 @@ class Walk:
             self.run.started_at = self.started
         if self.run.wait_channel or self.run.wait_since is not None:
             changes |= NOT_WAITING
+        if self.flow.holds_claims and not self.run.holds_claims:
+            changes["holds_claims"] = True
         return changes
 
     def _together(self, outcome: Outcome, changes: Mapping[str, Any], context: BaseModel) -> Any:
@@ -274,6 +297,8 @@ class Walk:
             found.append(lambda: self._call_on_fail(error, context))
         if run.parent_id is not None:
             found.append(lambda: wake_parent(run, ending_of(run), self.clock()))
+        if run.holds_claims or self.flow.holds_claims:
+            found.append(lambda: release_all(self.flow.kind, self.flow.pk))
         return tuple(found)
 
     def _call_on_fail(self, error: str, context: BaseModel | None) -> None:
@@ -291,7 +316,7 @@ class Walk:
         """Turn an exception into another try, or into the end of the run."""
         run, step, definition = self.run, entry.step, self.definition
         now, text = self.clock(), trace_of(error)
-        if isinstance(error, AutomationError):
+        if isinstance(error, AutomationError) and not error.may_pass:
             # Wrong use of this package is wrong again at the next try.
             text = f"{type(error).__name__}: {error}\n\n{text}"
             changes: Mapping[str, Any] | None = None
@@ -300,6 +325,8 @@ class Walk:
         common: dict[str, Any] = {"current_step": step.name, "wake_reason": entry.reason.value}
         if run.wait_channel:
             common |= NOT_WAITING
+        if self.flow.holds_claims:
+            common["holds_claims"] = True  # held outside a transaction (atomic=False), it outlives the failure
         common["wait_since"] = self.visit_began
         if self.context is not None:
             # A run has begun once it has a Context; without one its next try makes it anew.

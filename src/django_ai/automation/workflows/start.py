@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from ..events.models import Event
 from ..queues.cause import current_cause
 from ..queues.clock import shift
+from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
 from ..queues.keys import digest
 from ..queues.lease import alias_of
-from .context import dump_context
 from .definitions import WorkflowDefinition
 from .models import WorkflowRun, WorkflowStatus
 

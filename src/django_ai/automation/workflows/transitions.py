@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..exceptions import ContextError, OutcomeError
+from ..queues.contexts import merge
 from ..queues.jsontext import storable
-from .context import WakeReason, merge
+from .context import WakeReason
 from .definitions import StepDefinition, WorkflowDefinition
 from .models import WorkflowRun, WorkflowStatus
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait

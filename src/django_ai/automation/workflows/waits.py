@@ -15,19 +15,21 @@ whose timeout has fired.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from django.apps import apps
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from ..conf import conf
-from ..events.definitions import Declared, declared_events, declared_on
-from ..events.matching import Match, entity_keys, resolve_field, routing_key
-from ..events.models import Event, RoutingShape
+from ..events.definitions import Declared, EventTrigger, declared_on, sources_of
+from ..events.lookback import met
+from ..events.matching import Address, address, entity_keys, evaluate, plain, satisfies, trouble_with
+from ..events.models import Event, RoutingShape, Shapes
+from ..events.names import MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
 from ..queues.clock import Clock
 from ..queues.executor import ring_after_commit
@@ -37,6 +39,8 @@ from .context import WakeReason
 from .ending import end_runs
 from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
 from .outcomes import Wait
+
+WAITS = "waits"
 
 
 def channel_key(channel: str) -> str:
@@ -62,49 +66,67 @@ def own_declaration(run: WorkflowRun, event_name: str) -> Declared | None:
 
 def registration(run: WorkflowRun, wait: Wait, context: Any, step_started: datetime, now: datetime) -> dict[str, Any]:
     """Return the columns that say what the run waits for."""
-    key, match = channel_key(wait.signal), None
+    channel, match, residual = wait.signal, None, False
+    key = channel_key(channel)
     if wait.event is not None:
-        own = own_declaration(run, wait.event)
+        name = _name(wait.event, context)
+        channel = f"event:{name}"
+        key = channel_key(channel)
+        # A name made of the Context's fields says by itself whose event is meant.
+        own = own_declaration(run, name) if name == wait.event else None
         if wait.match is not None and wait.match.lookups:
-            key, match = _matched(wait.event, wait.match, context)
+            values = wait.match.values_from(context)
+            where = _address(name, values)
+            (key,) = where.keys
+            match, residual = {each: plain(value) for each, value in values.items()}, bool(where.residual)
         elif wait.match is None and own is not None:
-            key, match = own_key(wait.event, own.label, run.entity_id), {"pk": run.entity_id}
+            key, match = own_key(name, own.label, run.entity_id), {"pk": run.entity_id}
+        if wait.namespace is not None:
+            key = within(wait.namespace, key)
     deadline = None if wait.timeout is None else now + wait.timeout
     return {
-        "wait_channel": wait.signal,
+        "wait_channel": channel,
         "wait_key": key,
         "wait_since": step_started,
         "wait_match": match,
+        "wait_residual": residual,
+        "wait_namespace": wait.namespace or "",
         "wait_deadline": deadline,
         "wait_then": wait.then or "",
         "on_timeout": wait.on_timeout or "",
     }
 
 
-def _matched(event_name: str, match: Match, context: Any) -> tuple[str, dict[str, Any]]:
-    sources = declared_events().get(event_name, [])
-    for name in match.names():
-        if sources and not any(_has_field(source, name) for source in sources):
-            models = ", ".join(source.label for source in sources)
-            raise DefinitionError(
-                f"wait_for_event({event_name!r}): match compares {name!r}, and {models} has no such field. "
-                "A wait compares fields for equality; follow relations with '__'."
-            )
-    values = match.values_from(context)
-    RoutingShape.ensure(event_name, match.shape)
-    return routing_key(event_name, values, sources), {name: _plain(value) for name, value in values.items()}
+def within(namespace: str, key: str) -> str:
+    """Return the key of those who wait under ``key`` for events of one namespace."""
+    return digest("namespace", namespace, key)
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float | bool | None) else str(value)
+def _name(template: str, context: Any) -> str:
+    name = str(evaluate(template, context))
+    if not 0 < len(name) <= MAX_NAME:
+        raise DefinitionError(
+            f"wait_for_event({template!r}): the name becomes {name[:60]!r}..., of {len(name)} characters."
+        )
+    return name
 
 
-def _has_field(source: Declared, lookup: str) -> bool:
-    try:
-        resolve_field(source.owner, lookup)
-    except Exception:
-        return False
-    return True
+def _address(event_name: str, values: dict[str, Any]) -> Address:
+    """Return where a wait with these values is found, and see to it that occurrences are looked up there."""
+    sources = sources_of(event_name)
+    for name in values:
+        troubles = [trouble_with(source.owner, name) for source in sources]
+        if troubles and all(troubles):
+            raise DefinitionError(f"wait_for_event({event_name!r}): match compares {name!r}. {troubles[0]}")
+    where = address(event_name, values, sources)
+    for pattern in {pattern_of(source.definition.name) for source in sources} or {event_name}:
+        RoutingShape.ensure(WAITS, pattern, where.shape)
+    return where
+
+
+def _residual(run_match: dict[str, Any], event_name: str) -> dict[str, Any]:
+    """Return what of a wait's match the key does not say."""
+    return address(event_name, run_match, sources_of(event_name)).residual
 
 
 # -- the run's side ----------------------------------------------------------------------------------------------------
@@ -163,46 +185,22 @@ def _occurrence(run: WorkflowRun) -> Event | None:
     events = Event.objects.filter(event_name=name, occurred_at__gte=run.started_at).exclude(pk__in=taken)
     if run.event_id is not None:
         events = events.exclude(pk=run.event_id)  # what started the run is not what it waits for
-    match = run.wait_match
+    if run.wait_namespace:
+        events = events.filter(namespace=run.wait_namespace)
+    events, match = events.order_by("occurred_at", "pk"), run.wait_match
     if not match:
-        return events.order_by("occurred_at", "pk").first()
+        return events.first()
     own = own_declaration(run, name)
-    if own is not None and run.wait_key == own_key(name, own.label, run.entity_id):
-        mine = events.filter(entity_type=own.label, entity_id=run.entity_id)
-        return mine.order_by("occurred_at", "pk").first()
-    for source in declared_events().get(name, []):
-        if all(_has_field(source, lookup) for lookup in match):
-            found = _matching(source, match, str(run.wait_key), events.filter(entity_type=source.label))
-            if found is not None:
-                return found
-    return None
-
-
-FEW = 1000
-
-
-def _matching(source: Declared, match: dict[str, Any], key: str, events: QuerySet[Event, Event]) -> Event | None:
-    """Return the first of ``events`` whose entity has the routing key: by the entities that match, where they are few
-    (their own index finds them), else by the events."""
-    events = events.order_by("occurred_at", "pk")
-    entities = source.owner._base_manager.using(alias_of(source.owner))
-    try:
-        pks = [str(pk) for pk in entities.filter(**match).values_list("pk", flat=True)[: FEW + 1]]
-    except (ValueError, TypeError, ValidationError):
-        return None  # a value that the field cannot have: no entity has it
-    if len(pks) <= FEW:
-        return events.filter(entity_id__in=pks).first()
-    shape = ",".join(sorted(match))
-    for event in events.iterator(chunk_size=FEW):
-        if key in entity_keys(event.event_name, event.entity, [shape]):
-            return event
-    return None
+    if own is not None and match == {"pk": run.entity_id}:
+        return events.filter(entity_type=own.label, entity_id=run.entity_id).first()
+    sources = sources_of(name)
+    return next(met(events, sources, name, match, address(name, match, sources)), None)
 
 
 def _waits_in_vain(run: WorkflowRun) -> bool:
     """Say whether the run waits for an event of its own entity, and that was deleted while its step was under way."""
     own = own_declaration(run, run.wait_channel.removeprefix("event:"))
-    if own is None or run.wait_key != own_key(own.definition.name, own.label, run.entity_id):
+    if own is None or run.wait_match != {"pk": run.entity_id} or EventTrigger.DELETE in own.definition.triggers:
         return False
     pk = own.owner._meta.pk.to_python(run.entity_id)
     return not own.owner._base_manager.using(alias_of(own.owner)).filter(pk=pk).exists()
@@ -228,38 +226,49 @@ def deliver(signal: Signal, clock: Clock) -> None:
         advance(signal, done)
 
 
-def tell_of(events: Sequence[Event], now: datetime, *, late: bool) -> None:
+def tell_of(events: Sequence[Event], shapes: Shapes, now: datetime, *, late: bool) -> None:
     """Wake those who wait for these occurrences, which are committed. Idempotent.
 
     ``late``: a worker does it for a process that died after the commit. Runs may have begun to wait since that are
     younger than the occurrence, and are not meant.
     """
-    shapes: dict[str, list[str]] = {}
-    for name, shape in RoutingShape.objects.filter(event_name__in={event.event_name for event in events}).values_list(
-        "event_name", "shape"
-    ):
-        shapes.setdefault(name, []).append(shape)
-    keys = {event.pk: _keys_of(event, shapes.get(event.event_name, [])) for event in events}
+    keys = {event.pk: _keys_of(event, shapes) for event in events}
     every = {key for found in keys.values() for key in found}
     # One look for the whole batch: most occurrences have nobody waiting for them.
     waited = set(WorkflowRun.objects.waiting_under(list(every)).values_list("wait_key", flat=True).distinct())
     for event in events:
         mine = [key for key in keys[event.pk] if key in waited]
         if mine:
+            waiting = WorkflowRun.objects.waiting_under(mine).not_consumed(WakeReason.EVENT, event.pk)
+            waiting = waiting.exclude(event=event.pk)  # what started a run is not what it waits for
+            if late:
+                waiting = waiting.filter(started_at__lte=event.occurred_at)
+            meant = Q(wait_residual=False) | Q(pk__in=_fitting(event, waiting.filter(wait_residual=True)))
             with transaction.atomic(using=alias_of(WorkflowRun)):
-                waiting = WorkflowRun.objects.waiting_under(mine).not_consumed(WakeReason.EVENT, event.pk)
-                waiting = waiting.exclude(event=event.pk)  # what started a run is not what it waits for
-                if late:
-                    waiting = waiting.filter(started_at__lte=event.occurred_at)
-                _wake(waiting, WakeReason.EVENT, event.pk, now)
+                _wake(waiting.filter(meant), WakeReason.EVENT, event.pk, now)
 
 
-def _keys_of(event: Event, shapes: list[str]) -> list[str]:
-    return [
+def _fitting(event: Event, waiting: QuerySet[WorkflowRun, WorkflowRun]) -> list[int]:
+    """Return those of ``waiting`` whose match holds for more than what the key says."""
+    verdicts: dict[str, bool] = {}
+    fitting = []
+    for pk, match in waiting.values_list("pk", "wait_match"):
+        assert match is not None
+        known = json.dumps(match, sort_keys=True)
+        if known not in verdicts:
+            verdicts[known] = event.entity is not None and satisfies(event.entity, _residual(match, event.event_name))
+        if verdicts[known]:
+            fitting.append(pk)
+    return fitting
+
+
+def _keys_of(event: Event, shapes: Shapes) -> list[str]:
+    keys = [
         channel_key(f"event:{event.event_name}"),
         own_key(event.event_name, event.entity_type, event.entity_id),
-        *entity_keys(event.event_name, event.entity, shapes),
+        *entity_keys(event.event_name, event.entity, shapes.of(WAITS, event)),
     ]
+    return keys + [within(event.namespace, key) for key in keys] if event.namespace else keys
 
 
 def _wake(runs: Any, reason: WakeReason, ref: int, now: datetime) -> int:

@@ -1,0 +1,252 @@
+"""Claims: one run keeps an event to itself for a while, so that the agents and event workflows of others pass it by.
+
+A claim is a row, unique for its event and match; two concurrent ``hold`` calls have one winner. Its owner is the run
+that was at work when it was held, and it stands while that run lives, until it expires by time or by number of events.
+It is judged when an execution starts. Of several claims that cover an event the one of the highest priority counts, and
+of equals the eldest. Plain ``@on_event`` automations are nobody's flow, and always run.
+
+The floors above say what can own a claim (``register_owner``), and ask ``claim_against`` before they start something.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import models, transaction
+from django.utils import timezone
+
+from ..exceptions import AutomationError, ClaimedError, DefinitionError
+from ..queues.cause import Flow, current_cause
+from ..queues.clock import check_duration
+from ..queues.keys import digest
+from ..queues.lease import alias_of, insert_ignoring
+from .definitions import sources_of
+from .matching import Address, address, entity_keys, plain, satisfies, trouble_with
+from .models import Event, EventClaim, RoutingShape, Shapes
+from .names import is_pattern, pattern_of
+from .retention import remove_in_chunks
+
+__all__ = ["hold", "holder", "release"]
+
+CLAIMS = "claims"
+TRIES = 20
+MOST_EVENTS = 1000
+
+_owners: dict[str, tuple[type[models.Model], Callable[[int], bool]]] = {}
+
+
+def register_owner(kind: str, model: type[models.Model], lives: Callable[[int], bool]) -> None:
+    """Let rows of ``model`` own claims, under the name ``kind``; ``lives(pk)`` says whether one is unfinished."""
+    _owners[kind] = (model, lives)
+
+
+def hold(
+    event_name: str,
+    match: Mapping[str, Any] | None = None,
+    *,
+    priority: int = 0,
+    bump: bool = False,
+    expires_in: timedelta | None = timedelta(hours=1),
+    expires_after_events: int | None = None,
+    owner: models.Model | None = None,
+) -> EventClaim:
+    """Claim the events ``event_name`` whose entity matches ``match``, for the run that is at work.
+
+    ``match``: lookups and values, as in ``{"sender_id": ctx.guest_id}`` (default: any entity). ``priority``: of several
+    claims that cover an event the highest counts. ``bump``: take the claim from a holder of lower priority.
+    ``expires_in``: how long it stands at most (default 1 h; None: as long as its run lives). ``expires_after_events``:
+    it ends after so many events that it covers, at most 1,000. ``owner``: the run to hold it for, where no handler or
+    step is at work.
+
+    Held again by the same run it is renewed. It is released with its run, and commits with what its handler or step
+    commits. Raises ``ClaimedError`` where somebody else holds it, and ``DefinitionError``.
+    """
+    what = f"claims.hold({event_name!r})"
+    _check(what, priority, expires_in, expires_after_events)
+    flow = _flow(owner, what)
+    wanted = _claim(event_name, match, what)
+    now = timezone.now()
+    wanted.priority = priority
+    wanted.held_at, wanted.expires_at = now, None if expires_in is None else now + expires_in
+    wanted.events_left = expires_after_events
+    wanted.owner_kind, wanted.owner_id = flow.kind, flow.pk
+    with transaction.atomic(using=alias_of(EventClaim), savepoint=False):
+        for name in {pattern_of(source.definition.name) for source in sources_of(event_name)} or {event_name}:
+            RoutingShape.ensure(CLAIMS, name, wanted.shape)
+        claim = _take(wanted, flow, bump, now)
+    flow.holds_claims = True
+    if owner is not None:
+        type(owner)._base_manager.using(alias_of(EventClaim)).filter(pk=owner.pk).update(holds_claims=True)
+    return claim
+
+
+def release(event_name: str, match: Mapping[str, Any] | None = None, *, owner: models.Model | None = None) -> bool:
+    """Give up a claim of the run that is at work (or of ``owner``); say whether it held it.
+
+    ``match`` is the one that it was held with. The claim of somebody else stays. Raises ``DefinitionError``.
+    """
+    what = f"claims.release({event_name!r})"
+    flow = _flow(owner, what)
+    key = _claim(event_name, match, what).unique_key
+    gone, _ = EventClaim.objects.filter(unique_key=key, owner_kind=flow.kind, owner_id=flow.pk).delete()
+    return gone > 0
+
+
+def holder(event_name: str, match: Mapping[str, Any] | None = None) -> EventClaim | None:
+    """Return the claim that stands on exactly this event and match, or None. Its ``owner`` is the run."""
+    found = EventClaim.objects.filter(unique_key=_claim(event_name, match, "claims.holder()").unique_key).first()
+    return found if found is not None and stands(found, timezone.now()) else None
+
+
+# -- for the engine ----------------------------------------------------------------------------------------------------
+
+
+def claim_against(event: Event, flow: Flow, now: datetime) -> EventClaim | None:
+    """Return the claim that keeps ``event`` from ``flow``, or None."""
+    keys = _keys(event, RoutingShape.of([event]))
+    if not keys:
+        return None
+    for claim in EventClaim.objects.filter(event_name=event.event_name, key__in=keys).order_by(
+        "-priority", "held_at", "pk"
+    ):
+        if stands(claim, now, event) and _fits(claim, event):
+            return None if (claim.owner_kind, claim.owner_id) == (flow.kind, flow.pk) else claim
+    return None
+
+
+def count(events: Sequence[Event], shapes: Shapes) -> None:
+    """Let ``events`` count for the claims that end after a number of them. Idempotent."""
+    for event in events:
+        keys = _keys(event, shapes)
+        if not keys:
+            continue
+        with transaction.atomic(using=alias_of(EventClaim)):
+            limited = EventClaim.objects.filter(event_name=event.event_name, key__in=keys, events_left__gt=0)
+            for claim in limited.select_for_update().order_by("pk"):
+                if event.pk not in claim.counted and _fits(claim, event):
+                    claim.counted, claim.events_left = [*claim.counted, event.pk], (claim.events_left or 0) - 1
+                    claim.save(update_fields=["counted", "events_left"])
+
+
+def release_all(kind: str, pk: int) -> None:
+    """Give up every claim of a run that ends, in the caller's transaction."""
+    EventClaim.objects.filter(owner_kind=kind, owner_id=pk).delete()
+
+
+def stands(claim: EventClaim, now: datetime, event: Event | None = None) -> bool:
+    """Say whether ``claim`` has not ended: by time, by its run's end, or by number (for ``event``: it was counted)."""
+    if claim.expires_at is not None and claim.expires_at <= now:
+        return False
+    if claim.events_left == 0 and (event is None or event.pk not in claim.counted):
+        return False
+    known = _owners.get(claim.owner_kind)
+    return known is not None and known[1](claim.owner_id)
+
+
+def owner_of(claim: EventClaim) -> models.Model | None:
+    """Return the run that holds ``claim``, or None if it is gone."""
+    known = _owners.get(claim.owner_kind)
+    return known[0]._base_manager.filter(pk=claim.owner_id).first() if known else None
+
+
+def remove_ended(before: datetime) -> int:
+    """Remove claims that ended before ``before``, or whose run has."""
+    expired = remove_in_chunks(EventClaim.objects.filter(expires_at__lt=before))
+    ended = [
+        claim.pk for claim in EventClaim.objects.filter(held_at__lt=before).iterator() if not stands(claim, before)
+    ]
+    return expired + EventClaim.objects.filter(pk__in=ended, held_at__lt=before).delete()[0]
+
+
+def _check(what: str, priority: Any, expires_in: Any, expires_after_events: Any) -> None:
+    if type(priority) is not int:
+        raise DefinitionError(f"{what}: priority={priority!r} must be a whole number.")
+    if expires_in is not None:
+        check_duration(expires_in, f"{what}: expires_in")
+    wrong = type(expires_after_events) is not int or not 1 <= expires_after_events <= MOST_EVENTS
+    if expires_after_events is not None and wrong:
+        raise DefinitionError(
+            f"{what}: expires_after_events={expires_after_events!r} must be a whole number from 1 to {MOST_EVENTS}."
+        )
+
+
+def _flow(owner: models.Model | None, what: str) -> Flow:
+    if owner is not None:
+        for kind, (model, _) in _owners.items():
+            if isinstance(owner, model):
+                return Flow(kind, owner.pk)
+        raise DefinitionError(f"{what}: owner={owner!r} must be the run of an agent or a workflow.")
+    cause = current_cause()
+    if cause is None or cause.flow is None:
+        raise DefinitionError(f"{what} needs an owner: call it in a handler or a step, or give owner= (a run).")
+    return cause.flow
+
+
+def _claim(event_name: str, match: Mapping[str, Any] | None, what: str) -> EventClaim:
+    """Return the unsaved claim on an event and a match: its keys, and what it is compared with."""
+    if not isinstance(event_name, str) or not event_name or is_pattern(event_name):
+        raise DefinitionError(f"{what}: name one event, as a text without '*'.")
+    if match is not None and not isinstance(match, Mapping):
+        raise DefinitionError(f"{what}: match={match!r} must be a dict of lookups and values.")
+    values = {name.removesuffix("__exact"): value for name, value in (match or {}).items()}
+    where = _address(event_name, values, what)
+    (key,) = where.keys
+    plainly = {name: plain(value) for name, value in values.items()}
+    residual = {name: plain(value) for name, value in where.residual.items()}
+    unique = digest("claim", event_name, key, json.dumps(residual, sort_keys=True))
+    claim = EventClaim(event_name=event_name, match=plainly, key=key, residual=residual, unique_key=unique)
+    claim.shape = where.shape
+    return claim
+
+
+def _address(event_name: str, values: Mapping[str, Any], what: str) -> Address:
+    sources = sources_of(event_name)
+    for name, value in values.items():
+        if isinstance(value, str) and "{{" in value:
+            raise DefinitionError(f"{what}: {name!r} is compared with {value!r}; give the value itself (ctx.field).")
+        troubles = [trouble_with(source.owner, name) for source in sources]
+        if troubles and all(troubles):
+            raise DefinitionError(f"{what}: match compares {name!r}. {troubles[0]}")
+    return address(event_name, values, sources)
+
+
+def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> EventClaim:
+    """Insert the claim, renew it, or take over one that has ended: each is one statement that one caller wins."""
+    for _ in range(TRIES):
+        wanted.pk = None
+        if insert_ignoring(EventClaim, [wanted], key="unique_key"):
+            return wanted
+        found = EventClaim.objects.filter(unique_key=wanted.unique_key).first()
+        if found is None:
+            continue  # released this instant
+        mine = (found.owner_kind, found.owner_id) == (flow.kind, flow.pk)
+        if not mine and stands(found, now) and not (bump and wanted.priority > found.priority):
+            raise ClaimedError(_said(found))
+        values = {
+            name: getattr(wanted, name)
+            for name in ("owner_kind", "owner_id", "priority", "held_at", "expires_at", "events_left")
+        }
+        taken = EventClaim.objects.filter(pk=found.pk, seq=found.seq)
+        if taken.update(**values, counted=[], seq=found.seq + 1):
+            return EventClaim.objects.get(pk=found.pk)
+    raise AutomationError(f"The claim on {wanted.event_name!r} changes hands too fast; try again.")
+
+
+def _said(claim: EventClaim) -> str:
+    until = f" until {claim.expires_at:%Y-%m-%d %H:%M:%S %Z}" if claim.expires_at else ""
+    return (
+        f"{claim}{until}, with priority {claim.priority}. Wait for its release, or hold it with a higher priority= and "
+        "bump=True."
+    )
+
+
+def _keys(event: Event, shapes: Shapes) -> list[str]:
+    mine = shapes.of(CLAIMS, event)
+    return entity_keys(event.event_name, event.entity, mine) if mine else []
+
+
+def _fits(claim: EventClaim, event: Event) -> bool:
+    return not claim.residual or (event.entity is not None and satisfies(event.entity, claim.residual))

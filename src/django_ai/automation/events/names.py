@@ -1,0 +1,111 @@
+"""Event names: what an entity's event is called, and which events a subscriber means.
+
+The name of a definition may be a template, ``"task_done:{{ instance.pk }}"``: the event of each entity then has a name
+of its own, and whoever waits for one task's end names just that one. A subscriber may mean many events: ``"*"`` stands
+for any text, so ``"task_done:*"`` is every task's and ``"*"`` is every event there is. The text of a template, given by
+a subscriber, means all its events.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from ..exceptions import DefinitionError
+
+MAX_NAME = 200
+
+_SLOT = re.compile(r"\{\{\s*(.*?)\s*\}\}")
+_PATH = re.compile(r"^instance((?:\.[A-Za-z][A-Za-z0-9_]*)+)$")
+
+
+def is_template(name: str) -> bool:
+    return "{{" in name
+
+
+def is_pattern(name: str) -> bool:
+    """Say whether a subscriber's name means many events."""
+    return "*" in name
+
+
+def check_template(name: str, what: str) -> None:
+    """Raise ``DefinitionError`` unless every slot of ``name`` reads plain attributes of the instance."""
+    if "*" in name:
+        raise DefinitionError(f"{what}: '*' is for those who listen; the name of an event is a text without it.")
+    if "{%" in name or "{#" in name:
+        raise DefinitionError(f"{what}: the name has a template tag; only {{{{ instance.field }}}} is allowed.")
+    for slot in _SLOT.findall(name):
+        if not _PATH.match(slot):
+            raise DefinitionError(
+                f"{what}: {{{{ {slot} }}}} is not allowed in a name; write {{{{ instance.field }}}} (no calls, no "
+                "filters, no names that begin with an underscore)."
+            )
+    rest = _SLOT.sub("", name)
+    if "{{" in rest or "}}" in rest:
+        raise DefinitionError(f"{what}: the name has an expression that is not closed.")
+
+
+def render(name: str, instance: Any) -> str:
+    """Return the name of the event of ``instance``.
+
+    Raises ``AttributeError`` for what it does not have, and ``DefinitionError`` for a name that gets too long.
+    """
+    if not is_template(name):
+        return name
+    text = _SLOT.sub(lambda slot: str(_reach(instance, slot.group(1))), name)
+    if len(text) > MAX_NAME:
+        raise DefinitionError(f"The event name {name!r} becomes longer than {MAX_NAME} characters: {text[:60]!r}...")
+    return text
+
+
+def _reach(instance: Any, path: str) -> Any:
+    value = instance
+    for name in path.split(".")[1:]:
+        value = getattr(value, name)
+    return value
+
+
+def slots_of(name: str) -> list[str]:
+    """Return the attributes of the instance that a template begins with."""
+    return [slot.split(".")[1] for slot in _SLOT.findall(name)]
+
+
+@lru_cache(maxsize=1024)
+def pattern_of(name: str) -> str:
+    """Return what a subscriber means by ``name``: a template stands for all its events."""
+    return _SLOT.sub("*", name)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+
+
+def means(pattern: str, name: str) -> bool:
+    """Say whether a subscriber to ``pattern`` hears the event ``name``."""
+    if pattern == name or pattern == "*":
+        return True
+    return "*" in pattern and _compiled(pattern).fullmatch(name) is not None
+
+
+def overlap(pattern: str, declared: str) -> bool:
+    """Say whether a subscriber to ``pattern`` may hear an event of a definition that is called ``declared``."""
+    theirs = pattern_of(declared)
+    return means(pattern, theirs) or means(theirs, pattern)
+
+
+def check_subscription(name: Any, decorator: str) -> str:
+    """Return ``name`` as a subscriber means it. Raises ``DefinitionError`` for what is no name."""
+    if not isinstance(name, str) or not name.strip():
+        raise DefinitionError(
+            f'@{decorator} needs the name of an event, as in @{decorator}("confirmed"); got {name!r}.'
+        )
+    return pattern_of(name)
+
+
+def check_namespace(namespace: Any, what: str) -> str | None:
+    """Return a subscriber's ``namespace``. Raises ``DefinitionError`` unless it is None or a text."""
+    if namespace is not None and (not isinstance(namespace, str) or not namespace):
+        raise DefinitionError(f"{what}: namespace={namespace!r} must be a text, or None for events of any namespace.")
+    return namespace

@@ -1,0 +1,137 @@
+"""A Context on its way into being, to the database and back: what workflows and agents do alike with the Pydantic model
+of their state."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from ..exceptions import ContextError, DefinitionError, NotStorableError
+from .jsontext import MAX_NESTING, encode
+
+
+def context_class(cls: type, what: str) -> type[BaseModel]:
+    """Return the ``Context`` that ``cls`` declares. Raises ``DefinitionError`` unless it is a Pydantic model."""
+    context = getattr(cls, "Context", None)
+    if inspect.isclass(context) and issubclass(context, BaseModel):
+        return context
+    raise DefinitionError(
+        f"{what}: Context must be a Pydantic model, as in `class Context(BaseModel): ...`; it is {context!r}."
+    )
+
+
+def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[str, Any]) -> BaseModel:
+    """Call the class's ``create_context``, or build the Context from ``arguments`` and the event's ``entity_id``.
+
+    Raises what ``create_context`` raises, and ``DefinitionError`` when it returns something else than a Context.
+    """
+    create = getattr(cls, "create_context", None)
+    if create is None:
+        if event is not None and "entity_id" in model.model_fields:
+            arguments.setdefault("entity_id", event.entity_id)
+        made: Any = model(**arguments)
+    elif event is None:
+        made = create(**arguments)
+    else:
+        made = _call_with_event(create, event, arguments)
+    if not isinstance(made, model):
+        raise DefinitionError(
+            f"{cls.__qualname__}.create_context returned {made!r}; it must return a {cls.__qualname__}.Context."
+        )
+    return made
+
+
+def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str, Any]) -> Any:
+    parameters = inspect.signature(create).parameters.values()
+    if any(each.name == "event" or each.kind is each.VAR_KEYWORD for each in parameters):
+        return create(event=event, **arguments)
+    return create(event, **arguments) if parameters else create(**arguments)
+
+
+def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
+    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more."""
+    try:
+        return model.model_validate_json(json.dumps(data), by_name=True, by_alias=True)
+    except ValidationError as error:
+        raise ContextError(
+            f"{what}: what is stored does not fit its Context any more: {_reasons(error)}. "
+            "Give new fields a default, then resume the run."
+        ) from error
+
+
+def dump_context(context: BaseModel, what: str) -> str:
+    """Return ``context`` as JSON text.
+
+    Raises ``NotStorableError`` for what no database could store alike, and ``ContextError`` for a value that the
+    Context would not accept when it is loaded again.
+    """
+    for name, value in context.__dict__.items():
+        if type(value) not in _PLAIN and (trouble := _silent_trouble(value, name, 0)):
+            raise NotStorableError(f"{what} cannot be stored as JSON: {trouble}.")
+    try:
+        values = context.model_dump(mode="json", round_trip=True, warnings="error")
+    except PydanticSerializationError as error:
+        # A field was set to a value of another type. Take it if it validates; else better now than at the next load.
+        values = _coerced(context, what, error)
+    return encode(values, what)
+
+
+_PLAIN = (str, int, bool, type(None))
+
+
+def _silent_trouble(value: Any, path: str, depth: int) -> str:
+    """Return what in ``value`` Pydantic would write wrongly without a word, or a text without end: NaN and infinities
+    become null, and what contains itself never ends."""
+    if depth > MAX_NESTING:
+        return f"at {path[:60]!r}... it is nested too deeply, or contains itself"
+    if isinstance(value, float | Decimal):
+        return "" if math.isfinite(value) else f"at {path!r} is {value!r}, a number that JSON does not have (use None)"
+    if isinstance(value, BaseModel):
+        value = value.__dict__
+    if isinstance(value, Mapping):
+        items: Any = ((f"{path}.{key}", item) for key, item in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        items = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    else:
+        return ""
+    for at, item in items:
+        if type(item) not in _PLAIN and (trouble := _silent_trouble(item, at, depth + 1)):
+            return trouble
+    return ""
+
+
+def _coerced(context: BaseModel, what: str, reason: Exception) -> Any:
+    try:
+        values = {name: getattr(context, name) for name in type(context).model_fields}
+        return (
+            type(context).model_validate(values, by_name=True, by_alias=True).model_dump(mode="json", round_trip=True)
+        )
+    except (ValidationError, PydanticSerializationError) as error:
+        detail = _reasons(error) if isinstance(error, ValidationError) else str(reason)
+        raise NotStorableError(f"{what} cannot be stored: {detail}.") from None
+
+
+def merge(context: BaseModel, fields: Mapping[str, Any], what: str) -> None:
+    """Set ``fields`` on ``context``, validated together. Raises ``ContextError``; then nothing was set."""
+    model = type(context)
+    values = {name: getattr(context, name) for name in model.model_fields}
+    try:
+        validated = model.model_validate({**values, **fields}, by_name=True, by_alias=True)
+    except ValidationError as error:
+        raise ContextError(f"{what} does not fit the Context: {_reasons(error)}.") from error
+    for name in fields:
+        setattr(context, name, getattr(validated, name))
+
+
+def _reasons(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in each['loc']) or 'the whole'}: {each['msg']} (it is {each['input']!r:.100})"
+        for each in error.errors()[:5]
+    )
