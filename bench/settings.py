@@ -13,6 +13,7 @@ INSTALLED_APPS = [
     "django_ai.automation.queues",
     "django_ai.automation.events",
     "django_ai.automation.workflows",
+    "django_ai.automation.agents",
     "bench.load",
 ]
 if "BENCH_SQLITE" in os.environ:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.utils import timezone
 
+from django_ai.automation.agents import definitions as agent_definitions
 from django_ai.automation.events import callbacks
 from django_ai.automation.events import definitions as event_definitions
 from django_ai.automation.queues.drain import drain
@@ -48,13 +49,20 @@ def work() -> Callable[..., int]:
 
 @pytest.fixture(autouse=True)
 def own_definitions() -> Iterator[None]:
-    """Forget the workflows and callbacks that a test declares, and bring back those that it took away."""
+    """Forget the workflows, agents and callbacks that a test declares, and bring back those that it took away."""
     heard = {event: dict(found) for event, found in callbacks._callbacks.items()}
+    agents = agent_definitions.all_agents()
     flows = {name: dict(versions) for name, versions in workflow_definitions._registry.items()}
     yield
     for callback in callbacks.all_callbacks():
         callbacks.unregister(callback)
-    callbacks._callbacks.update(heard)
+    for found in heard.values():
+        for callback in found.values():
+            callbacks.register(callback)
+    for known in agent_definitions.all_agents():
+        agent_definitions.unregister(known)
+    for known in agents:
+        agent_definitions.register(known)
     for definition in workflow_definitions.all_workflows():
         workflow_definitions.unregister(definition)
     workflow_definitions._registry.update(flows)

@@ -18,7 +18,7 @@ SETTINGS = """
     DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
     AUTOMATION = {"EXECUTOR": "inline"}
     INSTALLED_APPS = ["hostel", "django_ai.automation.queues", "django_ai.automation.events",
-                      "django_ai.automation.workflows"]
+                      "django_ai.automation.workflows", "django_ai.automation.agents"]
 """
 
 

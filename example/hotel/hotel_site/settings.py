@@ -24,6 +24,7 @@ INSTALLED_APPS = [
     "django_ai.automation.queues",
     "django_ai.automation.events",
     "django_ai.automation.workflows",
+    "django_ai.automation.agents",
     "hotel",
 ]
 MIDDLEWARE = [

@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .agents.core import AgentManager, agent, handler
+    from .events import claims
     from .events.callbacks import on_event, on_event_cancelled, on_event_created
-    from .events.definitions import EventDefinition
+    from .events.definitions import EventDefinition, EventTrigger
     from .queues.cause import idempotency_key
     from .queues.retry import Retry
     from .workflows.core import (
@@ -35,9 +37,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentManager",
     "EventDefinition",
+    "EventTrigger",
     "Outcome",
     "Retry",
+    "agent",
+    "claims",
     "complete",
     "engine",
     "event_workflow",
@@ -46,6 +52,7 @@ __all__ = [
     "get_run",
     "get_wake",
     "goto",
+    "handler",
     "idempotency_key",
     "on_event",
     "on_event_cancelled",
@@ -60,8 +67,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AgentManager": "agents.core",
     "EventDefinition": "events.definitions",
+    "EventTrigger": "events.definitions",
     "Retry": "queues.retry",
+    "agent": "agents.core",
+    "handler": "agents.core",
     "idempotency_key": "queues.cause",
     "on_event": "events.callbacks",
     "on_event_cancelled": "events.callbacks",
@@ -72,6 +83,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "claims":
+        return import_module(".events.claims", __name__)
     return getattr(import_module(f".{_HOMES.get(name, 'workflows.core')}", __name__), name)
 
 

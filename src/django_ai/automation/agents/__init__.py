@@ -1,0 +1,1 @@
+"""Agents: long-lived, stateful, routed by what their Context says."""

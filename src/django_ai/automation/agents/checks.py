@@ -1,0 +1,109 @@
+"""System checks of agents: events that nobody declares, matches that no entity has, routes that are no routes."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import models
+
+from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared
+from ..events.definitions import declared_events, sources_of
+from ..events.matching import Match, field_named, is_exact
+from .definitions import AgentDefinition, HandlerDefinition, all_agents
+
+
+def check_agents(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    return [problem for definition in all_agents() for problem in _check(definition)]
+
+
+def _check(definition: AgentDefinition) -> Iterator[CheckMessage]:
+    for name in definition.spawn_on:
+        if not is_declared(name):
+            yield Error(
+                f"The agent {definition.name} is spawned by the event {name!r}, which no model declares.",
+                hint=did_you_mean(name, declared_events()),
+                obj=definition.cls,
+                id="automation.E301",
+            )
+    for handler in definition.handlers:
+        what = f"The agent {definition.name}: the handler {handler.method}"
+        if not is_declared(handler.event_name):
+            yield Error(
+                f"{what} listens to the event {handler.event_name!r}, which no model declares.",
+                hint=did_you_mean(handler.event_name, declared_events()),
+                obj=definition.cls,
+                id="automation.E302",
+            )
+            continue
+        if handler.offset is not None:
+            yield from check_offset_makes_sense(what, handler.event_name, handler.offset)
+        yield from _check_match(definition, handler, what)
+
+
+def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: str) -> Iterator[CheckMessage]:
+    match = definition.match_of(handler)
+    sources = sources_of(handler.event_name)
+    if match is None:
+        if definition.spawn_on and not _shares_entity(definition, handler):
+            models_of = ", ".join(sorted({source.owner._meta.label for source in sources}))
+            yield Warning(
+                f"{what} hears the event {handler.event_name!r} of any {models_of}: the entity that spawns the agent "
+                "does not declare it.",
+                hint='Say which ones are meant: match={"field": "{{ ctx.field }}"}, or match={} if all are.',
+                obj=definition.cls,
+                id="automation.W304",
+            )
+        return
+    problems = list(check_match(what, handler.event_name, match.names(), definition.cls, "automation.E303"))
+    yield from problems
+    if problems or not match.lookups:
+        return
+    owners = [source.owner for source in sources]
+    keyed = [name for name in match.names() if is_exact(owners, name) or is_exact(owners, name.removesuffix("__in"))]
+    if not keyed:
+        yield Warning(
+            f"{what}: its match compares nothing for equality ({', '.join(match.names())}), so each event is compared "
+            "with every living agent.",
+            hint="Add a field that tells agents apart, as in {'guest_id': '{{ ctx.guest_id }}'}.",
+            obj=definition.cls,
+            id="automation.W305",
+        )
+    yield from _check_lists(definition, match, owners, what)
+
+
+def _check_lists(
+    definition: AgentDefinition, match: Match, owners: list[type[models.Model]], what: str
+) -> Iterator[CheckMessage]:
+    """Report a list in the Context that is compared with a single value: it never matches."""
+    for name, value in match.lookups:
+        field = field_named(value, definition.context)
+        if field is None or not is_exact(owners, name):
+            continue
+        origin = typing.get_origin(field.annotation) or field.annotation
+        if origin in (list, tuple, set, frozenset) and not any(_holds_lists(owner, name) for owner in owners):
+            yield Error(
+                f"{what}: match compares the single value {name!r} with a {origin.__name__} of the Context.",
+                hint=f"Write {name + '__in'!r} for any of them.",
+                obj=definition.cls,
+                id="automation.E306",
+            )
+
+
+def _holds_lists(owner: type[models.Model], name: str) -> bool:
+    try:
+        field = owner._meta.get_field(name.split("__")[0])
+    except Exception:
+        return False
+    return isinstance(field, models.JSONField) or field.__class__.__name__ == "ArrayField"
+
+
+def _shares_entity(definition: AgentDefinition, handler: HandlerDefinition) -> bool:
+    """Say whether every entity that spawns the agent declares the event of ``handler``."""
+    starters = {source.owner for name in definition.spawn_on for source in sources_of(name)}
+    owners = {source.owner for source in sources_of(handler.event_name)}
+    return bool(starters) and all(
+        any(issubclass(starter, owner) or issubclass(owner, starter) for owner in owners) for starter in starters
+    )

@@ -1,0 +1,6 @@
+"""The public names of agents."""
+
+from .definitions import agent, handler
+from .manager import AgentManager
+
+__all__ = ["AgentManager", "agent", "handler"]

@@ -1,0 +1,304 @@
+"""``@agent`` and ``@handler``: what a class declares, checked when it is imported.
+
+A definition is immutable. Unlike a workflow's run, a living agent follows the code: a new handler is its handler, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+from ..conf import conf
+from ..events.matching import Match
+from ..events.names import check_namespace, check_subscription, means
+from ..exceptions import DefinitionError, UnknownAgentError
+from ..queues.clock import Offset, check_duration, check_offset, offset_key
+from ..queues.contexts import context_class, make_context
+from ..queues.registry import declare_timeout
+from ..queues.retry import Retry
+
+if TYPE_CHECKING:
+    from ..events.models import Event
+
+C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+ARGUMENTS = ("ctx", "context", "event", "events", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerDefinition:
+    """What ``@handler`` declares of a method: when it runs, for which events, and how."""
+
+    method: str
+    event_name: str
+    takes: tuple[str, ...] = ()
+    offset: Offset | None = None
+    match: Match | None = None
+    condition: Callable[..., Any] | None = None
+    retry: Retry | None = None
+    ignores_claims: bool = False
+    atomic: bool = True
+    own_timeout: timedelta | None = None
+    namespace: str | None = None
+
+    @property
+    def beat(self) -> str:
+        return offset_key(self.offset)
+
+    @property
+    def timeout(self) -> timedelta:
+        return self.own_timeout or conf().STEP_TIMEOUT
+
+    def hears(self, event: Event) -> bool:
+        """Say whether this handler is for ``event``, whichever agent's it is."""
+        if self.namespace is not None and self.namespace != event.namespace:
+            return False
+        return means(self.event_name, event.event_name)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDefinition:
+    """What ``@agent`` declares of a class."""
+
+    name: str
+    cls: type
+    context: type[BaseModel]
+    handlers: tuple[HandlerDefinition, ...]
+    spawn_on: tuple[str, ...] = ()
+    match: Match | None = None
+    singleton: bool = False
+    default_retry: Retry = field(default_factory=Retry)
+    namespace: str | None = None
+
+    def spawns_on(self, event: Event) -> bool:
+        if self.namespace is not None and self.namespace != event.namespace:
+            return False
+        return any(means(pattern, event.event_name) for pattern in self.spawn_on)
+
+    def match_of(self, handler: HandlerDefinition) -> Match | None:
+        """Return what routes events to ``handler``: its own match, or the agent's."""
+        return self.match if handler.match is None else handler.match
+
+    def handlers_for(self, event: Event, beat: str) -> list[HandlerDefinition]:
+        return [each for each in self.handlers if each.beat == beat and each.hears(event)]
+
+    def find_handler(self, method: str, event: Event, beat: str) -> HandlerDefinition | None:
+        return next((each for each in self.handlers_for(event, beat) if each.method == method), None)
+
+    def retry_of(self, handler: HandlerDefinition) -> Retry:
+        return handler.retry or self.default_retry
+
+    def make_context(self, *, event: Any = None, **arguments: Any) -> BaseModel:
+        """Return a new Context; see ``contexts.make_context``."""
+        return make_context(self.cls, self.context, event, arguments)
+
+
+_registry: dict[str, AgentDefinition] = {}
+
+
+def find_agent(name: str) -> AgentDefinition:
+    """Return an agent by its name. Raises ``UnknownAgentError`` with the nearest name."""
+    found = _registry.get(name)
+    if found is None:
+        near = get_close_matches(name, _registry, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(map(repr, _registry)) or 'none'}."
+        raise UnknownAgentError(f"No agent is called {name!r}. {hint}")
+    return found
+
+
+def all_agents() -> list[AgentDefinition]:
+    return list(_registry.values())
+
+
+def register(definition: AgentDefinition) -> None:
+    _registry[definition.name] = definition
+
+
+def unregister(definition: AgentDefinition) -> None:
+    """Forget ``definition``: for tests that declare their own."""
+    _registry.pop(definition.name, None)
+
+
+def agent(
+    name: str,
+    *,
+    spawn_on: str | Iterable[str] | None = None,
+    match: Mapping[str, Any] | None = None,
+    singleton: bool = False,
+    default_retry: Retry | None = None,
+    namespace: str | None = None,
+) -> Callable[[C], C]:
+    """Declare a class as an agent: a long-lived run that handles events, with a Context that it keeps.
+
+    The class has a ``Context`` (a Pydantic model), methods with ``@handler``, and perhaps a classmethod
+    ``create_context(cls, event)``. ``spawn_on``: the event, or events, that bring one to life (default: only
+    ``AgentManager.spawn``). ``match``: which entities' events are routed to which agent, as lookups and values or
+    expressions on its Context: ``{"guest_id": "{{ ctx.guest_id }}"}``; without it an agent hears the events of the
+    entity that spawned it. ``singleton``: at most one lives for each match; what would spawn another is handed to it.
+    ``default_retry``: for handlers without a retry of their own. ``namespace``: only events in it spawn it. Raises
+    ``DefinitionError``.
+    """
+    if not isinstance(name, str) or not name or len(name) > 200:
+        raise DefinitionError(f'@agent needs a name of 1 to 200 characters, as in @agent("journey"); got {name!r}.')
+    what = f"@agent({name!r})"
+    names = [] if spawn_on is None else [spawn_on] if isinstance(spawn_on, str) else list(spawn_on)
+    patterns = tuple(check_subscription(each, f"agent({name!r}, spawn_on=...)") for each in names)
+    check_namespace(namespace, what)
+    if default_retry is not None and not isinstance(default_retry, Retry):
+        raise DefinitionError(f"{what}: default_retry={default_retry!r} must be a Retry(...).")
+
+    def decorate(cls: C) -> C:
+        if not inspect.isclass(cls):
+            raise DefinitionError(f"{what} decorates a class, not {cls!r}.")
+        where = f"{what} on {cls.__qualname__}"
+        context = context_class(cls, where)
+        handlers = tuple(_handlers_of(cls, where, context))
+        if not handlers:
+            raise DefinitionError(f"{where}: it has no handler; decorate its methods with @handler(...).")
+        definition = AgentDefinition(
+            name=name,
+            cls=cls,
+            context=context,
+            handlers=handlers,
+            spawn_on=patterns,
+            match=None if match is None else Match.of(match, where, context),
+            singleton=bool(singleton),
+            default_retry=default_retry or Retry(),
+            namespace=namespace,
+        )
+        previous = _registry.get(name)
+        if previous is not None and (previous.cls.__module__, previous.cls.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise DefinitionError(
+                f"{where}: the name {name!r} is taken by {previous.cls.__module__}.{previous.cls.__qualname__}. "
+                "Give one of them another name."
+            )
+        register(definition)
+        cls.__agent__ = definition  # type: ignore[attr-defined]
+        return cls
+
+    return decorate
+
+
+def _handlers_of(cls: type, what: str, context: type[BaseModel]) -> Iterable[HandlerDefinition]:
+    seen = set()
+    found = [
+        (method, declared)
+        for method in vars_in_order(cls)
+        for declared in getattr(inspect.getattr_static(cls, method), "__handlers__", ())
+    ]
+    for method, (declared, match) in found:
+        key = (method, declared["event_name"], offset_key(declared["offset"]))
+        if key in seen:
+            raise DefinitionError(f"{what}: {method} handles {declared['event_name']!r} twice at the same offset.")
+        seen.add(key)
+        own = None if match is None else Match.of(match, f"{what}: @handler on {method}", context)
+        yield HandlerDefinition(method=method, match=own, **declared)
+
+
+def vars_in_order(cls: type) -> list[str]:
+    """Return the attributes of ``cls`` and its bases in the order of their definition, the furthest base first."""
+    return list(dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base)))
+
+
+def handler(
+    event_name: str,
+    *,
+    offset: Offset | None = None,
+    match: Mapping[str, Any] | None = None,
+    condition: Callable[..., Any] | None = None,
+    retry: Retry | None = None,
+    ignores_claims: bool = False,
+    atomic: bool = True,
+    timeout: timedelta | None = None,
+    namespace: str | None = None,
+) -> Callable[[F], F]:
+    """Declare a method as the agent's answer to an event.
+
+    It takes what it names: ``ctx`` (or ``context``: its state, changes are kept), ``event``, ``events`` (a list of it),
+    ``run`` (the ``AgentRun``), or nothing. ``offset``: that much before (negative) or after the event's date, a
+    timedelta or relativedelta. ``match``: how this event finds its agent, where the agent's own ``match`` does not fit
+    its entity. ``condition``: a function of ``event`` and ``ctx``; it is asked when the handler is about to run.
+    ``retry``: how often to try when it raises (default: the agent's ``default_retry``, else 3 attempts).
+    ``ignores_claims``: run also when another run has claimed the event. ``atomic``: run in one transaction with its
+    progress, so that its database writes are kept exactly once (default); ``False`` for slow calls to the outside.
+    ``timeout``: how long it may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``namespace``: only events in it.
+
+    The handlers of one agent run one after the other. One method may handle several events. Raises ``DefinitionError``.
+    """
+    what = f"@handler({event_name!r})"
+    event_name = check_subscription(event_name, "handler")
+    check_namespace(namespace, what)
+    check_offset(offset, what)
+    if retry is not None and not isinstance(retry, Retry):
+        raise DefinitionError(f"{what}: retry={retry!r} must be a Retry(...).")
+    if timeout is not None:
+        check_duration(timeout, f"{what}: timeout")
+        declare_timeout(timeout)
+    if match is not None:
+        Match.of(match, what)
+    asks = None if condition is None else _asking(condition, what)
+
+    def decorate(method: F) -> F:
+        if not inspect.isfunction(method):
+            raise DefinitionError(f"{what} decorates a method of an agent class, not {method!r}.")
+        if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
+            raise DefinitionError(f"{what}: {method.__qualname__} must be a plain function, not async or a generator.")
+        if len(method.__name__) > 200:
+            raise DefinitionError(f"{what}: the name {method.__name__!r} is longer than 200 characters.")
+        declared = {
+            "event_name": event_name,
+            "takes": _takes(method, what),
+            "offset": offset or None,
+            "condition": asks,
+            "retry": retry,
+            "ignores_claims": bool(ignores_claims),
+            "atomic": bool(atomic),
+            "own_timeout": timeout,
+            "namespace": namespace,
+        }
+        # Decorators apply from below, and people read from above.
+        method.__handlers__ = ((declared, match), *getattr(method, "__handlers__", ()))  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
+def _takes(method: Callable[..., Any], what: str) -> tuple[str, ...]:
+    """Return which arguments a handler names. Raises ``DefinitionError`` for one that nobody knows."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return ARGUMENTS
+    unknown = [
+        each.name
+        for each in parameters
+        if each.name not in ARGUMENTS and each.default is each.empty and each.kind is not each.VAR_POSITIONAL
+    ]
+    if unknown:
+        raise DefinitionError(
+            f"{what}: {method.__qualname__} takes {', '.join(map(repr, unknown))}, which nobody gives it. A handler "
+            f"takes self and any of {', '.join(ARGUMENTS)}."
+        )
+    return tuple(each.name for each in parameters if each.name in ARGUMENTS)
+
+
+def _asking(condition: Any, what: str) -> Callable[..., Any]:
+    """Return ``condition`` as a function that is called with every argument by its name."""
+    if not callable(condition):
+        raise DefinitionError(f"{what}: condition={condition!r} must be a function of event and ctx.")
+    parameters = list(inspect.signature(condition).parameters.values())
+    names = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    if set(names) <= set(ARGUMENTS):
+        return lambda **given: condition(**{name: given[name] for name in names})
+    if len(names) == 2:
+        return lambda **given: condition(given["event"], given["ctx"])
+    raise DefinitionError(f"{what}: condition takes {', '.join(names)}; it must be a function of event and ctx.")

@@ -1,0 +1,63 @@
+"""How agents end: completed, or cancelled by a person. What is left in their mailbox goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import transaction
+
+from ..events.claims import release_all
+from ..queues.jsontext import storable
+from ..queues.lease import alias_of, disturb
+from .models import AgentRoute, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
+
+KIND = "agent"
+
+
+@dataclass(slots=True)
+class Current:
+    """The agent whose handler runs now. ``ending``: the handler has asked for its end, and why."""
+
+    run: AgentRun
+    ending: tuple[AgentStatus, str] | None = None
+
+
+current_agent: ContextVar[Current | None] = ContextVar("automation_agent", default=None)
+
+
+def end_agents(runs: Iterable[AgentRun], status: AgentStatus, reason: str, now: datetime) -> int:
+    """End ``runs`` in one transaction; return how many ended.
+
+    A worker that has one of them finds its write refused. An agent that is ended from within its own handler ends with
+    that handler's commit.
+    """
+    ended, reason, current = 0, storable(reason), current_agent.get()
+    with transaction.atomic(using=alias_of(AgentRun)):
+        for run in runs:
+            if current is not None and current.run.pk == run.pk:
+                current.ending = (status, reason)
+                ended += 1
+                continue
+            changed = disturb(
+                AgentRun.objects.unfinished().filter(pk=run.pk),
+                status=status,
+                error=reason,
+                finished_at=now,
+                wake_at=None,
+            )
+            if changed:
+                ended += 1
+                clear_up(run.pk, now)
+    return ended
+
+
+def clear_up(run_pk: int, now: datetime) -> None:
+    """Remove what an agent that has ended leaves behind: routes, claims, and what is pending in its mailbox."""
+    AgentRoute.objects.filter(run=run_pk).delete()
+    release_all(KIND, run_pk)
+    HandlerExecution.objects.filter(run=run_pk, status=HandlerStatus.PENDING).update(
+        status=HandlerStatus.CANCELLED, error="The agent has ended.", finished_at=now
+    )

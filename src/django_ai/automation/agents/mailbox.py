@@ -1,0 +1,78 @@
+"""The mailbox: how an execution gets to its agent, and the agent's worker does not miss it.
+
+The two sides never lock each other. Who puts one in commits it first and then lowers the agent's ``wake_at``
+(``touch``), which leaves an agent alone that is in a worker's hands. Who finishes commits the end of his lease first
+and then looks into the mailbox once more (``touch``, too). Whichever of the two commits last sees the other. If the
+process dies in between, the event is told again, or the sweep (``wake_forgotten``) finds what is pending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from django.db.models import Exists, F, Min, OuterRef, Q, QuerySet, Subquery
+
+from ..events.models import Event
+from ..queues.executor import ring_after_commit
+from ..queues.keys import digest
+from ..queues.lease import alias_of, insert_ignoring
+from .definitions import HandlerDefinition
+from .models import FINISHED, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
+
+CHUNK = 500
+
+
+def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: datetime) -> HandlerExecution:
+    """Return the unsaved execution of ``handler`` for ``event``; its key is the same however often it is asked for."""
+    return HandlerExecution(
+        run_id=run_pk,
+        event=event,
+        handler=handler.method,
+        beat=handler.beat,
+        created_at=now,
+        due_at=now,
+        unique_key=digest("handler", run_pk, event.pk, handler.method, handler.beat),
+    )
+
+
+def put(executions: Sequence[HandlerExecution]) -> None:
+    """Insert what is not there yet. Call ``touch`` for the agents after this has committed."""
+    insert_ignoring(HandlerExecution, executions)
+
+
+def touch(run_pks: Iterable[int]) -> None:
+    """Let agents that are in nobody's hands wake for what is pending in their mailboxes."""
+    pks = sorted(set(run_pks))
+    for start in range(0, len(pks), CHUNK):
+        _wake(AgentRun.objects.filter(pk__in=pks[start : start + CHUNK]))
+    ring_after_commit(alias_of(AgentRun))
+
+
+def _wake(runs: QuerySet[AgentRun, AgentRun]) -> int:
+    pending = HandlerExecution.objects.filter(run=OuterRef("pk"), status=HandlerStatus.PENDING)
+    first = pending.order_by().values("run").annotate(first=Min("due_at")).values("first")
+    resting = runs.filter(lease=None, status=AgentStatus.ACTIVE, started_at__isnull=False)
+    too_late = Q(wake_at=None) & Exists(pending) | Exists(pending.filter(due_at__lt=OuterRef("wake_at")))
+    return resting.filter(too_late).update(wake_at=Subquery(first))
+
+
+def pending_in(run: AgentRun, limit: int) -> list[HandlerExecution]:
+    """Return what is pending in the agent's mailbox, the earliest first, due or not."""
+    rows = HandlerExecution.objects.filter(run=run, status=HandlerStatus.PENDING).select_related("event")
+    return list(rows.order_by("due_at", "pk")[:limit])
+
+
+def wake_forgotten(now: datetime) -> int:
+    """Wake agents whose mailbox nobody told them of, and cancel what came for agents that had ended; say how many."""
+    due = HandlerExecution.objects.filter(status=HandlerStatus.PENDING, due_at__lte=now)
+    waiting = due.filter(run__status=AgentStatus.ACTIVE, run__lease=None)
+    late = waiting.filter(Q(run__wake_at=None) | Q(run__wake_at__gt=F("due_at")))
+    forgotten = late.values_list("run", flat=True)
+    pks = list(forgotten.distinct()[:10_000])
+    touch(pks)
+    ended = list(due.filter(run__status__in=FINISHED).values_list("pk", flat=True)[:10_000])
+    cancelled = HandlerExecution.objects.filter(pk__in=ended, status=HandlerStatus.PENDING).update(
+        status=HandlerStatus.CANCELLED, error="The agent had ended.", finished_at=now
+    )
+    return len(pks) + cancelled

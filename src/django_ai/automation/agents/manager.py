@@ -1,0 +1,138 @@
+"""``AgentManager``: what code outside an agent says to it: spawn, list, complete, cancel, resume."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from ..events.models import Event
+from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
+from ..queues.cause import current_cause
+from ..queues.contexts import dump_context
+from ..queues.executor import ring_after_commit
+from ..queues.lease import alias_of
+from .birth import deliver_to
+from .definitions import AgentDefinition, find_agent
+from .ending import end_agents
+from .mailbox import touch
+from .models import AgentRun, AgentRunQuerySet, AgentStatus
+from .routes import fingerprint, install, keys_of, singleton_key, taken_by
+
+__all__ = ["AgentManager"]
+
+TRIES = 20
+
+
+class AgentManager:
+    """The way in from outside. Every method only writes rows, in the caller's transaction, and returns at once."""
+
+    @staticmethod
+    def spawn(agent: str | type, /, event: Event | None = None, **arguments: Any) -> AgentRun:
+        """Bring an agent to life by its name (or class), and return its run.
+
+        ``event`` goes to its ``create_context``, and is the agent's spawning event: a handler for it runs once. Without
+        an event ``arguments`` go to ``create_context``, or build the Context. Where the agent is a singleton and one
+        lives for the same match, that one is returned, and gets the event. Raises ``UnknownAgentError``, what
+        ``create_context`` raises, pydantic's ``ValidationError``, and ``NotStorableError``.
+        """
+        if event is not None and not isinstance(event, Event):
+            raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
+        definition = _definition(agent)
+        context = definition.make_context(event=event, **arguments)
+        for _ in range(TRIES):
+            run = _new_run(definition, event, context)
+            try:
+                with transaction.atomic(using=alias_of(AgentRun)):
+                    run.save(force_insert=True, using=alias_of(AgentRun))
+                    keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
+                    install(run, keys, singleton)
+            except SingletonTakenError:
+                living = _living(singleton)
+                if living is not None:
+                    _give(living, definition, event)
+                    return living
+                continue  # it has ended this instant
+            ring_after_commit(alias_of(AgentRun))
+            return run
+        raise AutomationError(
+            f"The agent {definition.name!r} lives and ends too fast to be spawned or found, or this transaction does "
+            "not see it: use the isolation level READ COMMITTED (Django's default)."
+        )
+
+    @staticmethod
+    def list_active(agent: str | type | None = None) -> AgentRunQuerySet:
+        """Return the agents that live, of one name (or class) or all: a QuerySet. Raises ``UnknownAgentError``."""
+        active = AgentRun.objects.active().order_by("pk")
+        return active if agent is None else active.filter(name=_definition(agent).name)
+
+    @staticmethod
+    def complete(run: AgentRun | int, reason: str = "") -> bool:
+        """End an agent well; say whether it was unfinished.
+
+        Its claims are released, and what is left in its mailbox is cancelled. From within its own handler it ends with
+        that handler's commit; what the handler of another worker is doing is not kept.
+        """
+        return _end(run, AgentStatus.COMPLETED, reason)
+
+    @staticmethod
+    def cancel(run: AgentRun | int, reason: str = "Cancelled.") -> bool:
+        """End an agent before its time; otherwise the same as ``complete``."""
+        return _end(run, AgentStatus.CANCELLED, reason)
+
+    @staticmethod
+    def resume(run: AgentRun | int) -> AgentRun:
+        """Let a parked agent go on, or try to spawn a failed one again. Raises ``NotResumableError``."""
+        row = run if isinstance(run, AgentRun) else AgentRun.objects.get(pk=run)
+        row.resume()
+        return row
+
+
+def _definition(agent: str | type) -> AgentDefinition:
+    if isinstance(agent, type):
+        declared: AgentDefinition | None = getattr(agent, "__agent__", None)
+        if declared is None:
+            raise DefinitionError(f"{agent!r} is not an agent; decorate it with @agent(...).")
+        return find_agent(declared.name)
+    return find_agent(agent)
+
+
+def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> AgentRun:
+    now, cause = timezone.now(), current_cause()
+    return AgentRun(
+        name=definition.name,
+        status=AgentStatus.ACTIVE,
+        data=json.loads(dump_context(context, f"The Context of {definition.name}")),
+        routing=fingerprint(definition),
+        created_at=now,
+        wake_at=now,
+        event=event,
+        entity_type=event.entity_type if event else "",
+        entity_id=event.entity_id if event else "",
+        caused_by=cause.label if cause else "",
+        depth=cause.depth if cause else 0,
+    )
+
+
+def _living(singleton: str | None) -> AgentRun | None:
+    pk = taken_by(singleton) if singleton is not None else None
+    return None if pk is None else AgentRun.objects.filter(pk=pk).first()
+
+
+def _give(living: AgentRun, definition: AgentDefinition, event: Event | None) -> None:
+    """Give the agent that lives what would have spawned another."""
+    if event is None:
+        return
+    deliver_to(living.pk, definition, event, timezone.now())
+    # Once more after the commit, as a worker may have had the agent in hand just now.
+    transaction.on_commit(lambda: touch([living.pk]), using=alias_of(AgentRun), robust=True)
+
+
+def _end(run: AgentRun | int, status: AgentStatus, reason: str) -> bool:
+    pk = run.pk if isinstance(run, AgentRun) else run
+    ended = end_agents(AgentRun.objects.filter(pk=pk), status, reason, timezone.now())
+    if isinstance(run, AgentRun):
+        run.refresh_from_db()
+    return ended > 0

@@ -1,0 +1,186 @@
+"""The rows of this floor: ``AgentRun`` (one life of an agent), ``HandlerExecution`` (one answer of one handler to one
+event: the agent's mailbox, and its history), and ``AgentRoute`` (a key under which events find the agent).
+
+The agent is the Wakeable; its mailbox is not. ``wake_at`` is the earliest ``due_at`` of what is pending in it, so the
+handlers of one agent never overlap, and a retry that is put off does not hold up the others.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+
+from ..events.models import Event
+from ..exceptions import NotResumableError
+from ..queues.clock import Clock, aware
+from ..queues.executor import ring_after_commit
+from ..queues.keys import KEY_LENGTH
+from ..queues.lease import advance, alias_of, disturb
+from ..queues.models import PartialIndex, Wakeable, wake_index
+from ..queues.signals import row_parked
+
+
+class AgentStatus(models.TextChoices):
+    PENDING = "pending"  # its Context is still to be made
+    ACTIVE = "active"  # it lives: it handles events, or waits for them
+    COMPLETED = "completed"
+    FAILED = "failed"  # it could not be spawned
+    CANCELLED = "cancelled"
+    PARKED = "parked"  # for a person: ``error`` says why
+
+
+FINISHED = (AgentStatus.COMPLETED, AgentStatus.FAILED, AgentStatus.CANCELLED)
+
+
+class AgentRunQuerySet(models.QuerySet["AgentRun"]):
+    def active(self) -> AgentRunQuerySet:
+        return self.filter(status=AgentStatus.ACTIVE)
+
+    def unfinished(self) -> AgentRunQuerySet:
+        return self.exclude(status__in=FINISHED)
+
+
+class AgentRun(Wakeable):
+    """One life of an agent."""
+
+    name = models.CharField(max_length=200, editable=False)
+    status = models.CharField(max_length=10, choices=AgentStatus.choices, default=AgentStatus.PENDING, editable=False)
+    data = models.JSONField(default=dict, blank=True, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+    event = models.ForeignKey(
+        Event, null=True, blank=True, on_delete=models.SET_NULL, related_name="agent_runs", editable=False
+    )
+    entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
+    entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
+    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+    routing = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
+    holds_claims = models.BooleanField(default=False, editable=False)
+    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
+    depth = models.PositiveSmallIntegerField(default=0, editable=False)
+
+    objects = AgentRunQuerySet.as_manager()
+
+    drain_order: ClassVar[int] = 35
+
+    class Meta:
+        verbose_name = "agent run"
+        indexes = [
+            wake_index("automation_agent"),
+            models.Index(fields=["name", "status", "routing"], name="automation_agent_name"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} #{self.pk}"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in FINISHED
+
+    def perform(self, clock: Clock) -> None:
+        from .runner import perform_agent
+
+        perform_agent(self, clock)
+
+    def park(self, reason: str) -> None:
+        first = self.executions.filter(status=HandlerStatus.PENDING).order_by("due_at", "pk").first()
+        if first is not None:
+            reason = f"{reason}\nFirst in its mailbox: {first}."
+        advance(self, {"status": AgentStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
+        row_parked.send(type(self), row=self, reason=reason)
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Let a parked agent go on with its mailbox, or try once more to spawn one that failed.
+
+        Raises ``NotResumableError`` for one in another state.
+        """
+        rows = AgentRun.objects.filter(pk=self.pk, status__in=[AgentStatus.PARKED, AgentStatus.FAILED])
+        status = AgentStatus.ACTIVE if self.routing else AgentStatus.PENDING
+        moment = aware(now or timezone.now(), "now")
+        if not disturb(rows, status=status, attempt=0, error="", finished_at=None, wake_at=moment):
+            raise NotResumableError(f"{self} is {self.status}; only a parked or failed agent can be resumed.")
+        ring_after_commit(alias_of(AgentRun))
+        self.refresh_from_db()
+
+
+class AgentRoute(models.Model):
+    """A key that events of an agent's entities have. One with a ``unique_key`` makes a singleton the only one."""
+
+    run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="routes", editable=False)
+    key = models.CharField(max_length=KEY_LENGTH, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+
+    class Meta:
+        verbose_name = "agent route"
+        indexes = [models.Index(fields=["key", "run"], name="automation_route_key")]
+
+    def __str__(self) -> str:
+        return f"a route to {self.run_id}"
+
+
+class HandlerStatus(models.TextChoices):
+    PENDING = "pending"
+    COMPLETED = "completed"
+    SKIPPED = "skipped"  # its condition was false, or another run had claimed the event
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PARKED = "parked"
+
+
+class HandlerExecution(models.Model):
+    """One answer of one handler to one event: due, tried again, and done once."""
+
+    run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="executions", editable=False)
+    event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="handler_executions", editable=False)
+    handler = models.CharField(max_length=200, editable=False)
+    beat = models.CharField(max_length=250, blank=True, default="", editable=False)
+    status = models.CharField(
+        max_length=10, choices=HandlerStatus.choices, default=HandlerStatus.PENDING, editable=False
+    )
+    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    due_at = models.DateTimeField(editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+
+    class Meta:
+        verbose_name = "handler execution"
+        ordering = ["pk"]
+        indexes = [
+            models.Index(fields=["run", "status", "due_at"], name="automation_handler_box"),
+            PartialIndex(fields=["due_at"], name="automation_handler_due", condition=models.Q(status="pending")),
+        ]
+
+    def __str__(self) -> str:
+        at = f" at {self.beat}" if self.beat else ""
+        return f"{self.handler} for event {self.event_id}{at}"
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"handler:{self.pk}"
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Try a failed or parked execution again, with a fresh budget of attempts.
+
+        Raises ``NotResumableError`` for one in another state, or of an agent that has ended.
+        """
+        from .mailbox import touch
+
+        moment = aware(now or timezone.now(), "now")
+        rows = HandlerExecution.objects.filter(
+            pk=self.pk, status__in=[HandlerStatus.FAILED, HandlerStatus.PARKED], run__in=AgentRun.objects.unfinished()
+        )
+        if not rows.update(status=HandlerStatus.PENDING, attempt=0, error="", finished_at=None, due_at=moment):
+            raise NotResumableError(
+                f"{self} is {self.status}; only a failed or parked execution of a living agent can be resumed."
+            )
+        touch([self.run_id])
+        self.refresh_from_db()

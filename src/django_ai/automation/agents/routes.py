@@ -1,0 +1,148 @@
+"""Routes: how an event finds the agents that it is for, however many there are.
+
+Each distinct match of an agent's handlers gives keys, made of the values in its Context; they are rows with an index.
+An event's entity gives the same keys, one for each shape that the code knows, and one query finds the agents. A handler
+without any match hears the entity that spawned its agent; where that entity does not declare the event, it hears any.
+Beside these a singleton has one row whose key is unique: two lives for one match cannot both be written.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from django.apps import apps
+from pydantic import BaseModel
+
+from ..events.definitions import declared_on, sources_of
+from ..events.matching import Address, Match, address, canonical, entity_keys, plain
+from ..events.models import Event
+from ..events.names import overlap
+from ..exceptions import SingletonTakenError
+from ..queues.keys import digest
+from ..queues.lease import insert_ignoring
+from .definitions import AgentDefinition, HandlerDefinition
+from .models import AgentRoute, AgentRun
+
+Keys = frozenset[str]
+
+
+def scope_of(definition: AgentDefinition, match: Match) -> str:
+    """Return what keeps the keys of one match of one agent apart from all others."""
+    return _scope(definition.name, match.text)
+
+
+@lru_cache(maxsize=4096)
+def _scope(name: str, match: str) -> str:
+    return digest("agent", name, match)
+
+
+def own_labels(entity_type: str, pattern: str) -> list[str]:
+    """Return under which labels the entity's model declares events that ``pattern`` means."""
+    try:
+        model = apps.get_model(entity_type) if entity_type else None
+    except (LookupError, ValueError):
+        return []
+    declared = declared_on(model) if model is not None else ()
+    return sorted({each.label for each in declared if overlap(pattern, each.definition.name)})
+
+
+def _own(name: str, label: str, entity_id: str) -> str:
+    return digest("agent's own", name, label, entity_id)
+
+
+def _any(name: str, pattern: str) -> str:
+    return digest("agent's any", name, pattern)
+
+
+# -- the agent's side --------------------------------------------------------------------------------------------------
+
+
+def keys_of(definition: AgentDefinition, run: AgentRun, context: BaseModel) -> Keys:
+    """Return the keys under which events find the agent while its Context is as it is."""
+    found: set[str] = set()
+    for handler in definition.handlers:
+        match = definition.match_of(handler)
+        if match is None:
+            labels = own_labels(run.entity_type, handler.event_name)
+            found |= {_own(definition.name, label, run.entity_id) for label in labels} or {
+                _any(definition.name, handler.event_name)
+            }
+        else:
+            found |= set(where(definition, handler, match, context).keys)
+    return frozenset(found)
+
+
+def where(definition: AgentDefinition, handler: HandlerDefinition, match: Match, context: BaseModel) -> Address:
+    """Return where the events that ``handler`` hears are found for an agent with this Context."""
+    sources = sources_of(handler.event_name)
+    return address(scope_of(definition, match), match.values_from(context), sources, spread=True)
+
+
+def singleton_key(definition: AgentDefinition, run: AgentRun, context: BaseModel) -> str | None:
+    """Return what only one living agent may have, or None where there may be many."""
+    if not definition.singleton:
+        return None
+    if definition.match is None:
+        return digest("singleton", definition.name, run.entity_type, run.entity_id)
+    values = definition.match.values_from(context)
+    parts = [part for name, value in sorted(values.items()) for part in (name, canonical(_settled(value)))]
+    return digest("singleton", definition.name, *parts)
+
+
+def _settled(value: Any) -> Any:
+    return json.dumps(plain(value)) if isinstance(value, list | tuple | set | frozenset) else value
+
+
+def install(run: AgentRun, keys: Keys, singleton: str | None) -> None:
+    """Write the routes of an agent, in the caller's transaction.
+
+    Raises ``SingletonTakenError`` where another one lives for the same match; then the caller rolls back.
+    """
+    if singleton is not None:
+        only = AgentRoute(run_id=run.pk, key=singleton, unique_key=singleton)
+        if not insert_ignoring(AgentRoute, [only], key="unique_key"):
+            raise SingletonTakenError(f"Another {run.name!r} lives for the match of {run}, and it is a singleton.")
+    AgentRoute.objects.bulk_create([AgentRoute(run_id=run.pk, key=key) for key in sorted(keys)])
+
+
+def reroute(run: AgentRun, before: tuple[Keys, str | None], after: tuple[Keys, str | None]) -> None:
+    """Bring the routes of an agent in line with its changed Context, in the caller's transaction.
+
+    Raises ``SingletonTakenError``.
+    """
+    gone, came = before[0] - after[0], after[0] - before[0]
+    if gone:
+        AgentRoute.objects.filter(run=run, key__in=gone, unique_key=None).delete()
+    moved = before[1] != after[1]
+    if moved:
+        AgentRoute.objects.filter(run=run, unique_key__isnull=False).delete()
+    install(run, came, after[1] if moved else None)
+
+
+def taken_by(singleton: str) -> int | None:
+    """Return the primary key of the agent that lives for a singleton's match."""
+    found = AgentRoute.objects.filter(unique_key=singleton).values_list("run_id", flat=True).first()
+    return None if found is None else int(found)
+
+
+def fingerprint(definition: AgentDefinition) -> str:
+    """Return what tells whether living agents have the routes that today's code asks for."""
+    parts = []
+    for handler in definition.handlers:
+        match = definition.match_of(handler)
+        parts.append(f"{handler.event_name}:{'own' if match is None else match.text}")
+    return digest("routing", *sorted(parts))
+
+
+# -- the event's side --------------------------------------------------------------------------------------------------
+
+
+def keys_for(definition: AgentDefinition, handler: HandlerDefinition, event: Event) -> list[str]:
+    """Return the keys of the agents that ``handler`` of ``definition`` hears ``event`` for."""
+    match = definition.match_of(handler)
+    if match is None:
+        return [_own(definition.name, event.entity_type, event.entity_id), _any(definition.name, handler.event_name)]
+    sources = sources_of(handler.event_name)
+    return entity_keys(scope_of(definition, match), event.entity, match.shapes(sources))

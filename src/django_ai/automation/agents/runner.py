@@ -1,0 +1,243 @@
+"""A worker's path for one agent: bring it to life if it is new, then take one execution after the other from its
+mailbox, run its handler, and commit what came of it together with the agent's Context.
+
+The agent's lease stays in this worker's hands from execution to execution, so its handlers never overlap. With the last
+one that is due the lease is let go in the same commit, and the mailbox looked into once more after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..conf import conf
+from ..events.claims import claim_against
+from ..exceptions import AutomationError, ContextError, LeaseLostError, UnknownAgentError, UnknownHandlerError
+from ..queues.attempt import Progress, attempt, commit, trace_of
+from ..queues.cause import Cause, Flow
+from ..queues.clock import Clock
+from ..queues.contexts import dump_context, load_context
+from ..queues.lease import advance, release
+from .birth import begin, catch_up
+from .definitions import AgentDefinition, HandlerDefinition, find_agent
+from .ending import KIND, Current, clear_up, current_agent
+from .mailbox import pending_in, touch
+from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
+from .routes import Keys, keys_of, reroute, singleton_key
+
+
+def perform_agent(run: AgentRun, clock: Clock) -> None:
+    """Do what the agent is due for."""
+    if run.is_finished:
+        advance(run, {"wake_at": None, "lease": None})
+        return
+    try:
+        definition = find_agent(run.name)
+    except UnknownAgentError as error:
+        run.park(f"{type(error).__name__}: {error}")
+        return
+    if run.status == AgentStatus.PENDING and not begin(run, definition, clock):
+        return
+    try:
+        shift = Shift(run, definition, clock)
+    except AutomationError as error:
+        run.park(f"{type(error).__name__}: {error}")
+        return
+    shift.work()
+
+
+class Shift:
+    """One worker's time with an agent: the Context in memory, from execution to execution.
+
+    Raises ``ContextError`` where what is stored is no Context any more.
+    """
+
+    def __init__(self, run: AgentRun, definition: AgentDefinition, clock: Clock) -> None:
+        self.run = run
+        self.definition = definition
+        self.clock = clock
+        self.flow = Flow(KIND, run.pk)
+        self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
+        self.leased = time.monotonic()
+        self.context = self._load()
+        self.routes = self._routes()
+        self.instance: Any = None
+
+    def _load(self) -> BaseModel:
+        return load_context(self.definition.context, self.run.data, str(self.run))
+
+    def _routes(self) -> tuple[Keys, str | None]:
+        return (
+            keys_of(self.definition, self.run, self.context),
+            singleton_key(self.definition, self.run, self.context),
+        )
+
+    def work(self) -> None:
+        """Handle what is due, and let the agent rest until the next is."""
+        run = self.run
+        if run.started_at is None:
+            catch_up(run, self.definition, self.context, self.clock())
+            advance(run, {"started_at": self.clock()})
+        while run.lease is not None:
+            now = self.clock()
+            pending = pending_in(run, conf().BATCH + 1)
+            due = [each for each in pending[: conf().BATCH] if each.due_at <= now]
+            if not due:
+                advance(run, {"wake_at": pending[0].due_at if pending else None, "lease": None})
+            for number, execution in enumerate(due):
+                if not self.handle(execution, pending[number + 1 :]):
+                    break
+        touch([run.pk])
+
+    def handle(self, execution: HandlerExecution, rest: Sequence[HandlerExecution]) -> bool:
+        """Run one try of an execution and commit it; say whether the agent is still in this worker's hands.
+
+        ``rest``: what is pending after it, the earliest first.
+        """
+        run, event = self.run, execution.event
+        handler = self.definition.find_handler(execution.handler, event, execution.beat)
+        now = self.clock()
+        if handler is None:
+            at = f" at {execution.beat!r}" if execution.beat else ""
+            reason = (
+                f"{UnknownHandlerError.__name__}: {run.name!r} has no handler {execution.handler!r} for "
+                f"{event.event_name!r}{at} any more. Bring it back and resume, or delete this row."
+            )
+            commit(run, self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
+            return run.lease is not None
+        claim = None if handler.ignores_claims else claim_against(event, self.flow, now)
+        if claim is not None:
+            commit(run, self._ended(execution, HandlerStatus.SKIPPED, f"Skipped: {claim}.", now, rest))
+            return run.lease is not None
+        found = handler
+        committed = attempt(
+            run,
+            lambda: self._work(execution, found, now, rest),
+            lambda error: self._rescue(execution, found, error, now, rest),
+            cause=Cause(f"agent:{run.pk}:{handler.method}", event.depth + 1, execution.idempotency_key, self.flow),
+            atomic=handler.atomic,
+            timeout=handler.timeout,
+            clock=self.clock,
+        )
+        if not committed:
+            release(run, self.clock())  # refused if the lease is lost indeed
+            run.lease = None
+            return False
+        self.routes = self._routes()
+        return run.lease is not None
+
+    def _work(
+        self,
+        execution: HandlerExecution,
+        handler: HandlerDefinition,
+        started: datetime,
+        rest: Sequence[HandlerExecution],
+    ) -> Progress:
+        context, event = self.context, execution.event
+        given = {"ctx": context, "context": context, "event": event, "events": [event], "run": self.run}
+        current = Current(self.run)
+        token = current_agent.set(current)
+        try:
+            if handler.condition is not None and not handler.condition(**given):
+                return self._ended(execution, HandlerStatus.SKIPPED, "Its condition was false.", started, rest)
+            if self.instance is None:
+                self.instance = self.definition.cls()
+            self.instance.context = context
+            getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes})
+        finally:
+            current_agent.reset(token)
+        changes: dict[str, Any] = {"data": dump_context(context, f"The Context of {self.run}")}
+        progress = self._ended(execution, HandlerStatus.COMPLETED, "", started, rest, changes)
+        if current.ending is None:
+            return progress
+        return self._last(progress, *current.ending)
+
+    def _last(self, progress: Progress, status: AgentStatus, reason: str) -> Progress:
+        """Let the agent end with this commit."""
+        now, pk = self.clock(), self.run.pk
+        ended = {"status": status, "error": reason, "finished_at": now, "wake_at": None, "lease": None}
+        return Progress({**progress.changes, **ended}, None, (*progress.together, lambda: clear_up(pk, now)))
+
+    def _rescue(
+        self,
+        execution: HandlerExecution,
+        handler: HandlerDefinition,
+        error: Exception,
+        started: datetime,
+        rest: Sequence[HandlerExecution],
+    ) -> Progress:
+        """Turn an exception into another try later, or into the end of the execution. The agent lives on."""
+        text, changes = trace_of(error), {}
+        delay = self.definition.retry_of(handler).delay(execution.attempt + 1)
+        if isinstance(error, AutomationError) and not error.may_pass:
+            # Wrong use of this package is wrong again at the next try.
+            text, delay = f"{type(error).__name__}: {error}\n\n{text}", None
+        try:
+            # The Context keeps what the handler changed before it raised; its database writes are rolled back.
+            changes["data"] = dump_context(self.context, f"The Context of {self.run}")
+            after = self._routes()
+            if after[1] != self.routes[1]:
+                raise ContextError("it would make a second life of a singleton's match, or give up its own")
+        except AutomationError as unusable:
+            text += f"\nWhat the handler had changed in its Context is lost: {unusable}"
+            changes, self.context = {}, self._load()
+        if delay is None:
+            return self._ended(execution, HandlerStatus.FAILED, text, started, rest, changes)
+        due_at = self.clock() + delay
+        values = {"attempt": execution.attempt + 1, "error": text, "started_at": started, "due_at": due_at}
+        return self._progress(execution, values, changes, rest, due_at)
+
+    def _ended(
+        self,
+        execution: HandlerExecution,
+        status: HandlerStatus,
+        error: str,
+        started: datetime,
+        rest: Sequence[HandlerExecution],
+        changes: dict[str, Any] | None = None,
+    ) -> Progress:
+        tried = status not in (HandlerStatus.SKIPPED, HandlerStatus.PARKED)
+        values = {
+            "status": status,
+            "error": error,
+            "attempt": execution.attempt + tried,
+            "started_at": started,
+            "finished_at": self.clock(),
+        }
+        return self._progress(execution, values, changes or {}, rest, None)
+
+    def _progress(
+        self,
+        execution: HandlerExecution,
+        values: dict[str, Any],
+        changes: dict[str, Any],
+        rest: Sequence[HandlerExecution],
+        again: datetime | None,
+    ) -> Progress:
+        """Return the commit of one try: the execution's ``values`` and the agent's ``changes``. ``again``: when the
+        execution is due once more."""
+        now = self.clock()
+        goes_on = bool(rest) and rest[0].due_at <= now and time.monotonic() < self.until
+        if not goes_on:
+            nearest = [each for each in (rest[0].due_at if rest else None, again) if each is not None]
+            changes |= {"wake_at": min(nearest, default=None), "lease": None}
+        elif time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
+            # The heartbeat may have been kept out (SQLite: by this very transaction).
+            changes["wake_at"] = now + conf().LEASE
+            self.leased = time.monotonic()
+        if self.flow.holds_claims and not self.run.holds_claims:
+            changes["holds_claims"] = True
+        before, after = self.routes, self._routes()
+
+        def write() -> None:
+            kept = HandlerExecution.objects.filter(pk=execution.pk, status=HandlerStatus.PENDING).update(**values)
+            if kept != 1:
+                raise LeaseLostError(f"{execution} was changed while a worker had it.")
+            if after != before:
+                reroute(self.run, before, after)
+
+        return Progress(changes, None, (write,))
