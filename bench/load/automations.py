@@ -4,7 +4,20 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from django_ai.automation import complete, event_workflow, get_wake, goto, sleep, step, workflow
+from django_ai.automation import (
+    agent,
+    complete,
+    event_workflow,
+    get_wake,
+    goto,
+    handler,
+    on_event,
+    sleep,
+    step,
+    wait,
+    wait_for_event,
+    workflow,
+)
 
 
 @workflow("one")
@@ -67,3 +80,60 @@ class Reaction:
     @step(start=True)
     def react(self):
         return complete()
+
+
+@agent("keeper", match={"owner": "{{ ctx.owner }}"})
+class Keeper:
+    class Context(BaseModel):
+        owner: int
+        notes: int = 0
+
+    @handler("note_taken")
+    def keep(self, ctx):
+        ctx.notes += 1
+
+    @handler("note_due", match={"owner": "{{ ctx.owner }}", "due_at__isnull": False})
+    def remind(self, ctx):
+        ctx.notes -= 1
+
+
+@workflow("wait for a note")
+class WaitForNote:
+    class Context(BaseModel):
+        owner: int
+
+    @step(start=True)
+    def listen(self):
+        if get_wake().reason == "event":
+            return complete()
+        return wait_for_event("note_taken", match={"owner": "{{ ctx.owner }}"})
+
+
+@workflow("wait for all")
+class WaitForAll:
+    class Context(BaseModel):
+        owner: int
+
+    @step(start=True)
+    def listen(self):
+        if get_wake().reason == "signal":
+            return complete()
+        return wait("everybody")
+
+
+@workflow("month")
+class Month:
+    class Context(BaseModel):
+        days: int
+
+    @step(start=True)
+    def day(self):
+        if self.context.days == 0:
+            return complete()
+        self.context.days -= 1
+        return sleep(timedelta(days=1))
+
+
+@on_event("note_due")
+def read_it(event):
+    pass

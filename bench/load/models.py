@@ -1,4 +1,5 @@
-"""Two models alike: one declares two events, one none, so that the price of a save() can be told."""
+"""Two models alike: one declares two events, one none, so that the price of a save() can be told. And notes, each of an
+owner, to be routed."""
 
 from django.db import models
 
@@ -26,3 +27,13 @@ class Eventful(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Note(models.Model):
+    owner = models.IntegerField()
+    due_at = models.DateTimeField(null=True)
+
+    events = [EventDefinition("note_taken"), EventDefinition("note_due", date_field="due_at")]
+
+    def __str__(self) -> str:
+        return f"of {self.owner}"

@@ -95,6 +95,7 @@ def test_the_package_itself_imports_nothing_when_it_is_imported():
         ".events.callbacks",
         ".events.claims",
         ".events.services",
+        ".testing",
         ".workflows.core",
         ".workflows.engine",
     ],

@@ -31,3 +31,29 @@ class Mark(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Stay(models.Model):
+    """A guest's stay: the story that real workers and the time machine both live through."""
+
+    name = models.CharField(max_length=100)
+    status = models.CharField(max_length=20, default="booked")
+    arrives_at = models.DateTimeField()
+
+    events = [
+        EventDefinition("stay_confirmed", condition=lambda stay: stay.status == "confirmed"),
+        EventDefinition("arrival_due", date_field="arrives_at", condition=lambda stay: stay.status == "confirmed"),
+    ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Paper(models.Model):
+    stay = models.ForeignKey(Stay, on_delete=models.CASCADE)
+    kind = models.CharField(max_length=20)
+
+    events = [EventDefinition("paper_uploaded", payload=lambda paper: {"kind": paper.kind})]
+
+    def __str__(self) -> str:
+        return self.kind

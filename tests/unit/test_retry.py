@@ -74,3 +74,13 @@ def test_nonsense_is_refused_with_its_name_and_value(wrong, named):
 def test_it_cannot_be_changed():
     with pytest.raises(AttributeError):
         Retry().max_attempts = 5  # type: ignore[misc]
+
+
+def test_a_base_delay_beyond_the_usual_longest_is_kept():
+    retry = Retry(max_attempts=4, base_delay=timedelta(hours=1))
+    assert [retry.delay(attempt) for attempt in (1, 2, 3, 4)] == [timedelta(hours=1)] * 3 + [None]
+
+
+def test_a_max_delay_below_the_base_delay_is_refused():
+    with pytest.raises(DefinitionError, match="longer than its max_delay"):
+        Retry(base_delay=timedelta(minutes=10), max_delay=timedelta(minutes=1))

@@ -22,6 +22,7 @@ from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock
 from ..queues.contexts import dump_context, load_context
 from ..queues.lease import advance, release
+from ..queues.signals import row_parked
 from .birth import begin, catch_up
 from .definitions import AgentDefinition, HandlerDefinition, find_agent
 from .ending import KIND, Current, clear_up, current_agent
@@ -108,6 +109,7 @@ class Shift:
                 f"{event.event_name!r}{at} any more. Bring it back and resume, or delete this row."
             )
             commit(run, self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
+            row_parked.send(HandlerExecution, row=execution, reason=reason)
             return run.lease is not None
         claim = None if handler.ignores_claims else claim_against(event, self.flow, now)
         if claim is not None:

@@ -70,6 +70,17 @@ class CommitBatch:
         self._pks += [event.pk for event in events]
         transaction.on_commit(self, using=self.alias, robust=True)
 
+    def make_occur(self) -> int:
+        """Do now, in a transaction that never commits (a ``TestCase``), what is done after a commit; say for how many.
+
+        Not for those that are remembered: what a test class has set up is there again for each of its tests.
+        """
+        rows = Event.objects.filter(lease=self.token, wake_at__isnull=False).order_by("pk")
+        self._pks = list(rows.values_list("pk", flat=True))
+        found = len(self._pks)
+        self()
+        return found
+
     def __call__(self) -> None:
         pks, self._pks = list(dict.fromkeys(self._pks)), []
         for start in range(0, len(pks), self.SIZE):
@@ -98,8 +109,9 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     """Do what the events are due for. Their leases must be in the caller's hand."""
     keep_lease_for(conf().STEP_TIMEOUT)
     now = clock()
-    readings = list(_read_all(events, now))
+    # Before they are read: reading decides what there is to tell now, and this is what somebody left untold.
     untold = [News(event, beat) for event in events if event.telling for beat in event.untold]
+    readings = list(_read_all(events, now))
     with transaction.atomic(using=alias_of(Event)):
         kept = [reading for reading in readings if _write(reading)]
         _fan_out(kept, now)

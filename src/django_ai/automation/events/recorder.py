@@ -35,6 +35,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.keys import digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
+from ..queues.signals import row_parked
 from .callbacks import CANCELLED, CREATED
 from .definitions import Declared, EventDefinition, EventTrigger, declared_on, forget_declarations, listed
 from .listeners import listeners
@@ -547,6 +548,9 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
 def _follow(rows: list[Event], now: datetime, batch: CommitBatch, *, fresh: bool) -> None:
     if not rows:
         return
+    for row in rows:
+        if row.status == EventStatus.PARKED:
+            row_parked.send(Event, row=row, reason=row.error)
     for listener in listeners():
         listener.plan(rows, now, fresh=fresh)
     mine = [row for row in rows if row.lease == batch.token]

@@ -7,19 +7,22 @@ from datetime import timedelta
 
 from ..exceptions import DefinitionError
 
+LONGEST = timedelta(minutes=5)
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Try again after a failure, with exponential backoff.
 
     ``max_attempts``: all tries, the first one too (default 3). ``base_delay``: the wait after the first failure
-    (default 1 s). ``max_delay``: the longest wait (default 5 min). ``backoff_factor``: by how much the wait grows with
-    each failure (default 2). Raises ``DefinitionError`` for values that make no sense.
+    (default 1 s). ``max_delay``: the longest wait (default 5 min, or ``base_delay`` where that is longer).
+    ``backoff_factor``: by how much the wait grows with each failure (default 2). Raises ``DefinitionError`` for
+    values that make no sense.
     """
 
     max_attempts: int = 3
     base_delay: timedelta = timedelta(seconds=1)
-    max_delay: timedelta = timedelta(minutes=5)
+    max_delay: timedelta = LONGEST
     backoff_factor: float = 2
 
     def __post_init__(self) -> None:
@@ -32,6 +35,10 @@ class Retry:
             value = getattr(self, name)
             if not isinstance(value, timedelta) or value < timedelta(0):
                 raise DefinitionError(f"Retry({name}={value!r}): give a timedelta of zero or more.")
+        if self.base_delay > self.max_delay != LONGEST:
+            raise DefinitionError(
+                f"Retry(base_delay={self.base_delay!r}) is longer than its max_delay={self.max_delay!r}."
+            )
         if not isinstance(self.backoff_factor, int | float) or not 1 <= self.backoff_factor < float("inf"):
             raise DefinitionError(f"Retry(backoff_factor={self.backoff_factor!r}): give a number of 1 or more.")
 
@@ -39,7 +46,8 @@ class Retry:
         """Return how long to wait after try number ``attempt`` (from 1) failed; ``None``: that was the last one."""
         if attempt >= self.max_attempts:
             return None
+        longest = max(self.max_delay, self.base_delay)
         try:
-            return min(self.base_delay * self.backoff_factor ** (attempt - 1), self.max_delay)
+            return min(self.base_delay * self.backoff_factor ** (attempt - 1), longest)
         except OverflowError:
-            return self.max_delay
+            return longest

@@ -1,0 +1,163 @@
+"""Assertions on what happened: which events occurred, and which runs there are.
+
+They read the tables and nothing else, so they are as good without a time machine. A failure says what did happen. A
+name that nobody declares fails too, also where nothing is expected: a misspelt event never occurs.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from django.apps import apps
+from django.db.models import Model, Q
+
+from ..events.definitions import concrete_ancestors, declared_events, declared_on
+from ..events.models import Event, EventQuerySet, EventStatus
+from ..events.names import is_pattern, means, overlap, pattern_of
+from ..exceptions import DefinitionError, UnknownAgentError, UnknownWorkflowError
+from ..workflows.definitions import find_workflow
+from ..workflows.models import WorkflowRun
+
+SHOWN = 20
+
+
+def assert_occurred(event_name: str, entity: Model | None = None, *, times: int | None = None) -> None:
+    """Fail unless the event has occurred: at least once, or exactly ``times``.
+
+    ``event_name``: of one event, or of many with ``*`` for any text. ``entity``: only its events (default: those of all
+    entities). Raises ``AssertionError``, which says what did happen.
+    """
+    __tracebackhide__ = True
+    found = _events(event_name, entity).filter(occurred_at__isnull=False).count()
+    if found == times or (times is None and found):
+        return
+    wanted = "" if times is None else f" {_times(times)}"
+    but = f"but {_times(found)}" if found else "but it did not"
+    raise AssertionError(f"{event_name!r}{_of(entity)} should have occurred{wanted}, {but}.{_story(entity)}")
+
+
+def assert_not_occurred(event_name: str, entity: Model | None = None) -> None:
+    """Fail if the event has occurred. The arguments are those of ``assert_occurred``."""
+    __tracebackhide__ = True
+    found = _events(event_name, entity).filter(occurred_at__isnull=False).count()
+    if found:
+        raise AssertionError(
+            f"{event_name!r}{_of(entity)} should not have occurred, but it did, {_times(found)}.{_story(entity)}"
+        )
+
+
+def runs_of(flow: str | type, entity: Model | None = None) -> list[Any]:
+    """Return the runs of a workflow or an agent, the oldest first.
+
+    ``flow``: its name or its class. ``entity``: only the runs that belong to it (those that one of its events started,
+    and their children). Raises ``UnknownWorkflowError`` for a name that nobody has, and ``DefinitionError`` for a class
+    that is neither a workflow nor an agent.
+    """
+    model, name = _flow(flow)
+    where = Q() if entity is None else _about(entity)
+    return list(model._default_manager.filter(where, name=name).order_by("pk"))
+
+
+def _events(event_name: str, entity: Model | None) -> EventQuerySet:
+    """Return the rows of this name. Raises ``AssertionError`` for an event that nobody declares."""
+    __tracebackhide__ = True
+    events = Event.objects.all() if entity is None else Event.objects.filter(_about(entity))
+    pattern = pattern_of(event_name)
+    if is_pattern(pattern):
+        names = events.values_list("event_name", flat=True).distinct()
+        named = events.filter(event_name__in=[name for name in names if means(pattern, name)])
+    else:
+        named = events.filter(event_name=event_name)
+    known = set(declared_events()) if entity is None else {each.definition.name for each in declared_on(type(entity))}
+    if any(overlap(pattern, each) for each in known) or named.exists():
+        return named
+    owner = "No model" if entity is None else f"{entity._meta.label} does not"
+    near = get_close_matches(event_name, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Declared: {', '.join(map(repr, sorted(known))) or 'none'}."
+    raise AssertionError(f"{owner} declare{'s' if entity is None else ''} the event {event_name!r}. {hint}")
+
+
+def _about(entity: Model) -> Q:
+    """Return the rows that belong to ``entity``, whichever class of its family it was loaded as."""
+    if not isinstance(entity, Model):
+        raise DefinitionError(f"entity={entity!r} must be a model instance.")
+    if entity.pk is None:
+        raise DefinitionError(
+            f"entity={entity!r} has no primary key: it was not saved, or it was deleted. Of a deleted one keep a copy "
+            "(copy.copy) from before."
+        )
+    query = Q(pk__in=[])
+    for parent in concrete_ancestors(type(entity)):
+        pk = getattr(entity, parent._meta.pk.attname)
+        query |= Q(entity_type=parent._meta.label_lower, entity_id=str(pk))
+    return query
+
+
+def _flow(flow: str | type) -> tuple[type[Model], str]:
+    """Return the model that holds the runs of ``flow``, and the name that it has there."""
+    agents = _agent_runs()
+    if isinstance(flow, type):
+        if hasattr(flow, "__workflow__"):
+            return WorkflowRun, flow.__workflow__.name
+        if hasattr(flow, "__agent__") and agents is not None:
+            return agents, flow.__agent__.name
+        raise DefinitionError(f"runs_of({flow!r}): the class is neither a workflow nor an agent.")
+    try:
+        return WorkflowRun, find_workflow(flow).name
+    except UnknownWorkflowError as unknown:
+        if agents is None:
+            raise
+        from ..agents.definitions import find_agent
+
+        try:
+            return agents, find_agent(flow).name
+        except UnknownAgentError as neither:
+            raise unknown from neither
+
+
+def _agent_runs() -> type[Model] | None:
+    """Return the model of agents' runs, where agents are installed."""
+    if not apps.is_installed("django_ai.automation.agents"):
+        return None
+    from ..agents.models import AgentRun
+
+    return AgentRun
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
+
+
+def _of(entity: Model | None) -> str:
+    return "" if entity is None else f" of {entity._meta.label} {entity.pk}"
+
+
+def _story(entity: Model | None) -> str:
+    """Say which events there are."""
+    rows = Event.objects.all() if entity is None else Event.objects.filter(_about(entity))
+    found = list(rows.order_by("pk")[: SHOWN + 1])
+    if not found:
+        return " No event was recorded: was it saved through Django?" if entity else " No event was recorded at all."
+    lines = [_line(row, entity) for row in found[:SHOWN]]
+    if len(found) > SHOWN:
+        lines.append(f"... and {rows.count() - SHOWN} more")
+    return "\nThere is:" + "".join(f"\n  {line}" for line in lines)
+
+
+def _line(row: Event, entity: Model | None) -> str:
+    parts = [f"{row.event_name!r}{f' of {row.entity_type} {row.entity_id}' if entity is None else ''}: {row.status}"]
+    if row.occurred_at is not None:
+        parts.append(f"occurred {row.occurred_at.isoformat()}")
+    elif row.at is not None:
+        parts.append(f"at {row.at.isoformat()}")
+    if row.status == EventStatus.PENDING:
+        if not row.armed:
+            parts.append("its condition is false")
+        elif row.lease is not None:
+            parts.append("it waits for the commit, or for process()")
+        elif row.wake_at is not None:
+            parts.append(f"due {row.wake_at.isoformat()}")
+    if row.error:
+        parts.append(row.error.strip().splitlines()[-1])
+    return ", ".join(parts)
