@@ -23,8 +23,9 @@ demo: $(INSTALLED)  ## a hotel's day in under a minute, on a real cluster
 serve: $(INSTALLED)  ## the hotel with the admin and a cluster, until Ctrl-C
 	$(BIN)/python example/hotel/serve.py
 
-bench: $(INSTALLED)  ## throughput, latency and the cost of save(), on PostgreSQL
+bench: $(INSTALLED)  ## throughput, latency, the cost of save(), and routing among a million, on PostgreSQL
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/scale.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

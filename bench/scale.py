@@ -267,10 +267,9 @@ def many_waiters(number: int) -> Figures:
 
 def month() -> Figures:
     """Replay a guest's month: thirty days of notes, a reminder each day, a run that sleeps through all of it."""
-    from django_ai.automation.testing import time_machine
-
     from bench.load.models import Note
     from django_ai.automation import engine
+    from django_ai.automation.testing import time_machine
 
     print("a month in the time machine ...", file=sys.stderr, flush=True)
     found = []
