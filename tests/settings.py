@@ -30,6 +30,7 @@ INSTALLED_APPS = [
     "django_ai.automation.workflows",
     "django_ai.automation.agents",
     "tests.app",
+    "tests.desk",
     "tests.story",
 ]
 MIDDLEWARE = [

@@ -31,7 +31,7 @@ from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, release
 from .definitions import AgentDefinition, HandlerDefinition
 from .ending import KIND
-from .mailbox import execution_of, put, touch
+from .mailbox import execution_of, put, touch_after_commit
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 from .routes import fingerprint, install, keys_of, own_labels, scope_of, singleton_key, taken_by, where
 
@@ -129,7 +129,7 @@ def deliver_to(run_pk: int, definition: AgentDefinition, event: Event, now: date
     """Put what has fired of an event that spawns agents into the mailbox of one agent: it is its own event, whatever
     the agent's match says of that entity."""
     put(_of_its_own(run_pk, definition, event, now))
-    touch([run_pk])
+    touch_after_commit([run_pk])
 
 
 def _of_its_own(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> list[HandlerExecution]:

@@ -101,6 +101,7 @@ class AgentDefinition:
 
 
 _registry: dict[str, AgentDefinition] = {}
+_hearing: dict[tuple[str, str], list[HandlerDefinition]] = {}
 
 
 def find_agent(name: str) -> AgentDefinition:
@@ -117,13 +118,26 @@ def all_agents() -> list[AgentDefinition]:
     return list(_registry.values())
 
 
+def handlers_hearing(event: Event) -> list[HandlerDefinition]:
+    """Return the handlers of all agents that are for ``event``."""
+    key = (event.event_name, event.namespace)
+    found = _hearing.get(key)
+    if found is None:
+        found = [each for definition in all_agents() for each in definition.handlers if each.hears(event)]
+        if len(_hearing) < 10_000:  # templates make a name for each entity
+            _hearing[key] = found
+    return found
+
+
 def register(definition: AgentDefinition) -> None:
     _registry[definition.name] = definition
+    _hearing.clear()
 
 
 def unregister(definition: AgentDefinition) -> None:
     """Forget ``definition``: for tests that declare their own."""
     _registry.pop(definition.name, None)
+    _hearing.clear()
 
 
 def agent(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from django.db import transaction
 from django.db.models import Exists, F, Min, OuterRef, Q, QuerySet, Subquery
 
 from ..events.models import Event
@@ -47,6 +48,14 @@ def touch(run_pks: Iterable[int]) -> None:
     for start in range(0, len(pks), CHUNK):
         _wake(AgentRun.objects.filter(pk__in=pks[start : start + CHUNK]))
     ring_after_commit(alias_of(AgentRun))
+
+
+def touch_after_commit(run_pks: Iterable[int]) -> None:
+    """Touch agents now, and once more when the caller's transaction has committed: a worker may have one in hand now,
+    and have let it go by then without seeing what is not committed yet."""
+    pks = list(run_pks)
+    touch(pks)
+    transaction.on_commit(lambda: touch(pks), using=alias_of(AgentRun), robust=True)
 
 
 def _wake(runs: QuerySet[AgentRun, AgentRun]) -> int:

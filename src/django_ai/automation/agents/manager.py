@@ -17,7 +17,6 @@ from ..queues.lease import alias_of
 from .birth import deliver_to
 from .definitions import AgentDefinition, find_agent
 from .ending import end_agents
-from .mailbox import touch
 from .models import AgentRun, AgentRunQuerySet, AgentStatus
 from .routes import fingerprint, install, keys_of, singleton_key, taken_by
 
@@ -52,7 +51,8 @@ class AgentManager:
             except SingletonTakenError:
                 living = _living(singleton)
                 if living is not None:
-                    _give(living, definition, event)
+                    if event is not None:
+                        deliver_to(living.pk, definition, event, timezone.now())
                     return living
                 continue  # it has ended this instant
             ring_after_commit(alias_of(AgentRun))
@@ -119,15 +119,6 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
 def _living(singleton: str | None) -> AgentRun | None:
     pk = taken_by(singleton) if singleton is not None else None
     return None if pk is None else AgentRun.objects.filter(pk=pk).first()
-
-
-def _give(living: AgentRun, definition: AgentDefinition, event: Event | None) -> None:
-    """Give the agent that lives what would have spawned another."""
-    if event is None:
-        return
-    deliver_to(living.pk, definition, event, timezone.now())
-    # Once more after the commit, as a worker may have had the agent in hand just now.
-    transaction.on_commit(lambda: touch([living.pk]), using=alias_of(AgentRun), robust=True)
 
 
 def _end(run: AgentRun | int, status: AgentStatus, reason: str) -> bool:

@@ -172,7 +172,7 @@ class HandlerExecution(models.Model):
 
         Raises ``NotResumableError`` for one in another state, or of an agent that has ended.
         """
-        from .mailbox import touch
+        from .mailbox import touch_after_commit
 
         moment = aware(now or timezone.now(), "now")
         rows = HandlerExecution.objects.filter(
@@ -182,5 +182,5 @@ class HandlerExecution(models.Model):
             raise NotResumableError(
                 f"{self} is {self.status}; only a failed or parked execution of a living agent can be resumed."
             )
-        touch([self.run_id])
+        touch_after_commit([self.run_id])
         self.refresh_from_db()

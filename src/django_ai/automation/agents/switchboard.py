@@ -24,7 +24,7 @@ from ..queues.clock import Offset
 from ..queues.contexts import load_context
 from ..queues.lease import insert_ignoring
 from .birth import run_for
-from .definitions import AgentDefinition, HandlerDefinition, all_agents
+from .definitions import AgentDefinition, HandlerDefinition, all_agents, handlers_hearing
 from .mailbox import execution_of, put, touch
 from .models import AgentRoute, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 from .routes import keys_for, where
@@ -34,18 +34,18 @@ class Switchboard(Listener):
     """Follows events on behalf of the agents."""
 
     def offsets(self, event: Event) -> Sequence[Offset]:
-        return [each.offset for _, each in _handlers() if each.offset is not None and each.hears(event)]
+        return [each.offset for each in handlers_hearing(event) if each.offset is not None]
 
     def reach(self, declared_as: str) -> Sequence[Offset]:
-        timed = (each for _, each in _handlers() if overlap(each.event_name, declared_as))
-        return [each.offset for each in timed if each.offset is not None]
+        handlers = (each for definition in all_agents() for each in definition.handlers)
+        return [each.offset for each in handlers if each.offset is not None and overlap(each.event_name, declared_as)]
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         spawned = [run_for(event, each, now) for event in events for each in all_agents() if each.spawns_on(event)]
         insert_ignoring(AgentRun, spawned)
 
     def wants_telling(self, event: Event, beat: str) -> bool:
-        return any(each.beat == beat and each.hears(event) for _, each in _handlers())
+        return any(each.beat == beat for each in handlers_hearing(event))
 
     def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
         found = list(_executions(news, now, late))
@@ -69,12 +69,6 @@ class Call:
     definition: AgentDefinition
     handler: HandlerDefinition
     event: Event
-
-
-def _handlers() -> Iterator[tuple[AgentDefinition, HandlerDefinition]]:
-    for definition in all_agents():
-        for handler in definition.handlers:
-            yield definition, handler
 
 
 def _executions(news: Sequence[News], now: datetime, late: bool) -> Iterator[HandlerExecution]:
@@ -118,7 +112,11 @@ class _Judge:
         context, entity = self._context(pk, call.definition), call.event.entity
         if context is None or entity is None:
             return False
-        return satisfies(entity, where(call.definition, call.handler, match, context).residual)
+        try:
+            residual = where(call.definition, call.handler, match, context).residual
+        except AutomationError:
+            return True  # the agent is parked for it when it wakes, and a person sees why
+        return satisfies(entity, residual)
 
     def _context(self, pk: int, definition: AgentDefinition) -> BaseModel | None:
         if pk not in self._contexts:

@@ -297,8 +297,18 @@ def _read(entity: Any, lookup: str) -> Any:
         key = _foreign_key(value, name, names[number + 1 :])
         if key is not None:
             return getattr(value, key)
+        if name != "pk" and not _is_field(value, name):
+            raise AttributeError(f"{value!r} has no field {name!r}.")  # a property would be code of the project's
         value = value.pk if name == "pk" else getattr(value, name)
     return value.pk if isinstance(value, models.Model) else value
+
+
+def _is_field(entity: models.Model, name: str) -> bool:
+    try:
+        entity._meta.get_field(name)
+    except FieldDoesNotExist:
+        return False
+    return True
 
 
 def _foreign_key(entity: Any, name: str, rest: list[str]) -> str | None:

@@ -50,17 +50,20 @@ def active_key(label: str, entity_id: object, name: str) -> str:
     return digest("event", label, entity_id, name)
 
 
+def about(entity: models.Model) -> models.Q:
+    """Return which rows (of events and of runs) belong to ``entity``, whichever class of its family it was loaded
+    as."""
+    query = models.Q(pk__in=[])
+    for parent in concrete_ancestors(type(entity)):
+        pk = getattr(entity, parent._meta.pk.attname)
+        query |= models.Q(entity_type=parent._meta.label_lower, entity_id=str(pk))
+    return query
+
+
 class EventQuerySet(models.QuerySet["Event"]):
     def of(self, entity: models.Model) -> EventQuerySet:
         """The events of one entity, whichever class of its family it was loaded as."""
-        labels = {
-            parent._meta.label_lower: str(getattr(entity, parent._meta.pk.attname))
-            for parent in concrete_ancestors(type(entity))
-        }
-        query = models.Q(pk__in=[])
-        for label, pk in labels.items():
-            query |= models.Q(entity_type=label, entity_id=pk)
-        return self.filter(query)
+        return self.filter(about(entity))
 
     def due(self, now: datetime) -> EventQuerySet:
         return self.filter(wake_at__lte=now)

@@ -12,8 +12,8 @@ from typing import Any
 from django.apps import apps
 from django.db.models import Model, Q
 
-from ..events.definitions import concrete_ancestors, declared_events, declared_on
-from ..events.models import Event, EventQuerySet, EventStatus
+from ..events.definitions import declared_events, declared_on
+from ..events.models import Event, EventQuerySet, EventStatus, about
 from ..events.names import is_pattern, means, overlap, pattern_of
 from ..exceptions import DefinitionError, UnknownAgentError, UnknownWorkflowError
 from ..workflows.definitions import find_workflow
@@ -87,11 +87,7 @@ def _about(entity: Model) -> Q:
             f"entity={entity!r} has no primary key: it was not saved, or it was deleted. Of a deleted one keep a copy "
             "(copy.copy) from before."
         )
-    query = Q(pk__in=[])
-    for parent in concrete_ancestors(type(entity)):
-        pk = getattr(entity, parent._meta.pk.attname)
-        query |= Q(entity_type=parent._meta.label_lower, entity_id=str(pk))
-    return query
+    return about(entity)
 
 
 def _flow(flow: str | type) -> tuple[type[Model], str]:

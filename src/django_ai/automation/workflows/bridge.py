@@ -95,6 +95,9 @@ class Bridge(Listener):
         names = [each.name for each in declared if EventTrigger.DELETE not in each.triggers]
         keys = [own_key(name, label, entity_id) for name in names]
         namespaces = {each.namespace for each in declared if isinstance(each.namespace, str)}
+        if any(callable(each.namespace) for each in declared):
+            theirs = Event.objects.filter(entity_type=label, entity_id=entity_id)
+            namespaces |= set(theirs.values_list("namespace", flat=True)) - {""}
         keys += [within(namespace, key) for namespace in namespaces for key in keys]
         waiting = WorkflowRun.objects.waiting_under(keys)
         end_runs(
