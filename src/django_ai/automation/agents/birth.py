@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..events.definitions import sources_of
+from ..events.listeners import News
 from ..events.lookback import met
 from ..events.models import Event, EventStatus
 from ..events.names import is_pattern
@@ -30,10 +31,14 @@ from ..queues.contexts import dump_context
 from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, release
 from .definitions import AgentDefinition, HandlerDefinition
+from .delivery import executions_for
 from .ending import KIND
 from .mailbox import execution_of, put, touch_after_commit
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 from .routes import fingerprint, install, keys_of, own_labels, scope_of, singleton_key, taken_by, where
+
+GIVEN = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED)
+"""What has become of an event that an agent had; one that was cancelled with its agent was not had."""
 
 
 def run_for(event: Event, definition: AgentDefinition, now: datetime) -> AgentRun:
@@ -57,7 +62,7 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
     made: list[BaseModel] = []
 
     def work() -> Progress:
-        context = definition.make_context(event=run.event)
+        context = definition.make_context(run.event)
         made.append(context)
         return _living(run, definition, context)
 
@@ -85,10 +90,13 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
 
 def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel) -> Progress:
     keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
+    if singleton is not None and _was_given(singleton, run):
+        raise SingletonTakenError(f"The event that spawns {run} was given to another {run.name!r}.")
     changes = {
         "status": AgentStatus.ACTIVE,
         "data": dump_context(context, f"The Context of {definition.name}"),
         "routing": fingerprint(definition),
+        "singleton": singleton or "",
         "attempt": 0,
         "error": "",
     }
@@ -111,24 +119,32 @@ def hand_over(run: AgentRun, definition: AgentDefinition, context: BaseModel, cl
     Each step may be repeated, and ``run`` goes last: a worker that dies in between leaves it due again.
     """
     key = singleton_key(definition, run, context)
-    living = taken_by(key) if key is not None else None
-    if living is None or run.event is None:
-        release(run, clock())  # it has ended this instant: try once more to take its place
-        return
-    deliver_to(living, definition, run.event, clock())
-    if not AgentRun.objects.unfinished().filter(pk=living).exists():
-        HandlerExecution.objects.filter(run=living, event=run.event, status=HandlerStatus.PENDING).delete()
-        release(run, clock())
-        return
+    if key is None or run.event is None or not _was_given(key, run):
+        living = taken_by(key) if key is not None else None
+        if living is None or run.event is None:
+            release(run, clock())  # it has ended this instant: try once more to take its place
+            return
+        deliver_to(living, definition, run.event, clock())
+        if not AgentRun.objects.unfinished().filter(pk=living).exists():
+            HandlerExecution.objects.filter(run=living, event=run.event, status=HandlerStatus.PENDING).delete()
+            release(run, clock())
+            return
     with transaction.atomic(using=alias_of(AgentRun)):
         advance(run, {"wake_at": None, "lease": None})
         AgentRun.objects.filter(pk=run.pk).delete()
 
 
+def _was_given(singleton: str, run: AgentRun) -> bool:
+    """Say whether an agent of the same match has had the event that spawns ``run``, and may have ended with it."""
+    given = HandlerExecution.objects.filter(event=run.event_id, run__singleton=singleton).exclude(run=run.pk)
+    return run.event_id is not None and given.filter(status__in=GIVEN).exists()
+
+
 def deliver_to(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> None:
     """Put what has fired of an event that spawns agents into the mailbox of one agent: it is its own event, whatever
-    the agent's match says of that entity."""
-    put(_of_its_own(run_pk, definition, event, now))
+    the agent's match says of that entity. A handler with a match of its own gets it where that fits."""
+    news = [News(event, beat) for beat in ("", *event.fired) if beat or event.occurred_at is not None]
+    put([*_of_its_own(run_pk, definition, event, now), *executions_for(news, now, only=run_pk)])
     touch_after_commit([run_pk])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -82,14 +83,22 @@ def _check_lists(
         field = field_named(value, definition.context)
         if field is None or not is_exact(owners, name):
             continue
-        origin = typing.get_origin(field.annotation) or field.annotation
-        if origin in (list, tuple, set, frozenset) and not any(_holds_lists(owner, name) for owner in owners):
+        origin = _list_type(field.annotation)
+        if origin is not None and not any(_holds_lists(owner, name) for owner in owners):
             yield Error(
                 f"{what}: match compares the single value {name!r} with a {origin.__name__} of the Context.",
                 hint=f"Write {name + '__in'!r} for any of them.",
                 obj=definition.cls,
                 id="automation.E306",
             )
+
+
+def _list_type(annotation: Any) -> type | None:
+    """Return the kind of list that ``annotation`` says, also where it may be missing (``list[str] | None``)."""
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (typing.Union, types.UnionType):
+        return next((found for each in typing.get_args(annotation) if (found := _list_type(each))), None)
+    return origin if origin in (list, tuple, set, frozenset) else None
 
 
 def _holds_lists(owner: type[models.Model], name: str) -> bool:

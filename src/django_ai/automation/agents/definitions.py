@@ -95,9 +95,10 @@ class AgentDefinition:
     def retry_of(self, handler: HandlerDefinition) -> Retry:
         return handler.retry or self.default_retry
 
-    def make_context(self, *, event: Any = None, **arguments: Any) -> BaseModel:
-        """Return a new Context; see ``contexts.make_context``."""
-        return make_context(self.cls, self.context, event, arguments)
+    def make_context(self, origin: Event | None, /, **arguments: Any) -> BaseModel:
+        """Return a new Context, for the event that spawns the agent or for ``arguments``; see
+        ``contexts.make_context``."""
+        return make_context(self.cls, self.context, origin, arguments)
 
 
 _registry: dict[str, AgentDefinition] = {}

@@ -40,13 +40,14 @@ class AgentManager:
         if event is not None and not isinstance(event, Event):
             raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
         definition = _definition(agent)
-        context = definition.make_context(event=event, **arguments)
+        context = definition.make_context(event, **arguments)
         for _ in range(TRIES):
             run = _new_run(definition, event, context)
+            keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
+            run.singleton = singleton or ""
             try:
                 with transaction.atomic(using=alias_of(AgentRun)):
                     run.save(force_insert=True, using=alias_of(AgentRun))
-                    keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
                     install(run, keys, singleton)
             except SingletonTakenError:
                 living = _living(singleton)

@@ -60,6 +60,7 @@ class AgentRun(Wakeable):
     entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
     entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
     origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+    singleton = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     routing = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     holds_claims = models.BooleanField(default=False, editable=False)
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)

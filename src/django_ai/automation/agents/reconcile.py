@@ -12,11 +12,11 @@ from django.db import transaction
 
 from ..exceptions import AutomationError
 from ..queues.contexts import load_context
-from ..queues.lease import alias_of
+from ..queues.lease import alias_of, insert_ignoring
 from .definitions import AgentDefinition, all_agents
 from .mailbox import wake_forgotten
 from .models import AgentRoute, AgentRun, AgentStatus
-from .routes import fingerprint, keys_of
+from .routes import fingerprint, keys_of, singleton_key
 
 CHUNK = 200
 SHARE = 10.0
@@ -46,10 +46,15 @@ def _add(run: AgentRun, definition: AgentDefinition, print_of: str) -> int:
         if fresh is None:
             return 0
         try:
-            keys = keys_of(definition, fresh, load_context(definition.context, fresh.data, str(fresh)))
+            context = load_context(definition.context, fresh.data, str(fresh))
+            keys, singleton = keys_of(definition, fresh, context), singleton_key(definition, fresh, context)
         except AutomationError:
             return 0  # the agent itself is parked for it, when it next wakes
         known = set(AgentRoute.objects.filter(run=fresh).values_list("key", flat=True))
         AgentRoute.objects.bulk_create([AgentRoute(run=fresh, key=key) for key in sorted(keys - known)])
-        AgentRun.objects.filter(pk=fresh.pk).update(routing=print_of)
+        if singleton is not None:
+            # Of several that live already the first counts; the others live on beside it.
+            only = AgentRoute(run=fresh, key=singleton, unique_key=singleton)
+            insert_ignoring(AgentRoute, [only], key="unique_key")
+        AgentRun.objects.filter(pk=fresh.pk).update(routing=print_of, singleton=singleton or "")
     return 1

@@ -15,10 +15,9 @@ from typing import Any
 from django.apps import apps
 from pydantic import BaseModel
 
-from ..events.definitions import declared_on, sources_of
+from ..events.definitions import sources_of
 from ..events.matching import Address, Match, address, canonical, entity_keys, plain
 from ..events.models import Event
-from ..events.names import overlap
 from ..exceptions import SingletonTakenError
 from ..queues.keys import digest
 from ..queues.lease import insert_ignoring
@@ -39,13 +38,16 @@ def _scope(name: str, match: str) -> str:
 
 
 def own_labels(entity_type: str, pattern: str) -> list[str]:
-    """Return under which labels the entity's model declares events that ``pattern`` means."""
+    """Return under which labels the entity's family (its model, proxies, parents, children) declares events that
+    ``pattern`` means."""
     try:
         model = apps.get_model(entity_type) if entity_type else None
     except (LookupError, ValueError):
         return []
-    declared = declared_on(model) if model is not None else ()
-    return sorted({each.label for each in declared if overlap(pattern, each.definition.name)})
+    if model is None:
+        return []
+    owners = {each.label: each.owner for each in sources_of(pattern)}
+    return sorted(label for label, owner in owners.items() if issubclass(owner, model) or issubclass(model, owner))
 
 
 def _own(name: str, label: str, entity_id: str) -> str:
@@ -129,7 +131,7 @@ def taken_by(singleton: str) -> int | None:
 
 def fingerprint(definition: AgentDefinition) -> str:
     """Return what tells whether living agents have the routes that today's code asks for."""
-    parts = []
+    parts = ["singleton"] if definition.singleton else []
     for handler in definition.handlers:
         match = definition.match_of(handler)
         parts.append(f"{handler.event_name}:{'own' if match is None else match.text}")

@@ -67,6 +67,7 @@ class Shift:
         self.context = self._load()
         self.routes = self._routes()
         self.instance: Any = None
+        self.lost = False
 
     def _load(self) -> BaseModel:
         return load_context(self.definition.context, self.run.data, str(self.run))
@@ -92,7 +93,8 @@ class Shift:
             for number, execution in enumerate(due):
                 if not self.handle(execution, pending[number + 1 :]):
                     break
-        touch([run.pk])
+        if not self.lost:
+            touch([run.pk])
 
     def handle(self, execution: HandlerExecution, rest: Sequence[HandlerExecution]) -> bool:
         """Run one try of an execution and commit it; say whether the agent is still in this worker's hands.
@@ -126,8 +128,9 @@ class Shift:
             clock=self.clock,
         )
         if not committed:
-            release(run, self.clock())  # refused if the lease is lost indeed
-            run.lease = None
+            # Refused if the lease is lost indeed, or was given back to rest a while after trouble of the database.
+            release(run, self.clock())
+            run.lease, self.lost = None, True
             return False
         self.routes = self._routes()
         return run.lease is not None
@@ -145,6 +148,7 @@ class Shift:
         token = current_agent.set(current)
         try:
             if handler.condition is not None and not handler.condition(**given):
+                self.context = self._load()  # a question changes nothing
                 return self._ended(execution, HandlerStatus.SKIPPED, "Its condition was false.", started, rest)
             if self.instance is None:
                 self.instance = self.definition.cls()
@@ -231,9 +235,11 @@ class Shift:
             # The heartbeat may have been kept out (SQLite: by this very transaction).
             changes["wake_at"] = now + conf().LEASE
             self.leased = time.monotonic()
+        if (after := self._routes())[1] != self.routes[1]:
+            changes["singleton"] = after[1] or ""
         if self.flow.holds_claims and not self.run.holds_claims:
             changes["holds_claims"] = True
-        before, after = self.routes, self._routes()
+        before = self.routes
 
         def write() -> None:
             kept = HandlerExecution.objects.filter(pk=execution.pk, status=HandlerStatus.PENDING).update(**values)

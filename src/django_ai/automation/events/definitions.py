@@ -18,7 +18,7 @@ from django.db import models
 
 from ..conf import conf
 from ..exceptions import DefinitionError
-from .names import MAX_NAME, check_template, overlap, render
+from .names import MAX_NAME, check_template, is_template, overlap, render
 
 Condition = Callable[[Any], bool]
 Payload = Callable[[Any], dict[str, Any]]
@@ -112,6 +112,11 @@ class EventDefinition:
     def holds_for(self, entity: models.Model) -> bool:
         """Say whether the condition is true for ``entity``. Raises whatever the condition raises."""
         return self.condition is None or bool(self.condition(entity))
+
+    @property
+    def may_be_renamed(self) -> bool:
+        """Whether the event of one entity may go by another name or namespace later."""
+        return is_template(self.name) or callable(self.namespace)
 
     def name_for(self, entity: models.Model) -> str:
         """Return what the event of ``entity`` is called. Raises what reading a template's fields raises."""

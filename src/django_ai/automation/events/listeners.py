@@ -38,6 +38,10 @@ class Listener:
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
         """Events were recorded (``fresh``), moved, armed or disarmed: bring what is planned for them in line."""
 
+    def has_begun(self, event: Event) -> bool:
+        """Say whether something that was planned for this event has begun."""
+        return False
+
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         """These events occur in this transaction."""
 

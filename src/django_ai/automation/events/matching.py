@@ -176,7 +176,7 @@ def address(scope: str, values: Mapping[str, Any], sources: Sequence[Declared], 
             parts[name] = [canonical(_typed(owners, name, value))]
         elif spread and _listed_field(owners, name) and len(value) <= MANY // max(1, _product(parts)):
             field = name.removesuffix(IN)
-            parts[field] = sorted({canonical(_typed(owners, field, each)) for each in value})
+            parts[field] = sorted({canonical(_typed(owners, field, each)) for each in value if each is not None})
         else:
             residual[name] = sorted(value, key=str) if isinstance(value, set | frozenset) else value
     names = sorted(parts)
@@ -274,7 +274,7 @@ def _holds_here(entity: models.Model, name: str, value: Any) -> bool:
         return False
 
 
-PROBES: Mapping[str, Any] = {"in": [F("pk")], "range": (F("pk"), F("pk")), "isnull": True}
+PROBES: Mapping[str, Any] = {"in": [], "range": (F("pk"), F("pk")), "isnull": True}
 
 
 def trouble_with(owner: type[models.Model], name: str) -> str:

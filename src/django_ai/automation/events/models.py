@@ -236,6 +236,8 @@ def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
             )
     entity: models.Model = model(**values)
     entity.pk = model._meta.pk.to_python(snapshot["pk"])
+    for parent in model._meta.all_parents:
+        setattr(entity, parent._meta.pk.attname, entity.pk)
     entity._state.adding = False
     entity._automation_snapshot = True  # type: ignore[attr-defined]
     return entity

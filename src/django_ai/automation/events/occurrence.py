@@ -40,7 +40,7 @@ from .claims import count
 from .definitions import EventDefinition, EventTrigger
 from .listeners import News, listeners
 from .models import CallbackExecution, Event, EventStatus, RoutingShape, new_execution
-from .timing import due_beats, hears, is_given_up, next_wake, unfired
+from .timing import due_beats, hears, is_given_up, moves_again, next_wake, unfire, unfired
 
 
 class CommitBatch:
@@ -55,6 +55,7 @@ class CommitBatch:
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self.token = new_token()
+        self.__qualname__ = type(self).__name__  # Django names a hook that fails
         self._pks: list[int] = []
 
     @classmethod
@@ -65,6 +66,12 @@ class CommitBatch:
         if batch is None:
             batch = _batches[connection] = cls(alias)
         return batch
+
+    @property
+    def is_of_this_transaction(self) -> bool:
+        """Whether the open transaction has added something to it. Hooks of others may save in transactions of their own
+        between a commit and this hook."""
+        return any(hook is self for _, hook, *_ in connections[self.alias].run_on_commit)
 
     def add(self, events: Sequence[Event]) -> None:
         self._pks += [event.pk for event in events]
@@ -103,6 +110,7 @@ class Reading:
     replan: bool = False
     withdrawn: bool = False
     gone: bool = False
+    rests: bool = False
 
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
@@ -172,8 +180,14 @@ def _read(event: Event, now: datetime) -> Reading:
     try:
         # A deletion is final: its condition was asked then.
         at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
+        if definition.rearm and definition.is_scheduled and at not in (None, event.at) and moves_again(event):
+            # Its date moved behind Django's back: the reconciliation gives the new one a row of its own.
+            event.fired = [*event.fired, *unfired(event)]
+            reading.rests = True
+            return _settled(reading, now)
         if (at, armed) != (event.at, event.armed):
             event.at, event.armed, reading.replan = at, armed, True
+            unfire(event, now)
         if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
             reading.beats = [""]
         if armed:
@@ -249,8 +263,9 @@ def _settled(reading: Reading, now: datetime) -> Reading:
     if reading.beats:
         event.fired_at = now
     keeps_lease = event.telling
+    next_look = None if reading.rests else next_wake(event, reading.definition, now)
     reading.changes = {name: getattr(event, name) for name in CHANGED} | {
-        "wake_at": now + conf().LEASE if keeps_lease else next_wake(event, reading.definition, now),
+        "wake_at": now + conf().LEASE if keeps_lease else next_look,
         "lease": event.lease if keeps_lease else None,
     }
     if reading.gone:

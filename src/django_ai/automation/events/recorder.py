@@ -12,15 +12,17 @@ commit together, ``save_base`` of models that declare events is wrapped in ``ato
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import connections, models, router, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.signals import class_prepared, post_delete, post_save, pre_delete, pre_save
@@ -42,7 +44,7 @@ from .listeners import listeners
 from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
 from .occurrence import CommitBatch, extra_payload
-from .timing import hears, next_wake, unfired
+from .timing import hears, moves_again, next_wake, unfire, unfired
 
 UNKNOWN = object()
 TRIES = 20
@@ -80,7 +82,7 @@ def watch(model: type[models.Model]) -> None:
     forget_declarations()
     uid = f"django_ai.automation.recorder:{model._meta.label}"
     pre_save.connect(refuse_naive_dates, sender=model, dispatch_uid=uid)
-    pre_delete.connect(load_what_was_deferred, sender=model, dispatch_uid=uid)
+    pre_delete.connect(before_delete, sender=model, dispatch_uid=uid)
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
     if not getattr(model.save_base, "commits_events", False):
@@ -208,7 +210,9 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any, write: EventTri
             untouched = (update_fields is not None and name not in update_fields) or name in deferred
             wanted.at = UNKNOWN if untouched else _date_of(entity, name)
         if definition.watch_fields:
-            untouched = update_fields is not None and not set(definition.watch_fields) & set(update_fields)
+            untouched = update_fields is not None and not _columns(entity, definition.watch_fields) & _columns(
+                entity, update_fields
+            )
             wanted.watched = UNKNOWN if untouched else watched_values(entity, definition)
         _ask(wanted, entity, raw)
         yield wanted
@@ -231,18 +235,24 @@ def _ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
         wanted.error = "" if raw else storable(f"A function of {definition!r} raised:\n{traceback.format_exc()}")
 
 
+def _columns(entity: models.Model, names: Iterable[str]) -> set[str]:
+    """Return which columns ``names`` mean: a relation may be named by itself or by its key."""
+    return {entity._meta.get_field(name).name for name in names}
+
+
 def watched_values(entity: models.Model, definition: EventDefinition) -> str:
     """Return a digest of the fields that the definition watches, as the database keeps them."""
     values = []
     for name in definition.watch_fields:
         field: Any = entity._meta.get_field(name)
         value = getattr(entity, field.attname)
-        if value is not None and not field.is_relation:
-            value = field.to_python(value)
+        if value is not None:
+            value = (field.target_field if field.is_relation else field).to_python(value)
         if isinstance(field, models.DecimalField) and value is not None:
             value = round(value, field.decimal_places)
-        if isinstance(value, dict | list):
-            value = json.dumps(value, sort_keys=True, default=str)
+        if isinstance(field, models.JSONField):
+            plainly = json.loads(json.dumps(value, cls=field.encoder))
+            value = json.dumps(plainly, sort_keys=True)
         values.append(canonical(value))
     return digest("watched", *values)
 
@@ -435,6 +445,7 @@ WRITTEN = (
     "watched",
     "at",
     "armed",
+    "fired",
     "status",
     "error",
     "caused_by",
@@ -477,8 +488,10 @@ def _counts(row: Event, wanted: Wanted) -> bool:
         return False
     if wanted.definition.watch_fields and wanted.watched in (UNKNOWN, row.watched):
         return False
-    waits_for_commit = row.armed and row.status == EventStatus.PENDING
-    return not (waits_for_commit and row.lease == CommitBatch.of(alias_of(Event)).token)
+    if not row.armed or row.status != EventStatus.PENDING:
+        return True
+    batch = CommitBatch.of(alias_of(Event))
+    return row.lease != batch.token or not batch.is_of_this_transaction
 
 
 def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
@@ -492,8 +505,9 @@ def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
         return wanted.armed and not row.armed and row.status in (EventStatus.PROCESSED, EventStatus.EXPIRED)
     if at is None or at == row.at or later(at, definition.grace) < now:
         return False
-    begun = any(beat != CREATED for beat in row.fired)
-    return row.status == EventStatus.PROCESSED or (row.status == EventStatus.PENDING and begun)
+    return moves_again(row) or (
+        row.status == EventStatus.PENDING and any(listener.has_begun(row) for listener in listeners())
+    )
 
 
 def _renew(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Event | None:
@@ -540,6 +554,7 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
         # It never occurred, and its date was moved to where it still may.
         row.status, row.error = EventStatus.PENDING, ""
     row.at, row.armed = at, armed
+    unfire(row, now)
     if wanted.error:
         row.status, row.error = EventStatus.PARKED, wanted.error
     _set_timer(row, wanted, now, batch)
@@ -584,7 +599,8 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
         for listener in listeners():
             listener.withdrawn(rows, now)
         ring_after_commit(using)
-    _record_deletions(instance, now)
+    if getattr(instance, "_automation_is_there", True):
+        _record_deletions(instance, now)
     for label, entity_id in {(each.label, str(each.pk_of(instance))) for each in keys.values()}:
         for listener in listeners():
             listener.entity_deleted(label, entity_id, now)
@@ -598,6 +614,8 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
         definition = declared.definition
         if EventTrigger.DELETE not in definition.triggers:
             continue
+        if declared.owner._meta.concrete_model is not entity._meta.concrete_model:
+            continue  # its own part is deleted by itself, or stays (keep_parents=True)
         wanted = Wanted(declared, str(declared.pk_of(entity)), definition.name, "", now, "", False, EventTrigger.DELETE)
         _ask(wanted, entity, raw=False)
         if not (wanted.armed or wanted.error):
@@ -619,7 +637,16 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
     _follow(rows, now, batch, fresh=True)
 
 
-def load_what_was_deferred(sender: type[models.Model], instance: models.Model, **kwargs: Any) -> None:
-    """Read the columns that the instance was loaded without, while they are there: a snapshot has all of them."""
-    if deferred := instance.get_deferred_fields():
-        instance.refresh_from_db(fields=deferred)
+def before_delete(sender: type[models.Model], instance: models.Model, using: str, **kwargs: Any) -> None:
+    """Read what the snapshot will need while it is there, and see whether there is anything to delete.
+
+    Django sends its signals for instances whose rows are gone, too; the lock decides between two who delete one.
+    """
+    is_there = True
+    if any(EventTrigger.DELETE in declared.definition.triggers for declared in declared_on(sender)):
+        rows = sender._base_manager.using(using).select_for_update().filter(pk=instance.pk).order_by()
+        is_there = bool(rows.values_list("pk", flat=True)[:1])
+    instance._automation_is_there = is_there  # type: ignore[attr-defined]
+    if is_there and (deferred := instance.get_deferred_fields()):
+        with contextlib.suppress(ObjectDoesNotExist):
+            instance.refresh_from_db(fields=deferred)

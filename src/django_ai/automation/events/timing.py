@@ -54,6 +54,25 @@ def unfired(event: Event) -> dict[str, datetime]:
     return times
 
 
+def unfire(event: Event, now: datetime) -> None:
+    """Forget what fired before the date of a pending event, where the date has moved so that it lies ahead again.
+
+    Nobody does anything twice for it: each execution is unique for its event and beat. But who was not there the first
+    time gets it.
+    """
+    if event.status != EventStatus.PENDING or event.at is None or not event.fired:
+        return
+    ahead = {key for key, offset in offsets_of(event).items() if shift(event.at, offset) > now}
+    event.fired = [beat for beat in event.fired if beat not in ahead]
+
+
+def moves_again(event: Event) -> bool:
+    """Say whether the event, if its definition rearms it, occurs once more at another date: something of it has
+    happened at this one."""
+    begun = any(beat not in (CREATED, CANCELLED) for beat in event.fired)
+    return event.status == EventStatus.PROCESSED or (event.status == EventStatus.PENDING and begun)
+
+
 def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datetime | None:
     """Return when the row wants to be looked at next."""
     if event.status in (EventStatus.EXPIRED, EventStatus.PARKED):

@@ -91,6 +91,7 @@ class _Ring:
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self.wanted = False
+        self.__qualname__ = type(self).__name__  # Django names a hook that fails
 
     def __call__(self) -> None:
         if self.wanted:

@@ -12,7 +12,7 @@ from datetime import datetime
 from django.apps import apps
 from django.db.models import Exists, OuterRef, Q
 
-from ..events.definitions import EventTrigger, declared_on
+from ..events.definitions import declared_on
 from ..events.listeners import Listener, News
 from ..events.models import Event, EventStatus, Shapes
 from ..events.names import overlap
@@ -23,7 +23,7 @@ from .definitions import WorkflowDefinition, all_workflows, newest_workflows, wo
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
 from .start import origin_key, run_for
-from .waits import own_key, tell_of, within
+from .waits import counts_deletions, deletions_to_come, own_key, tell_of, within
 
 
 class Bridge(Listener):
@@ -43,6 +43,8 @@ class Bridge(Listener):
             for definition in workflows_on(event)
             if definition.offset is not None
         ]
+        if not fresh:
+            self._withdraw_others(events)
         if not pairs:
             return
         known: dict[str | None, WorkflowRun] = {}
@@ -69,6 +71,21 @@ class Bridge(Listener):
         if any(run.wake_at is not None and run.wake_at <= now for run in missing):
             ring_after_commit(alias_of(WorkflowRun))
 
+    def _withdraw_others(self, events: Sequence[Event]) -> None:
+        """Remove what is planned for events that go by another name or namespace now."""
+        renamed = [event for event in events if (found := event.definition) is not None and found.may_be_renamed]
+        if not renamed:
+            return
+        by_pk = {event.pk: event for event in renamed}
+        meant = {definition.name: definition for definition in newest_workflows()}
+        for run in WorkflowRun.objects.not_begun().filter(event__in=by_pk):
+            definition = meant.get(run.name)
+            if definition is not None and not definition.starts_with(by_pk[run.event_id or 0]):
+                withdraw(WorkflowRun.objects.filter(pk=run.pk))
+
+    def has_begun(self, event: Event) -> bool:
+        return WorkflowRun.objects.filter(event=event.pk, planned=True, started_at__isnull=False).exists()
+
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         insert_ignoring(
             WorkflowRun,
@@ -92,7 +109,8 @@ class Bridge(Listener):
         if not all_workflows():
             return
         declared = [each.definition for each in declared_on(apps.get_model(label))]
-        names = [each.name for each in declared if EventTrigger.DELETE not in each.triggers]
+        to_come = deletions_to_come(label, entity_id) if any(map(counts_deletions, declared)) else set()
+        names = [each.name for each in declared if each.name not in to_come]
         keys = [own_key(name, label, entity_id) for name in names]
         namespaces = {each.namespace for each in declared if isinstance(each.namespace, str)}
         if any(callable(each.namespace) for each in declared):

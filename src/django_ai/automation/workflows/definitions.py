@@ -85,9 +85,9 @@ class WorkflowDefinition:
     def retry_of(self, step: StepDefinition) -> Retry:
         return step.retry or self.default_retry
 
-    def make_context(self, *, event: Any = None, **arguments: Any) -> BaseModel:
-        """Return a new Context; see ``contexts.make_context``."""
-        return make_context(self.cls, self.context, event, arguments)
+    def make_context(self, origin: Event | None, /, **arguments: Any) -> BaseModel:
+        """Return a new Context, for the event that starts the run or for ``arguments``; see ``contexts.py``."""
+        return make_context(self.cls, self.context, origin, arguments)
 
 
 _registry: dict[str, dict[str, WorkflowDefinition]] = {}

@@ -42,7 +42,7 @@ class Engine:
         else:
             name = workflow
         definition = find_workflow(name)
-        return insert_run(definition, definition.make_context(**arguments), timezone.now())
+        return insert_run(definition, definition.make_context(None, **arguments), timezone.now())
 
     def signal(
         self, name: str, payload: Mapping[str, Any] | None = None, *, run: WorkflowRun | int | None = None

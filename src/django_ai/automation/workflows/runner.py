@@ -202,7 +202,7 @@ class Walk:
         if entry.waits:
             return self._wait_first(entry)
         if self.context is None:
-            self.context = definition.make_context(event=self.event)
+            self.context = definition.make_context(self.event)
         context = self.context
         wake = self._wake(entry, context)
         if self.instance is None:
@@ -234,7 +234,7 @@ class Walk:
         run, step, definition = self.run, entry.step, self.definition
         assert step.wait is not None
         if self.context is None:
-            self.context = definition.make_context(event=self.event)
+            self.context = definition.make_context(self.event)
         moment = Moment(self.started, self.clock(), self.visit_began)
         changes = self._common(step)
         changes |= transition(run, definition, step, step.wait, self.context, moment, yielding=False)
@@ -283,7 +283,7 @@ class Walk:
         run = self.run
         if isinstance(outcome, Subflow) and changes["status"] not in FINISHED:
             child = find_workflow(outcome.workflow)
-            made = child.make_context(**outcome.arguments)
+            made = child.make_context(None, **outcome.arguments)
             return (lambda: _start_child(run, child, made, self.clock()),)
         if changes["status"] == WorkflowStatus.FAILED:
             return self._ending(changes["error"], context)

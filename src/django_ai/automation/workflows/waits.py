@@ -25,7 +25,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from ..conf import conf
-from ..events.definitions import Declared, EventTrigger, declared_on, sources_of
+from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
 from ..events.lookback import met
 from ..events.matching import Address, address, entity_keys, evaluate, plain, satisfies, trouble_with
 from ..events.models import Event, RoutingShape, Shapes
@@ -197,10 +197,23 @@ def _occurrence(run: WorkflowRun) -> Event | None:
     return next(met(events, sources, name, match, address(name, match, sources)), None)
 
 
+def counts_deletions(definition: EventDefinition) -> bool:
+    return EventTrigger.DELETE in definition.triggers
+
+
+def deletions_to_come(label: str, entity_id: str) -> set[str]:
+    """Return the events of an entity's deletion that were recorded, and have not occurred yet."""
+    deletions = Event.objects.filter(entity_type=label, entity_id=entity_id, trigger=EventTrigger.DELETE)
+    return set(deletions.filter(occurred_at=None).values_list("declared_as", flat=True))
+
+
 def _waits_in_vain(run: WorkflowRun) -> bool:
     """Say whether the run waits for an event of its own entity, and that was deleted while its step was under way."""
     own = own_declaration(run, run.wait_channel.removeprefix("event:"))
-    if own is None or run.wait_match != {"pk": run.entity_id} or EventTrigger.DELETE in own.definition.triggers:
+    if own is None or run.wait_match != {"pk": run.entity_id}:
+        return False
+    name = own.definition.name
+    if counts_deletions(own.definition) and name in deletions_to_come(own.label, run.entity_id):
         return False
     pk = own.owner._meta.pk.to_python(run.entity_id)
     return not own.owner._base_manager.using(alias_of(own.owner)).filter(pk=pk).exists()

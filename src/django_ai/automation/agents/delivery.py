@@ -1,0 +1,91 @@
+"""Delivery: which beats of which events go into whose mailbox. Found by key in one query, and where a match says more
+than keys can, compared with each agent's Context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import BaseModel
+
+from ..events.definitions import sources_of
+from ..events.listeners import News
+from ..events.matching import Match, satisfies
+from ..events.models import Event
+from ..exceptions import AutomationError
+from ..queues.contexts import load_context
+from .definitions import AgentDefinition, HandlerDefinition, all_agents
+from .mailbox import execution_of
+from .models import AgentRoute, AgentRun, HandlerExecution
+from .routes import keys_for, where
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A handler that hears a beat, for whichever agents have one of the keys."""
+
+    definition: AgentDefinition
+    handler: HandlerDefinition
+    event: Event
+
+
+def executions_for(
+    news: Sequence[News], now: datetime, *, late: bool = False, only: int | None = None
+) -> Iterator[HandlerExecution]:
+    """Yield what goes into which mailbox. ``late``: see ``Listener.tell``. ``only``: for this one agent."""
+    calls: dict[str, list[Call]] = {}
+    for each in news:
+        for definition in all_agents():
+            for handler in definition.handlers_for(each.event, each.beat):
+                for key in keys_for(definition, handler, each.event):
+                    calls.setdefault(key, []).append(Call(definition, handler, each.event))
+    if not calls:
+        return
+    routes = AgentRoute.objects.filter(key__in=list(calls)).order_by("run")
+    if only is not None:
+        routes = routes.filter(run=only)
+    judge = _Judge()
+    seen = set()
+    for key, pk, created_at in routes.values_list("key", "run", "run__created_at"):
+        for call in calls[key]:
+            this = (pk, call.event.pk, call.handler.method, call.handler.beat)
+            if this in seen:
+                continue
+            # Told late, an event must not reach agents that are younger: they have looked back by themselves.
+            if late and call.event.fired_at is not None and created_at > call.event.fired_at:
+                continue
+            if judge.fits(pk, call):
+                seen.add(this)
+                yield execution_of(pk, call.event, call.handler, now)
+
+
+class _Judge:
+    """Compares what keys do not say, with each agent's Context read once."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[int, BaseModel] = {}
+
+    def fits(self, pk: int, call: Call) -> bool:
+        match = call.definition.match_of(call.handler)
+        if match is None or match.is_all_exact(sources_of(call.handler.event_name)):
+            return True
+        return self._compares(pk, call, match)
+
+    def _compares(self, pk: int, call: Call, match: Match) -> bool:
+        entity = call.event.entity
+        if entity is None:
+            return False
+        try:
+            residual = where(call.definition, call.handler, match, self._context(pk, call.definition)).residual
+        except AutomationError:
+            return True  # the agent is parked for it, now or when it wakes; what comes meanwhile waits in its mailbox
+        return satisfies(entity, residual)
+
+    def _context(self, pk: int, definition: AgentDefinition) -> BaseModel:
+        """Return the agent's Context. Raises ``ContextError``."""
+        if pk not in self._contexts:
+            data = AgentRun.objects.filter(pk=pk).values_list("data", flat=True).first()
+            self._contexts[pk] = load_context(definition.context, data, f"{definition.name} #{pk}")
+        return self._contexts[pk]
