@@ -35,7 +35,6 @@ from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import InlineExecutor, set_executor
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.workflows import waits
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.app.models import Document, Effect, Reservation, Ticket
 

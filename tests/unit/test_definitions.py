@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from django_ai.automation.events import callbacks
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
-from django_ai.automation.events.definitions import EventDefinition
+from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from django_ai.automation.workflows import definitions
@@ -113,7 +113,7 @@ def test_one_function_may_listen_to_several_events_and_offsets():
         pass
 
     mine = [each for each in callbacks.all_callbacks() if each.function is listen]
-    assert sorted((each.event_name, each.beat) for each in mine) == [("a", ""), ("a", "+3600000000us"), ("b", "")]
+    assert sorted((each.event_name, each.beat) for each in mine) == [("a", ""), ("a", "+1h"), ("b", "")]
     assert listen(None) is None  # the function is still itself
 
 
@@ -295,3 +295,103 @@ def test_a_retry_of_the_step_goes_before_the_workflows():
     found = definitions.find_workflow("w")
     assert found.retry_of(found.step("own")) == mine
     assert found.retry_of(found.step("begin")) == theirs
+
+
+# -- what an event may ask for -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"trigger": "insert"}, ["trigger='insert'", "EventTrigger.CREATE, UPDATE or DELETE"]),
+        ({"trigger": 5}, ["trigger=5"]),
+        ({"trigger": []}, ["trigger=[]", "a list of them"]),
+        ({"trigger": ["create", "x"]}, ["trigger=['create', 'x']"]),
+        ({"trigger": True}, ["trigger=True"]),
+        ({"trigger": "create", "date_field": "at"}, ["trigger=", "rearm=True"]),
+        ({"watch_fields": ["a"], "date_field": "at"}, ["watch_fields=", "scheduled"]),
+        ({"watch_fields": "status"}, ["watch_fields='status'", '["status"]']),
+        ({"watch_fields": []}, ["watch_fields=[]"]),
+        ({"watch_fields": ["a", 5]}, ["watch_fields=['a', 5]"]),
+        ({"watch_fields": [""]}, ["watch_fields=['']"]),
+        ({"watch_fields": ["a"], "trigger": "create"}, ["add EventTrigger.UPDATE to trigger="]),
+        ({"watch_fields": ["a"], "trigger": ["create", "delete"]}, ["add EventTrigger.UPDATE"]),
+        ({"rearm": 1}, ["rearm=1", "True or False"]),
+        ({"rearm": "yes"}, ["rearm='yes'"]),
+        ({"namespace": ""}, ["namespace=''", "a text or a function"]),
+        ({"namespace": 5}, ["namespace=5"]),
+        ({"namespace": ["north"]}, ["namespace=['north']"]),
+        ({"namespace": "x" * 101}, ["100"]),
+        ({"name": "a*"}, ["'a*'", "'*' is for those who listen"]),
+    ],
+)
+def test_options_of_events_that_make_no_sense(arguments, named):
+    with pytest.raises(DefinitionError) as raised:
+        EventDefinition(**{"name": "a", **arguments})
+    for text in named:
+        assert text in str(raised.value)
+    assert str(raised.value).startswith("EventDefinition(")
+
+
+@pytest.mark.parametrize("wrong", [5, 1.5, object()])
+def test_watch_fields_that_are_no_list_are_refused_with_the_fix(wrong):
+    with pytest.raises(DefinitionError, match="watch_fields="):
+        EventDefinition("a", watch_fields=wrong)
+
+
+def test_options_of_events_that_do():
+    assert EventDefinition("a").triggers == frozenset()
+    assert EventDefinition("a", trigger="create").triggers == {EventTrigger.CREATE}
+    assert EventDefinition("a", trigger=(EventTrigger.DELETE, "update")).triggers == {"delete", "update"}
+    watching = EventDefinition("a", watch_fields=iter(["x", "y"]))
+    assert (watching.watch_fields, watching.triggers) == (("x", "y"), {EventTrigger.UPDATE})
+    assert EventDefinition("a", watch_fields={"x"}, trigger=["create", "update"]).triggers == {"create", "update"}
+    assert EventDefinition("a", date_field="at", rearm=True).rearm is True
+    assert EventDefinition("a", namespace="x" * 100).namespace_of(None) == "x" * 100
+    assert EventDefinition("a", namespace=lambda entity: None).namespace_of(None) == ""
+    assert EventDefinition("a").namespace_of(None) == ""
+
+
+@pytest.mark.parametrize("found", [5, b"north", "x" * 101])
+def test_a_namespace_function_returns_a_text(found):
+    with pytest.raises(DefinitionError, match="must return a text of at most 100 characters, or None"):
+        EventDefinition("a", namespace=lambda entity: found).namespace_of(None)
+
+
+@pytest.mark.parametrize("decorator", [on_event, on_event_created, on_event_cancelled, event_workflow])
+def test_subscribers_have_a_name_and_a_namespace_of_text(decorator):
+    for namespace in ("", 5, ["x"]):
+        with pytest.raises(DefinitionError, match=f"namespace={namespace!r}".replace("[", r"\[").replace("]", r"\]")):
+            decorator("a", namespace=namespace)
+    for name in ("", None, 5):
+        with pytest.raises(DefinitionError, match=f"{decorator.__name__} needs the name of an event"):
+            decorator(name)
+
+
+def test_workflows_are_found_by_pattern_and_namespace():
+    event_workflow("a:*", name="pattern")(flow("One"))
+    event_workflow("*", name="all", namespace="north")(flow("Two"))
+    event_workflow("a:{{ instance.pk }}", name="template")(flow("Three"))
+    event_workflow("b", name="other")(flow("Four"))
+
+    def started(name, namespace=""):
+        return [each.name for each in definitions.workflows_on(Event(event_name=name, namespace=namespace))]
+
+    assert started("a:1") == ["pattern", "template"]
+    assert started("a:1", "north") == ["pattern", "all", "template"]
+    assert started("a:1", "south") == ["pattern", "template"]
+    assert started("b", "north") == ["all", "other"]
+
+
+def test_one_function_may_hear_two_patterns_and_is_found_for_its_execution():
+    def heard(event):
+        pass
+
+    on_event("a:*", name="one")(heard)
+    on_event("*", name="two", offset=timedelta(hours=1))(heard)
+    assert {each.name for each in callbacks.callbacks_of("a:1", "")} == {"one", "two"}
+    assert callbacks.find_callback("a:1", "one", "").function is heard
+    assert callbacks.find_callback("b", "one", "") is None
+    assert callbacks.find_callback("b", "two", "") is None
+    (two,) = callbacks.callbacks_of("b", "")
+    assert callbacks.find_callback("b", "two", two.beat).function is heard

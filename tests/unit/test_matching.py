@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from django_ai.automation.events.definitions import declared_events
 from django_ai.automation.events.matching import (
     Match,
+    address,
     canonical,
     check_expression,
-    address,
     entity_keys,
     evaluate,
     resolve_field,

@@ -9,7 +9,7 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from .models import Document, Guest, HousekeepingTask, Message, Reservation
+from .models import Complaint, Document, Guest, GuestMessage, HousekeepingTask, Message, Reservation
 
 
 class DocumentInline(admin.TabularInline):
@@ -19,7 +19,7 @@ class DocumentInline(admin.TabularInline):
 
 @admin.register(Guest)
 class GuestAdmin(admin.ModelAdmin):
-    list_display = ("name", "email")
+    list_display = ("name", "email", "vip")
     search_fields = ("name", "email")
 
 
@@ -58,6 +58,29 @@ class HousekeepingTaskAdmin(admin.ModelAdmin):
     list_editable = ("done",)
     list_filter = ("done",)
     list_select_related = ("reservation__guest",)
+
+
+@admin.register(GuestMessage)
+class GuestMessageAdmin(admin.ModelAdmin):
+    list_display = ("created_at", "guest", "text")
+    list_select_related = ("guest",)
+    search_fields = ("guest__name", "text")
+    ordering = ("-pk",)
+
+
+@admin.register(Complaint)
+class ComplaintAdmin(admin.ModelAdmin):
+    list_display = ("what", "guest", "status")
+    list_filter = ("status",)
+    list_select_related = ("guest",)
+    search_fields = ("guest__name", "what")
+    actions = ("solve",)
+
+    @admin.action(description="Solve")
+    def solve(self, request: HttpRequest, chosen: QuerySet[Complaint]) -> None:
+        for complaint in chosen:
+            complaint.status = Complaint.Status.SOLVED
+            complaint.save()
 
 
 @admin.register(Message)

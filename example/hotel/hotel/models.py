@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from django.db import models
 
-from django_ai.automation import EventDefinition
+from django_ai.automation import EventDefinition, EventTrigger
 
 
 class Guest(models.Model):
     name = models.CharField(max_length=100)
     email = models.EmailField(blank=True)
+    vip = models.BooleanField("VIP", default=False)
 
     def __str__(self) -> str:
         return self.name
@@ -38,6 +39,7 @@ class Reservation(models.Model):
     events = [
         EventDefinition("reservation_confirmed", condition=lambda stay: stay.is_confirmed),
         EventDefinition("reservation_cancelled", condition=lambda stay: stay.status == "cancelled"),
+        EventDefinition("reservation_deleted", trigger=EventTrigger.DELETE),
         EventDefinition("checkin_due", date_field="checkin_at", condition=lambda stay: stay.is_confirmed),
         EventDefinition("checkout_due", date_field="checkout_at", condition=lambda stay: stay.is_confirmed),
     ]
@@ -66,6 +68,37 @@ class HousekeepingTask(models.Model):
 
     def __str__(self) -> str:
         return f"{self.what} ({self.reservation})"
+
+
+class GuestMessage(models.Model):
+    """What a guest has written to the hotel. It names the guest and no reservation: a guest does not think in rows."""
+
+    guest = models.ForeignKey(Guest, on_delete=models.CASCADE, related_name="messages")
+    text = models.CharField(max_length=200)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    events = [EventDefinition("guest_wrote")]
+
+    def __str__(self) -> str:
+        return f"{self.guest}: {self.text}"
+
+
+class Complaint(models.Model):
+    class Status(models.TextChoices):
+        OPEN = "open"
+        SOLVED = "solved"
+
+    guest = models.ForeignKey(Guest, on_delete=models.CASCADE, related_name="complaints")
+    what = models.CharField(max_length=100)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.OPEN)
+
+    events = [
+        EventDefinition("complaint_opened"),
+        EventDefinition("complaint_solved", condition=lambda complaint: complaint.status == "solved"),
+    ]
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.guest})"
 
 
 class Message(models.Model):

@@ -1,6 +1,6 @@
-"""The world outside the hotel, as far as it can be played: a telephone, and the maker of the door locks.
+"""The world outside the hotel, as far as it can be played: two telephones, and the maker of the door locks.
 
-With ``settings.HOTEL_MISHAPS`` both fail the first time, each in its own way, so that retries have something to do.
+With ``settings.HOTEL_MISHAPS`` all fail the first time, each in its own way, so that retries have something to do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ def phone_housekeeping(*, tries: int) -> None:
     """Tell housekeeping about a room. Raises ``ConnectionError`` when nobody picks up."""
     if settings.HOTEL_MISHAPS and tries == 1:
         raise ConnectionError("housekeeping does not pick up the phone")
+
+
+def call_a_taxi(*, tries: int) -> None:
+    """Have a taxi come. Raises ``ConnectionError`` while the line is busy."""
+    if settings.HOTEL_MISHAPS and tries == 1:
+        raise ConnectionError("the taxi line is busy")
 
 
 def cut_key_card(room: str, key: str) -> str:

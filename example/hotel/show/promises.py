@@ -5,10 +5,7 @@ A broken promise raises ``AssertionError`` with the figure that was wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator
 
 from django.db.models import Count
 from django.utils import timezone
@@ -18,34 +15,12 @@ from django_ai.automation.workflows.models import Signal, StepExecution, Workflo
 from hotel.models import HousekeepingTask, Message
 from hotel.pace import hours
 
+from . import agents
+from .measures import ON_TIME, in_time, message, seconds
+from .promise import Promise
 from .story import Day
 
-ON_TIME = 1.0  # what a busy machine needs; alone it is some hundredths of a second
-ARRIVING = ("Ada", "Ben", "Gil")
-
-Check = Callable[[Day], "str | None"]
-
-
-@dataclass
-class Promise:
-    """Something that must happen. ``at_last``: it is judged when all the others are."""
-
-    what: str
-    check: Check
-    at_last: bool = False
-    kept: str | None = None
-    broken: str | None = None
-
-    @property
-    def is_decided(self) -> bool:
-        return self.kept is not None or self.broken is not None
-
-    def look(self, day: Day) -> None:
-        if not self.is_decided:
-            try:
-                self.kept = self.check(day)
-            except AssertionError as error:
-                self.broken = str(error)
+ARRIVING = ("Ada", "Ben", "Gil", "Hana")
 
 
 def promises() -> Iterator[Promise]:
@@ -66,6 +41,7 @@ def promises() -> Iterator[Promise]:
     yield Promise("Eve departs, a child workflow cleans", departed)
     yield Promise("Finn has not paid: it fails, the manager knows", refused)
     yield Promise("Eve is asked one hour after check-out", asked)
+    yield from agents.promises()
     yield Promise("Nothing happened twice, nothing is left over", nothing_else, at_last=True)
 
 
@@ -215,10 +191,6 @@ def nothing_else(day: Day) -> str | None:
     return f"{WorkflowRun.objects.count()} runs, {CallbackExecution.objects.count()} callbacks, all ended"
 
 
-def message(day: Day, name: str, text: str) -> Any:
-    return Message.objects.filter(reservation=day.guests[name].pk, text__contains=text).first()
-
-
 def ended(day: Day, name: str, workflow: str, expected: str = "completed") -> WorkflowRun | None:
     """Return the run for a guest when it has ended. Asserts that it ended as expected."""
     run: WorkflowRun | None = day.runs(name, workflow).first()
@@ -230,14 +202,3 @@ def ended(day: Day, name: str, workflow: str, expected: str = "completed") -> Wo
 
 def tries_of(day: Day, name: str, step: str) -> list[StepExecution]:
     return list(StepExecution.objects.filter(run__in=day.runs(name, "hotel.arrival"), step=step))
-
-
-def seconds(earlier: datetime, later: datetime) -> float:
-    return (later - earlier).total_seconds()
-
-
-def in_time(happened: datetime, due: datetime) -> str:
-    """Say how late something was. Asserts that it was not early, and not late by more than a moment."""
-    late = seconds(due, happened)
-    assert 0 <= late <= ON_TIME, f"{late:+.2f} s"
-    return f"{late * 1000:.0f} ms late"

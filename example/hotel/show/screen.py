@@ -6,7 +6,7 @@ Where the output is no terminal the lines come out plain, one by one, and the li
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,15 +17,16 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from hotel.models import Message
 
-from .promises import Promise
+from .promise import Promise
 from .story import Day
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-COLOURS = {"desk": "yellow", "event": "cyan", "message": "green", "step": "magenta"}
+COLOURS = {"desk": "yellow", "event": "cyan", "message": "green", "step": "magenta", "agent": "bright_blue"}
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +42,7 @@ class Feed:
     """Finds what is new in the tables."""
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str, int]] = set()
+        self._seen: set[tuple[str, int, int]] = set()
 
     def news(self) -> list[News]:
         return sorted(self._read())
@@ -55,12 +56,25 @@ class Feed:
             trouble = f"  ({step.error.strip().splitlines()[-1]})" if step.error else ""
             line = f"{step.run.name}.{step.step}, try {step.attempt}: {step.outcome}{trouble}"
             yield News(step.finished, "step", line)
+        told = HandlerExecution.objects.select_related("run").filter(started_at__isnull=False)
+        for answer in self._new("agent", told, lambda row: 2 * row.attempt + bool(row.finished_at)):
+            yield News(answer.finished_at or answer.started_at, "agent", line_of(answer))
 
-    def _new(self, kind: str, rows: Any) -> Iterator[Any]:
+    def _new(self, kind: str, rows: Any, state: Callable[[Any], int] = lambda row: 0) -> Iterator[Any]:
+        """Yield what is new; a row whose ``state`` changes is new again."""
         for row in rows.order_by("pk"):
-            if (kind, row.pk) not in self._seen:
-                self._seen.add((kind, row.pk))
+            found = (kind, row.pk, state(row))
+            if found not in self._seen:
+                self._seen.add(found)
                 yield row
+
+
+def line_of(answer: HandlerExecution) -> str:
+    """Say what a handler has come to. One that tries again is still pending, and says why."""
+    outcome = answer.status if answer.finished_at else "error"
+    trouble = f"  ({answer.error.strip().splitlines()[-1]})" if answer.error else ""
+    tries = f", try {answer.attempt}" if answer.attempt else ""
+    return f"{answer.run}.{answer.handler}{tries}: {outcome}{trouble}"
 
 
 def print_news(day: Day, news: News) -> None:
@@ -71,7 +85,10 @@ def print_news(day: Day, news: News) -> None:
 
 
 def live_view(day: Day, promises: Sequence[Promise]) -> Group:
-    return Group(Text(), clock_of(day), table_of(promises))
+    """The clock, and what is still open, as far as half the screen goes: the other half is for the news."""
+    still_open = [promise for promise in promises if promise.kept is None]
+    count = Text(f"{len(promises) - len(still_open)} of {len(promises)} promises kept; of the others:", style="bold")
+    return Group(Text(), clock_of(day), count, table_of(still_open[: console.height // 2 - 4]))
 
 
 def clock_of(day: Day) -> Text:
@@ -79,10 +96,12 @@ def clock_of(day: Day) -> Text:
     timers = [
         *Event.objects.filter(wake_at__gt=now).values_list("wake_at", flat=True),
         *WorkflowRun.objects.filter(wake_at__gt=now).values_list("wake_at", flat=True),
+        *AgentRun.objects.filter(wake_at__gt=now).values_list("wake_at", flat=True),
     ]
     next_one = f"the next in {(min(timers) - now).total_seconds():.1f} s" if timers else "none"
     waiting = WorkflowRun.objects.filter(status="suspended").count()
-    line = f"{day.hour_of(now):.1f} h   timers: {len(timers)}, {next_one}; runs that wait for something: {waiting}"
+    agents = AgentRun.objects.active().count()
+    line = f"{day.hour_of(now):.1f} h   timers: {len(timers)}, {next_one}; runs that wait: {waiting}; agents: {agents}"
     return Text(line, style="bold")
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from django.utils import timezone
 
+from django_ai.automation import claims
+from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.models import WorkflowRun
 from hotel.desk import close_day, open_day
-from hotel.models import Document, Guest, Reservation
+from hotel.models import Complaint, Document, Guest, GuestMessage, Reservation
 from hotel.pace import hours
 
 LONG_AGO = -50_000
@@ -25,7 +27,9 @@ BOOKINGS: tuple[tuple[str, float, float | None, bool], ...] = (
     ("Eve", LONG_AGO, 4, True),
     ("Finn", LONG_AGO, 4.5, False),
     ("Gil", 6.5, None, False),
+    ("Hana", 4, 6.75, True),
 )
+VIP = "Hana"
 
 
 @dataclass
@@ -46,6 +50,9 @@ class Day:
     move: Move | None = None
     planned_for_cleo: int = 0
     left_for_cleo: int | None = None
+    letters: dict[str, GuestMessage] = field(default_factory=dict)
+    complaints: dict[str, Complaint] = field(default_factory=dict)
+    claimed_by: Any = None
 
     def at(self, hour: float) -> datetime:
         return self.began + hours(hour)
@@ -57,6 +64,10 @@ class Day:
         """The runs for a guest, of one workflow or of all."""
         found = WorkflowRun.objects.filter(entity_id=str(self.guests[name].pk)).order_by("pk")
         return found.filter(name=workflow) if workflow else found
+
+    def journey(self, name: str) -> AgentRun | None:
+        """The agent that accompanies a guest's stay."""
+        return AgentRun.objects.filter(name="hotel.journey", entity_id=str(self.guests[name].pk)).first()
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ def open_the_book() -> Day:
     day = Day(began=timezone.now())
     for room, (name, checkin, checkout, paid) in enumerate(BOOKINGS, 101):
         day.guests[name] = Reservation.objects.create(
-            guest=Guest.objects.create(name=name),
+            guest=Guest.objects.create(name=name, vip=name == VIP),
             room=str(room),
             status=Reservation.Status.CONFIRMED,
             checkin_at=day.at(checkin),
@@ -86,11 +97,21 @@ def open_the_book() -> Day:
 
 
 def acts() -> Iterator[Act]:
+    """In the order of their hours. What hangs on an act before is at least a second later: a claim takes effect when it
+    has been made, and what was written before that is answered as ever."""
     yield Act(0.75, "Ben's check-in is put off by two hours", put_off_ben)
     yield Act(1.0, "Cleo cancels", cancel_cleo)
-    yield Act(1.25, "Dan's reservation is deleted", lambda day: day.guests["Dan"].delete())
+    yield Act(1.25, "Dan's reservation is deleted", delete_dan)
+    yield Act(1.75, "Ada writes, long before she arrives", lambda day: write(day, "Ada", "May I come early?"))
     yield Act(2.5, "the day is closed: a signal for the night audit", lambda day: close_day(420, weather="fine"))
     yield Act(3.5, "Ada uploads her passport (Ben never does)", upload_for_ada)
+    yield Act(4.35, "Hana writes, in her room", lambda day: write(day, "Hana", "Is there a sauna?"))
+    yield Act(4.7, "Hana complains: the radiator", lambda day: complain(day, "Hana", "The radiator is cold"))
+    yield Act(4.8, "Hana complains: the tap", lambda day: complain(day, "Hana", "The tap drips"))
+    yield Act(4.95, "the radiator is repaired", lambda day: repair(day, "The radiator is cold"))
+    yield Act(5.1, "Hana writes while the tap still drips, and so does Finn, whose tap does not", write_in_trouble)
+    yield Act(5.5, "the tap is repaired", lambda day: repair(day, "The tap drips"))
+    yield Act(5.95, "Hana writes once more", lambda day: write(day, "Hana", "Is there some cake left?"))
 
 
 def put_off_ben(day: Day) -> None:
@@ -115,5 +136,30 @@ def cancel_cleo(day: Day) -> None:
     day.left_for_cleo = day.runs("Cleo").count()
 
 
+def delete_dan(day: Day) -> None:
+    """Through an object of its own: the one in the day keeps its primary key."""
+    Reservation.objects.get(pk=day.guests["Dan"].pk).delete()
+
+
 def upload_for_ada(day: Day) -> None:
     Document.objects.create(reservation=day.guests["Ada"], kind="passport")
+
+
+def write(day: Day, name: str, text: str) -> None:
+    day.letters[text] = GuestMessage.objects.create(guest=day.guests[name].guest, text=text)
+
+
+def write_in_trouble(day: Day) -> None:
+    claim = claims.holder("guest_wrote", match={"guest_id": day.guests["Hana"].guest_id})
+    day.claimed_by = claim.owner if claim else None
+    write(day, "Hana", "Now there is a puddle!")
+    write(day, "Finn", "I pay tomorrow, yes?")
+
+
+def complain(day: Day, name: str, what: str) -> None:
+    day.complaints[what] = Complaint.objects.create(guest=day.guests[name].guest, what=what)
+
+
+def repair(day: Day, what: str) -> None:
+    day.complaints[what].status = Complaint.Status.SOLVED
+    day.complaints[what].save()

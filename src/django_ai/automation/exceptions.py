@@ -10,6 +10,8 @@ class AutomationError(Exception):
 
     may_pass: ClassVar[bool] = False
     """Whether trying again may help; else a step or handler that raises it fails at once."""
+    is_ordinary: ClassVar[bool] = False
+    """Whether this is how things go, and nothing that anybody needs to hear of."""
 
     def __init__(self, message: str = "", *args: Any) -> None:
         super().__init__(message or (self.__doc__ or "").strip(), *args)
@@ -83,6 +85,12 @@ class ClaimedError(AutomationError):
 
 class SingletonTakenError(AutomationError):
     """Another agent lives for the same match, and the definition allows one."""
+
+
+class HandedOnError(SingletonTakenError):
+    """The event that would spawn a second singleton goes to the first."""
+
+    is_ordinary = True
 
 
 class NotResumableError(AutomationError):

@@ -26,6 +26,6 @@ class AgentsConfig(AppConfig):
         registry.register(AgentRun)
         registry.register_reconciler(reconcile_agents)
         registry.register_cleaner(remove_old)
-        register_owner(KIND, AgentRun, lambda pk: AgentRun.objects.unfinished().filter(pk=pk).exists())
+        register_owner(KIND, AgentRun.objects.unfinished)
         subscribe(Switchboard())
         register(checks.check_agents)

@@ -9,8 +9,8 @@ has looked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from itertools import groupby
 
 from django.db import transaction
@@ -23,19 +23,19 @@ from ..events.listeners import News
 from ..events.lookback import met
 from ..events.models import Event, EventStatus
 from ..events.names import is_pattern
-from ..exceptions import AutomationError, SingletonTakenError
+from ..exceptions import AutomationError, HandedOnError, SingletonTakenError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause, Flow
-from ..queues.clock import Clock, shift
+from ..queues.clock import Clock, Offset, shift
 from ..queues.contexts import dump_context
 from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, release
 from .definitions import AgentDefinition, HandlerDefinition
 from .delivery import executions_for
 from .ending import KIND
-from .mailbox import execution_of, put, touch_after_commit
+from .mailbox import execution_of, put, touch
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
-from .routes import fingerprint, install, keys_of, own_labels, scope_of, singleton_key, taken_by, where
+from .routes import Keys, fingerprint, install, keys_of, own_labels, scope_of, singleton_key, taken_by, where
 
 GIVEN = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED)
 """What has become of an event that an agent had; one that was cancelled with its agent was not had."""
@@ -67,7 +67,7 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
         return _living(run, definition, context)
 
     def rescue(error: Exception) -> Progress:
-        if isinstance(error, SingletonTakenError):
+        if isinstance(error, HandedOnError):
             return Progress({"status": AgentStatus.PENDING})
         return _not_spawned(run, definition, error, clock())
 
@@ -91,7 +91,7 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
 def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel) -> Progress:
     keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
     if singleton is not None and _was_given(singleton, run):
-        raise SingletonTakenError(f"The event that spawns {run} was given to another {run.name!r}.")
+        raise HandedOnError(f"The event that spawns {run} was given to another {run.name!r}.")
     changes = {
         "status": AgentStatus.ACTIVE,
         "data": dump_context(context, f"The Context of {definition.name}"),
@@ -100,7 +100,14 @@ def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel) -> P
         "attempt": 0,
         "error": "",
     }
-    return Progress(changes, None, (lambda: install(run, keys, singleton),))
+    return Progress(changes, None, (lambda: _take_place(run, keys, singleton),))
+
+
+def _take_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
+    try:
+        install(run, keys, singleton)
+    except SingletonTakenError as error:
+        raise HandedOnError(str(error)) from error
 
 
 def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
@@ -118,15 +125,14 @@ def hand_over(run: AgentRun, definition: AgentDefinition, context: BaseModel, cl
 
     Each step may be repeated, and ``run`` goes last: a worker that dies in between leaves it due again.
     """
-    key = singleton_key(definition, run, context)
-    if key is None or run.event is None or not _was_given(key, run):
-        living = taken_by(key) if key is not None else None
-        if living is None or run.event is None:
-            release(run, clock())  # it has ended this instant: try once more to take its place
-            return
-        deliver_to(living, definition, run.event, clock())
-        if not AgentRun.objects.unfinished().filter(pk=living).exists():
-            HandlerExecution.objects.filter(run=living, event=run.event, status=HandlerStatus.PENDING).delete()
+    event, key = run.event, singleton_key(definition, run, context)
+    if event is not None and key is not None and not _was_given(key, run):
+        living = taken_by(key)
+        if living is not None:
+            deliver_to(living, definition, event, clock())
+        if living is None or not AgentRun.objects.unfinished().filter(pk=living).exists():
+            # It has ended this instant: once more, to take its place.
+            HandlerExecution.objects.filter(run=living, event=event, status=HandlerStatus.PENDING).delete()
             release(run, clock())
             return
     with transaction.atomic(using=alias_of(AgentRun)):
@@ -145,7 +151,7 @@ def deliver_to(run_pk: int, definition: AgentDefinition, event: Event, now: date
     the agent's match says of that entity. A handler with a match of its own gets it where that fits."""
     news = [News(event, beat) for beat in ("", *event.fired) if beat or event.occurred_at is not None]
     put([*_of_its_own(run_pk, definition, event, now), *executions_for(news, now, only=run_pk)])
-    touch_after_commit([run_pk])
+    touch([run_pk])
 
 
 def _of_its_own(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> list[HandlerExecution]:
@@ -181,15 +187,15 @@ def _missed(
     """Yield events that may have been missed by ``handlers`` (which share an event and a match), and since when."""
     first = handlers[0]
     match, sources = definition.match_of(first), sources_of(first.event_name)
-    timed = any(each.offset is not None for each in handlers)
+    offsets = [each.offset for each in handlers if each.offset is not None]
     labels = own_labels(run.entity_type, first.event_name)
     # Of its own entity everything since the spawning event counts, of others everything since the agent is there.
     own = Q(entity_type__in=labels, entity_id=run.entity_id)
     if match is None and labels:
-        for event in _events(first.event_name, since, timed).filter(own):
+        for event in _events(first.event_name, since, offsets).filter(own):
             yield event, since
         return
-    others = _events(first.event_name, min(since, run.created_at), timed)
+    others = _events(first.event_name, min(since, run.created_at), offsets)
     if match is None:
         found: Iterator[Event] = iter(others)
     else:
@@ -200,8 +206,14 @@ def _missed(
         yield event, since if is_own else run.created_at
 
 
-def _events(pattern: str, since: datetime, timed: bool) -> QuerySet[Event, Event]:
-    events = Event.objects.filter(Q(occurred_at__gte=since) | (Q(active_key__isnull=False) if timed else Q()))
+def _events(pattern: str, since: datetime, offsets: Sequence[Offset]) -> QuerySet[Event, Event]:
+    wanted = Q(occurred_at__gte=since)
+    if offsets:
+        # Of those that live: what has fired before its date, and what may have fired after it.
+        reach = max(shift(since, offset) - since for offset in offsets)
+        fired = Q(status=EventStatus.PENDING, fired_at__isnull=False) | Q(at__gte=since - max(reach, timedelta(0)))
+        wanted |= Q(active_key__isnull=False) & fired
+    events = Event.objects.filter(wanted)
     if is_pattern(pattern):
         events = events.filter(declared_as__in={each.definition.name for each in sources_of(pattern)})
     else:

@@ -38,6 +38,7 @@ class HandlerDefinition:
 
     method: str
     event_name: str
+    position: int = 0
     takes: tuple[str, ...] = ()
     offset: Offset | None = None
     match: Match | None = None
@@ -90,7 +91,10 @@ class AgentDefinition:
         return [each for each in self.handlers if each.beat == beat and each.hears(event)]
 
     def find_handler(self, method: str, event: Event, beat: str) -> HandlerDefinition | None:
-        return next((each for each in self.handlers_for(event, beat) if each.method == method), None)
+        """Return what an execution calls. Whether it hears the event was judged when the execution was made: the event
+        may go by another name by now."""
+        found = [each for each in self.handlers if each.method == method and each.beat == beat]
+        return next((each for each in found if each.hears(event)), found[0] if found else None)
 
     def retry_of(self, handler: HandlerDefinition) -> Retry:
         return handler.retry or self.default_retry
@@ -211,13 +215,13 @@ def _handlers_of(cls: type, what: str, context: type[BaseModel]) -> Iterable[Han
         for method in vars_in_order(cls)
         for declared in getattr(inspect.getattr_static(cls, method), "__handlers__", ())
     ]
-    for method, (declared, match) in found:
+    for position, (method, (declared, match)) in enumerate(found):
         key = (method, declared["event_name"], offset_key(declared["offset"]))
         if key in seen:
             raise DefinitionError(f"{what}: {method} handles {declared['event_name']!r} twice at the same offset.")
         seen.add(key)
         own = None if match is None else Match.of(match, f"{what}: @handler on {method}", context)
-        yield HandlerDefinition(method=method, match=own, **declared)
+        yield HandlerDefinition(method=method, position=position, match=own, **declared)
 
 
 def vars_in_order(cls: type) -> list[str]:
@@ -239,14 +243,15 @@ def handler(
 ) -> Callable[[F], F]:
     """Declare a method as the agent's answer to an event.
 
-    It takes what it names: ``ctx`` (or ``context``: its state, changes are kept), ``event``, ``events`` (a list of it),
-    ``run`` (the ``AgentRun``), or nothing. ``offset``: that much before (negative) or after the event's date, a
-    timedelta or relativedelta. ``match``: how this event finds its agent, where the agent's own ``match`` does not fit
-    its entity. ``condition``: a function of ``event`` and ``ctx``; it is asked when the handler is about to run.
-    ``retry``: how often to try when it raises (default: the agent's ``default_retry``, else 3 attempts).
-    ``ignores_claims``: run also when another run has claimed the event. ``atomic``: run in one transaction with its
-    progress, so that its database writes are kept exactly once (default); ``False`` for slow calls to the outside.
-    ``timeout``: how long it may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``namespace``: only events in it.
+    It takes what it names: ``ctx`` (or ``context``: its state; changes are kept, also those of a try that fails),
+    ``event``, ``events`` (a list of it), ``run`` (the ``AgentRun``), or nothing. ``offset``: that much before
+    (negative) or after the event's date (of an immediate event: the moment of its save), a timedelta or
+    relativedelta. ``match``: how this event finds its agent, where the agent's own ``match`` does not fit its entity.
+    ``condition``: a function of ``event`` and ``ctx``; it is asked when the handler is about to run. ``retry``: how
+    often to try when it raises (default: the agent's ``default_retry``, else 3 attempts). ``ignores_claims``: run
+    also when another run has claimed the event. ``atomic``: run in one transaction with its progress, so that its
+    database writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long it
+    may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``namespace``: only events in it.
 
     The handlers of one agent run one after the other. One method may handle several events. Raises ``DefinitionError``.
     """

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Exists, F, Min, OuterRef, Q, QuerySet, Subquery
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery
 
 from ..events.models import Event
 from ..queues.executor import ring_after_commit
@@ -26,7 +26,7 @@ CHUNK = 500
 
 def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: datetime) -> HandlerExecution:
     """Return the unsaved execution of ``handler`` for ``event``; its key is the same however often it is asked for."""
-    return HandlerExecution(
+    execution = HandlerExecution(
         run_id=run_pk,
         event=event,
         handler=handler.method,
@@ -35,11 +35,14 @@ def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: dat
         due_at=now,
         unique_key=digest("handler", run_pk, event.pk, handler.method, handler.beat),
     )
+    execution.position = handler.position
+    return execution
 
 
 def put(executions: Sequence[HandlerExecution]) -> None:
     """Insert what is not there yet. Call ``touch`` for the agents after this has committed."""
-    insert_ignoring(HandlerExecution, executions)
+    # In one order, whoever inserts: two who insert the same keys in different orders would wait for each other.
+    insert_ignoring(HandlerExecution, sorted(executions, key=lambda each: (each.event_id, each.run_id, each.position)))
 
 
 def touch(run_pks: Iterable[int]) -> None:
@@ -60,10 +63,10 @@ def touch_after_commit(run_pks: Iterable[int]) -> None:
 
 def _wake(runs: QuerySet[AgentRun, AgentRun]) -> int:
     pending = HandlerExecution.objects.filter(run=OuterRef("pk"), status=HandlerStatus.PENDING)
-    first = pending.order_by().values("run").annotate(first=Min("due_at")).values("first")
+    # Subqueries with a LIMIT stay one look into the index for each agent; EXISTS may become a hash of all mailboxes.
+    first = Subquery(pending.order_by("due_at").values("due_at")[:1])
     resting = runs.filter(lease=None, status=AgentStatus.ACTIVE, started_at__isnull=False)
-    too_late = Q(wake_at=None) & Exists(pending) | Exists(pending.filter(due_at__lt=OuterRef("wake_at")))
-    return resting.filter(too_late).update(wake_at=Subquery(first))
+    return resting.filter(Q(wake_at=None) | Q(wake_at__gt=first)).update(wake_at=first)
 
 
 def pending_in(run: AgentRun, limit: int) -> list[HandlerExecution]:

@@ -13,8 +13,8 @@ from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
 from ..queues.cause import current_cause
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
-from ..queues.lease import alias_of
-from .birth import deliver_to
+from ..queues.lease import alias_of, insert_ignoring
+from .birth import run_for
 from .definitions import AgentDefinition, find_agent
 from .ending import end_agents
 from .models import AgentRun, AgentRunQuerySet, AgentStatus
@@ -50,10 +50,8 @@ class AgentManager:
                     run.save(force_insert=True, using=alias_of(AgentRun))
                     install(run, keys, singleton)
             except SingletonTakenError:
-                living = _living(singleton)
+                living = _give(definition, singleton, event)
                 if living is not None:
-                    if event is not None:
-                        deliver_to(living.pk, definition, event, timezone.now())
                     return living
                 continue  # it has ended this instant
             ring_after_commit(alias_of(AgentRun))
@@ -117,9 +115,18 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
     )
 
 
-def _living(singleton: str | None) -> AgentRun | None:
-    pk = taken_by(singleton) if singleton is not None else None
-    return None if pk is None else AgentRun.objects.filter(pk=pk).first()
+def _give(definition: AgentDefinition, singleton: str | None, event: Event | None) -> AgentRun | None:
+    """Return the agent that lives for a singleton's match, and give it the event; None if it has ended.
+
+    The event goes the way of all that spawn: as a PENDING agent, which a worker hands over to the one that lives by
+    then, or brings to life. So no lock is held until the caller commits, and nothing depends on who lives then.
+    """
+    pk = taken_by(singleton or "")
+    living = AgentRun.objects.unfinished().filter(pk=pk or 0).first()
+    if living is not None and event is not None and event.occurred_at is not None:
+        insert_ignoring(AgentRun, [run_for(event, definition, timezone.now())])
+        ring_after_commit(alias_of(AgentRun))
+    return living
 
 
 def _end(run: AgentRun | int, status: AgentStatus, reason: str) -> bool:

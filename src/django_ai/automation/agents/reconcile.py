@@ -9,13 +9,14 @@ import time
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import Q
 
 from ..exceptions import AutomationError
 from ..queues.contexts import load_context
-from ..queues.lease import alias_of, insert_ignoring
+from ..queues.lease import alias_of, insert_ignoring, locked
 from .definitions import AgentDefinition, all_agents
 from .mailbox import wake_forgotten
-from .models import AgentRoute, AgentRun, AgentStatus
+from .models import AgentRoute, AgentRun
 from .routes import fingerprint, keys_of, singleton_key
 
 CHUNK = 200
@@ -30,19 +31,24 @@ def reconcile_agents(now: datetime) -> int:
 
 
 def _add_routes(definition: AgentDefinition, until: float) -> int:
-    print_of, written, after = fingerprint(definition), 0, 0
-    old = AgentRun.objects.active().filter(name=definition.name).exclude(routing=print_of).order_by("pk")
-    while time.monotonic() < until and (chunk := list(old.filter(pk__gt=after)[:CHUNK])):
-        after = chunk[-1].pk
-        for run in chunk:
-            written += _add(run, definition, print_of)
+    print_of, written = fingerprint(definition), 0
+    broken: list[int] = []
+    # Two ranges, not "other than": the index finds the next ones, however many are right already.
+    for others in (Q(routing__lt=print_of), Q(routing__gt=print_of)):
+        old = AgentRun.objects.active().filter(others, name=definition.name).order_by("routing")
+        while time.monotonic() < until and (chunk := list(old.exclude(pk__in=broken)[:CHUNK])):
+            for run in chunk:
+                if _add(run, definition, print_of):
+                    written += 1
+                else:
+                    broken.append(run.pk)
     return written
 
 
 def _add(run: AgentRun, definition: AgentDefinition, print_of: str) -> int:
     with transaction.atomic(using=alias_of(AgentRun)):
         # Locked, and read afresh: a handler that changes the Context writes the routes of the new one.
-        fresh = AgentRun.objects.select_for_update().filter(pk=run.pk, status=AgentStatus.ACTIVE).first()
+        fresh = locked(AgentRun.objects.active().filter(pk=run.pk)).first()
         if fresh is None:
             return 0
         try:

@@ -8,7 +8,6 @@ Beside these a singleton has one row whose key is unique: two lives for one matc
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from django.apps import apps
 from pydantic import BaseModel
 
 from ..events.definitions import sources_of
-from ..events.matching import Address, Match, address, canonical, entity_keys, plain
+from ..events.matching import Address, Match, address, canonical, entity_keys
 from ..events.models import Event
 from ..exceptions import SingletonTakenError
 from ..queues.keys import digest
@@ -94,7 +93,8 @@ def singleton_key(definition: AgentDefinition, run: AgentRun, context: BaseModel
 
 
 def _settled(value: Any) -> Any:
-    return json.dumps(plain(value)) if isinstance(value, list | tuple | set | frozenset) else value
+    """Return a value whose text is the same in every process: a set has no order."""
+    return sorted(map(canonical, value)) if isinstance(value, set | frozenset) else value
 
 
 def install(run: AgentRun, keys: Keys, singleton: str | None) -> None:
@@ -109,18 +109,18 @@ def install(run: AgentRun, keys: Keys, singleton: str | None) -> None:
     AgentRoute.objects.bulk_create([AgentRoute(run_id=run.pk, key=key) for key in sorted(keys)])
 
 
-def reroute(run: AgentRun, before: tuple[Keys, str | None], after: tuple[Keys, str | None]) -> None:
-    """Bring the routes of an agent in line with its changed Context, in the caller's transaction.
+def reroute(run: AgentRun, keys: Keys, before: str | None, singleton: str | None) -> None:
+    """Give the agent the routes ``keys`` and no others, in the caller's transaction. ``before``: what its
+    singleton's key was.
 
-    Raises ``SingletonTakenError``.
+    What other code has written is replaced, too: it was made of a Context that is gone. Raises ``SingletonTakenError``.
     """
-    gone, came = before[0] - after[0], after[0] - before[0]
-    if gone:
-        AgentRoute.objects.filter(run=run, key__in=gone, unique_key=None).delete()
-    moved = before[1] != after[1]
-    if moved:
-        AgentRoute.objects.filter(run=run, unique_key__isnull=False).delete()
-    install(run, came, after[1] if moved else None)
+    routes = AgentRoute.objects.filter(run=run)
+    known = set(routes.filter(unique_key=None).values_list("key", flat=True))
+    routes.filter(unique_key=None, key__in=known - keys).delete()
+    if before != singleton:
+        routes.filter(unique_key__isnull=False).delete()
+    install(run, keys - known, singleton if before != singleton else None)
 
 
 def taken_by(singleton: str) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +29,7 @@ from .definitions import AgentDefinition, HandlerDefinition, find_agent
 from .ending import KIND, Current, clear_up, current_agent
 from .mailbox import pending_in, touch
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
-from .routes import Keys, keys_of, reroute, singleton_key
+from .routes import Keys, fingerprint, keys_of, reroute, singleton_key
 
 
 def perform_agent(run: AgentRun, clock: Clock) -> None:
@@ -110,13 +111,13 @@ class Shift:
                 f"{UnknownHandlerError.__name__}: {run.name!r} has no handler {execution.handler!r} for "
                 f"{event.event_name!r}{at} any more. Bring it back and resume, or delete this row."
             )
-            commit(run, self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
+            done = self._commit(self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
             row_parked.send(HandlerExecution, row=execution, reason=reason)
-            return run.lease is not None
-        claim = None if handler.ignores_claims else claim_against(event, self.flow, now)
+            return done
+        judged = handler.ignores_claims or execution.attempt > 0  # once, when it is about to start
+        claim = None if judged else claim_against(event, self.flow, now)
         if claim is not None:
-            commit(run, self._ended(execution, HandlerStatus.SKIPPED, f"Skipped: {claim}.", now, rest))
-            return run.lease is not None
+            return self._commit(self._ended(execution, HandlerStatus.SKIPPED, f"Skipped: {claim}.", now, rest))
         found = handler
         committed = attempt(
             run,
@@ -128,12 +129,26 @@ class Shift:
             clock=self.clock,
         )
         if not committed:
-            # Refused if the lease is lost indeed, or was given back to rest a while after trouble of the database.
-            release(run, self.clock())
-            run.lease, self.lost = None, True
+            self._let_go()
             return False
         self.routes = self._routes()
         return run.lease is not None
+
+    def _commit(self, progress: Progress) -> bool:
+        """Commit what needs no try; say whether the agent is still in this worker's hands."""
+        before = dict(self.run.__dict__)
+        try:
+            commit(self.run, progress)
+        except LeaseLostError:
+            self.run.__dict__.update(before)
+            self._let_go()
+        return self.run.lease is not None
+
+    def _let_go(self) -> None:
+        """Give the agent back after a commit that was refused. In vain if its lease is lost indeed, or was given back
+        to rest a while after trouble of the database."""
+        release(self.run, self.clock())
+        self.run.lease, self.lost = None, True
 
     def _work(
         self,
@@ -143,7 +158,8 @@ class Shift:
         rest: Sequence[HandlerExecution],
     ) -> Progress:
         context, event = self.context, execution.event
-        given = {"ctx": context, "context": context, "event": event, "events": [event], "run": self.run}
+        # A copy of the row: what a handler does to it, or reads anew, must not touch the worker's fence.
+        given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(self.run)}
         current = Current(self.run)
         token = current_agent.set(current)
         try:
@@ -235,8 +251,9 @@ class Shift:
             # The heartbeat may have been kept out (SQLite: by this very transaction).
             changes["wake_at"] = now + conf().LEASE
             self.leased = time.monotonic()
-        if (after := self._routes())[1] != self.routes[1]:
-            changes["singleton"] = after[1] or ""
+        after = self._routes()
+        if after != self.routes:
+            changes |= {"singleton": after[1] or "", "routing": fingerprint(self.definition)}
         if self.flow.holds_claims and not self.run.holds_claims:
             changes["holds_claims"] = True
         before = self.routes
@@ -246,6 +263,6 @@ class Shift:
             if kept != 1:
                 raise LeaseLostError(f"{execution} was changed while a worker had it.")
             if after != before:
-                reroute(self.run, before, after)
+                reroute(self.run, after[0], before[1], after[1])
 
         return Progress(changes, None, (write,))

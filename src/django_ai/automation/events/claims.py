@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import models, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from ..exceptions import AutomationError, ClaimedError, DefinitionError
@@ -35,12 +36,14 @@ CLAIMS = "claims"
 TRIES = 20
 MOST_EVENTS = 1000
 
-_owners: dict[str, tuple[type[models.Model], Callable[[int], bool]]] = {}
+Living = Callable[[], models.QuerySet[Any]]
+
+_owners: dict[str, Living] = {}
 
 
-def register_owner(kind: str, model: type[models.Model], lives: Callable[[int], bool]) -> None:
-    """Let rows of ``model`` own claims, under the name ``kind``; ``lives(pk)`` says whether one is unfinished."""
-    _owners[kind] = (model, lives)
+def register_owner(kind: str, living: Living) -> None:
+    """Let runs own claims, under the name ``kind``; ``living()`` returns those that are unfinished."""
+    _owners[kind] = living
 
 
 def hold(
@@ -67,6 +70,8 @@ def hold(
     what = f"claims.hold({event_name!r})"
     _check(what, priority, expires_in, expires_after_events)
     flow = _flow(owner, what)
+    if owner is not None and not _owners[flow.kind]().filter(pk=flow.pk).exists():
+        raise DefinitionError(f"{what}: owner={owner!r} has ended; a claim stands while its run lives.")
     wanted = _claim(event_name, match, what)
     now = timezone.now()
     wanted.priority = priority
@@ -76,7 +81,10 @@ def hold(
     with transaction.atomic(using=alias_of(EventClaim), savepoint=False):
         for name in {pattern_of(source.definition.name) for source in sources_of(event_name)} or {event_name}:
             RoutingShape.ensure(CLAIMS, name, wanted.shape)
-        claim = _take(wanted, flow, bump, now)
+        claim, is_mine = _take(wanted, flow, bump, now)
+    if not is_mine:
+        # Raised out here: who catches it can go on in the same transaction.
+        raise ClaimedError(_said(claim))
     flow.holds_claims = True
     if owner is not None:
         type(owner)._base_manager.using(alias_of(EventClaim)).filter(pk=owner.pk).update(holds_claims=True)
@@ -142,23 +150,23 @@ def stands(claim: EventClaim, now: datetime, event: Event | None = None) -> bool
         return False
     if claim.events_left == 0 and (event is None or event.pk not in claim.counted):
         return False
-    known = _owners.get(claim.owner_kind)
-    return known is not None and known[1](claim.owner_id)
+    living = _owners.get(claim.owner_kind)
+    return living is not None and living().filter(pk=claim.owner_id).exists()
 
 
 def owner_of(claim: EventClaim) -> models.Model | None:
     """Return the run that holds ``claim``, or None if it is gone."""
-    known = _owners.get(claim.owner_kind)
-    return known[0]._base_manager.filter(pk=claim.owner_id).first() if known else None
+    living = _owners.get(claim.owner_kind)
+    return living().model._base_manager.filter(pk=claim.owner_id).first() if living else None
 
 
 def remove_ended(before: datetime) -> int:
     """Remove claims that ended before ``before``, or whose run has."""
-    expired = remove_in_chunks(EventClaim.objects.filter(expires_at__lt=before))
-    ended = [
-        claim.pk for claim in EventClaim.objects.filter(held_at__lt=before).iterator() if not stands(claim, before)
-    ]
-    return expired + EventClaim.objects.filter(pk__in=ended, held_at__lt=before).delete()[0]
+    removed = remove_in_chunks(EventClaim.objects.filter(expires_at__lt=before))
+    for kind, living in _owners.items():
+        old = EventClaim.objects.filter(owner_kind=kind, held_at__lt=before)
+        removed += remove_in_chunks(old.filter(~Q(owner_id__in=living().values("pk")) | Q(events_left=0)))
+    return removed
 
 
 def _check(what: str, priority: Any, expires_in: Any, expires_after_events: Any) -> None:
@@ -175,8 +183,8 @@ def _check(what: str, priority: Any, expires_in: Any, expires_after_events: Any)
 
 def _flow(owner: models.Model | None, what: str) -> Flow:
     if owner is not None:
-        for kind, (model, _) in _owners.items():
-            if isinstance(owner, model):
+        for kind, living in _owners.items():
+            if isinstance(owner, living().model):
                 return Flow(kind, owner.pk)
         raise DefinitionError(f"{what}: owner={owner!r} must be the run of an agent or a workflow.")
     cause = current_cause()
@@ -195,7 +203,11 @@ def _claim(event_name: str, match: Mapping[str, Any] | None, what: str) -> Event
     where = _address(event_name, values, what)
     (key,) = where.keys
     plainly = {name: plain(value) for name, value in values.items()}
-    residual = {name: plain(value) for name, value in where.residual.items()}
+    # The order of a list of values means nothing: equal matches are one claim.
+    residual = {
+        name: sorted(plain(value), key=str) if name.endswith("__in") else plain(value)
+        for name, value in where.residual.items()
+    }
     unique = digest("claim", event_name, key, json.dumps(residual, sort_keys=True))
     claim = EventClaim(event_name=event_name, match=plainly, key=key, residual=residual, unique_key=unique)
     claim.shape = where.shape
@@ -213,25 +225,26 @@ def _address(event_name: str, values: Mapping[str, Any], what: str) -> Address:
     return address(event_name, values, sources)
 
 
-def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> EventClaim:
-    """Insert the claim, renew it, or take over one that has ended: each is one statement that one caller wins."""
+def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> tuple[EventClaim, bool]:
+    """Insert the claim, renew it, or take over one that has ended: each is one statement that one caller wins. Return
+    the claim that stands now, and whether it is the wanted one."""
     for _ in range(TRIES):
         wanted.pk = None
         if insert_ignoring(EventClaim, [wanted], key="unique_key"):
-            return wanted
+            return wanted, True
         found = EventClaim.objects.filter(unique_key=wanted.unique_key).first()
         if found is None:
             continue  # released this instant
         mine = (found.owner_kind, found.owner_id) == (flow.kind, flow.pk)
         if not mine and stands(found, now) and not (bump and wanted.priority > found.priority):
-            raise ClaimedError(_said(found))
+            return found, False
         values = {
             name: getattr(wanted, name)
             for name in ("owner_kind", "owner_id", "priority", "held_at", "expires_at", "events_left")
         }
         taken = EventClaim.objects.filter(pk=found.pk, seq=found.seq)
         if taken.update(**values, counted=[], seq=found.seq + 1):
-            return EventClaim.objects.get(pk=found.pk)
+            return EventClaim.objects.get(pk=found.pk), True
     raise AutomationError(f"The claim on {wanted.event_name!r} changes hands too fast; try again.")
 
 

@@ -82,8 +82,12 @@ class EventDefinition:
             raise DefinitionError(f"{what}: grace={grace!r} must be a timedelta of zero or more.")
         if grace is not None and date_field is None:
             raise DefinitionError(f"{what}: grace= is for scheduled events; give date_field= too, or leave it out.")
-        if namespace is not None and not callable(namespace) and not (isinstance(namespace, str) and namespace):
-            raise DefinitionError(f"{what}: namespace={namespace!r} must be a text or a function of the entity.")
+        is_text = isinstance(namespace, str) and 0 < len(namespace) <= MAX_NAMESPACE
+        if namespace is not None and not callable(namespace) and not is_text:
+            raise DefinitionError(
+                f"{what}: namespace={namespace!r} must be a text or a function of the entity; a text has "
+                f"1 to {MAX_NAMESPACE} characters."
+            )
         if not isinstance(rearm, bool):
             raise DefinitionError(f"{what}: rearm={rearm!r} must be True or False.")
         self.watch_fields = _field_names(watch_fields, what)
@@ -143,7 +147,7 @@ MAX_NAMESPACE = 100
 def _field_names(names: Any, what: str) -> tuple[str, ...]:
     if names is None:
         return ()
-    found = tuple(names) if not isinstance(names, str) else ()
+    found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
     if not found or not all(isinstance(each, str) and each for each in found):
         raise DefinitionError(f'{what}: watch_fields={names!r} must list names of fields, as in ["status"].')
     return found

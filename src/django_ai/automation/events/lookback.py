@@ -8,15 +8,16 @@ are gone through instead. Entities that were deleted since are compared by the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from django.core.exceptions import FieldError, ValidationError
+from django.db import connections
 from django.db.models import Q, QuerySet
 
 from ..queues.lease import alias_of
 from .definitions import Declared
-from .matching import Address, entity_keys, satisfies
-from .models import Event
+from .matching import Address, ask, entity_keys, satisfies
+from .models import Event, load_entities
 
 FEW = 1000
 
@@ -37,18 +38,25 @@ def _met(
     events: QuerySet[Event, Event], source: Declared, scope: str, values: Mapping[str, Any], where: Address
 ) -> Iterator[Event]:
     entities = source.owner._base_manager.using(alias_of(source.owner))
-    try:
-        pks = [str(pk) for pk in entities.filter(**values).values_list("pk", flat=True)[: FEW + 1]]
-    except FieldError:
-        return  # another model's event of the same name, without that field
-    except (ValueError, TypeError, ValidationError):
-        pks = []  # a value that the field cannot have: no entity has it
-    if len(pks) <= FEW:
+    matching = ask(entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: FEW + 1]))
+    pks = [str(pk) for pk in matching or ()]
+    are_few = len(pks) <= FEW
+    if are_few:
         events = events.filter(Q(entity_id__in=pks) | Q(snapshot__isnull=False))
-    for event in events.iterator(chunk_size=FEW):
-        if event.snapshot is None and len(pks) <= FEW:
+    # MariaDB takes "bob" for "Bob"; keys don't.
+    is_exact = connections[entities.db].vendor != "mysql"
+    for event in _with_entities(events):
+        if event.snapshot is None and are_few and is_exact:
             yield event
             continue
         theirs = entity_keys(scope, event.entity, [where.shape])
         if not set(where.keys).isdisjoint(theirs) and event.entity and satisfies(event.entity, where.residual):
             yield event
+
+
+def _with_entities(events: QuerySet[Event, Event]) -> Iterator[Event]:
+    """Yield the events with their entities read, many at a time."""
+    rows = events.iterator(chunk_size=FEW)
+    while chunk := list(islice(rows, FEW)):
+        load_entities(chunk)
+        yield from chunk

@@ -23,14 +23,15 @@ from decimal import Decimal
 from difflib import get_close_matches
 from enum import Enum
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import FieldDoesNotExist, FieldError, ObjectDoesNotExist, ValidationError
-from django.db import models
+from django.db import DatabaseError, connections, models, transaction
 from django.db.models import F
 from pydantic import BaseModel
 
 from ..exceptions import DefinitionError
+from ..queues.database import is_database_failure
 from ..queues.keys import digest
 from ..queues.lease import alias_of
 from .definitions import Declared
@@ -173,7 +174,9 @@ def address(scope: str, values: Mapping[str, Any], sources: Sequence[Declared], 
         if name.endswith(IN) and not isinstance(value, list | tuple | set | frozenset):
             raise DefinitionError(f"match for {scope!r}: {name!r} needs a list of values, and got {value!r}.")
         if is_exact(owners, name):
-            parts[name] = [canonical(_typed(owners, name, value))]
+            # Where several models declare the event, each has its own type for the field.
+            typed = [[owner] for owner in owners if _has_field(owner, name)] if spread else [owners]
+            parts[name] = sorted({canonical(_typed(each, name, value)) for each in typed or [owners]})
         elif spread and _listed_field(owners, name) and len(value) <= MANY // max(1, _product(parts)):
             field = name.removesuffix(IN)
             parts[field] = sorted({canonical(_typed(owners, field, each)) for each in value if each is not None})
@@ -205,7 +208,9 @@ def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) 
         names = shape.split(",") if shape else []
         try:
             parts = [canonical(_read(entity, name)) for name in names]
-        except (AttributeError, ObjectDoesNotExist):
+        except Exception as error:  # it has no such field, or a descriptor of the project's raises
+            if is_database_failure(error, connections[alias_of(type(entity))]):
+                raise
             continue
         keys.append(_key(scope, names, parts))
     return keys
@@ -237,11 +242,31 @@ def satisfies(entity: models.Model, residual: Mapping[str, Any]) -> bool:
         return True
     if is_deleted(entity):
         return all(_holds_here(entity, name, value) for name, value in residual.items())
+    rows = type(entity)._base_manager.using(alias_of(type(entity)))
+    return bool(ask(rows.db, lambda: rows.filter(pk=entity.pk, **residual).exists()))
+
+
+T = TypeVar("T")
+
+
+def ask(alias: str, question: Callable[[], T]) -> T | None:
+    """Return what the project's tables answer, or None where the question makes no sense to them: a value that a field
+    cannot have, a regular expression that is none. Somebody's odd value must not stop an event for all others.
+
+    A surrounding transaction survives it. The database's own trouble is raised.
+    """
+    connection = connections[alias]
     try:
-        rows = type(entity)._base_manager.using(alias_of(type(entity)))
-        return rows.filter(pk=entity.pk, **residual).exists()
-    except (ValueError, TypeError, ValidationError, FieldError):
-        return False  # a value that the field cannot have: no entity has it
+        if not connection.in_atomic_block:
+            return question()
+        with transaction.atomic(using=connection.alias):
+            return question()
+    except (ValueError, TypeError, ArithmeticError, ValidationError, FieldError):
+        return None
+    except DatabaseError as error:
+        if is_database_failure(error, connection):
+            raise
+        return None
 
 
 def is_deleted(entity: models.Model) -> bool:
@@ -268,7 +293,11 @@ def _holds_here(entity: models.Model, name: str, value: Any) -> bool:
         if lookup == "isnull":
             return COMPARED[lookup](mine, value)
         owners = [type(entity)]
-        theirs = [_typed(owners, path, each) for each in value] if lookup == "in" else _typed(owners, path, value)
+        # A number is compared as it is: 5.5 is no 5, though a column of whole numbers would make it one.
+        is_number = isinstance(mine, int | float | Decimal) and isinstance(value, int | float | Decimal)
+        theirs: Any = value if is_number else _typed(owners, path, value)
+        if lookup == "in":
+            theirs = [_typed(owners, path, each) for each in value]
         return mine is not None and COMPARED[lookup](mine, theirs)
     except (AttributeError, ObjectDoesNotExist, TypeError):
         return False
@@ -373,6 +402,8 @@ def canonical(value: Any) -> str:
         return f"datetime:{moment.isoformat()}"
     if isinstance(value, date):
         return f"date:{value.isoformat()}"
+    if isinstance(value, list | tuple | Mapping):
+        return f"json:{json.dumps(value, sort_keys=True, default=str)}"
     return f"{'text' if isinstance(value, str) else type(value).__name__}:{value}"
 
 

@@ -194,6 +194,23 @@ class Event(Wakeable):
         return cancel_events(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
 
 
+def load_entities(events: Iterable[Event]) -> None:
+    """Read the entities of ``events``, one query for each model. Those of deleted ones are their snapshots."""
+    by_model: dict[str, list[Event]] = {}
+    for event in events:
+        if event.snapshot is None:
+            by_model.setdefault(event.entity_type, []).append(event)
+    for label, group in by_model.items():
+        try:
+            model = apps.get_model(label)
+        except (LookupError, ValueError):
+            continue
+        pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
+        entities = model._base_manager.using(alias_of(model)).in_bulk(list(set(pks.values())))
+        for event in group:
+            event.entity = entities.get(pks[event.pk])
+
+
 def take_snapshot(entity: models.Model) -> dict[str, Any]:
     """Return the entity's own columns as JSON values."""
     import json

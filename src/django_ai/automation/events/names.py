@@ -92,7 +92,28 @@ def means(pattern: str, name: str) -> bool:
 def overlap(pattern: str, declared: str) -> bool:
     """Say whether a subscriber to ``pattern`` may hear an event of a definition that is called ``declared``."""
     theirs = pattern_of(declared)
-    return means(pattern, theirs) or means(theirs, pattern)
+    if not is_pattern(theirs):
+        return means(pattern, theirs)
+    return _meet(pattern, theirs)
+
+
+def _meet(one: str, other: str) -> bool:
+    """Say whether there is a text that both patterns mean. Row by row: whether the rests of both from here on meet."""
+    below = [False] * len(other) + [True]
+    for position in range(len(other) - 1, -1, -1):
+        below[position] = other[position] == "*" and below[position + 1]
+    for mine in reversed(one):
+        row = [mine == "*" and below[-1]] * (len(other) + 1)
+        for position in range(len(other) - 1, -1, -1):
+            theirs = other[position]
+            if mine == "*":
+                row[position] = below[position] or row[position + 1]
+            elif theirs == "*":
+                row[position] = row[position + 1] or below[position]
+            else:
+                row[position] = mine == theirs and below[position + 1]
+        below = row
+    return below[0]
 
 
 def check_subscription(name: Any, decorator: str) -> str:

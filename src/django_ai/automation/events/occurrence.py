@@ -19,7 +19,6 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from django.apps import apps
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
@@ -39,7 +38,7 @@ from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
 from .definitions import EventDefinition, EventTrigger
 from .listeners import News, listeners
-from .models import CallbackExecution, Event, EventStatus, RoutingShape, new_execution
+from .models import CallbackExecution, Event, EventStatus, RoutingShape, load_entities, new_execution
 from .timing import due_beats, hears, is_given_up, moves_again, next_wake, unfire, unfired
 
 
@@ -132,25 +131,10 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
 
 
 def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Reading]:
-    _load_entities([event for event in events if event.snapshot is None and not event.telling])
+    load_entities([event for event in events if not event.telling])
     for event in events:
         if not event.telling:
             yield _read(event, now)
-
-
-def _load_entities(events: Sequence[Event]) -> None:
-    by_model: dict[str, list[Event]] = {}
-    for event in events:
-        by_model.setdefault(event.entity_type, []).append(event)
-    for label, group in by_model.items():
-        try:
-            model = apps.get_model(label)
-        except (LookupError, ValueError):
-            continue
-        pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
-        entities = model._base_manager.using(alias_of(model)).in_bulk(list(set(pks.values())))
-        for event in group:
-            event.entity = entities.get(pks[event.pk])
 
 
 def _read(event: Event, now: datetime) -> Reading:

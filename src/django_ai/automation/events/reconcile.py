@@ -21,7 +21,7 @@ from .definitions import Declared, declared_on, declaring_models
 from .listeners import listeners
 from .models import Event, EventStatus, active_key
 from .recorder import record
-from .timing import next_wake, reach_of
+from .timing import next_wake, reach_of, too_late
 
 CHUNK = 500
 
@@ -72,6 +72,12 @@ def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime)
     rows = list(Event.objects.filter(active_key__in=keys, status__in=live, lease=None))
     written = 0
     for row in rows:
+        late = too_late(row, declared.definition, now)
+        if late and (row.wake_at is None or row.wake_at > now):
+            # Nothing is overdue, so these offsets are new: what was long past when they came is not made up for.
+            seen = Event.objects.filter(pk=row.pk, seq=row.seq, lease=None)
+            seen.update(fired=[*row.fired, *late])
+            row.fired = [*row.fired, *late]
         wake_at = next_wake(row, declared.definition, now)
         if wake_at is not None and (row.wake_at is None or wake_at < row.wake_at):
             written += Event.objects.filter(pk=row.pk, seq=row.seq, lease=None).update(wake_at=wake_at)

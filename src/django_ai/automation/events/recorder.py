@@ -44,7 +44,7 @@ from .listeners import listeners
 from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
 from .occurrence import CommitBatch, extra_payload
-from .timing import hears, moves_again, next_wake, unfire, unfired
+from .timing import hears, moves_again, next_wake, too_late, unfire, unfired
 
 UNKNOWN = object()
 TRIES = 20
@@ -213,7 +213,7 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any, write: EventTri
             untouched = update_fields is not None and not _columns(entity, definition.watch_fields) & _columns(
                 entity, update_fields
             )
-            wanted.watched = UNKNOWN if untouched else watched_values(entity, definition)
+            wanted.watched = UNKNOWN if untouched else watched_values(_as_rounded(entity, definition), definition)
         _ask(wanted, entity, raw)
         yield wanted
 
@@ -261,6 +261,17 @@ def _as_saved(entity: models.Model) -> models.Model:
     """Return the entity with values where the save left expressions: of ``F("count") + 1`` only the database knows."""
     if any(hasattr(value, "resolve_expression") for value in entity.__dict__.values()):
         return _from_table(entity) or entity
+    return entity
+
+
+def _as_rounded(entity: models.Model, definition: EventDefinition) -> models.Model:
+    """Return the entity with the decimals that the database keeps of watched fields: each rounds in its own way."""
+    for name in definition.watch_fields:
+        field, value = entity._meta.get_field(name), entity.__dict__.get(name)
+        if not isinstance(field, models.DecimalField) or value is None or field.decimal_places is None:
+            continue
+        if field.to_python(value) != round(field.to_python(value), field.decimal_places):
+            return _from_table(entity) or entity
     return entity
 
 
@@ -547,14 +558,16 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
         row.caused_by, row.depth = (cause.label, cause.depth) if cause else ("", 0)
         if row.status == EventStatus.PENDING and not definition.is_scheduled:
             at = now
-    too_late = definition.is_scheduled and at is not None and later(at, definition.grace) < now
-    if row.status == EventStatus.PENDING and too_late and armed and not row.armed:
+    is_late = definition.is_scheduled and at is not None and later(at, definition.grace) < now
+    if row.status == EventStatus.PENDING and is_late and armed and not row.armed:
         row.status, row.error = EventStatus.EXPIRED, "Its condition turned true only after its grace."
     if row.status == EventStatus.EXPIRED and at is not None and at != row.at and later(at, definition.grace) >= now:
         # It never occurred, and its date was moved to where it still may.
         row.status, row.error = EventStatus.PENDING, ""
-    row.at, row.armed = at, armed
+    turned, row.at, row.armed = armed and not row.armed, at, armed
     unfire(row, now)
+    if turned:
+        row.fired = [*row.fired, *too_late(row, definition, now)]
     if wanted.error:
         row.status, row.error = EventStatus.PARKED, wanted.error
     _set_timer(row, wanted, now, batch)

@@ -66,6 +66,13 @@ def unfire(event: Event, now: datetime) -> None:
     event.fired = [beat for beat in event.fired if beat not in ahead]
 
 
+def too_late(event: Event, definition: EventDefinition, now: datetime) -> list[str]:
+    """Return the offsets of an event that has occurred which come too late: their grace is over."""
+    if event.status != EventStatus.PROCESSED:
+        return []
+    return [beat for beat, time in unfired(event).items() if later(time, definition.grace) < now]
+
+
 def moves_again(event: Event) -> bool:
     """Say whether the event, if its definition rearms it, occurs once more at another date: something of it has
     happened at this one."""

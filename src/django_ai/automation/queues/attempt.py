@@ -53,7 +53,7 @@ def commit(row: Wakeable, progress: Progress) -> None:
     """Write ``progress`` under the fence, in one transaction. Raises ``LeaseLostError``; then nothing is written."""
     connection = connections[alias_of(type(row))]
     one_statement = not progress.together and (progress.record is None or connection.vendor == "postgresql")
-    if connection.in_atomic_block or one_statement:
+    if one_statement:
         _write(row, progress)
     else:
         with transaction.atomic(using=connection.alias):
@@ -99,6 +99,8 @@ def attempt(
                 commit(row, rescue(failure))
     except LeaseLostError:
         if failure is None or not _went_through(row, seq):
+            row.__dict__.clear()
+            row.__dict__.update(before)
             return False
     except BaseException as error:
         if not isinstance(error, Exception) or is_database_failure(error, connection):
@@ -107,7 +109,8 @@ def attempt(
             attempt_finished.send(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
         raise
-    attempt_finished.send(type(row), row=row, error=failure, seconds=time.monotonic() - started)
+    told = None if getattr(failure, "is_ordinary", False) else failure
+    attempt_finished.send(type(row), row=row, error=told, seconds=time.monotonic() - started)
     return True
 
 

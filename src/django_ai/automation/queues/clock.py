@@ -76,12 +76,26 @@ def shift(moment: datetime, offset: Offset | None) -> datetime:
     return shifted
 
 
+UNITS = {
+    "d": timedelta(days=1),
+    "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+    "us": timedelta(microseconds=1),
+}
+
+
 def offset_key(offset: Offset | None) -> str:
-    """Return a stable text for ``offset``: equal offsets have equal texts. No offset is ``""``."""
+    """Return a stable text for ``offset`` (``"-3h"``): equal offsets have equal texts. No offset is ``""``."""
     if not offset:
         return ""
     if isinstance(offset, timedelta):
-        return f"{offset // timedelta(microseconds=1):+d}us"
+        sign, rest = ("-", -offset) if offset < timedelta(0) else ("+", offset)
+        text = ""
+        for name, unit in UNITS.items():
+            number, rest = divmod(rest, unit)
+            text += f"{number}{name}" if number else ""
+        return sign + text
     relative = ("years", "months", "days", "leapdays", "hours", "minutes", "seconds", "microseconds")
     absolute = ("year", "month", "day", "hour", "minute", "second", "microsecond", "weekday")
     parts = [f"{name}={value:+d}" for name in relative if (value := int(getattr(offset, name)))]

@@ -195,6 +195,12 @@ def _advance_sql(model: type[Wakeable], names: tuple[str, ...], record: type[mod
     )
 
 
+def locked(rows: QuerySet[M]) -> QuerySet[M]:
+    """Return ``rows`` so that reading them locks them, but nobody who only refers to them."""
+    no_key = connections[rows.db].features.has_select_for_no_key_update
+    return rows.select_for_update(no_key=no_key)
+
+
 def release(row: Wakeable, wake_at: datetime, **changes: Any) -> bool:
     """Give a row back, due at ``wake_at``, with nothing of this worker's work. Say whether it was still this worker's.
 

@@ -24,6 +24,6 @@ class WorkflowsConfig(AppConfig):
         registry.register(Signal)
         registry.register(WorkflowRun)
         registry.register_cleaner(remove_old)
-        register_owner("workflow", WorkflowRun, lambda pk: WorkflowRun.objects.unfinished().filter(pk=pk).exists())
+        register_owner("workflow", WorkflowRun.objects.unfinished)
         subscribe(Bridge())
         register(checks.check_workflows)

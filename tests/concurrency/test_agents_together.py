@@ -1,0 +1,536 @@
+"""Agents, their events and their workers at the same time: one life for a singleton, one handler at a time, and no
+event falls between.
+
+Where an order matters it is made, not hoped for: the other side acts, in a thread with a connection of its own, at a
+named point of this side's path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError, connection, transaction
+from django.utils import timezone
+from pydantic import BaseModel
+
+from django_ai.automation import AgentManager, agent, claims, handler
+from django_ai.automation.agents import birth, mailbox, runner, switchboard
+from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
+from django_ai.automation.conf import conf
+from django_ai.automation.exceptions import ClaimedError
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import new_token
+from django_ai.automation.queues.tasks import poll_due
+from tests.app.models import Effect
+from tests.concurrency.test_two_workers import together
+from tests.desk.looking import agents, answers, book, change, the_agent, write
+from tests.desk.models import Booking, Message, Person
+from tests.lifecycle.looking import effects, event_of, leave
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+one_writer = pytest.mark.skipif(
+    "connection.vendor == 'sqlite'",
+    reason="SQLite has one writer: while this transaction is open nobody else can make an event occur",
+)
+
+
+class OfGuest(BaseModel):
+    guest_id: int
+    count: int = 0
+    heard: list[str] = []
+
+
+def elsewhere(act: Callable[[], object]) -> None:
+    """Do something in another thread, on a connection of its own, and wait for its end."""
+    assert together(act) == []
+
+
+def once(monkeypatch, module, name, before=None, after=None):
+    """Let somebody else act before or after the first call of a named function."""
+    real = getattr(module, name)
+    acted = []
+
+    def wrapper(*arguments, **options):
+        if acted:
+            return real(*arguments, **options)
+        acted.append(True)
+        if before is not None:
+            elsewhere(before)
+        result = real(*arguments, **options)
+        if after is not None:
+            elsewhere(after)
+        return result
+
+    monkeypatch.setattr(module, name, wrapper)
+    return acted
+
+
+@pytest.fixture
+def companion():
+    """An agent for each guest, which counts what it hears."""
+
+    @agent("companion", spawn_on="booking_created", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
+    class Companion:
+        Context = OfGuest
+
+        @classmethod
+        def create_context(cls, event=None, guest_id=None):
+            return cls.Context(guest_id=event.entity.guest_id if event else guest_id)
+
+        @handler("booking_created")
+        def created(self, event):
+            leave(f"created {event.entity_id}")
+
+        @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"})
+        def heard(self, ctx, event):
+            ctx.count += 1
+            leave(f"heard {event.entity.text}")
+
+        @handler("booking_confirmed")
+        def confirmed(self, event):
+            leave(f"confirmed {event.entity_id}")
+
+    return Companion
+
+
+def confirm(booking: Booking) -> None:
+    change(booking, status="confirmed")
+
+
+# -- one life ----------------------------------------------------------------------------------------------------------
+
+
+def test_eight_spawn_one_singleton(companion):
+    guest = Person.objects.create()
+    spawned = []
+
+    def spawn():
+        spawned.append(AgentManager.spawn("companion", guest_id=guest.pk).pk)
+
+    assert together(*[spawn] * 8) == []
+    assert len(set(spawned)) == 1
+    assert len(agents()) == 1
+    assert AgentRoute.objects.filter(unique_key__isnull=False).count() == 1
+
+
+def test_eight_spawn_one_singleton_with_eight_events(companion):
+    guest = Person.objects.create()
+    bookings = [book(guest) for _ in range(8)]
+    AgentRun.objects.all().delete()  # only those that are spawned by hand
+    events = [event_of(each, "booking_created") for each in bookings]
+    assert together(*[lambda event=event: AgentManager.spawn("companion", event=event) for event in events]) == []
+    drain()
+    assert len(agents()) == 1
+    assert sorted(effects()) == sorted(f"created {each.pk}" for each in bookings)
+    assert answers() == [("created", "completed")] * 8
+
+
+def test_eight_events_spawn_one_singleton_and_each_is_handled_once(companion):
+    guest = Person.objects.create()
+    left = [8]
+    lock, done = threading.Lock(), threading.Event()
+
+    def booked():
+        try:
+            booking = book(guest)
+            AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
+            confirm(booking)
+        finally:
+            with lock:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
+
+    def works():
+        while not done.is_set():
+            drain()
+        drain()
+
+    assert together(*[booked] * 8, works, works, works) == []
+    drain()
+    assert len(agents()) == 1
+    pks = [str(pk) for pk in Booking.objects.values_list("pk", flat=True)]
+    assert len(pks) == 8
+    assert sorted(effects()) == sorted([f"created {pk}" for pk in pks] + [f"confirmed {pk}" for pk in pks])
+    assert set(HandlerExecution.objects.values_list("status", flat=True)) == {"completed"}
+
+
+def test_of_two_that_claim_an_event_at_once_one_does(companion):
+    runs = [AgentManager.spawn("companion", guest_id=number) for number in range(6)]
+    held, refused = [], []
+
+    def hold(run):
+        try:
+            held.append(claims.hold("message_received", {"sender_id": 1}, owner=run).owner_id)
+        except ClaimedError:
+            refused.append(run.pk)
+
+    assert together(*[lambda run=run: hold(run) for run in runs]) == []
+    assert len(held) == 1
+    assert claims.holder("message_received", {"sender_id": 1}).owner_id == held[0]
+    assert sorted(held + refused) == [run.pk for run in runs]
+
+
+@pytest.fixture
+def second(companion):
+    """The second booking of a guest whose agent is in the hands of another worker."""
+    first = book()
+    drain()
+    living = the_agent()
+    AgentRun.objects.update(lease="somebody:1:x", wake_at=living.created_at + timedelta(hours=1))
+    return first, living, book(first.guest)
+
+
+def handled_by_a_new_one(first, second):
+    assert [run.status for run in agents()] == ["completed", "active"]
+    assert effects() == [f"created {first.pk}", f"created {second.pk}"]
+    poll_due()
+    assert HandlerExecution.objects.filter(status="pending").count() == 0
+
+
+def test_the_one_that_lives_ends_before_it_is_asked_for(second, monkeypatch):
+    """The second booking's agent was refused its place, and then the place is free."""
+    first, living, booking = second
+    once(monkeypatch, birth, "taken_by", before=lambda: AgentManager.complete(living.pk))
+    drain()
+    handled_by_a_new_one(first, booking)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_the_one_that_lives_ends_while_it_is_given_the_event(second, monkeypatch, moment):
+    first, living, booking = second
+    once(monkeypatch, birth, "deliver_to", **{moment: lambda: AgentManager.complete(living.pk)})
+    drain()
+    handled_by_a_new_one(first, booking)
+
+
+# -- one handler at a time ---------------------------------------------------------------------------------------------
+
+
+def test_fifty_events_on_one_agent(companion):
+    guest = Person.objects.create()
+    AgentManager.spawn("companion", guest_id=guest.pk)
+    drain()
+    left, lock, done = [5], threading.Lock(), threading.Event()
+
+    def writes(author):
+        try:
+            for number in range(10):
+                write(guest, f"{author} {number}")
+        finally:
+            with lock:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
+
+    def works():
+        while not done.is_set():
+            drain()
+        drain()
+
+    assert together(*[lambda author=author: writes(author) for author in range(5)], works, works, works) == []
+    drain()
+    assert the_agent().data["count"] == 50
+    assert Effect.objects.count() == 50
+    assert answers() == [("heard", "completed")] * 50
+    assert the_agent().wake_at is None
+
+
+def test_two_workers_never_overlap_in_one_agent():
+    inside, entered = [], []
+
+    @agent("alone", match={"guest_id": "{{ ctx.guest_id }}"})
+    class Alone:
+        Context = OfGuest
+
+        @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"}, atomic=False)
+        def heard(self, ctx, event):
+            assert inside == []
+            inside.append(event.pk)
+            entered.append(event.pk)
+            ctx.count += 1
+            elsewhere(drain)  # another worker looks for work, and finds none
+            inside.clear()
+
+    guest = Person.objects.create()
+    AgentManager.spawn("alone", guest_id=guest.pk)
+    drain()
+    for number in range(5):
+        write(guest, str(number))
+    assert together(drain, drain, drain) == []
+    drain()
+    assert len(entered) == len(set(entered)) == 5
+    assert the_agent().data["count"] == 5
+    assert answers() == [("heard", "completed")] * 5
+
+
+def test_two_agents_do_overlap():
+    """The handlers of one agent do not hold up those of another."""
+    meet = threading.Barrier(2)
+
+    @agent("sociable", match={"guest_id": "{{ ctx.guest_id }}"})
+    class Sociable:
+        Context = OfGuest
+
+        @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"}, atomic=False)
+        def heard(self, ctx):
+            meet.wait(30)
+            ctx.count += 1
+
+    guests = [Person.objects.create(), Person.objects.create()]
+    runs = [AgentManager.spawn("sociable", guest_id=guest.pk) for guest in guests]
+    drain()
+    for guest in guests:
+        write(guest)
+
+    def work_on(run):
+        AgentRun.objects.filter(pk=run.pk).update(lease=new_token(), wake_at=timezone.now() + conf().LEASE)
+        AgentRun.objects.get(pk=run.pk).perform(timezone.now)
+
+    assert together(*[lambda run=run: work_on(run) for run in runs]) == []
+    assert [run.data["count"] for run in agents()] == [1, 1]
+
+
+# -- no event is lost --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("atomic", [False, pytest.param(True, marks=one_writer)])
+def test_an_event_that_occurs_while_a_handler_is_under_way(atomic):
+    during: list[Callable[[], object]] = []
+
+    @agent("busy", match={"guest_id": "{{ ctx.guest_id }}"})
+    class Busy:
+        Context = OfGuest
+
+        @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"}, atomic=atomic)
+        def heard(self, ctx, event):
+            ctx.heard.append(event.entity.text)
+            while during:
+                elsewhere(during.pop())
+
+    guest = Person.objects.create()
+    AgentManager.spawn("busy", guest_id=guest.pk)
+    drain()
+    during += [lambda: write(guest, "meanwhile"), drain]
+    write(guest, "first")
+    drain()
+    assert the_agent().data["heard"] == ["first", "meanwhile"]
+    assert the_agent().wake_at is None
+
+
+LEAVING = [
+    (runner, "pending_in", "before"),
+    (runner, "pending_in", "after"),  # what was read is not all any more
+    (runner, "touch", "before"),  # the lease has ended, and the last look is still to come
+    (runner, "touch", "after"),
+    (mailbox, "alias_of", "before"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "moment"), LEAVING)
+def test_an_event_that_occurs_while_the_worker_takes_its_leave(companion, monkeypatch, module, name, moment):
+    guest = Person.objects.create()
+    AgentManager.spawn("companion", guest_id=guest.pk)
+    drain()
+    write(guest, "first")
+    acted = once(monkeypatch, module, name, **{moment: lambda: write(guest, "meanwhile")})
+    drain()
+    assert acted
+    assert effects() == ["heard first", "heard meanwhile"]
+    assert (the_agent().wake_at, the_agent().lease) == (None, None)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("name", ["put", "touch"])
+def test_the_worker_comes_while_the_event_is_told(companion, monkeypatch, name, moment):
+    guest = Person.objects.create()
+    AgentManager.spawn("companion", guest_id=guest.pk)
+    drain()
+    write(guest, "first")
+    acted = once(monkeypatch, switchboard, name, **{moment: drain})
+    write(guest, "second")
+    assert acted
+    drain()
+    assert effects() == ["heard first", "heard second"]
+
+
+def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
+    """An event came into the mailbox while he had the agent, and nobody was left to see it: the sweep does."""
+    guest = Person.objects.create()
+    AgentManager.spawn("companion", guest_id=guest.pk)
+    drain()
+    write(guest, "first")
+    once(monkeypatch, runner, "pending_in", after=lambda: write(guest, "meanwhile"))
+
+    def die(pks):
+        raise SystemExit
+
+    monkeypatch.setattr(runner, "touch", die)
+    with pytest.raises(SystemExit):
+        drain()
+    monkeypatch.undo()
+    assert drain() == 0
+    assert effects() == ["heard first"]
+    poll_due()
+    drain()
+    assert effects() == ["heard first", "heard meanwhile"]
+
+
+BORN = [
+    (runner, "begin", "before"),
+    (birth, "keys_of", "before"),
+    (runner, "catch_up", "before"),  # its routes have committed, and it has not looked back
+    (runner, "catch_up", "after"),  # it has looked back, and does not say so yet
+    (runner, "pending_in", "before"),
+]
+
+
+def born_meanwhile(booking: Booking) -> None:
+    """What occurs while the agent comes to life: an event of its own entity, and one that it is told of by match."""
+    guest = Person.objects.get(pk=booking.guest_id)
+    write(guest, "meanwhile")
+    confirm(booking)
+
+
+@pytest.mark.parametrize(("module", "name", "moment"), BORN)
+def test_events_that_occur_while_an_agent_comes_to_life(companion, monkeypatch, module, name, moment):
+    if connection.vendor == "sqlite" and name == "keys_of":
+        pytest.skip("SQLite has one writer: while the birth's transaction is open nobody else can write")
+    booking = book()
+    acted = once(monkeypatch, module, name, **{moment: lambda: born_meanwhile(booking)})
+    drain()
+    assert acted
+    expected = [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
+    assert sorted(effects()) == expected
+    drain()
+    poll_due()
+    assert sorted(effects()) == expected
+    assert len(answers()) == 3
+
+
+@one_writer
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_events_that_occur_between_install_and_commit(companion, monkeypatch, moment):
+    booking = book()
+    acted = once(monkeypatch, birth, "install", **{moment: lambda: born_meanwhile(booking)})
+    drain()
+    assert acted
+    assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
+
+
+@one_writer
+def test_events_that_occur_before_the_transaction_that_spawns_by_hand_commits(companion):
+    booking = book()
+    AgentRun.objects.all().delete()
+    with transaction.atomic():
+        AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
+        elsewhere(lambda: born_meanwhile(booking))
+        elsewhere(drain)
+    drain()
+    assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
+
+
+@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="it asks PostgreSQL how long to wait for a lock")
+def test_the_worker_lets_the_agent_go_before_the_transaction_that_gives_it_an_event_commits(companion):
+    """His last look cannot see what is not committed yet."""
+    guest = Person.objects.create()
+    first, second = book(guest), book(guest)
+    AgentRun.objects.all().delete()
+    run = AgentManager.spawn("companion", event=event_of(first, "booking_created"))
+    drain()
+    AgentRun.objects.update(lease="somebody:1:x", wake_at=run.created_at + timedelta(hours=1))
+
+    def let_go():
+        with contextlib.suppress(OperationalError), connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '200ms'")  # he may have to wait for the end of that transaction
+            AgentRun.objects.filter(pk=run.pk).update(lease=None, wake_at=None)
+            mailbox.touch([run.pk])
+
+    with transaction.atomic():
+        AgentManager.spawn("companion", event=event_of(second, "booking_created"))
+        elsewhere(let_go)
+    elsewhere(let_go)
+    drain()
+    assert effects() == [f"created {first.pk}", f"created {second.pk}"]
+
+
+@one_writer
+def test_an_event_that_is_being_told_while_a_handler_changes_its_agents_match():
+    """What occurs before the handler's commit goes by the old value, what occurs after it by the new one."""
+    during: list[Callable[[], object]] = []
+
+    @agent("moving", match={"guest_id": "{{ ctx.guest_id }}"})
+    class Moving:
+        Context = OfGuest
+
+        @handler("booking_created", match={})
+        def move(self, ctx, event):
+            ctx.guest_id = event.entity.guest_id
+            while during:
+                elsewhere(during.pop())
+
+        @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"})
+        def heard(self, event):
+            leave(event.entity.text)
+
+    old, new = Person.objects.create(), Person.objects.create()
+    AgentManager.spawn("moving", guest_id=old.pk)
+    drain()
+    during.append(lambda: write(old, "old, before the commit"))
+    book(new)
+    drain()
+    write(old, "old, after it")
+    write(new, "new, after it")
+    drain()
+    assert effects() == ["old, before the commit", "new, after it"]
+
+
+def test_the_agent_is_ended_while_an_event_is_told(companion, monkeypatch):
+    guest = Person.objects.create()
+    run = AgentManager.spawn("companion", guest_id=guest.pk)
+    drain()
+    once(monkeypatch, switchboard, "put", before=lambda: AgentManager.complete(run.pk))
+    write(guest, "too late")
+    drain()
+    poll_due()
+    assert effects() == []
+    assert answers() == [("heard", "cancelled")]
+    assert Message.objects.count() == 1
+
+
+def test_many_lives_and_deaths_at_once(companion):
+    """Bookings, spawns by hand, ends and workers all at the same time: each event is handled at most once by one agent,
+    and at the end one singleton lives, or none."""
+    guest = Person.objects.create()
+    left, lock, done = [4], threading.Lock(), threading.Event()
+
+    def lives():
+        try:
+            for _ in range(4):
+                booking = book(guest)
+                run = AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
+                AgentManager.complete(run)
+        finally:
+            with lock:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
+
+    def works():
+        while not done.is_set():
+            drain()
+        drain()
+
+    assert together(*[lives] * 4, works, works) == []
+    drain()
+    poll_due()
+    assert len(agents("active", "pending", "parked", "failed")) <= 1
+    assert len(effects()) == len(HandlerExecution.objects.filter(status="completed"))
+    assert HandlerExecution.objects.filter(status__in=["pending", "failed", "parked"]).count() == 0
+    # Whatever was never an agent's business any more was cancelled; an event that was handled was handled by one life.
+    assert AgentRoute.objects.exclude(run__status="active").count() == 0

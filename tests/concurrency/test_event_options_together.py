@@ -1,0 +1,268 @@
+"""Events that occur again, saved by several processes at once: each write that counts occurs, and none twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+from django.db import connection, connections, transaction
+
+from django_ai.automation.events.callbacks import on_event
+from django_ai.automation.events.definitions import EventDefinition, EventTrigger
+from django_ai.automation.events.models import Event
+from django_ai.automation.events.occurrence import CommitBatch
+from django_ai.automation.queues.drain import drain
+from tests.app.models import Reservation, Room
+from tests.concurrency.test_two_workers import together
+from tests.lifecycle.looking import effects, leave
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR = timedelta(hours=1)
+
+
+def rows(name: str) -> list[Event]:
+    return list(Event.objects.filter(declared_as=name).order_by("pk"))
+
+
+def statuses(name: str) -> list[str]:
+    return [row.status for row in rows(name)]
+
+
+def change(stay: Reservation, **values: object) -> None:
+    mine = Reservation.objects.get(pk=stay.pk)
+    for name, value in values.items():
+        setattr(mine, name, value)
+    mine.save()
+
+
+@pytest.fixture
+def held_back(monkeypatch) -> Iterator[Callable[..., Callable[[], None]]]:
+    """``finish = held_back(work)``: do ``work`` in another process's stead, up to its commit and no further; what
+    follows its commit happens when ``finish()`` is called."""
+    go, committed = threading.Event(), threading.Event()
+    perform = CommitBatch.__call__
+    threads = []
+    raised: list[BaseException] = []
+
+    def start(work: Callable[[], object]) -> Callable[[], None]:
+        def other() -> None:
+            try:
+                work()
+            except BaseException as error:
+                raised.append(error)
+            finally:
+                committed.set()
+                connections.close_all()
+
+        thread = threading.Thread(target=other)
+        threads.append(thread)
+
+        def call(self: CommitBatch) -> None:
+            if threading.current_thread() is thread:
+                committed.set()
+                assert go.wait(30)
+            perform(self)
+
+        monkeypatch.setattr(CommitBatch, "__call__", call)
+        thread.start()
+        assert committed.wait(30)
+
+        def finish() -> None:
+            go.set()
+            thread.join(30)
+            assert raised == []
+
+        return finish
+
+    yield start
+    go.set()
+    for thread in threads:
+        thread.join(30)
+
+
+def test_two_updates_whose_commits_are_not_performed_yet_both_occur(declare, held_back):
+    declare(
+        Reservation, EventDefinition("updated", trigger=EventTrigger.UPDATE, payload=lambda stay: {"note": stay.note})
+    )
+    on_event("updated", name="heard")(lambda event: leave(event.pk))
+    stay = Reservation.objects.create()
+    finish = held_back(lambda: change(stay, note="one"))
+    assert statuses("updated") == ["pending"]
+    change(stay, note="two")
+    assert statuses("updated") == ["pending", "processed"]
+    finish()
+    found = rows("updated")
+    assert [row.status for row in found] == ["processed", "processed"]
+    assert [row.active_key is not None for row in found] == [False, True]
+    drain()
+    assert sorted(effects()) == sorted(str(row.pk) for row in found)
+
+
+def test_a_process_that_dies_between_commit_and_occurrence_loses_no_update(declare, monkeypatch):
+    declare(Reservation, EventDefinition("updated", trigger=EventTrigger.UPDATE))
+    stay = Reservation.objects.create()
+    with monkeypatch.context() as patch:
+        patch.setattr(CommitBatch, "__call__", lambda self: None)
+        for note in ("one", "two"):
+            assert together(lambda note=note: change(stay, note=note)) == []
+    assert statuses("updated") == ["pending", "pending"]
+    drain(max(row.wake_at for row in rows("updated")) + timedelta(seconds=1))
+    assert statuses("updated") == ["processed", "processed"]
+
+
+def test_two_watched_changes_whose_commits_are_not_performed_yet_both_occur(declare, held_back):
+    declare(Reservation, EventDefinition("changed", watch_fields=["status"]))
+    stay = Reservation.objects.create()
+    finish = held_back(lambda: change(stay, status="confirmed"))
+    change(stay, status="cancelled")
+    finish()
+    assert statuses("changed") == ["processed", "processed"]
+
+
+def test_an_update_that_makes_the_condition_false_before_the_other_is_performed(declare, held_back):
+    declare(Reservation, EventDefinition("updated", lambda stay: stay.status == "confirmed", trigger="update"))
+    stay = Reservation.objects.create()
+    finish = held_back(lambda: change(stay, status="confirmed"))
+    change(stay, status="pending")
+    finish()
+    assert "processed" not in statuses("updated")
+    change(stay, status="confirmed")
+    assert statuses("updated").count("processed") == 1
+
+
+def test_a_creation_whose_commit_is_not_performed_yet_and_an_update(declare, held_back):
+    declare(Room, EventDefinition("written", trigger=["create", "update"]))
+    finish = held_back(lambda: Room.objects.create(number="7"))
+    Room.objects.get(number="7").save()
+    finish()
+    assert sorted((row.trigger, row.status) for row in rows("written")) == [
+        ("create", "processed"),
+        ("update", "processed"),
+    ]
+
+
+def test_a_deletion_while_an_update_is_not_performed_yet(declare, held_back):
+    """The update was committed before the entity went; both happened."""
+    declare(Reservation, EventDefinition("written", trigger=["update", "delete"]))
+    stay = Reservation.objects.create()
+    finish = held_back(lambda: change(stay, note="one"))
+    Reservation.objects.get(pk=stay.pk).delete()
+    finish()
+    found = {row.trigger: row.status for row in rows("written")}
+    assert found["delete"] == "processed"
+    assert found["update"] in ("cancelled", "processed")
+    assert len(rows("written")) == 2
+
+
+def test_updates_from_many_threads_all_occur(declare):
+    declare(Reservation, EventDefinition("updated", trigger="update"))
+    stay = Reservation.objects.create()
+
+    def save() -> None:
+        for note in "abc":
+            change(stay, note=note)
+
+    assert together(save, save, save, save) == []
+    drain()
+    assert statuses("updated") == ["processed"] * 12
+    assert Event.objects.filter(declared_as="updated", active_key__isnull=False).count() == 1
+
+
+def test_first_updates_from_many_threads_all_occur(declare):
+    """Nobody has a row yet: those whose insert is refused become rows of their own."""
+    declare(Reservation, EventDefinition("updated", trigger="update"))
+    stay = Reservation.objects.create()
+    assert together(*(lambda: change(stay, note="x") for _ in range(6))) == []
+    drain()
+    assert statuses("updated") == ["processed"] * 6
+
+
+def test_rearm_from_two_threads_is_one_new_row(declare):
+    declare(Reservation, EventDefinition("on", lambda stay: stay.status == "confirmed", rearm=True))
+    stay = Reservation.objects.create(status="confirmed")
+    for expected in (2, 3, 4):
+        change(stay, status="pending")
+        confirm = [lambda: change(stay, status="confirmed")] * 4
+        assert together(*confirm) == []
+        drain()
+        assert statuses("on") == ["processed"] * expected
+    assert [row.active_key is not None for row in rows("on")] == [False, False, False, True]
+
+
+def test_a_date_that_two_move_after_it_has_occurred_is_one_new_row(declare, clock):
+    declare(Reservation, EventDefinition("in", date_field="checkin_at", rearm=True))
+    stay = Reservation.objects.create(checkin_at=clock())
+    drain(clock())
+    assert statuses("in") == ["processed"]
+    moves = [lambda n=n: change(stay, checkin_at=clock() + n * HOUR) for n in (1, 2, 3)]
+    assert together(*moves) == []
+    assert statuses("in") == ["processed", "pending"]
+    stay.refresh_from_db()
+    drain(clock() + 4 * HOUR)
+    last = rows("in")[-1]
+    assert (len(rows("in")), last.status, last.at) == (2, "processed", stay.checkin_at)
+
+
+def test_a_watched_field_that_many_set_to_one_value_changes_once(declare):
+    declare(Reservation, EventDefinition("changed", watch_fields=["status"]))
+    stay = Reservation.objects.create()
+    assert together(*(lambda: change(stay, status="confirmed") for _ in range(6))) == []
+    drain()
+    assert statuses("changed") == ["processed"]
+
+
+def test_many_delete_and_it_occurs_once_for_each_row(declare):
+    """Two that have collected the same row both send the signal of its deletion; one of them deletes nothing."""
+    declare(Reservation, EventDefinition("gone", trigger="delete"))
+    stays = [Reservation.objects.create() for _ in range(5)]
+
+    def delete() -> None:
+        for stay in stays:
+            Reservation.objects.filter(pk=stay.pk).delete()
+
+    assert together(delete, delete, delete) == []
+    drain()
+    assert sorted(int(row.entity_id) for row in rows("gone")) == [stay.pk for stay in stays]
+
+
+def test_a_rollback_beside_a_commit(declare):
+    declare(Reservation, EventDefinition("updated", trigger="update"))
+    stay = Reservation.objects.create()
+    change(stay, note="x")
+
+    def regret() -> None:
+        try:
+            with transaction.atomic():
+                change(stay, note="y")
+                raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+
+    assert together(regret, lambda: change(stay, note="z"), regret) == []
+    drain()
+    assert statuses("updated") == ["processed", "processed"]
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: nobody can save in between")
+def test_an_open_transaction_and_another_processes_save(declare):
+    """The second save waits for the first transaction's row, and is then an update of its own."""
+    declare(Reservation, EventDefinition("updated", trigger="update"))
+    stay = Reservation.objects.create()
+    change(stay, note="x")
+    began = threading.Event()
+
+    def other() -> None:
+        assert began.wait(30)
+        change(stay, note="theirs")
+
+    def mine() -> None:
+        with transaction.atomic():
+            change(stay, note="mine")
+            began.set()
+
+    assert together(mine, other) == []
+    drain()
+    assert statuses("updated") == ["processed"] * 3

@@ -1,0 +1,237 @@
+"""What came before an agent could be found is replayed to it, once; and what is its own where there is no match."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from django_ai.automation import AgentManager, agent, handler
+from django_ai.automation.agents.models import HandlerExecution
+from tests.desk.companions import Entity, of_guest
+from tests.desk.looking import agents, answers, book, change, the_agent, write
+from tests.desk.models import GroupBooking, Person
+from tests.lifecycle.looking import effects, event_of, leave
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
+
+
+class TestCatchUp:
+    def test_a_handler_of_the_spawning_event_runs_exactly_once(self, work):
+        of_guest()
+        booking = book()
+        work()
+        work()
+        assert effects() == [f"created {booking.pk}"]
+        assert answers() == [("created", "completed")]
+
+    def test_a_handler_of_the_spawning_event_runs_once_without_any_match(self, work):
+        @agent("own", spawn_on="booking_created")
+        class Own:
+            Context = Entity
+
+            @handler("booking_created")
+            def created(self, event):
+                leave(event.entity_id)
+
+        one, two = book(), book()
+        work()
+        assert effects() == [str(one.pk), str(two.pk)]
+
+    def test_events_of_its_own_entity_are_replayed(self, work):
+        @agent("own", spawn_on="booking_created")
+        class Own:
+            Context = Entity
+
+            @handler("booking_confirmed")
+            def confirmed(self):
+                leave("confirmed")
+
+            @handler("booking_noted")
+            def noted(self, event):
+                leave("noted")
+
+        booking = book()
+        change(booking, status="confirmed")
+        for note in "abc":
+            change(booking, note=note)
+        book(status="confirmed")  # another booking has another agent
+        assert [run.status for run in agents()] == ["pending", "pending"]
+        work()
+        assert sorted(effects()) == ["confirmed", "confirmed", "noted", "noted", "noted"]
+        work()
+        assert HandlerExecution.objects.count() == 5
+
+    def test_events_of_other_entities_are_replayed_by_match(self, work):
+        of_guest()
+        booking = book()
+        write(booking.guest, "while it was none")
+        write(Person.objects.create(), "of somebody else")
+        work()
+        write(booking.guest, "later")
+        work()
+        assert effects() == [f"created {booking.pk}", "heard while it was none", "heard later"]
+
+    def test_events_before_the_spawning_one_are_not(self, clock, work):
+        of_guest()
+        guest = Person.objects.create()
+        write(guest, "long ago")
+        clock.tick(HOUR)
+        booking = book(guest)
+        clock.tick(HOUR)
+        work()
+        assert effects() == [f"created {booking.pk}"]
+
+    def test_a_replayed_event_that_is_told_late_is_handled_once(self, work, monkeypatch):
+        from django_ai.automation.events import occurrence
+
+        of_guest()
+        booking = book()
+        monkeypatch.setattr(occurrence, "_tell", lambda news, clock, late: None)
+        message = write(booking.guest, "told by nobody")  # the process died before it could tell
+        monkeypatch.undo()
+        work()
+        assert effects() == [f"created {booking.pk}", "heard told by nobody"]
+        event = event_of(message, "message_received")
+        assert event.telling
+        work(event.wake_at)
+        event.refresh_from_db()
+        assert not event.telling
+        assert effects() == [f"created {booking.pk}", "heard told by nobody"]
+
+    def test_an_event_told_late_still_reaches_an_agent_that_was_there(self, work, monkeypatch):
+        from django_ai.automation.events import occurrence
+
+        of_guest()
+        booking = book()
+        work()
+        monkeypatch.setattr(occurrence, "_tell", lambda news, clock, late: None)
+        message = write(booking.guest, "told by nobody")
+        monkeypatch.undo()
+        work()
+        assert "heard told by nobody" not in effects()
+        work(event_of(message, "message_received").wake_at)
+        assert "heard told by nobody" in effects()
+
+    def test_an_event_told_late_does_not_reach_an_agent_that_was_not_there(self, clock, work, monkeypatch):
+        from django_ai.automation.events import occurrence
+
+        of_guest()
+        guest = Person.objects.create()
+        monkeypatch.setattr(occurrence, "_tell", lambda news, clock, late: None)
+        message = write(guest, "before its time")
+        monkeypatch.undo()
+        monkeypatch.setattr(timezone, "now", clock)
+        clock.tick(timedelta(seconds=1))
+        booking = book(guest)
+        work()
+        work(event_of(message, "message_received").wake_at)
+        assert not event_of(message, "message_received").telling
+        assert effects() == [f"created {booking.pk}"]
+
+    def test_deleted_entities_are_replayed_by_their_snapshots(self, work):
+        @agent("archivist", spawn_on="booking_created", match={"booking_id": "{{ ctx.entity_id }}"})
+        class Archivist:
+            Context = Entity
+
+            @handler("message_removed")
+            def removed(self, event):
+                leave(event.entity.text)
+
+        booking = book()
+        write(booking.guest, "to the bin", booking=booking).delete()
+        write(booking.guest, "of no booking").delete()
+        work()
+        assert effects() == ["to the bin"]
+
+    def test_a_worker_that_dies_before_it_has_looked_back_is_followed_by_one_that_does(self, work, monkeypatch):
+        from django_ai.automation.agents import runner
+
+        of_guest()
+        booking = book()
+
+        def die(*arguments):
+            raise SystemExit
+
+        monkeypatch.setattr(runner, "catch_up", die)
+        with pytest.raises(SystemExit):
+            work()
+        monkeypatch.undo()
+        run = the_agent()
+        assert (run.status, run.started_at) == ("active", None)
+        write(booking.guest, "meanwhile")
+        work(run.wake_at)
+        assert sorted(effects()) == [f"created {booking.pk}", "heard meanwhile"]
+
+
+class TestOwnEntity:
+    def test_without_a_match_only_its_own_entity_is_heard(self, work):
+        @agent("own", spawn_on="booking_created")
+        class Own:
+            Context = Entity
+
+            @handler("booking_confirmed")
+            def confirmed(self, ctx, event):
+                leave(f"{ctx.entity_id} {event.entity_id}")
+
+        one, two = book(), book()
+        work()
+        change(one, status="confirmed")
+        change(two, status="confirmed")
+        work()
+        assert effects() == [f"{one.pk} {one.pk}", f"{two.pk} {two.pk}"]
+
+    def test_an_event_that_its_entity_does_not_declare_is_heard_from_any(self, work):
+        @agent("listener", spawn_on="booking_created")
+        class Listener:
+            Context = Entity
+
+            @handler("message_received")
+            def heard(self, event):
+                leave(event.entity.text)
+
+        book()
+        work()
+        write(Person.objects.create(), "of anybody")
+        work()
+        assert effects() == ["of anybody"]
+
+    def test_an_empty_match_hears_any(self, work):
+        @agent("listener", spawn_on="booking_created")
+        class Listener:
+            Context = Entity
+
+            @handler("booking_confirmed", match={})
+            def heard(self, event):
+                leave(event.entity_id)
+
+        book()
+        work()
+        other = book()
+        AgentManager.cancel(agents()[1])
+        change(other, status="confirmed")
+        work()
+        assert effects() == [str(other.pk)]
+
+    def test_a_proxys_event_is_heard_of_its_own_entity_or_the_check_warns(self, work):
+        """``group_arrived`` is declared on a proxy of what spawned the agent."""
+        from django_ai.automation.agents.checks import check_agents
+
+        @agent("group", spawn_on="booking_created")
+        class Group:
+            Context = Entity
+
+            @handler("group_arrived")
+            def arrived(self, ctx):
+                leave(ctx.entity_id)
+
+        one, two = book(), book()
+        work()
+        change(GroupBooking.objects.get(pk=one.pk), note="here")
+        work()
+        warned = [each.id for each in check_agents(None)] == ["automation.W304"]
+        assert effects() == [str(one.pk)] or (warned and effects() == [str(one.pk), str(two.pk)])
