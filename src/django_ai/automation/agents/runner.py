@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.claims import claim_against
 from ..exceptions import AutomationError, ContextError, LeaseLostError, UnknownAgentError, UnknownHandlerError
-from ..queues.attempt import Progress, attempt, commit, trace_of
+from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
 from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock
 from ..queues.contexts import dump_context, load_context
@@ -147,7 +147,7 @@ class Shift:
     def _let_go(self) -> None:
         """Give the agent back after a commit that was refused. In vain if its lease is lost indeed, or was given back
         to rest a while after trouble of the database."""
-        release(self.run, self.clock())
+        release(self.run, self.clock() + DATABASE_PAUSE)
         self.run.lease, self.lost = None, True
 
     def _work(
