@@ -343,6 +343,27 @@ class TestCleanup:
         work()
         assert effects() == ["remembered"]
 
+    def test_what_ran_before_a_date_that_moved_far_away_does_not_run_again(self, clock, work):
+        """The moment before the date comes once more; the execution of then says that it is done."""
+
+        @agent("reminding", spawn_on="booking_created")
+        class Reminding:
+            Context = Entity
+
+            @handler("stay_due", offset=-3 * HOUR)
+            def before(self):
+                leave("before")
+
+        booking = book(starts_at=clock.now + HOUR)
+        work()
+        assert effects() == ["before"]
+        change(booking, starts_at=clock.now + timedelta(days=100))
+        clock.tick(timedelta(days=60))
+        cleanup_old()
+        clock.tick(timedelta(days=40))
+        work()
+        assert effects() == ["before"]
+
     def test_the_event_of_an_agent_that_is_not_born_yet_stays(self, clock, work):
         of_booking(created="booking_created")
         book().delete()

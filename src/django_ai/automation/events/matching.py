@@ -179,7 +179,8 @@ def address(scope: str, values: Mapping[str, Any], sources: Sequence[Declared], 
             parts[name] = sorted({canonical(_typed(each, name, value)) for each in typed or [owners]})
         elif spread and _listed_field(owners, name) and len(value) <= MANY // max(1, _product(parts)):
             field = name.removesuffix(IN)
-            parts[field] = sorted({canonical(_typed(owners, field, each)) for each in value if each is not None})
+            found = {canonical(_typed(owners, field, each)) for each in value if each is not None}
+            parts[field] = sorted(found & set(parts[field]) if field in parts else found)
         else:
             residual[name] = sorted(value, key=str) if isinstance(value, set | frozenset) else value
     names = sorted(parts)

@@ -11,6 +11,7 @@ events of the commit together.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -259,9 +260,10 @@ def _settled(reading: Reading, now: datetime) -> Reading:
 
 
 def _parked(event: Event, reason: str) -> Reading:
-    event.refresh_from_db(
-        fields=["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
-    )
+    with contextlib.suppress(Event.DoesNotExist):  # then the write below is refused, as every late one
+        event.refresh_from_db(
+            fields=["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
+        )
     changes = {
         "status": EventStatus.PARKED,
         "error": storable(reason),
