@@ -149,6 +149,26 @@ class TestOffsets:
         change(booking, status="confirmed")
         assert self.times(clock, work, 4) == {"after": [1]}
 
+    def test_born_of_the_occurrence_it_is_too_late_for_what_comes_before(self, clock, work):
+        @agent("guide", spawn_on="stay_due")
+        class Guide:
+            Context = Notes
+
+            @handler("stay_due", offset=-3 * HOUR)
+            def before(self):
+                leave("before")
+
+            @handler("stay_due")
+            def at(self):
+                leave("at")
+
+            @handler("stay_due", offset=HOUR)
+            def after(self):
+                leave("after")
+
+        book(starts_at=clock.now + 4 * HOUR)
+        assert self.times(clock, work, 7) == {"at": [4], "after": [5]}
+
     def test_what_fell_due_between_its_event_and_its_birth_is_not_lost(self, clock, work):
         """Its Context could not be made for hours."""
 

@@ -155,7 +155,8 @@ def deliver_to(run_pk: int, definition: AgentDefinition, event: Event, now: date
 
 
 def _of_its_own(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> list[HandlerExecution]:
-    mine = [each for each in definition.handlers if each.match is None and _has_fired(each, event, None)]
+    # An agent that is born of its occurrence comes too late for what was to be done before it.
+    mine = [each for each in definition.handlers if each.match is None and _has_fired(each, event, event.occurred_at)]
     return [execution_of(run_pk, event, each, now) for each in mine]
 
 

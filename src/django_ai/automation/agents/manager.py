@@ -63,7 +63,10 @@ class AgentManager:
 
     @staticmethod
     def list_active(agent: str | type | None = None) -> AgentRunQuerySet:
-        """Return the agents that live, of one name (or class) or all: a QuerySet. Raises ``UnknownAgentError``."""
+        """Return the agents that live, of one name (or class) or all: a QuerySet.
+
+        One that an event spawns is among them once a worker has made its Context. Raises ``UnknownAgentError``.
+        """
         active = AgentRun.objects.active().order_by("pk")
         return active if agent is None else active.filter(name=_definition(agent).name)
 
