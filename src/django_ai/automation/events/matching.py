@@ -35,30 +35,19 @@ from ..queues.database import is_database_failure
 from ..queues.keys import digest
 from ..queues.lease import alias_of
 from .definitions import Declared
+from .slots import SLOT, check_slots, path_of
 
-_EXPRESSION = re.compile(r"\{\{\s*(.*?)\s*\}\}")
-_PATH = re.compile(r"^(?:ctx|context)((?:\.[A-Za-z][A-Za-z0-9_]*)+)$")
+ROOTS = ("ctx", "context")
 
 
 def check_expression(text: str, what: str, context: type[BaseModel] | None = None) -> None:
     """Raise ``DefinitionError`` unless every expression in ``text`` names a field of the Context (``context``, where it
     is known)."""
-    if "{%" in text or "{#" in text:
-        raise DefinitionError(f"{what}: {text!r} has a template tag; only {{{{ ctx.field }}}} is allowed.")
-    for found in _EXPRESSION.findall(text):
-        if not _PATH.match(found):
-            raise DefinitionError(
-                f"{what}: {{{{ {found} }}}} is not allowed; write {{{{ ctx.field }}}} with a field of the Context "
-                "(no calls, no filters, no names that begin with an underscore)."
-            )
-        name = found.split(".")[1]
+    for name, *_ in check_slots(text, what, *ROOTS):
         if context is not None and name not in context.model_fields:
             near = get_close_matches(name, context.model_fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(context.model_fields)}."
-            raise DefinitionError(f"{what}: {{{{ {found} }}}}: its Context has no field {name!r}. {hint}")
-    rest = _EXPRESSION.sub("", text)
-    if "{{" in rest or "}}" in rest:
-        raise DefinitionError(f"{what}: {text!r} has an expression that is not closed.")
+            raise DefinitionError(f"{what}: {text!r}: its Context has no field {name!r}. {hint}")
 
 
 def evaluate(value: Any, context: Any) -> Any:
@@ -68,31 +57,31 @@ def evaluate(value: Any, context: Any) -> Any:
     """
     if not isinstance(value, str) or "{{" not in value:
         return value
-    alone = _EXPRESSION.fullmatch(value.strip())
+    alone = SLOT.fullmatch(value.strip())
     if alone:
         return _reach(alone.group(1), context)
-    return _EXPRESSION.sub(lambda found: str(_reach(found.group(1), context)), value)
+    return SLOT.sub(lambda found: str(_reach(found.group(1), context)), value)
 
 
 def field_named(value: Any, context: type[BaseModel]) -> Any:
     """Return the field of ``context`` that an expression stands for alone, or None."""
-    alone = _EXPRESSION.fullmatch(value.strip()) if isinstance(value, str) else None
-    names = alone.group(1).split(".") if alone else []
-    return context.model_fields.get(names[1]) if len(names) == 2 else None
+    alone = SLOT.fullmatch(value.strip()) if isinstance(value, str) else None
+    path = path_of(alone.group(1), *ROOTS) if alone else None
+    return context.model_fields.get(path[0]) if path and len(path) == 1 else None
 
 
-def _reach(path: str, context: Any) -> Any:
-    match = _PATH.match(path)
-    if match is None:
-        raise DefinitionError(f"{{{{ {path} }}}} is not an expression on the Context.")
+def _reach(slot: str, context: Any) -> Any:
+    path = path_of(slot, *ROOTS)
+    if path is None:
+        raise DefinitionError(f"{{{{ {slot} }}}} is not an expression on the Context.")
     value = context
-    for name in match.group(1)[1:].split("."):
+    for name in path:
         if isinstance(value, BaseModel) and name in type(value).model_fields:
             value = getattr(value, name)
         elif isinstance(value, Mapping) and name in value:
             value = value[name]
         else:
-            raise DefinitionError(f"{{{{ {path} }}}}: {type(value).__name__} has no field {name!r}.")
+            raise DefinitionError(f"{{{{ {slot} }}}}: {type(value).__name__} has no field {name!r}.")
     return value
 
 

@@ -13,11 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 from ..exceptions import DefinitionError
+from .slots import SLOT, check_slots, path_of
 
 MAX_NAME = 200
-
-_SLOT = re.compile(r"\{\{\s*(.*?)\s*\}\}")
-_PATH = re.compile(r"^instance((?:\.[A-Za-z][A-Za-z0-9_]*)+)$")
+ROOT = "instance"
 
 
 def is_template(name: str) -> bool:
@@ -33,17 +32,7 @@ def check_template(name: str, what: str) -> None:
     """Raise ``DefinitionError`` unless every slot of ``name`` reads plain attributes of the instance."""
     if "*" in name:
         raise DefinitionError(f"{what}: '*' is for those who listen; the name of an event is a text without it.")
-    if "{%" in name or "{#" in name:
-        raise DefinitionError(f"{what}: the name has a template tag; only {{{{ instance.field }}}} is allowed.")
-    for slot in _SLOT.findall(name):
-        if not _PATH.match(slot):
-            raise DefinitionError(
-                f"{what}: {{{{ {slot} }}}} is not allowed in a name; write {{{{ instance.field }}}} (no calls, no "
-                "filters, no names that begin with an underscore)."
-            )
-    rest = _SLOT.sub("", name)
-    if "{{" in rest or "}}" in rest:
-        raise DefinitionError(f"{what}: the name has an expression that is not closed.")
+    check_slots(name, what, ROOT)
 
 
 def render(name: str, instance: Any) -> str:
@@ -53,28 +42,28 @@ def render(name: str, instance: Any) -> str:
     """
     if not is_template(name):
         return name
-    text = _SLOT.sub(lambda slot: str(_reach(instance, slot.group(1))), name)
+    text = SLOT.sub(lambda slot: str(_reach(instance, slot.group(1))), name)
     if len(text) > MAX_NAME:
         raise DefinitionError(f"The event name {name!r} becomes longer than {MAX_NAME} characters: {text[:60]!r}...")
     return text
 
 
-def _reach(instance: Any, path: str) -> Any:
+def _reach(instance: Any, slot: str) -> Any:
     value = instance
-    for name in path.split(".")[1:]:
+    for name in path_of(slot, ROOT) or ():
         value = getattr(value, name)
     return value
 
 
 def slots_of(name: str) -> list[str]:
-    """Return the attributes of the instance that a template begins with."""
-    return [slot.split(".")[1] for slot in _SLOT.findall(name)]
+    """Return the attributes of the instance that the slots of a template begin with."""
+    return [path[0] for slot in SLOT.findall(name) if (path := path_of(slot, ROOT))]
 
 
 @lru_cache(maxsize=1024)
 def pattern_of(name: str) -> str:
     """Return what a subscriber means by ``name``: a template stands for all its events."""
-    return _SLOT.sub("*", name)
+    return SLOT.sub("*", name)
 
 
 @lru_cache(maxsize=1024)
