@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/5")
+
 
 def database_from_environment(scratch: Path) -> dict[str, Any]:
     """Return the ``DATABASES["default"]`` that ``TEST_DATABASE`` asks for.

@@ -7,7 +7,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-from tests.databases import database_from_environment
+from tests.databases import REDIS_URL, database_from_environment
 
 SECRET_KEY = "tests only, and long enough to please the checks of Django itself: 0123456789"
 DEBUG = False
@@ -69,7 +69,7 @@ Q_CLUSTER = {
 if Q_CLUSTER["broker_class"] == "stock":
     del Q_CLUSTER["broker_class"]
 elif str(Q_CLUSTER["broker_class"]).endswith("RedisBroker"):
-    Q_CLUSTER["redis"] = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/5")
+    Q_CLUSTER["redis"] = REDIS_URL
 
 AUTOMATION: dict[str, object] = {"EXECUTOR": os.environ.get("TEST_EXECUTOR", "silent")}
 if "TEST_LEASE_SECONDS" in os.environ:

@@ -1,7 +1,8 @@
 """The gate: what must pass before anything lands. ``make test`` calls it, and so does CI.
 
-Lint and types first, then the whole suite on SQLite and on PostgreSQL, and on the newest Python and Django that this
-machine has an interpreter for. It closes with the test runner's own summary line. Anything that is missing is named;
+Lint and types first, then the suite on SQLite and on PostgreSQL side by side, the same on the newest Python and Django
+that this machine has an interpreter for, and last, by themselves, the tests that start real workers and watch the
+clock. It closes with the test runner's own summary line. Anything that is missing is named;
 on a laptop it is skipped, with ``CI=true`` it fails.
 """
 
@@ -12,7 +13,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,28 +31,77 @@ def main() -> None:
     run("ruff check", [tool("ruff"), "check", "."])
     run("ruff format", [tool("ruff"), "format", "--check", "."])
     run("mypy", [tool("mypy")])
-    coverage = [
-        "--cov",
-        "--cov-branch",
-        "--cov-report=",
-    ]
-    suite("SQLite", Path(sys.executable), {"TEST_DATABASE": "sqlite"}, *coverage)
-    with postgres() as environment:
-        if environment is not None:
-            suite(
-                "PostgreSQL",
-                Path(sys.executable),
-                {"TEST_DATABASE": "postgresql", **environment},
-                "--cov-append",
-                *coverage,
-            )
-        run("coverage", [sys.executable, "-m", "coverage", "report"])
+    with postgres() as server_of, tempfile.TemporaryDirectory(prefix="gate-") as folder:
+        databases = {"SQLite": {"TEST_DATABASE": "sqlite"}}
+        if server_of is not None:
+            # A Redis database of its own, too: the suites run at the same time.
+            redis = {"TEST_REDIS_URL": "redis://127.0.0.1:6379/6"}
+            databases["PostgreSQL"] = {"TEST_DATABASE": "postgresql", **server_of, **redis}
+        here, scratch = Path(sys.executable), Path(folder)
+        suites(
+            [
+                Suite(
+                    title, here, {**database, "COVERAGE_FILE": str(scratch / f".coverage.{title}")}, (*COVERED, *QUIET)
+                )
+                for title, database in databases.items()
+            ],
+            scratch,
+        )
+        data = {"COVERAGE_FILE": str(scratch / ".coverage")}
+        run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", folder], data)
+        run("coverage report", [sys.executable, "-m", "coverage", "report"], data)
         newest = newest_python()
         if newest is not None:
-            for database, extra in (("sqlite", {}), ("postgresql", environment)):
-                if extra is not None:
-                    label = f"newest Python and Django, {database}"
-                    suite(label, newest, {"TEST_DATABASE": database, **extra}, "--deselect", "tests/runtimes")
+            suites(
+                [
+                    Suite(f"newest Python and Django, {title}", newest, database, QUIET)
+                    for title, database in databases.items()
+                ],
+                scratch,
+            )
+        for title, database in databases.items():
+            run(f"tests with real workers: {title}", [*pytest_of(here), *REAL], database)
+
+
+REAL = ("tests/runtimes", "tests/faults/test_kill.py")
+"""Tests that start real workers and say how late they may be: nothing runs beside them."""
+QUIET = tuple(f"--deselect={path}" for path in REAL)
+COVERED = ("--cov", "--cov-branch", "--cov-report=")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One run of the tests: with which Python, on which database, with which options."""
+
+    title: str
+    python: Path
+    environment: dict[str, str]
+    options: tuple[str, ...]
+
+
+def pytest_of(python: Path) -> list[str]:
+    return [str(python), "-m", "pytest", "-q"]
+
+
+def suites(wanted: list[Suite], scratch: Path) -> None:
+    """Run suites side by side, one a core, and show them one after the other."""
+    running = []
+    for number, suite in enumerate(wanted):
+        log = scratch / f"{number}.log"
+        with log.open("wb") as output:
+            command = [*pytest_of(suite.python), *suite.options]
+            environment = {**os.environ, **suite.environment}
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        running.append((suite, process, log))
+    failed = []
+    for suite, process, log in running:
+        print(f"\n== tests: {suite.title}", flush=True)
+        code = process.wait()
+        print(log.read_text(errors="replace"), flush=True)
+        if code:
+            failed.append(suite.title)
+    if failed:
+        raise SystemExit(f"\nThe gate is shut: {', '.join(failed)} failed.")
 
 
 def tool(name: str) -> str:
@@ -62,10 +114,6 @@ def run(title: str, command: list[str], environment: dict[str, str] | None = Non
     if done.returncode:
         print(f"\nThe gate is shut: {title} failed.", flush=True)
         raise SystemExit(done.returncode)
-
-
-def suite(title: str, python: Path, environment: dict[str, str], *options: str) -> None:
-    run(f"tests: {title}", [str(python), "-m", "pytest", "-q", *options], environment)
 
 
 def missing(what: str) -> None:

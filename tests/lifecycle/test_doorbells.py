@@ -23,6 +23,7 @@ from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.q2 import DOORBELL, RECONCILE, Q2Executor, doorbell_timeout
 from django_ai.automation.queues.schedules import SCHEDULES, install_schedules
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
+from tests.databases import REDIS_URL
 from tests.story.models import Mark, Probe
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -197,7 +198,7 @@ class TestRedisBroker:
     def redis_broker(self, monkeypatch):
         redis = pytest.importorskip("redis")
         monkeypatch.setattr(Conf, "POLL", 0.05)
-        monkeypatch.setattr(Conf, "REDIS", "redis://127.0.0.1:6379/5")
+        monkeypatch.setattr(Conf, "REDIS", REDIS_URL)
         found = brokers.RedisBroker(list_key="automation-tests")
         try:
             found.ping()

@@ -19,6 +19,7 @@ from django_ai.automation import engine
 from django_ai.automation.queues.executor import set_executor
 from django_ai.automation.queues.q2 import Q2Executor
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
+from tests.databases import REDIS_URL
 from tests.runtimes.cluster import qcluster, until
 from tests.story.models import Mark, Probe
 
@@ -148,14 +149,14 @@ def test_with_the_redis_broker_and_redis_flushed(tmp_path, q2, monkeypatch):
     redis = pytest.importorskip("redis")
     from django_q.conf import Conf
 
-    connection_to_redis = redis.from_url("redis://127.0.0.1:6379/5")
+    connection_to_redis = redis.from_url(REDIS_URL)
     try:
         connection_to_redis.ping()
     except redis.ConnectionError:
         pytest.skip("no Redis answers on 127.0.0.1:6379")
     connection_to_redis.flushdb()
     monkeypatch.setattr(Conf, "BROKER_CLASS", "django_ai.automation.queues.brokers.RedisBroker")
-    monkeypatch.setattr(Conf, "REDIS", "redis://127.0.0.1:6379/5")
+    monkeypatch.setattr(Conf, "REDIS", REDIS_URL)
     nap, stumble = engine.start("story:nap", seconds=1), engine.start("story:stumble")
     connection_to_redis.flushdb()
     log = tmp_path / "cluster.log"
