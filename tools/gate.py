@@ -38,27 +38,18 @@ def main() -> None:
             redis = {"TEST_REDIS_URL": "redis://127.0.0.1:6379/6"}
             databases["PostgreSQL"] = {"TEST_DATABASE": "postgresql", **server_of, **redis}
         here, scratch = Path(sys.executable), Path(folder)
-        suites(
-            [
-                Suite(
-                    title, here, {**database, "COVERAGE_FILE": str(scratch / f".coverage.{title}")}, (*COVERED, *QUIET)
-                )
-                for title, database in databases.items()
-            ],
-            scratch,
-        )
+        covered = [
+            Suite(title, here, {**database, "COVERAGE_FILE": str(scratch / f".coverage.{title}")}, COVERED + QUIET)
+            for title, database in databases.items()
+        ]
+        suites(covered, scratch)
         data = {"COVERAGE_FILE": str(scratch / ".coverage")}
         run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", folder], data)
         run("coverage report", [sys.executable, "-m", "coverage", "report"], data)
         newest = newest_python()
         if newest is not None:
-            suites(
-                [
-                    Suite(f"newest Python and Django, {title}", newest, database, QUIET)
-                    for title, database in databases.items()
-                ],
-                scratch,
-            )
+            titles = {title: f"newest Python and Django, {title}" for title in databases}
+            suites([Suite(titles[title], newest, databases[title], QUIET) for title in databases], scratch)
         for title, database in databases.items():
             run(f"tests with real workers: {title}", [*pytest_of(here), *REAL], database)
 
