@@ -462,7 +462,7 @@ print(singleton_key(Sets.__agent__, None, Sets.Context(wanted={"a", "b", "c", "d
                 **os.environ,
                 "DJANGO_SETTINGS_MODULE": "tests.settings",
                 "PYTHONHASHSEED": seed,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
             }
             done = subprocess.run(
                 [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True

@@ -73,6 +73,10 @@ def database_trouble() -> OperationalError:
         error = OperationalError("deadlock detected")
         error.__cause__ = DeadlockDetected("deadlock detected")
         return error
+    if connection.vendor == "mysql":
+        error = OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
+        error.__cause__ = RuntimeError(*error.args)  # the driver's own, with the same number
+        return error
     return OperationalError("database is locked")
 
 

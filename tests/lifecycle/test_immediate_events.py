@@ -460,6 +460,7 @@ def test_a_text_is_a_key(number, work):
     assert event_of(room, "room_cleaned").entity == room
 
 
+@pytest.mark.skipif("connection.vendor == 'mysql'", reason="MariaDB's own collation calls them one")
 def test_keys_that_differ_in_case_are_two():
     for number in ("a1", "A1"):
         Room.objects.create(number=number, is_clean=True)
