@@ -66,9 +66,14 @@ SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelt
 NOON = datetime(2030, 1, 7, 12, tzinfo=UTC)
 
 
-@pytest.fixture(params=["commits", "never commits"])
+# Marks, not fixtures asked for by name: pytest-django makes the databases that the marks of the chosen tests need.
+@pytest.fixture(
+    params=[
+        pytest.param("commits", marks=pytest.mark.django_db(transaction=True)),
+        pytest.param("never commits", marks=pytest.mark.django_db),
+    ]
+)
 def machine(request):
-    request.getfixturevalue("transactional_db" if request.param == "commits" else "db")
     with machine_at(NOON) as found:
         yield found
 
