@@ -8,7 +8,7 @@ from django.http import HttpRequest
 
 from ..queues.admin import HistoryInline, RowAdmin
 from .manager import AgentManager
-from .models import AgentRun, AgentStatus, HandlerExecution
+from .models import AgentRun, HandlerExecution
 
 
 class HandlerInline(HistoryInline):
@@ -24,17 +24,6 @@ class AgentRunAdmin(RowAdmin):
     search_fields = ("=id", "=entity_id", "name")
     inlines = (HandlerInline,)
     actions = ("resume", "complete", "cancel")
-
-    @admin.display(description="waits for")
-    def waits_for(self, run: AgentRun) -> str:
-        """Name the one thing that the agent needs to go on."""
-        if run.status == AgentStatus.PARKED:
-            return "a person: resume it"
-        if run.status == AgentStatus.PENDING:
-            return "a worker, to make its Context"
-        if run.status != AgentStatus.ACTIVE:
-            return ""
-        return "its events" if run.wake_at is None else "what is due in its mailbox"
 
     @admin.action(description="Complete", permissions=["change"])
     def complete(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:

@@ -18,12 +18,13 @@ class AgentsConfig(AppConfig):
         from ..queues import registry
         from . import checks
         from .ending import KIND
-        from .models import AgentRun
+        from .models import AgentRun, HandlerExecution
         from .reconcile import reconcile_agents
         from .retention import remove_old
         from .switchboard import Switchboard
 
         registry.register(AgentRun)
+        registry.register_explained(HandlerExecution)
         registry.register_reconciler(reconcile_agents)
         registry.register_cleaner(remove_old)
         register_owner(KIND, AgentRun.objects.unfinished)

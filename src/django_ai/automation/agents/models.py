@@ -19,7 +19,7 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import advance, alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, last_line, wake_index
 from ..queues.signals import row_parked
 
 
@@ -83,6 +83,18 @@ class AgentRun(Wakeable):
     @property
     def is_finished(self) -> bool:
         return self.status in FINISHED
+
+    @classmethod
+    def unfinished(cls) -> AgentRunQuerySet:
+        return cls.objects.unfinished()
+
+    def rests_until(self, now: datetime) -> str:
+        if self.status == AgentStatus.PARKED:
+            return f"a person, to resume it: {last_line(self.error)}"
+        if self.wake_at is not None:
+            what = "what is due in its mailbox" if self.status == AgentStatus.ACTIVE else "its next try to begin"
+            return f"{what}, {at_text(self.wake_at)}"
+        return "its events" if self.status == AgentStatus.ACTIVE and self.started_at else ""
 
     def perform(self, clock: Clock) -> None:
         from .runner import perform_agent
@@ -175,6 +187,20 @@ class HandlerExecution(models.Model):
     @property
     def idempotency_key(self) -> str:
         return f"handler:{self.pk}"
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[HandlerExecution]:
+        return cls.objects.filter(status__in=[HandlerStatus.PENDING, HandlerStatus.PARKED]).select_related("run")
+
+    def waits_for(self, now: datetime) -> str:
+        """Name the one thing that this unfinished execution waits for. Empty: there is none, and it hangs."""
+        if self.status == HandlerStatus.PARKED:
+            return f"a person, to resume it: {last_line(self.error)}"
+        if self.run.status == AgentStatus.PARKED or self.run.lease is not None:
+            return f"its agent {self.run}"
+        if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
+            return f"its agent {self.run}, {at_text(max(self.run.wake_at, self.due_at))}"
+        return f"the sweep of poll_due: its agent {self.run} does not know of it"
 
     def resume(self, now: datetime | None = None) -> None:
         """Try a failed or parked execution again, with a fresh budget of attempts.

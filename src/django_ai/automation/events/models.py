@@ -28,7 +28,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.jsontext import encode
 from ..queues.keys import KEY_LENGTH, digest
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring
-from ..queues.models import Wakeable, wake_index
+from ..queues.models import Wakeable, at_text, last_line, wake_index
 from ..queues.signals import row_parked
 from .definitions import EventDefinition, EventTrigger, concrete_ancestors, find_declared
 from .names import pattern_of
@@ -165,6 +165,27 @@ class Event(Wakeable):
         if definition.date_field is not None and getattr(entity, definition.date_field) is None:
             return False
         return definition.holds_for(entity)
+
+    @classmethod
+    def unfinished(cls) -> EventQuerySet:
+        """Return events that may still occur or fire an offset, and parked ones."""
+        return cls.objects.filter(
+            models.Q(status__in=[EventStatus.PENDING, EventStatus.PARKED]) | models.Q(wake_at__isnull=False)
+        )
+
+    def rests_until(self, now: datetime) -> str:
+        if self.status == EventStatus.PARKED:
+            return f"a person, to resume it: {last_line(self.error)}"
+        if self.wake_at is not None:
+            beat = "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
+            return f"{beat if self.armed else 'its condition, next looked at'}, {at_text(self.wake_at)}"
+        definition = self.definition
+        if definition is None:
+            return f"code that declares {self.declared_as!r} on {self.entity_type}"
+        if definition.date_field is not None:
+            # With a date it would be due at some time.
+            return f"a date: {definition.date_field!r} is NULL" if self.at is None else ""
+        return "" if self.armed else "a save that makes its condition true"
 
     def perform(self, clock: Clock) -> None:
         from .occurrence import perform_events
@@ -380,6 +401,15 @@ class CallbackExecution(Wakeable):
     @property
     def idempotency_key(self) -> str:
         return f"callback:{self.pk}"
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[CallbackExecution]:
+        return cls.objects.filter(status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
+
+    def rests_until(self, now: datetime) -> str:
+        if self.status == ExecutionStatus.PARKED:
+            return f"a person, to resume it: {last_line(self.error)}"
+        return f"its try number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def perform(self, clock: Clock) -> None:
         from .execution import perform_callback

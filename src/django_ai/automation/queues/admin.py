@@ -12,6 +12,7 @@ from django.utils import timezone
 from django.utils.timesince import timeuntil
 
 from ..exceptions import AutomationError
+from .models import Worker, last_line
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
@@ -49,7 +50,7 @@ class RowAdmin(ModelAdmin):
     def due(self, row: Any) -> str:
         """Say when a worker looks at the row next, in words."""
         if row.lease:
-            return f"in the hands of {row.lease.rsplit(':', 1)[0]}"
+            return f"in the hands of {row.holder}"
         if row.wake_at is None:
             return "never"
         return "now" if row.wake_at <= timezone.now() else f"in {timeuntil(row.wake_at)}"
@@ -57,8 +58,14 @@ class RowAdmin(ModelAdmin):
     @admin.display(description="error")
     def last_line(self, row: Any) -> str:
         """Show the end of a traceback."""
-        lines = row.error.strip().splitlines()
-        return lines[-1][:200] if lines else ""
+        return last_line(row.error)
+
+    @admin.display(description="waits for")
+    def waits_for(self, row: Any) -> str:
+        """Name the one thing that an unfinished row waits for."""
+        if row.is_finished:
+            return ""
+        return row.waits_for(timezone.now()) or "nothing: it hangs"
 
     def apply(self, request: HttpRequest, rows: models.QuerySet[Any], act: Callable[[Any], Any], done: str) -> None:
         """Do ``act`` to each row, and say how it went."""
@@ -74,3 +81,11 @@ class RowAdmin(ModelAdmin):
     @admin.action(description="Resume: try again now", permissions=["change"])
     def resume(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
         self.apply(request, rows, lambda row: row.resume(), "Resumed")
+
+
+@admin.register(Worker)
+class WorkerAdmin(RowAdmin):
+    """Who performs the work, and since when."""
+
+    list_display = ("name", "started_at", "worked_at", "performed")
+    ordering = ("-worked_at",)

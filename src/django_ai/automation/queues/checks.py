@@ -8,12 +8,14 @@ from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info
 from django.db import connections
+from django.db.models import Model
 
 from .. import conf as conf_module
 from ..conf import conf
 from ..exceptions import SettingsError
 from .executor import get_executor
 from .lease import alias_of
+from .models import Worker
 from .registry import wakeables
 
 
@@ -56,7 +58,8 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_database(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
     """Runs with ``check --database``: MariaDB's isolation, and that all automation tables live in one database."""
-    aliases = {alias_of(model) for model in wakeables()}
+    models: list[type[Model]] = [*wakeables(), Worker]
+    aliases = {alias_of(model) for model in models}
     found: list[CheckMessage] = []
     if len(aliases) > 1:
         found.append(

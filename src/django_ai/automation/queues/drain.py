@@ -20,6 +20,7 @@ from .database import is_database_failure
 from .heartbeat import Hands, take_up
 from .lease import alias_of, claim
 from .models import Wakeable
+from .presence import presence
 from .registry import due_models
 from .signals import perform_failed
 
@@ -56,6 +57,7 @@ def _drain(clock: Clock, deadline: float, hands: Hands) -> int:
     while True:
         before = performed
         for model in due_models(clock()):
+            begun = performed
             rows = claim(model, clock(), _share(model))
             started = time.monotonic()
             hands.hold(list(rows))
@@ -70,6 +72,8 @@ def _drain(clock: Clock, deadline: float, hands: Hands) -> int:
             finally:
                 hands.finish()
                 hands.drop()
+                if hands.beating and performed > begun:
+                    presence.worked(performed - begun, clock())
             if rows:
                 _pace[model] = (time.monotonic() - started) / len(rows)
         if performed == before:

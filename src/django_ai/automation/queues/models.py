@@ -5,15 +5,18 @@
 (``lease``, ``seq``) and raises ``seq``; whoever changes a row from outside clears its lease in the same write, so the
 worker's late write is refused. ``losses`` counts the leases that ran out since the last progress.
 
-This app has no table of its own: events, executions, signals and runs are Wakeables of the floors above.
+Events, executions, signals and runs are Wakeables of the floors above. The one table of this app, ``Worker``, says who
+worked last: a person and ``automation_health`` look there, and nothing that is promised depends on it.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, ClassVar
 
 from django.db import models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.utils import timezone
 
 from .clock import Clock
 
@@ -60,6 +63,60 @@ class Wakeable(models.Model):
 
     def record_loss(self, clock: Clock) -> None:
         """Leave a trace of the lease that ran out; called when a lost row is claimed again."""
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[Any]:
+        """Return the rows that have still something to do or to wait for."""
+        raise NotImplementedError
+
+    def waits_for(self, now: datetime) -> str:
+        """Name the one thing that this unfinished row waits for. Empty: there is none, and it hangs, which is a bug."""
+        if self.lease is not None:
+            if self.wake_at is None:
+                return ""
+            if self.wake_at > now:
+                return f"{self.holder}, which has it in hand"
+            return f"a worker: the lease of {self.holder} ran out at {at_text(self.wake_at)}"
+        if self.wake_at is not None and self.wake_at <= now:
+            return f"a worker: due since {at_text(self.wake_at)}"
+        return self.rests_until(now)
+
+    def rests_until(self, now: datetime) -> str:
+        """Name what a row waits for that is in nobody's hands and not due; empty if there is nothing."""
+        raise NotImplementedError
+
+    @property
+    def holder(self) -> str:
+        """The process that has the row in hand, as a person knows it: host and process id."""
+        return (self.lease or "").rsplit(":", 1)[0]
+
+
+def at_text(moment: datetime) -> str:
+    """Return ``moment`` for a person, in the current time zone, to the second."""
+    local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
+    return f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def last_line(error: str) -> str:
+    """Return the end of a traceback or reason: the line that says what happened."""
+    lines = error.strip().splitlines()
+    return lines[-1][:200] if lines else ""
+
+
+class Worker(models.Model):
+    """A process that performs due rows, and when it last did. Written every few seconds by a process that works."""
+
+    name = models.CharField(max_length=100, unique=True, editable=False)
+    started_at = models.DateTimeField(editable=False)
+    worked_at = models.DateTimeField(editable=False)
+    performed = models.BigIntegerField(default=0, editable=False)
+
+    class Meta:
+        verbose_name = "worker"
+        indexes = [models.Index(fields=["worked_at"], name="automation_worker_at")]
+
+    def __str__(self) -> str:
+        return self.name.rsplit(":", 1)[0]
 
 
 def wake_index(label: str) -> PartialIndex:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model
 
 from ..conf import conf
 from .lease import alias_of
@@ -18,6 +20,7 @@ from .models import Wakeable
 Chore = Callable[[datetime], int]
 
 _wakeables: list[type[Wakeable]] = []
+_explained: list[type[Model]] = []
 _reconcilers: list[Chore] = []
 _cleaners: list[Chore] = []
 _longest_timeout = timedelta(0)
@@ -28,6 +31,13 @@ def register(model: type[Wakeable]) -> None:
     if model not in _wakeables:
         _wakeables.append(model)
         _wakeables.sort(key=lambda each: each.drain_order)
+
+
+def register_explained(model: type[Model]) -> None:
+    """Let ``automation_health --explain`` list unfinished rows of ``model``, too: one that is no Wakeable, and has
+    ``unfinished()`` and ``waits_for(now)`` as those have."""
+    if model not in _explained:
+        _explained.append(model)
 
 
 def register_reconciler(chore: Chore) -> None:
@@ -54,6 +64,11 @@ def longest_timeout() -> timedelta:
 
 def wakeables() -> tuple[type[Wakeable], ...]:
     return tuple(_wakeables)
+
+
+def explained() -> tuple[type[Any], ...]:
+    """Return the models whose unfinished rows can say what they wait for."""
+    return (*_wakeables, *_explained)
 
 
 def reconcilers() -> tuple[Chore, ...]:

@@ -8,7 +8,7 @@ from django.http import HttpRequest
 
 from ..queues.admin import HistoryInline, RowAdmin
 from .engine import engine
-from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
+from .models import Signal, StepExecution, WorkflowRun
 
 
 class StepInline(HistoryInline):
@@ -23,17 +23,6 @@ class WorkflowRunAdmin(RowAdmin):
     search_fields = ("=id", "=entity_id", "name")
     inlines = (StepInline,)
     actions = ("resume", "cancel")
-
-    @admin.display(description="waits for")
-    def waits_for(self, run: WorkflowRun) -> str:
-        """Name the one thing that the run needs to go on."""
-        if run.status == WorkflowStatus.SUSPENDED:
-            deadline = f", until {run.wait_deadline:%Y-%m-%d %H:%M:%S}" if run.wait_deadline else ""
-            match = f" with {run.wait_match}" if run.wait_match else ""
-            return f"{run.wait_channel}{match}{deadline}"
-        if run.status == WorkflowStatus.WAITING:
-            return "its date" if run.planned and run.started_at is None else "its timer or next try"
-        return "a person: resume it" if run.status == WorkflowStatus.PARKED else ""
 
     @admin.action(description="Cancel", permissions=["change"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:

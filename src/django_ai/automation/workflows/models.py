@@ -16,7 +16,7 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import advance, alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, last_line, wake_index
 from ..queues.signals import row_parked
 from .context import own_run_pk
 
@@ -33,6 +33,9 @@ class WorkflowStatus(models.TextChoices):
 
 FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED)
 
+
+SUBFLOW = "subflow"
+"""What the channel begins with on which a child tells its end."""
 
 NOT_WAITING: Mapping[str, Any] = {
     "wait_channel": "",
@@ -136,6 +139,37 @@ class WorkflowRun(Wakeable):
     def is_finished(self) -> bool:
         return self.status in FINISHED
 
+    @classmethod
+    def unfinished(cls) -> WorkflowRunQuerySet:
+        return cls.objects.unfinished()
+
+    def rests_until(self, now: datetime) -> str:
+        if self.status == WorkflowStatus.PARKED:
+            return f"a person, to resume it: {last_line(self.error)}"
+        if self.status == WorkflowStatus.SUSPENDED:
+            return self._message() if self.wait_key else ""
+        if self.wake_at is None:
+            return ""
+        if self.planned and self.started_at is None:
+            what = "its date"
+        else:
+            what = f"its try number {self.attempt + 1}" if self.attempt else "its timer"
+        return f"{what}, {at_text(self.wake_at)}"
+
+    def _message(self) -> str:
+        """Name the signal, event or child that a suspended run waits for."""
+        kind, _, name = self.wait_channel.partition(":")
+        if kind == SUBFLOW:
+            child = self.children.filter(parent_channel=self.wait_channel).first()
+            told = Signal.unfinished().filter(run=self, name=self.wait_channel)
+            lives = child is not None and (not child.is_finished or told.exists())
+            what = f"its child {child}" if lives else ""
+        elif kind == "event":
+            what = f"the event {name!r}{f' with {self.wait_match}' if self.wait_match else ''}"
+        else:
+            what = f"the signal {self.wait_channel!r}"
+        return f"{what}, until {at_text(self.wait_deadline)}" if what and self.wait_deadline else what
+
     def perform(self, clock: Clock) -> None:
         from .runner import perform_run
 
@@ -237,6 +271,19 @@ class Signal(Wakeable):
 
     def __str__(self) -> str:
         return f"signal {self.name!r} #{self.pk}"
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[Signal]:
+        """Return signals that are on their way, parked, or in the inbox of a run that may still wait for them."""
+        inbox = models.Q(consumed_at=None, run__in=WorkflowRun.objects.unfinished())
+        return cls.objects.filter(models.Q(delivered_at=None) | inbox)
+
+    def rests_until(self, now: datetime) -> str:
+        if self.delivered_at is not None:
+            return f"run {self.run_id}, to wait for {self.name!r}"
+        if self.error:
+            return f"a person, to resume it: {last_line(self.error)}"
+        return f"its delivery, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def perform(self, clock: Clock) -> None:
         from .waits import deliver

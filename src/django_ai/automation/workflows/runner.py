@@ -31,10 +31,10 @@ from ..queues.signals import row_parked
 from .context import Current, Wake, WakeReason, running
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow
 from .ending import wake_parent
-from .models import FINISHED, NOT_WAITING, Signal, StepExecution, WorkflowRun, WorkflowStatus
+from .models import FINISHED, NOT_WAITING, SUBFLOW, Signal, StepExecution, WorkflowRun, WorkflowStatus
 from .outcomes import Outcome, Subflow
 from .start import insert_run
-from .transitions import SUBFLOW, Moment, ended, name_of, retried, transition
+from .transitions import Moment, ended, name_of, retried, transition
 from .waits import look_again, settle
 
 logger = logging.getLogger("django_ai.automation")
@@ -254,7 +254,7 @@ class Walk:
         elif entry.reason == WakeReason.EVENT:
             event = Event.objects.filter(pk=run.wake_ref).first()
             payload = (event.payload if event else None) or {}
-        if run.wait_channel.startswith(SUBFLOW):
+        if run.wait_channel.startswith(f"{SUBFLOW}:"):
             return Wake(entry.reason, payload)  # the end of a child is told, not merged
         fields = {name: value for name, value in payload.items() if name in type(context).model_fields}
         if run.entity_id and fields.get("entity_id", run.entity_id) != run.entity_id:

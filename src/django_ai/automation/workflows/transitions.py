@@ -19,11 +19,9 @@ from ..queues.contexts import merge
 from ..queues.jsontext import storable
 from .context import WakeReason
 from .definitions import StepDefinition, WorkflowDefinition
-from .models import WorkflowRun, WorkflowStatus
+from .models import SUBFLOW, WorkflowRun, WorkflowStatus
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait
 from .waits import registration
-
-SUBFLOW = "subflow:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def transition(
 
 
 def subflow_channel(run: WorkflowRun) -> str:
-    return f"{SUBFLOW}{run.pk}:{run.visit}"
+    return f"{SUBFLOW}:{run.pk}:{run.visit}"
 
 
 def _enter(step: str, reason: WakeReason, status: WorkflowStatus) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""Scenario 4: idle workers of a Q2 cluster are killed. They die with the lock of the cluster's own queue in their
+hands, so the workers that take their place never get a task: the cluster looks alive and does nothing. Health turns
+red, another process does the work, and health is green again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from django_ai.automation import engine
+from django_ai.automation.queues.models import Worker
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.runtimes.cluster import qcluster, start_worker, until
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+TOLERANCE = "2"
+
+
+def exit_code() -> int:
+    try:
+        call_command("automation_health", "--overdue", TOLERANCE)
+    except CommandError as error:
+        return error.returncode
+    return 0
+
+
+def completed(run: WorkflowRun) -> bool:
+    return WorkflowRun.objects.filter(pk=run.pk, status="completed").exists()
+
+
+def test_04_real_seconds_health_is_red_and_another_process_drains(tmp_path):
+    log = tmp_path / "cluster.log"
+    with qcluster(log) as cluster:
+        first = engine.start("story:count", steps=1)
+        until(lambda: completed(first), 30, "The first run", log)
+        assert exit_code() == 0
+        assert Worker.objects.get().performed >= 1
+
+        idle = [int(pid) for pid in re.findall(r"ready for work at (\d+)", log.read_text())]
+        for pid in idle:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: log.read_text().count("ready for work at") >= 2 * len(idle), 30, "The cluster's new workers", log)
+        stuck = engine.start("story:count", steps=1)
+        until(lambda: exit_code() == 1, 30, "The red light", log)
+        assert cluster.poll() is None, "the cluster's processes all live"
+        assert not completed(stuck)
+
+        other = start_worker()
+        try:
+            until(lambda: completed(stuck), 30, "The work of another process")
+            assert exit_code() == 0
+        finally:
+            other.kill()
+            other.wait()
