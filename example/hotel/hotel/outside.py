@@ -1,9 +1,12 @@
-"""The world outside the hotel, as far as it can be played: two telephones, and the maker of the door locks.
+"""The world outside the hotel, as far as it can be played: two telephones, a printer, and the maker of the door locks.
 
 With ``settings.HOTEL_MISHAPS`` all fail the first time, each in its own way, so that retries have something to do.
 """
 
 from __future__ import annotations
+
+import os
+import signal
 
 from django.conf import settings
 
@@ -20,6 +23,12 @@ def call_a_taxi(*, tries: int) -> None:
     """Have a taxi come. Raises ``ConnectionError`` while the line is busy."""
     if settings.HOTEL_MISHAPS and tries == 1:
         raise ConnectionError("the taxi line is busy")
+
+
+def print_out(*, losses: int) -> None:
+    """Have a page printed. The printer blows the fuse: the whole process dies, as if by ``kill -9``."""
+    if settings.HOTEL_MISHAPS and losses == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def cut_key_card(room: str, key: str) -> str:

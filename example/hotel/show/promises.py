@@ -11,6 +11,7 @@ from django.db.models import Count
 from django.utils import timezone
 
 from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.health import examine, explain
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from hotel.models import HousekeepingTask, Message
 from hotel.pace import hours
@@ -36,6 +37,7 @@ def promises() -> Iterator[Promise]:
     yield Promise("What a failed try wrote is not kept", rolled_back)
     yield Promise("An answer lost outside: two calls, one key card", called_once)
     yield Promise("A signal wakes the night audit", signalled)
+    yield Promise("Its worker is killed: another one does it, once", done_again)
     yield Promise("Cleo cancels, and what was planned is gone", withdrawn)
     yield Promise("Dan's deletion is noted", deleted)
     yield Promise("Eve departs, a child workflow cleans", departed)
@@ -43,6 +45,7 @@ def promises() -> Iterator[Promise]:
     yield Promise("Eve is asked one hour after check-out", asked)
     yield from agents.promises()
     yield Promise("Nothing happened twice, nothing is left over", nothing_else, at_last=True)
+    yield Promise("Health is green; each row says what it waits for", healthy, at_last=True)
 
 
 def confirmed(day: Day) -> str | None:
@@ -140,6 +143,15 @@ def signalled(day: Day) -> str | None:
     return f"{seconds(signal.sent_at, woken.started) * 1000:.0f} ms after it was sent"
 
 
+def done_again(day: Day) -> str | None:
+    if not day.audit.is_finished:
+        return None
+    tries = list(day.audit.steps.filter(step="print_it").order_by("pk"))
+    assert [each.outcome for each in tries] == ["lost", "complete"], [each.outcome for each in tries]
+    asleep = day.audit.steps.get(outcome="sleep")
+    return f"{seconds(asleep.finished, tries[1].started):.1f} s after it fell asleep for 1.5 s"
+
+
 def withdrawn(day: Day) -> str | None:
     if timezone.now() < day.at(6):
         return None  # long enough for a reminder, if there were one
@@ -187,8 +199,17 @@ def nothing_else(day: Day) -> str | None:
     if CallbackExecution.objects.filter(status="pending").exists():
         return None
     lost = StepExecution.objects.filter(outcome=StepExecution.LOST).count()
-    assert not lost, f"{lost} tries were lost"
+    assert lost == 1, f"{lost} tries were lost, and one worker was killed"
     return f"{WorkflowRun.objects.count()} runs, {CallbackExecution.objects.count()} callbacks, all ended"
+
+
+def healthy(day: Day) -> str | None:
+    health = examine(timezone.now())
+    assert health.is_healthy, str(health)
+    rows = list(explain(timezone.now()))
+    hanging = [str(each) for each in rows if not each.waits_for]
+    assert not hanging, f"{hanging}"
+    return f"{len(rows)} unfinished rows; {health.last_worker or 'nobody'} worked last"
 
 
 def ended(day: Day, name: str, workflow: str, expected: str = "completed") -> WorkflowRun | None:

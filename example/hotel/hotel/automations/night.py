@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from django_ai.automation import Outcome, complete, get_wake, goto, sleep, step, wait, workflow
+from django_ai.automation import Outcome, complete, get_run, get_wake, goto, sleep, step, wait, workflow
 
+from .. import outside
 from ..desk import DAY_CLOSED
 from ..models import Message
 from ..pace import hours
@@ -34,5 +35,7 @@ class NightAudit:
 
     @step()
     def print_it(self) -> Outcome:
+        """If the worker dies in here, the message was never sent, and another worker begins this step again."""
         Message.objects.create(text=f"Takings of {self.context.day}: {self.context.takings}")
+        outside.print_out(losses=get_run().losses)
         return complete()
