@@ -54,9 +54,9 @@ def main() -> None:
             run(f"tests with real workers: {title}", [*pytest_of(here), *REAL], database)
 
 
-REAL = ("tests/runtimes", "tests/faults/test_kill.py")
+REAL = ("-m", "alone")
 """Tests that start real workers and say how late they may be: nothing runs beside them."""
-QUIET = tuple(f"--deselect={path}" for path in REAL)
+QUIET = ("-m", "not alone")
 COVERED = ("--cov", "--cov-branch", "--cov-report=")
 
 

@@ -20,7 +20,7 @@ from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, run_script, start_worker, until
 from tests.story.models import Mark, Probe
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 
 LEASE = 2.0
 

@@ -23,7 +23,7 @@ from tests.databases import REDIS_URL
 from tests.runtimes.cluster import qcluster, until
 from tests.story.models import Mark, Probe
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 
 
 SLACK = 1.5

@@ -19,7 +19,7 @@ from tests.runtimes.cluster import qcluster, until
 from tests.story.automations.stay import declare
 from tests.story_of_a_stay import live
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 
 EXPECTED = {
     "events": [
