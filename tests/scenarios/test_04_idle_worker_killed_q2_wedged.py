@@ -16,7 +16,7 @@ from django_ai.automation.queues.models import Worker
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, start_worker, until
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 
 TOLERANCE = "2"
 
