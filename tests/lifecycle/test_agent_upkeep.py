@@ -60,8 +60,8 @@ class TestDeployments:
         unregister(find_agent("of_booking"))
         work()
         run = the_agent()
-        assert (run.status, run.wake_at) == ("parked", None)
-        assert "UnknownAgentError: No agent is called 'of_booking'" in run.error
+        assert (run.status, run.lease) == ("parked", None)
+        assert f"UnknownAgentError: {run}: no agent is called 'of_booking'" in run.error
         of_booking(confirmed="booking_confirmed", created="booking_created")
         run.resume()
         assert (run.status, run.error) == ("pending", "")
@@ -94,7 +94,10 @@ class TestDeployments:
         work()
         assert sorted(answers()) == [("confirmed", "parked"), ("noted", "completed")]
         parked = the_answer(status="parked")
-        assert "UnknownHandlerError: 'of_booking' has no handler 'confirmed' for 'booking_confirmed'" in parked.error
+        assert (
+            f"UnknownHandlerError: {the_agent()}: 'of_booking' has no handler 'confirmed' for 'booking_confirmed'"
+            in parked.error
+        )
         assert (parked.attempt, the_agent().status) == (0, "active")
         of_booking(confirmed="booking_confirmed", noted="booking_noted")
         parked.resume()
@@ -152,7 +155,7 @@ class TestDeployments:
         guest = Person.objects.create()
         run = AgentManager.spawn("growing", guest_id=guest.pk)
         resting = AgentManager.spawn("growing", guest_id=Person.objects.create().pk)
-        AgentRun.objects.filter(pk=resting.pk).update(status="parked")
+        AgentRun.objects.filter(pk=resting.pk).update(status="parked", wake_at=None)
         work()
         assert AgentRoute.objects.filter(run=run).count() == 1
         declare(True)

@@ -454,7 +454,7 @@ def test_an_unknown_callback_parks_and_can_be_resumed(work):
     callbacks.unregister(mine)
     work()
     row = the_execution(callback="hotel.greet")
-    assert (row.status, row.wake_at) == ("parked", None)
+    assert (row.status, row.lease) == ("parked", None)
     assert "UnknownCallbackError" in row.error
     assert "'hotel.greet'" in row.error
     assert effects() == ["other"]

@@ -45,7 +45,11 @@ class OutcomeError(AutomationError, TypeError):
     """A step returned something that is not an outcome."""
 
 
-class ContextError(AutomationError, ValueError):
+class CodeError(AutomationError):
+    """The code of this worker cannot go on with a row. Other code may: what is parked for it goes on by itself then."""
+
+
+class ContextError(CodeError, ValueError):
     """A Context does not accept the values that it was given."""
 
 
@@ -53,27 +57,27 @@ class PayloadError(ContextError):
     """What woke a run carries values that its Context does not accept."""
 
 
-class UnknownWorkflowError(AutomationError, LookupError):
+class UnknownWorkflowError(CodeError, LookupError):
     """No workflow has this name."""
 
 
-class UnknownStepError(AutomationError, LookupError):
+class UnknownStepError(CodeError, LookupError):
     """The workflow has no step of this name."""
 
 
-class UnknownCallbackError(AutomationError, LookupError):
+class UnknownCallbackError(CodeError, LookupError):
     """The function that this execution calls is not registered any more."""
 
 
-class UnknownEventError(AutomationError, LookupError):
+class UnknownEventError(CodeError, LookupError):
     """No model declares this event any more."""
 
 
-class UnknownAgentError(AutomationError, LookupError):
+class UnknownAgentError(CodeError, LookupError):
     """No agent has this name."""
 
 
-class UnknownHandlerError(AutomationError, LookupError):
+class UnknownHandlerError(CodeError, LookupError):
     """The agent has no such handler any more."""
 
 

@@ -45,6 +45,7 @@ def run_for(event: Event, definition: AgentDefinition, now: datetime) -> AgentRu
     """Return the unsaved agent that ``event`` spawns; its Context is made when a worker gets to it."""
     return AgentRun(
         name=definition.name,
+        version=definition.version,
         status=AgentStatus.PENDING,
         created_at=now,
         wake_at=now,
@@ -94,6 +95,7 @@ def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel) -> P
         raise HandedOnError(f"The event that spawns {run} was given to another {run.name!r}.")
     changes = {
         "status": AgentStatus.ACTIVE,
+        "version": definition.version,
         "data": dump_context(context, f"The Context of {definition.name}"),
         "routing": fingerprint(definition),
         "singleton": singleton or "",

@@ -22,9 +22,11 @@ from ..queues.clock import Offset, check_duration, check_offset, offset_key
 from ..queues.contexts import context_class, make_context
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
+from ..queues.versions import Migration, check_version, is_newer, migration_of
 
 if TYPE_CHECKING:
     from ..events.models import Event
+    from .models import AgentRun
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,6 +79,8 @@ class AgentDefinition:
     singleton: bool = False
     default_retry: Retry = field(default_factory=Retry)
     namespace: str | None = None
+    version: str = "1"
+    migrate: Migration | None = None
 
     def spawns_on(self, event: Event) -> bool:
         if self.namespace is not None and self.namespace != event.namespace:
@@ -119,6 +123,35 @@ def find_agent(name: str) -> AgentDefinition:
     return found
 
 
+def agent_of(run: AgentRun) -> AgentDefinition:
+    """Return the definition that ``run`` goes on with. Raises ``UnknownAgentError``, which names the fix."""
+    definition = _registry.get(run.name)
+    if definition is None:
+        near = get_close_matches(run.name, _registry, n=1)
+        hint = f" Is it {near[0]!r} now? Then call it {run.name!r} again, or" if near else ""
+        raise UnknownAgentError(
+            f"{run}: no agent is called {run.name!r}.{hint or ' To go on,'} bring the class back; then this goes on by "
+            "itself."
+        )
+    check_release(run.version, definition, str(run))
+    return definition
+
+
+def check_release(version: str, definition: AgentDefinition, what: str) -> None:
+    """Raise ``UnknownAgentError`` for an agent that newer code has written than this."""
+    if is_newer(version, definition.version):
+        raise UnknownAgentError(
+            f"{what} is of version {version!r}, and this worker's {definition.name!r} of version "
+            f"{definition.version!r}: the agent is of a newer release, and left to its workers."
+        )
+
+
+def has_handler(name: str, method: str, beat: str) -> bool:
+    """Say whether the agent ``name`` has a handler for an execution of before."""
+    definition = _registry.get(name)
+    return definition is not None and any(each.method == method and each.beat == beat for each in definition.handlers)
+
+
 def all_agents() -> list[AgentDefinition]:
     return list(_registry.values())
 
@@ -153,6 +186,7 @@ def agent(
     singleton: bool = False,
     default_retry: Retry | None = None,
     namespace: str | None = None,
+    version: int | str = 1,
 ) -> Callable[[C], C]:
     """Declare a class as an agent: a long-lived run that handles events, with a Context that it keeps.
 
@@ -161,8 +195,10 @@ def agent(
     ``AgentManager.spawn``). ``match``: which entities' events are routed to which agent, as lookups and values or
     expressions on its Context: ``{"guest_id": "{{ ctx.guest_id }}"}``; without it an agent hears the events of the
     entity that spawned it. ``singleton``: at most one lives for each match; what would spawn another is handed to it.
-    ``default_retry``: for handlers without a retry of their own. ``namespace``: only events in it spawn it. Raises
-    ``DefinitionError``.
+    ``default_retry``: for handlers without a retry of their own. ``namespace``: only events in it spawn it.
+    ``version``: raise it with a change of the Context that older code could not follow; living agents follow the code,
+    by way of a static or class method ``migrate_context(data, from_version)`` (it must be pure: it may be called
+    twice). Raises ``DefinitionError``.
     """
     if not isinstance(name, str) or not name or len(name) > 200:
         raise DefinitionError(f'@agent needs a name of 1 to 200 characters, as in @agent("journey"); got {name!r}.')
@@ -191,6 +227,8 @@ def agent(
             singleton=bool(singleton),
             default_retry=default_retry or Retry(),
             namespace=namespace,
+            version=check_version(version, where),
+            migrate=migration_of(cls, where),
         )
         previous = _registry.get(name)
         if previous is not None and (previous.cls.__module__, previous.cls.__qualname__) != (

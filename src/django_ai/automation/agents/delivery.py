@@ -15,7 +15,7 @@ from ..events.listeners import News
 from ..events.matching import Match, satisfies
 from ..events.models import Event
 from ..exceptions import AutomationError
-from ..queues.contexts import load_context
+from ..queues.versions import restore
 from .definitions import AgentDefinition, HandlerDefinition, all_agents
 from .mailbox import execution_of
 from .models import AgentRoute, AgentRun, HandlerExecution
@@ -86,6 +86,7 @@ class _Judge:
     def _context(self, pk: int, definition: AgentDefinition) -> BaseModel:
         """Return the agent's Context. Raises ``ContextError``."""
         if pk not in self._contexts:
-            data = AgentRun.objects.filter(pk=pk).values_list("data", flat=True).first()
-            self._contexts[pk] = load_context(definition.context, data, f"{definition.name} #{pk}")
+            found = AgentRun.objects.filter(pk=pk).values_list("data", "version").first()
+            data, version = found or (None, definition.version)
+            self._contexts[pk] = restore(definition, data, version, f"{definition.name} #{pk}").context
         return self._contexts[pk]

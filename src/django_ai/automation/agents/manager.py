@@ -105,6 +105,7 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
     now, cause = timezone.now(), current_cause()
     return AgentRun(
         name=definition.name,
+        version=definition.version,
         status=AgentStatus.ACTIVE,
         data=json.loads(dump_context(context, f"The Context of {definition.name}")),
         routing=fingerprint(definition),

@@ -18,9 +18,8 @@ from ..exceptions import NotResumableError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
-from ..queues.lease import advance, alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, last_line, wake_index
-from ..queues.signals import row_parked
+from ..queues.lease import alias_of, disturb
+from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, wake_index
 
 
 class AgentStatus(models.TextChoices):
@@ -47,6 +46,8 @@ class AgentRun(Wakeable):
     """One life of an agent."""
 
     name = models.CharField(max_length=200, editable=False)
+    # A default of the database, too: code of a release before this column still inserts agents while it is replaced.
+    version = models.CharField(max_length=50, default="1", db_default="1", editable=False)
     status = models.CharField(max_length=10, choices=AgentStatus.choices, default=AgentStatus.PENDING, editable=False)
     data = models.JSONField(default=dict, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
@@ -74,6 +75,7 @@ class AgentRun(Wakeable):
         verbose_name = "agent run"
         indexes = [
             wake_index("automation_agent"),
+            parked_index("automation_agent"),
             models.Index(fields=["name", "status", "routing"], name="automation_agent_name"),
         ]
 
@@ -90,7 +92,7 @@ class AgentRun(Wakeable):
 
     def rests_until(self, now: datetime) -> str:
         if self.status == AgentStatus.PARKED:
-            return f"a person, to resume it: {last_line(self.error)}"
+            return self.lies_until()
         if self.wake_at is not None:
             what = "what is due in its mailbox" if self.status == AgentStatus.ACTIVE else "its next try to begin"
             return f"{what}, {at_text(self.wake_at)}"
@@ -101,12 +103,16 @@ class AgentRun(Wakeable):
 
         perform_agent(self, clock)
 
-    def park(self, reason: str) -> None:
+    def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
         first = self.executions.filter(status=HandlerStatus.PENDING).order_by("due_at", "pk").first()
         if first is not None:
             reason = f"{reason}\nFirst in its mailbox: {first}."
-        advance(self, {"status": AgentStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
-        row_parked.send(type(self), row=self, reason=reason)
+        super().park(reason, clock, for_code=for_code)
+
+    @property
+    def unparked(self) -> AgentStatus:
+        """What a parked agent goes on as."""
+        return AgentStatus.ACTIVE if self.routing else AgentStatus.PENDING
 
     def resume(self, now: datetime | None = None) -> None:
         """Let a parked agent go on with its mailbox, or try once more to spawn one that failed.
@@ -114,9 +120,8 @@ class AgentRun(Wakeable):
         Raises ``NotResumableError`` for one in another state.
         """
         rows = AgentRun.objects.filter(pk=self.pk, status__in=[AgentStatus.PARKED, AgentStatus.FAILED])
-        status = AgentStatus.ACTIVE if self.routing else AgentStatus.PENDING
-        moment = aware(now or timezone.now(), "now")
-        if not disturb(rows, status=status, attempt=0, error="", finished_at=None, wake_at=moment):
+        again = {"status": self.unparked, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
+        if not disturb(rows, **again, wake_at=aware(now or timezone.now(), "now")):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed agent can be resumed.")
         ring_after_commit(alias_of(AgentRun))
         self.refresh_from_db()
@@ -162,6 +167,7 @@ class HandlerExecution(models.Model):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+    parked_at = models.DateTimeField(null=True, blank=True, editable=False)
     unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
 
     position: int = 0
@@ -178,6 +184,7 @@ class HandlerExecution(models.Model):
                 name="automation_handler_box",
                 condition=models.Q(status="pending"),
             ),
+            parked_index("automation_handler"),
         ]
 
     def __str__(self) -> str:
@@ -195,7 +202,7 @@ class HandlerExecution(models.Model):
     def waits_for(self, now: datetime) -> str:
         """Name the one thing that this unfinished execution waits for. Empty: there is none, and it hangs."""
         if self.status == HandlerStatus.PARKED:
-            return f"a person, to resume it: {last_line(self.error)}"
+            return f"code that has its handler, or a person, to resume it: {last_line(self.error)}"
         if self.run.status == AgentStatus.PARKED or self.run.lease is not None:
             return f"its agent {self.run}"
         if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
@@ -213,7 +220,8 @@ class HandlerExecution(models.Model):
         rows = HandlerExecution.objects.filter(
             pk=self.pk, status__in=[HandlerStatus.FAILED, HandlerStatus.PARKED], run__in=AgentRun.objects.unfinished()
         )
-        if not rows.update(status=HandlerStatus.PENDING, attempt=0, error="", finished_at=None, due_at=moment):
+        again = {"status": HandlerStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
+        if not rows.update(**again, due_at=moment):
             raise NotResumableError(
                 f"{self} is {self.status}; only a failed or parked execution of a living agent can be resumed."
             )

@@ -1,4 +1,5 @@
-"""Gives living agents the routes that a new deployment asks for, and wakes those that were forgotten.
+"""Gives living agents the routes that a new deployment asks for, lets go on what waited for it, and wakes those that
+were forgotten.
 
 Routes are only added here, never removed: code of before may still be at work beside ours.
 """
@@ -11,15 +12,17 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Q
 
+from ..events.models import is_installed
 from ..exceptions import AutomationError
-from ..queues.contexts import load_context
 from ..queues.lease import alias_of, insert_ignoring, locked
-from .definitions import AgentDefinition, all_agents
-from .mailbox import wake_forgotten
-from .models import AgentRoute, AgentRun
+from ..queues.versions import restore
+from .definitions import AgentDefinition, all_agents, check_release, has_handler
+from .mailbox import touch, wake_forgotten
+from .models import AgentRoute, AgentRun, HandlerExecution, HandlerStatus
 from .routes import fingerprint, keys_of, singleton_key
 
 CHUNK = 200
+AT_ONCE = 10_000
 SHARE = 10.0
 """Seconds that one sweep takes at most; the next one goes on."""
 
@@ -27,7 +30,30 @@ SHARE = 10.0
 def reconcile_agents(now: datetime) -> int:
     """Bring agents in line with the code and with their mailboxes; return how many were."""
     until = time.monotonic() + SHARE
-    return sum(_add_routes(definition, until) for definition in all_agents()) + wake_forgotten(now)
+    routed = sum(_add_routes(definition, until) for definition in all_agents())
+    return routed + resume_found(now) + wake_forgotten(now)
+
+
+def resume_found(now: datetime) -> int:
+    """Let executions go on that were parked for want of a handler, or of their entity's model, which this code has;
+    return how many. What nobody has costs one look at what there is, however much of it."""
+    parked = HandlerExecution.objects.filter(
+        status=HandlerStatus.PARKED, parked_at__isnull=False, run__in=AgentRun.objects.unfinished()
+    )
+    found = 0
+    for name, method, beat, label in parked.values_list(
+        "run__name", "handler", "beat", "event__entity_type"
+    ).distinct():
+        if not has_handler(name, method, beat) or not is_installed(label):
+            continue
+        mine = parked.filter(run__name=name, handler=method, beat=beat, event__entity_type=label)
+        rows = list(mine.order_by("pk").values_list("pk", "run")[:AT_ONCE])
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            again = HandlerExecution.objects.filter(pk__in=[pk for pk, _ in chunk], status=HandlerStatus.PARKED)
+            found += again.update(status=HandlerStatus.PENDING, error="", finished_at=None, parked_at=None, due_at=now)
+            touch(run for _, run in chunk)
+    return found
 
 
 def _add_routes(definition: AgentDefinition, until: float) -> int:
@@ -52,7 +78,8 @@ def _add(run: AgentRun, definition: AgentDefinition, print_of: str) -> int:
         if fresh is None:
             return 0
         try:
-            context = load_context(definition.context, fresh.data, str(fresh))
+            check_release(fresh.version, definition, str(fresh))
+            context = restore(definition, fresh.data, fresh.version, str(fresh)).context
             keys, singleton = keys_of(definition, fresh, context), singleton_key(definition, fresh, context)
         except AutomationError:
             return 0  # the agent itself is parked for it, when it next wakes

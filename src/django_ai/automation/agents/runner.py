@@ -11,21 +11,24 @@ import time
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel
 
 from ..conf import conf
 from ..events.claims import claim_against
-from ..exceptions import AutomationError, ContextError, LeaseLostError, UnknownAgentError, UnknownHandlerError
+from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
 from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock
-from ..queues.contexts import dump_context, load_context
+from ..queues.contexts import dump_context
 from ..queues.lease import advance, release
+from ..queues.parking import take_back
 from ..queues.signals import row_parked
+from ..queues.versions import restore
 from .birth import begin, catch_up
-from .definitions import AgentDefinition, HandlerDefinition, find_agent
+from .definitions import AgentDefinition, HandlerDefinition, agent_of
 from .ending import KIND, Current, clear_up, current_agent
 from .mailbox import pending_in, touch
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
@@ -37,17 +40,32 @@ def perform_agent(run: AgentRun, clock: Clock) -> None:
     if run.is_finished:
         advance(run, {"wake_at": None, "lease": None})
         return
+    was_parked = run.status == AgentStatus.PARKED
+    if was_parked:
+        run.status = run.unparked
     try:
-        definition = find_agent(run.name)
-    except UnknownAgentError as error:
-        run.park(f"{type(error).__name__}: {error}")
+        definition = agent_of(run)
+        if run.status == AgentStatus.PENDING and run.event is not None:
+            run.event.check_known()
+    except CodeError as error:
+        run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
         return
-    if run.status == AgentStatus.PENDING and not begin(run, definition, clock):
-        return
+    if run.status == AgentStatus.PENDING:
+        if was_parked:
+            take_back(run, run.status)
+            was_parked = False
+        if not begin(run, definition, clock):
+            return
+    before = dict(run.__dict__)
     try:
         shift = Shift(run, definition, clock)
+        shift.settle_in(was_parked=was_parked)
+    except LeaseLostError:
+        raise
     except AutomationError as error:
-        run.park(f"{type(error).__name__}: {error}")
+        # It hangs on the code, or on which singleton lives: another time it may go on.
+        run.__dict__.update(before)
+        run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
         return
     shift.work()
 
@@ -65,13 +83,36 @@ class Shift:
         self.flow = Flow(KIND, run.pk)
         self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
         self.leased = time.monotonic()
-        self.context = self._load()
+        stored = restore(definition, run.data, run.version, str(run))
+        self.context, self.moved = stored.context, stored.moved
         self.routes = self._routes()
         self.instance: Any = None
         self.lost = False
 
+    def settle_in(self, *, was_parked: bool) -> None:
+        """Take back an agent that was parked, and write the Context of one that an older version has left, with the
+        routes that come of it.
+
+        Raises ``SingletonTakenError`` where another one lives for its new match, and ``NotStorableError``.
+        """
+        run, (keys, singleton), before = self.run, self.routes, self.run.singleton or None
+        if was_parked and not self.moved:
+            take_back(run, run.status)
+        if not self.moved:
+            return
+        changes = {
+            "status": run.status,
+            "error": "",
+            "parked_at": None,
+            "version": self.definition.version,
+            "data": dump_context(self.context, f"The Context of {run}"),
+            "singleton": singleton or "",
+            "routing": fingerprint(self.definition),
+        }
+        commit(run, Progress(changes, None, (lambda: reroute(run, keys, before, singleton),)))
+
     def _load(self) -> BaseModel:
-        return load_context(self.definition.context, self.run.data, str(self.run))
+        return restore(self.definition, self.run.data, self.run.version, str(self.run)).context
 
     def _routes(self) -> tuple[Keys, str | None]:
         return (
@@ -105,12 +146,12 @@ class Shift:
         run, event = self.run, execution.event
         handler = self.definition.find_handler(execution.handler, event, execution.beat)
         now = self.clock()
-        if handler is None:
-            at = f" at {execution.beat!r}" if execution.beat else ""
-            reason = (
-                f"{UnknownHandlerError.__name__}: {run.name!r} has no handler {execution.handler!r} for "
-                f"{event.event_name!r}{at} any more. Bring it back and resume, or delete this row."
-            )
+        try:
+            if handler is None:
+                raise UnknownHandlerError(self._missing(execution))
+            event.check_known()
+        except CodeError as error:
+            reason = f"{type(error).__name__}: {error}"
             done = self._commit(self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
             row_parked.send(HandlerExecution, row=execution, reason=reason)
             return done
@@ -133,6 +174,16 @@ class Shift:
             return False
         self.routes = self._routes()
         return run.lease is not None
+
+    def _missing(self, execution: HandlerExecution) -> str:
+        """Say which handler is gone, and what to do."""
+        at = f" at {execution.beat!r}" if execution.beat else ""
+        near = get_close_matches(execution.handler, [each.method for each in self.definition.handlers], n=1)
+        hint = f" Did it become {near[0]!r}?" if near else ""
+        return (
+            f"{self.run}: {self.run.name!r} has no handler {execution.handler!r} for {execution.event.event_name!r}{at}"
+            f" any more.{hint} Bring the method back under this name, and this goes on by itself, or delete this row."
+        )
 
     def _commit(self, progress: Progress) -> bool:
         """Commit what needs no try; say whether the agent is still in this worker's hands."""
@@ -229,6 +280,7 @@ class Shift:
             "attempt": execution.attempt + tried,
             "started_at": started,
             "finished_at": self.clock(),
+            "parked_at": started if status == HandlerStatus.PARKED else None,
         }
         return self._progress(execution, values, changes or {}, rest, None)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from difflib import get_close_matches
 
-from ..exceptions import UnknownCallbackError
+from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause
 from ..queues.clock import Clock
-from .callbacks import Callback, find_callback
+from ..queues.parking import take_back
+from .callbacks import Callback, callbacks_of, find_callback
 from .models import CallbackExecution, ExecutionStatus
 
 
@@ -16,13 +18,15 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
     """Run one try of the execution."""
     event = row.event
     callback = find_callback(event.event_name, row.callback, row.beat)
-    if callback is None:
-        row.park(
-            f"{UnknownCallbackError.__name__}: no function {row.callback!r} listens to {event.event_name!r}"
-            f"{f' at {row.beat!r}' if row.beat else ''} any more. Bring it back (or give its new place name="
-            f"{row.callback!r}) and resume, or delete this row."
-        )
+    try:
+        if callback is None:
+            raise UnknownCallbackError(_missing(row))
+        event.check_known()
+    except CodeError as error:
+        row.park(f"{type(error).__name__}: {error}", clock, for_code=True)
         return
+    if row.status == ExecutionStatus.PARKED:
+        take_back(row, ExecutionStatus.PENDING)
     found = callback
     started = clock()
 
@@ -41,6 +45,18 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         atomic=callback.atomic,
         timeout=callback.timeout,
         clock=clock,
+    )
+
+
+def _missing(row: CallbackExecution) -> str:
+    """Say which function is gone, and what to do."""
+    event, at = row.event, f" at {row.beat!r}" if row.beat else ""
+    names = sorted({each.name for each in callbacks_of(event.event_name, event.namespace)})
+    near = get_close_matches(row.callback, names, n=1)
+    hint = f" Did it become {near[0]!r}?" if near else ""
+    return (
+        f"{row}: no function {row.callback!r} listens to {event.event_name!r}{at} any more.{hint} Bring it back, or "
+        f"give its new place name={row.callback!r}; then this goes on by itself. Or delete this row."
     )
 
 

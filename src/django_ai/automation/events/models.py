@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.apps import apps
@@ -22,15 +23,14 @@ from django.core import serializers
 from django.db import models
 from django.utils import timezone
 
-from ..exceptions import NotResumableError, NotStorableError
+from ..exceptions import NotResumableError, NotStorableError, UnknownEventError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import encode
 from ..queues.keys import KEY_LENGTH, digest
-from ..queues.lease import advance, alias_of, disturb, insert_ignoring
-from ..queues.models import Wakeable, at_text, last_line, wake_index
-from ..queues.signals import row_parked
-from .definitions import EventDefinition, EventTrigger, concrete_ancestors, find_declared
+from ..queues.lease import alias_of, disturb, insert_ignoring
+from ..queues.models import Wakeable, at_text, parked_index, wake_index
+from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, find_declared
 from .names import pattern_of
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Event(Wakeable):
         verbose_name = "event"
         indexes = [
             wake_index("automation_event"),
+            parked_index("automation_event"),
             models.Index(fields=["entity_type", "entity_id", "event_name"], name="automation_event_entity"),
             models.Index(fields=["event_name", "occurred_at"], name="automation_event_occurred"),
         ]
@@ -175,7 +176,7 @@ class Event(Wakeable):
 
     def rests_until(self, now: datetime) -> str:
         if self.status == EventStatus.PARKED:
-            return f"a person, to resume it: {last_line(self.error)}"
+            return self.lies_until()
         if self.wake_at is not None:
             beat = "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
             return f"{beat if self.armed else 'its condition, next looked at'}, {at_text(self.wake_at)}"
@@ -187,22 +188,46 @@ class Event(Wakeable):
             return f"a date: {definition.date_field!r} is NULL" if self.at is None else ""
         return "" if self.armed else "a save that makes its condition true"
 
+    def set_parked(self, reason: str, now: datetime) -> None:
+        """Set a row aside that is about to be written, until a person resumes it."""
+        self.status, self.error, self.parked_at, self.wake_at, self.lease = EventStatus.PARKED, reason, now, None, None
+
+    @property
+    def unparked(self) -> EventStatus:
+        """What a parked event goes on as."""
+        return EventStatus.PROCESSED if self.occurred_at else EventStatus.PENDING
+
+    def check_known(self, *, declared: bool = False) -> None:
+        """Raise ``UnknownEventError`` if this code has not the model of the event's entity; with ``declared``, if that
+        does not declare the event either."""
+        try:
+            model = apps.get_model(self.entity_type)
+        except (LookupError, ValueError):
+            near = get_close_matches(self.entity_type, [each._meta.label_lower for each in apps.get_models()], n=1)
+            hint = f" Did it become {near[0]!r}?" if near else ""
+            raise UnknownEventError(
+                f"{self}: there is no model {self.entity_type!r} any more.{hint} Bring it back, or cancel the event; "
+                "what has the model goes on by itself."
+            ) from None
+        if declared and self.definition is None:
+            names = [each.definition.name for each in declared_on(model)]
+            near = get_close_matches(self.declared_as, names, n=1)
+            hint = f" Did it become {near[0]!r}?" if near else ""
+            raise UnknownEventError(
+                f"{self}: {model._meta.label} declares no event {self.declared_as!r} any more.{hint} Declare it again, "
+                "and this goes on by itself, or cancel the event."
+            )
+
     def perform(self, clock: Clock) -> None:
         from .occurrence import perform_events
 
         perform_events([self], clock)
 
-    def park(self, reason: str) -> None:
-        advance(self, {"status": EventStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
-        row_parked.send(type(self), row=self, reason=reason)
-
     def resume(self, now: datetime | None = None) -> None:
         """Let a parked event go on: it is looked at again at once. Raises ``NotResumableError`` if it is not parked."""
-        status = EventStatus.PROCESSED if self.occurred_at else EventStatus.PENDING
         moment = aware(now or timezone.now(), "now")
-        changed = disturb(
-            Event.objects.filter(pk=self.pk, status=EventStatus.PARKED), status=status, error="", wake_at=moment
-        )
+        parked = Event.objects.filter(pk=self.pk, status=EventStatus.PARKED)
+        changed = disturb(parked, status=self.unparked, error="", parked_at=None, wake_at=moment)
         if not changed:
             raise NotResumableError(f"{self} is {self.status}; only a parked event can be resumed.")
         ring_after_commit(alias_of(Event))
@@ -213,6 +238,15 @@ class Event(Wakeable):
         from .occurrence import cancel_events
 
         return cancel_events(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
+
+
+def is_installed(label: str) -> bool:
+    """Say whether this code has the model that rows call ``label``."""
+    try:
+        apps.get_model(label)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def load_entities(events: Iterable[Event]) -> None:
@@ -393,7 +427,7 @@ class CallbackExecution(Wakeable):
 
     class Meta:
         verbose_name = "callback execution"
-        indexes = [wake_index("automation_callback")]
+        indexes = [wake_index("automation_callback"), parked_index("automation_callback")]
 
     def __str__(self) -> str:
         return f"{self.callback} for event {self.event_id}"
@@ -408,17 +442,13 @@ class CallbackExecution(Wakeable):
 
     def rests_until(self, now: datetime) -> str:
         if self.status == ExecutionStatus.PARKED:
-            return f"a person, to resume it: {last_line(self.error)}"
+            return self.lies_until()
         return f"its try number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def perform(self, clock: Clock) -> None:
         from .execution import perform_callback
 
         perform_callback(self, clock)
-
-    def park(self, reason: str) -> None:
-        advance(self, {"status": ExecutionStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
-        row_parked.send(type(self), row=self, reason=reason)
 
     def resume(self, now: datetime | None = None) -> None:
         """Try a parked or failed execution again, with a fresh budget of attempts.
@@ -427,7 +457,8 @@ class CallbackExecution(Wakeable):
         """
         rows = CallbackExecution.objects.filter(pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])
         moment = aware(now or timezone.now(), "now")
-        if not disturb(rows, status=ExecutionStatus.PENDING, attempt=0, error="", finished_at=None, wake_at=moment):
+        again = {"status": ExecutionStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
+        if not disturb(rows, **again, wake_at=moment):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
         ring_after_commit(alias_of(CallbackExecution))
         self.refresh_from_db()

@@ -32,8 +32,9 @@ from ..queues.clock import Clock, aware
 from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import keep_lease_for
-from ..queues.jsontext import encode, storable
+from ..queues.jsontext import encode
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
+from ..queues.parking import parked
 from ..queues.signals import row_parked
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
@@ -111,6 +112,7 @@ class Reading:
     withdrawn: bool = False
     gone: bool = False
     rests: bool = False
+    known: bool = False
 
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
@@ -124,7 +126,7 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
         kept = [reading for reading in readings if _write(reading)]
         _fan_out(kept, now)
     for reading in kept:
-        if reading.event.status == EventStatus.PARKED:
+        if reading.event.status == EventStatus.PARKED and not reading.known:
             row_parked.send(Event, row=reading.event, reason=reading.event.error)
     _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock, late=False)
     _tell(untold, clock, late=True)
@@ -141,17 +143,18 @@ def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Reading]:
 def _read(event: Event, now: datetime) -> Reading:
     """Decide what the event does now. Runs user code: its condition and its payload."""
     definition = event.definition
-    if definition is None:
-        return _parked(
-            event,
-            f"{UnknownEventError.__name__}: no model {event.entity_type!r} declares the event {event.event_name!r} any "
-            "more. Declare it again and resume, or delete this row.",
-        )
     reading = Reading(event, definition)
     deletion = event.trigger == EventTrigger.DELETE
     if event.status == EventStatus.CANCELLED:
         reading.beats = [beat for beat in (CREATED, CANCELLED) if _hears_now(event, beat)]
         return _settled(reading, now)
+    try:
+        event.check_known(declared=True)
+    except UnknownEventError as error:
+        return _parked(event, f"{type(error).__name__}: {error}", now, for_code=True)
+    assert definition is not None
+    if event.status == EventStatus.PARKED:  # for code, which is here now
+        event.status, event.error, event.parked_at = event.unparked, "", None
     if (event.entity is None or event.snapshot is not None) and not deletion:
         reading.withdrawn = True
         event.wake_at = None
@@ -191,7 +194,7 @@ def _read(event: Event, now: datetime) -> Reading:
     except Exception as error:
         if is_database_failure(error, connections[alias_of(Event)]):
             raise  # nobody's fault: the row is looked at again when its lease runs out
-        return _parked(event, trace_of(error))
+        return _parked(event, trace_of(error), now, for_code=False)
     if _hears_now(event, CREATED):
         reading.beats.insert(0, CREATED)
     beats = [beat for beat in reading.beats if beat not in (CREATED, CANCELLED)]
@@ -238,17 +241,19 @@ CHANGED = (
     "error",
     "telling",
     "untold",
+    "parked_at",
 )
 
 
 def _settled(reading: Reading, now: datetime) -> Reading:
     event = reading.event
-    assert reading.definition is not None
     event.fired = [*event.fired, *(beat for beat in reading.beats if beat)]
     if reading.beats:
         event.fired_at = now
     keeps_lease = event.telling
-    next_look = None if reading.rests else next_wake(event, reading.definition, now)
+    next_look = None
+    if reading.definition is not None and not reading.rests:
+        next_look = next_wake(event, reading.definition, now)
     reading.changes = {name: getattr(event, name) for name in CHANGED} | {
         "wake_at": now + conf().LEASE if keeps_lease else next_look,
         "lease": event.lease if keeps_lease else None,
@@ -259,18 +264,13 @@ def _settled(reading: Reading, now: datetime) -> Reading:
     return reading
 
 
-def _parked(event: Event, reason: str) -> Reading:
+def _parked(event: Event, reason: str, now: datetime, *, for_code: bool) -> Reading:
     with contextlib.suppress(Event.DoesNotExist):  # then the write below is refused, as every late one
         event.refresh_from_db(
             fields=["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
         )
-    changes = {
-        "status": EventStatus.PARKED,
-        "error": storable(reason),
-        "wake_at": None,
-        "lease": None,
-    }
-    return Reading(event, None, changes)
+    known = for_code and event.parked_at is not None
+    return Reading(event, None, parked(event, reason, now, for_code=for_code), known=known)
 
 
 def _payload_text(event: Event, definition: EventDefinition) -> str:

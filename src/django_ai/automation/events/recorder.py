@@ -387,7 +387,7 @@ def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch, *, ag
         depth=cause.depth if cause else 0,
     )
     if wanted.error:
-        row.status, row.error = EventStatus.PARKED, wanted.error
+        row.set_parked(wanted.error, now)
     elif raw and not definition.is_scheduled and wanted.armed:
         row.status, row.error = EventStatus.EXPIRED, "Loaded from a fixture with its condition already true."
     elif definition.is_scheduled and row.at is not None and later(row.at, definition.grace) < now:
@@ -406,10 +406,10 @@ def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) ->
     if not definition.is_scheduled and row.armed and row.at is None and row.status == EventStatus.PENDING:
         row.at = now
     if row.depth > conf().MAX_DEPTH and row.status == EventStatus.PENDING and row.armed and row.at is not None:
-        row.status = EventStatus.PARKED
-        row.error = (
+        row.set_parked(
             f"{EventStormError.__name__}: {row} is number {row.depth} in a chain of events that cause each other "
-            f"(last by {row.caused_by}); AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the circle, then resume."
+            f"(last by {row.caused_by}); AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the circle, then resume.",
+            now,
         )
     row.wake_at, row.lease = next_wake(row, definition, now), None
     occurs = not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed
@@ -459,6 +459,7 @@ WRITTEN = (
     "fired",
     "status",
     "error",
+    "parked_at",
     "caused_by",
     "depth",
     "wake_at",
@@ -569,7 +570,7 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
     if turned:
         row.fired = [*row.fired, *too_late(row, definition, now)]
     if wanted.error:
-        row.status, row.error = EventStatus.PARKED, wanted.error
+        row.set_parked(wanted.error, now)
     _set_timer(row, wanted, now, batch)
 
 
@@ -643,8 +644,9 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
             except Exception as raised:
                 if is_database_failure(raised, connections[alias_of(Event)]):
                     raise
-                row.status, row.wake_at, row.lease = EventStatus.PARKED, None, None
-                row.error = storable(f"The payload function of {definition!r} raised:\n{traceback.format_exc()}")
+                row.set_parked(
+                    storable(f"The payload function of {definition!r} raised:\n{traceback.format_exc()}"), now
+                )
         row.save(force_insert=True, using=batch.alias)
         rows.append(row)
     _follow(rows, now, batch, fresh=True)

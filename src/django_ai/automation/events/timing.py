@@ -82,8 +82,10 @@ def moves_again(event: Event) -> bool:
 
 def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datetime | None:
     """Return when the row wants to be looked at next."""
-    if event.status in (EventStatus.EXPIRED, EventStatus.PARKED):
+    if event.status == EventStatus.EXPIRED:
         return None
+    if event.status == EventStatus.PARKED:
+        return event.wake_at  # for code: it is looked at again then; for a person: never
     if event.status == EventStatus.CANCELLED:
         return now if hears(event, CANCELLED) and CANCELLED not in event.fired else None
     if hears(event, CREATED) and CREATED not in event.fired:

@@ -17,11 +17,14 @@ class QueuesConfig(AppConfig):
         from . import checks
         from .database import connect_tuning
         from .discovery import discover
+        from .parking import look_at_once
+        from .registry import register_reconciler
         from .schedules import install_schedules
         from .signals import connect_logging
 
         connect_logging()
         connect_tuning()
+        register_reconciler(look_at_once)
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
         register(checks.check_settings)
         register(checks.check_broker)

@@ -8,9 +8,10 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from ..exceptions import ContextError, DefinitionError, NotStorableError
@@ -56,14 +57,39 @@ def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str
 
 
 def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
-    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more."""
+    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more.
+
+    Values of fields that this code does not know, because a newer release wrote them, are handed on as they are by the
+    next ``dump_context``.
+    """
     try:
-        return model.model_validate_json(json.dumps(data), by_name=True, by_alias=True)
+        context = model.model_validate_json(json.dumps(data), by_name=True, by_alias=True)
     except ValidationError as error:
         raise ContextError(
-            f"{what}: what is stored does not fit its Context any more: {_reasons(error)}. "
-            "Give new fields a default, then resume the run."
+            f"{what}: what is stored does not fit its Context any more: {reasons(error)}. Give new fields a default, "
+            "or give the class a migrate_context(data, from_version); then this goes on by itself."
         ) from error
+    unknown = data.keys() - known_names(model)
+    if unknown and model.model_config.get("extra") != "allow":
+        context.__dict__[HANDED_ON] = {name: data[name] for name in unknown}
+    return context
+
+
+HANDED_ON = "_automation_handed_on"
+
+
+@lru_cache(maxsize=1024)
+def known_names(model: type[BaseModel]) -> frozenset[str]:
+    """Return under which names a Context's fields may be stored."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        found |= {name, *(each for each in (field.alias, field.serialization_alias) if each)}
+        match field.validation_alias:
+            case str(alias):
+                found.add(alias)
+            case AliasChoices(choices=choices):
+                found |= {each for each in choices if isinstance(each, str)}
+    return frozenset(found)
 
 
 def dump_context(context: BaseModel, what: str) -> str:
@@ -80,7 +106,7 @@ def dump_context(context: BaseModel, what: str) -> str:
     except PydanticSerializationError as error:
         # A field was set to a value of another type. Take it if it validates; else better now than at the next load.
         values = _coerced(context, what, error)
-    return encode(values, what)
+    return encode({**context.__dict__.get(HANDED_ON, {}), **values}, what)
 
 
 _PLAIN = (str, int, bool, type(None))
@@ -114,7 +140,7 @@ def _coerced(context: BaseModel, what: str, reason: Exception) -> Any:
             type(context).model_validate(values, by_name=True, by_alias=True).model_dump(mode="json", round_trip=True)
         )
     except (ValidationError, PydanticSerializationError) as error:
-        detail = _reasons(error) if isinstance(error, ValidationError) else str(reason)
+        detail = reasons(error) if isinstance(error, ValidationError) else str(reason)
         raise NotStorableError(f"{what} cannot be stored: {detail}.") from None
 
 
@@ -125,12 +151,13 @@ def merge(context: BaseModel, fields: Mapping[str, Any], what: str) -> None:
     try:
         validated = model.model_validate({**values, **fields}, by_name=True, by_alias=True)
     except ValidationError as error:
-        raise ContextError(f"{what} does not fit the Context: {_reasons(error)}.") from error
+        raise ContextError(f"{what} does not fit the Context: {reasons(error)}.") from error
     for name in fields:
         setattr(context, name, getattr(validated, name))
 
 
-def _reasons(error: ValidationError) -> str:
+def reasons(error: ValidationError) -> str:
+    """Return in words why a Context refuses values."""
     return "; ".join(
         f"{'.'.join(str(part) for part in each['loc']) or 'the whole'}: {each['msg']} (it is {each['input']!r:.100})"
         for each in error.errors()[:5]

@@ -98,7 +98,7 @@ def _perform(row: Wakeable, clock: Clock) -> None:
                     f"{row.losses} workers in a row died or hung with this row in hand. Look for what kills them "
                     "(memory, a crash in C code, a timeout), then resume it."
                 )
-                row.park(reason)
+                row.park(reason, clock)
                 return
         row.perform(clock)
     except LeaseLostError:

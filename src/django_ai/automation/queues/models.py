@@ -3,7 +3,8 @@
 ``wake_at`` says when the row next wants a worker. A claim (``lease.claim``) writes a fresh ``lease`` and pushes
 ``wake_at`` to the end of that lease, so a row whose worker died is simply due again. Every progress write is fenced on
 (``lease``, ``seq``) and raises ``seq``; whoever changes a row from outside clears its lease in the same write, so the
-worker's late write is refused. ``losses`` counts the leases that ran out since the last progress.
+worker's late write is refused. ``losses`` counts the leases that ran out since the last progress. ``parked_at`` says
+since when a row has been parked, or was when it was ended.
 
 Events, executions, signals and runs are Wakeables of the floors above. The one table of this app, ``Worker``, says who
 worked last: a person and ``automation_health`` look there, and nothing that is promised depends on it.
@@ -46,6 +47,7 @@ class Wakeable(models.Model):
     lease = models.CharField(max_length=100, null=True, blank=True, editable=False)
     seq = models.PositiveIntegerField(default=0, editable=False)
     losses = models.PositiveSmallIntegerField(default=0, editable=False)
+    parked_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     drain_order: ClassVar[int] = 50
     """Models with a lower number are drained first: timers before the work that they cause."""
@@ -57,9 +59,12 @@ class Wakeable(models.Model):
         """Do what this row is due for. Called by ``drain`` with the row's lease in hand."""
         raise NotImplementedError
 
-    def park(self, reason: str) -> None:
-        """Set the row aside with ``reason``, until a person resumes it. Fenced; raises ``LeaseLostError``."""
-        raise NotImplementedError
+    def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
+        """Set the row aside with ``reason``, until a person resumes it, or, ``for_code``, until a worker has the code
+        that it needs. Fenced; raises ``LeaseLostError``."""
+        from .parking import set_aside
+
+        set_aside(self, reason, clock(), for_code=for_code)
 
     def record_loss(self, clock: Clock) -> None:
         """Leave a trace of the lease that ran out; called when a lost row is claimed again."""
@@ -84,6 +89,13 @@ class Wakeable(models.Model):
     def rests_until(self, now: datetime) -> str:
         """Name what a row waits for that is in nobody's hands and not due; empty if there is nothing."""
         raise NotImplementedError
+
+    def lies_until(self) -> str:
+        """Name what lets a parked row go on, and why it lies there."""
+        reason = last_line(getattr(self, "error", ""))
+        if self.wake_at is None:
+            return f"a person, to resume it: {reason}"
+        return f"code that it lacks, looked for at {at_text(self.wake_at)}, or a person, to resume it: {reason}"
 
     @property
     def holder(self) -> str:
@@ -122,3 +134,8 @@ class Worker(models.Model):
 def wake_index(label: str) -> PartialIndex:
     """Return the index that finds due rows of the model that is called ``label``."""
     return PartialIndex(fields=["wake_at"], name=f"{label}_wake", condition=models.Q(wake_at__isnull=False))
+
+
+def parked_index(label: str) -> PartialIndex:
+    """Return the index that finds parked rows of the model that is called ``label``, however many have ended."""
+    return PartialIndex(fields=["parked_at"], name=f"{label}_parked", condition=models.Q(status="parked"))

@@ -19,6 +19,7 @@ from ..events.names import overlap
 from ..queues.clock import Offset, later, shift
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb, insert_ignoring
+from ..queues.versions import is_newer
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
@@ -58,6 +59,8 @@ class Bridge(Listener):
             if run is None:
                 if wanted:
                     missing.append(run_for(event, definition, now))
+            elif is_newer(run.version, definition.version):
+                pass  # planned by a newer release, which knows better
             elif not wanted:
                 withdraw(WorkflowRun.objects.filter(pk=run.pk))
             elif event.at is not None and run.attempt == 0:

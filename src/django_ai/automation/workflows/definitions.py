@@ -22,10 +22,12 @@ from ..queues.clock import Offset, check_duration, check_offset
 from ..queues.contexts import context_class, make_context
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
+from ..queues.versions import Migration, check_version, is_newer, migration_of, version_order
 from .outcomes import Wait
 
 if TYPE_CHECKING:
     from ..events.models import Event
+    from .models import WorkflowRun
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +68,7 @@ class WorkflowDefinition:
     on_fail: str | None = None
     namespace: str | None = None
     ignores_claims: bool = False
+    migrate: Migration | None = None
 
     def starts_with(self, event: Event) -> bool:
         """Say whether ``event`` starts this workflow."""
@@ -93,10 +96,6 @@ class WorkflowDefinition:
 _registry: dict[str, dict[str, WorkflowDefinition]] = {}
 
 
-def _version_order(version: str) -> tuple[int, int, str]:
-    return (1, int(version), "") if version.isdigit() else (0, 0, version)
-
-
 def find_workflow(name: str, version: str | None = None) -> WorkflowDefinition:
     """Return a workflow, its newest version unless one is named. Raises ``UnknownWorkflowError``."""
     versions = _registry.get(name)
@@ -105,7 +104,7 @@ def find_workflow(name: str, version: str | None = None) -> WorkflowDefinition:
         hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(map(repr, _registry)) or 'none'}."
         raise UnknownWorkflowError(f"No workflow is called {name!r}. {hint}")
     if version is None:
-        return versions[max(versions, key=_version_order)]
+        return versions[max(versions, key=version_order)]
     if version not in versions:
         raise UnknownWorkflowError(
             f"Workflow {name!r} has no version {version!r} any more; it has {', '.join(map(repr, versions))}. "
@@ -114,13 +113,41 @@ def find_workflow(name: str, version: str | None = None) -> WorkflowDefinition:
     return versions[version]
 
 
+def workflow_of(run: WorkflowRun) -> WorkflowDefinition:
+    """Return the definition that ``run`` goes on with: its own version, or where that is gone the newest, if it has a
+    ``migrate_context`` or the run has no Context yet.
+
+    Raises ``UnknownWorkflowError``, which names the fix.
+    """
+    versions = _registry.get(run.name)
+    if not versions:
+        near = get_close_matches(run.name, _registry, n=1)
+        hint = f" Is it {near[0]!r} now? Then" if near else " If it goes by another name now,"
+        raise UnknownWorkflowError(
+            f"{run}: no workflow is called {run.name!r}.{hint} give that name={run.name!r}; else bring the class back. "
+            "Then this goes on by itself."
+        )
+    if run.version in versions:
+        return versions[run.version]
+    newest = find_workflow(run.name)
+    gone = f"{run}: workflow {run.name!r} has no version {run.version!r}; it has {', '.join(map(repr, versions))}."
+    if is_newer(run.version, newest.version):
+        raise UnknownWorkflowError(f"{gone} The run is of a newer release than this worker, which leaves it to others.")
+    if newest.migrate is None and not run.has_no_context:
+        raise UnknownWorkflowError(
+            f"{gone} Keep the old class, with version={run.version!r}, until its runs have ended, or give the newest a "
+            "migrate_context(data, from_version); then this goes on by itself."
+        )
+    return newest
+
+
 def all_workflows() -> list[WorkflowDefinition]:
     return [definition for versions in _registry.values() for definition in versions.values()]
 
 
 def newest_workflows() -> list[WorkflowDefinition]:
     """Return the newest version of each workflow: the one that new runs get."""
-    return [versions[max(versions, key=_version_order)] for versions in _registry.values()]
+    return [versions[max(versions, key=version_order)] for versions in _registry.values()]
 
 
 def workflows_on(event: Event) -> list[WorkflowDefinition]:
@@ -141,7 +168,9 @@ def workflow(name: str, *, version: int | str = 1, default_retry: Retry | None =
 
     The class has a ``Context`` (a Pydantic model), steps of which one is ``@step(start=True)``, and perhaps a
     classmethod ``create_context(cls, **arguments)``. ``version``: raise it when you change what running runs could not
-    follow, and keep the old class until they have ended. ``default_retry``: for steps that have no retry of their own.
+    follow, and keep the old class until they have ended, or give the new one a static or class method
+    ``migrate_context(data, from_version)`` that returns their Context anew (it must be pure: it may be called twice).
+    ``default_retry``: for steps that have no retry of their own.
     Raises ``DefinitionError``.
     """
     if not isinstance(name, str) or not name:
@@ -207,8 +236,6 @@ def _register(
     what = f"{what} on {cls.__qualname__}"
     if len(name) > 200:
         raise DefinitionError(f"{what}: the name {name!r} is longer than 200 characters; give name=.")
-    if not isinstance(version, int | str) or not str(version) or len(str(version)) > 50:
-        raise DefinitionError(f"{what}: version={version!r} must be a number or a short text.")
     if default_retry is not None and not isinstance(default_retry, Retry):
         raise DefinitionError(f"{what}: default_retry={default_retry!r} must be a Retry(...).")
     context = context_class(cls, what)
@@ -224,7 +251,8 @@ def _register(
         raise DefinitionError(f"{what}: only one method can be @on_fail; these are: {', '.join(map(repr, hooks))}.")
     definition = WorkflowDefinition(
         name=name,
-        version=str(version),
+        version=check_version(version, what),
+        migrate=migration_of(cls, what),
         cls=cls,
         context=context,
         steps=MappingProxyType(steps),

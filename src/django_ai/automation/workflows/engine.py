@@ -90,10 +90,13 @@ class Engine:
             run.refresh_from_db()
         return ended > 0
 
-    def resume(self, run: WorkflowRun | int) -> WorkflowRun:
-        """Let a parked run go on, or a failed one try its last step again. Raises ``NotResumableError``."""
+    def resume(self, run: WorkflowRun | int, step: str | None = None) -> WorkflowRun:
+        """Let a parked run go on, or a failed one try its last step again; with ``step``, go on at that one instead.
+
+        Raises ``NotResumableError``, ``UnknownWorkflowError`` and ``UnknownStepError``.
+        """
         row = run if isinstance(run, WorkflowRun) else WorkflowRun.objects.get(pk=run)
-        row.resume()
+        row.resume(step=step)
         return row
 
     def set_executor(self, executor: Executor | None) -> None:

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 from django.db import models
 from django.utils import timezone
 
+from ..events.definitions import sources_of
 from ..events.models import Event
 from ..exceptions import NotResumableError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
-from ..queues.lease import advance, alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, last_line, wake_index
-from ..queues.signals import row_parked
+from ..queues.lease import alias_of, disturb
+from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, wake_index
 from .context import own_run_pk
 
 
@@ -123,6 +123,7 @@ class WorkflowRun(Wakeable):
         verbose_name = "workflow run"
         indexes = [
             wake_index("automation_run"),
+            parked_index("automation_run"),
             PartialIndex(fields=["wait_key"], name="automation_run_wait", condition=models.Q(wait_key__isnull=False)),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
         ]
@@ -145,7 +146,7 @@ class WorkflowRun(Wakeable):
 
     def rests_until(self, now: datetime) -> str:
         if self.status == WorkflowStatus.PARKED:
-            return f"a person, to resume it: {last_line(self.error)}"
+            return self.lies_until()
         if self.status == WorkflowStatus.SUSPENDED:
             return self._message() if self.wait_key else ""
         if self.wake_at is None:
@@ -166,6 +167,8 @@ class WorkflowRun(Wakeable):
             what = f"its child {child}" if lives else ""
         elif kind == "event":
             what = f"the event {name!r}{f' with {self.wait_match}' if self.wait_match else ''}"
+            if not sources_of(name):
+                what += " (which no model declares)"
         else:
             what = f"the signal {self.wait_channel!r}"
         return f"{what}, until {at_text(self.wait_deadline)}" if what and self.wait_deadline else what
@@ -174,10 +177,6 @@ class WorkflowRun(Wakeable):
         from .runner import perform_run
 
         perform_run(self, clock)
-
-    def park(self, reason: str) -> None:
-        advance(self, {"status": WorkflowStatus.PARKED, "error": reason, "wake_at": None, "lease": None})
-        row_parked.send(type(self), row=self, reason=reason)
 
     def record_loss(self, clock: Clock) -> None:
         """Write the try that was lost into the history, once for each loss."""
@@ -196,30 +195,57 @@ class WorkflowRun(Wakeable):
                 wake_ref=self.wake_ref,
             )
 
-    def resume(self, now: datetime | None = None) -> None:
+    @property
+    def has_no_context(self) -> bool:
+        """Whether its Context is still to be made, from the event that starts it."""
+        return self.event_id is not None and self.started_at is None
+
+    @property
+    def unparked(self) -> WorkflowStatus:
+        """What a parked run goes on as."""
+        if self.wait_key:
+            return WorkflowStatus.SUSPENDED
+        if self.planned and self.started_at is None:
+            return WorkflowStatus.WAITING  # still planned: it moves with its date
+        return WorkflowStatus.RUNNING
+
+    def resume(self, now: datetime | None = None, *, step: str | None = None) -> None:
         """Let a parked run go on where it stood, or a failed one try its last step again with a fresh budget.
 
-        Raises ``NotResumableError`` for a run in another state.
+        ``step``: go on at this step of its workflow instead, as after a ``goto``, and wait for nothing any more. Raises
+        ``NotResumableError`` for a run in another state; with ``step`` also ``UnknownWorkflowError`` and
+        ``UnknownStepError``.
         """
         moment = aware(now or timezone.now(), "now")
-        if self.wait_key:
-            status = WorkflowStatus.SUSPENDED
-        elif self.planned and self.started_at is None:
-            status = WorkflowStatus.WAITING  # still planned: it moves with its date
-        else:
-            status = WorkflowStatus.RUNNING
+        changes: dict[str, Any] = {"status": self.unparked}
+        if step is not None:
+            changes = {"status": WorkflowStatus.RUNNING, **self._entering(step)}
         changed = disturb(
             WorkflowRun.objects.filter(pk=self.pk, status__in=[WorkflowStatus.PARKED, WorkflowStatus.FAILED]),
-            status=status,
+            **changes,
             attempt=0,
             error="",
             finished_at=None,
+            parked_at=None,
             wake_at=moment,
         )
         if not changed:
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed run can be resumed.")
         ring_after_commit(alias_of(WorkflowRun))
         self.refresh_from_db()
+
+    def _entering(self, step: str) -> dict[str, Any]:
+        """Return the changes that let the run enter ``step`` next: a visit of its own."""
+        from .definitions import workflow_of
+
+        workflow_of(self).step(step)
+        return {
+            **NOT_WAITING,
+            "current_step": step,
+            "visit": models.F("visit") + 1,
+            "wake_reason": "first",
+            "wake_ref": None,
+        }
 
 
 class StepExecution(models.Model):
@@ -290,14 +316,10 @@ class Signal(Wakeable):
 
         deliver(self, clock)
 
-    def park(self, reason: str) -> None:
-        advance(self, {"error": reason, "wake_at": None, "lease": None})
-        row_parked.send(type(self), row=self, reason=reason)
-
     def resume(self, now: datetime | None = None) -> None:
         """Deliver a parked signal again. Raises ``NotResumableError`` for one that was delivered."""
         rows = Signal.objects.filter(pk=self.pk, delivered_at=None)
-        if not disturb(rows, wake_at=aware(now or timezone.now(), "now"), error=""):
+        if not disturb(rows, wake_at=aware(now or timezone.now(), "now"), error="", parked_at=None):
             raise NotResumableError(f"{self} was delivered already.")
         ring_after_commit(alias_of(Signal))
         self.refresh_from_db()

@@ -20,16 +20,18 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
-from ..exceptions import AutomationError, ContextError, PayloadError, UnknownStepError, UnknownWorkflowError
+from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, UnknownStepError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock, shift
-from ..queues.contexts import dump_context, load_context, merge
+from ..queues.contexts import dump_context, merge
 from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of
+from ..queues.parking import parked, take_back
 from ..queues.signals import row_parked
+from ..queues.versions import Restored, restore
 from .context import Current, Wake, WakeReason, running
-from .definitions import StepDefinition, WorkflowDefinition, find_workflow
+from .definitions import StepDefinition, WorkflowDefinition, find_workflow, workflow_of
 from .ending import wake_parent
 from .models import FINISHED, NOT_WAITING, SUBFLOW, Signal, StepExecution, WorkflowRun, WorkflowStatus
 from .outcomes import Outcome, Subflow
@@ -54,36 +56,62 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
     if run.is_finished:
         advance(run, {"wake_at": None, "lease": None})
         return
-    if run.status == WorkflowStatus.SUSPENDED and (run.wait_deadline is None or clock() < run.wait_deadline):
+    was_parked = run.status == WorkflowStatus.PARKED
+    if was_parked:
+        run.status = run.unparked
+    rests = run.status == WorkflowStatus.SUSPENDED and (run.wait_deadline is None or clock() < run.wait_deadline)
+    if rests and not was_parked:
         look_again(run, clock)
         return
     try:
-        definition = find_workflow(run.name, run.version)
+        definition = workflow_of(run)
         entry = _entry(run, definition)
-        context = None if _is_new(run) else load_context(definition.context, run.data, f"{run} ({entry.step.name})")
-    except (UnknownWorkflowError, UnknownStepError, ContextError) as error:
-        run.park(f"{type(error).__name__}: {error}")
+        stored = _stored(run, definition, entry)
+    except CodeError as error:
+        run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
+        return
+    if was_parked:
+        take_back(run, run.status)
+    if rests:
+        look_again(run, clock)
         return
     if run.planned and run.started_at is None and not _still_planned(run, definition, clock):
         return
-    if _is_new(run) and not definition.ignores_claims and _is_claimed(run, clock):
+    if run.has_no_context and not definition.ignores_claims and _is_claimed(run, clock):
         return
-    _go(run, definition, entry, context, clock)
+    if stored is not None and stored.moved:
+        text = dump_context(stored.context, f"The Context of {run}")
+        advance(run, {"version": definition.version, "data": text})
+    elif run.version != definition.version:
+        advance(run, {"version": definition.version})
+    _go(run, definition, entry, stored.context if stored else None, clock)
 
 
-def _is_new(run: WorkflowRun) -> bool:
-    """Say whether the Context is still to be made from the event."""
-    return run.event_id is not None and run.started_at is None
+def _stored(run: WorkflowRun, definition: WorkflowDefinition, entry: Entry) -> Restored | None:
+    """Return the run's Context, or None if it is still to be made of its event. Raises ``CodeError``."""
+    if not run.has_no_context:
+        return restore(definition, run.data, run.version, f"{run} ({entry.step.name})")
+    assert run.event is not None
+    run.event.check_known(declared=run.planned)
+    return None
 
 
 def _entry(run: WorkflowRun, definition: WorkflowDefinition) -> Entry:
     name, reason = run.current_step or definition.start, WakeReason(run.wake_reason)
+    if run.has_no_context and name not in definition.steps:
+        name = definition.start  # it has not begun, so the first step may go by another name by now
     if run.status == WorkflowStatus.SUSPENDED:
         # The timeout has come. This worker's lease fixes the branch: a signal that comes now is too late.
         name, reason = run.on_timeout or name, WakeReason.TIMEOUT
     elif reason in (WakeReason.SIGNAL, WakeReason.EVENT):
         name = run.wait_then or name
-    step = definition.step(name)
+    try:
+        step = definition.step(name)
+    except UnknownStepError as error:
+        raise UnknownStepError(
+            f"{run}: {error} Bring the step back, and this goes on by itself; or let the run go on at another one: "
+            f"manage.py automation_resume workflow --pk {run.pk} --step NAME."
+        ) from None
     came = name == run.current_step and reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT)
     return Entry(step, reason, waits=step.wait is not None and not came)
 
@@ -99,7 +127,7 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     except Exception as error:
         if is_database_failure(error, connections[alias_of(WorkflowRun)]):
             raise
-        run.park(f"The condition of {event} raised:\n{trace_of(error)}")
+        run.park(f"The condition of {event} raised:\n{trace_of(error)}", clock)
         return False
     if not valid:
         _withdraw(run, event)
@@ -145,7 +173,7 @@ def _go(
         try:
             entry = _entry(run, definition)
         except UnknownStepError as error:
-            run.park(f"{type(error).__name__}: {error}")
+            run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
             return
 
 
@@ -162,7 +190,7 @@ class Walk:
         self.until = until
         self.started = clock()
         self.leased = time.monotonic()
-        self.event = run.event if _is_new(run) else None
+        self.event = run.event if run.has_no_context else None
         self.visit_began = self.started
         self.instance: Any = None
         self.flow = flow_of(run)
@@ -339,8 +367,7 @@ class Walk:
         record = self._record(entry, "error", Moment(self.started, now, self.visit_began), text)
         if isinstance(error, PayloadError):
             # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
-            parked = {"status": WorkflowStatus.PARKED, "error": text, "wake_at": None, "lease": None}
-            return Progress(common | parked, record)
+            return Progress(common | parked(run, text, now, for_code=False), record)
         if changes is not None:
             return Progress(common | {**changes, "error": text}, record)
         final = common | ended(WorkflowStatus.FAILED, text, now) | {"attempt": run.attempt + 1}

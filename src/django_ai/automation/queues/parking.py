@@ -1,0 +1,80 @@
+"""Parking: how a row is set aside with a reason, and how it comes back.
+
+A row is parked for a *person* (its worker was killed three times, a payload was refused), or for *code*: this worker
+does not know the class, step or event, or cannot read the Context, and another worker may, now (two releases side by
+side) or after the next deployment. One that is parked for code keeps a ``wake_at``: it is looked at again by the same
+claim as every other row, after as long as it has been parked already, and goes on where it stood as soon as a worker
+can. Code changes only with the process, so each new process lets all of them be looked at once, whatever their time.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import models
+
+from .jsontext import storable
+from .lease import advance
+from .models import Wakeable
+from .signals import row_parked
+
+PARKED = "parked"
+
+FIRST_LOOK = timedelta(seconds=5)
+LAST_LOOK = timedelta(hours=1)
+AT_ONCE = 10_000
+"""How many rows of a model a new process looks at once; the others keep their time."""
+
+_looked_in: int | None = None
+
+
+def next_look(parked_at: datetime, now: datetime) -> datetime:
+    """Return when a row that has been parked for code since ``parked_at`` is looked at again."""
+    return now + min(max(now - parked_at, FIRST_LOOK), LAST_LOOK)
+
+
+def parked(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> dict[str, Any]:
+    """Return the changes that set ``row`` aside."""
+    since = row.parked_at if for_code and row.parked_at is not None else now
+    changes: dict[str, Any] = {
+        "error": storable(reason),
+        "parked_at": since,
+        "wake_at": next_look(since, now) if for_code else None,
+        "lease": None,
+    }
+    return {"status": PARKED, **changes} if hasattr(row, "status") else changes
+
+
+def set_aside(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> None:
+    """Park a row that this worker has. Fenced; raises ``LeaseLostError``. A look that finds nothing new makes no
+    noise."""
+    known = for_code and row.parked_at is not None
+    advance(row, parked(row, reason, now, for_code=for_code))
+    if not known:
+        row_parked.send(type(row), row=row, reason=reason)
+
+
+def take_back(row: Wakeable, status: str) -> None:
+    """Let a row that was parked for code go on as ``status`` in this worker's hands. Fenced."""
+    advance(row, {"status": status, "error": "", "parked_at": None})
+
+
+def look_at_once(now: datetime) -> int:
+    """Let what is parked for code be looked at now: once in the life of each process. Return how many rows."""
+    global _looked_in
+    from .registry import wakeables
+
+    if _looked_in == os.getpid():
+        return 0
+    _looked_in = os.getpid()
+    return sum(_look(model, now) for model in wakeables() if any(each.name == "status" for each in model._meta.fields))
+
+
+def _look(model: Any, now: datetime) -> int:
+    rows: models.QuerySet[Any] = model._base_manager.filter(
+        status=PARKED, parked_at__isnull=False, lease=None, wake_at__gt=now
+    )
+    pks = list(rows.order_by("parked_at").values_list("pk", flat=True)[:AT_ONCE])
+    return sum(rows.filter(pk__in=pks[start : start + 1000]).update(wake_at=now) for start in range(0, len(pks), 1000))

@@ -1,0 +1,36 @@
+from typing import Any
+
+from django.db import migrations, models
+
+import django_ai.automation.queues.models
+from django_ai.automation.queues.upgrade import date_parked
+
+
+def date_what_is_parked(apps: Any, schema_editor: Any) -> None:
+    date_parked(apps.get_model("automation_workflows", "WorkflowRun"), schema_editor.connection.alias, ["UnknownWorkflowError", "UnknownStepError", "ContextError"])
+
+
+class Migration(migrations.Migration):
+
+    dependencies = [
+        ('automation_events', '0002_reliability'),
+        ('automation_workflows', '0001_initial'),
+    ]
+
+    operations = [
+        migrations.AddField(
+            model_name='signal',
+            name='parked_at',
+            field=models.DateTimeField(blank=True, editable=False, null=True),
+        ),
+        migrations.AddField(
+            model_name='workflowrun',
+            name='parked_at',
+            field=models.DateTimeField(blank=True, editable=False, null=True),
+        ),
+        migrations.AddIndex(
+            model_name='workflowrun',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_run_parked'),
+        ),
+        migrations.RunPython(date_what_is_parked, migrations.RunPython.noop),
+    ]
