@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "tests.app",
     "tests.desk",
     "tests.story",
+    "tests.release",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",

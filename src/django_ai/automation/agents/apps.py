@@ -13,12 +13,15 @@ class AgentsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django.db.models import Q
+
         from ..events.claims import register_owner
         from ..events.listeners import subscribe
         from ..queues import registry
+        from ..queues.resumption import Kind, register_kind
         from . import checks
         from .ending import KIND
-        from .models import AgentRun, HandlerExecution
+        from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import reconcile_agents
         from .retention import remove_old
         from .switchboard import Switchboard
@@ -27,6 +30,17 @@ class AgentsConfig(AppConfig):
         registry.register_explained(HandlerExecution)
         registry.register_reconciler(reconcile_agents)
         registry.register_cleaner(remove_old)
+        living = ~Q(run__status__in=FINISHED)
+        register_kind(Kind("agent", AgentRun, "name", failed=Q(status="failed")))
+        register_kind(
+            Kind(
+                "handler",
+                HandlerExecution,
+                "handler",
+                parked=Q(status="parked") & living,
+                failed=Q(status="failed") & living,
+            )
+        )
         register_owner(KIND, AgentRun.objects.unfinished)
         subscribe(Switchboard())
         register(checks.check_agents)

@@ -127,7 +127,7 @@ def agent_of(run: AgentRun) -> AgentDefinition:
     """Return the definition that ``run`` goes on with. Raises ``UnknownAgentError``, which names the fix."""
     definition = _registry.get(run.name)
     if definition is None:
-        near = get_close_matches(run.name, _registry, n=1)
+        near = get_close_matches(run.name, _registry, n=1, cutoff=0.75)
         hint = f" Is it {near[0]!r} now? Then call it {run.name!r} again, or" if near else ""
         raise UnknownAgentError(
             f"{run}: no agent is called {run.name!r}.{hint or ' To go on,'} bring the class back; then this goes on by "

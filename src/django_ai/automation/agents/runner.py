@@ -24,7 +24,7 @@ from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock
 from ..queues.contexts import dump_context
 from ..queues.lease import advance, release
-from ..queues.parking import take_back
+from ..queues.parking import because, take_back
 from ..queues.signals import row_parked
 from ..queues.versions import restore
 from .birth import begin, catch_up
@@ -48,7 +48,7 @@ def perform_agent(run: AgentRun, clock: Clock) -> None:
         if run.status == AgentStatus.PENDING and run.event is not None:
             run.event.check_known()
     except CodeError as error:
-        run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
+        run.park(because(run, error), clock, for_code=True)
         return
     if run.status == AgentStatus.PENDING:
         if was_parked:
@@ -65,7 +65,7 @@ def perform_agent(run: AgentRun, clock: Clock) -> None:
     except AutomationError as error:
         # It hangs on the code, or on which singleton lives: another time it may go on.
         run.__dict__.update(before)
-        run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
+        run.park(because(run, error), clock, for_code=True)
         return
     shift.work()
 
@@ -151,7 +151,7 @@ class Shift:
                 raise UnknownHandlerError(self._missing(execution))
             event.check_known()
         except CodeError as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = because(run, error)
             done = self._commit(self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
             row_parked.send(HandlerExecution, row=execution, reason=reason)
             return done

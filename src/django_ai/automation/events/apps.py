@@ -13,7 +13,10 @@ class EventsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django.db.models import Q
+
         from ..queues import registry
+        from ..queues.resumption import Kind, register_kind
         from . import checks, recorder
         from .claims import remove_ended
         from .models import CallbackExecution, Event
@@ -25,6 +28,8 @@ class EventsConfig(AppConfig):
         registry.register_reconciler(reconcile_dates)
         registry.register_cleaner(remove_old)
         registry.register_cleaner(remove_ended)
+        register_kind(Kind("event", Event, "event_name"))
+        register_kind(Kind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
         recorder.connect()
         register(checks.check_definitions)
         register(checks.check_callbacks)

@@ -9,7 +9,7 @@ from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause
 from ..queues.clock import Clock
-from ..queues.parking import take_back
+from ..queues.parking import because, take_back
 from .callbacks import Callback, callbacks_of, find_callback
 from .models import CallbackExecution, ExecutionStatus
 
@@ -23,7 +23,7 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
             raise UnknownCallbackError(_missing(row))
         event.check_known()
     except CodeError as error:
-        row.park(f"{type(error).__name__}: {error}", clock, for_code=True)
+        row.park(because(row, error), clock, for_code=True)
         return
     if row.status == ExecutionStatus.PARKED:
         take_back(row, ExecutionStatus.PENDING)

@@ -34,7 +34,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import keep_lease_for
 from ..queues.jsontext import encode
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
-from ..queues.parking import parked
+from ..queues.parking import because, parked
 from ..queues.signals import row_parked
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
@@ -151,7 +151,7 @@ def _read(event: Event, now: datetime) -> Reading:
     try:
         event.check_known(declared=True)
     except UnknownEventError as error:
-        return _parked(event, f"{type(error).__name__}: {error}", now, for_code=True)
+        return _parked(event, because(event, error), now, for_code=True)
     assert definition is not None
     if event.status == EventStatus.PARKED:  # for code, which is here now
         event.status, event.error, event.parked_at = event.unparked, "", None

@@ -3,7 +3,7 @@
 A row is parked for a *person* (its worker was killed three times, a payload was refused), or for *code*: this worker
 does not know the class, step or event, or cannot read the Context, and another worker may, now (two releases side by
 side) or after the next deployment. One that is parked for code keeps a ``wake_at``: it is looked at again by the same
-claim as every other row, after as long as it has been parked already, and goes on where it stood as soon as a worker
+claim as every other row, ever more slowly the longer it has been parked, and goes on where it stood as soon as a worker
 can. Code changes only with the process, so each new process lets all of them be looked at once, whatever their time.
 """
 
@@ -32,7 +32,13 @@ _looked_in: int | None = None
 
 def next_look(parked_at: datetime, now: datetime) -> datetime:
     """Return when a row that has been parked for code since ``parked_at`` is looked at again."""
-    return now + min(max(now - parked_at, FIRST_LOOK), LAST_LOOK)
+    return now + min(max((now - parked_at) / 4, FIRST_LOOK), LAST_LOOK)
+
+
+def because(row: object, error: Exception) -> str:
+    """Return ``error`` as the reason why ``row`` is parked: it begins with the error's class, and names the row."""
+    text = str(error)
+    return f"{type(error).__name__}: {text if text.startswith(str(row)) else f'{row}: {text}'}"
 
 
 def parked(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> dict[str, Any]:

@@ -13,9 +13,12 @@ class WorkflowsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django.db.models import Q
+
         from ..events.claims import register_owner
         from ..events.listeners import subscribe
         from ..queues import registry
+        from ..queues.resumption import Kind, register_kind
         from . import checks
         from .bridge import Bridge
         from .models import Signal, WorkflowRun
@@ -24,6 +27,9 @@ class WorkflowsConfig(AppConfig):
         registry.register(Signal)
         registry.register(WorkflowRun)
         registry.register_cleaner(remove_old)
+        undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
+        register_kind(Kind("signal", Signal, "name", parked=undelivered))
+        register_kind(Kind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True))
         register_owner("workflow", WorkflowRun.objects.unfinished)
         subscribe(Bridge())
         register(checks.check_workflows)

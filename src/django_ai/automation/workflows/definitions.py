@@ -121,7 +121,7 @@ def workflow_of(run: WorkflowRun) -> WorkflowDefinition:
     """
     versions = _registry.get(run.name)
     if not versions:
-        near = get_close_matches(run.name, _registry, n=1)
+        near = get_close_matches(run.name, _registry, n=1, cutoff=0.75)
         hint = f" Is it {near[0]!r} now? Then" if near else " If it goes by another name now,"
         raise UnknownWorkflowError(
             f"{run}: no workflow is called {run.name!r}.{hint} give that name={run.name!r}; else bring the class back. "

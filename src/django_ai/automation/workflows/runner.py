@@ -27,7 +27,7 @@ from ..queues.clock import Clock, shift
 from ..queues.contexts import dump_context, merge
 from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of
-from ..queues.parking import parked, take_back
+from ..queues.parking import because, parked, take_back
 from ..queues.signals import row_parked
 from ..queues.versions import Restored, restore
 from .context import Current, Wake, WakeReason, running
@@ -68,7 +68,7 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
         entry = _entry(run, definition)
         stored = _stored(run, definition, entry)
     except CodeError as error:
-        run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
+        run.park(because(run, error), clock, for_code=True)
         return
     if was_parked:
         take_back(run, run.status)
@@ -173,7 +173,7 @@ def _go(
         try:
             entry = _entry(run, definition)
         except UnknownStepError as error:
-            run.park(f"{type(error).__name__}: {error}", clock, for_code=True)
+            run.park(because(run, error), clock, for_code=True)
             return
 
 

@@ -1,0 +1,649 @@
+"""A deployment removes a step, renames a workflow, adds a Context field: what cannot go on is parked with a reason and
+everything else goes on; after the fix what was parked goes on by itself. Old and new workers side by side harm
+nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from django.core.management import call_command
+from pydantic import BaseModel
+
+from django_ai.automation import (
+    AgentManager,
+    EventDefinition,
+    agent,
+    complete,
+    engine,
+    event_workflow,
+    handler,
+    on_event,
+    sleep,
+    step,
+    wait_for_event,
+    workflow,
+)
+from django_ai.automation.agents import definitions as agent_definitions
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.events import callbacks
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues import parking
+from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.workflows import definitions
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.app.models import Reservation
+from tests.desk.looking import book, change
+from tests.lifecycle.looking import effects, event_of, leave, the_execution, the_run
+from tests.release.models import Order
+from tests.runtimes.cluster import ROOT, environment, run_script, until
+from tests.story.models import Mark
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+class Text(BaseModel):
+    text: str = ""
+
+
+def sleeper(name="flow", *, version=1, context=Text, then="end", **steps):
+    """Declare a workflow that sleeps an hour and then goes on at ``then``."""
+
+    def begin(self):
+        return sleep(HOUR, then=then)
+
+    def end(self):
+        leave(f"{name} {version} {then} {self.context.text}".strip())
+        return complete()
+
+    begin.__name__, end.__name__ = "begin", then
+    body = {"begin": step(start=True)(begin), then: step()(end), **steps}
+    cls = type("Flow", (), {"Context": context, "__module__": __name__, "__qualname__": f"Flow{version}", **body})
+    return workflow(name, version=version)(cls)
+
+
+def forget(cls):
+    definitions.unregister(cls.__workflow__)
+
+
+def asleep(work, name="flow", **arguments):
+    run = engine.start(name, **arguments)
+    work()
+    return run
+
+
+def parked_because(row, *texts):
+    row.refresh_from_db()
+    assert (row.status, row.lease) == ("parked", None)
+    for text in (str(row), *texts):
+        assert text in row.error
+    return row
+
+
+# -- what is gone ------------------------------------------------------------------------------------------------------
+
+
+def test_25_a_workflow_that_is_gone(clock, work):
+    old = sleeper()
+    sleeper("other")
+    run, other = asleep(work), asleep(work, "other")
+    forget(old)
+    clock.tick(HOUR)
+    work()
+    parked_because(run, "UnknownWorkflowError", "no workflow is called 'flow'", "name='flow'")
+    other.refresh_from_db()
+    assert (other.status, effects()) == ("completed", ["other 1 end"])
+    sleeper()
+    clock.tick(HOUR)
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.error, run.parked_at) == ("completed", "", None)
+
+
+def test_25_a_step_that_is_gone_or_renamed(clock, work):
+    sleeper(then="wrap")
+    run, stays = asleep(work), asleep(work)
+    sleeper(then="wrap_up")
+    clock.tick(HOUR)
+    work()
+    parked_because(run, "UnknownStepError", "'wrap'", "Did you mean 'wrap_up'?", f"--pk {run.pk} --step NAME")
+    call_command("automation_resume", "workflow", pk=[run.pk], step="wrap_up")
+    work()
+    run.refresh_from_db()
+    assert (run.status, effects()) == ("completed", ["flow 1 wrap_up"])
+    parked_because(stays)
+    sleeper(then="wrap")  # or: the step comes back
+    clock.tick(HOUR)
+    work()
+    stays.refresh_from_db()
+    assert stays.status == "completed"
+
+
+def test_25_a_context_that_grew_a_required_field(clock, work):
+    class Strict(BaseModel):
+        text: str
+        room: int
+
+    class Kind(Strict):
+        room: int = 5
+
+    sleeper()
+    run = asleep(work, text="x")
+    sleeper(context=Strict)
+    clock.tick(HOUR)
+    work()
+    parked_because(run, "ContextError", "room: Field required", "migrate_context")
+    assert run.data == {"text": "x"}
+    sleeper(context=Kind)
+    clock.tick(HOUR)
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.data) == ("completed", {"text": "x", "room": 5})
+
+
+def test_25_a_version_that_is_gone_is_taken_over_by_the_newest_with_migrate_context(clock, work):
+    old = sleeper(version=1)
+    run, parks = asleep(work, text="a"), asleep(work, text="b")
+    forget(old)
+    sleeper(version=2)
+    clock.tick(HOUR)
+    work()
+    parked_because(run, "no version '1'; it has '2'", "version='1'", "migrate_context")
+    parked_because(parks)
+    seen = []
+
+    def migrate_context(data, from_version):
+        seen.append((dict(data), from_version))
+        data["text"] += " migrated"
+        return data
+
+    sleeper(version=2, migrate_context=staticmethod(migrate_context))
+    clock.tick(HOUR)
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.version, run.data["text"]) == ("completed", "2", "a migrated")
+    assert effects() == ["flow 2 end a migrated", "flow 2 end b migrated"]
+    assert seen == [({"text": "a"}, "1"), ({"text": "b"}, "1")]
+
+
+def test_25_versions_side_by_side_and_then_only_the_new_one(clock, work):
+    old = sleeper(version=1)
+    first, second = asleep(work, text="1"), None
+    sleeper(version=2, migrate_context=staticmethod(lambda data, from_version: {**data, "text": "moved"}))
+    second = asleep(work, text="2")
+    clock.tick(HOUR)
+    work()
+    assert effects() == ["flow 1 end 1", "flow 2 end 2"]
+    third = WorkflowRun.objects.get(pk=asleep(work).pk)
+    WorkflowRun.objects.filter(pk=third.pk).update(version="1")
+    forget(old)
+    clock.tick(HOUR)
+    work()
+    assert effects() == ["flow 1 end 1", "flow 2 end 2", "flow 2 end moved"]
+    first.refresh_from_db()
+    second.refresh_from_db()
+    assert (first.version, second.version) == ("1", "2")
+
+
+def test_25_a_callback_that_is_gone(clock, work):
+    on_event("reservation_confirmed", name="hotel.greet")(lambda event: leave("greet"))
+    on_event("reservation_confirmed", name="hotel.other")(lambda event: leave("other"))
+    Reservation.objects.create(status="confirmed")
+    mine = callbacks.find_callback("reservation_confirmed", "hotel.greet", "")
+    callbacks.unregister(mine)
+    work()
+    row = parked_because(the_execution(callback="hotel.greet"), "UnknownCallbackError", "name='hotel.greet'")
+    assert effects() == ["other"]
+    callbacks.register(mine)
+    clock.tick(HOUR)
+    work()
+    row.refresh_from_db()
+    assert (row.status, row.error, effects()) == ("completed", "", ["other", "greet"])
+
+
+def keeper(**handlers):
+    body = {
+        name: handler(event)(lambda self, event, name=name: leave(f"{name} {event.entity_id}"))
+        for name, event in handlers.items()
+    }
+    for name in handlers:
+        body[name].__name__ = name
+    context = type("Context", (BaseModel,), {"__annotations__": {"entity_id": str}, "__module__": __name__})
+    cls = type("Keeper", (), {"Context": context, "__module__": __name__, "__qualname__": "Keeper", **body})
+    return agent("keeper", spawn_on="booking_created")(cls)
+
+
+def test_25_an_agent_that_is_gone(clock, work):
+    cls = keeper(noted="booking_noted")
+    booking, quiet = book(), book()
+    work()
+    agent_definitions.unregister(cls.__agent__)
+    AgentRun.objects.filter(entity_id=str(booking.pk)).update(wake_at=clock())
+    work()
+    run = parked_because(AgentRun.objects.get(entity_id=str(booking.pk)), "UnknownAgentError", "'keeper'")
+    assert AgentRun.objects.get(entity_id=str(quiet.pk)).status == "active"
+    keeper(noted="booking_noted")
+    change(booking, note="comes while it is parked")
+    clock.tick(HOUR)
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.error, effects()) == ("active", "", [f"noted {booking.pk}"])
+
+
+def test_25_a_handler_that_is_gone(clock, work):
+    keeper(noted="booking_noted", told="booking_noted")
+    booking = book()
+    work()
+    change(booking, note="x")
+    keeper(told="booking_noted")
+    work()
+    row = HandlerExecution.objects.get(handler="noted")
+    assert (row.status, effects()) == ("parked", [f"told {booking.pk}"])
+    assert "UnknownHandlerError" in row.error
+    assert "Bring the method back" in row.error
+    poll_due()
+    row.refresh_from_db()
+    assert row.status == "parked"
+    keeper(noted="booking_noted", told="booking_noted")
+    poll_due()
+    row.refresh_from_db()
+    assert (row.status, row.error, row.attempt) == ("completed", "", 1)
+    assert effects() == [f"told {booking.pk}", f"noted {booking.pk}"]
+
+
+def planned(name="planned"):
+    @event_workflow("checkin_due", offset=-HOUR, name=name)
+    class Planned:
+        class Context(BaseModel):
+            entity_id: str
+
+        @step(start=True)
+        def run(self):
+            leave(f"planned {self.context.entity_id}")
+            return complete()
+
+    return Planned
+
+
+def test_25_an_event_that_is_gone(clock, work, declare):
+    """What hangs on it, too: a planned run, a run that waits for it, an agent that listens to it."""
+
+    @workflow("patient")
+    class Patient:
+        Context = Text
+
+        @step(start=True)
+        def begin(self):
+            return wait_for_event("checkin_due", then=self.end)
+
+        @step()
+        def end(self):
+            leave("patient")
+            return complete()
+
+    @agent("doorman", match={"id": "{{ ctx.stay }}"})
+    class Doorman:
+        class Context(BaseModel):
+            stay: int
+
+        @handler("checkin_due")
+        def due(self):
+            leave("doorman")
+
+    planned()
+    kept = list(Reservation.events)
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + 3 * HOUR)
+    waits = asleep(work, "patient")
+    AgentManager.spawn("doorman", stay=stay.pk)
+    work()
+    declare(Reservation, EventDefinition("checkin_du"))
+    clock.tick(2 * HOUR)
+    work()
+    run = parked_because(the_run(name="planned"), "UnknownEventError", "'checkin_due'", "Did it become 'checkin_du'?")
+    clock.tick(HOUR)
+    work()
+    event = parked_because(event_of(stay, "checkin_due"), "UnknownEventError", "declares no event 'checkin_due'")
+    assert effects() == []
+    declare(Reservation, *kept)
+    clock.tick(HOUR)
+    work()
+    for row, status in ((event, "processed"), (run, "completed"), (waits, "completed")):
+        row.refresh_from_db()
+        assert (row.status, row.error) == (status, "")
+    assert sorted(effects()) == ["doorman", "patient", f"planned {stay.pk}"]
+
+
+def test_25_an_event_that_is_gone_moves_with_its_date_when_it_is_back(clock, work, declare):
+    kept = list(Reservation.events)
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
+    declare(Reservation)
+    clock.tick(HOUR)
+    work()
+    event = parked_because(event_of(stay, "checkin_due"))
+    Reservation.objects.filter(pk=stay.pk).update(checkin_at=clock() + 5 * HOUR)
+    declare(Reservation, *kept)
+    clock.tick(HOUR)
+    work()
+    event.refresh_from_db()
+    assert (event.status, event.wake_at, event.at) == ("pending", clock() + 4 * HOUR, clock() + 4 * HOUR)
+    clock.tick(4 * HOUR)
+    work()
+    event.refresh_from_db()
+    assert event.status == "processed"
+
+
+def test_25_an_event_that_was_cancelled_does_not_occur_after_its_definition_was_gone(clock, work, declare):
+    callbacks._register("checkin_due", "on_event_cancelled", "cancelled", None, None, True, None, "gone", None)(
+        lambda event: leave("cancelled")
+    )
+    kept = list(Reservation.events)
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
+    event_of(stay, "checkin_due").cancel()
+    declare(Reservation)
+    work()
+    declare(Reservation, *kept)
+    clock.tick(DAY)
+    work()
+    assert (event_of(stay, "checkin_due").status, effects()) == ("cancelled", ["cancelled"])
+
+
+def test_25_a_model_that_is_gone(clock, work):
+    on_event("reservation_confirmed", name="hotel.greet")(lambda event: leave(f"greet {event.entity.pk}"))
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
+    Event.objects.update(entity_type="hotel.reservation")
+    clock.tick(HOUR)
+    work()
+    parked_because(the_execution(), "UnknownEventError", "no model 'hotel.reservation'")
+    parked_because(Event.objects.get(event_name="checkin_due"), "no model 'hotel.reservation'")
+    Event.objects.update(entity_type="app.reservation")
+    clock.tick(HOUR)
+    work()
+    assert effects() == [f"greet {stay.pk}"]
+    assert event_of(stay, "checkin_due").status == "processed"
+
+
+# -- renamed -----------------------------------------------------------------------------------------------------------
+
+
+def test_25_a_renamed_class_keeps_its_runs_and_plans_with_name(clock, work):
+    before = planned(name=None)
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + 3 * HOUR)
+    name = before.__workflow__.name
+    assert name.endswith("planned.<locals>.Planned")
+    forget(before)
+
+    @event_workflow("checkin_due", offset=-HOUR, name=name)
+    class MovedElsewhere:
+        class Context(BaseModel):
+            entity_id: str
+
+        @step(start=True)
+        def run(self):
+            leave("moved")
+            return complete()
+
+    Reservation.objects.get(pk=stay.pk).save()
+    poll_due()
+    assert WorkflowRun.objects.count() == 1  # its key is made of the name
+    clock.tick(2 * HOUR)
+    work()
+    assert (the_run().status, effects()) == ("completed", ["moved"])
+
+
+def test_25_a_planned_run_takes_the_first_step_of_today(clock, work):
+    planned()
+    Reservation.objects.create(status="confirmed", checkin_at=clock() + 3 * HOUR)
+
+    @event_workflow("checkin_due", offset=-HOUR, name="planned", version=2)
+    class Planned:
+        Context = Text
+
+        @step(start=True)
+        def another_name(self):
+            leave("version 2")
+            return complete()
+
+    definitions.unregister(definitions.find_workflow("planned", "1"))
+    clock.tick(2 * HOUR)
+    work()
+    assert (the_run().status, the_run().version, effects()) == ("completed", "2", ["version 2"])
+
+
+# -- looking again -----------------------------------------------------------------------------------------------------
+
+
+def test_25_what_is_parked_for_code_is_looked_at_ever_more_slowly(clock, work, caplog):
+    old = sleeper()
+    run = asleep(work)
+    forget(old)
+    clock.tick(HOUR)
+    work()
+    began, looks = clock(), []
+    while clock() < began + DAY:
+        run.refresh_from_db()
+        assert (run.status, run.parked_at) == ("parked", began)
+        looks.append(run.wake_at - clock())
+        clock.now = run.wake_at
+        work()
+    assert looks[0] == timedelta(seconds=5)
+    assert looks == sorted(looks)
+    assert looks[-1] == HOUR
+    assert len(looks) < 60
+    assert len([each for each in caplog.records if "is parked" in each.message]) == 1
+
+
+def test_25_a_new_process_looks_at_once(clock, work, monkeypatch):
+    old = sleeper()
+    run = asleep(work)
+    forget(old)
+    clock.tick(HOUR)
+    for _ in range(12):
+        clock.tick(HOUR)
+        work()
+    run.refresh_from_db()
+    assert run.wake_at > clock()
+    sleeper()
+    poll_due()
+    work()
+    run.refresh_from_db()
+    assert run.status == "parked"  # this process has looked before, and its code has not changed since
+    monkeypatch.setattr(parking, "_looked_in", None)
+    poll_due()
+    work()
+    run.refresh_from_db()
+    assert run.status == "completed"
+
+
+def test_25_what_is_parked_for_a_person_stays(clock, work, monkeypatch):
+    sleeper()
+    run = asleep(work)
+    WorkflowRun.objects.filter(pk=run.pk).update(status="running", wake_at=clock(), losses=2, lease="dead:1:x")
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.wake_at, run.parked_at) == ("parked", None, clock())
+    monkeypatch.setattr(parking, "_looked_in", None)
+    clock.tick(DAY)
+    poll_due()
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.wake_at) == ("parked", None)
+
+
+def test_25_a_run_of_a_newer_release_is_left_to_its_workers(clock, work):
+    sleeper(version=1, migrate_context=staticmethod(lambda data, from_version: pytest.fail("must not be asked")))
+    run = asleep(work)
+    WorkflowRun.objects.filter(pk=run.pk).update(version="2", wake_at=clock())
+    work()
+    parked_because(run, "newer release")
+
+
+def test_25_values_that_a_worker_does_not_know_are_handed_on(clock, work):
+    class Wide(BaseModel):
+        text: str = ""
+        added: int = 0
+
+    sleeper(context=Wide)
+    run = asleep(work, added=7)
+    sleeper()  # an old worker, which has not the field, takes the next step
+    clock.tick(HOUR)
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.data) == ("completed", {"text": "", "added": 7})
+
+
+# -- two releases of one project, at once ------------------------------------------------------------------------------
+
+WORKER = """
+import django, time
+from datetime import timedelta
+django.setup()
+from django_ai.automation.queues import parking
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.tasks import poll_due
+parking.FIRST_LOOK = timedelta(seconds=0.5)
+poll_due()
+beat = time.monotonic()
+while True:
+    drain(budget=timedelta(seconds=1), heartbeat=True)
+    time.sleep(0.02)
+    if time.monotonic() - beat > 1:
+        beat = time.monotonic()
+        poll_due()
+"""
+
+
+@contextlib.contextmanager
+def worker(release: str) -> Iterator[None]:
+    """Let a worker of one release work until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        cwd=ROOT, env=environment(TEST_RELEASE=release, TEST_EXECUTOR="silent"),
+    )  # fmt: skip
+    try:
+        yield
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def as_release(release: str, code: str) -> None:
+    done = run_script(code, TEST_RELEASE=release, TEST_EXECUTOR="silent")
+    assert done.returncode == 0, done.stderr
+
+
+def marks() -> list[str]:
+    return sorted(Mark.objects.values_list("name", flat=True))
+
+
+def unfinished() -> list[str]:
+    runs = WorkflowRun.objects.exclude(status="completed")
+    calls = CallbackExecution.objects.exclude(status="completed")
+    answers = HandlerExecution.objects.exclude(status="completed")
+    events = Event.objects.exclude(status__in=["processed", "pending"])
+    return [f"{row!r} {row.status} {row.error}" for rows in (runs, calls, answers, events) for row in rows]
+
+
+def test_25_new_rows_with_old_code_real_seconds():
+    as_release(
+        "new",
+        "from django_ai.automation import engine\n"
+        "from tests.release.models import Order\n"
+        "for number in '12': engine.start('release:ship', item=number, address='home')\n"
+        "engine.start('release:brand_new', item='x')\n"
+        "Order.objects.create(name='a', rated=True)\n"
+        "engine.signal('release:go')\n",
+    )
+    as_release("old", "from django_ai.automation import engine; engine.start('release:gone', item='old')")
+    with worker("old"):
+        runs = WorkflowRun.objects.filter(name__in=["release:ship", "release:brand_new"])
+        until(lambda: runs.filter(status="parked").count() == 3, 60, "Parking of the new runs")
+        until(lambda: CallbackExecution.objects.get().status == "parked", 60, "Parking of the new callback")
+        until(lambda: marks() == ["old gone old"], 60, "What the old code knows")
+        with worker("new"):
+            until(lambda: runs.get(name="release:brand_new").status == "completed", 60, "The new worker's turn")
+            until(lambda: runs.filter(status="suspended").count() == 2, 60, "The waits of the new runs")
+            engine.signal("release:go")
+            until(lambda: not unfinished(), 90, "The end of everything")
+    ships = [f"new {what}" for n in "12" for what in (f"pack {n} for home", f"send {n}")]
+    assert marks() == sorted([*ships, "new brand_new x", "new thank a", "old gone old"])
+
+
+def test_25_old_rows_with_new_code_and_back_again_real_seconds():
+    as_release(
+        "old",
+        "from datetime import timedelta\n"
+        "from django_ai.automation import engine\n"
+        "from django_ai.automation.queues.drain import drain\n"
+        "from django_ai.automation.queues.tasks import poll_due\n"
+        "from tests.release.models import Order\n"
+        "engine.start('release:ship', item='s'); engine.start('release:steps', item='t')\n"
+        "drain()\n"
+        "engine.start('release:gone', item='g')\n"
+        "Order.objects.create(name='a', placed=True, archived=True)\n"
+        "engine.signal('release:go')\n",
+    )
+    with worker("new"):
+        ship, steps = the_run(name="release:ship"), the_run(name="release:steps")
+        until(lambda: the_run(pk=ship.pk).status == "completed", 60, "The end of the migrated run")
+        assert the_run(pk=ship.pk).version == "2"
+        until(lambda: the_run(pk=steps.pk).status == "parked", 60, "Parking of the run whose step is gone")
+        gone = ["release.only_old", "release.archive"]
+        calls = CallbackExecution.objects.filter(callback__in=gone, status="parked")
+        until(lambda: calls.count() == 2, 60, "Parking of the callbacks that are gone")
+        until(lambda: the_run(name="release:gone").status == "parked", 60, "Parking of the workflow that is gone")
+        until(lambda: AgentRun.objects.get(name="release:porter").status == "parked", 60, "Parking of the agent")
+        # The keeper was born PENDING in the old release, and came to life in the new one.
+        until(lambda: "new keeper placed a" in marks(), 60, "The keeper's turn")
+        as_release(
+            "new",
+            "from django.core.management import call_command\n"
+            "call_command('automation_resume', 'workflow', name='release:steps', step='wrap_up')\n",
+        )
+        until(lambda: the_run(pk=steps.pk).status == "completed", 60, "The run that was let go on elsewhere")
+        with worker("old"):  # rolled back, for a while both
+            until(lambda: not unfinished(), 90, "The end of everything")
+            until(lambda: "old porter placed a" in marks(), 60, "The porter's turn")
+    expected = [
+        "new pack s for unknown to version 1", "new send s", "new wrap_up t", "old gone g", "old only_old a",
+        "old archive a", "new keeper placed a", "new keeper new_habit a", "old porter placed a", "new greet a",
+    ]  # fmt: skip
+    assert marks() == sorted(expected)
+
+
+def test_25_both_releases_at_once_real_seconds():
+    start = (
+        "from django_ai.automation import engine\n"
+        "from tests.release.models import Order\n"
+        "for n in range(10):\n"
+        "    engine.start('release:ship', item=f'{RELEASE}{n}', **EXTRA)\n"
+        "    Order.objects.create(name=f'{RELEASE}{n}', placed=True)\n"
+        "    engine.start('release:NAME', item=f'{RELEASE}{n}')\n"
+    )
+    with worker("old"), worker("new"):
+        for release, extra, name in (("old", "{}", "gone"), ("new", "{'address': 'home'}", "brand_new")):
+            code = start.replace("NAME", name)
+            as_release(release, f"RELEASE, EXTRA = {release!r}, {extra}\n{code}")
+        ships = WorkflowRun.objects.filter(name="release:ship")
+        until(lambda: ships.filter(status="suspended").count() == 20, 120, "All waits")
+        engine.signal("release:go")
+        until(lambda: not unfinished(), 120, "The end of everything")
+    found = marks()
+    assert len(found) == len(set(found))
+    whats = [each.split(" ", 1)[1] for each in found]
+    for release in ("old", "new"):
+        for n in range(10):
+            item = f"{release}{n}"
+            packs = [each for each in whats if each.startswith("pack") and item in each.split()]
+            assert len(packs) == 1
+            assert whats.count(f"send {item}") == 1
+            assert whats.count(f"{'gone' if release == 'old' else 'brand_new'} {item}") == 1
+            assert whats.count(f"greet {item}") == 1
+            assert whats.count(f"keeper placed {item}") == 1
+    assert Order.objects.count() == 20
