@@ -83,7 +83,9 @@ class Bridge(Listener):
         meant = {definition.name: definition for definition in newest_workflows()}
         for run in WorkflowRun.objects.not_begun().filter(event__in=by_pk):
             definition = meant.get(run.name)
-            if definition is not None and not definition.starts_with(by_pk[run.event_id or 0]):
+            if definition is None or is_newer(run.version, definition.version):
+                continue
+            if not definition.starts_with(by_pk[run.event_id or 0]):
                 withdraw(WorkflowRun.objects.filter(pk=run.pk))
 
     def has_begun(self, event: Event) -> bool:
