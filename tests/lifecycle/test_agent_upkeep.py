@@ -439,10 +439,10 @@ class TestAdmin:
         assert "its events" in client.get(page("agentrun")).content.decode()
         AgentRun.objects.update(status="parked", error="somebody must look")
         shown = client.get(page("agentrun")).content.decode()
-        assert "a person: resume it" in shown
+        assert "a person, to resume it: somebody must look" in shown
         assert "somebody must look" in shown
         book()
-        assert "a worker, to make its Context" in client.get(page("agentrun")).content.decode()
+        assert "a worker: due since" in client.get(page("agentrun")).content.decode()
 
     def test_complete_cancel_and_resume(self, client, story, work):
         _, run = story

@@ -49,7 +49,7 @@ def migrate(targets: list[Any]) -> Any:
     """Migrate and return the historical models of that state."""
     executor = MigrationExecutor(connection)
     executor.migrate(targets)
-    return MigrationExecutor(connection).loader.project_state(targets).apps
+    return MigrationExecutor(connection).loader.project_state([each for each in targets if each[1]]).apps
 
 
 def newest() -> list[Any]:

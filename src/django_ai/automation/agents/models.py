@@ -202,7 +202,8 @@ class HandlerExecution(models.Model):
     def waits_for(self, now: datetime) -> str:
         """Name the one thing that this unfinished execution waits for. Empty: there is none, and it hangs."""
         if self.status == HandlerStatus.PARKED:
-            return f"code that has its handler, or a person, to resume it: {last_line(self.error)}"
+            code = "" if self.parked_at is None else "code that has its handler, or "
+            return f"{code}a person, to resume it: {last_line(self.error)}"
         if self.run.status == AgentStatus.PARKED or self.run.lease is not None:
             return f"its agent {self.run}"
         if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
