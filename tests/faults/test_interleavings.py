@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import transaction
 from django.test import TestCase
 from django.utils import timezone
 from pydantic import BaseModel
@@ -37,6 +37,7 @@ from django_ai.automation.queues.executor import InlineExecutor, set_executor
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.app.models import Document, Effect, Reservation, Ticket
+from tests.trouble import database_trouble
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -412,12 +413,7 @@ def test_trouble_of_the_database_in_a_condition_parks_nothing(monkeypatch):
     event = Event.objects.of(stay).get(event_name="checkin_due")
 
     def in_the_way(entity):
-        error = OperationalError("database is locked")
-        if connection.vendor == "postgresql":
-            from psycopg.errors import DeadlockDetected
-
-            error.__cause__ = DeadlockDetected("deadlock detected")
-        raise error
+        raise database_trouble()
 
     monkeypatch.setattr(event.definition, "condition", in_the_way)
     moment = timezone.now() + timedelta(minutes=2)

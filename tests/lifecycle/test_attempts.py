@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import DatabaseError, OperationalError, connection, transaction
+from django.db.transaction import TransactionManagementError
 from django.utils import timezone
 from pydantic import BaseModel
 
@@ -18,6 +19,7 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows import definitions
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.app.models import Effect, Reservation
+from tests.trouble import database_trouble
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -63,21 +65,6 @@ def flows():
     definitions._registry.update(before)
     callbacks._callbacks.clear()
     callbacks._callbacks.update(calls)
-
-
-def database_trouble() -> OperationalError:
-    """Return an error as this database raises it when somebody else is in the way."""
-    if connection.vendor == "postgresql":
-        from psycopg.errors import DeadlockDetected
-
-        error = OperationalError("deadlock detected")
-        error.__cause__ = DeadlockDetected("deadlock detected")
-        return error
-    if connection.vendor == "mysql":
-        error = OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
-        error.__cause__ = RuntimeError(*error.args)  # the driver's own, with the same number
-        return error
-    return OperationalError("database is locked")
 
 
 def test_trouble_of_the_database_costs_no_try():
@@ -189,3 +176,48 @@ def test_an_engine_error_on_one_row_does_not_stop_the_others(monkeypatch):
         moment += timedelta(seconds=11)
     bad.refresh_from_db()
     assert bad.status == WorkflowStatus.PARKED
+
+
+def test_trouble_of_the_database_outside_user_code_is_no_loss(monkeypatch):
+    """A deadlock while an event occurs, say: nobody's fault, however often it comes."""
+    run = engine.start("attempt:quiet")
+    original = WorkflowRun.perform
+
+    def perform(self, clock):
+        self.seq += 1  # as a write does that was rolled back
+        raise database_trouble()
+
+    monkeypatch.setattr(WorkflowRun, "perform", perform)
+    moment = run.wake_at
+    for _ in range(5):
+        drain(moment)
+        run.refresh_from_db()
+        assert (run.lease, run.losses, run.status) == (None, 0, WorkflowStatus.RUNNING)
+        assert run.wake_at == moment + timedelta(seconds=1)
+        moment = run.wake_at
+    monkeypatch.setattr(WorkflowRun, "perform", original)
+    drain(moment)
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.COMPLETED
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT locked FROM busy_rooms", "SELECT 1 FROM"],
+)
+def test_a_mistake_that_speaks_of_locks_is_still_a_mistake(statement):
+    with pytest.raises(DatabaseError) as caught, connection.cursor() as cursor:
+        cursor.execute(statement)
+    assert not is_database_failure(caught.value, connection)
+
+
+def test_what_follows_from_trouble_in_a_transaction_is_trouble():
+    """Django refuses statements after one that failed, with an error of its own that names the first."""
+    with pytest.raises(TransactionManagementError) as caught, transaction.atomic():
+        try:
+            with transaction.mark_for_rollback_on_error():
+                raise database_trouble()
+        except OperationalError:
+            pass
+        Effect.objects.create(name="too late")
+    assert is_database_failure(caught.value, connection)

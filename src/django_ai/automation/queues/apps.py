@@ -17,6 +17,7 @@ class QueuesConfig(AppConfig):
         from . import checks
         from .database import connect_tuning
         from .discovery import discover
+        from .fork import connect_fork_hook
         from .parking import look_at_once
         from .registry import register_reconciler
         from .schedules import install_schedules
@@ -25,6 +26,7 @@ class QueuesConfig(AppConfig):
         connect_logging()
         connect_tuning()
         register_reconciler(look_at_once)
+        connect_fork_hook()
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
         register(checks.check_settings)
         register(checks.check_broker)

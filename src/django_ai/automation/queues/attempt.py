@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import Error as DatabaseTrouble
@@ -30,7 +30,7 @@ from django.db import connections, models, transaction
 from ..exceptions import LeaseLostError
 from .cause import Cause, causing
 from .clock import Clock
-from .database import is_database_failure, touched_nothing
+from .database import is_database_failure, let_go_of_broken, touched_nothing
 from .heartbeat import keep_lease_for
 from .jsontext import storable
 from .lease import advance, alias_of, release
@@ -38,6 +38,7 @@ from .models import Wakeable
 from .signals import attempt_finished
 
 DATABASE_PAUSE = timedelta(seconds=1)
+"""After trouble of the database a row is due again in so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ def attempt(
             return False
     except BaseException as error:
         if not isinstance(error, Exception) or is_database_failure(error, connection):
-            _give_back(row, lease, seq, clock, error)
+            pause = DATABASE_PAUSE if isinstance(error, Exception) else timedelta(0)
+            give_back(row, lease, [seq], clock() + pause)
         if isinstance(error, Exception) and is_database_failure(error, connection):
             attempt_finished.send(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
@@ -160,15 +162,16 @@ def _went_through(row: Wakeable, seq: int) -> bool:
     return True
 
 
-def _give_back(row: Wakeable, lease: str | None, seq: int, clock: Clock, error: BaseException) -> None:
-    """Release the row as it was when it was claimed; if the database cannot be reached, its lease runs out."""
+def give_back(row: Wakeable, lease: str | None, seqs: Collection[int], wake_at: datetime) -> None:
+    """Release the row as it was when it was claimed, or as one of ``seqs`` has it; if the database cannot be reached,
+    its lease runs out."""
     connection = connections[alias_of(type(row))]
-    row.lease, row.seq = lease, seq
-    pause = DATABASE_PAUSE if isinstance(error, Exception) else timedelta(0)
+    row.lease = lease
     try:
-        if not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
-        release(row, clock() + pause)
+        let_go_of_broken(connection)
+        for row.seq in seqs:
+            if release(row, wake_at):
+                return
     except DatabaseTrouble:
         connection.close()
 

@@ -8,6 +8,7 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.db.transaction import TransactionManagementError
 
 from ..conf import conf
 from .lease import alias_of
@@ -15,33 +16,50 @@ from .registry import wakeables
 
 # PostgreSQL, appendix A: connection exceptions, transaction rollback (serialization, deadlock), insufficient resources,
 # operator intervention (not 57014: a statement that was cancelled would be so again), system errors; and single codes:
-# lock not available, idle-in-transaction timeout.
+# lock not available, idle-in-transaction timeout, a primary that has become a standby.
 _PG_CLASSES = ("08", "40", "53", "57P", "58")
-_PG_CODES = ("55P03", "25P03")
-# MariaDB: too many connections, server gone, lost connection, lock wait timeout, deadlock, shutdown, record changed.
-_MYSQL_CODES = {1040, 1042, 1043, 1047, 1053, 1129, 1152, 1205, 1213, 1020, 2002, 2003, 2006, 2013, 4031}
+_PG_CODES = ("55P03", "25P03", "25006")
+# MariaDB: too many connections, server gone, lost connection, killed, lock wait timeout, deadlock, shutdown, record
+# changed, disk full, read-only.
+_MYSQL_CODES = {
+    1020, 1021, 1040, 1042, 1043, 1047, 1053, 1129, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1206, 1213, 1290,
+    1836, 1927, 2002, 2003, 2006, 2013, 2055, 4031,
+}  # fmt: skip
+# SQLite: busy, locked, input/output, full, cannot open, locking protocol (https://www.sqlite.org/rescode.html).
+_SQLITE_CODES = {5, 6, 10, 13, 14, 15}
 
 
 def is_database_failure(error: BaseException, connection: BaseDatabaseWrapper) -> bool:
     """Say whether ``error`` is the database's trouble (connection, deadlock, lock) and not the fault of user code.
 
-    Such a failure costs the user's code no try.
+    Such a failure costs the user's code no try. The driver's own error tells, so it may come from any of the project's
+    databases; ``connection`` is asked where that says nothing.
     """
     if isinstance(error, InterfaceError):
         return True
     if not isinstance(error, DatabaseError):
         return False
     cause: Any = error.__cause__
-    if connection.vendor == "postgresql":
-        state = getattr(cause, "sqlstate", None)
-        if state is None:  # the connection broke before the server could say why
-            return isinstance(error, OperationalError)
+    if isinstance(error, TransactionManagementError):
+        # Django's word for a statement after one that failed, which it names: that one is to blame.
+        return cause is not None and is_database_failure(cause, connection)
+    state, sqlite = getattr(cause, "sqlstate", None), getattr(cause, "sqlite_errorcode", None)
+    if isinstance(state, str):
         return state.startswith(_PG_CLASSES) or state in _PG_CODES
+    if isinstance(sqlite, int):
+        return sqlite & 0xFF in _SQLITE_CODES  # the rest of the number is detail
+    if not isinstance(error, OperationalError):
+        return False
     if connection.vendor == "mysql":
-        code = cause.args[0] if cause is not None and cause.args else None
-        return isinstance(error, OperationalError) and code in _MYSQL_CODES
-    text = str(error)
-    return isinstance(error, OperationalError) and any(word in text for word in ("locked", "busy", "disk I/O"))
+        return cause is not None and bool(cause.args) and cause.args[0] in _MYSQL_CODES
+    # PostgreSQL's connection broke before the server could say why; nobody else fails without a code.
+    return connection.vendor == "postgresql"
+
+
+def let_go_of_broken(connection: BaseDatabaseWrapper) -> None:
+    """Close ``connection`` after a failure if it is of no use any more; the next query makes a new one."""
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
 
 
 def touched_nothing(connection: BaseDatabaseWrapper) -> bool:

@@ -7,24 +7,29 @@ stop the others: its lease runs out, the loss is counted, and after three losses
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from datetime import datetime, timedelta
 
+from django.db import Error as DatabaseTrouble
 from django.db import connections
 
 from ..conf import conf
 from ..exceptions import LeaseLostError
+from .attempt import DATABASE_PAUSE, give_back
 from .clock import Clock, clock_at
-from .database import is_database_failure
+from .database import is_database_failure, let_go_of_broken
 from .heartbeat import Hands, take_up
 from .lease import alias_of, claim
 from .models import Wakeable
 from .presence import presence
-from .registry import due_models
+from .registry import due_models, wakeables
 from .signals import perform_failed
 
 _state = threading.local()
+# A child that is forked inside ``drain`` is not in it.
+os.register_at_fork(after_in_child=lambda: _state.__dict__.clear())
 
 
 def draining() -> bool:
@@ -38,6 +43,9 @@ def drain(now: datetime | None = None, budget: timedelta | None = None, *, heart
     ``now``: a fixed moment to work at (tests, replays); default: the wall clock. ``budget``: stop after this time
     (default: when nothing is due). ``heartbeat``: keep leases of slow work alive in a thread (workers do). Must not be
     called inside a transaction of a live system; a nested call returns 0 at once.
+
+    When the database cannot be asked what is due, its error is raised. Call again after a pause: a connection that
+    broke is made anew then, and what was in hand is done when its lease has run out, if not before.
     """
     if draining():
         return 0
@@ -47,6 +55,9 @@ def drain(now: datetime | None = None, budget: timedelta | None = None, *, heart
     take_up(hands)
     try:
         return _drain(clock, time.monotonic() + budget.total_seconds() if budget else float("inf"), hands)
+    except DatabaseTrouble:
+        let_go_of_broken(connections[alias_of(wakeables()[0])])
+        raise
     finally:
         take_up(None)
         _state.draining = False
@@ -90,6 +101,7 @@ def _share(model: type[Wakeable]) -> int:
 
 
 def _perform(row: Wakeable, clock: Clock) -> None:
+    lease, seq = row.lease, row.seq
     try:
         if row.losses:
             row.record_loss(clock)
@@ -104,7 +116,7 @@ def _perform(row: Wakeable, clock: Clock) -> None:
     except LeaseLostError:
         pass  # moved, cancelled or taken over meanwhile: whoever did that has seen to what comes next
     except Exception as error:
-        connection = connections[alias_of(type(row))]
         perform_failed.send(type(row), row=row, error=error)
-        if is_database_failure(error, connection) and not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
+        if is_database_failure(error, connections[alias_of(type(row))]):
+            # Nobody's fault, so it is no loss either. What was rolled back may have raised ``seq`` in memory.
+            give_back(row, lease, {seq, row.seq}, clock() + DATABASE_PAUSE)

@@ -2,7 +2,8 @@
 
 ``attempt_finished(sender=model, row, error, seconds)``: user code of a row ran; ``error`` is its exception or None.
 ``row_parked(sender=model, row, reason)``: a row needs a person.
-``perform_failed(sender=model, row, error)``: the engine itself failed on a row; its lease will run out.
+``perform_failed(sender=model, row, error)``: the engine itself failed on a row; its lease will run out, or
+the row was given back, if it was trouble of the database.
 """
 
 from __future__ import annotations

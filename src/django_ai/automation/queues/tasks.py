@@ -6,22 +6,37 @@ clock.
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 
+from django.db import Error as DatabaseTrouble
+from django.db import connections
 from django.utils import timezone
 
 from ..conf import conf
+from .database import is_database_failure
 from .drain import drain
 from .executor import get_executor
 from .lease import alias_of
 from .registry import cleaners, due_models, reconcilers, wakeables
 
+logger = logging.getLogger("django_ai.automation")
+
 
 def drain_due() -> int:
-    """Answer a doorbell: perform what is due for one share of time, and ring again if there is more."""
-    performed = drain(budget=conf().DRAIN_BUDGET, heartbeat=True)
-    if performed and due_models(timezone.now()):
-        get_executor().ring(alias_of(wakeables()[0]))
+    """Answer a doorbell: perform what is due for one share of time, and ring again if there is more.
+
+    A database that does not answer is no failure of the task: it is logged, and the next doorbell tries again.
+    """
+    try:
+        performed = drain(budget=conf().DRAIN_BUDGET, heartbeat=True)
+        if performed and due_models(timezone.now()):
+            get_executor().ring(alias_of(wakeables()[0]))
+    except DatabaseTrouble as error:
+        if not is_database_failure(error, connections[alias_of(wakeables()[0])]):
+            raise
+        logger.warning("The database does not answer; what is due is done when it does: %s", error)
+        return 0
     return performed
 
 
