@@ -65,6 +65,7 @@ def waits_for_a_lock() -> bool:
     """Say whether some session of this database waits for a lock of another: asked of the server, not guessed."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
+            cursor.execute("SELECT pg_stat_clear_snapshot()")  # else a transaction sees the activity of its first look
             cursor.execute(
                 "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
                 "WHERE NOT l.granted AND a.datname = current_database()"

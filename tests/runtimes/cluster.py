@@ -56,9 +56,13 @@ WORKER = """
 import django, time
 from datetime import timedelta
 django.setup()
+from django.db import Error
 from django_ai.automation.queues.drain import drain
 while True:
-    drain(budget=timedelta(seconds=1), heartbeat=True)
+    try:
+        drain(budget=timedelta(seconds=1), heartbeat=True)
+    except Error:
+        pass
     time.sleep(0.02)
 """
 

@@ -2,8 +2,8 @@
 
 ``Hands`` is what a worker holds: rows of a claimed batch, some started, some not yet. At each beat the thread renews
 the lease of the started row, until its timeout, and gives the rows that were not started back, so that nobody waits
-behind a slow neighbour. The thread has its own database connection and dies with the process. Inline and in tests
-there is none.
+behind a slow neighbour. The thread has its own database connection while there is work, and dies with the process.
+Inline and in tests there is none.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ def _run() -> None:
         time.sleep(conf().HEARTBEAT.total_seconds())
         with _guard:
             all_hands = list(_hands)
+        if not all_hands:
+            connections.close_all()  # this thread's own: an idle worker needs none
         for hands in all_hands:
             try:
                 hands.beat()
@@ -125,7 +127,7 @@ def _run() -> None:
                 # The next beat comes before the lease ends; if that fails too, others may take the row. The thread
                 # must go on in any case.
                 logger.warning("The heartbeat could not renew its leases, and tries again: %s", error)
-                connections.close_all()  # this thread's own
+                connections.close_all()
 
 
 def _after_fork() -> None:

@@ -1,0 +1,514 @@
+"""Scenario 20: PostgreSQL stops at once, restarts, kills sessions, refuses a transaction.
+
+The user's attempt is not used up, every effect is there exactly once, and the work goes on by itself, in the same
+worker processes, as soon as the database answers. MariaDB's part is scenario 24, SQLite's scenario 19.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+
+import pytest
+from django.db import DatabaseError, OperationalError, connection, transaction
+from django.utils import timezone
+from pydantic import BaseModel
+
+from django_ai.automation import Retry, complete, engine, on_event, step, workflow
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.executor import set_executor
+from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.queues.tasks import drain_due
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.app.models import Effect, Reservation, Ticket
+from tests.lifecycle.looking import effects, leave
+from tests.runtimes.cluster import qcluster, start_worker, until
+from tests.scenarios.gate import Gate, assert_done_once, finish, session_of_this_thread
+from tests.story.models import Mark, Probe
+from tests.trouble import Together, until_someone_waits
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="this is PostgreSQL's own trouble"),
+]
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def gate():
+    return Gate()
+
+
+@pytest.fixture
+def gated(gate):
+    gate.workflow()
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
+def test_20_real_seconds_the_server_stops_at_once_in_the_middle_of_a_step(server, gate, gated, atomic):
+    run = engine.start("gated", atomic=atomic)
+    worker = Together(lambda: drain(heartbeat=True))
+    gate.wait_until_reached()
+    server.restart()
+    gate.opened.set()
+    with contextlib.suppress(OperationalError):
+        worker.join()
+    finish(run)
+    assert_done_once(run, atomic)
+
+
+def test_20_real_seconds_a_worker_asks_while_the_server_is_down_and_starting_up(server, gate, gated):
+    """Every look fails, each in its own way, and none of them does any harm: neither is a restart "too early"."""
+    run = engine.start("gated")
+    gate.reached.set()
+    server.stop_at_once()
+    with pytest.raises(OperationalError):
+        drain()
+    assert drain_due() == 0  # a queue's task is not failed by it
+    server.start(wait=False)
+    finish(run)
+    assert_done_once(run)
+
+
+def test_20_the_server_says_that_it_starts_up(server):
+    """57P03, and what else a server says that cannot be asked yet, is the database's trouble."""
+    import psycopg
+
+    from django_ai.automation.queues.database import is_database_failure
+
+    for each in ("CannotConnectNow", "AdminShutdown", "CrashShutdown", "TooManyConnections", "ReadOnlySqlTransaction"):
+        error = DatabaseError("the database system is starting up")
+        error.__cause__ = getattr(psycopg.errors, each)()
+        assert is_database_failure(error, connection)
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
+def test_20_the_session_is_killed_in_the_middle_of_a_step(gate, gated, atomic):
+    run = engine.start("gated", atomic=atomic)
+    worker = Together(drain)
+    gate.wait_until_reached()
+    terminate(gate.session)
+    gate.opened.set()
+    worker.join()
+    run.refresh_from_db()
+    assert (run.lease, run.losses, run.attempt) == (None, 0, 0)  # given back by a new session of the same worker
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run, atomic)
+
+
+def terminate(pid):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+    until(lambda: not is_connected(pid), 20, "The end of the session")
+
+
+def is_connected(pid):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [pid])
+        return cursor.fetchone()[0]
+
+
+def test_20_the_session_is_killed_while_it_claims(gate, gated):
+    """The claim waits for a table lock, seen in pg_locks; then its session goes. Nothing was claimed or lost."""
+    run = engine.start("gated")
+    gate.reached.set()
+    found = []
+
+    def work():
+        found.append(session_of_this_thread())
+        with pytest.raises(OperationalError):
+            drain()
+        return drain()  # the same worker, a moment later
+
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE automation_workflows_workflowrun IN SHARE MODE")
+        worker = Together(work)
+        until_someone_waits()
+        terminate(found[0])
+    assert worker.join() == 1
+    run.refresh_from_db()
+    assert_done_once(run)
+    assert run.losses == 0
+
+
+def test_20_real_seconds_the_session_of_the_heartbeat_is_killed(gate, gated, settings):
+    """The next beat makes a new one, in time: the lease is never lost, and the step runs once."""
+    settings.AUTOMATION = {**settings.AUTOMATION, "LEASE": 2 * SECOND, "HEARTBEAT": 0.2 * SECOND}
+    run = engine.start("gated", atomic=False)
+    worker = Together(lambda: drain(heartbeat=True))
+    gate.wait_until_reached()
+    beat = "UPDATE%automation_workflows_workflowrun%wake_at%"
+
+    def heart():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND pid NOT IN (pg_backend_pid(), %s) "
+                "AND datname = current_database()",
+                [beat, gate.session],
+            )
+            return [row[0] for row in cursor.fetchall()]
+
+    (first,) = until(heart, 20, "A beat")
+    terminate(first)
+    until(lambda: any(pid != first for pid in heart()), 20, "A beat in a new session")
+    held = time.monotonic() + 3
+    until(lambda: time.monotonic() > held, 10, "More than a lease")
+    assert drain() == 0  # nobody else gets it
+    gate.opened.set()
+    worker.join()
+    run.refresh_from_db()
+    assert_done_once(run, atomic=False)
+    until(lambda: not heart(), 20, "The end of the heartbeat's session, where there is nothing to keep")
+
+
+def test_20_real_seconds_a_transaction_that_idles_is_ended_by_the_server(server, gate, gated):
+    """``idle_in_transaction_session_timeout``: the step thought for too long inside its transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER SYSTEM SET idle_in_transaction_session_timeout = '200ms'")
+        cursor.execute("SELECT pg_reload_conf()")
+    try:
+        run = engine.start("gated")
+        worker = Together(drain)
+        gate.wait_until_reached()
+        until(lambda: not is_connected(gate.session), 20, "The end of the session")
+        gate.opened.set()
+        worker.join()
+        run.refresh_from_db()
+        assert (run.lease, run.losses, run.attempt) == (None, 0, 0)
+        finish(run)
+        assert_done_once(run)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER SYSTEM RESET idle_in_transaction_session_timeout")
+            cursor.execute("SELECT pg_reload_conf()")
+
+
+@pytest.fixture
+def two_rows():
+    return Reservation.objects.create(note="a").pk, Reservation.objects.create(note="b").pk
+
+
+@pytest.fixture
+def locker(gate, two_rows):
+    """A run that updates one row, stops, and updates the other."""
+    first, second = two_rows
+
+    @workflow("locker", default_retry=Retry(max_attempts=1))
+    class Locker:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True)
+        def work(self):
+            self.context.tries += 1
+            leave("first")
+            Reservation.objects.filter(pk=first).update(note="step")
+            if not gate.reached.is_set():
+                gate.pass_through()
+            Reservation.objects.filter(pk=second).update(note="step")
+            leave("second")
+            return complete()
+
+
+def test_20_a_deadlock_chooses_the_step(gate, locker, two_rows):
+    """The step and a web process wait for each other: PostgreSQL ends one of them, and here it is the step."""
+    first, second = two_rows
+    run = engine.start("locker")
+
+    def work():
+        with connection.cursor() as cursor:
+            cursor.execute("SET deadlock_timeout = '50ms'")  # who looks first finds itself in a circle, and gives way
+        return drain()
+
+    worker = Together(work)
+    gate.wait_until_reached()
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL deadlock_timeout = '60s'")
+        Reservation.objects.filter(pk=second).update(note="web")
+        gate.opened.set()
+        until_someone_waits()
+        Reservation.objects.filter(pk=first).update(note="web")  # returns when the step was chosen
+    worker.join()
+    run.refresh_from_db()
+    assert (run.status, run.attempt, run.losses, run.data["tries"]) == ("running", 0, 0, 0)
+    assert effects() == []
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run)
+    assert set(Reservation.objects.values_list("note", flat=True)) == {"step"}
+
+
+def test_20_a_deadlock_chooses_the_other(gate, locker, two_rows):
+    """The other order: the web process gives way, and the step's first try is kept."""
+    first, second = two_rows
+    run = engine.start("locker")
+
+    def work():
+        with connection.cursor() as cursor:
+            cursor.execute("SET deadlock_timeout = '60s'")
+        return drain()
+
+    worker = Together(work)
+    gate.wait_until_reached()
+    with pytest.raises(OperationalError, match="deadlock"), transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL deadlock_timeout = '50ms'")
+        Reservation.objects.filter(pk=second).update(note="web")
+        gate.opened.set()
+        until_someone_waits()
+        Reservation.objects.filter(pk=first).update(note="web")
+    worker.join()
+    run.refresh_from_db()
+    assert_done_once(run)
+    assert set(Reservation.objects.values_list("note", flat=True)) == {"step"}
+
+
+def test_20_a_serialization_failure(gate, two_rows):
+    """A step that asks for REPEATABLE READ, and another transaction that commits to the same row first: 40001."""
+    first, _ = two_rows
+
+    @workflow("serial", default_retry=Retry(max_attempts=1))
+    class Serial:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True)
+        def work(self):
+            self.context.tries += 1
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            leave("first")
+            note = Reservation.objects.get(pk=first).note
+            if not gate.reached.is_set():
+                gate.pass_through()
+            Reservation.objects.filter(pk=first).update(note=note + "s")
+            leave("second")
+            return complete()
+
+    run = engine.start("serial")
+    worker = Together(drain)
+    gate.wait_until_reached()
+    with transaction.atomic():
+        Reservation.objects.filter(pk=first).update(note="web")
+        gate.opened.set()
+        until_someone_waits()
+    worker.join()
+    run.refresh_from_db()
+    assert (run.attempt, run.losses, effects()) == (0, 0, [])
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run)
+    assert Reservation.objects.get(pk=first).note == "webs"
+
+
+def test_20_a_deadlock_in_a_callback_costs_no_try(gate, two_rows):
+    first, second = two_rows
+    tries = []
+
+    @on_event("ticket_closed", name="locking", retry=Retry(max_attempts=1))
+    def locking(event):
+        tries.append(1)
+        Reservation.objects.filter(pk=first).update(note="step")
+        if not gate.reached.is_set():
+            gate.pass_through()
+        Reservation.objects.filter(pk=second).update(note="step")
+        leave("callback")
+
+    Ticket.objects.create(open=False)
+    execution = CallbackExecution.objects.get(callback="locking")
+
+    def work():
+        with connection.cursor() as cursor:
+            cursor.execute("SET deadlock_timeout = '50ms'")
+        return drain()
+
+    worker = Together(work)
+    gate.wait_until_reached()
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL deadlock_timeout = '60s'")
+        Reservation.objects.filter(pk=second).update(note="web")
+        gate.opened.set()
+        until_someone_waits()
+        Reservation.objects.filter(pk=first).update(note="web")
+    worker.join()
+    execution.refresh_from_db()
+    assert (execution.status, execution.attempt, execution.losses) == ("pending", 0, 0)
+    drain(execution.wake_at)
+    execution.refresh_from_db()
+    assert (execution.status, len(tries), effects()) == ("completed", 2, ["callback"])
+
+
+def test_20_a_statement_that_takes_too_long_is_the_users_failure():
+    """57014 would come again at every try: it costs tries like any other mistake, or it would be tried for ever."""
+
+    @workflow("slow query", default_retry=Retry(max_attempts=2, base_delay=SECOND))
+    class SlowQuery:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def work(self):
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL statement_timeout = '20ms'")
+                cursor.execute("SELECT pg_sleep(30)")
+            return complete()
+
+    run = engine.start("slow query")
+    drain()
+    run.refresh_from_db()
+    assert (run.status, run.attempt) == ("waiting", 1)
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert "statement timeout" in run.error
+
+
+def test_20_a_lock_timeout_is_the_databases_trouble(two_rows):
+    first, _ = two_rows
+
+    @workflow("impatient", default_retry=Retry(max_attempts=1))
+    class Impatient:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True)
+        def work(self):
+            self.context.tries += 1
+            leave("first")
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '20ms'")
+            Reservation.objects.filter(pk=first).update(note="step")
+            leave("second")
+            return complete()
+
+    run = engine.start("impatient")
+    with transaction.atomic():
+        Reservation.objects.filter(pk=first).update(note="web")
+        Together(drain).join()
+    run.refresh_from_db()
+    assert (run.attempt, run.losses, effects()) == (0, 0, [])
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run)
+
+
+def test_20_the_web_process_loses_its_session_right_after_its_commit(gate):
+    """The save was committed; a worker finds what follows from it when the lease of the web process has run out."""
+    from django_ai.automation.events.occurrence import CommitBatch
+
+    Reservation.objects.create(status="pending")
+    original = CommitBatch.__call__
+
+    def killed(self):
+        pid = session_of_this_thread()
+        Together(lambda: terminate(pid)).join()
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CommitBatch, "__call__", killed)
+        stay = Reservation.objects.create(status="confirmed")
+    connection.close()
+    event = Event.objects.of(stay).get(event_name="reservation_confirmed")
+    assert event.status == "pending"
+    drain(event.wake_at)
+    event.refresh_from_db()
+    assert (event.status, event.occurred_at) == ("processed", event.occurred_at)
+
+
+def work_for_all(runs=30, probes=10):
+    started = [engine.start("story:count", steps=4) for _ in range(runs)]
+    for number in range(probes):
+        Probe.objects.create(name=str(number), ready=True, due_at=timezone.now() + timedelta(seconds=number % 4))
+    return started
+
+
+def until_all_is_done(log=None):
+    def rested():
+        return (
+            not Event.objects.exclude(wake_at=None).exists()
+            and not WorkflowRun.objects.unfinished().exists()
+            and not CallbackExecution.objects.filter(status="pending").exists()
+        )
+
+    connection.close()  # the test's own session is gone, too
+
+    until(rested, 90, "The end of all work", log)
+
+
+def assert_all_once(runs, probes=10):
+    assert Mark.objects.filter(name="story:count").count() == 4 * len(runs)
+    assert Mark.objects.filter(name__startswith="ready:").count() == probes
+    assert Mark.objects.filter(name__startswith="due:").count() == probes
+    assert set(WorkflowRun.objects.values_list("status", flat=True)) == {"completed"}
+    assert not CallbackExecution.objects.filter(attempt__gt=1).exists()
+    assert not WorkflowRun.objects.filter(steps__outcome="error").exists()
+
+
+def test_20_real_seconds_worker_processes_outlive_restarts_of_the_server(server):
+    """Three workers, three restarts, one outage longer than a lease: the same processes go on, all is there once."""
+    runs = work_for_all()
+    workers = [start_worker(TEST_LEASE_SECONDS="2") for _ in range(3)]
+    try:
+        until(Mark.objects.exists, 30, "The first mark")
+        for outage in (0, 0, 3):
+            server.stop_at_once()
+            time.sleep(outage)
+            server.start()
+            time.sleep(0.7)
+        until_all_is_done()
+        assert [worker.poll() for worker in workers] == [None, None, None]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert_all_once(runs)
+
+
+def test_20_real_seconds_a_cluster_outlives_restarts_of_the_server(server, tmp_path):
+    log = tmp_path / "cluster.log"
+    set_executor(Q2Executor())
+    try:
+        with qcluster(log, TEST_LEASE_SECONDS="2") as process:
+            runs = work_for_all()
+            until(Mark.objects.exists, 30, "The first mark", log)
+            for outage in (0, 3):
+                server.stop_at_once()
+                time.sleep(outage)
+                server.start()
+                time.sleep(0.7)
+            until_all_is_done(log)
+            assert process.poll() is None
+    finally:
+        set_executor(None)
+    assert_all_once(runs)
+
+
+def test_20_real_seconds_sessions_are_killed_again_and_again(server):
+    """Whoever is connected is cut off five times a second, wherever it is: in a claim, a step, a commit, a beat."""
+    runs = work_for_all()
+    workers = [start_worker(TEST_LEASE_SECONDS="2") for _ in range(2)]
+    try:
+        for _ in range(20):
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+            time.sleep(0.2)
+        until_all_is_done()
+        assert [worker.poll() for worker in workers] == [None, None]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert_all_once(runs)
+    assert Effect.objects.count() == 0

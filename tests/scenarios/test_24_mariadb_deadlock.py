@@ -1,0 +1,282 @@
+"""Scenario 24: MariaDB ends a transaction (1213), makes one wait too long (1205), kills a session, restarts.
+
+The user's attempt is not used up and every effect is there exactly once. The claim reads due rows in the order of their
+index, so that workers never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+
+import pytest
+from django.db import Error, OperationalError, connection, transaction
+from django.utils import timezone
+from pydantic import BaseModel
+
+from django_ai.automation import Retry, complete, engine, step, workflow
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import claim
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.app.models import Reservation
+from tests.lifecycle.looking import effects, leave
+from tests.runtimes.cluster import start_worker, until
+from tests.scenarios.gate import Gate, assert_done_once, finish
+from tests.story.models import Mark, Probe
+from tests.trouble import Together, until_someone_waits
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(connection.vendor != "mysql", reason="this is MariaDB's own trouble"),
+]
+
+
+@pytest.fixture
+def gate():
+    return Gate()
+
+
+@pytest.fixture
+def two_rows():
+    return Reservation.objects.create(note="a").pk, Reservation.objects.create(note="b").pk
+
+
+@pytest.fixture
+def locker(gate, two_rows):
+    """A run that updates one row, stops, and updates the other. It has written less than whoever it gets in the way of,
+    so it is the one that InnoDB chooses, unless the other writes nothing else."""
+    first, second = two_rows
+
+    @workflow("locker", default_retry=Retry(max_attempts=1))
+    class Locker:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True)
+        def work(self):
+            self.context.tries += 1
+            Reservation.objects.filter(pk=first).update(note="step")
+            leave("first")
+            if not gate.reached.is_set():
+                gate.pass_through()
+            Reservation.objects.filter(pk=second).update(note="step")
+            leave("second")
+            return complete()
+
+
+def test_24_a_deadlock_chooses_the_step(gate, locker, two_rows):
+    first, second = two_rows
+    run = engine.start("locker")
+    worker = Together(drain)
+    gate.wait_until_reached()
+    with transaction.atomic():
+        # InnoDB rolls back the transaction that has changed fewer rows.
+        Reservation.objects.bulk_create([Reservation(note="weight") for _ in range(50)])
+        Reservation.objects.filter(pk=second).update(note="web")
+        gate.opened.set()
+        until_someone_waits()
+        Reservation.objects.filter(pk=first).update(note="web")
+    worker.join()
+    run.refresh_from_db()
+    assert (run.status, run.attempt, run.losses, run.data["tries"]) == ("running", 0, 0, 0)
+    assert effects() == []
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run)
+
+
+def test_24_a_deadlock_chooses_the_other(gate, locker, two_rows):
+    first, second = two_rows
+    run = engine.start("locker")
+    worker = Together(drain)
+    gate.wait_until_reached()
+    # The step has changed two rows by now, and this transaction one.
+    with pytest.raises(OperationalError, match="1213"), transaction.atomic():
+        Reservation.objects.filter(pk=second).update(note="web")
+        gate.opened.set()
+        until_someone_waits()
+        Reservation.objects.filter(pk=first).update(note="web")
+    worker.join()
+    run.refresh_from_db()
+    assert_done_once(run)
+
+
+def test_24_a_lock_that_takes_too_long(two_rows):
+    """1205 rolls back a statement and not the transaction: the worker rolls back the rest."""
+    first, _ = two_rows
+
+    @workflow("impatient", default_retry=Retry(max_attempts=1))
+    class Impatient:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True)
+        def work(self):
+            self.context.tries += 1
+            leave("first")
+            with connection.cursor() as cursor:
+                cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+            Reservation.objects.filter(pk=first).update(note="step")
+            leave("second")
+            return complete()
+
+    run = engine.start("impatient")
+    with transaction.atomic():
+        Reservation.objects.filter(pk=first).update(note="web")
+        Together(drain).join()
+    run.refresh_from_db()
+    assert (run.attempt, run.losses, effects()) == (0, 0, [])
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run)
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
+def test_24_the_session_is_killed_in_the_middle_of_a_step(gate, atomic):
+    gate.workflow()
+    run = engine.start("gated", atomic=atomic)
+    worker = Together(drain)
+    gate.wait_until_reached()
+    with connection.cursor() as cursor:
+        cursor.execute(f"KILL {gate.session}")
+    until(lambda: not is_connected(gate.session), 20, "The end of the session")
+    gate.opened.set()
+    worker.join()
+    run.refresh_from_db()
+    assert (run.lease, run.losses, run.attempt) == (None, 0, 0)
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run, atomic)
+
+
+def is_connected(session):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM information_schema.processlist WHERE id = %s", [session])
+        return cursor.fetchone()[0]
+
+
+def test_24_a_statement_that_takes_too_long_is_the_users_failure():
+    @workflow("slow query", default_retry=Retry(max_attempts=1))
+    class SlowQuery:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def work(self):
+            with connection.cursor() as cursor:
+                cursor.execute("SET STATEMENT max_statement_time = 0.05 FOR SELECT sleep(30) FROM app_reservation")
+            return complete()
+
+    Reservation.objects.create()
+    run = engine.start("slow query")
+    drain()
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert "max_statement_time" in run.error
+
+
+def test_24_the_claim_reads_due_rows_in_the_order_of_their_index():
+    now = timezone.now()
+    WorkflowRun.objects.bulk_create(
+        [
+            WorkflowRun(name="story:count", created_at=now, wake_at=now + timedelta(hours=number))
+            for number in range(500)
+        ]
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE TABLE automation_workflows_workflowrun")
+        cursor.fetchall()
+        due = WorkflowRun.objects.filter(wake_at__lte=now).order_by("wake_at")[:20]
+        with transaction.atomic():
+            sql, params = due.select_for_update(skip_locked=skips_locked()).query.sql_with_params()
+            cursor.execute(f"EXPLAIN {sql}", params)
+            (plan,) = (dict(zip([each[0] for each in cursor.description], row, strict=True)) for row in cursor)
+    assert "wake" in plan["key"]
+    assert plan["type"] == "range"
+    assert "filesort" not in (plan["Extra"] or "")
+
+
+def skips_locked():
+    return connection.features.has_select_for_update_skip_locked
+
+
+def test_24_a_claim_passes_by_what_another_is_claiming():
+    """SKIP LOCKED: the second worker gets the other rows at once, and waits for nobody."""
+    if not skips_locked():
+        pytest.skip("this server is older than MariaDB 10.6, and has no SKIP LOCKED")
+    runs = [engine.start("story:count", steps=1) for _ in range(4)]
+    with transaction.atomic():
+        held = WorkflowRun.objects.select_for_update().order_by("wake_at")[:2]
+        pks = {run.pk for run in held}
+        found = Together(lambda: claim(WorkflowRun, timezone.now(), 10)).join()
+    assert {run.pk for run in found} == {run.pk for run in runs} - pks
+
+
+def test_24_claimers_and_finishers_never_meet_in_a_circle():
+    """Five workers claim, write, reschedule and finish; an operator cancels: no deadlock reaches anybody."""
+    runs = [engine.start("story:count", steps=3) for _ in range(60)]
+    for number in range(20):
+        Probe.objects.create(name=str(number), ready=True)
+    before = deadlocks()
+    workers = [Together(drain) for _ in range(5)]
+    for run in runs[::10]:
+        engine.cancel(run)
+    for worker in workers:
+        worker.join()
+    finish(runs[-1])
+    drain()
+    assert deadlocks() == before
+    assert WorkflowRun.objects.unfinished().count() == 0
+    done = WorkflowRun.objects.filter(name="story:count", status="completed").count()
+    assert Mark.objects.filter(name="story:count").count() >= 3 * done
+    assert done >= 54
+
+
+def deadlocks():
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW GLOBAL STATUS LIKE 'Innodb_deadlocks'")
+        return int(cursor.fetchone()[1])
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
+def test_24_real_seconds_the_server_dies_in_the_middle_of_a_step(server, gate, atomic):
+    gate.workflow()
+    run = engine.start("gated", atomic=atomic)
+    worker = Together(lambda: drain(heartbeat=True))
+    gate.wait_until_reached()
+    server.restart()
+    gate.opened.set()
+    with contextlib.suppress(Error):
+        worker.join()
+    connection.close()
+    finish(run)
+    assert_done_once(run, atomic)
+
+
+def test_24_real_seconds_worker_processes_outlive_restarts_of_the_server(server):
+    runs = [engine.start("story:count", steps=4) for _ in range(20)]
+    for number in range(10):
+        Probe.objects.create(name=str(number), ready=True, due_at=timezone.now() + timedelta(seconds=number % 4))
+    workers = [start_worker(TEST_LEASE_SECONDS="2") for _ in range(2)]
+    try:
+        until(Mark.objects.exists, 30, "The first mark")
+        for outage in (0, 3):
+            server.stop_at_once()
+            time.sleep(outage)
+            server.start()
+            time.sleep(0.7)
+        connection.close()
+        until(lambda: not Event.objects.exclude(wake_at=None).exists(), 90, "The last event")
+        until(lambda: not WorkflowRun.objects.unfinished().exists(), 90, "The last run")
+        until(lambda: not CallbackExecution.objects.filter(status="pending").exists(), 90, "The last call")
+        assert [worker.poll() for worker in workers] == [None, None]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert Mark.objects.filter(name="story:count").count() == 4 * len(runs)
+    assert Mark.objects.filter(name__startswith="ready:").count() == 10
+    assert Mark.objects.filter(name__startswith="due:").count() == 10
