@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from ..events.models import Event
 from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
-from ..queues.cause import current_cause
+from ..queues.cause import current_cause, next_depth
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, insert_ignoring
@@ -35,7 +35,8 @@ class AgentManager:
         ``event`` goes to its ``create_context``, and is the agent's spawning event: a handler for it runs once. Without
         an event ``arguments`` go to ``create_context``, or build the Context. Where the agent is a singleton and one
         lives for the same match, that one is returned, and gets the event. Raises ``UnknownAgentError``, what
-        ``create_context`` raises, pydantic's ``ValidationError``, and ``NotStorableError``.
+        ``create_context`` raises, pydantic's ``ValidationError``, ``NotStorableError``, and ``EventStormError`` where
+        agents spawn each other without end.
         """
         if event is not None and not isinstance(event, Event):
             raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
@@ -115,7 +116,7 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
         entity_type=event.entity_type if event else "",
         entity_id=event.entity_id if event else "",
         caused_by=cause.label if cause else "",
-        depth=cause.depth if cause else 0,
+        depth=next_depth(f"An agent {definition.name}"),
     )
 
 

@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..events.claims import claim_against
+from ..events.models import Event
+from ..events.timing import depth_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
 from ..queues.cause import Cause, Flow
@@ -164,7 +166,9 @@ class Shift:
             run,
             lambda: self._work(execution, found, now, rest),
             lambda error: self._rescue(execution, found, error, now, rest),
-            cause=Cause(f"agent:{run.pk}:{handler.method}", event.depth + 1, execution.idempotency_key, self.flow),
+            cause=Cause(
+                f"agent:{run.pk}:{handler.method}", self._depth(found, event), execution.idempotency_key, self.flow
+            ),
             atomic=handler.atomic,
             timeout=handler.timeout,
             clock=self.clock,
@@ -184,6 +188,12 @@ class Shift:
             f"{self.run}: {self.run.name!r} has no handler {execution.handler!r} for {execution.event.event_name!r}{at}"
             f" any more.{hint} Bring the method back under this name, and this goes on by itself, or delete this row."
         )
+
+    def _depth(self, handler: HandlerDefinition, event: Event) -> int:
+        """Return how deep in its chain of causes a handler's work is."""
+        depth = depth_after(event, handler.offset)
+        # On the event that spawned it, it goes on with what brought it to life: that may have been another agent.
+        return max(depth, self.run.depth + 1) if event.pk == self.run.event_id and not handler.offset else depth
 
     def _commit(self, progress: Progress) -> bool:
         """Commit what needs no try; say whether the agent is still in this worker's hands."""

@@ -12,6 +12,7 @@ from ..queues.clock import Clock
 from ..queues.parking import because, take_back
 from .callbacks import Callback, callbacks_of, find_callback
 from .models import CallbackExecution, ExecutionStatus
+from .timing import depth_after
 
 
 def perform_callback(row: CallbackExecution, clock: Clock) -> None:
@@ -41,7 +42,7 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         row,
         work,
         rescue,
-        cause=Cause(f"callback:{row.pk}", event.depth + 1, row.idempotency_key),
+        cause=Cause(f"callback:{row.pk}", depth_after(event, callback.offset), row.idempotency_key),
         atomic=callback.atomic,
         timeout=callback.timeout,
         clock=clock,

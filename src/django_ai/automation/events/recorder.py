@@ -44,7 +44,7 @@ from .listeners import listeners
 from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
 from .occurrence import CommitBatch, extra_payload
-from .timing import hears, moves_again, next_wake, too_late, unfire, unfired
+from .timing import hears, lies_ahead, moves_again, next_wake, too_late, unfire, unfired
 
 UNKNOWN = object()
 TRIES = 20
@@ -405,6 +405,8 @@ def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) ->
     definition = wanted.definition
     if not definition.is_scheduled and row.armed and row.at is None and row.status == EventStatus.PENDING:
         row.at = now
+    if row.depth and definition.is_scheduled and lies_ahead(row, now):
+        row.depth = 0
     if row.depth > conf().MAX_DEPTH and row.status == EventStatus.PENDING and row.armed and row.at is not None:
         row.set_parked(
             f"{EventStormError.__name__}: {row} is number {row.depth} in a chain of events that cause each other "

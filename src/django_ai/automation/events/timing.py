@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
+from ..queues.cause import REST
 from ..queues.clock import Offset, later, offset_key, shift
 from .callbacks import CANCELLED, CREATED, all_callbacks, callbacks_of
 from .definitions import EventDefinition
@@ -37,6 +38,21 @@ def reach_of(declared_as: str) -> list[Offset]:
     for listener in listeners():
         found += listener.reach(declared_as)
     return found
+
+
+def depth_after(event: Event, offset: Offset | None) -> int:
+    """Return how deep in its chain of causes is what ``event`` causes at ``offset``."""
+    if offset is None or event.at is None or event.occurred_at is None:
+        return event.depth + 1
+    return 1 if shift(event.at, offset) >= later(event.occurred_at, REST) else event.depth + 1
+
+
+def lies_ahead(event: Event, now: datetime) -> bool:
+    """Say whether nothing of the event, not even its earliest offset, comes before there was a rest."""
+    if event.at is None:
+        return False
+    times = [event.at, *(shift(event.at, offset) for offset in reach_of(event.declared_as))]
+    return min(times) >= later(now, REST)
 
 
 def hears(event: Event, moment: str) -> bool:

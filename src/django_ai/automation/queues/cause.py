@@ -10,6 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
+
+from ..conf import conf
+from ..exceptions import EventStormError
+
+REST = timedelta(seconds=1)
+"""A chain ends where what comes next was planned at least so far ahead: what comes round once a day is no storm."""
 
 
 @dataclass(slots=True)
@@ -46,6 +53,19 @@ def causing(cause: Cause) -> Iterator[None]:
 
 def current_cause() -> Cause | None:
     return _current.get()
+
+
+def next_depth(what: str) -> int:
+    """Return how deep in its chain ``what`` is if it begins now. Raises ``EventStormError`` beyond ``MAX_DEPTH``."""
+    cause = _current.get()
+    if cause is None:
+        return 0
+    if cause.depth > conf().MAX_DEPTH:
+        raise EventStormError(
+            f"{what} would be number {cause.depth} in a chain of causes without a rest (last by {cause.label}); "
+            f"AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the circle, or let it sleep in between."
+        )
+    return cause.depth
 
 
 def idempotency_key() -> str:

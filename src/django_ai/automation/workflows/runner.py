@@ -200,11 +200,13 @@ class Walk:
         run, step = self.run, entry.step
         self.started = self.clock()
         self.visit_began = self._visit_began()
+        # Who has waited in vain has rested: what he does now is no part of a storm.
+        depth = 0 if entry.reason == WakeReason.TIMEOUT else run.depth
         committed = attempt(
             run,
             lambda: self._work(entry),
             lambda error: self._rescue(entry, error),
-            cause=Cause(f"workflow:{run.pk}:{step.name}", run.depth + 1, run.idempotency_key, self.flow),
+            cause=Cause(f"workflow:{run.pk}:{step.name}", depth + 1, run.idempotency_key, self.flow),
             atomic=step.atomic,
             timeout=step.timeout,
             clock=self.clock,
@@ -240,7 +242,7 @@ class Walk:
         with running(current):
             outcome: Outcome = getattr(self.instance, step.name)()
         moment = Moment(self.started, self.clock(), self.visit_began)
-        changes = self._common(step)
+        changes = self._common(entry)
         if current.ending is not None:
             changes |= ended(*current.ending, moment.finished)
         else:
@@ -264,7 +266,7 @@ class Walk:
         if self.context is None:
             self.context = definition.make_context(self.event)
         moment = Moment(self.started, self.clock(), self.visit_began)
-        changes = self._common(step)
+        changes = self._common(entry)
         changes |= transition(run, definition, step, step.wait, self.context, moment, yielding=False)
         changes["visit"] = run.visit + 1
         changes["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
@@ -295,9 +297,11 @@ class Walk:
                 raise PayloadError(str(error)) from error
         return Wake(entry.reason, payload)
 
-    def _common(self, step: StepDefinition) -> dict[str, Any]:
+    def _common(self, entry: Entry) -> dict[str, Any]:
         """Return the changes that every commit of a try has."""
-        changes: dict[str, Any] = {"current_step": step.name}
+        changes: dict[str, Any] = {"current_step": entry.step.name}
+        if entry.reason == WakeReason.TIMEOUT and self.run.depth:
+            changes["depth"] = 0
         if self.run.started_at is None:
             changes["started_at"] = self.started
             self.run.started_at = self.started

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..events.models import Event
-from ..queues.cause import current_cause
+from ..events.timing import depth_after
+from ..queues.cause import current_cause, next_depth
 from ..queues.clock import shift
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
@@ -20,8 +21,12 @@ from .models import WorkflowRun, WorkflowStatus
 
 
 def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime, **columns: Any) -> WorkflowRun:
-    """Insert a run that is due now, in the caller's transaction, and ring after its commit."""
+    """Insert a run that is due now, in the caller's transaction, and ring after its commit.
+
+    Raises ``EventStormError`` where runs start each other without end.
+    """
     cause = current_cause()
+    depth = next_depth(f"A run of {definition.name}")
     run = WorkflowRun(
         name=definition.name,
         version=definition.version,
@@ -30,7 +35,7 @@ def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime
         data=json.loads(dump_context(context, f"The Context of {definition.name}")),
         created_at=now,
         wake_at=now,
-        **{"caused_by": cause.label if cause else "", "depth": cause.depth if cause else 0, **columns},
+        **{"caused_by": cause.label if cause else "", "depth": depth, **columns},
     )
     run.save(force_insert=True, using=alias_of(WorkflowRun))
     ring_after_commit(alias_of(WorkflowRun))
@@ -59,5 +64,5 @@ def run_for(event: Event, definition: WorkflowDefinition, now: datetime) -> Work
         entity_id=event.entity_id,
         origin_key=origin_key(event, definition),
         caused_by=f"event:{event.pk}",
-        depth=event.depth + 1,
+        depth=depth_after(event, definition.offset),
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
 from ..conf import conf
 from ..exceptions import ContextError, OutcomeError
+from ..queues.cause import REST
 from ..queues.contexts import merge
 from ..queues.jsontext import storable
 from .context import WakeReason
@@ -76,8 +77,9 @@ def transition(
             return changes | ({"wake_at": moment.finished} | let_go if yielding else {})
         case Sleep(duration, until, then):
             target = definition.step(then).name if then else step.name
-            wake_at = until if duration is None else moment.finished + duration
-            return _enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | {"wake_at": wake_at} | let_go
+            wake_at = until or moment.finished + (duration or timedelta(0))
+            rested = {"depth": 0} if run.depth and wake_at - moment.finished >= REST else {}
+            return _enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | {"wake_at": wake_at} | rested | let_go
         case Wait():
             return _suspend(run, definition, step.name, outcome, context, moment)
         case Subflow(then=then):

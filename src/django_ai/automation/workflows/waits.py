@@ -149,7 +149,8 @@ def settle(run: WorkflowRun, clock: Clock) -> None:
     alias, reason = alias_of(WorkflowRun), WakeReason.SIGNAL if isinstance(found, Signal) else WakeReason.EVENT
     # The run first and then the signal, as ``deliver`` does: locks are taken in one order.
     with transaction.atomic(using=alias):
-        if _wake(mine, reason, found.pk, clock()) and isinstance(found, Signal) and found.run_id is not None:
+        deeper = {} if isinstance(found, Signal) else {"depth": found.depth + 1}
+        if _wake(mine, reason, found.pk, clock(), **deeper) and isinstance(found, Signal) and found.run_id is not None:
             untaken = Signal.objects.filter(pk=found.pk, consumed_at=None)
             if not disturb(untaken, consumed_at=clock(), delivered_at=clock(), wake_at=None):
                 transaction.set_rollback(True, using=alias)  # delivered this instant: the run is woken by that
@@ -258,7 +259,7 @@ def tell_of(events: Sequence[Event], shapes: Shapes, now: datetime, *, late: boo
                 waiting = waiting.filter(started_at__lte=event.occurred_at)
             meant = Q(wait_residual=False) | Q(pk__in=_fitting(event, waiting.filter(wait_residual=True)))
             with transaction.atomic(using=alias_of(WorkflowRun)):
-                _wake(waiting.filter(meant), WakeReason.EVENT, event.pk, now)
+                _wake(waiting.filter(meant), WakeReason.EVENT, event.pk, now, depth=event.depth + 1)
 
 
 def _fitting(event: Event, waiting: QuerySet[WorkflowRun, WorkflowRun]) -> list[int]:
@@ -284,8 +285,8 @@ def _keys_of(event: Event, shapes: Shapes) -> list[str]:
     return keys + [within(event.namespace, key) for key in keys] if event.namespace else keys
 
 
-def _wake(runs: Any, reason: WakeReason, ref: int, now: datetime) -> int:
-    """Make ``runs`` due: one statement. What they waited for stays on the row until their next commit."""
-    return disturb(
-        runs, status=WorkflowStatus.RUNNING, wake_at=now, wake_reason=reason.value, wake_ref=ref, wait_key=None
-    )
+def _wake(runs: Any, reason: WakeReason, ref: int, now: datetime, **changes: Any) -> int:
+    """Make ``runs`` due: one statement. What they waited for stays on the row until their next commit. Who waited for
+    an event goes on with its chain of causes (``depth``)."""
+    woken = {"status": WorkflowStatus.RUNNING, "wake_at": now, "wake_reason": reason.value, "wake_ref": ref}
+    return disturb(runs, **woken, wait_key=None, **changes)
