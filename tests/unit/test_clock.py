@@ -9,7 +9,7 @@ import pytest
 from dateutil.relativedelta import FR, relativedelta
 
 from django_ai.automation.exceptions import DefinitionError, NaiveDatetimeError
-from django_ai.automation.queues.clock import aware, check_duration, check_offset, clock_at, offset_key, shift
+from django_ai.automation.queues.clock import aware, check_duration, check_offset, clock_at, later, offset_key, shift
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -134,3 +134,10 @@ def test_an_offset_that_is_a_bare_number_is_refused(wrong):
 def test_a_duration_is_longer_than_zero(wrong):
     with pytest.raises(DefinitionError):
         check_duration(wrong, "timeout")
+
+
+def test_a_timedelta_is_elapsed_time_in_whatever_zone_the_date_came():
+    moment = datetime(2030, 3, 31, 15, tzinfo=BERLIN)  # the day on which the clocks go forward
+    assert later(moment, -timedelta(days=1)) == datetime(2030, 3, 30, 13, tzinfo=UTC)
+    assert shift(moment, -timedelta(days=1)) == datetime(2030, 3, 30, 13, tzinfo=UTC)
+    assert later(datetime.max.replace(tzinfo=BERLIN), timedelta(days=1)).year == 9999

@@ -191,9 +191,11 @@ class Shift:
 
     def _depth(self, handler: HandlerDefinition, event: Event) -> int:
         """Return how deep in its chain of causes a handler's work is."""
-        depth = depth_after(event, handler.offset)
-        # On the event that spawned it, it goes on with what brought it to life: that may have been another agent.
-        return max(depth, self.run.depth + 1) if event.pk == self.run.event_id and not handler.offset else depth
+        run, depth = self.run, depth_after(event, handler.offset)
+        if event.pk == run.event_id and not handler.offset and run.caused_by != f"event:{event.pk}":
+            # Spawned by hand: it goes on with what did that, which may have been its like.
+            return max(depth, run.depth + 1)
+        return depth
 
     def _commit(self, progress: Progress) -> bool:
         """Commit what needs no try; say whether the agent is still in this worker's hands."""

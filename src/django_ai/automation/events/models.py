@@ -14,12 +14,13 @@ again, the old row gives up its key and stays as history, and a new one takes it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, time
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.apps import apps
 from django.core import serializers
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 
@@ -266,13 +267,20 @@ def load_entities(events: Iterable[Event]) -> None:
             event.entity = entities.get(pks[event.pk])
 
 
+class _Exactly(DjangoJSONEncoder):
+    """Django's own cuts moments to milliseconds."""
+
+    def default(self, o: Any) -> Any:
+        return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
+
+
 def take_snapshot(entity: models.Model) -> dict[str, Any]:
     """Return the entity's own columns as JSON values."""
     import json
 
-    (snapshot,) = json.loads(serializers.serialize("json", [entity]))
+    (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_Exactly))
     parents = [
-        json.loads(serializers.serialize("json", [_as_parent(entity, parent)]))[0]["fields"]
+        json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=_Exactly))[0]["fields"]
         for parent in entity._meta.all_parents
     ]
     for fields in reversed(parents):

@@ -5,6 +5,7 @@ A live clock reads the wall; a fixed one says the same moment for as long as a t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -47,7 +48,12 @@ def aware(value: Any, what: str) -> datetime:
 
 
 def later(moment: datetime, delta: timedelta) -> datetime:
-    """Return ``moment + delta``, or the end of the calendar where that is beyond it: a "never" date stays one."""
+    """Return ``moment + delta`` in elapsed time, or the end of the calendar where that is beyond it: "never" stays
+    "never"."""
+    if moment.tzinfo not in (None, UTC):
+        # Python adds on the wall clock of the zone that a datetime carries.
+        with contextlib.suppress(OverflowError):
+            moment = moment.astimezone(UTC)
     try:
         return moment + delta
     except OverflowError:

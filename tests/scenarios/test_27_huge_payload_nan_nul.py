@@ -1,16 +1,23 @@
-"""One verdict on every database: what cannot be stored alike everywhere is refused before it gets there."""
+"""Scenario 27: values that a database would refuse, or take and change, have one verdict on every database.
+
+What cannot be stored alike everywhere (NaN, NUL, lone surrogates, what is too large) is refused before it gets there:
+in Contexts, arguments, payloads of signals and events, and what ``complete`` is given. What can comes back as it was.
+Each visit of a step has a retry budget of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from datetime import timedelta
+import uuid
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from pydantic import BaseModel
 
-from django_ai.automation.events.callbacks import on_event
+from django_ai.automation.events.callbacks import on_event, on_event_cancelled
+from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import NotStorableError
 from django_ai.automation.workflows.core import (
     Retry,
@@ -96,7 +103,7 @@ def holder():
 
 @pytest.mark.usefixtures("holder")
 @pytest.mark.parametrize("case", UNSTORABLE)
-def test_a_context_that_cannot_be_stored_fails_the_run(case, clock, work):
+def test_27_a_context_that_cannot_be_stored_fails_the_run(case, clock, work):
     run = engine.start("holder", case=case)
     for _ in range(5):
         work()
@@ -112,7 +119,7 @@ def test_a_context_that_cannot_be_stored_fails_the_run(case, clock, work):
 
 @pytest.mark.usefixtures("holder")
 @pytest.mark.parametrize("case", STORABLE)
-def test_a_context_that_can_be_stored_comes_back(case, clock, work):
+def test_27_a_context_that_can_be_stored_comes_back(case, clock, work):
     run = engine.start("holder", case=case)
     work()
     clock.tick(HOUR)
@@ -123,7 +130,7 @@ def test_a_context_that_can_be_stored_comes_back(case, clock, work):
 
 @pytest.mark.usefixtures("holder")
 @pytest.mark.parametrize("case", UNSTORABLE)
-def test_a_start_that_cannot_be_stored_is_refused(case):
+def test_27_a_start_that_cannot_be_stored_is_refused(case):
     with pytest.raises(NotStorableError, match="holder"):
         engine.start("holder", case="x", value=UNSTORABLE[case])
     assert not WorkflowRun.objects.exists()
@@ -131,14 +138,14 @@ def test_a_start_that_cannot_be_stored_is_refused(case):
 
 
 @pytest.mark.parametrize("case", UNSTORABLE)
-def test_a_signal_that_cannot_be_stored_is_refused(case):
+def test_27_a_signal_that_cannot_be_stored_is_refused(case):
     with pytest.raises(NotStorableError, match="bell"):
         engine.signal("bell", {"value": UNSTORABLE[case]})
     assert not Signal.objects.exists()
 
 
 @pytest.mark.parametrize("case", STORABLE)
-def test_a_signal_that_can_be_stored_arrives(case, work):
+def test_27_a_signal_that_can_be_stored_arrives(case, work):
     seen = []
 
     @workflow("hearer")
@@ -161,7 +168,7 @@ def test_a_signal_that_can_be_stored_arrives(case, work):
 
 
 @pytest.mark.parametrize("case", UNSTORABLE)
-def test_a_payload_of_an_event_that_cannot_be_stored_parks_it(case, monkeypatch):
+def test_27_a_payload_of_an_event_that_cannot_be_stored_parks_it(case, monkeypatch):
     value = UNSTORABLE[case]
     monkeypatch.setattr(definition_of(Reservation, "reservation_confirmed"), "payload", lambda stay: {"value": value})
     stay = Reservation.objects.create(status="confirmed")
@@ -171,7 +178,7 @@ def test_a_payload_of_an_event_that_cannot_be_stored_parks_it(case, monkeypatch)
 
 
 @pytest.mark.parametrize("text", ["a NUL \x00", "a surrogate \ud800", "x" * 200_000])
-def test_errors_with_odd_texts_are_kept_everywhere(text, work):
+def test_27_errors_with_odd_texts_are_kept_everywhere(text, work):
     @workflow("odd")
     class Odd:
         class Context(BaseModel):
@@ -193,7 +200,7 @@ ODD = pytest.mark.parametrize("text", ["a NUL \x00", "a surrogate \ud800"])
 
 
 @ODD
-def test_reasons_of_fail_with_odd_texts_are_kept_everywhere(text, work):
+def test_27_reasons_of_fail_with_odd_texts_are_kept_everywhere(text, work):
     @workflow("odd")
     class Odd:
         class Context(BaseModel):
@@ -211,7 +218,7 @@ def test_reasons_of_fail_with_odd_texts_are_kept_everywhere(text, work):
 
 
 @ODD
-def test_reasons_of_cancel_with_odd_texts_are_kept_everywhere(text, work):
+def test_27_reasons_of_cancel_with_odd_texts_are_kept_everywhere(text, work):
     @workflow("odd")
     class Odd:
         class Context(BaseModel):
@@ -228,13 +235,13 @@ def test_reasons_of_cancel_with_odd_texts_are_kept_everywhere(text, work):
 
 
 @ODD
-def test_signals_of_odd_names_are_refused_everywhere(text):
+def test_27_signals_of_odd_names_are_refused_everywhere(text):
     with pytest.raises(ValueError, match=r"engine\.signal"):
         engine.signal(text)
 
 
 @ODD
-def test_conditions_with_odd_errors_park_everywhere(text, monkeypatch):
+def test_27_conditions_with_odd_errors_park_everywhere(text, monkeypatch):
     def condition(stay):
         raise ValueError(text)
 
@@ -244,7 +251,7 @@ def test_conditions_with_odd_errors_park_everywhere(text, monkeypatch):
 
 
 @ODD
-def test_conditions_with_odd_errors_park_everywhere_when_a_worker_asks(text, monkeypatch, clock, work):
+def test_27_conditions_with_odd_errors_park_everywhere_when_a_worker_asks(text, monkeypatch, clock, work):
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
 
     def condition(stay):
@@ -256,7 +263,7 @@ def test_conditions_with_odd_errors_park_everywhere_when_a_worker_asks(text, mon
     assert event_of(stay, "checkin_due").status == "parked"
 
 
-def test_a_statement_of_the_user_that_fails_costs_a_try_and_not_the_worker(clock, work):
+def test_27_a_statement_of_the_user_that_fails_costs_a_try_and_not_the_worker(clock, work):
     @workflow("sql")
     class Sql:
         class Context(BaseModel):
@@ -289,7 +296,7 @@ def same_key_twice():
 
 
 @pytest.mark.parametrize("mistake", [raw_sql, same_key_twice])
-def test_an_error_of_the_database_that_the_user_swallowed(mistake, clock, work):
+def test_27_an_error_of_the_database_that_the_user_swallowed(mistake, clock, work):
     """The transaction is spoilt then, where the database or Django says so. It costs tries like any other mistake of
     the step: the run must end, and say why, and not be tried for ever."""
 
@@ -315,7 +322,7 @@ def test_an_error_of_the_database_that_the_user_swallowed(mistake, clock, work):
 
 
 @pytest.mark.parametrize("mistake", [raw_sql, same_key_twice])
-def test_an_error_of_the_database_that_a_callback_swallowed(mistake, clock, work):
+def test_27_an_error_of_the_database_that_a_callback_swallowed(mistake, clock, work):
     @on_event("reservation_confirmed")
     def careless(event):
         with contextlib.suppress(DatabaseError):
@@ -331,7 +338,7 @@ def test_an_error_of_the_database_that_a_callback_swallowed(mistake, clock, work
 
 
 @pytest.mark.parametrize("number", [1e300, 5e-324, 0.1, 1e16, -0.0, 123456789.123456789])
-def test_a_float_stays_a_float(number, clock, work):
+def test_27_a_float_stays_a_float(number, clock, work):
     @workflow("float")
     class Float:
         class Context(BaseModel):
@@ -351,3 +358,154 @@ def test_a_float_stays_a_float(number, clock, work):
     clock.tick(HOUR)
     work()
     assert effects() == ["float True"]
+
+
+ODD_VALUES = {
+    "money": Decimal("12345678901234567890.1234567890"),
+    "tiny": Decimal("1E-30"),
+    "key": uuid.UUID(int=2**127 + 1),
+    "moment": datetime(2030, 3, 31, 1, 30, 0, 123456, tzinfo=UTC),
+    "day": date(2030, 2, 28),
+    "pause": timedelta(days=-1, microseconds=1),
+    "secret": b"bytes",
+    "many": frozenset({1, 2}),
+}
+
+
+class Odd(BaseModel):
+    money: Decimal | None = None
+    tiny: Decimal | None = None
+    key: uuid.UUID | None = None
+    moment: datetime | None = None
+    day: date | None = None
+    pause: timedelta | None = None
+    secret: bytes | None = None
+    many: frozenset[int] | None = None
+
+
+@pytest.mark.parametrize("name", ODD_VALUES)
+def test_27_typed_values_of_a_context_come_back_as_they_were(name, clock, work):
+    """As an argument, set by a step, and given to ``complete``."""
+    value, seen = ODD_VALUES[name], []
+
+    @workflow("typed")
+    class Typed:
+        class Context(Odd):
+            again: bool = False
+
+        @step(start=True)
+        def first(self):
+            seen.append(getattr(self.context, name))
+            setattr(self.context, name, None)
+            return sleep(HOUR, then=self.second)
+
+        @step()
+        def second(self):
+            assert getattr(self.context, name) is None
+            setattr(self.context, name, value)
+            return sleep(HOUR, then=self.third)
+
+        @step()
+        def third(self):
+            seen.append(getattr(self.context, name))
+            return complete(**{name: value})
+
+    run = engine.start("typed", **{name: value})
+    for _ in range(3):
+        work()
+        clock.tick(HOUR)
+    run.refresh_from_db()
+    assert run.status == "completed", run.error
+    assert seen == [value, value]
+    assert getattr(Odd.model_validate(run.data), name) == value
+
+
+@pytest.mark.parametrize("name", ODD_VALUES)
+def test_27_typed_values_in_a_payload_are_refused_with_their_place(name):
+    """A payload is plain JSON: nobody knows which type a text has been."""
+    with pytest.raises(NotStorableError, match="'value'"):
+        engine.signal("bell", {"value": ODD_VALUES[name]})
+    assert not Signal.objects.exists()
+
+
+@pytest.mark.parametrize("case", UNSTORABLE)
+def test_27_what_complete_is_given_has_the_same_verdict(case, work):
+    @workflow("finisher")
+    class Finisher:
+        class Context(BaseModel):
+            model_config = {"arbitrary_types_allowed": True}
+            value: object = None
+
+        @step(start=True)
+        def first(self):
+            leave("lost")
+            return complete(value=UNSTORABLE[case])
+
+    run = engine.start("finisher")
+    work()
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert "NotStorableError" in run.error or "ContextError" in run.error
+    assert effects() == []
+    assert run.steps.count() == 1
+
+
+def test_27_a_snapshot_keeps_what_the_fields_of_an_entity_had(work):
+    """Of a deleted entity: a foreign key, a date, a moment, texts with all that a column takes."""
+    from tests.app.models import Guest
+
+    seen = []
+
+    @on_event_cancelled("checkin_due", name="gone")
+    def gone(event):
+        entity = event.entity
+        seen.append((entity.guest_id, entity.checkin_at, entity.note, entity.docs))
+
+    guest = Guest.objects.create(name="Ada")
+    moment = datetime(2040, 3, 31, 1, 30, 0, 123456, tzinfo=UTC)
+    note = "🛎 Lübeck \u2028 'x' \\u0000 %s"
+    stay = Reservation.objects.create(guest=guest, status="confirmed", checkin_at=moment, note=note, docs=True)
+    stay.delete()
+    work()
+    assert seen == [(guest.pk, moment, note, True)]
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "\ud83d"])
+def test_27_a_field_that_the_database_refuses_breaks_the_save_and_nothing_else(text, work):
+    """It is the project's own column: the database's verdict stands, and the transaction with it."""
+    before = Event.objects.count()
+    with contextlib.suppress(DatabaseError, ValueError), transaction.atomic():
+        Reservation.objects.create(status="confirmed", note=text)
+    stay = Reservation.objects.create(status="confirmed", note="fine")
+    work()
+    assert event_of(stay, "reservation_confirmed").status == "processed"
+    assert Event.objects.count() - before == 4 * Reservation.objects.count()
+
+
+def test_27_each_visit_of_a_step_has_its_own_retry_budget(clock, work):
+    tries = []
+
+    @workflow("budget")
+    class Budget:
+        class Context(BaseModel):
+            rounds: int = 0
+
+        @step(start=True, retry=Retry(max_attempts=3, base_delay=timedelta(seconds=1)))
+        def first(self):
+            tries.append(self.context.rounds)
+            if len([each for each in tries if each == self.context.rounds]) < 3:
+                raise RuntimeError("not yet")
+            return goto(self.second)
+
+        @step()
+        def second(self):
+            self.context.rounds += 1
+            return complete() if self.context.rounds == 4 else goto(self.first)
+
+    run = engine.start("budget")
+    for _ in range(20):
+        work()
+        clock.tick(timedelta(seconds=10))
+    run.refresh_from_db()
+    assert run.status == "completed", run.error
+    assert tries == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
