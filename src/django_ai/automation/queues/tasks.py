@@ -19,6 +19,7 @@ from .drain import drain
 from .executor import get_executor
 from .lease import alias_of
 from .registry import cleaners, due_models, reconcilers, wakeables
+from .schedules import skip_missed
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -41,7 +42,10 @@ def drain_due() -> int:
 
 
 def process_scheduled() -> int:
-    """Perform what is due; the floor for timers where no broker of ours watches. Scheduled each minute."""
+    """Perform what is due; the floor for timers where no broker of ours watches. Scheduled each minute.
+
+    After an outage this one run makes up for all that were missed, and so do those of the other schedules."""
+    skip_missed(timezone.now())
     return drain_due()
 
 
