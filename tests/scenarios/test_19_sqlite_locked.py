@@ -224,6 +224,7 @@ def test_19_without_options_of_the_project_a_connection_is_tuned(tmp_path):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.alone
 def test_19_real_seconds_workers_outlive_a_lock_of_others():
     """Three processes, and somebody who takes the lock again and again, longer than a lease: all is there once."""
     runs = [engine.start("story:count", steps=3) for _ in range(15)]

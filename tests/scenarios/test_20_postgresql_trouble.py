@@ -453,6 +453,7 @@ def assert_all_once(runs, probes=10):
     assert not WorkflowRun.objects.filter(steps__outcome="error").exists()
 
 
+@pytest.mark.alone
 def test_20_real_seconds_worker_processes_outlive_restarts_of_the_server(server):
     """Three workers, three restarts, one outage longer than a lease: the same processes go on, all is there once."""
     runs = work_for_all()
@@ -473,6 +474,7 @@ def test_20_real_seconds_worker_processes_outlive_restarts_of_the_server(server)
     assert_all_once(runs)
 
 
+@pytest.mark.alone
 def test_20_real_seconds_a_cluster_outlives_restarts_of_the_server(server, tmp_path):
     log = tmp_path / "cluster.log"
     set_executor(Q2Executor())
@@ -492,6 +494,7 @@ def test_20_real_seconds_a_cluster_outlives_restarts_of_the_server(server, tmp_p
     assert_all_once(runs)
 
 
+@pytest.mark.alone
 def test_20_real_seconds_sessions_are_killed_again_and_again(server):
     """Whoever is connected is cut off five times a second, wherever it is: in a claim, a step, a commit, a beat."""
     runs = work_for_all()

@@ -256,6 +256,7 @@ def test_24_real_seconds_the_server_dies_in_the_middle_of_a_step(server, gate, a
     assert_done_once(run, atomic)
 
 
+@pytest.mark.alone
 def test_24_real_seconds_worker_processes_outlive_restarts_of_the_server(server):
     runs = [engine.start("story:count", steps=4) for _ in range(20)]
     for number in range(10):

@@ -66,7 +66,7 @@ def skip_missed(now: datetime) -> int:
     for row in ours.filter(next_run__lt=now - timedelta(minutes=2)):
         period = _period(row)
         missed = (now - row.next_run) // period if period else 0
-        if missed:
+        if period and missed:
             # Only if Q2's scheduler has not moved it meanwhile.
             unmoved = Schedule.objects.filter(pk=row.pk, next_run=row.next_run)
             skipped += unmoved.update(next_run=row.next_run + missed * period)
