@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from tests.settings import *  # noqa: F403
-from tests.settings import DATABASES, INSTALLED_APPS, SCRATCH
+from tests.settings import DATABASES, SCRATCH
 
 IN_FIRST = {"auth", "sessions", "admin", "contenttypes", "django_q", "desk"}
 
@@ -31,4 +31,3 @@ DATABASES = {
     "second": DATABASES["default"],
 }
 DATABASE_ROUTERS = ["tests.scenarios.routed.Router"]
-INSTALLED_APPS = [*INSTALLED_APPS]
