@@ -319,15 +319,20 @@ def test_25_an_event_that_is_gone(clock, work, declare):
     assert sorted(effects()) == ["doorman", "patient", f"planned {stay.pk}"]
 
 
-def test_25_an_event_that_is_gone_moves_with_its_date_when_it_is_back(clock, work, declare):
+@pytest.mark.parametrize("save", [False, True])
+def test_25_an_event_that_is_gone_moves_with_its_date_when_it_is_back(clock, work, declare, save):
     kept = list(Reservation.events)
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
     declare(Reservation)
     clock.tick(HOUR)
     work()
     event = parked_because(event_of(stay, "checkin_due"))
-    Reservation.objects.filter(pk=stay.pk).update(checkin_at=clock() + 5 * HOUR)
+    if not save:
+        Reservation.objects.filter(pk=stay.pk).update(checkin_at=clock() + 5 * HOUR)
     declare(Reservation, *kept)
+    if save:
+        stay.checkin_at = clock() + 5 * HOUR
+        stay.save()
     clock.tick(HOUR)
     work()
     event.refresh_from_db()
@@ -413,6 +418,18 @@ def test_25_a_planned_run_takes_the_first_step_of_today(clock, work):
     clock.tick(2 * HOUR)
     work()
     assert (the_run().status, the_run().version, effects()) == ("completed", "2", ["version 2"])
+
+
+def test_25_an_old_worker_begins_no_run_that_a_newer_release_has_planned(clock, work):
+    planned()
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + 5 * HOUR)
+    WorkflowRun.objects.update(version="2")
+    Reservation.objects.filter(pk=stay.pk).update(checkin_at=clock() + 3 * HOUR)
+    Reservation.objects.get(pk=stay.pk).save()
+    assert the_run().wake_at == clock() + 2 * HOUR  # it moves with its date, whoever saves that
+    clock.tick(2 * HOUR)
+    work()
+    parked_because(the_run(), "newer release")
 
 
 # -- looking again -----------------------------------------------------------------------------------------------------

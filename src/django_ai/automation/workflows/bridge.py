@@ -19,7 +19,6 @@ from ..events.names import overlap
 from ..queues.clock import Offset, later, shift
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb, insert_ignoring
-from ..queues.versions import is_newer
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
@@ -59,8 +58,6 @@ class Bridge(Listener):
             if run is None:
                 if wanted:
                     missing.append(run_for(event, definition, now))
-            elif is_newer(run.version, definition.version):
-                pass  # planned by a newer release, which knows better
             elif not wanted:
                 withdraw(WorkflowRun.objects.filter(pk=run.pk))
             elif event.at is not None and run.attempt == 0:
@@ -83,9 +80,7 @@ class Bridge(Listener):
         meant = {definition.name: definition for definition in newest_workflows()}
         for run in WorkflowRun.objects.not_begun().filter(event__in=by_pk):
             definition = meant.get(run.name)
-            if definition is None or is_newer(run.version, definition.version):
-                continue
-            if not definition.starts_with(by_pk[run.event_id or 0]):
+            if definition is not None and not definition.starts_with(by_pk[run.event_id or 0]):
                 withdraw(WorkflowRun.objects.filter(pk=run.pk))
 
     def has_begun(self, event: Event) -> bool:
