@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from django_ai.automation import agent, complete, handler, step, workflow
 from django_ai.automation.exceptions import ContextError, DefinitionError
@@ -180,6 +180,35 @@ def test_aliases_are_known():
         other: str = Field(default="", validation_alias="OTHER")
 
     assert again(Aliased, {"TEXT": "a", "OTHER": "b"}) == {"text": "a", "other": "b"}
+
+
+def test_a_field_that_is_read_of_a_part_is_known():
+    class Parts(BaseModel):
+        first: str = Field(validation_alias=AliasChoices("FIRST", AliasPath("names", 0)))
+        second: str = Field(validation_alias=AliasPath("names", 1))
+
+    assert again(Parts, {"names": ["a", "b"]}) == {"first": "a", "second": "b"}
+
+
+def test_a_model_that_reads_the_whole_keeps_only_what_it_says():
+    """Otherwise an old name, handed on, would overwrite the new one at each load."""
+
+    class Renamed(BaseModel):
+        text: str
+
+        @model_validator(mode="before")
+        @classmethod
+        def rename(cls, data):
+            return {**data, "text": data["words"]} if "words" in data else data
+
+    context = load_context(Renamed, {"words": "old"}, "it")
+    context.text = "new"
+    assert json.loads(dump_context(context, "it")) == {"text": "new"}
+
+
+def test_a_model_that_is_one_value():
+    assert again(RootModel[list[int]], [1, 2]) == [1, 2]
+    assert again(RootModel[dict[str, int]], {"a": 1}) == {"a": 1}
 
 
 def test_a_model_says_itself_what_it_does_with_others():

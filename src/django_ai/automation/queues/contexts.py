@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from ..exceptions import ContextError, DefinitionError, NotStorableError
@@ -69,8 +69,8 @@ def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
             f"{what}: what is stored does not fit its Context any more: {reasons(error)}. Give new fields a default, "
             "or give the class a migrate_context(data, from_version); then this goes on by itself."
         ) from error
-    unknown = data.keys() - known_names(model)
-    if unknown and model.model_config.get("extra") != "allow":
+    known = _known_names(model)
+    if known is not None and (unknown := data.keys() - known):
         context.__dict__[HANDED_ON] = {name: data[name] for name in unknown}
     return context
 
@@ -79,16 +79,20 @@ HANDED_ON = "_automation_handed_on"
 
 
 @lru_cache(maxsize=1024)
-def known_names(model: type[BaseModel]) -> frozenset[str]:
-    """Return under which names a Context's fields may be stored."""
+def _known_names(model: type[BaseModel]) -> frozenset[str] | None:
+    """Return under which names a Context's fields may be stored; None where the model has a say in the others, and what
+    was handed on might come back as the value of a field."""
+    validators = model.__pydantic_decorators__.model_validators.values()
+    if any(each.info.mode != "after" for each in validators) or issubclass(model, RootModel):
+        return None
+    if model.model_config.get("extra") == "allow":
+        return None
     found: set[str] = set()
     for name, field in model.model_fields.items():
-        found |= {name, *(each for each in (field.alias, field.serialization_alias) if each)}
-        match field.validation_alias:
-            case str(alias):
-                found.add(alias)
-            case AliasChoices(choices=choices):
-                found |= {each for each in choices if isinstance(each, str)}
+        given = field.validation_alias
+        aliases = given.choices if isinstance(given, AliasChoices) else [given, field.serialization_alias, field.alias]
+        paths = [each.path[0] if isinstance(each, AliasPath) else each for each in aliases]
+        found |= {name, *(each for each in paths if isinstance(each, str))}
     return frozenset(found)
 
 
@@ -106,7 +110,9 @@ def dump_context(context: BaseModel, what: str) -> str:
     except PydanticSerializationError as error:
         # A field was set to a value of another type. Take it if it validates; else better now than at the next load.
         values = _coerced(context, what, error)
-    return encode({**context.__dict__.get(HANDED_ON, {}), **values}, what)
+    if (others := context.__dict__.get(HANDED_ON)) is not None:
+        values = {**others, **values}
+    return encode(values, what)
 
 
 _PLAIN = (str, int, bool, type(None))

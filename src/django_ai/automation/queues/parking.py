@@ -16,7 +16,7 @@ from typing import Any
 from django.db import models
 
 from .jsontext import storable
-from .lease import advance
+from .lease import advance, alias_of
 from .models import Wakeable
 from .signals import row_parked
 
@@ -74,12 +74,13 @@ def look_at_once(now: datetime) -> int:
 
     if _looked_in == os.getpid():
         return 0
+    found = sum(_look(model, now) for model in wakeables() if any(each.name == "status" for each in model._meta.fields))
     _looked_in = os.getpid()
-    return sum(_look(model, now) for model in wakeables() if any(each.name == "status" for each in model._meta.fields))
+    return found
 
 
 def _look(model: Any, now: datetime) -> int:
-    rows: models.QuerySet[Any] = model._base_manager.filter(
+    rows: models.QuerySet[Any] = model._base_manager.using(alias_of(model)).filter(
         status=PARKED, parked_at__isnull=False, lease=None, wake_at__gt=now
     )
     pks = list(rows.order_by("parked_at").values_list("pk", flat=True)[:AT_ONCE])
