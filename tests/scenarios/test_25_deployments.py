@@ -567,6 +567,8 @@ def unfinished() -> list[str]:
     return [f"{row!r} {row.status} {row.error}" for rows in (runs, calls, answers, events) for row in rows]
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(400)
 def test_25_new_rows_with_old_code_real_seconds():
     as_release(
         "new",
@@ -592,6 +594,8 @@ def test_25_new_rows_with_old_code_real_seconds():
     assert marks() == sorted([*ships, "new brand_new x", "new thank a", "old gone old"])
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(400)
 def test_25_old_rows_with_new_code_and_back_again_real_seconds():
     as_release(
         "old",
@@ -634,6 +638,8 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
     assert marks() == sorted(expected)
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(400)
 def test_25_both_releases_at_once_real_seconds():
     start = (
         "from django_ai.automation import engine\n"
