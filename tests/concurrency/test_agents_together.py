@@ -102,62 +102,7 @@ def confirm(booking: Booking) -> None:
     change(booking, status="confirmed")
 
 
-# -- one life ----------------------------------------------------------------------------------------------------------
-
-
-def test_eight_spawn_one_singleton(companion):
-    guest = Person.objects.create()
-    spawned = []
-
-    def spawn():
-        spawned.append(AgentManager.spawn("companion", guest_id=guest.pk).pk)
-
-    assert together(*[spawn] * 8) == []
-    assert len(set(spawned)) == 1
-    assert len(agents()) == 1
-    assert AgentRoute.objects.filter(unique_key__isnull=False).count() == 1
-
-
-def test_eight_spawn_one_singleton_with_eight_events(companion):
-    guest = Person.objects.create()
-    bookings = [book(guest) for _ in range(8)]
-    AgentRun.objects.all().delete()  # only those that are spawned by hand
-    events = [event_of(each, "booking_created") for each in bookings]
-    assert together(*[lambda event=event: AgentManager.spawn("companion", event=event) for event in events]) == []
-    drain()
-    assert len(agents()) == 1
-    assert sorted(effects()) == sorted(f"created {each.pk}" for each in bookings)
-    assert answers() == [("created", "completed")] * 8
-
-
-def test_eight_events_spawn_one_singleton_and_each_is_handled_once(companion):
-    guest = Person.objects.create()
-    left = [8]
-    lock, done = threading.Lock(), threading.Event()
-
-    def booked():
-        try:
-            booking = book(guest)
-            AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
-            confirm(booking)
-        finally:
-            with lock:
-                left[0] -= 1
-                if not left[0]:
-                    done.set()
-
-    def works():
-        while not done.is_set():
-            drain()
-        drain()
-
-    assert together(*[booked] * 8, works, works, works) == []
-    drain()
-    assert len(agents()) == 1
-    pks = [str(pk) for pk in Booking.objects.values_list("pk", flat=True)]
-    assert len(pks) == 8
-    assert sorted(effects()) == sorted([f"created {pk}" for pk in pks] + [f"confirmed {pk}" for pk in pks])
-    assert set(HandlerExecution.objects.values_list("status", flat=True)) == {"completed"}
+# -- one claim ---------------------------------------------------------------------------------------------------------
 
 
 def test_of_two_that_claim_an_event_at_once_one_does(companion):
@@ -174,39 +119,6 @@ def test_of_two_that_claim_an_event_at_once_one_does(companion):
     assert len(held) == 1
     assert claims.holder("message_received", {"sender_id": 1}).owner_id == held[0]
     assert sorted(held + refused) == [run.pk for run in runs]
-
-
-@pytest.fixture
-def second(companion):
-    """The second booking of a guest whose agent is in the hands of another worker."""
-    first = book()
-    drain()
-    living = the_agent()
-    AgentRun.objects.update(lease="somebody:1:x", wake_at=living.created_at + timedelta(hours=1))
-    return first, living, book(first.guest)
-
-
-def handled_by_a_new_one(first, second):
-    assert [run.status for run in agents()] == ["completed", "active"]
-    assert effects() == [f"created {first.pk}", f"created {second.pk}"]
-    poll_due()
-    assert HandlerExecution.objects.filter(status="pending").count() == 0
-
-
-def test_the_one_that_lives_ends_before_it_is_asked_for(second, monkeypatch):
-    """The second booking's agent was refused its place, and then the place is free."""
-    first, living, booking = second
-    once(monkeypatch, birth, "taken_by", before=lambda: AgentManager.complete(living.pk))
-    drain()
-    handled_by_a_new_one(first, booking)
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_the_one_that_lives_ends_while_it_is_given_the_event(second, monkeypatch, moment):
-    first, living, booking = second
-    once(monkeypatch, birth, "deliver_to", **{moment: lambda: AgentManager.complete(living.pk)})
-    drain()
-    handled_by_a_new_one(first, booking)
 
 
 # -- one handler at a time ---------------------------------------------------------------------------------------------

@@ -206,8 +206,9 @@ def recover(clock: Any) -> None:
 
 
 def picture() -> dict[str, Any]:
-    """Return all that a program has left behind, without times and keys: of a run that died and one that did not it
-    must be the same. What a step that is not atomic wrote may be there more than once; a lost try may have its trace."""
+    """Return all that a program has left behind, without times and keys: the same whether or not somebody died.
+
+    What a step that is not atomic wrote may be there more than once; a lost try may have its trace."""
     effects = list(Effect.objects.values_list("name", flat=True))
     return {
         "effects": sorted([name for name in effects if not name.startswith("outside")])

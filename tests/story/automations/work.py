@@ -130,3 +130,53 @@ class Listen:
             Mark.objects.create(name=f"heard:{self.context.word}")
             return complete()
         return wait("story:word")
+
+
+@workflow("story:hung")
+class Hung:
+    """Its first try writes, says which process it is, and goes on when it is told to; other tries go on at once."""
+
+    class Context(BaseModel):
+        flag: str
+        atomic: bool
+
+    @step(start=True)
+    def begin(self):
+        return goto(self.in_transaction if self.context.atomic else self.outside)
+
+    @step()
+    def in_transaction(self):
+        return self._work()
+
+    @step(atomic=False)
+    def outside(self):
+        return self._work()
+
+    def _work(self):
+        flag, go = Path(self.context.flag), Path(self.context.flag + ".go")
+        name = "hung:second" if flag.exists() else "hung:first"
+        Mark.objects.create(name=name, key=idempotency_key())
+        if name == "hung:first":
+            flag.write_text(str(os.getpid()))
+            while not go.exists():
+                time.sleep(0.02)
+            Path(self.context.flag + ".late").touch()
+        return complete()
+
+
+@workflow("story:poison")
+class Poison:
+    """Kills its worker, until there is a cure; each try leaves a line behind."""
+
+    class Context(BaseModel):
+        tries: str
+        cure: str
+
+    @step(start=True)
+    def begin(self):
+        with Path(self.context.tries).open("a") as tries:
+            tries.write(f"{os.getpid()}\n")
+        if not Path(self.context.cure).exists():
+            os._exit(9)
+        Mark.objects.create(name="poison:cured")
+        return complete()

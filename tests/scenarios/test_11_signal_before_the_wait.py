@@ -1,4 +1,5 @@
-"""A wait and what it waits for, in every order that two processes can bring them into. Nothing may fall between.
+"""11, signal before the wait: a wait and what it waits for, in every order that two processes can bring them into.
+Nothing falls between, and nothing wakes a run twice.
 
 The orders are made, not hoped for: the other side acts at a named point of this side's path.
 """
@@ -89,12 +90,12 @@ def finish_signal_run(run: WorkflowRun) -> None:
 
 
 class TestSignals:
-    def test_sent_and_delivered_while_the_step_runs(self):
+    def test_11_sent_and_delivered_while_the_step_runs(self):
         run = engine.start("race:signal")
         DURING_STEP.append(send)
         finish_signal_run(run)
 
-    def test_sent_and_delivered_between_registration_and_look(self, monkeypatch):
+    def test_11_sent_and_delivered_between_registration_and_look(self, monkeypatch):
         look = waits._in_inbox
 
         def first_the_signal(run):
@@ -105,7 +106,7 @@ class TestSignals:
         monkeypatch.setattr(waits, "_in_inbox", first_the_signal)
         finish_signal_run(engine.start("race:signal"))
 
-    def test_sent_and_delivered_between_look_and_rest(self, monkeypatch):
+    def test_11_sent_and_delivered_between_look_and_rest(self, monkeypatch):
         look = waits._occurrence
 
         def then_the_signal(run):
@@ -117,7 +118,7 @@ class TestSignals:
         monkeypatch.setattr(waits, "_occurrence", then_the_signal)
         finish_signal_run(engine.start("race:signal"))
 
-    def test_sent_before_the_look_and_delivered_after_the_rest(self):
+    def test_11_sent_before_the_look_and_delivered_after_the_rest(self):
         run = engine.start("race:signal")
         drain()
         run.refresh_from_db()
@@ -126,7 +127,7 @@ class TestSignals:
         deliver(send())
         finish_signal_run(run)
 
-    def test_the_worker_dies_between_registration_and_look(self, monkeypatch):
+    def test_11_the_worker_dies_between_registration_and_look(self, monkeypatch):
         run = engine.start("race:signal")
         monkeypatch.setattr(runner, "settle", lambda run, clock: None)
         drain()
@@ -140,7 +141,7 @@ class TestSignals:
         deliver(send())
         finish_signal_run(run)
 
-    def test_targeted_between_look_and_rest(self, monkeypatch):
+    def test_11_targeted_between_look_and_rest(self, monkeypatch):
         run = engine.start("race:signal")
         look = waits._occurrence
 
@@ -154,7 +155,7 @@ class TestSignals:
         finish_signal_run(run)
         assert Signal.objects.filter(consumed_at=None).count() == 0
 
-    def test_targeted_taken_by_the_look_is_not_delivered_again(self, monkeypatch):
+    def test_11_targeted_taken_by_the_look_is_not_delivered_again(self, monkeypatch):
         run = engine.start("race:signal")
         look = waits._in_inbox
 
@@ -178,12 +179,12 @@ class TestEvents:
         assert run.status == WorkflowStatus.COMPLETED
         assert [effect.name for effect in Effect.objects.all()] == ["docs True"]
 
-    def test_occurs_while_the_step_runs(self):
+    def test_11_occurs_while_the_step_runs(self):
         reservation, run = self.start()
         DURING_STEP.append(lambda: upload(reservation))
         self.finish(run)
 
-    def test_occurs_between_registration_and_look(self, monkeypatch):
+    def test_11_occurs_between_registration_and_look(self, monkeypatch):
         reservation, run = self.start()
         look = waits._in_inbox
 
@@ -195,7 +196,7 @@ class TestEvents:
         monkeypatch.setattr(waits, "_in_inbox", first_the_event)
         self.finish(run)
 
-    def test_occurs_between_look_and_rest(self, monkeypatch):
+    def test_11_occurs_between_look_and_rest(self, monkeypatch):
         reservation, run = self.start()
         look = waits._occurrence
 
@@ -208,7 +209,7 @@ class TestEvents:
         monkeypatch.setattr(waits, "_occurrence", then_the_event)
         self.finish(run)
 
-    def test_the_process_dies_between_occurrence_and_telling(self, monkeypatch):
+    def test_11_the_process_dies_between_occurrence_and_telling(self, monkeypatch):
         from django_ai.automation.events import occurrence
         from django_ai.automation.events.models import Event
 

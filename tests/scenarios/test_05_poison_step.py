@@ -1,0 +1,64 @@
+"""05, a step that kills its worker: each loss is counted before the step runs again, after ``MAX_LOSSES`` the run is
+parked with a reason, its neighbours in the batch go on, and after the cure it is resumed."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from django_ai.automation import engine
+from django_ai.automation.conf import conf
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.runtimes.cluster import start_worker, until
+from tests.story.models import Mark
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]
+
+LEASE = 1.0
+
+
+def test_05_real_seconds_a_step_kills_its_worker_again_and_again(tmp_path):
+    tries, cure = tmp_path / "tries", tmp_path / "cure"
+    before = [engine.start("story:count", steps=1) for _ in range(3)]
+    poison = engine.start("story:poison", tries=str(tries), cure=str(cure))
+    after = [engine.start("story:count", steps=1) for _ in range(3)]
+    worker: subprocess.Popen[bytes] | None = None
+    died = 0
+
+    def parked() -> bool:
+        nonlocal worker, died
+        if worker is None or worker.poll() is not None:
+            if worker is not None:
+                assert worker.returncode == 9
+                died += 1
+                # Counted when it is claimed: the row says so although its worker could not.
+                assert WorkflowRun.objects.get(pk=poison.pk).losses == died - 1
+            worker = start_worker(TEST_LEASE_SECONDS=str(LEASE))
+        return WorkflowRun.objects.filter(pk=poison.pk, status="parked").exists()
+
+    try:
+        until(parked, 150, "The end of the poison")
+        assert len(tries.read_text().splitlines()) == died == conf().MAX_LOSSES
+        until(lambda: not WorkflowRun.objects.unfinished().exclude(pk=poison.pk).exists(), 40, "The neighbours")
+    finally:
+        if worker is not None:
+            worker.kill()
+            worker.wait()
+    poison.refresh_from_db()
+    assert "3 workers in a row died" in poison.error
+    assert (poison.wake_at, poison.attempt) == (None, 0)
+    assert [each.outcome for each in poison.steps.all()] == ["lost"] * 3
+    for run in (*before, *after):
+        run.refresh_from_db()
+        # At most one loss: they were in the batch of the first worker, and in none with it after that.
+        lost = run.steps.filter(outcome="lost").count()
+        assert (run.status, run.steps.count() - lost, lost <= 1) == ("completed", 1, True)
+    assert Mark.objects.filter(name="story:count").count() == 6
+    cure.touch()
+    poison.resume()
+    drain()
+    poison.refresh_from_db()
+    assert poison.status == "completed"
+    assert Mark.objects.filter(name="poison:cured").count() == 1

@@ -1,0 +1,69 @@
+"""07, two workers and one row: one of them gets it, on every database and of every kind; the other goes on at once."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+
+from django_ai.automation.conf import conf
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import claim
+from tests.concurrency.test_two_workers import together
+from tests.lifecycle.looking import effects
+from tests.scenarios.kinds import KINDS
+from tests.scenarios.races import row_locks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+@each_kind
+def test_07_one_of_two_claims_gets_it(kind):
+    KINDS[kind]()
+    moment, taken = timezone.now(), []
+
+    def take() -> None:
+        taken.extend(claim(kind, moment, 20))
+
+    assert together(take, take, take) == []
+    assert len(taken) == 1
+    # Nobody performs it, as if the worker had died: it comes back once.
+    drain(moment + conf().LEASE)
+    drain(moment + conf().LEASE)
+    assert effects() == ["done"]
+
+
+@each_kind
+def test_07_two_drains_perform_it_once(kind):
+    KINDS[kind]()
+    assert together(drain, drain, drain) == []
+    drain()
+    assert effects() == ["done"]
+
+
+@row_locks
+@each_kind
+def test_07_who_comes_while_it_is_being_claimed_passes_by(kind):
+    """The first one's claim has locked the row and is not committed: the second does not wait for it."""
+    KINDS[kind]()
+    second = []
+    with transaction.atomic():
+        (first,) = claim(kind, timezone.now(), 20)
+        assert together(lambda: second.extend(claim(kind, timezone.now(), 20))) == []
+    assert second == []
+    first.perform(timezone.now)
+    drain()
+    assert effects() == ["done"]
+
+
+@row_locks
+@each_kind
+def test_07_a_claim_that_is_rolled_back_leaves_it_to_the_other(kind):
+    KINDS[kind]()
+    with transaction.atomic():
+        claim(kind, timezone.now(), 20)
+        transaction.set_rollback(True)
+    drain()
+    assert effects() == ["done"]

@@ -1,0 +1,96 @@
+"""08, stale or duplicate delivery: a doorbell, a row, a signal or an occurrence that comes again does nothing."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import pytest
+from django.utils import timezone
+
+from django_ai.automation.conf import conf
+from django_ai.automation.events import occurrence
+from django_ai.automation.events.models import Event
+from django_ai.automation.exceptions import LeaseLostError
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import claim, release
+from django_ai.automation.queues.tasks import drain_due, poll_due, process_scheduled
+from django_ai.automation.workflows import waits
+from django_ai.automation.workflows.models import Signal, WorkflowRun
+from tests.lifecycle.looking import effects
+from tests.scenarios.kinds import KINDS, a_signal
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+def perform(row) -> None:
+    """As ``drain`` does: who has lost his lease keeps quiet."""
+    try:
+        row.perform(timezone.now)
+    except LeaseLostError:
+        pass
+
+
+@each_kind
+def test_08_the_doorbell_rings_twice(kind):
+    KINDS[kind]()
+    for bell in (drain_due, drain_due, process_scheduled, poll_due, drain_due):
+        bell()
+    assert effects() == ["done"]
+
+
+@each_kind
+def test_08_a_row_is_delivered_twice(kind):
+    """A worker that has read it performs it when another copy of it was performed: the fence is on what it read."""
+    KINDS[kind]()
+    (row,) = claim(kind, timezone.now(), 20)
+    stale = copy(row)
+    perform(row)
+    drain()
+    assert effects() == ["done"]
+    before = kind.objects.values().get(pk=row.pk)
+    perform(stale)
+    drain()
+    assert effects() == ["done"]
+    assert kind.objects.values().get(pk=row.pk) == before
+    assert release(stale, timezone.now()) is False
+
+
+@each_kind
+def test_08_a_row_is_delivered_after_its_lease(kind):
+    """Its lease ran out, and another worker has it in hand: the first comes too late, the other is not disturbed."""
+    KINDS[kind]()
+    (late,) = claim(kind, timezone.now(), 20)
+    (other,) = claim(kind, timezone.now() + conf().LEASE, 20)
+    assert (other.pk, other.losses) == (late.pk, 1)
+    perform(late)
+    perform(other)
+    drain()
+    assert effects() == ["done"]
+
+
+def test_08_a_signal_is_delivered_twice():
+    a_signal()
+    (signal,) = claim(Signal, timezone.now(), 20)
+    twice = copy(signal)
+    waits.deliver(signal, timezone.now)
+    with pytest.raises(LeaseLostError):
+        waits.deliver(twice, timezone.now)
+    Signal.objects.filter(pk=signal.pk).update(wake_at=timezone.now())  # by mistake
+    drain()
+    assert effects() == ["done"]
+    assert WorkflowRun.objects.get().status == "completed"
+
+
+def test_08_an_event_is_told_twice():
+    KINDS[next(kind for kind in KINDS if kind.__name__ == "AgentRun")]()
+    event = Event.objects.get(event_name="message_received")
+    Event.objects.filter(pk=event.pk).update(telling=True, untold=[""], wake_at=timezone.now())
+    drain()
+    drain()
+    event.refresh_from_db()
+    assert (event.telling, event.wake_at) == (False, None)
+    occurrence._tell([occurrence.News(event, "")], timezone.now, late=True)
+    drain()
+    assert effects() == ["done"]

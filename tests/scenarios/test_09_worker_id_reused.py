@@ -1,0 +1,73 @@
+"""09, a worker's name is used again: a new process with the host and process number of a dead one takes the row over
+when the lease ends like any other, and what it does before that is refused. The fence is the token, not the name."""
+
+from __future__ import annotations
+
+import signal
+from copy import copy
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from django_ai.automation import engine
+from django_ai.automation.exceptions import LeaseLostError
+from django_ai.automation.queues import lease
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import advance, claim, new_token, release, renew
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.runtimes.cluster import run_script
+from tests.story.models import Mark
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def orphan(monkeypatch):
+    """A run in the hands of a process that was killed; this process has its name now."""
+    run = engine.start("story:count", steps=1)
+    done = run_script(
+        """
+import os, signal
+from django.utils import timezone
+from django_ai.automation.queues.lease import claim
+from django_ai.automation.workflows.models import WorkflowRun
+(row,) = claim(WorkflowRun, timezone.now(), 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run.refresh_from_db()
+    assert run.lease is not None
+    name = run.lease.rpartition(":")[0]
+    monkeypatch.setattr(lease, "_process_name", lambda pid: name)
+    assert new_token().startswith(name)
+    return run
+
+
+def test_09_the_name_gives_no_right_to_the_row(orphan):
+    before = WorkflowRun.objects.values().get(pk=orphan.pk)
+    namesake = copy(orphan)
+    namesake.lease = new_token()
+    assert claim(WorkflowRun, orphan.wake_at - timedelta(microseconds=1), 1) == []
+    assert release(namesake, timezone.now()) is False
+    renew(namesake, namesake.lease, timezone.now())
+    with pytest.raises(LeaseLostError):
+        advance(namesake, {"status": "completed"})
+    assert WorkflowRun.objects.values().get(pk=orphan.pk) == before
+
+
+def test_09_the_row_is_reclaimed_when_the_lease_ends(orphan):
+    (mine,) = claim(WorkflowRun, orphan.wake_at, 1)
+    assert (mine.pk, mine.losses) == (orphan.pk, 1)
+    assert mine.lease != orphan.lease
+    # And what the dead one sent late is refused, although it bears this worker's name.
+    with pytest.raises(LeaseLostError):
+        advance(orphan, {"status": "failed"})
+    renew(orphan, orphan.lease, timezone.now() + timedelta(hours=1))
+    assert release(orphan, timezone.now()) is False
+    mine.perform(timezone.now)
+    drain()
+    mine.refresh_from_db()
+    assert mine.status == "completed"
+    assert Mark.objects.filter(name="story:count").count() == 1

@@ -1,0 +1,131 @@
+"""12, signal versus timeout at the same instant: whichever takes the run first fixes the branch, and there is one."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+from pydantic import BaseModel
+
+from django_ai.automation import complete, engine, get_wake, step, wait, workflow
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import claim
+from django_ai.automation.workflows import waits
+from django_ai.automation.workflows.models import Signal, WorkflowRun
+from tests.concurrency.test_agents_together import elsewhere
+from tests.lifecycle.looking import effects, leave
+from tests.scenarios.races import Behind, row_locks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR = timedelta(hours=1)
+to_whom = pytest.mark.parametrize("targeted", [False, True], ids=["broadcast", "inbox"])
+
+
+@pytest.fixture
+def run(clock):
+    """A run whose timeout comes at this very moment."""
+
+    @workflow("patient")
+    class Patient:
+        class Context(BaseModel):
+            word: str = ""
+
+        @step(start=True)
+        def listen(self):
+            return wait("word", timeout=HOUR, then=self.heard, on_timeout=self.late)
+
+        @step()
+        def heard(self):
+            leave(f"heard {get_wake().reason} {self.context.word}")
+            return complete()
+
+        @step()
+        def late(self):
+            leave(f"late {get_wake().reason}")
+            return complete()
+
+    started = engine.start("patient")
+    drain()
+    clock.tick(HOUR)
+    started.refresh_from_db()
+    assert (started.status, started.wake_at) == ("suspended", clock.now)
+    return started
+
+
+def sent(run: WorkflowRun, targeted: bool) -> Signal:
+    """A signal in a worker's hands, just before it is delivered."""
+    engine.signal("word", {"word": "now"}, run=run if targeted else None)
+    (signal,) = claim(Signal, timezone.now(), 1)
+    return signal
+
+
+def one_branch(run: WorkflowRun, effect: str) -> None:
+    drain()
+    drain(timezone.now() + timedelta(minutes=1))
+    assert effects() == [effect]
+    run.refresh_from_db()
+    assert (run.status, run.steps.count()) == ("completed", 2)
+
+
+@to_whom
+def test_12_the_signal_is_delivered_first(run, targeted):
+    waits.deliver(sent(run, targeted), timezone.now)
+    one_branch(run, "heard signal now")
+
+
+@to_whom
+def test_12_the_timeout_takes_the_run_first(run, targeted):
+    signal = sent(run, targeted)
+    (taken,) = claim(WorkflowRun, timezone.now(), 1)
+    waits.deliver(signal, timezone.now)
+    taken.perform(timezone.now)
+    one_branch(run, "late timeout")
+    # What is meant for one run is kept for it; nobody has taken it.
+    assert Signal.objects.get().consumed_at is None
+
+
+@to_whom
+def test_12_drained_at_once_the_signal_comes_first(run, targeted):
+    engine.signal("word", {"word": "now"}, run=run if targeted else None)
+    one_branch(run, "heard signal now")
+
+
+@row_locks
+@to_whom
+def test_12_the_timeout_comes_while_the_signal_is_being_delivered(run, targeted):
+    """The delivery has locked the run and is not committed: the claim of the timeout passes it by."""
+    signal, taken = sent(run, targeted), []
+    with transaction.atomic():
+        waits.deliver(signal, timezone.now)
+        elsewhere(lambda: taken.extend(claim(WorkflowRun, timezone.now(), 1)))
+    assert taken == []
+    one_branch(run, "heard signal now")
+
+
+@row_locks
+@to_whom
+def test_12_the_signal_comes_while_the_timeout_is_being_claimed(run, targeted):
+    """The claim has locked the run and is not committed: the delivery waits for it, and then finds the run taken."""
+    signal = sent(run, targeted)
+    with transaction.atomic():
+        (taken,) = claim(WorkflowRun, timezone.now(), 1)
+        delivery = Behind(lambda: waits.deliver(signal, timezone.now))
+    delivery.end()
+    taken.perform(timezone.now)
+    one_branch(run, "late timeout")
+    assert Signal.objects.get().consumed_at is None
+
+
+@row_locks
+@to_whom
+def test_12_a_claim_that_is_rolled_back_leaves_the_run_to_the_signal(run, targeted):
+    signal = sent(run, targeted)
+    with transaction.atomic():
+        claim(WorkflowRun, timezone.now(), 1)
+        delivery = Behind(lambda: waits.deliver(signal, timezone.now))
+        transaction.set_rollback(True)
+    delivery.end()
+    one_branch(run, "heard signal now")

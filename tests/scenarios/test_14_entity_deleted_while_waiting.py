@@ -1,0 +1,185 @@
+"""14, an entity deleted while something waits for it: the wait ends with a reason, and nothing hangs or runs for it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from pydantic import BaseModel
+
+from django_ai.automation import agent, complete, event_workflow, get_wake, handler, on_event, step, wait_for_event
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.app.models import Reservation
+from tests.desk.models import Booking, Person
+from tests.lifecycle.looking import effects, leave
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR = timedelta(hours=1)
+
+
+def by_the_orm(entity) -> None:
+    entity.delete()
+
+
+def by_raw_sql(entity) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"DELETE FROM {entity._meta.db_table} WHERE id = %s", [entity.pk])
+
+
+deleted = pytest.mark.parametrize("delete", [by_the_orm, by_raw_sql])
+
+
+class Nothing(BaseModel):
+    pass
+
+
+def time_goes_on(clock, work) -> None:
+    for _ in range(5):
+        clock.tick(HOUR)
+        work()
+        poll_due(clock.now)
+        work()
+
+
+@deleted
+def test_14_a_planned_run(delete, clock, work):
+    @event_workflow("checkin_due", offset=-HOUR, name="planned")
+    class Planned:
+        Context = Nothing
+
+        @step(start=True)
+        def begin(self):
+            leave("began")
+            return complete()
+
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock.now + 3 * HOUR)
+    assert WorkflowRun.objects.get().status == "waiting"
+    delete(stay)
+    time_goes_on(clock, work)
+    assert effects() == []
+    assert WorkflowRun.objects.count() == 0
+    assert Event.objects.get(event_name="checkin_due").status == "cancelled"
+
+
+@deleted
+def test_14_a_scheduled_event(delete, clock, work):
+    @on_event("checkin_due", name="due")
+    def due(event):
+        leave("due")
+
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock.now + HOUR)
+    delete(stay)
+    time_goes_on(clock, work)
+    assert effects() == []
+    found = Event.objects.get(event_name="checkin_due")
+    assert (found.status, found.wake_at) == ("cancelled", None)
+
+
+@pytest.fixture
+def waiting(clock, work):
+    """A run that waits for an event of its own entity, for two hours at most."""
+
+    @event_workflow("reservation_confirmed", name="waits")
+    class Waits:
+        Context = Nothing
+
+        @step(start=True)
+        def begin(self):
+            if get_wake().reason == "first":
+                return wait_for_event("guest_docs_uploaded", timeout=2 * HOUR)
+            leave(get_wake().reason)
+            return complete()
+
+    stay = Reservation.objects.create(status="confirmed")
+    work()
+    assert WorkflowRun.objects.get().status == "suspended"
+    return stay
+
+
+def test_14_a_wait_for_its_own_event(waiting, clock, work):
+    waiting.delete()
+    run = WorkflowRun.objects.get()
+    assert (run.status, run.wake_at, run.wait_key) == ("cancelled", None, None)
+    assert "was deleted" in run.error
+    time_goes_on(clock, work)
+    assert effects() == []
+
+
+def test_14_a_wait_for_its_own_event_that_went_behind_djangos_back(waiting, clock, work):
+    """Nobody heard of it: the wait ends at its timeout, as it does where no event comes."""
+    by_raw_sql(waiting)
+    time_goes_on(clock, work)
+    assert effects() == ["timeout"]
+    assert WorkflowRun.objects.get().status == "completed"
+
+
+@deleted
+def test_14_a_callback_between_two_tries(delete, clock, work):
+    @on_event("reservation_confirmed", name="stumbles")
+    def stumbles(event):
+        if CallbackExecution.objects.get().attempt == 0:
+            raise RuntimeError("the first try stumbles")
+        leave(event.entity.note if event.entity else "no entity")
+
+    stay = Reservation.objects.create(status="confirmed", note="of the snapshot")
+    work()
+    assert CallbackExecution.objects.get().attempt == 1
+    delete(stay)
+    time_goes_on(clock, work)
+    assert effects() == ["of the snapshot" if delete is by_the_orm else "no entity"]
+    assert CallbackExecution.objects.get().status == "completed"
+
+
+@deleted
+def test_14_an_agent(delete, clock, work):
+    """It lives on; what was to come of the entity's dates does not come."""
+
+    @agent("companion", spawn_on="booking_created")
+    class Companion:
+        Context = Nothing
+
+        @handler("booking_created")
+        def created(self):
+            leave("created")
+
+        @handler("stay_due", offset=-HOUR)
+        def soon(self):
+            leave("soon")
+
+        @handler("booking_deleted")
+        def gone(self, event):
+            leave(f"gone {event.entity.note}")
+
+    stay = Booking.objects.create(guest=Person.objects.create(), starts_at=clock.now + 3 * HOUR, note="bye")
+    work()
+    delete(stay)
+    time_goes_on(clock, work)
+    assert effects() == (["created", "gone bye"] if delete is by_the_orm else ["created"])
+    assert AgentRun.objects.get().status == "active"
+    assert HandlerExecution.objects.filter(status="pending").count() == 0
+
+
+@deleted
+def test_14_before_a_worker_has_made_the_agents_context(delete, clock, work):
+    @agent("companion", spawn_on="booking_created")
+    class Companion:
+        class Context(BaseModel):
+            note: str
+
+        @classmethod
+        def create_context(cls, event):
+            return cls.Context(note=event.entity.note if event.entity else "nobody")
+
+        @handler("booking_created")
+        def created(self, ctx):
+            leave(f"created {ctx.note}")
+
+    stay = Booking.objects.create(guest=Person.objects.create(), note="bye")
+    delete(stay)
+    time_goes_on(clock, work)
+    assert effects() == ["created bye" if delete is by_the_orm else "created nobody"]

@@ -1,0 +1,153 @@
+"""16, a singleton spawned twice at once: one of them lives, and it gets what the other was spawned for."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import transaction
+
+from django_ai.automation import AgentManager
+from django_ai.automation.agents import birth
+from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.tasks import poll_due
+from tests.concurrency.test_agents_together import companion, confirm, once  # noqa: F401
+from tests.concurrency.test_two_workers import together
+from tests.desk.looking import agents, answers, book, the_agent
+from tests.desk.models import Booking, Person
+from tests.lifecycle.looking import effects, event_of
+from tests.scenarios.races import Behind, row_locks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_16_eight_spawn_one_singleton(companion):  # noqa: F811
+    guest = Person.objects.create()
+    spawned = []
+
+    def spawn():
+        spawned.append(AgentManager.spawn("companion", guest_id=guest.pk).pk)
+
+    assert together(*[spawn] * 8) == []
+    assert len(set(spawned)) == 1
+    assert len(agents()) == 1
+    assert AgentRoute.objects.filter(unique_key__isnull=False).count() == 1
+
+
+def test_16_eight_spawn_one_singleton_with_eight_events(companion):  # noqa: F811
+    guest = Person.objects.create()
+    bookings = [book(guest) for _ in range(8)]
+    AgentRun.objects.all().delete()  # only those that are spawned by hand
+    events = [event_of(each, "booking_created") for each in bookings]
+    assert together(*[lambda event=event: AgentManager.spawn("companion", event=event) for event in events]) == []
+    drain()
+    assert len(agents()) == 1
+    assert sorted(effects()) == sorted(f"created {each.pk}" for each in bookings)
+    assert answers() == [("created", "completed")] * 8
+
+
+def test_16_eight_events_spawn_one_singleton_and_each_is_handled_once(companion):  # noqa: F811
+    guest = Person.objects.create()
+    left = [8]
+    lock, done = threading.Lock(), threading.Event()
+
+    def booked():
+        try:
+            booking = book(guest)
+            AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
+            confirm(booking)
+        finally:
+            with lock:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
+
+    def works():
+        while not done.is_set():
+            drain()
+        drain()
+
+    assert together(*[booked] * 8, works, works, works) == []
+    drain()
+    assert len(agents()) == 1
+    pks = [str(pk) for pk in Booking.objects.values_list("pk", flat=True)]
+    assert len(pks) == 8
+    assert sorted(effects()) == sorted([f"created {pk}" for pk in pks] + [f"confirmed {pk}" for pk in pks])
+    assert set(HandlerExecution.objects.values_list("status", flat=True)) == {"completed"}
+
+
+@pytest.fixture
+def second(companion):  # noqa: F811
+    """The second booking of a guest whose agent is in the hands of another worker."""
+    first = book()
+    drain()
+    living = the_agent()
+    AgentRun.objects.update(lease="somebody:1:x", wake_at=living.created_at + timedelta(hours=1))
+    return first, living, book(first.guest)
+
+
+def handled_by_a_new_one(first, second):
+    assert [run.status for run in agents()] == ["completed", "active"]
+    assert effects() == [f"created {first.pk}", f"created {second.pk}"]
+    poll_due()
+    assert HandlerExecution.objects.filter(status="pending").count() == 0
+
+
+def test_16_the_one_that_lives_ends_before_it_is_asked_for(second, monkeypatch):
+    """The second booking's agent was refused its place, and then the place is free."""
+    first, living, booking = second
+    once(monkeypatch, birth, "taken_by", before=lambda: AgentManager.complete(living.pk))
+    drain()
+    handled_by_a_new_one(first, booking)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_16_the_one_that_lives_ends_while_it_is_given_the_event(second, monkeypatch, moment):
+    first, living, booking = second
+    once(monkeypatch, birth, "deliver_to", **{moment: lambda: AgentManager.complete(living.pk)})
+    drain()
+    handled_by_a_new_one(first, booking)
+
+
+@row_locks
+@pytest.mark.parametrize("first_commits", [True, False])
+def test_16_the_second_waits_for_the_first_ones_commit(first_commits, companion):  # noqa: F811
+    """The first has taken the place and is not committed: the second waits, and then gets that one, or lives itself."""
+    guest = Person.objects.create()
+    with transaction.atomic():
+        first = AgentManager.spawn("companion", guest_id=guest.pk)
+        behind = Behind(lambda: AgentManager.spawn("companion", guest_id=guest.pk).pk)
+        if not first_commits:
+            transaction.set_rollback(True)
+    second = behind.end()
+    assert (second == first.pk) is first_commits
+    assert [run.pk for run in agents()] == [second]
+    assert AgentRoute.objects.filter(unique_key__isnull=False).count() == 1
+
+
+@row_locks
+@pytest.mark.parametrize("ends", [True, False])
+def test_16_the_second_comes_while_the_first_ends(ends, companion):  # noqa: F811
+    """The end of the one that lives is not committed: who spawns waits for it, and has a new one or the old one."""
+    guest = Person.objects.create()
+    first = AgentManager.spawn("companion", guest_id=guest.pk)
+    with transaction.atomic():
+        AgentManager.complete(first.pk)
+        behind = Behind(lambda: AgentManager.spawn("companion", guest_id=guest.pk).pk)
+        if not ends:
+            transaction.set_rollback(True)
+    second = behind.end()
+    assert (second != first.pk) is ends
+    assert AgentRun.objects.unfinished().get().pk == second
+
+
+def test_16_two_events_of_one_commit_spawn_one(companion):  # noqa: F811
+    guest = Person.objects.create()
+    with transaction.atomic():
+        bookings = [Booking.objects.create(guest=guest) for _ in range(2)]
+    assert together(drain, drain) == []
+    drain()
+    assert [run.status for run in agents()] == ["active"]
+    assert sorted(effects()) == sorted(f"created {each.pk}" for each in bookings)
