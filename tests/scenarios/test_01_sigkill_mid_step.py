@@ -17,7 +17,7 @@ from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, start_worker, until
 from tests.story.models import Mark
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 
 LEASE = 2.0
 

@@ -14,7 +14,7 @@ from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import start_worker, until
 from tests.story.models import Mark
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
 
 LEASE = 1.0
 
