@@ -16,6 +16,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import socket
 import sys
 import traceback
 import warnings
@@ -127,7 +128,8 @@ def lose_the_answer() -> None:
     if connection.vendor == "sqlite":  # no server, so no cable: the disk fails after the commit record was written
         error: Exception = connection.Database.OperationalError("disk I/O error")
     elif connection.vendor == "mysql":
-        connection.connection.close()
+        with socket.socket(fileno=os.dup(connection.connection.fileno())) as cable:
+            cable.shutdown(socket.SHUT_RDWR)
         error = connection.Database.OperationalError(2013, "Lost connection to server during query")
     else:
         connection.connection.close()
