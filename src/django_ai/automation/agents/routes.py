@@ -102,11 +102,12 @@ def install(run: AgentRun, keys: Keys, singleton: str | None) -> None:
 
     Raises ``SingletonTakenError`` where another one lives for the same match; then the caller rolls back.
     """
+    AgentRoute.objects.bulk_create([AgentRoute(run_id=run.pk, key=key) for key in sorted(keys)])
     if singleton is not None:
+        # Last: on MariaDB whoever waits for this key locks the gap beside it, too, where the others would be inserted.
         only = AgentRoute(run_id=run.pk, key=singleton, unique_key=singleton)
         if not insert_ignoring(AgentRoute, [only], key="unique_key"):
             raise SingletonTakenError(f"Another {run.name!r} lives for the match of {run}, and it is a singleton.")
-    AgentRoute.objects.bulk_create([AgentRoute(run_id=run.pk, key=key) for key in sorted(keys)])
 
 
 def reroute(run: AgentRun, keys: Keys, before: str | None, singleton: str | None) -> None:
