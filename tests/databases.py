@@ -26,14 +26,7 @@ def _named(scratch: Path) -> dict[str, Any]:
     if kind == "postgresql":
         return postgresql()
     if kind == "mariadb":
-        return {
-            "ENGINE": "django.db.backends.mysql",
-            "HOST": os.environ.get("MYSQL_HOST", "127.0.0.1"),
-            "PORT": os.environ.get("MYSQL_TCP_PORT", "3306"),
-            "USER": os.environ.get("MYSQL_USER", "root"),
-            "PASSWORD": os.environ.get("MYSQL_PASSWORD", ""),
-            "NAME": os.environ.get("MYSQL_DATABASE", "automation"),
-        }
+        return mariadb()
     file = str(scratch / "db.sqlite3")
     # A file, also in tests: an in-memory database is shared by nobody, and its locks are others.
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "TEST": {"NAME": f"{file}.test"}}
@@ -60,5 +53,22 @@ def postgresql() -> dict[str, Any]:
             "PASSWORD": os.environ.get("PGPASSWORD", ""),
             "NAME": os.environ.get("PGDATABASE", "postgres"),
         }
-    name = os.environ.get("TEST_DATABASE_NAME", f"test_automation_{os.getpid()}")
-    return {"ENGINE": "django.db.backends.postgresql", **found, "TEST": {"NAME": name}}
+    return {"ENGINE": "django.db.backends.postgresql", **found, "TEST": {"NAME": _test_name()}}
+
+
+def mariadb() -> dict[str, Any]:
+    """Return the server that the socket ``MYSQL_UNIX_PORT`` or the other ``MYSQL_*`` variables name."""
+    return {
+        "ENGINE": "django.db.backends.mysql",
+        # For Django's MySQL a host that is a path is a socket.
+        "HOST": os.environ.get("MYSQL_UNIX_PORT") or os.environ.get("MYSQL_HOST", "127.0.0.1"),
+        "PORT": os.environ.get("MYSQL_TCP_PORT", "3306"),
+        "USER": os.environ.get("MYSQL_USER", "root"),
+        "PASSWORD": os.environ.get("MYSQL_PASSWORD", ""),
+        "NAME": os.environ.get("MYSQL_DATABASE", "automation"),
+        "TEST": {"NAME": _test_name()},
+    }
+
+
+def _test_name() -> str:
+    return os.environ.get("TEST_DATABASE_NAME", f"test_automation_{os.getpid()}")
