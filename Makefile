@@ -5,17 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help test demo serve bench lint types format clean
+.PHONY: help test test-all demo serve bench lint types format clean
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py $(VENV) test dev demo
 	@touch $@
 
 test: $(INSTALLED)  ## the gate: lint, types, and the tests on every database and Python there is
 	$(BIN)/python tools/gate.py
+
+test-all: $(INSTALLED)  ## the full matrix, and a soak of ten minutes on each database; says how to start what is missing
+	$(BIN)/python tools/gate.py --all
 
 demo: $(INSTALLED)  ## a hotel's day in under a minute, on a real cluster
 	$(BIN)/python example/hotel/demo.py
@@ -37,4 +40,4 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* .mypy_cache .pytest_cache .ruff_cache

@@ -1,13 +1,18 @@
-"""The gate: what must pass before anything lands. ``make test`` calls it, and so does CI.
+"""The gate: what must pass before anything lands. ``make test`` calls it, and so does CI; ``make test-all`` adds to it.
 
-Lint and types first, then the suite on SQLite and on PostgreSQL side by side, the same on the newest Python and Django
-that this machine has an interpreter for, and last, by themselves, the tests that start real workers and watch the
-clock. It closes with the test runner's own summary line. Anything that is missing is named;
-on a laptop it is skipped, with ``CI=true`` it fails.
+Lint, types and the audit of dependencies first. Then suites, one beside the other on each core: the tests on SQLite,
+PostgreSQL and MariaDB with this Python, and on the first two with the newest Python and Django that this machine has an
+interpreter for. Last, with nothing beside them, the tests that start real workers and watch the clock (the mark
+``alone``). It closes with the test runner's own summary line.
+
+Whatever is missing is named, with a way to start it, and skipped; but what ``AUTOMATION_REQUIRE`` names, as CI does,
+must be there. ``--all`` adds MariaDB on the newest Python, the oldest versions that pyproject.toml allows on each
+database, and a soak of ten minutes on each.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -15,84 +20,114 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.postgres import NoServerError, server  # noqa: E402
+from tests import services  # noqa: E402
 
-IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+from tools import environment, mariadb, postgres  # noqa: E402
+
 NEWEST = ("3.14", "3.13", "3.12")
-
-
-def main() -> None:
-    run("ruff check", [tool("ruff"), "check", "."])
-    run("ruff format", [tool("ruff"), "format", "--check", "."])
-    run("mypy", [tool("mypy")])
-    with postgres() as server_of, tempfile.TemporaryDirectory(prefix="gate-") as folder:
-        databases = {"SQLite": {"TEST_DATABASE": "sqlite"}}
-        if server_of is not None:
-            # A Redis database of its own, too: the suites run at the same time.
-            redis = {"TEST_REDIS_URL": "redis://127.0.0.1:6379/6"}
-            databases["PostgreSQL"] = {"TEST_DATABASE": "postgresql", **server_of, **redis}
-        here, scratch = Path(sys.executable), Path(folder)
-        covered = [
-            Suite(title, here, {**database, "COVERAGE_FILE": str(scratch / f".coverage.{title}")}, COVERED + QUIET)
-            for title, database in databases.items()
-        ]
-        suites(covered, scratch)
-        data = {"COVERAGE_FILE": str(scratch / ".coverage")}
-        run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", folder], data)
-        run("coverage report", [sys.executable, "-m", "coverage", "report"], data)
-        newest = newest_python()
-        if newest is not None:
-            titles = {title: f"newest Python and Django, {title}" for title in databases}
-            suites([Suite(titles[title], newest, databases[title], QUIET) for title in databases], scratch)
-        for title, database in databases.items():
-            run(f"tests with real workers: {title}", [*pytest_of(here), *REAL], database)
-
-
-REAL = ("-m", "alone")
-"""Tests that start real workers and say how late they may be: nothing runs beside them."""
-QUIET = ("-m", "not alone")
-COVERED = ("--cov", "--cov-branch", "--cov-report=")
+SOAK_MINUTES = 10
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One run of the tests: with which Python, on which database, with which options."""
+    """One run of the tests: with which Python, on which database, and whether coverage looks on."""
 
     title: str
     python: Path
     environment: dict[str, str]
-    options: tuple[str, ...]
+    covered: bool = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="the full matrix")
+    everything = parser.parse_args().all
+    run("ruff check", [tool("ruff"), "check", "."])
+    run("ruff format", [tool("ruff"), "format", "--check", "."])
+    run("mypy", [tool("mypy")])
+    with contextlib.ExitStack() as stack:
+        databases = dict(found_databases(stack))
+        say_what_is_missing()
+        run("audit", [sys.executable, "tools/audit.py"])
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gate-")))
+        together(list(plan(databases, everything)), scratch)
+        coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
+        run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
+        run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
+        for title, database in databases.items() if everything else ():
+            soak = [sys.executable, "-m", "tests.faults.soak", "--minutes", str(SOAK_MINUTES)]
+            run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
+        for title, database in databases.items():
+            run(f"tests with real workers: {title}", [*pytest_of(Path(sys.executable)), "-m", "alone"], database)
+
+
+def found_databases(stack: contextlib.ExitStack) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each database by its title, with the environment that leads there; servers run as long as ``stack``."""
+    yield "SQLite", {"TEST_DATABASE": "sqlite"}
+    with missing_is_said("postgresql"):
+        found = stack.enter_context(postgres.server())
+        yield "PostgreSQL", {"TEST_DATABASE": "postgresql", **found}
+    with missing_is_said("mariadb"):
+        install_driver()
+        found = stack.enter_context(mariadb.server())
+        yield "MariaDB", {"TEST_DATABASE": "mariadb", **found}
+
+
+def say_what_is_missing() -> None:
+    for name in services.SERVICES:
+        with missing_is_said(name):
+            if reason := services.missing(name):
+                raise LookupError(reason)
+
+
+def plan(databases: dict[str, dict[str, str]], everything: bool) -> Iterator[Suite]:
+    """Yield the suites that run side by side."""
+    for title, database in databases.items():
+        yield Suite(title, Path(sys.executable), database, covered=True)
+    groups = ["test", "mariadb"] if everything and "MariaDB" in databases else ["test"]
+    newest = newest_python(groups)
+    for title, database in databases.items() if newest else ():
+        if everything or title != "MariaDB":
+            yield Suite(f"{title}, newest Python and Django", newest, database)
+    if everything:
+        lowest = folder_of("lowest", sys.executable, *groups, "--lowest")
+        for title, database in databases.items():
+            yield Suite(f"{title}, oldest versions", lowest, database)
+
+
+def together(wanted: list[Suite], scratch: Path) -> None:
+    """Run suites side by side, one a core, and show them one after the other."""
+
+    def perform(number: int) -> tuple[int, Path]:
+        suite, log = wanted[number], scratch / f"{number}.log"
+        # Redis has numbered databases: each suite has its own.
+        apart = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number}"}
+        apart["COVERAGE_FILE"] = str(scratch / f".coverage.{number}")
+        options = ("--cov", "--cov-branch", "--cov-report=") if suite.covered else ()
+        command = [*pytest_of(suite.python), "-m", "not alone", *options]
+        with log.open("wb") as output:
+            known = {**os.environ, **suite.environment, **apart}
+            done = subprocess.run(command, cwd=ROOT, env=known, stdout=output, stderr=output, check=False)
+        return done.returncode, log
+
+    failed = []
+    with ThreadPoolExecutor(os.cpu_count() or 2) as cores:
+        for suite, (code, log) in zip(wanted, cores.map(perform, range(len(wanted))), strict=True):
+            print(f"\n== tests: {suite.title}\n{log.read_text(errors='replace')}", flush=True)
+            failed += [suite.title] if code else []
+    if failed:
+        raise SystemExit(f"\nThe gate is shut: {', '.join(failed)} failed.")
 
 
 def pytest_of(python: Path) -> list[str]:
     return [str(python), "-m", "pytest", "-q"]
-
-
-def suites(wanted: list[Suite], scratch: Path) -> None:
-    """Run suites side by side, one a core, and show them one after the other."""
-    running = []
-    for number, suite in enumerate(wanted):
-        log = scratch / f"{number}.log"
-        with log.open("wb") as output:
-            command = [*pytest_of(suite.python), *suite.options]
-            environment = {**os.environ, **suite.environment}
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        running.append((suite, process, log))
-    failed = []
-    for suite, process, log in running:
-        print(f"\n== tests: {suite.title}", flush=True)
-        code = process.wait()
-        print(log.read_text(errors="replace"), flush=True)
-        if code:
-            failed.append(suite.title)
-    if failed:
-        raise SystemExit(f"\nThe gate is shut: {', '.join(failed)} failed.")
 
 
 def tool(name: str) -> str:
@@ -107,25 +142,26 @@ def run(title: str, command: list[str], environment: dict[str, str] | None = Non
         raise SystemExit(done.returncode)
 
 
-def missing(what: str) -> None:
-    if IN_CI:
-        raise SystemExit(f"The gate is shut: {what}")
-    print(f"\n== skipped: {what}", flush=True)
-
-
 @contextlib.contextmanager
-def postgres() -> Iterator[dict[str, str] | None]:
-    """Yield how to reach PostgreSQL, or None where there is none."""
-    with contextlib.ExitStack() as stack:
-        found = None
-        try:
-            found = stack.enter_context(server())
-        except NoServerError as error:
-            missing(str(error))
-        yield found
+def missing_is_said(name: str) -> Iterator[None]:
+    """Go on without ``name`` where the block says that it is missing; or shut the gate, where it is required."""
+    try:
+        yield
+    except (postgres.NoServerError, mariadb.NoServerError, LookupError) as error:
+        if name in services.required():
+            raise SystemExit(f"The gate is shut: AUTOMATION_REQUIRE names {name}. {error}") from error
+        print(f"\n== skipped: {error}", flush=True)
 
 
-def newest_python() -> Path | None:
+def install_driver() -> None:
+    """Install the driver of MariaDB, which is compiled here. Raises ``NoServerError``."""
+    try:
+        environment.install(Path(sys.executable), *environment.requirements(["mariadb"]))
+    except subprocess.CalledProcessError as error:
+        raise mariadb.NoServerError(f"The driver of MariaDB cannot be installed: {mariadb.HOW}") from error
+
+
+def newest_python(groups: list[str]) -> Path | None:
     """Return the interpreter of an environment with the newest Python here and the newest Django for it.
 
     None where the gate's own Python is the newest, or no other is found in PATH or a version manager.
@@ -134,16 +170,19 @@ def newest_python() -> Path | None:
         if sys.version_info[:2] >= tuple(map(int, version.split("."))):
             return None
         for candidate in candidates(version):
-            if (
-                subprocess.run([candidate, "-c", "import venv, ensurepip, sqlite3"], capture_output=True).returncode
-                == 0
-            ):
-                folder = ROOT / f".venv-{version}"
-                subprocess.run([candidate, str(ROOT / "tools" / "environment.py"), str(folder), "test"], check=True)
-                return folder / "bin" / "python"
+            needed = [candidate, "-c", "import venv, ensurepip, sqlite3"]
+            if subprocess.run(needed, capture_output=True, check=False).returncode == 0:
+                return folder_of(version, candidate, *groups)
     missing_newest = f"no Python of {', '.join(NEWEST)} was found; only {sys.version.split()[0]} was tested"
     print(f"\n== skipped: {missing_newest}", flush=True)
     return None
+
+
+def folder_of(name: str, python: str, *asked: str) -> Path:
+    """Make the environment ``.venv-NAME`` and return its interpreter."""
+    folder = ROOT / f".venv-{name}"
+    subprocess.run([python, str(ROOT / "tools" / "environment.py"), str(folder), *asked], check=True)
+    return folder / "bin" / "python"
 
 
 def candidates(version: str) -> Iterator[str]:

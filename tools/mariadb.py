@@ -20,8 +20,8 @@ from typing import Any
 OLDEST = (10, 6)
 HOW = (
     "`apt-get install mariadb-server libmariadb-dev pkg-config gcc`, and the gate starts one by itself; or name one "
-    "with MYSQL_HOST, MYSQL_USER and MYSQL_PASSWORD; or `docker run -p 3306:3306 -e MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 "
-    "mariadb:10.6`"
+    "with MYSQL_HOST, MYSQL_USER and MYSQL_PASSWORD; or `docker run -p 3306:3306 "
+    "-e MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 mariadb:10.6`"
 )
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 
