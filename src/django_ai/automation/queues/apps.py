@@ -18,6 +18,7 @@ class QueuesConfig(AppConfig):
         from .database import connect_tuning
         from .discovery import discover
         from .fork import connect_fork_hook
+        from .mariadb import compare_exactly
         from .parking import look_at_once
         from .registry import register_reconciler
         from .schedules import install_schedules
@@ -28,6 +29,7 @@ class QueuesConfig(AppConfig):
         register_reconciler(look_at_once)
         connect_fork_hook()
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
+        post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")
         register(checks.check_settings)
         register(checks.check_broker)
         register(checks.check_database, Tags.database)

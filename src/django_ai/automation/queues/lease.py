@@ -28,6 +28,7 @@ from django.db.models.sql import InsertQuery
 
 from ..conf import conf
 from ..exceptions import LeaseLostError
+from .mariadb import WARNINGS_KEPT, refuse_what_was_ignored
 from .models import Wakeable
 
 W = TypeVar("W", bound=Wakeable)
@@ -241,9 +242,19 @@ def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -
     if not rows:
         return 0
     connection = connections[alias_of(model)]
+    if connection.vendor != "mysql":
+        return _insert_ignoring(model, rows, key, connection)
+    with transaction.atomic(using=connection.alias, savepoint=False):
+        return _insert_ignoring(model, rows, key, connection)
+
+
+def _insert_ignoring(model: type[M], rows: Sequence[M], key: str | None, connection: BaseDatabaseWrapper) -> int:
+    is_mysql = connection.vendor == "mysql"
     quote = connection.ops.quote_name
     fields = _insertable(model)
     size = max(connection.ops.bulk_batch_size(fields, rows), 1)
+    if is_mysql:
+        size = min(size, WARNINGS_KEPT)  # each row that is left out gives a warning, and all are looked at
     returning = f" RETURNING {quote(_column(model._meta.pk))}, {quote(_column(_field(model, key)))}" if key else ""
     inserted = 0
     with connection.cursor() as cursor:
@@ -260,4 +271,6 @@ def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -
                     row.pk = pks.get(getattr(row, key))
             else:
                 inserted += cursor.rowcount
+            if is_mysql:
+                refuse_what_was_ignored(cursor, model._meta.label)
     return inserted
