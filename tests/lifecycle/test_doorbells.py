@@ -150,11 +150,12 @@ class TestOrmBroker:
 
     def test_wakes_for_a_timer_before_its_next_poll(self, broker, monkeypatch):
         monkeypatch.setattr(Conf, "POLL", 5)
-        WorkflowRun.objects.create(name="story:count", wake_at=timezone.now() + timedelta(seconds=0.15))
+        due = timezone.now() + timedelta(seconds=0.15)
+        WorkflowRun.objects.create(name="story:count", wake_at=due)
         started = time.monotonic()
         while not broker.dequeue():
-            assert time.monotonic() - started < 3
-        assert 0.1 < time.monotonic() - started < 2
+            assert time.monotonic() - started < 4
+        assert timezone.now() >= due
 
     def test_hands_out_doorbells_ever_more_slowly_while_work_stays_due(self, broker):
         engine.start("story:count", steps=1)
