@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from django.db import connections
+from django.db import connection, connections, transaction
 from django.utils import timezone
 
 from django_ai.automation import engine
@@ -53,6 +53,22 @@ def test_each_due_row_is_claimed_by_one():
 
     assert together(take, take, take) == []
     assert sorted(claimed) == sorted(WorkflowRun.objects.values_list("pk", flat=True))
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer and locks no rows")
+def test_a_claim_locks_what_it_takes_and_no_more():
+    now = timezone.now()
+    due = [WorkflowRun(name="story:count", created_at=now, wake_at=now - timedelta(seconds=n)) for n in range(3000)]
+    WorkflowRun.objects.bulk_create(due)
+    with connection.cursor() as cursor:  # it knows then that all are due, and that reading the table is cheaper
+        cursor.execute(f"ANALYZE {'TABLE' if connection.vendor == 'mysql' else ''} {WorkflowRun._meta.db_table}")
+    others: list[WorkflowRun] = []
+    with transaction.atomic():
+        mine = claim(WorkflowRun, now, 10)
+        assert together(lambda: others.extend(claim(WorkflowRun, now, 10))) == []
+    assert len(mine) == 10
+    assert {row.wake_at for row in others} == {others[0].wake_at}  # the end of their lease
+    assert sorted(row.pk for row in [*mine, *others]) == sorted(row.pk for row in due[-20:])
 
 
 def test_steps_are_kept_once_however_many_workers_there_are():
