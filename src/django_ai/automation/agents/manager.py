@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from ..events.models import Event
 from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
+from ..queues.again import after_deadlock
 from ..queues.cause import current_cause, next_depth
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
@@ -42,25 +43,7 @@ class AgentManager:
             raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
         definition = _definition(agent)
         context = definition.make_context(event, **arguments)
-        for _ in range(TRIES):
-            run = _new_run(definition, event, context)
-            keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
-            run.singleton = singleton or ""
-            try:
-                with transaction.atomic(using=alias_of(AgentRun)):
-                    run.save(force_insert=True, using=alias_of(AgentRun))
-                    install(run, keys, singleton)
-            except SingletonTakenError:
-                living = _give(definition, singleton, event)
-                if living is not None:
-                    return living
-                continue  # it has ended this instant
-            ring_after_commit(alias_of(AgentRun))
-            return run
-        raise AutomationError(
-            f"The agent {definition.name!r} lives and ends too fast to be spawned or found, or this transaction does "
-            "not see it: use the isolation level READ COMMITTED (Django's default)."
-        )
+        return after_deadlock(alias_of(AgentRun), lambda: _spawn(definition, event, context))
 
     @staticmethod
     def list_active(agent: str | type | None = None) -> AgentRunQuerySet:
@@ -102,6 +85,28 @@ def _definition(agent: str | type) -> AgentDefinition:
     return find_agent(agent)
 
 
+def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> AgentRun:
+    for _ in range(TRIES):
+        run = _new_run(definition, event, context)
+        keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
+        run.singleton = singleton or ""
+        try:
+            with transaction.atomic(using=alias_of(AgentRun)):
+                run.save(force_insert=True, using=alias_of(AgentRun))
+                install(run, keys, singleton)
+        except SingletonTakenError:
+            living = _give(definition, singleton, event)
+            if living is not None:
+                return living
+            continue  # it has ended this instant
+        ring_after_commit(alias_of(AgentRun))
+        return run
+    raise AutomationError(
+        f"The agent {definition.name!r} lives and ends too fast to be spawned or found, or this transaction does "
+        "not see it: use the isolation level READ COMMITTED (Django's default)."
+    )
+
+
 def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> AgentRun:
     now, cause = timezone.now(), current_cause()
     return AgentRun(
@@ -136,7 +141,8 @@ def _give(definition: AgentDefinition, singleton: str | None, event: Event | Non
 
 def _end(run: AgentRun | int, status: AgentStatus, reason: str) -> bool:
     pk = run.pk if isinstance(run, AgentRun) else run
-    ended = end_agents(AgentRun.objects.filter(pk=pk), status, reason, timezone.now())
+    runs = AgentRun.objects.filter(pk=pk)
+    ended = after_deadlock(alias_of(AgentRun), lambda: end_agents(runs.all(), status, reason, timezone.now()))
     if isinstance(run, AgentRun):
         run.refresh_from_db()
     return ended > 0

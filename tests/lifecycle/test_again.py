@@ -1,0 +1,50 @@
+"""What is one transaction of ours is repeated after a deadlock; what is part of the caller's is the caller's."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import OperationalError, transaction
+
+from django_ai.automation.queues.again import TRIES, after_deadlock
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Work:
+    """Something that the database refuses a number of times, with an error of this code."""
+
+    def __init__(self, refused: int, code: int = 1213) -> None:
+        self.refused, self.code, self.calls = refused, code, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.refused:
+            raise OperationalError(self.code, "refused") from Exception(self.code, "refused")
+        return "done"
+
+
+def test_a_deadlock_is_tried_again():
+    work = Work(2)
+    assert after_deadlock("default", work) == "done"
+    assert work.calls == 3
+
+
+def test_not_for_ever():
+    work = Work(TRIES)
+    with pytest.raises(OperationalError):
+        after_deadlock("default", work)
+    assert work.calls == TRIES
+
+
+def test_other_trouble_is_not():
+    work = Work(1, code=2006)  # the connection broke: perhaps it has been committed
+    with pytest.raises(OperationalError):
+        after_deadlock("default", work)
+    assert work.calls == 1
+
+
+def test_the_callers_transaction_is_the_callers():
+    work = Work(1)
+    with pytest.raises(OperationalError), transaction.atomic():
+        after_deadlock("default", work)
+    assert work.calls == 1
