@@ -1,0 +1,160 @@
+"""The third benchmark: is the next row found as fast when much lies behind it? On PostgreSQL.
+
+    python bench/growth.py [--finished 0,5000000,10000000] [--churned 0,10000,100000,600000] [--probes 300] [--json FILE]
+
+First so many finished runs are put into the table, and due runs are claimed among them, one by one. Then somebody opens
+a transaction with a snapshot and leaves it open, as a backup or a forgotten shell does, while runs come and go: what they
+leave in the index cannot be cleaned away until that transaction ends. Measured is a worker's look (when is something
+due?) and its claim, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from bench.run import database  # noqa: E402
+from bench.scale import analyze, empty, timed  # noqa: E402
+
+Figures = dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--finished", default="0,5000000,10000000")
+    parser.add_argument("--churned", default="0,10000,100000,600000")
+    parser.add_argument("--probes", type=int, default=300)
+    parser.add_argument("--json", type=Path)
+    wanted = parser.parse_args()
+    os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
+    os.environ["BENCH_EXECUTOR"] = "silent"
+    table: dict[str, Figures] = {}
+    with database():
+        empty()
+        there = 0
+        for size in map(int, wanted.finished.split(",")):
+            finish(size - there)
+            there = size
+            analyze()
+            table[f"{size:,} finished runs"] = probe(wanted.probes)
+        churned = 0
+        with snapshot():
+            for size in map(int, wanted.churned.split(",")):
+                churn(size - churned)
+                churned = size
+                table[f"and {size:,} that came and went since a snapshot"] = probe(wanted.probes)
+    show(table)
+    if wanted.json:
+        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+        wanted.json.write_text(json.dumps(table, indent=2))
+
+
+def execute(sql: str, *values: Any) -> None:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+
+
+COLUMNS = """name, version, status, current_step, data, error, visit, attempt, created_at, started_at, finished_at,
+    planned, entity_type, entity_id, parent_channel, caused_by, depth, holds_claims, wait_channel, wait_residual,
+    wait_namespace, wait_then, on_timeout, wake_reason, seq, losses, wake_at"""
+
+
+def insert(number: int, status: str, moment: str, finished: str, wake_at: str) -> None:
+    execute(
+        f"""INSERT INTO automation_workflows_workflowrun ({COLUMNS})
+        SELECT 'bench', '1', %s, 'listen', '{{"owner": 1, "note": "some text of a common length"}}'::jsonb, '', 1, 0,
+            {moment}, {moment}, {finished}, false, '', '', '', '', 0, false, '', false, '', '', '', 'first', 3, 0, {wake_at}
+        FROM generate_series(1, %s) AS n""",
+        status,
+        number,
+    )
+
+
+def finish(number: int) -> None:
+    """Put in ``number`` runs that ended in the last weeks."""
+    print(f"{number:,} finished runs ...", file=sys.stderr, flush=True)
+    moment = "now() - interval '30 days' * random()"
+    while number > 0:
+        insert(min(number, 500_000), "completed", moment, moment, "NULL")
+        number -= 500_000
+
+
+def churn(number: int) -> None:
+    """Let ``number`` runs come, be claimed, and end."""
+    print(f"{number:,} runs come and go ...", file=sys.stderr, flush=True)
+    table = "automation_workflows_workflowrun"
+    while number > 0:
+        insert(min(number, 1000), "running", "clock_timestamp()", "NULL", "clock_timestamp()")
+        lease = "lease = 'bench', wake_at = clock_timestamp() + interval '10 s'"
+        execute(f"UPDATE {table} SET {lease} WHERE wake_at IS NOT NULL")
+        ended = "status = 'completed', wake_at = NULL, lease = NULL, finished_at = clock_timestamp(), seq = seq + 1"
+        execute(f"UPDATE {table} SET {ended} WHERE wake_at IS NOT NULL")
+        number -= 1000
+
+
+@contextlib.contextmanager
+def snapshot() -> Iterator[None]:
+    """Hold a snapshot open in a connection of its own."""
+    from django.db import connection
+
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            cursor.execute("SELECT count(*) FROM automation_workflows_signal")
+            yield
+    finally:
+        other.close()
+
+
+def probe(probes: int) -> Figures:
+    """Let runs become due one by one; return what it takes to see each, and to claim it."""
+    from django.utils import timezone
+
+    from django_ai.automation.queues.lease import claim
+    from django_ai.automation.queues.registry import due_times
+    from django_ai.automation.workflows.models import WorkflowRun
+
+    looks, claims, idle = [], [], []
+    for number in range(probes + 20):
+        insert(1, "running", "clock_timestamp()", "NULL", "clock_timestamp()")
+        looked = timed(due_times)
+        rows: list[Any] = []
+        claimed = timed(lambda: rows.extend(claim(WorkflowRun, timezone.now(), 20)))  # noqa: B023
+        assert len(rows) == 1, rows
+        WorkflowRun.objects.filter(pk=rows[0].pk).update(status="completed", wake_at=None, lease=None)
+        resting = timed(due_times)
+        if number >= 20:
+            looks.append(looked)
+            claims.append(claimed)
+            idle.append(resting)
+    return {
+        f"{what} {name}": value
+        for what, found in (("look", looks), ("claim", claims), ("idle look", idle))
+        for name, value in (("p50", statistics.median(found)), ("p99", statistics.quantiles(found, n=100)[98]))
+    }
+
+
+def show(table: dict[str, Figures]) -> None:
+    width = max(map(len, table))
+    names = list(next(iter(table.values())))
+    print(f"\n{'ms':<{width}}  " + "  ".join(f"{name:>13}" for name in names))
+    for name, values in table.items():
+        print(f"{name:<{width}}  " + "  ".join(f"{values[each]:>13,.2f}" for each in names))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()
