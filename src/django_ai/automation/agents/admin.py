@@ -22,14 +22,15 @@ class AgentRunAdmin(RowAdmin):
     list_display = ("id", "name", "status", "entity_id", "waits_for", "created_at", "due", "last_line")
     list_filter = ("status", "name")
     search_fields = ("=id", "=entity_id", "name")
+    private_fields = ("data",)
     inlines = (HandlerInline,)
     actions = ("resume", "complete", "cancel")
 
-    @admin.action(description="Complete", permissions=["change"])
+    @admin.action(description="Complete", permissions=["complete"])
     def complete(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:
         self.apply(request, rows, lambda run: AgentManager.complete(run, f"By {request.user}."), "Completed")
 
-    @admin.action(description="Cancel", permissions=["change"])
+    @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:
         self.apply(request, rows, lambda run: AgentManager.cancel(run, f"Cancelled by {request.user}."), "Cancelled")
 

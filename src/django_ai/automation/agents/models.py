@@ -73,6 +73,12 @@ class AgentRun(Wakeable):
 
     class Meta:
         verbose_name = "agent run"
+        permissions = [
+            ("resume_agentrun", "Can resume agent runs"),
+            ("complete_agentrun", "Can complete agent runs"),
+            ("cancel_agentrun", "Can cancel agent runs"),
+            ("view_data_agentrun", "Can view Contexts of agent runs"),
+        ]
         indexes = [
             wake_index("automation_agent"),
             parked_index("automation_agent"),
@@ -175,6 +181,9 @@ class HandlerExecution(models.Model):
 
     class Meta:
         verbose_name = "handler execution"
+        permissions = [
+            ("resume_handlerexecution", "Can resume handler executions"),
+        ]
         ordering = ["pk"]
         indexes = [
             # Begins with the run, also for the sweep that reads what is pending of all: an index on due_at would look

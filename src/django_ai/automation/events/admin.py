@@ -20,10 +20,11 @@ class EventAdmin(RowAdmin):
     list_display = ("event_name", "entity_type", "entity_id", "status", "at", "occurred_at", "due", "last_line")
     list_filter = ("status", "event_name", "entity_type")
     search_fields = ("=entity_id", "event_name")
+    private_fields = ("payload", "snapshot")
     inlines = (ExecutionInline,)
     actions = ("resume", "cancel")
 
-    @admin.action(description="Cancel pending events", permissions=["change"])
+    @admin.action(description="Cancel pending events", permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[Event]) -> None:
         self.apply(request, rows, lambda event: event.cancel(), "Cancelled")
 

@@ -108,6 +108,11 @@ class Event(Wakeable):
 
     class Meta:
         verbose_name = "event"
+        permissions = [
+            ("resume_event", "Can resume parked events"),
+            ("cancel_event", "Can cancel pending events"),
+            ("view_data_event", "Can view payloads and snapshots of events"),
+        ]
         indexes = [
             wake_index("automation_event"),
             parked_index("automation_event"),
@@ -435,6 +440,9 @@ class CallbackExecution(Wakeable):
 
     class Meta:
         verbose_name = "callback execution"
+        permissions = [
+            ("resume_callbackexecution", "Can resume callback executions"),
+        ]
         indexes = [wake_index("automation_callback"), parked_index("automation_callback")]
 
     def __str__(self) -> str:

@@ -21,10 +21,11 @@ class WorkflowRunAdmin(RowAdmin):
     list_display = ("id", "name", "status", "current_step", "waits_for", "entity_id", "created_at", "due", "last_line")
     list_filter = ("status", "name")
     search_fields = ("=id", "=entity_id", "name")
+    private_fields = ("data",)
     inlines = (StepInline,)
     actions = ("resume", "cancel")
 
-    @admin.action(description="Cancel", permissions=["change"])
+    @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
         self.apply(request, rows, lambda run: engine.cancel(run, f"Cancelled by {request.user}."), "Cancelled")
 
@@ -33,5 +34,6 @@ class WorkflowRunAdmin(RowAdmin):
 class SignalAdmin(RowAdmin):
     list_display = ("name", "run", "sent_at", "delivered_at", "consumed_at", "due", "last_line")
     list_filter = ("name",)
+    private_fields = ("payload",)
     list_select_related = ("run",)
     actions = ("resume",)

@@ -121,6 +121,11 @@ class WorkflowRun(Wakeable):
 
     class Meta:
         verbose_name = "workflow run"
+        permissions = [
+            ("resume_workflowrun", "Can resume workflow runs"),
+            ("cancel_workflowrun", "Can cancel workflow runs"),
+            ("view_data_workflowrun", "Can view Contexts of workflow runs"),
+        ]
         indexes = [
             wake_index("automation_run"),
             parked_index("automation_run"),
@@ -290,6 +295,10 @@ class Signal(Wakeable):
 
     class Meta:
         verbose_name = "signal"
+        permissions = [
+            ("resume_signal", "Can resume parked signals"),
+            ("view_data_signal", "Can view payloads of signals"),
+        ]
         indexes = [
             wake_index("automation_signal"),
             models.Index(fields=["name", "delivered_at"], name="automation_signal_name"),
