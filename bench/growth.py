@@ -1,11 +1,12 @@
 """The third benchmark: is the next row found as fast when much lies behind it? On PostgreSQL.
 
-    python bench/growth.py [--finished 0,5000000,10000000] [--churned 0,10000,100000,600000] [--probes 300] [--json FILE]
+    python bench/growth.py [--finished 0,5000000,10000000] [--churned 0,10000,100000,600000] [--probes 300]
+                           [--json FILE]
 
 First so many finished runs are put into the table, and due runs are claimed among them, one by one. Then somebody opens
-a transaction with a snapshot and leaves it open, as a backup or a forgotten shell does, while runs come and go: what they
-leave in the index cannot be cleaned away until that transaction ends. Measured is a worker's look (when is something
-due?) and its claim, in milliseconds.
+a transaction with a snapshot and leaves it open, as a backup or a forgotten shell does, while runs come and go: what
+they leave in the index cannot be cleaned away until that transaction ends. Measured is a worker's look (when is
+something due?) and its claim, in milliseconds.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def insert(number: int, status: str, moment: str, finished: str, wake_at: str) -
     execute(
         f"""INSERT INTO automation_workflows_workflowrun ({COLUMNS})
         SELECT 'bench', '1', %s, 'listen', '{{"owner": 1, "note": "some text of a common length"}}'::jsonb, '', 1, 0,
-            {moment}, {moment}, {finished}, false, '', '', '', '', 0, false, '', false, '', '', '', 'first', 3, 0, {wake_at}
+            {moment}, {moment}, {finished}, false, '', '', '', '', 0, false, '', false, '', '', '', 'first', 3, 0,
+            {wake_at}
         FROM generate_series(1, %s) AS n""",
         status,
         number,
@@ -92,12 +94,13 @@ def finish(number: int) -> None:
 
 
 def churn(number: int) -> None:
-    """Let ``number`` runs come, be claimed, and end."""
+    """Let ``number`` runs come, be claimed, and end, as if that had been a thousand in each second until now."""
     print(f"{number:,} runs come and go ...", file=sys.stderr, flush=True)
     table = "automation_workflows_workflowrun"
     while number > 0:
-        insert(min(number, 1000), "running", "clock_timestamp()", "NULL", "clock_timestamp()")
-        lease = "lease = 'bench', wake_at = clock_timestamp() + interval '10 s'"
+        moment = f"clock_timestamp() - interval '{number} ms'"
+        insert(min(number, 1000), "running", moment, "NULL", moment)
+        lease = "lease = 'bench', wake_at = wake_at + interval '10 s'"
         execute(f"UPDATE {table} SET {lease} WHERE wake_at IS NOT NULL")
         ended = "status = 'completed', wake_at = NULL, lease = NULL, finished_at = clock_timestamp(), seq = seq + 1"
         execute(f"UPDATE {table} SET {ended} WHERE wake_at IS NOT NULL")
@@ -124,18 +127,18 @@ def probe(probes: int) -> Figures:
     from django.utils import timezone
 
     from django_ai.automation.queues.lease import claim
-    from django_ai.automation.queues.registry import due_times
+    from django_ai.automation.queues.lookout import beginning, look
     from django_ai.automation.workflows.models import WorkflowRun
 
     looks, claims, idle = [], [], []
     for number in range(probes + 20):
         insert(1, "running", "clock_timestamp()", "NULL", "clock_timestamp()")
-        looked = timed(due_times)
+        looked = timed(look)
         rows: list[Any] = []
-        claimed = timed(lambda: rows.extend(claim(WorkflowRun, timezone.now(), 20)))  # noqa: B023
+        claimed = timed(lambda: rows.extend(claim(WorkflowRun, timezone.now(), 20, beginning(WorkflowRun))))  # noqa: B023
         assert len(rows) == 1, rows
         WorkflowRun.objects.filter(pk=rows[0].pk).update(status="completed", wake_at=None, lease=None)
-        resting = timed(due_times)
+        resting = timed(look)
         if number >= 20:
             looks.append(looked)
             claims.append(claimed)

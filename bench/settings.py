@@ -19,7 +19,9 @@ INSTALLED_APPS = [
 if "BENCH_SQLITE" in os.environ:
     DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["BENCH_SQLITE"]}}
 else:
-    DATABASES = {"default": {**postgresql(), "CONN_MAX_AGE": 600, "NAME": os.environ.get("BENCH_DATABASE", "automation_bench")}}
+    DATABASES = {
+        "default": {**postgresql(), "CONN_MAX_AGE": 600, "NAME": os.environ.get("BENCH_DATABASE", "automation_bench")}
+    }
 Q_CLUSTER = {
     "name": "bench",
     "orm": "default",

@@ -179,7 +179,7 @@ class TestOrmBroker:
         def broken():
             raise OperationalError("server closed the connection unexpectedly")
 
-        monkeypatch.setattr(brokers, "due_times", broken)
+        monkeypatch.setattr(brokers, "look", broken)
         assert broker.dequeue() is None
         assert "tries again" in caplog.text
         monkeypatch.undo()

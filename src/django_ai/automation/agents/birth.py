@@ -76,7 +76,9 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
         run,
         work,
         rescue,
-        cause=Cause(f"agent:{run.pk}:create_context", run.depth, f"agent:{run.pk}", Flow(KIND, run.pk)),
+        cause=Cause(
+            f"agent:{run.pk}:create_context", run.depth, f"agent:{run.pk}", Flow(KIND, run.pk, definition.namespace)
+        ),
         atomic=True,
         timeout=conf().STEP_TIMEOUT,
         clock=clock,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..events.matching import Match
-from ..events.names import check_namespace, check_subscription, means
+from ..events.names import check_namespace, check_subscription, in_namespace, means
 from ..exceptions import DefinitionError, UnknownAgentError
 from ..queues.clock import Offset, check_duration, check_offset, offset_key
 from ..queues.contexts import context_class, make_context
@@ -61,7 +61,7 @@ class HandlerDefinition:
 
     def hears(self, event: Event) -> bool:
         """Say whether this handler is for ``event``, whichever agent's it is."""
-        if self.namespace is not None and self.namespace != event.namespace:
+        if not in_namespace(self.namespace, event.namespace):
             return False
         return means(self.event_name, event.event_name)
 
@@ -83,7 +83,7 @@ class AgentDefinition:
     migrate: Migration | None = None
 
     def spawns_on(self, event: Event) -> bool:
-        if self.namespace is not None and self.namespace != event.namespace:
+        if not in_namespace(self.namespace, event.namespace):
             return False
         return any(means(pattern, event.event_name) for pattern in self.spawn_on)
 
@@ -195,7 +195,8 @@ def agent(
     ``AgentManager.spawn``). ``match``: which entities' events are routed to which agent, as lookups and values or
     expressions on its Context: ``{"guest_id": "{{ ctx.guest_id }}"}``; without it an agent hears the events of the
     entity that spawned it. ``singleton``: at most one lives for each match; what would spawn another is handed to it.
-    ``default_retry``: for handlers without a retry of their own. ``namespace``: only events in it spawn it.
+    ``default_retry``: for handlers without a retry of their own. ``namespace``: only events in it spawn it, and its
+    handlers and claims are for no other, unless they name one of their own.
     ``version``: raise it with a change of the Context that older code could not follow; living agents follow the code,
     by way of a static or class method ``migrate_context(data, from_version)`` (it must be pure: it may be called
     twice). Raises ``DefinitionError``.
@@ -214,7 +215,10 @@ def agent(
             raise DefinitionError(f"{what} decorates a class, not {cls!r}.")
         where = f"{what} on {cls.__qualname__}"
         context = context_class(cls, where)
-        handlers = tuple(_handlers_of(cls, where, context))
+        handlers = tuple(
+            each if each.namespace is not None else replace(each, namespace=namespace)
+            for each in _handlers_of(cls, where, context)
+        )
         if not handlers:
             raise DefinitionError(f"{where}: it has no handler; decorate its methods with @handler(...).")
         definition = AgentDefinition(
@@ -289,7 +293,8 @@ def handler(
     often to try when it raises (default: the agent's ``default_retry``, else 3 attempts). ``ignores_claims``: run
     also when another run has claimed the event. ``atomic``: run in one transaction with its progress, so that its
     database writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long it
-    may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``namespace``: only events in it.
+    may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``namespace``: only events in it (default: what its
+    agent says; ``"*"``: any).
 
     The handlers of one agent run one after the other. One method may handle several events. Raises ``DefinitionError``.
     """

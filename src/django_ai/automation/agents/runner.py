@@ -82,7 +82,7 @@ class Shift:
         self.run = run
         self.definition = definition
         self.clock = clock
-        self.flow = Flow(KIND, run.pk)
+        self.flow = Flow(KIND, run.pk, definition.namespace)
         self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
         self.leased = time.monotonic()
         stored = restore(definition, run.data, run.version, str(run))

@@ -16,7 +16,7 @@ from ..exceptions import DefinitionError
 from ..queues.clock import Offset, check_duration, check_offset, offset_key
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
-from .names import check_namespace, check_subscription, means
+from .names import check_namespace, check_subscription, in_namespace, means
 
 __all__ = ["on_event", "on_event_cancelled", "on_event_created"]
 
@@ -42,7 +42,7 @@ class Callback:
     _timeout: timedelta | None = None
 
     def wants(self, event_name: str, namespace: str) -> bool:
-        return (self.namespace is None or self.namespace == namespace) and means(self.event_name, event_name)
+        return in_namespace(self.namespace, namespace) and means(self.event_name, event_name)
 
     @property
     def beat(self) -> str:

@@ -25,9 +25,9 @@ from ..queues.clock import check_duration
 from ..queues.keys import digest
 from ..queues.lease import alias_of, insert_ignoring
 from .definitions import sources_of
-from .matching import Address, address, entity_keys, plain, satisfies, trouble_with
+from .matching import Address, address, entity_keys, plain, satisfies, trouble_with, within
 from .models import Event, EventClaim, RoutingShape, Shapes
-from .names import is_pattern, pattern_of
+from .names import ANY, check_namespace, is_pattern, pattern_of
 from .retention import remove_in_chunks
 
 __all__ = ["hold", "holder", "release"]
@@ -55,6 +55,7 @@ def hold(
     expires_in: timedelta | None = timedelta(hours=1),
     expires_after_events: int | None = None,
     owner: models.Model | None = None,
+    namespace: str | None = None,
 ) -> EventClaim:
     """Claim the events ``event_name`` whose entity matches ``match``, for the run that is at work.
 
@@ -62,7 +63,8 @@ def hold(
     claims that cover an event the highest counts. ``bump``: take the claim from a holder of lower priority.
     ``expires_in``: how long it stands at most (default 1 h; None: as long as its run lives). ``expires_after_events``:
     it ends after so many events that it covers, at most 1,000. ``owner``: the run to hold it for, where no handler or
-    step is at work.
+    step is at work. ``namespace``: only events in it (default: what the agent or event workflow at work says; ``"*"``:
+    any).
 
     Held again by the same run it is renewed. It is released with its run, and commits with what its handler or step
     commits. Raises ``ClaimedError`` where somebody else holds it, and ``DefinitionError``.
@@ -72,7 +74,7 @@ def hold(
     flow = _flow(owner, what)
     if owner is not None and not _owners[flow.kind]().filter(pk=flow.pk).exists():
         raise DefinitionError(f"{what}: owner={owner!r} has ended; a claim stands while its run lives.")
-    wanted = _claim(event_name, match, what)
+    wanted = _claim(event_name, match, what, _namespace(namespace, flow, what))
     now = timezone.now()
     wanted.priority = priority
     wanted.held_at, wanted.expires_at = now, None if expires_in is None else now + expires_in
@@ -91,21 +93,32 @@ def hold(
     return claim
 
 
-def release(event_name: str, match: Mapping[str, Any] | None = None, *, owner: models.Model | None = None) -> bool:
+def release(
+    event_name: str,
+    match: Mapping[str, Any] | None = None,
+    *,
+    owner: models.Model | None = None,
+    namespace: str | None = None,
+) -> bool:
     """Give up a claim of the run that is at work (or of ``owner``); say whether it held it.
 
-    ``match`` is the one that it was held with. The claim of somebody else stays. Raises ``DefinitionError``.
+    ``match`` and ``namespace`` are those that it was held with. The claim of somebody else stays. Raises
+    ``DefinitionError``.
     """
     what = f"claims.release({event_name!r})"
     flow = _flow(owner, what)
-    key = _claim(event_name, match, what).unique_key
+    key = _claim(event_name, match, what, _namespace(namespace, flow, what)).unique_key
     gone, _ = EventClaim.objects.filter(unique_key=key, owner_kind=flow.kind, owner_id=flow.pk).delete()
     return gone > 0
 
 
-def holder(event_name: str, match: Mapping[str, Any] | None = None) -> EventClaim | None:
-    """Return the claim that stands on exactly this event and match, or None. Its ``owner`` is the run."""
-    found = EventClaim.objects.filter(unique_key=_claim(event_name, match, "claims.holder()").unique_key).first()
+def holder(
+    event_name: str, match: Mapping[str, Any] | None = None, *, namespace: str | None = None
+) -> EventClaim | None:
+    """Return the claim that stands on exactly this event, match and namespace, or None. Its ``owner`` is the run."""
+    what, cause = f"claims.holder({event_name!r})", current_cause()
+    wanted = _claim(event_name, match, what, _namespace(namespace, cause.flow if cause else None, what))
+    found = EventClaim.objects.filter(unique_key=wanted.unique_key).first()
     return found if found is not None and stands(found, timezone.now()) else None
 
 
@@ -193,7 +206,13 @@ def _flow(owner: models.Model | None, what: str) -> Flow:
     return cause.flow
 
 
-def _claim(event_name: str, match: Mapping[str, Any] | None, what: str) -> EventClaim:
+def _namespace(namespace: str | None, flow: Flow | None, what: str) -> str:
+    """Return which namespace a claim is for; empty: any."""
+    wanted = check_namespace(namespace, what) or (flow.namespace if flow else None)
+    return "" if wanted in (None, ANY) else str(wanted)
+
+
+def _claim(event_name: str, match: Mapping[str, Any] | None, what: str, namespace: str = "") -> EventClaim:
     """Return the unsaved claim on an event and a match: its keys, and what it is compared with."""
     if not isinstance(event_name, str) or not event_name or is_pattern(event_name):
         raise DefinitionError(f"{what}: name one event, as a text without '*'.")
@@ -202,6 +221,8 @@ def _claim(event_name: str, match: Mapping[str, Any] | None, what: str) -> Event
     values = {name.removesuffix("__exact"): value for name, value in (match or {}).items()}
     where = _address(event_name, values, what)
     (key,) = where.keys
+    if namespace:
+        key = within(namespace, key)
     plainly = {name: plain(value) for name, value in values.items()}
     # The order of a list of values means nothing: equal matches are one claim.
     residual = {
@@ -209,7 +230,9 @@ def _claim(event_name: str, match: Mapping[str, Any] | None, what: str) -> Event
         for name, value in where.residual.items()
     }
     unique = digest("claim", event_name, key, json.dumps(residual, sort_keys=True))
-    claim = EventClaim(event_name=event_name, match=plainly, key=key, residual=residual, unique_key=unique)
+    claim = EventClaim(
+        event_name=event_name, namespace=namespace, match=plainly, key=key, residual=residual, unique_key=unique
+    )
     claim.shape = where.shape
     return claim
 
@@ -258,7 +281,8 @@ def _said(claim: EventClaim) -> str:
 
 def _keys(event: Event, shapes: Shapes) -> list[str]:
     mine = shapes.of(CLAIMS, event)
-    return entity_keys(event.event_name, event.entity, mine) if mine else []
+    keys = entity_keys(event.event_name, event.entity, mine) if mine else []
+    return keys + [within(event.namespace, key) for key in keys] if event.namespace else keys
 
 
 def _fits(claim: EventClaim, event: Event) -> bool:

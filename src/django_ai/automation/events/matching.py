@@ -206,6 +206,11 @@ def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) 
     return keys
 
 
+def within(namespace: str, key: str) -> str:
+    """Return the key of those who look under ``key`` for events of one namespace."""
+    return digest("namespace", namespace, key)
+
+
 def is_exact(owners: Iterable[type[models.Model]], name: str) -> bool:
     """Say whether ``name`` is a field of one value, compared for equality, on one of ``owners``. Where nobody declares
     the event, every name is taken for one."""

@@ -378,6 +378,7 @@ class EventClaim(models.Model):
     """A claim on an event and a match: while it stands, the flows of others pass the event by."""
 
     event_name = models.CharField(max_length=200, editable=False)
+    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
     match = models.JSONField(default=dict, blank=True, editable=False)
     residual = models.JSONField(default=dict, blank=True, editable=False)
     key = models.CharField(max_length=KEY_LENGTH, editable=False)
@@ -401,7 +402,7 @@ class EventClaim(models.Model):
         ]
 
     def __str__(self) -> str:
-        of = f" with {self.match}" if self.match else ""
+        of = (f" with {self.match}" if self.match else "") + (f" in {self.namespace!r}" if self.namespace else "")
         return f"{self.event_name!r}{of} is claimed by {self.owner_kind} {self.owner or f'#{self.owner_id}'}"
 
     @property

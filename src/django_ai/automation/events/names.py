@@ -114,6 +114,15 @@ def check_subscription(name: Any, decorator: str) -> str:
     return pattern_of(name)
 
 
+ANY = "*"
+"""The namespace of a handler, wait or claim that means events of any, whatever its agent or workflow says."""
+
+
+def in_namespace(wanted: str | None, namespace: str) -> bool:
+    """Say whether a subscriber that names ``wanted`` hears events of ``namespace``."""
+    return wanted in (None, ANY, namespace)
+
+
 def check_namespace(namespace: Any, what: str) -> str | None:
     """Return a subscriber's ``namespace``. Raises ``DefinitionError`` unless it is None or a text."""
     if namespace is not None and (not isinstance(namespace, str) or not namespace):

@@ -32,5 +32,6 @@ class QueuesConfig(AppConfig):
         post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")
         register(checks.check_settings)
         register(checks.check_broker)
+        register(checks.check_secret_key, Tags.security)
         register(checks.check_database, Tags.database)
         discover()

@@ -23,8 +23,9 @@ from django_q.models import OrmQ
 
 from .lease import alias_of
 from .listen import Listener
+from .lookout import look
 from .q2 import RECONCILE, doorbell
-from .registry import due_times, wakeables
+from .registry import wakeables
 
 try:
     from django_q.brokers.redis_broker import Redis
@@ -59,7 +60,7 @@ class Watch:
             self._greeted = True
             # A fresh cluster may run new code: let it find what that code wants timers for.
             return [(None, doorbell(RECONCILE))], 0.0
-        times = due_times()
+        times = look()
         if not times:
             return self._idle(Conf.POLL)
         ahead = (min(times.values()) - timezone.now()) / timedelta(seconds=1)

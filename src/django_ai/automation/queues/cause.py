@@ -21,10 +21,12 @@ REST = timedelta(seconds=1)
 
 @dataclass(slots=True)
 class Flow:
-    """The run that is at work: what may own something. ``holds_claims``: it has come to own some just now."""
+    """The run that is at work: what may own something. ``namespace``: of which events, where its class names one.
+    ``holds_claims``: it has come to own some just now."""
 
     kind: str
     pk: int
+    namespace: str | None = None
     holds_claims: bool = False
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Info
+from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import connections
 from django.db.models import Model
 
@@ -52,6 +52,33 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             "Q_CLUSTER names no broker of django_ai.automation, so timers are looked at once a minute.",
             hint="Set Q_CLUSTER['broker_class'] = 'django_ai.automation.queues.brokers.OrmBroker' (or RedisBroker).",
             id="automation.I004",
+        )
+    ]
+
+
+KEY_LENGTH, KEY_VARIETY, KEY_OF_STARTPROJECT = 50, 5, "django-insecure-"
+"""What ``check --deploy`` of Django asks of a key (security.W009)."""
+
+
+def check_secret_key(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Q2's tasks are signed pickles: who can guess the key and write to the queue runs code in the workers.
+
+    Silent under DEBUG: there the key that ``startproject`` made is in order.
+    """
+    if not apps.is_installed("django_q") or settings.DEBUG:
+        return []
+    key = str(settings.SECRET_KEY)
+    is_long = len(key) >= KEY_LENGTH and len(set(key)) >= KEY_VARIETY
+    if is_long and not key.startswith(KEY_OF_STARTPROJECT):
+        return []
+    return [
+        Warning(
+            "SECRET_KEY is easy to guess, and Django-Q2 runs whatever is signed with it.",
+            hint=(
+                f"Use a secret one of at least {KEY_LENGTH} characters, {KEY_VARIETY} of them different, that does not "
+                f"begin with {KEY_OF_STARTPROJECT!r}; django.core.management.utils.get_random_secret_key() makes one."
+            ),
+            id="automation.W007",
         )
     ]
 

@@ -22,6 +22,7 @@ from .clock import Clock, clock_at
 from .database import is_database_failure, let_go_of_broken
 from .heartbeat import Hands, take_up
 from .lease import alias_of, claim
+from .lookout import beginning, look
 from .models import Wakeable
 from .presence import presence
 from .registry import due_models, wakeables
@@ -51,10 +52,11 @@ def drain(now: datetime | None = None, budget: timedelta | None = None, *, heart
         return 0
     clock = clock_at(now)
     hands = Hands(beating=heartbeat, clock=clock)
+    watching = heartbeat and now is None
     _state.draining = True
     take_up(hands)
     try:
-        return _drain(clock, time.monotonic() + budget.total_seconds() if budget else float("inf"), hands)
+        return _drain(clock, time.monotonic() + budget.total_seconds() if budget else float("inf"), hands, watching)
     except DatabaseTrouble:
         let_go_of_broken(connections[alias_of(wakeables()[0])])
         raise
@@ -63,13 +65,13 @@ def drain(now: datetime | None = None, budget: timedelta | None = None, *, heart
         _state.draining = False
 
 
-def _drain(clock: Clock, deadline: float, hands: Hands) -> int:
+def _drain(clock: Clock, deadline: float, hands: Hands, watching: bool) -> int:
     performed = 0
     while True:
         before = performed
-        for model in due_models(clock()):
+        for model in due_models(clock(), look() if watching else None):
             begun = performed
-            rows = claim(model, clock(), _share(model))
+            rows = claim(model, clock(), _share(model), beginning(model) if watching else None)
             started = time.monotonic()
             hands.hold(list(rows))
             try:

@@ -50,36 +50,39 @@ def new_token() -> str:
     return f"{_process_name(os.getpid())}:{secrets.token_hex(6)}"
 
 
-def claim(model: type[W], now: datetime, limit: int) -> list[W]:
+def claim(model: type[W], now: datetime, limit: int, since: datetime | None = None) -> list[W]:
     """Take up to ``limit`` due rows of ``model``, the longest due first, under one fresh lease.
 
-    A row whose lease ran out gets one more loss. A row with losses is taken alone, so that its neighbours do not pay
-    for it. Commits at once; two workers never get the same row.
+    ``since``: pass by what was due before (default: nothing; see ``lookout``). A row whose lease ran out gets one more
+    loss. A row with losses is taken alone, so that its neighbours do not pay for it. Commits at once; two workers never
+    get the same row.
     """
     connection = connections[alias_of(model)]
     token = new_token()
     if connection.features.can_return_columns_from_insert and connection.vendor in ("postgresql", "sqlite"):
         ops = connection.ops
-        sql = _claim_sql(model, connection.vendor)
+        sql = _claim_sql(model, connection.vendor, since is not None)
         moment = ops.adapt_datetimefield_value(now)
         until = ops.adapt_datetimefield_value(now + conf().LEASE)
-        rows = list(model._base_manager.using(connection.alias).raw(sql, [moment, limit, token, until]))
+        begin = [] if since is None else [ops.adapt_datetimefield_value(since)]
+        rows = list(model._base_manager.using(connection.alias).raw(sql, [moment, *begin, limit, token, until]))
         rows.sort(key=lambda row: row.pk)
         return rows
-    return _claim_in_two(model, connection, now, limit, token)
+    return _claim_in_two(model, connection, now, limit, token, since)
 
 
 @lru_cache(maxsize=64)
-def _claim_sql(model: type[Wakeable], vendor: str) -> str:
+def _claim_sql(model: type[Wakeable], vendor: str, has_beginning: bool) -> str:
     quote = connections[alias_of(model)].ops.quote_name
     table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
     columns = ", ".join(f"{table}.{quote(_column(field))}" for field in model._meta.concrete_fields)
+    beginning = "AND wake_at >= %s" if has_beginning else ""
     # SKIP LOCKED: a row that another worker is just taking is not worth waiting for. SQLite has one writer anyway.
     locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
     return f"""
         WITH due AS (
             SELECT {pk} AS id, wake_at, (lease IS NOT NULL OR losses > 0) AS troubled
-            FROM {table} WHERE wake_at <= %s ORDER BY wake_at LIMIT %s {locking}
+            FROM {table} WHERE wake_at <= %s {beginning} ORDER BY wake_at LIMIT %s {locking}
         ), eldest AS (
             SELECT id, troubled FROM due ORDER BY wake_at, id LIMIT 1
         ), chosen AS (
@@ -92,11 +95,13 @@ def _claim_sql(model: type[Wakeable], vendor: str) -> str:
         RETURNING {columns}"""
 
 
-def _claim_in_two(model: type[W], connection: BaseDatabaseWrapper, now: datetime, limit: int, token: str) -> list[W]:
+def _claim_in_two(
+    model: type[W], connection: BaseDatabaseWrapper, now: datetime, limit: int, token: str, since: datetime | None
+) -> list[W]:
     manager = model._base_manager.using(connection.alias)
     with transaction.atomic(using=connection.alias):
-        moment = connection.ops.adapt_datetimefield_value(now)
-        due = list(manager.raw(_due_sql(model), [moment, limit]))
+        moments = [connection.ops.adapt_datetimefield_value(each) for each in (now, since) if each is not None]
+        due = list(manager.raw(_due_sql(model, since is not None), [*moments, limit]))
         if not due:
             return []
         troubled = [row.lease is not None or row.losses > 0 for row in due]
@@ -113,7 +118,7 @@ def _claim_in_two(model: type[W], connection: BaseDatabaseWrapper, now: datetime
 
 
 @lru_cache(maxsize=64)
-def _due_sql(model: type[Wakeable]) -> str:
+def _due_sql(model: type[Wakeable], has_beginning: bool) -> str:
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
     columns = ", ".join(quote(_column(field)) for field in model._meta.concrete_fields)
@@ -122,7 +127,7 @@ def _due_sql(model: type[Wakeable]) -> str:
     locking = connection.ops.for_update_sql(skip_locked=connection.features.has_select_for_update_skip_locked)
     return (
         f"SELECT {columns} FROM {quote(model._meta.db_table)} FORCE INDEX ({index}) "
-        f"WHERE wake_at <= %s ORDER BY wake_at LIMIT %s {locking}"
+        f"WHERE wake_at <= %s {'AND wake_at >= %s' if has_beginning else ''} ORDER BY wake_at LIMIT %s {locking}"
     )
 
 

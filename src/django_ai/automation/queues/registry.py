@@ -5,7 +5,7 @@ Floors register in their ``AppConfig.ready()``; this floor names none of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -79,19 +79,24 @@ def cleaners() -> tuple[Chore, ...]:
     return tuple(_cleaners)
 
 
-def due_times() -> dict[type[Wakeable], datetime]:
-    """Return for each Wakeable model when its next row is due: one cheap query, answered from the indexes."""
+def due_times(since: Mapping[type[Wakeable], datetime] | None = None) -> dict[type[Wakeable], datetime]:
+    """Return for each Wakeable model when its next row is due: one cheap query, answered from the indexes.
+
+    ``since``: from where on to look at a model's rows (default: at all; see ``lookout``).
+    """
     if not _wakeables:
         return {}
     connection = connections[alias_of(_wakeables[0])]
     quote = connection.ops.quote_name
     # min() over an index, not EXISTS: the same answer says whether anything is due and how long to sleep if not.
+    begin = {model: connection.ops.adapt_datetimefield_value(moment) for model, moment in (since or {}).items()}
     sql = " UNION ALL ".join(
-        f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} WHERE wake_at IS NOT NULL"
+        f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} "
+        f"WHERE wake_at {'>= %s' if model in begin else 'IS NOT NULL'}"
         for number, model in enumerate(_wakeables)
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql)
+        cursor.execute(sql, [begin[model] for model in _wakeables if model in begin])
         rows = cursor.fetchall()
     convert = _converter(connection)
     return {_wakeables[number]: convert(value) for number, value in rows if value is not None}
@@ -113,7 +118,8 @@ def _converter(connection: BaseDatabaseWrapper) -> Callable[[object], datetime]:
     return convert
 
 
-def due_models(now: datetime) -> list[type[Wakeable]]:
-    """Return the models that have a due row, in the order of draining."""
-    times = due_times()
+def due_models(now: datetime, times: Mapping[type[Wakeable], datetime] | None = None) -> list[type[Wakeable]]:
+    """Return the models that have a due row, in the order of draining. ``times``: what ``due_times`` has said."""
+    if times is None:
+        times = due_times()
     return [model for model in _wakeables if model in times and times[model] <= now]

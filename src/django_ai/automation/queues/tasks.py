@@ -18,6 +18,7 @@ from .database import is_database_failure
 from .drain import drain
 from .executor import get_executor
 from .lease import alias_of
+from .lookout import look
 from .registry import cleaners, due_models, reconcilers, wakeables
 from .schedules import skip_missed
 
@@ -31,7 +32,7 @@ def drain_due() -> int:
     """
     try:
         performed = drain(budget=conf().DRAIN_BUDGET, heartbeat=True)
-        if performed and due_models(timezone.now()):
+        if performed and due_models(timezone.now(), look()):
             get_executor().ring(alias_of(wakeables()[0]))
     except DatabaseTrouble as error:
         if not is_database_failure(error, connections[alias_of(wakeables()[0])]):

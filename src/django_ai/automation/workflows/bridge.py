@@ -14,6 +14,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..events.definitions import declared_on
 from ..events.listeners import Listener, News
+from ..events.matching import within
 from ..events.models import Event, EventStatus, Shapes
 from ..events.names import overlap
 from ..queues.clock import Offset, later, shift
@@ -23,7 +24,7 @@ from .definitions import WorkflowDefinition, all_workflows, newest_workflows, wo
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
 from .start import origin_key, run_for
-from .waits import counts_deletions, deletions_to_come, own_key, tell_of, within
+from .waits import counts_deletions, deletions_to_come, own_key, tell_of
 
 
 class Bridge(Listener):

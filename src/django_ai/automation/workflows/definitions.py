@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from ..conf import conf
-from ..events.names import check_namespace, check_subscription, means
+from ..events.names import check_namespace, check_subscription, in_namespace, means
 from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from ..queues.clock import Offset, check_duration, check_offset
 from ..queues.contexts import context_class, make_context
@@ -72,7 +72,7 @@ class WorkflowDefinition:
 
     def starts_with(self, event: Event) -> bool:
         """Say whether ``event`` starts this workflow."""
-        if self.event_name is None or (self.namespace is not None and self.namespace != event.namespace):
+        if self.event_name is None or not in_namespace(self.namespace, event.namespace):
             return False
         return means(self.event_name, event.event_name)
 
@@ -197,8 +197,9 @@ def event_workflow(
 
     ``offset``: start that much before (negative) or after the event's date, a timedelta or relativedelta; the run then
     exists beforehand as WAITING, moves with the date, and is withdrawn when the condition turns false. ``name``: what
-    runs are stored under (default: module and class). ``namespace``: only events in it. ``ignores_claims``: start also
-    when somebody else has claimed the event. The rest is as for ``@workflow``; ``create_context`` gets the
+    runs are stored under (default: module and class). ``namespace``: only events in it, and the run's waits
+    and claims are for no other, unless they name one of their own. ``ignores_claims``: start also when somebody else
+    has claimed the event. The rest is as for ``@workflow``; ``create_context`` gets the
     ``event``. Raises ``DefinitionError``.
     """
     what = f"@event_workflow({event_name!r})"

@@ -182,8 +182,8 @@ class _WaitFunction:
         ``match`` says for which entity: ``{"reservation_id": "{{ ctx.reservation_id }}"}``, values or expressions on
         the Context. Without it only the run's own entity counts, if its model declares the event; else any does, as
         with ``match={}``. A name with expressions on the Context (``"task_done:{{ ctx.task_id }}"``) says by itself
-        which one is meant. ``namespace``: only events in it. An occurrence since the run's first step that it has not
-        consumed ends the wait at once.
+        which one is meant. ``namespace``: only events in it (default: what its event workflow says;
+        ``"*"``: any). An occurrence since the run's first step that it has not consumed ends the wait at once.
         """
         signal = f"event:{event_name}"
         return _wait("wait_for_event", signal, event_name, match, timeout, on_timeout, then, namespace)

@@ -150,9 +150,9 @@ def _is_claimed(run: WorkflowRun, clock: Clock) -> bool:
     return True
 
 
-def flow_of(run: WorkflowRun) -> Flow:
-    """Return the run as an owner of claims."""
-    return Flow("workflow", run.pk)
+def flow_of(run: WorkflowRun, namespace: str | None = None) -> Flow:
+    """Return the run as an owner of claims. ``namespace``: the one that its workflow names."""
+    return Flow("workflow", run.pk, namespace)
 
 
 def _withdraw(run: WorkflowRun, event: Event) -> None:
@@ -193,7 +193,7 @@ class Walk:
         self.event = run.event if run.has_no_context else None
         self.visit_began = self.started
         self.instance: Any = None
-        self.flow = flow_of(run)
+        self.flow = flow_of(run, definition.namespace)
 
     def enter(self, entry: Entry) -> bool:
         """Run one try of a step, and commit it; say whether the run goes on at once in this worker."""

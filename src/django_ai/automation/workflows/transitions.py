@@ -7,7 +7,7 @@ too, so that a ``goto`` rewrites no indexed column.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -118,6 +118,8 @@ def _suspend(
     for target in (wait.then, wait.on_timeout):
         if target is not None:
             definition.step(target)
+    if wait.namespace is None:
+        wait = replace(wait, namespace=definition.namespace)
     return (
         _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
         | registration(run, wait, context, moment.visit_began, moment.finished)

@@ -27,9 +27,9 @@ from django.db.models import Q, QuerySet
 from ..conf import conf
 from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
 from ..events.lookback import met
-from ..events.matching import Address, address, entity_keys, evaluate, plain, satisfies, trouble_with
+from ..events.matching import Address, address, entity_keys, evaluate, plain, satisfies, trouble_with, within
 from ..events.models import Event, RoutingShape, Shapes
-from ..events.names import MAX_NAME, pattern_of
+from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
 from ..queues.clock import Clock
 from ..queues.executor import ring_after_commit
@@ -66,7 +66,7 @@ def own_declaration(run: WorkflowRun, event_name: str) -> Declared | None:
 
 def registration(run: WorkflowRun, wait: Wait, context: Any, step_started: datetime, now: datetime) -> dict[str, Any]:
     """Return the columns that say what the run waits for."""
-    channel, match, residual = wait.signal, None, False
+    channel, match, residual, namespace = wait.signal, None, False, ""
     key = channel_key(channel)
     if wait.event is not None:
         name = _name(wait.event, context)
@@ -81,8 +81,9 @@ def registration(run: WorkflowRun, wait: Wait, context: Any, step_started: datet
             match, residual = {each: plain(value) for each, value in values.items()}, bool(where.residual)
         elif wait.match is None and own is not None:
             key, match = own_key(name, own.label, run.entity_id), {"pk": run.entity_id}
-        if wait.namespace is not None:
-            key = within(wait.namespace, key)
+        if wait.namespace not in (None, ANY):
+            namespace = str(wait.namespace)
+            key = within(namespace, key)
     deadline = None if wait.timeout is None else now + wait.timeout
     return {
         "wait_channel": channel,
@@ -90,16 +91,11 @@ def registration(run: WorkflowRun, wait: Wait, context: Any, step_started: datet
         "wait_since": step_started,
         "wait_match": match,
         "wait_residual": residual,
-        "wait_namespace": wait.namespace or "",
+        "wait_namespace": namespace,
         "wait_deadline": deadline,
         "wait_then": wait.then or "",
         "on_timeout": wait.on_timeout or "",
     }
-
-
-def within(namespace: str, key: str) -> str:
-    """Return the key of those who wait under ``key`` for events of one namespace."""
-    return digest("namespace", namespace, key)
 
 
 def _name(template: str, context: Any) -> str:
