@@ -44,6 +44,10 @@ class Conf:
     """How long a chain of events that cause each other may get."""
     MAX_JSON_BYTES: int = 1_000_000
     """The largest Context or payload, as UTF-8 JSON."""
+    CONTEXT_CODEC: str = ""
+    """The dotted path of a ``queues.sealing.Codec`` that encrypts Contexts in the database; empty: they are plain."""
+    CONTEXT_KEYS: tuple[str, ...] = ()
+    """Secrets of ``FernetCodec``: the first encrypts, all decrypt; none: ``SECRET_KEY`` and its fallbacks."""
     RETENTION: timedelta = timedelta(days=30)
     """How long finished runs, executions and signals are kept."""
     RECONCILE_HORIZON: timedelta = timedelta(minutes=15)
@@ -65,6 +69,10 @@ def problems(values: Any) -> list[str]:
             near = get_close_matches(str(name), _FIELDS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(_FIELDS)}."
             found.append(f"AUTOMATION has no setting {name!r}.{hint}")
+        elif _FIELDS[name] is tuple:
+            if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+                # Without the value: these are secrets.
+                found.append(f"AUTOMATION[{name!r}] must be a list of texts.")
         elif type(value) is not _FIELDS[name]:
             found.append(
                 f"AUTOMATION[{name!r}] must be a {_FIELDS[name].__name__}, not {type(value).__name__} ({value!r})."
@@ -92,7 +100,8 @@ def conf() -> Conf:
     values = getattr(settings, "AUTOMATION", {})
     if found := problems(values):
         raise SettingsError(" ".join(found))
-    return Conf(**values)
+    cleaned: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+    return Conf(**cleaned)
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -53,6 +53,10 @@ class ContextError(CodeError, ValueError):
     """A Context does not accept the values that it was given."""
 
 
+class SealedError(ContextError):
+    """What is stored is encrypted, and no key in use opens it."""
+
+
 class PayloadError(ContextError):
     """What woke a run carries values that its Context does not accept."""
 

@@ -20,6 +20,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
 from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, wake_index
+from ..queues.sealing import SealedJSONField
 
 
 class AgentStatus(models.TextChoices):
@@ -49,7 +50,7 @@ class AgentRun(Wakeable):
     # A default of the database, too: code of a release before this column still inserts agents while it is replaced.
     version = models.CharField(max_length=50, default="1", db_default="1", editable=False)
     status = models.CharField(max_length=10, choices=AgentStatus.choices, default=AgentStatus.PENDING, editable=False)
-    data = models.JSONField(default=dict, blank=True, editable=False)
+    data = SealedJSONField(default=dict, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)

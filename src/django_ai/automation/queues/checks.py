@@ -17,6 +17,7 @@ from .executor import get_executor
 from .lease import alias_of
 from .models import Worker
 from .registry import wakeables
+from .sealing import codec
 
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -30,6 +31,13 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         get_executor()
     except SettingsError as error:
         found.append(Error(str(error), hint="Correct AUTOMATION['EXECUTOR'].", id="automation.E002"))
+    try:
+        with_codec = codec()
+        if with_codec is not None and with_codec.decode(with_codec.encode("{}")) != "{}":
+            raise SettingsError(f"AUTOMATION['CONTEXT_CODEC'] ({conf().CONTEXT_CODEC!r}) cannot read what it wrote.")
+    except SettingsError as error:
+        hint = "FernetCodec needs the extra: pip install 'django-ai-automation[encryption]'."
+        found.append(Error(str(error), hint=hint, id="automation.E008"))
     if conf().EXECUTOR == "q2" and not apps.is_installed("django_q"):
         found.append(
             Error(

@@ -16,6 +16,7 @@ from pydantic_core import PydanticSerializationError
 
 from ..exceptions import ContextError, DefinitionError, NotStorableError
 from .jsontext import MAX_NESTING, encode
+from .sealing import check_readable
 
 
 def context_class(cls: type, what: str) -> type[BaseModel]:
@@ -57,11 +58,13 @@ def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str
 
 
 def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
-    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more.
+    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more,
+    and ``SealedError`` when no key opens it.
 
     Values of fields that this code does not know, because a newer release wrote them, are handed on as they are by the
     next ``dump_context``.
     """
+    check_readable(data, what)
     try:
         context = model.model_validate_json(json.dumps(data), by_name=True, by_alias=True)
     except ValidationError as error:

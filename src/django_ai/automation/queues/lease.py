@@ -30,6 +30,7 @@ from ..conf import conf
 from ..exceptions import LeaseLostError
 from .mariadb import WARNINGS_KEPT, refuse_what_was_ignored
 from .models import Wakeable
+from .sealing import SealedJSONField, seal
 
 W = TypeVar("W", bound=Wakeable)
 M = TypeVar("M", bound=models.Model)
@@ -177,7 +178,7 @@ def _values(model: type[models.Model], values: Mapping[str, Any], connection: Ba
     for name, value in values.items():
         field = _field(model, name)
         if isinstance(field, models.JSONField) and isinstance(value, str):
-            found.append(value)
+            found.append(seal(value) if isinstance(field, SealedJSONField) else value)
         else:
             found.append(field.get_db_prep_save(value, connection))
     return found

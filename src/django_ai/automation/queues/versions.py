@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from ..exceptions import ContextError, DefinitionError
 from .attempt import trace_of
 from .contexts import load_context, reasons
+from .sealing import check_readable
 
 Migration = Callable[[dict[str, Any], str], Any]
 
@@ -88,6 +89,7 @@ def restore(definition: Keeper, data: Any, version: str, what: str) -> Restored:
 
     Raises ``ContextError`` where that cannot be had: the row is to be parked.
     """
+    check_readable(data, what)
     moved = version != definition.version
     if definition.migrate is None:
         return Restored(load_context(definition.context, data, what), moved)

@@ -18,6 +18,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
 from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, wake_index
+from ..queues.sealing import SealedJSONField
 from .context import own_run_pk
 
 
@@ -80,7 +81,7 @@ class WorkflowRun(Wakeable):
         max_length=10, choices=WorkflowStatus.choices, default=WorkflowStatus.RUNNING, editable=False
     )
     current_step = models.CharField(max_length=200, blank=True, default="", editable=False)
-    data = models.JSONField(default=dict, blank=True, editable=False)
+    data = SealedJSONField(default=dict, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     visit = models.PositiveIntegerField(default=1, editable=False)
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
@@ -281,7 +282,7 @@ class Signal(Wakeable):
     """A message to whoever waits on ``name``, or to the inbox of one run."""
 
     name = models.CharField(max_length=200, editable=False)
-    payload = models.JSONField(null=True, blank=True, editable=False)
+    payload = SealedJSONField(null=True, blank=True, editable=False)
     run = models.ForeignKey(
         WorkflowRun, null=True, blank=True, on_delete=models.CASCADE, related_name="inbox", editable=False
     )

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
-from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, UnknownStepError
+from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, SealedError, UnknownStepError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock, shift
@@ -28,6 +28,7 @@ from ..queues.contexts import dump_context, merge
 from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of
 from ..queues.parking import because, parked, take_back
+from ..queues.sealing import check_readable
 from ..queues.signals import row_parked
 from ..queues.versions import Restored, restore
 from .context import Current, Wake, WakeReason, running
@@ -280,6 +281,8 @@ class Walk:
             return Wake(entry.reason)
         if entry.reason == WakeReason.SIGNAL:
             signal = Signal.objects.filter(pk=run.wake_ref).first()
+            if signal is not None:
+                _check_payload(signal, run)
             payload = (signal.payload if signal else None) or {}
         elif entry.reason == WakeReason.EVENT:
             event = Event.objects.filter(pk=run.wake_ref).first()
@@ -391,6 +394,14 @@ class Walk:
             wake_reason=entry.reason.value,
             wake_ref=run.wake_ref,
         )
+
+
+def _check_payload(signal: Signal, run: WorkflowRun) -> None:
+    """Raise ``PayloadError``, which parks the run, for a payload that no key opens."""
+    try:
+        check_readable(signal.payload, f"The payload of {signal} that woke {run}")
+    except SealedError as error:
+        raise PayloadError(str(error)) from error
 
 
 def ending_of(run: WorkflowRun) -> dict[str, Any]:
