@@ -49,14 +49,35 @@ class Conf:
     CONTEXT_KEYS: tuple[str, ...] = ()
     """Secrets of ``FernetCodec``: the first encrypts, all decrypt; none: ``SECRET_KEY`` and its fallbacks."""
     RETENTION: timedelta = timedelta(days=30)
-    """How long finished runs, executions and signals are kept."""
+    """How long what is finished is kept, where the next five do not say otherwise."""
+    RETENTION_EVENTS: timedelta | None = None
+    """How long events are kept that are over for good: of deleted entities, and earlier ones of living entities."""
+    RETENTION_EXECUTIONS: timedelta | None = None
+    """How long finished calls of functions and handlers are kept."""
+    RETENTION_RUNS: timedelta | None = None
+    """How long finished runs of workflows are kept, with their history."""
+    RETENTION_AGENTS: timedelta | None = None
+    """How long ended agents are kept, with their mailboxes."""
+    RETENTION_SIGNALS: timedelta | None = None
+    """How long delivered signals are kept."""
+    CLEANUP_BUDGET: timedelta = timedelta(minutes=5)
+    """How long one ``cleanup_old`` may take; the next one goes on."""
     RECONCILE_HORIZON: timedelta = timedelta(minutes=15)
     """How far ahead ``poll_due`` looks for dates that were changed behind Django's back."""
     SQLITE_TUNING: bool = True
     """Give SQLite connections write-ahead logging, IMMEDIATE transactions and a patient busy timeout."""
 
+    def kept(self, kind: str) -> timedelta:
+        """Return how long finished rows of a kind (``"RUNS"``) are kept."""
+        found: timedelta | None = getattr(self, f"RETENTION_{kind}")
+        return self.RETENTION if found is None else found
 
-_FIELDS = {field.name: type(getattr(Conf(), field.name)) for field in dataclasses.fields(Conf)}
+
+_FIELDS = {
+    # What is None by default is a duration.
+    field.name: timedelta if field.default is None else type(field.default)
+    for field in dataclasses.fields(Conf)
+}
 
 
 def problems(values: Any) -> list[str]:

@@ -23,13 +23,14 @@ class AgentsConfig(AppConfig):
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import reconcile_agents
-        from .retention import remove_old
+        from .retention import remove_agents, remove_executions
         from .switchboard import Switchboard
 
         registry.register(AgentRun)
         registry.register_explained(HandlerExecution)
         registry.register_reconciler(reconcile_agents)
-        registry.register_cleaner(remove_old)
+        registry.register_cleaner(remove_agents)
+        registry.register_cleaner(remove_executions)
         living = ~Q(run__status__in=FINISHED)
         register_kind(Kind("agent", AgentRun, "name", failed=Q(status="failed")))
         register_kind(

@@ -21,12 +21,13 @@ class EventsConfig(AppConfig):
         from .claims import remove_ended
         from .models import CallbackExecution, Event
         from .reconcile import reconcile_dates
-        from .retention import remove_old
+        from .retention import remove_events, remove_executions
 
         registry.register(Event)
         registry.register(CallbackExecution)
         registry.register_reconciler(reconcile_dates)
-        registry.register_cleaner(remove_old)
+        registry.register_cleaner(remove_executions)
+        registry.register_cleaner(remove_events)
         registry.register_cleaner(remove_ended)
         register_kind(Kind("event", Event, "event_name"))
         register_kind(Kind("callback", CallbackExecution, "callback", failed=Q(status="failed")))

@@ -19,8 +19,10 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from ..conf import conf
 from ..exceptions import AutomationError, ClaimedError, DefinitionError
 from ..queues.cause import Flow, current_cause
+from ..queues.cleaning import sweep
 from ..queues.clock import check_duration
 from ..queues.keys import digest
 from ..queues.lease import alias_of, insert_ignoring
@@ -28,7 +30,6 @@ from .definitions import sources_of
 from .matching import Address, address, entity_keys, plain, satisfies, trouble_with, within
 from .models import Event, EventClaim, RoutingShape, Shapes
 from .names import ANY, check_namespace, is_pattern, pattern_of
-from .retention import remove_in_chunks
 
 __all__ = ["hold", "holder", "release"]
 
@@ -173,12 +174,14 @@ def owner_of(claim: EventClaim) -> models.Model | None:
     return living().model._base_manager.filter(pk=claim.owner_id).first() if living else None
 
 
-def remove_ended(before: datetime) -> int:
-    """Remove claims that ended before ``before``, or whose run has."""
-    removed = remove_in_chunks(EventClaim.objects.filter(expires_at__lt=before))
+def remove_ended(now: datetime, until: float = float("inf")) -> int:
+    """Remove claims that ended longer ago than ``RETENTION``, or were held before and whose run has ended."""
+    before = now - conf().RETENTION
+    removed = sweep(EventClaim.objects.filter(expires_at__lt=before), "held_at", before, until)
     for kind, living in _owners.items():
         old = EventClaim.objects.filter(owner_kind=kind, held_at__lt=before)
-        removed += remove_in_chunks(old.filter(~Q(owner_id__in=living().values("pk")) | Q(events_left=0)))
+        old = old.filter(~Q(owner_id__in=living().values("pk")) | Q(events_left=0))
+        removed += sweep(old, "held_at", before, until)
     return removed
 
 

@@ -8,35 +8,32 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from django.db import models
-
+from ..conf import conf
+from ..queues.cleaning import sweep
 from .listeners import listeners
 from .models import CallbackExecution, Event, ExecutionStatus
 
-CHUNK = 1000
 
-
-def remove_in_chunks(rows: models.QuerySet[models.Model]) -> int:
-    """Delete ``rows`` in short transactions, so that nobody waits; return how many rows of this model went."""
-    removed = 0
-    while pks := list(rows.order_by("pk").values_list("pk", flat=True)[:CHUNK]):
-        rows.model._base_manager.using(rows.db).filter(pk__in=pks).delete()
-        removed += len(pks)
-    return removed
-
-
-def remove_old(before: datetime) -> int:
-    """Remove what ended before ``before``."""
+def remove_executions(now: datetime, until: float) -> int:
+    """Remove what ended longer ago than ``RETENTION_EXECUTIONS``."""
+    before = now - conf().kept("EXECUTIONS")
     finished = [ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED]
     # A finished execution of a living event stays with it: its unique key is what says "done".
-    executions = CallbackExecution.objects.filter(status__in=finished, finished_at__lt=before, event__active_key=None)
+    rows = CallbackExecution.objects.filter(status__in=finished, finished_at__lt=before, event__active_key=None)
+    return sweep(rows, "created_at", before, until)
+
+
+def remove_events(now: datetime, until: float) -> int:
+    """Remove events that are over since longer than ``RETENTION_EVENTS``, and what they called."""
+    before = now - conf().kept("EVENTS")
+    executed = min(before, now - conf().kept("EXECUTIONS"))
     dead = (
         Event.objects.filter(active_key=None, wake_at=None, event_created_at__lt=before)
         .exclude(occurred_at__gte=before)
         .exclude(executions__status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
-        .exclude(executions__finished_at__gte=before)
+        .exclude(executions__finished_at__gte=executed)
     )
     for listener in listeners():
         for needed in listener.still_needs():
             dead = dead.exclude(needed)
-    return remove_in_chunks(executions) + remove_in_chunks(dead)
+    return sweep(dead, "event_created_at", before, until)

@@ -6,8 +6,10 @@ elsewhere. With any other broker a doorbell task is queued. Doorbell tasks carry
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
+from django.apps import apps
 from django.db import connections
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -24,6 +26,15 @@ CHANNEL = "django_ai_automation"
 def doorbell_timeout() -> int:
     """Return after how many seconds Q2 may kill a worker that answers a doorbell: longer than any step may take."""
     return int((longest_timeout() + conf().DRAIN_BUDGET).total_seconds()) + 30
+
+
+def within_timeout(budget: timedelta) -> timedelta:
+    """Return ``budget``, or less where Q2 would kill a scheduled task that takes as long."""
+    if not apps.is_installed("django_q"):
+        return budget
+    from django_q.conf import Conf
+
+    return min(budget, timedelta(seconds=Conf.TIMEOUT) / 2) if Conf.TIMEOUT else budget
 
 
 def doorbell(func: str = DOORBELL) -> str:

@@ -18,11 +18,12 @@ from .lease import alias_of
 from .models import Wakeable
 
 Chore = Callable[[datetime], int]
+Cleaner = Callable[[datetime, float], int]
 
 _wakeables: list[type[Wakeable]] = []
 _explained: list[type[Model]] = []
 _reconcilers: list[Chore] = []
-_cleaners: list[Chore] = []
+_cleaners: list[Cleaner] = []
 _longest_timeout = timedelta(0)
 
 
@@ -46,10 +47,11 @@ def register_reconciler(chore: Chore) -> None:
         _reconcilers.append(chore)
 
 
-def register_cleaner(chore: Chore) -> None:
-    """Let ``cleanup_old`` call ``chore(before)``; it returns how many rows it removed."""
-    if chore not in _cleaners:
-        _cleaners.append(chore)
+def register_cleaner(cleaner: Cleaner) -> None:
+    """Let ``cleanup_old`` call ``cleaner(now, until)``; it returns how many rows it removed, and stops at ``until`` (of
+    ``time.monotonic``)."""
+    if cleaner not in _cleaners:
+        _cleaners.append(cleaner)
 
 
 def declare_timeout(timeout: timedelta) -> None:
@@ -75,7 +77,7 @@ def reconcilers() -> tuple[Chore, ...]:
     return tuple(_reconcilers)
 
 
-def cleaners() -> tuple[Chore, ...]:
+def cleaners() -> tuple[Cleaner, ...]:
     return tuple(_cleaners)
 
 

@@ -7,6 +7,7 @@ clock.
 from __future__ import annotations
 
 import logging
+import time
 from datetime import datetime
 
 from django.db import Error as DatabaseTrouble
@@ -19,6 +20,7 @@ from .drain import drain
 from .executor import get_executor
 from .lease import alias_of
 from .lookout import look
+from .q2 import within_timeout
 from .registry import cleaners, due_models, reconcilers, wakeables
 from .schedules import skip_missed
 
@@ -59,7 +61,17 @@ def poll_due(now: datetime | None = None) -> int:
 
 
 def cleanup_old(now: datetime | None = None) -> int:
-    """Remove what is finished and older than ``AUTOMATION["RETENTION"]``, but nothing that once-only needs.
-    Scheduled daily. Returns the number of removed rows."""
-    before = (now or timezone.now()) - conf().RETENTION
-    return sum(clean(before) for clean in cleaners())
+    """Remove what is finished and older than ``AUTOMATION["RETENTION"]`` (or what that is for its kind), but nothing
+    that once-only needs. Scheduled daily.
+
+    Short transactions; stops after ``AUTOMATION["CLEANUP_BUDGET"]``, and the next one goes on. Returns the number of
+    removed rows.
+    """
+    moment, removed = now or timezone.now(), 0
+    until = time.monotonic() + within_timeout(conf().CLEANUP_BUDGET).total_seconds()
+    todo = list(cleaners())
+    while todo:
+        # Each gets its part of the time that is left, so that none can use up all of it day after day.
+        part = max(until - time.monotonic(), 0.0) / len(todo)
+        removed += todo.pop(0)(moment, time.monotonic() + part)
+    return removed

@@ -22,11 +22,12 @@ class WorkflowsConfig(AppConfig):
         from . import checks
         from .bridge import Bridge
         from .models import Signal, WorkflowRun
-        from .retention import remove_old
+        from .retention import remove_runs, remove_signals
 
         registry.register(Signal)
         registry.register(WorkflowRun)
-        registry.register_cleaner(remove_old)
+        registry.register_cleaner(remove_signals)
+        registry.register_cleaner(remove_runs)
         undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
         register_kind(Kind("signal", Signal, "name", parked=undelivered))
         register_kind(Kind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True))

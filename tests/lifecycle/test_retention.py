@@ -1,0 +1,270 @@
+"""``cleanup_old``: in short transactions, as long as its time lasts, each kind by its own age, and never what once-only
+needs."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+from pydantic import BaseModel
+
+from django_ai.automation import AgentManager, EventDefinition, agent, complete, engine, event_workflow, handler, step
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.conf import conf, problems
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues import cleaning, q2
+from django_ai.automation.queues.tasks import cleanup_old
+from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun, WorkflowStatus
+from tests.app.models import Reservation
+from tests.desk.looking import book
+from tests.lifecycle.looking import effects, leave
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DAY = timedelta(days=1)
+
+
+def ended_runs(number: int, ago: timedelta, now, **columns) -> list[WorkflowRun]:
+    moment = now - ago
+    rows = [
+        WorkflowRun(name="old", status="completed", created_at=moment, finished_at=moment, **columns)
+        for _ in range(number)
+    ]
+    return WorkflowRun.objects.bulk_create(rows)
+
+
+def with_steps(runs: list[WorkflowRun], number: int) -> None:
+    StepExecution.objects.bulk_create(
+        StepExecution(run=run, step="s", visit=each, attempt=1, finished=run.finished_at, outcome="goto")
+        for run in runs
+        for each in range(number)
+    )
+
+
+@contextmanager
+def kept(**durations: timedelta):
+    with override_settings(AUTOMATION={"EXECUTOR": "silent", **durations}):
+        yield
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Windows and batches of a few rows."""
+    monkeypatch.setattr(cleaning, "WINDOW", 4)
+    monkeypatch.setattr(cleaning, "BATCH", 3)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_kind_may_have_its_own_age():
+    with kept(RETENTION=7 * DAY, RETENTION_RUNS=90 * DAY):
+        assert conf().kept("RUNS") == 90 * DAY
+        assert {conf().kept(kind) for kind in ("EVENTS", "EXECUTIONS", "AGENTS", "SIGNALS")} == {7 * DAY}
+    assert "must be a timedelta, not int" in problems({"RETENTION_RUNS": 90})[0]
+    assert "Did you mean 'RETENTION_AGENTS'" in problems({"RETENTION_AGENT": DAY})[0]
+    assert "longer than zero" in problems({"RETENTION_EVENTS": timedelta(0)})[0]
+
+
+def test_q2_does_not_kill_it(monkeypatch):
+    monkeypatch.setattr("django_q.conf.Conf.TIMEOUT", 60)
+    assert q2.within_timeout(timedelta(minutes=5)) == timedelta(seconds=30)
+    assert q2.within_timeout(timedelta(seconds=5)) == timedelta(seconds=5)
+    monkeypatch.setattr("django_q.conf.Conf.TIMEOUT", None)
+    assert q2.within_timeout(timedelta(minutes=5)) == timedelta(minutes=5)
+
+
+# -- what goes, and when -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_all_kinds(clock, work):
+    """An agent that has ended, a living one, a run, a signal, executions and events of an entity that is gone."""
+
+    @agent("ending", spawn_on="booking_created")
+    class Ending:
+        class Context(BaseModel):
+            entity_id: str
+
+        @handler("booking_created")
+        def heard(self):
+            pass
+
+    gone, _ = book(), book()
+    engine.start("story:count", steps=1)
+    engine.signal("nobody")
+    work()
+    AgentManager.complete(AgentRun.objects.get(entity_id=str(gone.pk)))
+    gone.delete()
+    work()
+    clock.tick(10 * DAY)
+
+
+KINDS = {
+    "RUNS": lambda: WorkflowRun.objects.count(),
+    "SIGNALS": lambda: Signal.objects.count(),
+    "AGENTS": lambda: AgentRun.objects.filter(status="completed").count(),
+    "EXECUTIONS": lambda: HandlerExecution.objects.filter(run__status="active").count(),
+    "EVENTS": lambda: Event.objects.filter(active_key=None).count(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_kind_that_is_old_enough_goes(of_all_kinds, kind):
+    before = {name: count() for name, count in KINDS.items()}
+    assert min(before.values()) > 0
+    with kept(RETENTION=30 * DAY):
+        assert cleanup_old() == 0
+    with kept(RETENTION=30 * DAY, **{f"RETENTION_{kind}": 5 * DAY}):
+        assert cleanup_old() > 0
+    after = {name: count() for name, count in KINDS.items()}
+    assert after[kind] == 0
+    assert {name for name in KINDS if after[name] != before[name]} == {kind}
+
+
+def test_an_event_stays_as_long_as_its_executions(clock, work, declare):
+    declare(Reservation, EventDefinition("made"))
+    stay = Reservation.objects.create()
+    event = Event.objects.get()
+    CallbackExecution.objects.create(
+        event=event, callback="x", status="completed", unique_key="x", finished_at=clock(), created_at=clock()
+    )
+    stay.delete()
+    clock.tick(10 * DAY)
+    with kept(RETENTION_EVENTS=5 * DAY, RETENTION_EXECUTIONS=20 * DAY):
+        cleanup_old()
+    assert CallbackExecution.objects.count() == 1
+    with kept(RETENTION_EVENTS=5 * DAY, RETENTION_EXECUTIONS=5 * DAY):
+        cleanup_old()
+    assert not Event.objects.exists()
+
+
+def test_a_run_of_a_living_event_stays_and_is_not_started_twice(clock, work, declare):
+    declare(Reservation, EventDefinition("made", date_field="checkin_at"))
+
+    @event_workflow("made", offset=timedelta(hours=-1), name="planned")
+    class Planned:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def begin(self):
+            leave("ran")
+            return complete()
+
+    stay = Reservation.objects.create(checkin_at=clock() + DAY)
+    clock.tick(DAY)
+    work()
+    assert effects() == ["ran"]
+    clock.tick(100 * DAY)
+    cleanup_old()
+    stay.checkin_at = clock() + DAY
+    stay.save()
+    clock.tick(2 * DAY)
+    work()
+    assert effects() == ["ran"]
+
+
+# -- how ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["first", "middle", "last"])
+def test_wherever_it_begins_a_sweep_gets_everywhere(clock, small, monkeypatch, start):
+    """Old, living and young rows in turns, and gaps between the keys."""
+    rows = []
+    for _ in range(5):
+        rows += ended_runs(3, 40 * DAY, clock())
+        rows += ended_runs(2, 1 * DAY, clock())
+        WorkflowRun.objects.create(name="sleeping", status="waiting", created_at=clock() - 40 * DAY)
+    WorkflowRun.objects.filter(pk=rows[7].pk).delete()
+    pks = sorted(WorkflowRun.objects.values_list("pk", flat=True))
+    place = {"first": pks[0], "middle": pks[len(pks) // 2], "last": pks[-1]}[start]
+    monkeypatch.setattr(cleaning.random, "randint", lambda low, high: place)
+    cleanup_old()
+    left = WorkflowRun.objects.filter(finished_at__lt=clock() - 30 * DAY)
+    assert not left.exists()
+    assert WorkflowRun.objects.filter(finished_at__gte=clock() - 30 * DAY).count() == 10
+    assert WorkflowRun.objects.filter(name="sleeping").count() == 5
+    assert cleanup_old() == 0
+
+
+def test_each_batch_is_a_transaction_of_its_own_and_bounded(clock, small):
+    with_steps(ended_runs(10, 40 * DAY, clock()), 20)
+    with CaptureQueriesContext(connection) as queries:
+        assert cleanup_old() == 10
+    assert not StepExecution.objects.exists()
+    deletes = [each["sql"] for each in queries if each["sql"].startswith("DELETE") and "stepexecution" in each["sql"]]
+    assert len(deletes) > 40  # 200 rows of history, 4 at a time
+    assert max(sql.count(",") for sql in deletes) < 4
+    # Nothing of the history is ever read into memory.
+    assert not [each for each in queries if each["sql"].startswith("SELECT") and '"outcome"' in each["sql"]]
+
+
+def test_it_stops_when_its_time_is_used_up_and_the_next_goes_on(clock, small, monkeypatch):
+    ended_runs(40, 40 * DAY, clock())
+    with kept(CLEANUP_BUDGET=timedelta(microseconds=1)):
+        first = cleanup_old()
+        assert 0 < first <= 4
+        assert WorkflowRun.objects.count() == 40 - first
+        for _ in range(200):
+            cleanup_old()
+    assert not WorkflowRun.objects.exists()
+
+
+def test_what_must_stay_is_passed_by_once(clock, small, work):
+    """The rows of a thousand living events cost a look each, and not one for each batch that goes."""
+    living = Event.objects.create(
+        entity_type="app.reservation", entity_id="1", event_name="x", declared_as="x", active_key="living"
+    )
+    for _ in range(20):
+        ended_runs(4, 40 * DAY, clock(), event=living)
+        ended_runs(4, 40 * DAY, clock())
+    with CaptureQueriesContext(connection) as queries:
+        assert cleanup_old() == 80
+    assert WorkflowRun.objects.count() == 80
+    windows = [each["sql"] for each in queries if "LIMIT 4" in each["sql"] and "workflowrun" in each["sql"]]
+    assert len(windows) <= 45, len(windows)
+
+
+def test_what_a_person_resumes_at_this_moment_stays(clock, monkeypatch):
+    """The row is asked again under its lock, in the transaction that removes it."""
+    (run,) = ended_runs(1, 40 * DAY, clock())
+    WorkflowRun.objects.filter(pk=run.pk).update(status=WorkflowStatus.FAILED, current_step="s")
+    genuine = cleaning._remove_batch
+
+    def late(rows):
+        WorkflowRun.objects.get(pk=run.pk).resume()
+        return genuine(rows)
+
+    monkeypatch.setattr(cleaning, "_remove_batch", late)
+    assert cleanup_old() == 0
+    assert WorkflowRun.objects.get().status == WorkflowStatus.RUNNING
+
+
+def test_children_of_a_removed_run_forget_it_and_its_inbox_goes(clock):
+    (parent,) = ended_runs(1, 40 * DAY, clock())
+    (child,) = ended_runs(1, DAY, clock(), parent=parent)
+    Signal.objects.create(name="x", run=parent, sent_at=clock() - 40 * DAY)
+    assert cleanup_old() == 1
+    child.refresh_from_db()
+    assert child.parent_id is None
+    assert not Signal.objects.exists()
+
+
+def test_no_kind_uses_up_the_time_of_the_others(clock, monkeypatch):
+    given = []
+
+    def greedy(now, until):
+        given.append(until - time.monotonic())
+        return 0
+
+    monkeypatch.setattr("django_ai.automation.queues.tasks.cleaners", lambda: (greedy, greedy, greedy))
+    with kept(CLEANUP_BUDGET=timedelta(seconds=9)):
+        cleanup_old()
+    assert 2.5 < given[0] <= 3
+    assert given[1] >= given[0]
