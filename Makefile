@@ -29,6 +29,7 @@ serve: $(INSTALLED)  ## the hotel with the admin and a cluster, until Ctrl-C
 bench: $(INSTALLED)  ## throughput, latency, the cost of save(), and routing among a million, on PostgreSQL
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/scale.py
+	$(BIN)/python bench/growth.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,12 +1,13 @@
 """The third benchmark: is the next row found as fast when much lies behind it? On PostgreSQL.
 
     python bench/growth.py [--finished 0,5000000,10000000] [--churned 0,10000,100000,600000] [--probes 300]
-                           [--json FILE]
+                           [--kept 1000000] [--json FILE]
 
 First so many finished runs are put into the table, and due runs are claimed among them, one by one. Then somebody opens
 a transaction with a snapshot and leaves it open, as a backup or a forgotten shell does, while runs come and go: what
 they leave in the index cannot be cleaned away until that transaction ends. Measured is a worker's look (when is
-something due?) and its claim, in milliseconds.
+something due?) and its claim, in milliseconds. The last lines are about ``cleanup_old``: how long it takes to pass by
+runs that must stay, and how many old ones it removes in a second, with one step of history each.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--finished", default="0,5000000,10000000")
     parser.add_argument("--churned", default="0,10000,100000,600000")
+    parser.add_argument("--kept", type=int, default=1_000_000, help="old runs that must stay, in the test of retention")
     parser.add_argument("--probes", type=int, default=300)
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args()
@@ -54,10 +56,15 @@ def main() -> None:
                 churn(size - churned)
                 churned = size
                 table[f"and {size:,} that came and went since a snapshot"] = probe(wanted.probes)
+        if wanted.kept:
+            table["retention"] = retention(wanted.kept)
+    figures = table.pop("retention", {})
     show(table)
+    for name, value in figures.items():
+        print(f"{name}: {value:,.1f}")
     if wanted.json:
         wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps(table, indent=2))
+        wanted.json.write_text(json.dumps({"growth": table, "retention": figures}, indent=2))
 
 
 def execute(sql: str, *values: Any) -> None:
@@ -147,6 +154,40 @@ def probe(probes: int) -> Figures:
         f"{what} {name}": value
         for what, found in (("look", looks), ("claim", claims), ("idle look", idle))
         for name, value in (("p50", statistics.median(found)), ("p99", statistics.quantiles(found, n=100)[98]))
+    }
+
+
+def retention(kept: int) -> Figures:
+    """Sweep a table of old runs that must stay, and then remove as many again."""
+    from datetime import timedelta
+
+    from django.utils import timezone
+
+    from django_ai.automation.events.models import Event
+    from django_ai.automation.workflows.models import StepExecution, WorkflowRun
+    from django_ai.automation.workflows.retention import remove_runs
+
+    empty()
+    labels = {"entity_type": "load.note", "entity_id": "1", "event_name": "x", "declared_as": "x"}
+    living = Event.objects.create(active_key="living", **labels)
+    finish(kept)
+    WorkflowRun.objects.update(event=living)
+    later = timezone.now() + timedelta(days=90)
+    analyze()
+    passing = timed(lambda: remove_runs(later, float("inf")))
+    assert WorkflowRun.objects.count() == kept
+    finish(gone := kept // 5)
+    execute(
+        """INSERT INTO automation_workflows_stepexecution
+        (run_id, step, visit, attempt, finished, outcome, error, wake_reason)
+        SELECT id, 'listen', 1, 1, now(), 'complete', '', 'first' FROM automation_workflows_workflowrun"""
+    )
+    analyze()
+    removing = timed(lambda: remove_runs(later, float("inf")))
+    assert StepExecution.objects.count() == WorkflowRun.objects.count() == kept
+    return {
+        f"seconds to pass by {kept:,} old runs that must stay": passing / 1000,
+        f"old runs removed in a second, among {kept:,} that must stay": gone / (removing / 1000),
     }
 
 

@@ -7,13 +7,13 @@ from datetime import timedelta
 import pytest
 from django.core.checks import run_checks
 from django.core.checks.registry import registry
-from django.test import override_settings
+from django.test import modify_settings, override_settings
 from pydantic import BaseModel
 
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
 from django_ai.automation.events.checks import check_callbacks, check_definitions
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
-from django_ai.automation.queues.checks import check_broker, check_database, check_settings
+from django_ai.automation.queues.checks import check_broker, check_database, check_secret_key, check_settings
 from django_ai.automation.workflows.checks import check_workflows
 from django_ai.automation.workflows.core import (
     complete,
@@ -64,9 +64,32 @@ def test_the_suites_own_project_is_in_order():
 
 
 def test_every_check_is_registered():
-    for check in (check_definitions, check_callbacks, check_settings, check_broker, check_workflows):
+    for check in (check_definitions, check_callbacks, check_settings, check_broker, check_secret_key, check_workflows):
         assert check in registry.get_checks()
     assert check_database in registry.get_checks(include_deployment_checks=True)
+
+
+# -- the key -----------------------------------------------------------------------------------------------------------
+
+GOOD_KEY = "0123456789" * 5
+
+
+@pytest.mark.parametrize("key", ["short", "a" * 80, "abcd" * 20, "django-insecure-" + GOOD_KEY])
+def test_w007_a_key_that_is_easy_to_guess(key):
+    with override_settings(SECRET_KEY=key, DEBUG=False):
+        problem = only(check_secret_key(None))
+        assert problem.id == "automation.W007"
+        assert key not in f"{problem.msg}{problem.hint}"
+    with override_settings(SECRET_KEY=key, DEBUG=True):
+        assert check_secret_key(None) == []
+    with override_settings(SECRET_KEY=GOOD_KEY, DEBUG=False):
+        assert check_secret_key(None) == []
+
+
+@modify_settings(INSTALLED_APPS={"remove": "django_q"})
+def test_w007_is_about_q2s_pickles():
+    with override_settings(SECRET_KEY="short", DEBUG=False):
+        assert check_secret_key(None) == []
 
 
 # -- events ------------------------------------------------------------------------------------------------------------
