@@ -8,17 +8,21 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..conf import conf
 from ..queues.cleaning import sweep
-from .models import FINISHED, Signal, WorkflowRun
+from .models import FINISHED, Signal, StepExecution, WorkflowRun, WorkflowStatus
 
 
 def remove_runs(now: datetime, until: float) -> int:
     """Remove runs that ended longer ago than ``RETENTION_RUNS``, with their history.
 
-    A run of an event that can still be told stays: its ``origin_key`` keeps it from being started twice.
+    A run of an event that can still be told stays: its ``origin_key`` keeps it from being started twice. Its history
+    goes, unless somebody may resume it: then that says what it has consumed.
     """
     before = now - conf().kept("RUNS")
     ended = WorkflowRun.objects.filter(status__in=FINISHED, finished_at__lt=before)
-    return sweep(ended.filter(Q(event=None) | Q(event__active_key=None)), "created_at", before, until)
+    removed = sweep(ended.filter(Q(event=None) | Q(event__active_key=None)), "created_at", before, until)
+    over = [WorkflowStatus.COMPLETED, WorkflowStatus.CANCELLED]
+    history = StepExecution.objects.filter(run__status__in=over, run__finished_at__lt=before)
+    return removed + sweep(history, "finished", before, until)
 
 
 def remove_signals(now: datetime, until: float) -> int:
