@@ -378,7 +378,8 @@ class EventClaim(models.Model):
     """A claim on an event and a match: while it stands, the flows of others pass the event by."""
 
     event_name = models.CharField(max_length=200, editable=False)
-    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
+    # With a default in the database: code of before, which does not know it, may still be at work.
+    namespace = models.CharField(max_length=100, blank=True, default="", db_default="", editable=False)
     match = models.JSONField(default=dict, blank=True, editable=False)
     residual = models.JSONField(default=dict, blank=True, editable=False)
     key = models.CharField(max_length=KEY_LENGTH, editable=False)

@@ -19,6 +19,14 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterModelOptions(
+            name='agentrun',
+            options={'permissions': [('resume_agentrun', 'Can resume agent runs'), ('complete_agentrun', 'Can complete agent runs'), ('cancel_agentrun', 'Can cancel agent runs'), ('view_data_agentrun', 'Can view Contexts of agent runs')], 'verbose_name': 'agent run'},
+        ),
+        migrations.AlterModelOptions(
+            name='handlerexecution',
+            options={'ordering': ['pk'], 'permissions': [('resume_handlerexecution', 'Can resume handler executions')], 'verbose_name': 'handler execution'},
+        ),
         migrations.AddField(
             model_name='agentrun',
             name='parked_at',

@@ -18,6 +18,19 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterModelOptions(
+            name='callbackexecution',
+            options={'permissions': [('resume_callbackexecution', 'Can resume callback executions')], 'verbose_name': 'callback execution'},
+        ),
+        migrations.AlterModelOptions(
+            name='event',
+            options={'permissions': [('resume_event', 'Can resume parked events'), ('cancel_event', 'Can cancel pending events'), ('view_data_event', 'Can view payloads and snapshots of events')], 'verbose_name': 'event'},
+        ),
+        migrations.AddField(
+            model_name='eventclaim',
+            name='namespace',
+            field=models.CharField(blank=True, db_default='', default='', editable=False, max_length=100),
+        ),
         migrations.AddField(
             model_name='callbackexecution',
             name='parked_at',

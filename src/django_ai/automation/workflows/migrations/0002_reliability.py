@@ -18,6 +18,14 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterModelOptions(
+            name='signal',
+            options={'permissions': [('resume_signal', 'Can resume parked signals'), ('view_data_signal', 'Can view payloads of signals')], 'verbose_name': 'signal'},
+        ),
+        migrations.AlterModelOptions(
+            name='workflowrun',
+            options={'permissions': [('resume_workflowrun', 'Can resume workflow runs'), ('cancel_workflowrun', 'Can cancel workflow runs'), ('view_data_workflowrun', 'Can view Contexts of workflow runs')], 'verbose_name': 'workflow run'},
+        ),
         migrations.AddField(
             model_name='signal',
             name='parked_at',
