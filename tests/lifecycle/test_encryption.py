@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from io import StringIO
 
 import pytest
@@ -11,6 +12,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import override_settings
 from django.urls import reverse
+from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import (
@@ -198,8 +200,7 @@ def test_a_key_that_is_gone_parks_that_run_and_no_other(flow, work, client):
         lost.save()  # what cannot be read is kept as it is
         assert stored(WorkflowRun) == before
     with settings_with(SECOND, FIRST):
-        engine.resume(lost.pk)
-        work()
+        work(timezone.now() + timedelta(hours=2))  # it is looked at again, now and then
         assert effects() == ["found", "lost"]
         engine.signal("answer")
         work()

@@ -102,8 +102,8 @@ def check_readable(value: Any, what: str) -> None:
     if isinstance(value, Unreadable):
         raise SealedError(
             f"{what}: what is stored is encrypted, and none of the keys in use opens it ({value.reason}). Give its key "
-            "back (AUTOMATION['CONTEXT_KEYS'], or SECRET_KEY_FALLBACKS) and resume; if it was never this project's, "
-            "somebody has changed the row."
+            "back (AUTOMATION['CONTEXT_KEYS'], or SECRET_KEY_FALLBACKS), then this goes on by itself; if it was never "
+            "this project's, somebody has changed the row."
         )
 
 
