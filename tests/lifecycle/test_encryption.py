@@ -29,7 +29,7 @@ from django_ai.automation import (
     workflow,
 )
 from django_ai.automation.agents.models import AgentRun
-from django_ai.automation.conf import problems
+from django_ai.automation.conf import conf, problems
 from django_ai.automation.exceptions import SettingsError
 from django_ai.automation.queues.checks import check_settings
 from django_ai.automation.queues.sealing import FERNET, Unreadable
@@ -376,6 +376,8 @@ def test_keys_are_texts_and_never_printed():
     (problem,) = problems({"CONTEXT_KEYS": [FIRST, 5]})
     assert FIRST not in problem
     assert problems({"CONTEXT_KEYS": (FIRST,)}) == problems({"CONTEXT_KEYS": []}) == []
+    with settings_with(FIRST):
+        assert FIRST not in repr(conf())
     with settings_with("too short"), pytest.raises(SettingsError) as raised:
         engine.start("story:count", steps=1)
     assert "too short" not in str(raised.value)

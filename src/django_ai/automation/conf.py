@@ -46,7 +46,7 @@ class Conf:
     """The largest Context or payload, as UTF-8 JSON."""
     CONTEXT_CODEC: str = ""
     """The dotted path of a ``queues.sealing.Codec`` that encrypts Contexts in the database; empty: they are plain."""
-    CONTEXT_KEYS: tuple[str, ...] = ()
+    CONTEXT_KEYS: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Secrets of ``FernetCodec``: the first encrypts, all decrypt; none: ``SECRET_KEY`` and its fallbacks."""
     RETENTION: timedelta = timedelta(days=30)
     """How long what is finished is kept, where the next five do not say otherwise."""
