@@ -7,11 +7,16 @@ where the server is required.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +24,9 @@ import pytest
 from tests.databases import REDIS_URL
 
 RABBITMQ_URL = os.environ.get("TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
+_PLACES = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+PGBOUNCER = shutil.which("pgbouncer", path=_PLACES)
+REDIS_SERVER = shutil.which("redis-server", path=_PLACES)
 
 
 def _listens(url: str, port: int) -> bool:
@@ -46,9 +54,14 @@ SERVICES = {
         lambda: _listens(RABBITMQ_URL, 5672), "`apt-get install rabbitmq-server` or `docker run -p 5672:5672 rabbitmq`"
     ),
     "pgbouncer": Service(
-        lambda: shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
-        "`apt-get install pgbouncer`; the tests start it themselves",
+        lambda: PGBOUNCER is not None, "`apt-get install pgbouncer`; the tests start it themselves"
     ),
+    "redis-server": Service(
+        lambda: REDIS_SERVER is not None, "`apt-get install redis-server`; the tests start it themselves"
+    ),
+    "celery": Service(lambda: find_spec("celery") is not None, "`pip install celery`"),
+    "tasks": Service(lambda: find_spec("django_tasks_db") is not None, "`pip install django-tasks django-tasks-db`"),
+    "psycopg-pool": Service(lambda: find_spec("psycopg_pool") is not None, "`pip install psycopg-pool`"),
 }
 
 
@@ -63,9 +76,40 @@ def missing(name: str) -> str:
     return "" if service.is_there() else f"no {name} here: {service.start}"
 
 
-def needs(name: str) -> None:
-    """Skip the test that calls this where ``name`` is missing; fail it where it is required."""
-    if reason := missing(name):
-        if name in required():
-            pytest.fail(f"{reason} (AUTOMATION_REQUIRE names it)")
-        pytest.skip(reason)
+def needs(*names: str) -> None:
+    """Skip the test that calls this where one of ``names`` is missing; fail it where that one is required."""
+    for name in names:
+        if reason := missing(name):
+            if name in required():
+                pytest.fail(f"{reason} (AUTOMATION_REQUIRE names it)")
+            pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def private_redis(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Redis of the test's own, which it may stop."""
+    assert REDIS_SERVER is not None
+    process = subprocess.Popen(
+        [REDIS_SERVER, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for_port(port)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_port(port: int, seconds: float = 20) -> None:
+    """Wait until somebody listens on a port of this machine."""
+    deadline = time.monotonic() + seconds
+    while not _listens(f"//127.0.0.1:{port}", port):
+        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

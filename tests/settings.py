@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.databases import REDIS_URL, database_from_environment
@@ -71,6 +72,10 @@ if Q_CLUSTER["broker_class"] == "stock":
     del Q_CLUSTER["broker_class"]
 elif str(Q_CLUSTER["broker_class"]).endswith("RedisBroker"):
     Q_CLUSTER["redis"] = REDIS_URL
+
+TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
+if find_spec("django_tasks_db"):
+    INSTALLED_APPS.append("django_tasks_db")
 
 AUTOMATION: dict[str, object] = {"EXECUTOR": os.environ.get("TEST_EXECUTOR", "silent")}
 if "TEST_LEASE_SECONDS" in os.environ:

@@ -16,7 +16,7 @@ from django_q.signing import SignedPackage
 
 from django_ai.automation import engine
 from django_ai.automation.exceptions import SettingsError
-from django_ai.automation.queues import brokers, executor, heartbeat, tasks
+from django_ai.automation.queues import brokers, executor, heartbeat, tasks, watch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import InlineExecutor, SilentExecutor, get_executor, ring_after_commit
 from django_ai.automation.queues.lease import claim
@@ -149,7 +149,7 @@ class TestOrmBroker:
         assert OrmQ.objects.count() == 0
 
     def test_wakes_for_a_timer_before_its_next_poll(self, broker, monkeypatch):
-        monkeypatch.setattr(Conf, "POLL", 5)
+        monkeypatch.setattr(broker.watch, "poll", 5)
         due = timezone.now() + timedelta(seconds=0.15)
         WorkflowRun.objects.create(name="story:count", wake_at=due)
         started = time.monotonic()
@@ -179,7 +179,7 @@ class TestOrmBroker:
         def broken():
             raise OperationalError("server closed the connection unexpectedly")
 
-        monkeypatch.setattr(brokers, "look", broken)
+        monkeypatch.setattr(watch, "look", broken)
         assert broker.dequeue() is None
         assert "tries again" in caplog.text
         monkeypatch.undo()

@@ -75,6 +75,25 @@ def start_worker(**extra: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+def spawn(log: Path, *command: str, **extra: str) -> subprocess.Popen[bytes]:
+    """Start a process on the database of this test, in a session of its own; ``stop`` it."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT, env=environment(**extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def automation_worker(log: Path, *options: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``manage.py automation_worker`` until the block ends."""
+    process = spawn(log, "manage.py", "automation_worker", *options, **{"TEST_EXECUTOR": "worker", **extra})
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
 @contextlib.contextmanager
 def qcluster(log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a cluster with two workers until the block ends."""
@@ -97,6 +116,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(8)
     except subprocess.TimeoutExpired:
         pass
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for session in {process.pid, *children_of(process.pid)}:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
     process.wait(5)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that ``pid`` has started and that still are."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(each) for each in found.stdout.split()]

@@ -12,10 +12,9 @@ import pytest
 from django.core.management import call_command
 from django.db import transaction
 
-from django_ai.automation.queues.executor import set_executor
-from django_ai.automation.queues.q2 import Q2Executor
 from django_ai.automation.testing import time_machine
-from tests.runtimes.cluster import qcluster, until
+from tests.runtimes.cluster import until
+from tests.runtimes.runtimes import RUNTIMES, runtime
 from tests.story.automations.stay import declare
 from tests.story_of_a_stay import live
 
@@ -76,17 +75,14 @@ def test_where_nothing_commits_the_machine_lives_through_the_same():
         transaction.set_rollback(True)
 
 
-def test_real_seconds_a_real_cluster_lives_through_the_same(tmp_path):
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_real_seconds_every_runtime_lives_through_the_same(tmp_path, name):
     expected = by_the_machine(timedelta(hours=1))
     clean()
-    log, hour = tmp_path / "cluster.log", timedelta(seconds=1)
+    log, hour = tmp_path / "runtime.log", timedelta(seconds=1)
     declare(hour)
-    set_executor(Q2Executor())
-    try:
-        with qcluster(log, STORY_HOUR=str(hour.total_seconds())):
-            found = live(hour, lambda condition, what: until(condition, 30, what, log))
-    finally:
-        set_executor(None)
+    with runtime(name, log, STORY_HOUR=str(hour.total_seconds())):
+        found = live(hour, lambda condition, what: until(condition, 60, what, log))
     assert found == expected
 
 

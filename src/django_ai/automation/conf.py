@@ -25,7 +25,8 @@ class Conf:
     """The settings of ``AUTOMATION``, with their defaults."""
 
     EXECUTOR: str = ""
-    """``"q2"``, ``"inline"``, or the dotted path of an ``Executor`` class; empty: Q2 where it is installed."""
+    """``"q2"``, ``"worker"``, ``"celery"``, ``"tasks"``, ``"inline"``, ``"silent"``, or the dotted path of an
+    ``Executor`` class; empty: Q2 where it is installed, else inline."""
     LEASE: timedelta = timedelta(seconds=10)
     """How long a worker may be silent before others take its row."""
     HEARTBEAT: timedelta = timedelta(seconds=3)

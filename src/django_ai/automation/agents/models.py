@@ -71,6 +71,7 @@ class AgentRun(Wakeable):
     objects = AgentRunQuerySet.as_manager()
 
     drain_order: ClassVar[int] = 35
+    queue: ClassVar[str] = "agents"
 
     class Meta:
         verbose_name = "agent run"

@@ -105,6 +105,7 @@ class Event(Wakeable):
     objects = EventQuerySet.as_manager()
 
     drain_order: ClassVar[int] = 10
+    queue: ClassVar[str] = "events"
 
     class Meta:
         verbose_name = "event"
@@ -439,6 +440,7 @@ class CallbackExecution(Wakeable):
     unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
 
     drain_order: ClassVar[int] = 40
+    queue: ClassVar[str] = "callbacks"
 
     class Meta:
         verbose_name = "callback execution"

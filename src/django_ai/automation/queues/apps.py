@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
+
 from django.apps import AppConfig
+from django.conf import settings
 from django.core.checks import Tags, register
 from django.db.models.signals import post_migrate
 
@@ -35,3 +39,7 @@ class QueuesConfig(AppConfig):
         register(checks.check_secret_key, Tags.security)
         register(checks.check_database, Tags.database)
         discover()
+        if getattr(settings, "AUTOMATION", None) and settings.AUTOMATION.get("EXECUTOR") == "celery":
+            # A Celery worker must know the doorbell, and gets its clock. Without Celery a check says what is missing.
+            with suppress(ImportError):
+                import_module(f"{self.name}.celery")

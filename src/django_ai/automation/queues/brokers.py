@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import timedelta
 from typing import Any
 
 from django.db import Error as DatabaseTrouble
-from django.db import connections
 from django.utils import timezone
 from django_q.brokers import Broker
 from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 from django_q.models import OrmQ
 
-from .lease import alias_of
-from .listen import Listener
-from .lookout import look
 from .q2 import RECONCILE, doorbell
-from .registry import wakeables
+from .watch import Watch, automation_alias, close_connection
 
 try:
     from django_q.brokers.redis_broker import Redis
@@ -38,21 +33,21 @@ logger = logging.getLogger("django_ai.automation")
 Task = tuple[Any, str]
 
 
-class Watch:
-    """Looks for due rows on behalf of one broker, and says how long it may sleep.
+class Watching(Broker):  # type: ignore[misc]
+    """What our brokers add to Q2's: a watch of their own, in each process. Q2's bounded queue between pusher and
+    workers stops the trickle of doorbells when all are busy."""
 
-    While rows stay due, doorbells are handed out ever more slowly: the first at once, a second for the next worker soon
-    after, and then a trickle. Q2's bounded queue between pusher and workers stops the trickle when all are busy.
-    """
+    def __init__(self, list_key: str | None = None) -> None:
+        super().__init__(list_key=list_key)
+        self._begin()
 
-    FIRST_GAP = 0.02
-    LONGEST_GAP = 0.1
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self._begin()
 
-    def __init__(self) -> None:
-        self._gap = 0.0
-        self._last = 0.0
+    def _begin(self) -> None:
+        self.watch = Watch(Conf.POLL)
         self._greeted = False
-        self._listener: Listener | None = None
 
     def doorbells(self) -> tuple[list[Task], float]:
         """Return the doorbells to hand out now, and for how many seconds there is nothing to look at."""
@@ -60,45 +55,8 @@ class Watch:
             self._greeted = True
             # A fresh cluster may run new code: let it find what that code wants timers for.
             return [(None, doorbell(RECONCILE))], 0.0
-        times = look()
-        if not times:
-            return self._idle(Conf.POLL)
-        ahead = (min(times.values()) - timezone.now()) / timedelta(seconds=1)
-        if ahead > 0:
-            return self._idle(min(Conf.POLL, ahead))
-        since = time.monotonic() - self._last
-        if since < self._gap:
-            return [], self._gap - since
-        self._gap = min(self._gap * 2, self.LONGEST_GAP) if self._gap else self.FIRST_GAP
-        self._last = time.monotonic()
-        return [(None, doorbell())], 0.0
-
-    def _idle(self, seconds: float) -> tuple[list[Task], float]:
-        self._gap = 0.0
-        return [], seconds
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, or be woken by a NOTIFY."""
-        if self._listener is None:
-            self._listener = Listener(_automation_alias())
-        self._listener.wait(seconds)
-
-    def close(self) -> None:
-        """Close the connection that LISTENs; the next sleep makes it anew."""
-        if self._listener is not None:
-            self._listener.close()
-
-
-class Watching(Broker):  # type: ignore[misc]
-    """What our brokers add to Q2's: a watch of their own, in each process."""
-
-    def __init__(self, list_key: str | None = None) -> None:
-        super().__init__(list_key=list_key)
-        self.watch = Watch()
-
-    def __setstate__(self, state: Any) -> None:
-        super().__setstate__(state)
-        self.watch = Watch()
+        pause = self.watch.look()
+        return ([], pause) if pause else ([(None, doorbell())], 0.0)
 
     def info(self) -> str:
         return f"{super().info()} with automation rows"
@@ -119,11 +77,11 @@ class OrmBroker(Watching, ORM):  # type: ignore[misc]
         tasks: list[Task] = []
         try:
             tasks = self._stored()
-            bells, pause = self.watch.doorbells()
+            bells, pause = self.doorbells()
         except DatabaseTrouble as error:
             logger.warning("The broker could not read the database, and tries again: %s", error)
-            for alias in {Conf.ORM or "default", _automation_alias()}:
-                _close(alias)
+            for alias in {Conf.ORM or "default", automation_alias()}:
+                close_connection(alias)
             time.sleep(max(Conf.POLL, 0.5))
             return tasks or None
         if not tasks and not bells:
@@ -163,10 +121,10 @@ if Redis is not None:
 
         def _bells(self) -> tuple[list[Task], float]:
             try:
-                return self.watch.doorbells()
+                return self.doorbells()
             except DatabaseTrouble as error:
                 logger.warning("The broker could not read the database, and tries again: %s", error)
-                _close(_automation_alias())
+                self.watch.recover()
                 return [], max(Conf.POLL, 0.5)
 
 
@@ -174,14 +132,3 @@ def __getattr__(name: str) -> Any:
     if name == "RedisBroker":
         raise ImportError("RedisBroker needs the Redis client: pip install 'django-ai-automation[redis]'.")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _automation_alias() -> str:
-    return alias_of(wakeables()[0]) if wakeables() else "default"
-
-
-def _close(alias: str) -> None:
-    try:
-        connections[alias].close()
-    except DatabaseTrouble:
-        pass

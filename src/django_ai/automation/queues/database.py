@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
@@ -72,6 +72,14 @@ def touched_nothing(connection: BaseDatabaseWrapper) -> bool:
         return False
     raw = connection.connection
     return raw is not None and raw.info.transaction_status.name == "IDLE"
+
+
+def unpooled(alias: str) -> BaseDatabaseWrapper:
+    """Return a new connection to the database ``alias`` that takes no place in psycopg's pool: one that is held for
+    long, or that must not wait for those who work."""
+    connection = connections[alias].copy()
+    connection.settings_dict.get("OPTIONS", {}).pop("pool", None)
+    return connection
 
 
 def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:

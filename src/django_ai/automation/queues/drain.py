@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from django.db import Error as DatabaseTrouble
@@ -34,29 +35,42 @@ os.register_at_fork(after_in_child=lambda: _state.__dict__.clear())
 
 
 def draining() -> bool:
-    """Say whether this thread is inside ``drain``: what becomes due now is seen by its next round."""
-    return getattr(_state, "draining", False)
+    """Say whether this thread is inside a ``drain`` of everything: what becomes due now is seen by its next round."""
+    return getattr(_state, "draining", False) and not getattr(_state, "partly", False)
 
 
-def drain(now: datetime | None = None, budget: timedelta | None = None, *, heartbeat: bool = False) -> int:
+def _never() -> bool:
+    return False
+
+
+def drain(
+    now: datetime | None = None,
+    budget: timedelta | None = None,
+    *,
+    heartbeat: bool = False,
+    models: Collection[type[Wakeable]] | None = None,
+    stop: Callable[[], bool] = _never,
+) -> int:
     """Perform everything that is due, and return how many rows were performed.
 
     ``now``: a fixed moment to work at (tests, replays); default: the wall clock. ``budget``: stop after this time
-    (default: when nothing is due). ``heartbeat``: keep leases of slow work alive in a thread (workers do). Must not be
-    called inside a transaction of a live system; a nested call returns 0 at once.
+    (default: when nothing is due). ``heartbeat``: keep leases of slow work alive in a thread (workers do). ``models``:
+    only rows of these kinds (default: all). ``stop``: asked between two rows; once it says true, nothing more is begun
+    and what was claimed goes back. Must not be called inside a transaction of a live system; a nested call returns 0
+    at once.
 
     When the database cannot be asked what is due, its error is raised. Call again after a pause: a connection that
     broke is made anew then, and what was in hand is done when its lease has run out, if not before.
     """
-    if draining():
+    if getattr(_state, "draining", False):
         return 0
     clock = clock_at(now)
     hands = Hands(beating=heartbeat, clock=clock)
-    watching = heartbeat and now is None
-    _state.draining = True
+    deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
+    _state.draining, _state.partly = True, models is not None
     take_up(hands)
     try:
-        return _drain(clock, time.monotonic() + budget.total_seconds() if budget else float("inf"), hands, watching)
+        return _drain(clock, hands, models, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None)
     except DatabaseTrouble:
         let_go_of_broken(connections[alias_of(wakeables()[0])])
         raise
@@ -65,11 +79,17 @@ def drain(now: datetime | None = None, budget: timedelta | None = None, *, heart
         _state.draining = False
 
 
-def _drain(clock: Clock, deadline: float, hands: Hands, watching: bool) -> int:
+def _drain(
+    clock: Clock,
+    hands: Hands,
+    models: Collection[type[Wakeable]] | None,
+    enough: Callable[[], bool],
+    watching: bool,
+) -> int:
     performed = 0
     while True:
         before = performed
-        for model in due_models(clock(), look() if watching else None):
+        for model in due_models(clock(), look() if watching else None, models):
             begun = performed
             rows = claim(model, clock(), _share(model), beginning(model) if watching else None)
             started = time.monotonic()
@@ -80,7 +100,7 @@ def _drain(clock: Clock, deadline: float, hands: Hands, watching: bool) -> int:
                         performed += 1
                         _perform(row, clock)
                         hands.finish()
-                    if time.monotonic() >= deadline:
+                    if enough():
                         return performed
             finally:
                 hands.finish()

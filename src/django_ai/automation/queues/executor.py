@@ -20,6 +20,7 @@ from django.utils.module_loading import import_string
 from ..conf import conf
 from ..exceptions import SettingsError
 from .drain import drain, draining
+from .listen import notify
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -45,10 +46,20 @@ class SilentExecutor:
         pass
 
 
+class WorkerExecutor:
+    """Wakes ``manage.py automation_worker``: with a NOTIFY on PostgreSQL; elsewhere its next look is soon enough."""
+
+    def ring(self, alias: str) -> None:
+        notify(alias)
+
+
 _NAMES = {
     "inline": "django_ai.automation.queues.executor.InlineExecutor",
     "silent": "django_ai.automation.queues.executor.SilentExecutor",
     "q2": "django_ai.automation.queues.q2.Q2Executor",
+    "worker": "django_ai.automation.queues.executor.WorkerExecutor",
+    "celery": "django_ai.automation.queues.celery.CeleryExecutor",
+    "tasks": "django_ai.automation.queues.django_tasks.TasksExecutor",
 }
 _override: Executor | None = None
 

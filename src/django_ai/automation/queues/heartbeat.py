@@ -20,8 +20,10 @@ from django.utils import timezone
 
 from ..conf import conf
 from .clock import Clock
-from .lease import release, renew
+from .database import unpooled
+from .lease import alias_of, release, renew
 from .models import Wakeable
+from .registry import wakeables
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -57,6 +59,10 @@ class Hands:
         """Keep the started row's lease alive for as long as ``timeout``."""
         with self._lock:
             self._deadline = time.monotonic() + timeout.total_seconds()
+
+    @property
+    def has_started(self) -> bool:
+        return self._started is not None
 
     def finish(self) -> None:
         with self._lock:
@@ -113,7 +119,24 @@ def _beat(hands: Hands) -> None:
             _thread.start()
 
 
+def give_back() -> None:
+    """Give back what this process has claimed and not begun, at once: from a thread of its own, when it is to end."""
+    with _guard:
+        all_hands = list(_hands)
+    for hands in all_hands:
+        hands.drop()
+
+
+def in_hand() -> bool:
+    """Say whether this thread has begun with a row."""
+    hands = current_hands()
+    return hands is not None and hands.has_started
+
+
 def _run() -> None:
+    # A pool that is full must not cost the others their leases.
+    alias = alias_of(wakeables()[0]) if wakeables() else "default"
+    connections[alias] = unpooled(alias)
     while True:
         time.sleep(conf().HEARTBEAT.total_seconds())
         with _guard:

@@ -1,55 +1,95 @@
-"""Wait for a NOTIFY on PostgreSQL, for a while elsewhere: how an idle worker sleeps."""
+"""NOTIFY and LISTEN on PostgreSQL: how a commit wakes an idle worker. Elsewhere a worker only sleeps.
+
+A pooler in transaction mode (PgBouncer) gives each transaction another session, so what LISTENs there hears nothing:
+a worker behind one notices it and only polls. NOTIFY goes through a pooler as any statement does.
+"""
 
 from __future__ import annotations
 
+import logging
 import select
 import time
 from typing import Any
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, InterfaceError, connections
 
-from .q2 import CHANNEL
+from .database import unpooled
+
+logger = logging.getLogger("django_ai.automation")
+
+CHANNEL = "django_ai_automation"
+AGAIN = 1.0
+"""Seconds after which a process that could not LISTEN tries it again; until then it polls."""
+
+
+def notify(alias: str) -> None:
+    """Wake whoever LISTENs on PostgreSQL. Its commit need not wait for the disk: a lost NOTIFY loses nothing."""
+    connection = connections[alias]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, '')",
+                [CHANNEL],
+            )
 
 
 class Listener:
-    """A connection of its own that LISTENs; without PostgreSQL and psycopg 3 it only sleeps."""
+    """A connection of its own that LISTENs; without PostgreSQL and psycopg 3, or behind a pooler, it only sleeps."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self._connection: Any = None
+        self._deaf_until = 0.0
 
-    def wait(self, seconds: float) -> None:
-        """Sleep for ``seconds``, or until somebody rings. Never raises: a broken connection is made anew next time."""
+    def wait(self, seconds: float, also: int | None = None) -> None:
+        """Sleep for ``seconds``, until somebody rings, or until the file descriptor ``also`` can be read.
+
+        Never raises: a broken connection is made anew, a little later.
+        """
         if seconds <= 0:
             return
         started = time.monotonic()
+        was_listening = self._connection is not None
         try:
             raw = self._listening()
+            if raw is not None and not was_listening:
+                return  # who rang before was not heard: look once more before the first sleep
             if raw is None:
-                time.sleep(seconds)
+                _pause(seconds, also)
                 return
-            select.select([raw.fileno()], [], [], seconds)
+            select.select([raw.fileno(), *([] if also is None else [also])], [], [], seconds)
             raw.pgconn.consume_input()
             while raw.pgconn.notifies() is not None:
                 pass
-        except (DatabaseError, OSError, ValueError, _psycopg_error()):
+        except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
             self.close()
-            time.sleep(max(0.0, seconds - (time.monotonic() - started)))
+            self._deaf_until = time.monotonic() + AGAIN
+            _pause(seconds - (time.monotonic() - started), also)
 
     def _listening(self) -> Any:
-        template = connections[self.alias]
-        if template.vendor != "postgresql":
+        if self._connection is not None:
+            return self._connection.connection
+        if connections[self.alias].vendor != "postgresql" or time.monotonic() < self._deaf_until:
             return None
-        if self._connection is None:
-            connection: Any = template.copy()
+        connection: Any = unpooled(self.alias)
+        try:
             connection.ensure_connection()
             if not hasattr(connection.connection, "pgconn"):
+                self._deaf_until = float("inf")
+            elif _is_pooled(connection):
+                self._deaf_until = float("inf")
+                logger.info(
+                    "A pooler stands before the database %r: this process polls, and does not LISTEN.", self.alias
+                )
+            else:
+                with connection.cursor() as cursor:
+                    cursor.execute(f"LISTEN {CHANNEL}")
+                self._connection = connection
+                return connection.connection
+        finally:
+            if self._connection is None:
                 connection.close()
-                return None
-            with connection.cursor() as cursor:
-                cursor.execute(f"LISTEN {CHANNEL}")
-            self._connection = connection
-        return self._connection.connection
+        return None
 
     def close(self) -> None:
         if self._connection is not None:
@@ -58,6 +98,22 @@ class Listener:
             except DatabaseError:
                 pass
         self._connection = None
+
+
+def _pause(seconds: float, also: int | None) -> None:
+    if seconds > 0:
+        if also is None:
+            time.sleep(seconds)
+        else:
+            select.select([also], [], [], seconds)
+
+
+def _is_pooled(connection: Any) -> bool:
+    """Say whether the server process that answers is another than the one that the driver was told of."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (answering,) = cursor.fetchone()
+    return bool(answering != connection.connection.pgconn.backend_pid)
 
 
 def _psycopg_error() -> type[Exception]:

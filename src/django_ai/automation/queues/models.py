@@ -52,6 +52,9 @@ class Wakeable(models.Model):
     drain_order: ClassVar[int] = 50
     """Models with a lower number are drained first: timers before the work that they cause."""
 
+    queue: ClassVar[str] = ""
+    """What rows of this model are called in ``automation_worker --queues``."""
+
     class Meta:
         abstract = True
 

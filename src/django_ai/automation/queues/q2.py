@@ -10,17 +10,16 @@ from datetime import timedelta
 from typing import Any
 
 from django.apps import apps
-from django.db import connections
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from ..conf import conf
 from .drain import drain
+from .listen import notify
 from .registry import longest_timeout
 
 DOORBELL = "django_ai.automation.queues.tasks.drain_due"
 RECONCILE = "django_ai.automation.queues.tasks.poll_due"
-CHANNEL = "django_ai_automation"
 
 
 def doorbell_timeout() -> int:
@@ -75,14 +74,3 @@ class Q2Executor:
 
 def _watches_database(broker_class: str | None) -> bool:
     return bool(broker_class) and getattr(import_string(str(broker_class)), "watches_database", False)
-
-
-def notify(alias: str) -> None:
-    """Wake whoever LISTENs on PostgreSQL. Its commit need not wait for the disk: a lost NOTIFY loses nothing."""
-    connection = connections[alias]
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, '')",
-                [CHANNEL],
-            )

@@ -5,8 +5,9 @@ Floors register in their ``AppConfig.ready()``; this floor names none of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from typing import Any
 
 from django.db import connections
@@ -68,6 +69,17 @@ def wakeables() -> tuple[type[Wakeable], ...]:
     return tuple(_wakeables)
 
 
+def of_queues(names: Collection[str]) -> tuple[type[Wakeable], ...]:
+    """Return the models whose rows are called so in ``--queues``. Raises ``ValueError`` for a name that none has."""
+    known = {model.queue: model for model in _wakeables}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"There is no queue {name!r}.{hint} There are: {', '.join(sorted(known))}.")
+    return tuple(model for model in _wakeables if model.queue in names)
+
+
 def explained() -> tuple[type[Any], ...]:
     """Return the models whose unfinished rows can say what they wait for."""
     return (*_wakeables, *_explained)
@@ -120,8 +132,14 @@ def _converter(connection: BaseDatabaseWrapper) -> Callable[[object], datetime]:
     return convert
 
 
-def due_models(now: datetime, times: Mapping[type[Wakeable], datetime] | None = None) -> list[type[Wakeable]]:
-    """Return the models that have a due row, in the order of draining. ``times``: what ``due_times`` has said."""
+def due_models(
+    now: datetime,
+    times: Mapping[type[Wakeable], datetime] | None = None,
+    models: Collection[type[Wakeable]] | None = None,
+) -> list[type[Wakeable]]:
+    """Return the models that have a due row, in the order of draining. ``times``: what ``due_times`` has said.
+    ``models``: only these (default: all)."""
     if times is None:
         times = due_times()
-    return [model for model in _wakeables if model in times and times[model] <= now]
+    asked = [model for model in _wakeables if models is None or model in models]
+    return [model for model in asked if model in times and times[model] <= now]

@@ -55,9 +55,14 @@ def process_scheduled() -> int:
 def poll_due(now: datetime | None = None) -> int:
     """Put right what changed behind Django's back (dates set with ``QuerySet.update`` or raw SQL), then perform what
     is due. Scheduled each five minutes. Returns the number of rows put right or performed."""
-    moment = now or timezone.now()
-    found = sum(reconcile(moment) for reconcile in reconcilers())
+    found = put_right(now)
     return found + (drain_due() if now is None else drain(now))
+
+
+def put_right(now: datetime | None = None) -> int:
+    """Put right what changed behind Django's back, and perform nothing. Returns the number of rows put right."""
+    moment = now or timezone.now()
+    return sum(reconcile(moment) for reconcile in reconcilers())
 
 
 def cleanup_old(now: datetime | None = None) -> int:

@@ -119,6 +119,7 @@ class WorkflowRun(Wakeable):
     objects = WorkflowRunQuerySet.as_manager()
 
     drain_order: ClassVar[int] = 30
+    queue: ClassVar[str] = "workflows"
 
     class Meta:
         verbose_name = "workflow run"
@@ -293,6 +294,7 @@ class Signal(Wakeable):
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
 
     drain_order: ClassVar[int] = 20
+    queue: ClassVar[str] = "signals"
 
     class Meta:
         verbose_name = "signal"

@@ -1,0 +1,119 @@
+"""The Celery runtime: a doorbell, the executor that sends it, and a clock in each worker.
+
+Nothing depends on what a broker keeps: no ETA, no redelivery, no result. Each worker runs a ``Ringer``, one thread of
+its main process, so plain ``celery -A project worker`` keeps the time of all timers without beat, and rings again for a
+doorbell that was lost. The tasks take no arguments: forged, stale or twice, one can do no more than look at the clock.
+
+``QueuesConfig.ready`` imports this module where ``AUTOMATION["EXECUTOR"]`` is ``"celery"``, and so registers the tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from celery import current_app, shared_task
+from celery.signals import worker_ready, worker_shutdown
+from kombu.pools import producers
+
+from . import tasks
+from .q2 import doorbell_timeout
+from .ringer import Ringer
+
+logger = logging.getLogger("django_ai.automation")
+
+PATIENCE = 1.0
+"""Seconds that a ring may wait for the broker: a web request waits with it."""
+SULK = 5.0
+"""Seconds in which a process does not ring again after the broker did not answer: the clock of a worker will."""
+HASTE = {
+    # What kombu waits and retries by itself, six seconds else; the last two are for Redis, others do not read them.
+    "max_retries": 0,
+    "connect_retries_timeout": PATIENCE,
+    "socket_connect_timeout": PATIENCE,
+    "socket_timeout": PATIENCE,
+}
+OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_retries": 0, "serializer": "json"}
+
+
+@shared_task(name="django_ai.automation.drain_due", **OPTIONS)
+def drain_due() -> None:
+    """Perform what is due."""
+    tasks.drain_due()
+
+
+@shared_task(name="django_ai.automation.poll_due", **OPTIONS)
+def poll_due() -> None:
+    """Put right what changed behind Django's back, and perform what is due."""
+    tasks.poll_due()
+
+
+@shared_task(name="django_ai.automation.cleanup_old", **OPTIONS)
+def cleanup_old() -> None:
+    """Remove what is finished and old."""
+    tasks.cleanup_old()
+
+
+def send(task: Any) -> None:
+    """Send a task without arguments. Raises what the broker's client raises, after at most a second or two."""
+    app = current_app
+    if app.conf.task_always_eager:
+        task.apply_async()
+        return
+    connection = app.connection_for_write(connect_timeout=PATIENCE, transport_options=HASTE)
+    limit = doorbell_timeout()
+    with producers[connection].acquire(block=True, timeout=PATIENCE) as producer:
+        task.apply_async(
+            producer=producer,
+            # Once more, because a connection that rested may be found closed.
+            retry=True,
+            retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
+            time_limit=limit,
+            soft_time_limit=limit,
+        )
+
+
+class CeleryExecutor:
+    """Sends the doorbell through Celery's broker. After a failure it is silent for a few seconds, so that a broker that
+    is down costs the requests of a web process a second now and then, and not each of them."""
+
+    def __init__(self) -> None:
+        self._silent_until = 0.0
+
+    def ring(self, alias: str) -> None:
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            send(drain_due)
+        except Exception as error:
+            self._silent_until = time.monotonic() + SULK
+            logger.warning(
+                "Celery's broker could not be reached; the clock of a worker will ring: %s: %s",
+                type(error).__name__,
+                error,
+            )
+
+
+_ringer: Ringer | None = None
+
+
+def start_clock(**kwargs: Any) -> None:
+    """Start the clock in the main process of a Celery worker that is ready."""
+    global _ringer
+    if _ringer is None:
+        _ringer = Ringer(lambda: send(drain_due), lambda: send(poll_due), lambda: send(cleanup_old))
+        threading.Thread(target=_ringer.run, name="automation-clock", daemon=True).start()
+
+
+def stop_clock(**kwargs: Any) -> None:
+    """Stop the clock when the worker ends."""
+    global _ringer
+    if _ringer is not None:
+        _ringer.stop()
+        _ringer = None
+
+
+worker_ready.connect(start_clock, dispatch_uid="django_ai.automation.clock")
+worker_shutdown.connect(stop_clock, dispatch_uid="django_ai.automation.clock")

@@ -1,0 +1,105 @@
+"""``manage.py automation_worker``: performs what is due, without any queue beside the project's database."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from ...registry import of_queues, wakeables
+from ...supervisor import Supervisor
+from ...worker import Shift
+
+
+class Command(BaseCommand):
+    help = (
+        "Perform events, workflows and agents as they become due, until SIGTERM. Needs no queue: LISTENs on PostgreSQL "
+        "and looks each second elsewhere."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--processes", type=int, default=1, metavar="N", help="how many work at once (default: 1)")
+        parser.add_argument(
+            "--queues",
+            default="",
+            metavar="NAMES",
+            help="which kinds of rows to perform, with commas between them: events, callbacks, signals, workflows, "
+            "agents (default: all)",
+        )
+        parser.add_argument(
+            "--poll",
+            type=float,
+            default=1.0,
+            metavar="SECONDS",
+            help="the longest time between two looks at the database (default: 1)",
+        )
+        parser.add_argument(
+            "--grace",
+            type=float,
+            default=25.0,
+            metavar="SECONDS",
+            help="how long the step in hand may go on after SIGTERM, before it is given back (default: 25)",
+        )
+        parser.add_argument(
+            "--once", "--burst", action="store_true", help="perform what is due now and exit, for instance under cron"
+        )
+        parser.add_argument("--lifeline", type=int, help="used by the supervisor for its children")
+        parser.add_argument(
+            "--no-upkeep",
+            action="store_true",
+            help="leave the periodic tasks (poll_due, cleanup_old) to others",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["processes"] < 1:
+            raise CommandError(f"--processes={options['processes']} must be at least 1.")
+        if options["poll"] <= 0:
+            raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
+        if options["grace"] < 0:
+            raise CommandError(f"--grace={options['grace']:g} must not be less than zero seconds.")
+        if options["once"] and options["processes"] > 1:
+            raise CommandError("--once works in one process: start the command several times instead.")
+        names = [name.strip() for name in options["queues"].split(",") if name.strip()]
+        try:
+            models = of_queues(names) if names else None
+        except ValueError as error:
+            raise CommandError(f"--queues: {error}") from error
+        if not wakeables():
+            raise CommandError("No app of django_ai.automation with rows is in INSTALLED_APPS: add its events app.")
+        grace = timedelta(seconds=options["grace"])
+        if options["once"] or options["lifeline"] is not None:
+            shift = Shift(
+                models=models,
+                poll=options["poll"],
+                grace=grace,
+                upkeep=not options["no_upkeep"],
+                lifeline=options["lifeline"],
+            )
+            if options["once"]:
+                self.stdout.write(f"Performed {shift.burst()}.")
+            else:
+                shift.run()
+            return
+        supervisor = Supervisor(options["processes"], self._passed_on(names, options), grace)
+        if code := supervisor.run():
+            raise CommandError(
+                "Not every worker process ended by itself; its rows are free when their leases end.", returncode=code
+            )
+
+    def _passed_on(self, names: list[str], options: dict[str, Any]) -> list[str]:
+        """Return the options for the children."""
+        found = [
+            "--skip-checks",
+            "--poll",
+            str(options["poll"]),
+            "--grace",
+            str(options["grace"]),
+            "--verbosity",
+            str(options["verbosity"]),
+        ]
+        if names:
+            found += ["--queues", ",".join(names)]
+        if options["no_upkeep"]:
+            found.append("--no-upkeep")
+        return found

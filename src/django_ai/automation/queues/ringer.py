@@ -1,0 +1,72 @@
+"""``Ringer``: the clock of a runtime whose workers wait for messages: it rings while rows are due, and for the upkeep.
+
+It is the floor below such a runtime's doorbells. Those that were lost, with a broker that was flushed or down, are rung
+again; timers ring when they are due, with no need of a broker's ETA or schedules.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from django.db import Error as DatabaseTrouble
+from django.db import connections
+
+from .upkeep import Upkeep
+from .watch import Watch
+
+logger = logging.getLogger("django_ai.automation")
+
+LONGEST_GAP = 10.0
+"""Seconds between two doorbells at last, while rows stay due: a queue keeps what busy workers do not take."""
+
+
+class Ringer:
+    """Looks until it is stopped. ``ring``: wake a worker. ``look_behind``, ``clean``: do, or ask a worker to do, the
+    periodic tasks. ``poll``: seconds between two looks, where no timer is due before and no NOTIFY comes. All three
+    may raise: the next look tries again."""
+
+    def __init__(
+        self,
+        ring: Callable[[], object],
+        look_behind: Callable[[], object],
+        clean: Callable[[], object],
+        poll: float = 1.0,
+    ) -> None:
+        self._ring = ring
+        self._watch = Watch(poll, longest_gap=LONGEST_GAP)
+        self._upkeep = Upkeep(look_behind, clean)
+        self._stopping = False
+        self._wake = self._watch.alarm()
+
+    def run(self) -> None:
+        """Look and ring until ``stop`` is called, in the thread that calls this."""
+        try:
+            while not self._stopping:
+                self._round()
+        finally:
+            self._watch.close()
+            connections.close_all()
+
+    def stop(self) -> None:
+        """End ``run`` soon. May be called from another thread or from a signal handler."""
+        self._stopping = True
+        self._wake()
+
+    def _round(self) -> None:
+        pause = self._watch.poll
+        try:
+            for chore in self._upkeep.due():
+                chore()
+            pause = self._watch.look()
+            if not pause:
+                self._ring()
+        except DatabaseTrouble as error:
+            logger.warning("The clock could not read the database, and tries again: %s", error)
+            self._watch.recover()
+            pause = max(pause, 1.0)
+        except Exception as error:
+            logger.warning("The clock could not ring, and tries again: %s: %s", type(error).__name__, error)
+            pause = max(pause, 1.0)
+        if not self._stopping:
+            self._watch.sleep(pause)

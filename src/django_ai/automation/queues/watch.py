@@ -1,0 +1,103 @@
+"""``Watch``: the one mechanism that looks for due rows, says how long to sleep, and is woken by a NOTIFY.
+
+Whoever keeps time for a runtime has one: Q2's brokers, ``automation_worker``, the clock in a Celery worker,
+``automation_clock``. So a timer of two seconds takes two seconds in each of them, without a broker's ETA, and a lost
+message costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from datetime import timedelta
+
+from django.db import Error as DatabaseTrouble
+from django.db import connections
+from django.utils import timezone
+
+from .lease import alias_of
+from .listen import Listener
+from .lookout import look
+from .models import Wakeable
+from .registry import wakeables
+
+FIRST_GAP = 0.02
+
+
+class Watch:
+    """Looks for due rows on behalf of one process or thread.
+
+    ``poll``: the longest sleep between two looks, in seconds. ``models``: the kinds of rows to look at (default: all).
+    ``longest_gap``: while rows stay due, the process is sent to work ever more seldom, at last after this many seconds:
+    the first time at once, a second time for the next worker soon after, and then a trickle.
+    """
+
+    def __init__(
+        self, poll: float, *, models: Collection[type[Wakeable]] | None = None, longest_gap: float = 0.1
+    ) -> None:
+        self.poll = poll
+        self.models = models
+        self.longest_gap = longest_gap
+        self._gap = 0.0
+        self._last = 0.0
+        self._listener: Listener | None = None
+        self._alarm: tuple[int, int] | None = None
+
+    def look(self) -> float:
+        """Return for how many seconds there is nothing to do; 0: rows are due. Raises what the database raises."""
+        moments = [due for model, due in look().items() if self.models is None or model in self.models]
+        if not moments:
+            return self._idle(self.poll)
+        ahead = (min(moments) - timezone.now()) / timedelta(seconds=1)
+        if ahead > 0:
+            return self._idle(min(self.poll, ahead))
+        since = time.monotonic() - self._last
+        if since < self._gap:
+            return self._gap - since
+        self._gap = min(self._gap * 2, self.longest_gap) if self._gap else FIRST_GAP
+        self._last = time.monotonic()
+        return 0.0
+
+    def _idle(self, seconds: float) -> float:
+        self._gap = 0.0
+        return seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, or be woken by a NOTIFY or an alarm."""
+        if self._listener is None:
+            self._listener = Listener(automation_alias())
+        self._listener.wait(seconds, also=self._alarm[0] if self._alarm else None)
+
+    def alarm(self) -> Callable[[], None]:
+        """Return what ends this and every later sleep: for another thread, or a signal handler, that says stop."""
+        if self._alarm is None:
+            self._alarm = os.pipe()
+        end = self._alarm[1]
+
+        def ring() -> None:
+            with suppress(OSError):  # the watch is closed
+                os.write(end, b"!")
+
+        return ring
+
+    def close(self) -> None:
+        """Close the connection that LISTENs; the next sleep makes it anew."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def recover(self) -> None:
+        """Close this thread's connection after the database's trouble; the next look makes it anew."""
+        close_connection(automation_alias())
+
+
+def automation_alias() -> str:
+    """Return the database that holds the automation tables."""
+    return alias_of(wakeables()[0]) if wakeables() else "default"
+
+
+def close_connection(alias: str) -> None:
+    """Close this thread's connection to the database ``alias``, however broken it is."""
+    with suppress(DatabaseTrouble):
+        connections[alias].close()

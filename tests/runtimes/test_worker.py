@@ -1,0 +1,170 @@
+"""``manage.py automation_worker``: real processes, killed, stopped and woken. Waits real seconds.
+
+That it performs everything is shown by ``test_same_story`` and ``tests/scenarios``; here is how it lives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.utils import timezone
+
+from django_ai.automation import engine
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.executor import WorkerExecutor, set_executor
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.runtimes.cluster import automation_worker, children_of, until
+from tests.story.models import Mark, Probe
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+
+@pytest.fixture(autouse=True)
+def _rung():
+    """Ring as a web process of the project would."""
+    set_executor(WorkerExecutor())
+    yield
+    set_executor(None)
+
+
+def done(run: WorkflowRun) -> bool:
+    return WorkflowRun.objects.filter(pk=run.pk, status="completed").exists()
+
+
+def warm(log, run=None) -> None:
+    """Let a worker show that it works: on ``run``, or on a new one."""
+    mine = run or engine.start("story:count", steps=1)
+    until(lambda: done(mine), 30, "The work", log)
+
+
+@contextmanager
+def warm_worker(log, *options):
+    """Run a worker that has worked and now has nothing to do."""
+    run = engine.start("story:count", steps=1)  # before it looks for the first time
+    with automation_worker(log, *options) as process:
+        warm(log, run)
+        yield process
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+class TestLife:
+    def test_an_idle_worker_ends_at_once(self, tmp_path):
+        log = tmp_path / "worker.log"
+        with warm_worker(log, "--processes", "2", "--poll", "60") as process:
+            children = children_of(process.pid)
+            assert len(children) == 2
+            process.send_signal(signal.SIGTERM)
+            # Long before the next poll, and before the grace.
+            assert process.wait(15) == 0
+            assert not any(is_alive(child) for child in children)
+
+    def test_a_killed_child_is_started_again(self, tmp_path):
+        log = tmp_path / "worker.log"
+        with warm_worker(log) as process:
+            (child,) = children_of(process.pid)
+            os.kill(child, signal.SIGKILL)
+            warm(log)
+            assert children_of(process.pid) != [child]
+        assert "was killed by SIGKILL" in log.read_text()
+
+    def test_children_end_when_their_supervisor_is_killed(self, tmp_path):
+        log = tmp_path / "worker.log"
+        with warm_worker(log, "--processes", "2", "--poll", "60") as process:
+            children = children_of(process.pid)
+            process.kill()
+            process.wait(10)
+            until(lambda: not any(is_alive(child) for child in children), 15, "The end of the children", log)
+
+
+class TestWaking:
+    def test_real_seconds_a_notify_wakes_it_long_before_its_poll(self, tmp_path):
+        if connection.vendor != "postgresql":
+            pytest.skip("only PostgreSQL has NOTIFY")
+        log = tmp_path / "worker.log"
+        with warm_worker(log, "--poll", "60"):
+            time.sleep(0.5)  # it sleeps now
+            began = time.monotonic()
+            warm(log)
+            assert time.monotonic() - began < 15
+
+    def test_real_seconds_polling_alone_finds_the_work(self, tmp_path):
+        log = tmp_path / "worker.log"
+        set_executor(None)  # silent: nobody rings
+        with warm_worker(log, "--poll", "0.3"):
+            time.sleep(0.5)
+            warm(log)
+
+    def test_real_seconds_it_wakes_for_a_timer_before_its_next_poll(self, tmp_path):
+        log = tmp_path / "worker.log"
+        nap = engine.start("story:nap", seconds=3)
+        with automation_worker(log, "--poll", "60"):
+            until(lambda: done(nap), 40, "The end of the nap", log)
+        slept, woke = nap.steps.order_by("pk")
+        assert timedelta(seconds=3) <= woke.started - slept.finished < timedelta(seconds=30)
+
+
+class TestOptions:
+    def test_it_performs_only_what_its_queues_say(self):
+        Probe.objects.create(name="due", due_at=timezone.now() - timedelta(seconds=1))
+        run = engine.start("story:count", steps=1)
+        call_command("automation_worker", "--once", "--queues", "events, callbacks")
+        assert not done(run)
+        assert Mark.objects.filter(name="due:due").count() == 1
+        call_command("automation_worker", "--once", "--queues", "workflows")
+        assert done(run)
+
+    def test_what_others_must_do_is_rung_for(self):
+        """A worker of events does not serve the callbacks that they cause: somebody must be told."""
+
+        class Counting:
+            rings = 0
+
+            def ring(self, alias):
+                self.rings += 1
+
+        Probe.objects.create(name="due", due_at=timezone.now() + timedelta(hours=1))
+        Probe.objects.update(due_at=timezone.now())
+        Event.objects.filter(event_name="probe_due").update(wake_at=timezone.now(), at=timezone.now())
+        bell = Counting()
+        set_executor(bell)
+        call_command("automation_worker", "--once", "--queues", "events")
+        assert CallbackExecution.objects.get().status == "pending"
+        assert bell.rings > 0
+
+    def test_once_performs_what_is_due_and_exits(self, capsys):
+        run = engine.start("story:count", steps=3)
+        before = signal.getsignal(signal.SIGTERM)
+        call_command("automation_worker", "--once")
+        assert done(run)
+        assert "Performed 1." in capsys.readouterr().out
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--queues", "workflow"], "Did you mean 'workflows'"),
+            (["--queues", "mail"], "agents, callbacks, events, signals, workflows"),
+            (["--processes", "0"], "--processes=0 must be at least 1"),
+            (["--poll", "0"], "--poll=0 must be more than zero"),
+            (["--grace", "-1"], "--grace=-1"),
+            (["--once", "--processes", "2"], "one process"),
+        ],
+    )
+    def test_nonsense_is_refused(self, options, message):
+        with pytest.raises(CommandError, match=message):
+            call_command("automation_worker", *options)
