@@ -68,10 +68,15 @@ Q_CLUSTER = {
     "save_limit": 100,
     "guard_cycle": 0.5,
 }
+if "TEST_Q2_TIMES" in os.environ:
+    Q_CLUSTER["timeout"], Q_CLUSTER["retry"] = (int(each) for each in os.environ["TEST_Q2_TIMES"].split(","))
 if Q_CLUSTER["broker_class"] == "stock":
     del Q_CLUSTER["broker_class"]
 elif str(Q_CLUSTER["broker_class"]).endswith("RedisBroker"):
     Q_CLUSTER["redis"] = REDIS_URL
+
+if "TEST_WITHOUT_Q2" in os.environ:
+    INSTALLED_APPS.remove("django_q")
 
 TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 if find_spec("django_tasks_db"):

@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 from django.db import connection, models, transaction
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation.events import lookback, matching
@@ -629,3 +630,16 @@ def test_a_huge_list_becomes_no_keys(work):
     save(Order.objects.create(), status="s499")
     work()
     assert status(run) == "completed"
+
+
+def test_looking_back_reads_a_few_events_at_a_time_and_none_twice(work, monkeypatch):
+    """Without a cursor that stays open: the parts meet without a gap, also where events occurred at the same moment."""
+    monkeypatch.setattr(lookback, "FEW", 2)
+    for _ in range(7):
+        Reservation.objects.create(status="confirmed")
+    Event.objects.filter(event_name="reservation_confirmed").update(occurred_at=timezone.now())
+    events = Event.objects.filter(event_name="reservation_confirmed")
+    Event.objects.filter(pk=events.last().pk).update(occurred_at=None)
+    found = [event.pk for event in lookback._with_entities(events)]
+    assert found == sorted(found)
+    assert len(found) == 7

@@ -43,9 +43,9 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def run_script(code: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a process of its own, as a web process would: Django is set up."""
-    script = f"import django\ndjango.setup()\n{code}"
+def run_script(code: str, before: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process of its own, as a web process would, with Django set up after ``before`` has run."""
+    script = f"{before}\nimport django\ndjango.setup()\n{code}"
     return subprocess.run(
         [sys.executable, "-c", script],
         env=environment(**extra), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,

@@ -106,6 +106,21 @@ class Victim:
         return complete()
 
 
+@workflow("story:long")
+class Long:
+    """One step outside a transaction, so that its beginning is seen at once."""
+
+    class Context(BaseModel):
+        seconds: float
+
+    @step(start=True, atomic=False)
+    def last(self):
+        Mark.objects.create(name="long:begin", key=str(os.getpid()))
+        time.sleep(self.context.seconds)
+        Mark.objects.create(name="long:end", key=str(os.getpid()))
+        return complete()
+
+
 @workflow("story:count")
 class Count:
     class Context(BaseModel):

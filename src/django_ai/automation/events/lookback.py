@@ -8,7 +8,6 @@ are gone through instead. Entities that were deleted since are compared by the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from django.db import connections
@@ -55,8 +54,18 @@ def _met(
 
 
 def _with_entities(events: QuerySet[Event, Event]) -> Iterator[Event]:
-    """Yield the events with their entities read, many at a time."""
-    rows = events.iterator(chunk_size=FEW)
-    while chunk := list(islice(rows, FEW)):
-        load_entities(chunk)
-        yield from chunk
+    """Yield the events as they occurred, with their entities read, many at a time; last those still to occur.
+
+    No cursor stays open on the server, which a pooler may not allow.
+    """
+    for has_not in (False, True):
+        part = events.filter(occurred_at__isnull=has_not).order_by("occurred_at", "pk")
+        rest = part
+        while chunk := list(rest[:FEW]):
+            load_entities(chunk)
+            yield from chunk
+            last = chunk[-1]
+            after = Q(pk__gt=last.pk)
+            if not has_not:
+                after = Q(occurred_at__gt=last.occurred_at) | Q(occurred_at=last.occurred_at) & after
+            rest = part.filter(after)

@@ -37,6 +37,7 @@ class QueuesConfig(AppConfig):
         register(checks.check_settings)
         register(checks.check_broker)
         register(checks.check_secret_key, Tags.security)
+        register(checks.check_queue_times)
         register(checks.check_database, Tags.database)
         discover()
         if getattr(settings, "AUTOMATION", None) and settings.AUTOMATION.get("EXECUTOR") == "celery":

@@ -38,19 +38,19 @@ HASTE = {
 OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_retries": 0, "serializer": "json"}
 
 
-@shared_task(name="django_ai.automation.drain_due", **OPTIONS)
+@shared_task(name="django_ai.automation.drain_due", **OPTIONS)  # type: ignore[untyped-decorator]
 def drain_due() -> None:
     """Perform what is due."""
     tasks.drain_due()
 
 
-@shared_task(name="django_ai.automation.poll_due", **OPTIONS)
+@shared_task(name="django_ai.automation.poll_due", **OPTIONS)  # type: ignore[untyped-decorator]
 def poll_due() -> None:
     """Put right what changed behind Django's back, and perform what is due."""
     tasks.poll_due()
 
 
-@shared_task(name="django_ai.automation.cleanup_old", **OPTIONS)
+@shared_task(name="django_ai.automation.cleanup_old", **OPTIONS)  # type: ignore[untyped-decorator]
 def cleanup_old() -> None:
     """Remove what is finished and old."""
     tasks.cleanup_old()

@@ -16,7 +16,8 @@ from ..exceptions import SettingsError
 from .executor import get_executor
 from .lease import alias_of
 from .models import Worker
-from .registry import wakeables
+from .q2 import doorbell_timeout, watches_database
+from .registry import longest_timeout, wakeables
 from .sealing import codec
 
 
@@ -89,6 +90,38 @@ def check_secret_key(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             id="automation.W007",
         )
     ]
+
+
+def check_queue_times(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """What Q2 does with a long task: kill its worker after ``timeout``, hand it out again after ``retry``."""
+    if not apps.is_installed("django_q"):
+        return []
+    cluster = getattr(settings, "Q_CLUSTER", {})
+    retry, timeout = cluster.get("retry", 60), cluster.get("timeout")
+    found: list[CheckMessage] = []
+    if timeout is not None and retry <= timeout:
+        found.append(
+            Warning(
+                f"Q_CLUSTER['retry'] ({retry} s) is not above Q_CLUSTER['timeout'] ({timeout} s): Q2 starts a task a "
+                "second time while the first still runs. Automations are safe by their leases; other tasks are not.",
+                hint=f"Set Q_CLUSTER['retry'] to more than {timeout}.",
+                id="automation.W010",
+            )
+        )
+    longest = doorbell_timeout()
+    if retry <= longest and conf().EXECUTOR in ("", "q2") and not watches_database(cluster.get("broker_class")):
+        found.append(
+            Warning(
+                f"Q_CLUSTER['retry'] ({retry} s) is not above the {longest} s that a worker may take for a doorbell, "
+                f"with the longest step ({longest_timeout()}): Q2 sends a second worker after it, for nothing.",
+                hint=(
+                    f"Set Q_CLUSTER['retry'] to more than {longest}, or Q_CLUSTER['broker_class'] to "
+                    "'django_ai.automation.queues.brokers.OrmBroker', which stores no doorbells."
+                ),
+                id="automation.W011",
+            )
+        )
+    return found
 
 
 def check_database(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:

@@ -66,11 +66,12 @@ class Q2Executor:
         if Conf.SYNC:
             drain()
             return
-        if _watches_database(Conf.BROKER_CLASS):
+        if watches_database(Conf.BROKER_CLASS):
             notify(alias)
             return
         async_task(DOORBELL, q_options={"save": False, "timeout": doorbell_timeout()})
 
 
-def _watches_database(broker_class: str | None) -> bool:
+def watches_database(broker_class: str | None) -> bool:
+    """Say whether a broker of this class looks for due rows itself."""
     return bool(broker_class) and getattr(import_string(str(broker_class)), "watches_database", False)

@@ -1,0 +1,200 @@
+"""Scenario 22: more workers than a PgBouncer in transaction mode has connections, a psycopg pool with one place, and a
+server that takes no more clients. Workers poll where LISTEN means nothing, wait for a place, and come back: no row is
+lost, and no try of user code is spent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import subprocess
+import threading
+import time
+
+import pytest
+from django.db import OperationalError, connection, connections
+
+from django_ai.automation import engine
+from django_ai.automation.queues import heartbeat
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.executor import WorkerExecutor, set_executor
+from django_ai.automation.queues.listen import Listener
+from django_ai.automation.workflows.models import StepExecution, WorkflowRun
+from tests.runtimes.cluster import automation_worker, until
+from tests.services import PGBOUNCER, free_port, needs, wait_for_port
+from tests.story.models import Mark
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
+
+
+@pytest.fixture(autouse=True)
+def _on_postgresql():
+    if connection.vendor != "postgresql":
+        pytest.skip("poolers and pools are PostgreSQL's")
+    yield
+    set_executor(None)
+
+
+def done() -> bool:
+    return not WorkflowRun.objects.unfinished().exists()
+
+
+def assert_all_once(runs: int, steps: int) -> None:
+    assert Mark.objects.filter(name="story:count").count() == runs * steps
+    assert set(WorkflowRun.objects.values_list("status", flat=True)) == {"completed"}
+    assert set(StepExecution.objects.values_list("outcome", "attempt")) <= {("goto", 1), ("complete", 1)}
+
+
+@pytest.fixture
+def pooled(tmp_path_factory):
+    """The environment of processes that reach this database through a PgBouncer with two connections."""
+    needs("pgbouncer")
+    found = connection.settings_dict
+    folder, port = tmp_path_factory.mktemp("pgbouncer"), free_port()
+    password = f" password={found['PASSWORD']}" if found["PASSWORD"] else ""
+    server = (
+        f"host={found['HOST'] or '/var/run/postgresql'} port={found['PORT'] or 5432} user={found['USER']}{password}"
+    )
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\n* = {server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 100\n"
+        "ignore_startup_parameters = extra_float_digits\n"
+    )
+    identity = {}
+    if os.getuid() == 0:  # it refuses root
+        nobody = pwd.getpwnam("nobody")
+        identity = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    for path in (folder, folder.parent, folder.parent.parent):
+        path.chmod(0o755)
+    assert PGBOUNCER is not None
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [PGBOUNCER, str(folder / "pgbouncer.ini")], stdout=log, stderr=subprocess.STDOUT, **identity
+        )
+    try:
+        wait_for_port(port)
+        yield {"PGHOST": "127.0.0.1", "PGPORT": str(port), "DATABASE_URL": "", "PGUSER": found["USER"]}
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextlib.contextmanager
+def redirected(options: dict, **changes):
+    """Give this process's connections other settings for a while."""
+    before = dict(connection.settings_dict)
+    connections.close_all()
+    connection.settings_dict.update({**changes, "OPTIONS": {**before["OPTIONS"], **options}})
+    try:
+        yield
+    finally:
+        if hasattr(connection, "close_pool"):
+            connection.close()
+            connection.close_pool()
+        connection.settings_dict.clear()
+        connection.settings_dict.update(before)
+
+
+def test_22_more_workers_than_pgbouncer_has_connections(tmp_path, pooled):
+    set_executor(WorkerExecutor())
+    log = tmp_path / "worker.log"
+    runs = [engine.start("story:count", steps=5) for _ in range(30)]
+    with automation_worker(log, "--processes", "4", "--poll", "0.5", **pooled):
+        until(done, 90, "The end of all runs", log)
+        late = engine.start("story:listen")
+        until(lambda: WorkflowRun.objects.get(pk=late.pk).status == "suspended", 30, "The wait", log)
+        engine.signal("story:word", {"word": "hello"})
+        until(done, 30, "The wake-up", log)
+    assert Mark.objects.filter(name="story:count").count() == len(runs) * 5
+    assert set(StepExecution.objects.values_list("outcome", flat=True)) == {"goto", "complete", "wait"}
+    assert "Traceback" not in log.read_text()
+
+
+def test_22_a_listener_notices_the_pooler_and_only_sleeps(pooled):
+    with redirected({}, HOST="127.0.0.1", PORT=pooled["PGPORT"]):
+        listener = Listener("default")
+        listener.wait(0.05)
+        assert listener._connection is None
+        assert listener._deaf_until == float("inf")
+    direct = Listener("default")
+    direct.wait(0.05)
+    assert direct._connection is not None
+    direct.close()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_22_a_pool_with_fewer_places_than_threads(size):
+    """Four threads work beside each other; the heartbeat and LISTEN take no place of theirs."""
+    needs("psycopg-pool")
+    for _ in range(12):
+        engine.start("story:count", steps=5)
+    failures = []
+
+    def work() -> None:
+        try:
+            while not done():
+                try:
+                    drain(heartbeat=True)
+                except OperationalError:
+                    time.sleep(0.01)  # no place came free in time
+                finally:
+                    connection.close()
+        except Exception as error:
+            failures.append(error)
+
+    pool = {"min_size": 1, "max_size": size, "timeout": 1}
+    with redirected({"pool": pool}, CONN_MAX_AGE=0):
+        connection.close()
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(90)
+        assert not any(thread.is_alive() for thread in threads)
+    assert failures == []
+    assert_all_once(12, 5)
+
+
+def test_22_heartbeat_and_listen_take_no_place_in_the_pool():
+    needs("psycopg-pool")
+    with redirected({"pool": {"min_size": 1, "max_size": 1, "timeout": 2}}, CONN_MAX_AGE=0):
+        connection.ensure_connection()  # the only place
+        listener = Listener("default")
+        listener.wait(0.05)
+        assert listener._connection is not None
+        listener.close()
+        own = heartbeat.unpooled("default")
+        own.ensure_connection()
+        own.close()
+        connection.close()
+
+
+def test_22_real_seconds_the_server_takes_no_more_clients(tmp_path):
+    """A worker that is refused when it starts tries again; what waits for it is then done.
+
+    The database is limited to the connections that it has; the worker's role is no superuser, so the limit holds.
+    """
+    set_executor(WorkerExecutor())
+    log = tmp_path / "worker.log"
+    role = connection.ops.quote_name(f"automation_few_{os.getpid()}")
+    database = connection.ops.quote_name(connection.settings_dict["NAME"])
+
+    def execute(*statements: str) -> None:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    execute(f"CREATE ROLE {role} LOGIN PASSWORD 'few'", f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}", f"ALTER DATABASE {database} CONNECTION LIMIT 0")
+    try:
+        engine.start("story:count", steps=3)
+        few = {"PGUSER": f"automation_few_{os.getpid()}", "PGPASSWORD": "few", "DATABASE_URL": ""}
+        with automation_worker(log, **few):
+            until(lambda: "could not use the database" in log.read_text(), 40, "The refusal", log)
+            assert "too many connections" in log.read_text()
+            assert Mark.objects.count() == 0
+            execute(f"ALTER DATABASE {database} CONNECTION LIMIT -1")
+            until(done, 40, "The work", log)
+    finally:
+        execute(f"ALTER DATABASE {database} CONNECTION LIMIT -1", f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+    assert_all_once(1, 3)
