@@ -49,12 +49,11 @@ def assert_all_once(runs: int, steps: int) -> None:
 def pooled(tmp_path_factory):
     """The environment of processes that reach this database through a PgBouncer with two connections."""
     needs("pgbouncer")
-    found = connection.settings_dict
+    connection.ensure_connection()
+    found = connection.connection.info
     folder, port = tmp_path_factory.mktemp("pgbouncer"), free_port()
-    password = f" password={found['PASSWORD']}" if found["PASSWORD"] else ""
-    server = (
-        f"host={found['HOST'] or '/var/run/postgresql'} port={found['PORT'] or 5432} user={found['USER']}{password}"
-    )
+    password = f" password={found.password}" if found.password else ""
+    server = f"host={found.host} port={found.port} user={found.user}{password}"
     (folder / "pgbouncer.ini").write_text(
         f"[databases]\n* = {server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
         "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 100\n"
@@ -73,7 +72,7 @@ def pooled(tmp_path_factory):
         )
     try:
         wait_for_port(port)
-        yield {"PGHOST": "127.0.0.1", "PGPORT": str(port), "DATABASE_URL": "", "PGUSER": found["USER"]}
+        yield {"PGHOST": "127.0.0.1", "PGPORT": str(port), "DATABASE_URL": "", "PGUSER": found.user}
     finally:
         process.terminate()
         process.wait(10)
@@ -111,7 +110,7 @@ def test_22_more_workers_than_pgbouncer_has_connections(tmp_path, pooled):
 
 
 def test_22_a_listener_notices_the_pooler_and_only_sleeps(pooled):
-    with redirected({}, HOST="127.0.0.1", PORT=pooled["PGPORT"]):
+    with redirected({}, HOST="127.0.0.1", PORT=pooled["PGPORT"], USER=pooled["PGUSER"]):
         listener = Listener("default")
         listener.wait(0.05)
         assert listener._connection is None
@@ -132,9 +131,11 @@ def test_22_a_pool_with_fewer_places_than_threads(size):
 
     def work() -> None:
         try:
-            while not done():
+            while True:
                 try:
                     drain(heartbeat=True)
+                    if done():
+                        return
                 except OperationalError:
                     time.sleep(0.01)  # no place came free in time
                 finally:
