@@ -1,0 +1,114 @@
+"""Scenario 3: the broker is down when a request commits, or is flushed afterwards. The request commits, soon and with
+no error, and the work runs: a lost doorbell is rung again by whoever looks at the database."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from django.db import transaction
+
+from django_ai.automation import engine
+from django_ai.automation.queues.executor import set_executor
+from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.runtimes.cluster import qcluster, until
+from tests.runtimes.runtimes import celery_rings, celery_worker
+from tests.services import free_port, needs, private_redis
+from tests.story.models import Mark, Probe
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
+
+REDIS_BROKER = "django_ai.automation.queues.brokers.RedisBroker"
+
+
+@pytest.fixture(autouse=True)
+def _silent_afterwards():
+    yield
+    set_executor(None)
+
+
+def request(name: str) -> float:
+    """Save something as a request does, and return the seconds until it had committed and rung."""
+    started = time.monotonic()
+    with transaction.atomic():
+        Probe.objects.create(name=name, ready=True)
+    return time.monotonic() - started
+
+
+def ran(name: str) -> bool:
+    return Mark.objects.filter(name=f"ready:{name}").count() == 1
+
+
+def test_03_q2_with_its_orm_broker_and_the_queue_emptied(tmp_path, monkeypatch):
+    """Q2's own broker queues the doorbell; it is gone before a cluster starts. Its schedule finds the work."""
+    from django.core.management import call_command
+    from django.utils import timezone
+    from django_q.conf import Conf
+    from django_q.models import OrmQ, Schedule
+
+    call_command("migrate", verbosity=0)  # a flush between tests took the schedules
+    monkeypatch.setattr(Conf, "BROKER_CLASS", None)
+    monkeypatch.setattr(Conf, "ORM", "default")
+    set_executor(Q2Executor())
+    request("orm")
+    assert OrmQ.objects.all().delete()[0] >= 1
+    Schedule.objects.update(next_run=timezone.now())
+    log = tmp_path / "cluster.log"
+    with qcluster(log, TEST_BROKER="stock"):
+        until(lambda: ran("orm"), 80, "The work", log)
+
+
+def test_03_q2_with_redis_stopped_while_it_works(tmp_path, monkeypatch):
+    needs("redis", "redis-server")
+    from django_q.conf import Conf
+
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    monkeypatch.setattr(Conf, "BROKER_CLASS", REDIS_BROKER)
+    monkeypatch.setattr(Conf, "REDIS", url)
+    set_executor(Q2Executor())
+    log = tmp_path / "cluster.log"
+    with private_redis(tmp_path, port) as server, qcluster(log, TEST_BROKER=REDIS_BROKER, TEST_REDIS_URL=url):
+        request("before")
+        until(lambda: ran("before"), 40, "The work with Redis", log)
+        server.kill()
+        server.wait()
+        assert request("during") < 5
+        until(lambda: ran("during"), 40, "The work without Redis", log)
+        nap = engine.start("story:nap", seconds=1)
+        until(lambda: WorkflowRun.objects.get(pk=nap.pk).status == "completed", 40, "A timer without Redis", log)
+
+
+def test_03_celery_with_the_broker_down_at_the_commit(tmp_path):
+    """Then the broker comes up and a worker starts: its clock rings for what waits."""
+    needs("celery", "redis", "redis-server")
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    with celery_rings(url, "automation-tests"):
+        first, second = request("first"), request("second")
+        # By itself kombu tries for six seconds; and after one failure a process is silent for a while.
+        assert first < 4
+        assert second < 2
+    log = tmp_path / "worker.log"
+    log.touch()
+    with private_redis(tmp_path, port), celery_worker(log, url):
+        until(lambda: ran("first") and ran("second"), 60, "The work", log)
+
+
+def test_03_celery_with_the_queue_flushed(tmp_path):
+    needs("celery", "redis", "redis-server")
+    import redis
+
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    log = tmp_path / "worker.log"
+    log.touch()
+    with private_redis(tmp_path, port):
+        with celery_rings(url, "automation-tests"):
+            request("flushed")
+        client = redis.from_url(url)
+        client.flushall()
+        client.close()
+        with celery_worker(log, url):
+            until(lambda: ran("flushed"), 60, "The work", log)
