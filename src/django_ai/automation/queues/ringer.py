@@ -56,8 +56,7 @@ class Ringer:
     def _round(self) -> None:
         pause = self._watch.poll
         try:
-            for chore in self._upkeep.due():
-                chore()
+            self._upkeep.run()
             pause = self._watch.look()
             if not pause:
                 self._ring()

@@ -41,9 +41,10 @@ class Upkeep:
         for chore in self._chores:
             chore.plan(chore.first)
 
-    def due(self) -> list[Callable[[], object]]:
-        """Return what to call now, each once."""
-        found = [chore for chore in self._chores if chore.due <= time.monotonic()]
-        for chore in found:
-            chore.plan(chore.every)
-        return [chore.task for chore in found]
+    def run(self) -> None:
+        """Do what is due now. Raises what it raises; that task is then due again in half a minute."""
+        for chore in self._chores:
+            if chore.due <= time.monotonic():
+                chore.plan(MINUTE / 2)
+                chore.task()
+                chore.plan(chore.every)

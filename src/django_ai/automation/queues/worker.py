@@ -100,8 +100,12 @@ class Shift:
         """Do the periodic tasks that are due. They may be broken off anywhere: the next process does them again."""
         self._in_upkeep = True
         try:
-            for chore in self._upkeep.due() if self._upkeep and not self.stopping else ():
-                chore()
+            if self._upkeep is not None and not self.stopping:
+                self._upkeep.run()
+        except DatabaseTrouble:
+            raise
+        except Exception:
+            logger.exception("The upkeep failed, and is tried again.")
         finally:
             self._in_upkeep = False
 
