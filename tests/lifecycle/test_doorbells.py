@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import timedelta
 from io import StringIO
@@ -314,6 +315,29 @@ class TestHeartbeat:
         for row in rows[1:]:
             assert hands.start(row) is False
             assert WorkflowRun.objects.get(pk=row.pk).lease is None
+
+    def test_who_drops_waits_for_a_thread_that_is_dropping(self, monkeypatch):
+        """A worker may end when it has dropped: then the heartbeat's thread must have given back what it took."""
+        engine.start("story:count", steps=1)
+        hands = heartbeat.Hands()
+        hands.hold(list(claim(WorkflowRun, timezone.now(), 1)))
+        begun, go_on, second_done = threading.Event(), threading.Event(), threading.Event()
+
+        def slow_release(row, now):
+            begun.set()
+            go_on.wait(10)
+
+        monkeypatch.setattr(heartbeat, "release", slow_release)
+        first = threading.Thread(target=hands.drop)
+        second = threading.Thread(target=lambda: (hands.drop(), second_done.set()))
+        first.start()
+        assert begun.wait(10)
+        second.start()
+        assert not second_done.wait(0.2)
+        go_on.set()
+        assert second_done.wait(10)
+        first.join()
+        second.join()
 
     def test_stops_after_the_timeout(self):
         engine.start("story:count", steps=1)

@@ -38,6 +38,7 @@ class Hands:
     _started: Wakeable | None = None
     _deadline: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _dropping: threading.Lock = field(default_factory=threading.Lock)
 
     def hold(self, rows: list[Wakeable]) -> None:
         with self._lock:
@@ -69,11 +70,12 @@ class Hands:
             self._started = None
 
     def drop(self) -> None:
-        """Give back what was not started."""
-        with self._lock:
-            rows, self._waiting = list(self._waiting.values()), {}
-        for row in rows:
-            release(row, self.clock())
+        """Give back what was not started. Waits for another thread that is just doing so: its process may end next."""
+        with self._dropping:
+            with self._lock:
+                rows, self._waiting = list(self._waiting.values()), {}
+            for row in rows:
+                release(row, self.clock())
 
     def beat(self) -> None:
         self.drop()
