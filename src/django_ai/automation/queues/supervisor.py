@@ -117,7 +117,8 @@ class Supervisor:
             for child in self._children:
                 if child.process is not None and (code := child.process.poll()) is not None:
                     child.process = None
-                    failures += code != 0
+                    # One that had not begun yet dies of the signal, with nothing in its hands.
+                    failures += code not in (0, -signal.SIGTERM)
             time.sleep(LOOK / 2)
         return failures
 
