@@ -53,9 +53,7 @@ SERVICES = {
     "rabbitmq": Service(
         lambda: _listens(RABBITMQ_URL, 5672), "`apt-get install rabbitmq-server` or `docker run -p 5672:5672 rabbitmq`"
     ),
-    "pgbouncer": Service(
-        lambda: PGBOUNCER is not None, "`apt-get install pgbouncer`; the tests start it themselves"
-    ),
+    "pgbouncer": Service(lambda: PGBOUNCER is not None, "`apt-get install pgbouncer`; the tests start it themselves"),
     "redis-server": Service(
         lambda: REDIS_SERVER is not None, "`apt-get install redis-server`; the tests start it themselves"
     ),
