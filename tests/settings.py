@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "django_ai.automation.agents",
     "tests.app",
     "tests.desk",
+    "tests.soak",
     "tests.story",
     "tests.release",
 ]

@@ -8,6 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from django_ai.automation import Retry, agent, handler
+from django_ai.automation.events.models import Event
+from django_ai.automation.queues.lease import claim
 from tests.desk.companions import Notes
 from tests.desk.looking import answers, book, change, the_agent
 from tests.desk.models import Booking
@@ -123,6 +125,22 @@ class TestOffsets:
     def test_a_booking_of_the_last_minute(self, journey, clock, work):
         book(starts_at=clock.now + HOUR)
         assert self.times(clock, work, 4) == {"before": [0], "at": [1], "after": [2]}
+
+    def test_a_booking_of_the_last_minute_and_no_worker_until_after_its_date(self, journey, clock, work):
+        book(starts_at=clock.now + HOUR)
+        clock.tick(3 * HOUR)  # the event occurs before a worker gets to the agent
+        assert sorted(self.times(clock, work, 2)) == ["after", "at", "before"]
+
+    @pytest.mark.parametrize("away", [{"status": "cancelled"}, {"starts_at": None}], ids=["condition", "date"])
+    def test_what_fired_before_a_worker_got_to_the_agent_is_not_lost_when_the_event_is_disarmed(
+        self, journey, clock, work, away
+    ):
+        booking = book(starts_at=clock.now + 2 * HOUR)
+        (event,) = claim(Event, clock.tick(SECOND), 1)
+        event.perform(clock)
+        assert Event.objects.get(event_name="stay_due").fired == ["-3h"]
+        change(booking, **away)
+        assert self.times(clock, work, 4) == {"before": [0]}
 
     def test_spawned_after_the_date_it_is_too_late_for_what_is_over(self, clock, work):
         @agent("late", spawn_on="booking_confirmed")

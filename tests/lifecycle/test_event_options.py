@@ -455,6 +455,20 @@ def test_a_watched_field_that_changes_and_one_that_does_not(declare, work):
     assert effects() == [f"changed {bill.pk}"] * 2
 
 
+def test_what_hung_on_an_older_change_of_a_deleted_entity_gets_the_snapshot(declare, work):
+    watch(declare, "title")
+    titles = []
+    on_event("changed", name="titles")(lambda event: titles.append((event.entity.title, event.is_valid)))
+    bill = Bill.objects.create(title="a")
+    pk = bill.pk
+    change(bill, title="b")
+    change(bill, title="c").delete()
+    # The same primary key once more: the older changes are not its.
+    change(Bill.objects.create(pk=pk, title="x"), title="y")
+    work()
+    assert titles == [("c", False), ("c", False), ("y", True)]
+
+
 def test_there_and_back_is_two_changes(declare):
     watch(declare, "title")
     bill = Bill.objects.create(title="a")

@@ -160,7 +160,11 @@ def deliver_to(run_pk: int, definition: AgentDefinition, event: Event, now: date
 
 def _of_its_own(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> list[HandlerExecution]:
     # An agent that is born of its occurrence comes too late for what was to be done before it.
-    mine = [each for each in definition.handlers if each.match is None and _has_fired(each, event, event.occurred_at)]
+    mine = [
+        each
+        for each in definition.handlers
+        if each.match is None and _has_fired(each, event, event.occurred_at, spawning=True)
+    ]
     return [execution_of(run_pk, event, each, now) for each in mine]
 
 
@@ -181,7 +185,7 @@ def catch_up(run: AgentRun, definition: AgentDefinition, context: BaseModel, now
             found += [
                 execution_of(run.pk, event, each, now)
                 for each in handlers
-                if each.hears(event) and _has_fired(each, event, moment)
+                if each.hears(event) and _has_fired(each, event, moment, spawning=event.pk == run.event_id)
             ]
     put(found)
 
@@ -226,13 +230,19 @@ def _events(pattern: str, since: datetime, offsets: Sequence[Offset]) -> QuerySe
     return events.order_by("occurred_at", "pk")
 
 
-def _has_fired(handler: HandlerDefinition, event: Event, since: datetime | None) -> bool:
+def _has_fired(handler: HandlerDefinition, event: Event, since: datetime | None, *, spawning: bool) -> bool:
     """Say whether the beat of ``handler`` has come (since a moment), and is not told any more."""
     if not handler.hears(event):
         return False
     if handler.offset is None:
         return event.occurred_at is not None and (since is None or event.occurred_at >= since)
-    if handler.beat not in event.fired or event.at is None or not event.armed:
+    if handler.beat not in event.fired:
         return False
+    if since is not None and not spawning and event.occurred_at is not None and event.occurred_at >= since:
+        # It had not occurred when the agent was spawned: it is its business as a whole, however late the worker that
+        # brings the agent to life, and whatever has become of its date and condition since.
+        return True
+    if event.at is None or not event.armed:
+        return since is not None and event.fired_at is not None and event.fired_at > since
     # Before its date has come the event is still the agent's business; after it only what fell due in the agent's life.
     return since is None or event.status == EventStatus.PENDING or shift(event.at, handler.offset) >= since

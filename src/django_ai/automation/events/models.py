@@ -13,7 +13,7 @@ again, the old row gives up its key and stays as history, and a new one takes it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -156,10 +156,16 @@ class Event(Wakeable):
             model = apps.get_model(self.entity_type)
         except (LookupError, ValueError):
             return None
+        if self.snapshot is None and self.active_key is None:
+            _take_over_snapshots(self.entity_type, [self])
         if self.snapshot is not None:
             return restore_snapshot(self.snapshot)
         pk = model._meta.pk.to_python(self.entity_id)
         found: models.Model | None = model._base_manager.using(alias_of(model)).filter(pk=pk).first()
+        if found is None and self.active_key is not None:
+            # Deleted since this row was read, perhaps.
+            self.snapshot = Event.objects.filter(pk=self.pk).values_list("snapshot", flat=True).first()
+            return None if self.snapshot is None else restore_snapshot(self.snapshot)
         return found
 
     @property
@@ -267,6 +273,8 @@ def load_entities(events: Iterable[Event]) -> None:
             model = apps.get_model(label)
         except (LookupError, ValueError):
             continue
+        _take_over_snapshots(label, [event for event in group if event.active_key is None])
+        group = [event for event in group if event.snapshot is None]
         pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
         entities = model._base_manager.using(alias_of(model)).in_bulk(list(set(pks.values())))
         for event in group:
@@ -278,6 +286,24 @@ class _Exactly(DjangoJSONEncoder):
 
     def default(self, o: Any) -> Any:
         return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
+
+
+def _take_over_snapshots(label: str, history: Sequence[Event]) -> None:
+    """Give rows that are history the snapshot that the deletion wrote to the row which took their place. It is that of
+    the next deletion, for the same primary key may have come again since."""
+    if not history:
+        return
+    found: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    taken = Event.objects.filter(
+        entity_type=label, entity_id__in={event.entity_id for event in history}, snapshot__isnull=False
+    )
+    for pk, entity_id, declared_as, snapshot in taken.order_by("pk").values_list(
+        "pk", "entity_id", "declared_as", "snapshot"
+    ):
+        found.setdefault((entity_id, declared_as), []).append((pk, snapshot))
+    for event in history:
+        later = (each for each in found.get((event.entity_id, event.declared_as), ()) if each[0] > (event.pk or 0))
+        event.snapshot = next((snapshot for _, snapshot in later), None)
 
 
 def take_snapshot(entity: models.Model) -> dict[str, Any]:

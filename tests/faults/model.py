@@ -1,0 +1,493 @@
+"""The model of the soak: what the promises allow, given what the outside did. Pure Python, and nothing of the engine.
+
+The outside's *deeds* are known with the moments between which each was committed. What user code left behind, the
+*effects*, is read at the end, when nothing is due any more. ``judge`` walks through each run's program and through each
+thing's events, and says what is missing, what is there twice, and what could not have happened. Where the outcome is a
+race (a signal against a timeout, a cancellation against a step) every outcome that the deeds allow is right, but one
+of them must have happened as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+TRIES = 4
+BEFORE = timedelta(milliseconds=-800)
+BEATS = {"soak_due-": timedelta(milliseconds=-400), "soak_due": timedelta(0), "soak_due+": timedelta(milliseconds=600)}
+ONCE_EACH = ("soak_made", "soak_ready", "soak_gone", *BEATS)
+"""What may happen to a thing at most once."""
+
+
+@dataclass(frozen=True)
+class Deed:
+    """Something that the outside did: committed between ``begun`` and ``ended``."""
+
+    number: int
+    kind: str
+    target: str
+    begun: datetime
+    ended: datetime
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    result: Any = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    owner: str
+    key: str
+    serial: int | None
+    at: datetime
+    not_before: datetime | None = None
+    idempotency: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it is at the end."""
+
+    tag: str
+    status: str
+    tally: Sequence[str]
+    started: datetime | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """An event row of a thing: when it occurred, if it did."""
+
+    thing: str
+    name: str
+    pk: int
+    at: datetime | None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A row that says that a callback or handler was called for a beat, and when that beat fired."""
+
+    owner: str
+    key: str
+    event: int
+    fired: datetime
+    status: str
+
+
+@dataclass
+class World:
+    """All that is known at the end. ``slack``: how long after a moment was read the rows for it may have been."""
+
+    deeds: Sequence[Deed]
+    effects: Sequence[Effect]
+    runs: Sequence[Run]
+    occurrences: Sequence[Occurrence]
+    beats: Sequence[Beat]
+    now: datetime
+    slack: timedelta = timedelta(0)
+
+    def __post_init__(self) -> None:
+        self.by_owner: dict[str, list[Effect]] = {}
+        for effect in self.effects:
+            self.by_owner.setdefault(effect.owner, []).append(effect)
+        self.by_tag: dict[str, list[Run]] = {}
+        for run in self.runs:
+            self.by_tag.setdefault(run.tag, []).append(run)
+        self.by_target: dict[tuple[str, str], list[Deed]] = {}
+        for deed in self.deeds:
+            self.by_target.setdefault((deed.kind, deed.target), []).append(deed)
+
+    def of(self, kind: str, target: str) -> list[Deed]:
+        return self.by_target.get((kind, target), [])
+
+    def is_gone(self, thing: str) -> bool:
+        return bool(self.of("delete", thing))
+
+
+def judge(world: World) -> list[str]:
+    """Return what is not as it was promised: one sentence each, none if all is well."""
+    return [*_of_effects(world), *_of_things(world), *_of_runs(world), *_of_cancelled(world)]
+
+
+def _of_effects(world: World) -> Iterator[str]:
+    for effect in world.effects:
+        if effect.not_before is not None and effect.at < effect.not_before:
+            yield f"{effect.owner} {effect.key}: early, at {effect.at}, and not due before {effect.not_before}"
+    started = {deed.target for deed in world.deeds if deed.kind == "start"}
+    made = {deed.target for deed in world.deeds if deed.kind == "make"}
+    for owner in world.by_owner:
+        root, _, part = owner.partition(":")
+        if root.split(".")[0] not in started and not (root in made and part):
+            yield f"{owner} left effects, and nobody asked for it"
+
+
+# -- things ------------------------------------------------------------------------------------------------------------
+
+
+def _of_things(world: World) -> Iterator[str]:
+    made = [deed for deed in world.deeds if deed.kind == "make"]
+    touches = Counter[str]()
+    for run in world.runs:
+        thing = _thing_of(world, run.tag)
+        touches[thing] += sum(1 for effect in world.by_owner.get(run.tag, ()) if effect.key.endswith(":touched"))
+    occurrences: dict[tuple[str, str], list[Occurrence]] = {}
+    for each in world.occurrences:
+        occurrences.setdefault((each.thing, each.name), []).append(each)
+    for deed in made:
+        for said in _of_thing(world, deed, touches[deed.target], occurrences):
+            yield f"thing {deed.target}: {said}"
+
+
+def _of_thing(
+    world: World, made: Deed, touched: int, occurrences: Mapping[tuple[str, str], Sequence[Occurrence]]
+) -> Iterator[str]:
+    name, gone = made.target, world.is_gone(made.target)
+    calls = _counted(world, f"{name}:call")
+    kept = _counted(world, f"{name}:keeper")
+    for owner in (f"{name}:call", f"{name}:keeper"):
+        twice = Counter((effect.key, effect.serial) for effect in world.by_owner.get(owner, ()))
+        for (key, serial), number in twice.items():
+            if number > 1:
+                yield f"{owner} did {key} of event {serial} {number} times"
+    for key in ONCE_EACH:
+        for who, found in (("callbacks", calls), ("the keeper", kept)):
+            if found[key] > 1:
+                yield f"{who} did {key} {found[key]} times"
+        if calls[key] not in (allowed := _allowed(world, made, key)):
+            yield f"{key} was called {calls[key]} times, and {sorted(allowed)} is right"
+    for key in ("soak_made", "soak_ready", "soak_due"):
+        cancelled = calls[f"{key} cancelled"]
+        if cancelled + calls[key] > 1 or (cancelled and not gone):
+            yield f"{key} was called {calls[key]} times and cancelled {cancelled} times"
+        if gone and cancelled + calls[key] != 1:
+            yield f"{key} of a deleted thing was called {calls[key]} times and cancelled {cancelled} times"
+    touched += sum(1 for deed in world.of("touch", name) if deed.result)
+    done = calls["soak_touched"] + calls["soak_touched cancelled"]
+    if done != touched if not gone else done < touched or done > touched + 1:
+        # A deletion cancels the row that waited for the next touch, too.
+        yield f"it was touched {touched} times, and soak_touched was called or cancelled {done} times"
+    occurred = len([each for each in occurrences.get((name, "soak_touched"), ()) if each.at is not None])
+    if calls["soak_touched"] != occurred:
+        yield f"soak_touched occurred {occurred} times, and was called {calls['soak_touched']} times"
+    yield from _of_keeper(world, name, gone, calls, kept)
+    yield from _of_dates(world, made)
+
+
+def _counted(world: World, owner: str) -> Counter[str]:
+    return Counter(effect.key for effect in world.by_owner.get(owner, ()))
+
+
+def _allowed(world: World, made: Deed, key: str) -> set[int]:
+    """Return how often a beat of a thing may have been called."""
+    name, gone = made.target, world.is_gone(made.target)
+    if key == "soak_made":
+        return {0, 1} if gone else {1}
+    if key == "soak_gone":
+        return {1} if gone else {0}
+    if key == "soak_ready":
+        values = [bool(made.detail["ready"]), *(deed.detail["value"] for deed in world.of("ready", name))]
+        if not any(values):
+            return {0}
+        return {1} if values[-1] and not gone else {0, 1}
+    dates = _dates(world, made)
+    if not any(date is not None and date + BEATS[key] <= world.now for date, _, _ in dates):
+        return {0}
+    frozen = [deed.detail["value"] for deed in world.of("freeze", name)]
+    last = dates[-1][0]
+    passed = last is not None and last + BEATS[key] <= world.now
+    return {1} if passed and not gone and not (frozen and frozen[-1]) else {0, 1}
+
+
+def _dates(world: World, made: Deed) -> list[tuple[datetime | None, datetime, datetime]]:
+    """Return the dates of a thing, each with the earliest moment at which it may, and the last at which it may still
+    have been the one in force."""
+    deeds = [made, *world.of("date", made.target)]
+    ends = [*(deed.ended for deed in deeds[1:]), datetime.max.replace(tzinfo=world.now.tzinfo)]
+    return [(deed.detail["due"], deed.begun, end) for deed, end in zip(deeds, ends, strict=True)]
+
+
+def _of_dates(world: World, made: Deed) -> Iterator[str]:
+    """No timer is early: when a beat fired, a date was in force whose time for it had come."""
+    dates = _dates(world, made)
+    for beat in world.beats:
+        if beat.key not in BEATS or beat.owner.partition(":")[0] != made.target:
+            continue
+        in_force = [
+            date + BEATS[beat.key]
+            for date, first, last in dates
+            if date is not None and first <= beat.fired + world.slack and last >= beat.fired
+        ]
+        if not any(due <= beat.fired for due in in_force):
+            yield f"{beat.owner} {beat.key} fired at {beat.fired}, and was due at {[str(due) for due in in_force]}"
+
+
+def _of_keeper(world: World, name: str, gone: bool, calls: Counter[str], kept: Counter[str]) -> Iterator[str]:
+    runs = world.by_tag.get(f"{name}:keeper", [])
+    if len(runs) != calls["soak_made"]:
+        yield f"{len(runs)} keepers, and soak_made was called {calls['soak_made']} times"
+    for run in runs:
+        left = Counter(f"{effect.key}:{effect.serial}" for effect in world.by_owner.get(run.tag, ()))
+        if Counter(run.tally) != left:
+            yield f"the keeper's Context says {sorted(run.tally)}, and its effects are {sorted(left)}"
+        if run.status != ("completed" if gone else "active"):
+            yield f"its keeper is {run.status}: {run.error}"
+    if not runs:
+        return
+    for key in (*ONCE_EACH, "soak_touched"):
+        missing = calls[key] - kept[key]
+        if missing and not (gone and missing > 0 and key != "soak_gone"):
+            yield f"{key} was called {calls[key]} times, and the keeper did it {kept[key]} times"
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def _of_runs(world: World) -> Iterator[str]:
+    for deed in world.deeds:
+        if deed.kind == "start":
+            yield from _of_run(world, deed.target, deed.detail["program"], deed.detail["thing"])
+        elif deed.kind == "make":
+            name = deed.target
+            ready = _counted(world, f"{name}:call")["soak_ready"]
+            found = len(world.by_tag.get(f"{name}:ready", ()))
+            if found != ready:
+                yield f"{name}:ready: {found} runs, and soak_ready was called {ready} times"
+            elif found:
+                yield from _of_run(world, f"{name}:ready", deed.detail["program"], name)
+            yield from _of_planned(world, deed)
+
+
+def _of_planned(world: World, made: Deed) -> Iterator[str]:
+    name = made.target
+    left = _counted(world, f"{name}:before")
+    dates = _dates(world, made)
+    last, frozen = dates[-1][0], [deed.detail["value"] for deed in world.of("freeze", name)]
+    allowed = {0, 1}
+    if not any(date is not None and date + BEFORE <= world.now for date, _, _ in dates):
+        allowed = {0}
+    elif last is not None and last <= world.now and not world.is_gone(name) and not (frozen and frozen[-1]):
+        allowed = {1}
+    for key in ("0:mark", "1:end"):
+        if left[key] not in allowed:
+            yield f"{name}:before left {key} {left[key]} times, and {sorted(allowed)} is right"
+    runs = [run for run in world.by_tag.get(f"{name}:before", ()) if run.status != "waiting"]
+    if left["1:end"] != left["0:mark"] or left["1:end"] != len([run for run in runs if run.status == "completed"]):
+        yield f"{name}:before did half of it: {dict(left)}, {[run.status for run in runs]}"
+
+
+def _thing_of(world: World, tag: str) -> str:
+    root, _, part = tag.partition(":")
+    if part:
+        return root
+    start = world.of("start", root.split(".")[0])
+    return str(start[0].detail["thing"]) if start else ""
+
+
+def _of_run(world: World, tag: str, program: Sequence[Mapping[str, Any]], thing: str) -> Iterator[str]:
+    runs = world.by_tag.get(tag, [])
+    if len(runs) != 1:
+        yield f"{tag}: there are {len(runs)} runs of it"
+        return
+    for said in Walk(world, runs[0], program, thing).judge():
+        yield f"{tag}: {said}"
+
+
+@dataclass
+class Walk:
+    """The way of one run through its program."""
+
+    world: World
+    run: Run
+    program: Sequence[Mapping[str, Any]]
+    thing: str
+
+    def judge(self) -> Iterator[str]:
+        left = self._folded()
+        yield from self._of_keys(left)
+        yield from self._of_tally(left)
+        at = 0
+        for pc, told in enumerate(self.program):
+            took = []
+            while at < len(left) and left[at].key.split(":")[0] == str(pc):
+                took.append(left[at])
+                at += 1
+            whats = [effect.key.partition(":")[2] for effect in took]
+            yield from self._of_instruction(pc, told, took, whats)
+            if whats and whats[-1] == "failed":
+                break
+            if tuple(whats) not in self._whole(pc, told):
+                yield from self._of_stop(pc, told, took, whats)
+                break
+        else:
+            ends = [effect for effect in left[at:] if effect.key == f"{len(self.program)}:end"]
+            at += len(ends)
+            if len(ends) != (self.run.status == "completed"):
+                yield f"it left {len(ends)} ends, and is {self.run.status}: {self.run.error[-300:]}"
+            if not ends:
+                yield from self._of_cancelled()
+        if at != len(left):
+            yield f"it left what cannot come there: {[effect.key for effect in left[at:]]}"
+
+    def _folded(self) -> list[Effect]:
+        """Return the effects, those of one visit outside any transaction as one."""
+        found: list[Effect] = []
+        for effect in self.world.by_owner.get(self.run.tag, ()):
+            if not (effect.key.endswith(":loose") and found and found[-1].key == effect.key):
+                found.append(effect)
+        return found
+
+    def _of_keys(self, left: Sequence[Effect]) -> Iterator[str]:
+        twice = [key for key, number in Counter(effect.key for effect in left).items() if number > 1]
+        if twice:
+            yield f"it did twice: {twice}"
+        keys: dict[str, set[str]] = {}
+        for effect in self.world.by_owner.get(self.run.tag, ()):
+            if effect.key.endswith(":loose"):
+                keys.setdefault(effect.key, set()).add(effect.idempotency)
+        for key, found in keys.items():
+            if len(found) != 1:
+                yield f"{key} had more than one idempotency key: {found}"
+
+    def _of_tally(self, left: Sequence[Effect]) -> Iterator[str]:
+        keys = [effect.key for effect in left if not effect.key.endswith(":failed")]
+        if keys != list(self.run.tally):
+            ended = self.run.status in ("cancelled", "failed")
+            if not (ended and keys and keys[-1].endswith(":loose") and keys[:-1] == list(self.run.tally)):
+                yield f"its Context says {list(self.run.tally)}, and its effects are {keys}"
+
+    def _whole(self, pc: int, told: Mapping[str, Any]) -> set[tuple[str, ...]]:
+        """Return what an instruction leaves that has been done and lets the run go on."""
+        if told.get("fails", 0) >= TRIES:
+            return set()
+        match told["do"]:
+            case "mark" | "loose":
+                return {(told["do"],)}
+            case "slow":
+                return {("began", "done")}
+            case "touch":
+                return {("touched",), ("missed",)}
+            case "sleep":
+                return {("sleeps", "timer")}
+            case "wait":
+                woke = "event" if "event" in told["on"] else "signal"
+                return {("waits", woke), *([("waits", "timeout")] if told.get("timeout") is not None else [])}
+            case "call":
+                return {("calls", f"child {status}") for status in ("completed", "failed", "cancelled")}
+        return set()
+
+    def _of_instruction(
+        self, pc: int, told: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]
+    ) -> Iterator[str]:
+        begins = {"sleep": ("sleeps",), "wait": ("waits",), "call": ("calls",), "loose": ("loose",)}
+        # A try outside any transaction leaves its effect, whatever becomes of it.
+        begun = begins.get(told["do"], ())
+        fails = told.get("fails", 0) >= TRIES or told["do"] == "fail"
+        whole = {*self._whole(pc, told), (), *([begun] if begun else []), *([(*begun, "failed")] if fails else [])}
+        if tuple(whats) not in whole:
+            yield f"{pc} ({told['do']}) left {list(whats)}"
+            return
+        if whats and whats[-1] == "failed" and self.run.status != "failed":
+            yield f"{pc} ({told['do']}) failed, and the run is {self.run.status}"
+        if told["do"] == "touch" and whats == ["missed"] and self.thing and not self.world.is_gone(self.thing):
+            yield f"{pc} (touch) missed a thing that is there"
+        if told["do"] == "wait" and whats:
+            yield from self._of_wait(pc, told, took, whats)
+        if told["do"] == "call" and whats:
+            yield from _of_run(self.world, f"{self.run.tag}.{pc}", told["program"], self.thing)
+            child = [run.status for run in self.world.by_tag.get(f"{self.run.tag}.{pc}", ())]
+            if whats[-1].startswith("child") and whats[-1] != f"child {child[0] if child else None}":
+                yield f"{pc} (call) was told {whats[-1]!r}, and the child is {child}"
+
+    def _of_wait(self, pc: int, told: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]) -> Iterator[str]:
+        sent = self._sent(pc, told)
+        before = [effect.serial for effect in self._woken_by_same(told, pc)]
+        if whats[-1] in ("signal", "event"):
+            came = sent.get(took[-1].serial or 0)
+            if came is None or came[0] > took[-1].at:
+                yield f"{pc} (wait) was woken by {took[-1].serial}, which had not come"
+            if took[-1].serial in before:
+                yield f"{pc} (wait) was woken by {took[-1].serial} once more"
+            return
+        ready = [serial for serial, came in sent.items() if serial not in before and self._was_due(told, took, came)]
+        if ready and self.run.status not in ("cancelled", "parked"):
+            yield f"{pc} (wait) {'timed out' if whats[-1] == 'timeout' else 'still waits'}, and {ready} had come"
+
+    def _was_due(self, told: Mapping[str, Any], took: Sequence[Effect], came: tuple[datetime, datetime]) -> bool:
+        """Say whether what came at a time had to wake the wait, which went by it."""
+        timed_out, waits = len(took) > 1, took[0].at
+        if told["on"] == "broadcast":
+            # Who comes later does not hear it. When a timeout and a worker meet it, either is right.
+            return not timed_out and came[0] >= waits
+        # Sent to this run, or occurred since it began: it was there for the wait to find.
+        return not timed_out or came[1] + self.world.slack < waits
+
+    def _sent(self, pc: int, told: Mapping[str, Any]) -> dict[int, tuple[datetime, datetime]]:
+        """Return what may wake the wait: between which moments it came, by its serial."""
+        world = self.world
+        if told["on"] == "signal":
+            return {
+                deed.detail["serial"]: (deed.begun, deed.ended)
+                for deed in world.of("signal", f"{self.run.tag}:{pc}")
+                if deed.result
+            }
+        if told["on"] == "broadcast":
+            return {deed.detail["serial"]: (deed.begun, deed.ended) for deed in world.of("broadcast", told["name"])}
+        return {
+            each.pk: (each.at, each.at)
+            for each in world.occurrences
+            if each.name == "soak_touched" and each.thing == self.thing and each.at is not None
+            and self.run.started is not None and each.at >= self.run.started
+        }  # fmt: skip
+
+    def _woken_by_same(self, told: Mapping[str, Any], pc: int) -> Iterator[Effect]:
+        """Yield what woke the earlier waits of this run by the same kind of message."""
+        reason = "event" if "event" in told["on"] else "signal"
+        for effect in self.world.by_owner.get(self.run.tag, ()):
+            number, _, what = effect.key.partition(":")
+            if int(number) < pc and what == reason:
+                yield effect
+
+    def _of_stop(self, pc: int, told: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]) -> Iterator[str]:
+        """The run did not go on from here: there must be a reason."""
+        status = self.run.status
+        waits = told["do"] == "wait" and list(whats) == ["waits"]
+        if status == "suspended":
+            child = self.world.by_tag.get(f"{self.run.tag}.{pc}", [])
+            if told["do"] == "call" and child and child[0].status == "suspended":
+                return
+            if not waits or told.get("timeout") is not None:
+                yield f"it still waits at {pc} ({told['do']})"
+        elif status == "cancelled":
+            alone = waits and told["on"] == "own event" and self.world.is_gone(self.thing)
+            if not alone:
+                yield from self._of_cancelled()
+        else:
+            yield f"it stopped at {pc} ({told['do']}) with {list(whats)}, and is {status}: {self.run.error[-600:]}"
+
+    def _of_cancelled(self) -> Iterator[str]:
+        if self.run.status != "cancelled":
+            return
+        root, tag = self.run.tag.split(".")[0], self.run.tag
+        asked = [deed for deed in self.world.deeds if deed.kind == "cancel" and _is_under(tag, deed.target)]
+        parent = self.world.by_tag.get(tag.rpartition(".")[0], []) if tag != root else []
+        if not any(deed.result for deed in asked) and not any(each.status == "cancelled" for each in parent):
+            yield "it was cancelled, and nobody asked for it"
+
+
+def _is_under(tag: str, other: str) -> bool:
+    return tag == other or tag.startswith(f"{other}.")
+
+
+def _of_cancelled(world: World) -> Iterator[str]:
+    """Nothing of a run is kept that was done after it had been cancelled."""
+    for deed in world.deeds:
+        if deed.kind == "cancel" and deed.result:
+            for effect in world.by_owner.get(deed.target, ()):
+                if effect.at > deed.ended and not effect.key.endswith(":loose"):
+                    yield f"{deed.target} {effect.key} was left at {effect.at}, and cancelled until {deed.ended}"
+            for run in world.by_tag.get(deed.target, ()):
+                if run.status != "cancelled":
+                    yield f"{deed.target} was cancelled, and is {run.status}"

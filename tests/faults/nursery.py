@@ -1,0 +1,91 @@
+"""Workers by the dozen: one process that has Django set up, and forks a worker whenever it is told to.
+
+A worker is a process like any other: its own connections, its own heartbeat, nothing shared. Forking it takes
+milliseconds where starting Python and Django takes a second, so that there are always some to kill.
+
+    python -m tests.faults.nursery     reads a line for each worker that is wanted, and prints its process id
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Nursery:
+    """The process that forks, from outside. A worker's death is not noticed by itself: ask ``is_alive``."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.nursery"],
+                cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def spawn(self) -> int:
+        """Start a worker and return its process id."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """Kill the process and all its workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def work() -> None:
+    """Drain until killed. Trouble of the database is waited out, as a worker must."""
+    from django.db import Error, connections
+
+    from django_ai.automation.queues.drain import drain
+
+    while True:
+        try:
+            drain(budget=timedelta(seconds=1), heartbeat=True)
+        except Error as error:
+            print(f"{os.getpid()}: {error}", file=sys.stderr, flush=True)
+            connections.close_all()
+            time.sleep(0.2)
+        time.sleep(0.02)
+
+
+def main() -> None:
+    import django
+
+    django.setup()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
+    for _ in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            try:
+                work()
+            finally:
+                os._exit(1)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()

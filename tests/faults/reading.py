@@ -1,0 +1,114 @@
+"""What the database says at the end of a soak: as the model wants it, and which rows nobody will ever wake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from django_ai.automation.agents.models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
+from django_ai.automation.events.models import CallbackExecution, Event, EventStatus, ExecutionStatus
+from django_ai.automation.queues.registry import wakeables
+from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
+from tests.soak import models as rows
+
+from .model import Beat, Effect, Occurrence, Run, World
+from .outside import Outside
+
+
+def world_of(outside: Outside, slack: timedelta = timedelta(0)) -> World:
+    """Return all that is known at the end."""
+    names = {str(deed.result): deed.target for deed in outside.deeds if deed.kind == "make"}
+    return World(
+        deeds=outside.deeds,
+        effects=[
+            Effect(each.owner, each.key, each.serial, each.at, each.not_before, each.idempotency)
+            for each in rows.Effect.objects.order_by("pk")
+        ],
+        runs=[*_runs(names), *_keepers(names)],
+        occurrences=[
+            Occurrence(names[each.entity_id], each.event_name, each.pk, each.occurred_at)
+            for each in Event.objects.filter(entity_type="soak.thing")
+        ],
+        beats=[
+            Beat(f"{names[each.event.entity_id]}:call", each.callback.removeprefix("soak:"), each.event_id, at, "")
+            for each in CallbackExecution.objects.filter(callback__startswith="soak:").select_related("event")
+            if (at := each.created_at)
+        ],
+        now=timezone.now(),
+        slack=slack,
+    )
+
+
+def _runs(names: dict[str, str]) -> Iterator[Run]:
+    for run in WorkflowRun.objects.filter(name__startswith="soak:").order_by("pk"):
+        tag = run.data.get("tag") or f"{names[run.entity_id]}:{run.name.removeprefix('soak:')}"
+        yield Run(tag, run.status, run.data.get("tally", []), run.started_at, run.error)
+
+
+def _keepers(names: dict[str, str]) -> Iterator[Run]:
+    for run in AgentRun.objects.filter(name="soak:keeper").order_by("pk"):
+        yield Run(f"{names[run.entity_id]}:keeper", run.status, run.data.get("tally", []), run.started_at, run.error)
+
+
+def is_quiet(horizon: timedelta) -> bool:
+    """Say whether nothing is due before ``horizon`` has passed, and nobody has anything in hand."""
+    soon = timezone.now() + horizon
+    return not any(
+        model._base_manager.filter(wake_at__lt=soon).exists() or model._base_manager.exclude(lease=None).exists()
+        for model in wakeables()
+    )
+
+
+def without_reason(now: datetime) -> list[str]:
+    """Return the unfinished rows that are not due at a time to come, wait for nothing that has a name, and are not
+    parked with a reason."""
+    found: list[Any] = []
+    for run in WorkflowRun.objects.unfinished():
+        waits = run.status == WorkflowStatus.SUSPENDED and run.wait_channel and run.wait_key
+        sleeps = run.status == WorkflowStatus.WAITING and run.wake_at
+        parked = run.status == WorkflowStatus.PARKED and run.error
+        found += [] if waits or sleeps or parked else [run]
+    for agent in AgentRun.objects.unfinished():
+        box = agent.executions.filter(status=HandlerStatus.PENDING)
+        lives = agent.status == AgentStatus.ACTIVE and (agent.wake_at or not box.exists())
+        found += [] if lives or (agent.status == AgentStatus.PARKED and agent.error) else [agent]
+    for event in Event.objects.filter(status=EventStatus.PENDING, wake_at=None):
+        # An immediate event whose condition is false, or a scheduled one without a date.
+        found += [event] if event.armed and (event.at or not event.definition.is_scheduled) else []  # type: ignore[union-attr]
+    found += Event.objects.filter(telling=True)
+    found += Event.objects.filter(status=EventStatus.PARKED, error="")
+    found += CallbackExecution.objects.filter(status=ExecutionStatus.PENDING, wake_at=None)
+    found += Signal.objects.filter(delivered_at=None, wake_at=None, error="")
+    found += HandlerExecution.objects.filter(status=HandlerStatus.PARKED, error="")
+    found += [
+        row for model in wakeables() for row in model._base_manager.filter(wake_at__lte=now - timedelta(seconds=1))
+    ]
+    return [f"{row._meta.label} {row.pk} ({row}) is unfinished without a reason: {vars(row)}" for row in found]
+
+
+def history_of(tag: str) -> str:
+    """Return the history rows of a run, for a person."""
+    found = []
+    for run in WorkflowRun.objects.filter(name__startswith="soak:"):
+        if run.data.get("tag") == tag:
+            found.append(f"{run} {run.status} at {run.current_step}, wakes {run.wake_at}, waits {run.wait_channel!r}")
+            found += [
+                f"  {each.finished:%H:%M:%S.%f} {each.step} visit {each.visit} try {each.attempt}: {each.outcome}"
+                f" ({each.wake_reason} {each.wake_ref}) {each.error.strip()[-100:]}"
+                for each in run.steps.order_by("pk")
+            ]
+    return "\n".join(found)
+
+
+def resume_lost() -> int:
+    """Resume what was parked because three of its workers died, and say how much it was."""
+    found = 0
+    for model in wakeables():
+        for row in model._base_manager.filter(error__startswith="3 workers in a row died", wake_at=None, lease=None):
+            if getattr(row, "status", "parked") == "parked":
+                row.resume()  # type: ignore[attr-defined]
+                found += 1
+    return found

@@ -1,0 +1,281 @@
+"""The soak: random programs under fire, and at the end what is there is compared with what the model says.
+
+    python -m tests.faults.soak --minutes 2 --seed 7 --database postgresql      (or: make soak MINUTES=2 SEED=7)
+
+The outside (``outside.Chooser``) makes things and moves their dates, flips conditions, starts runs, sends signals, cancels
+and deletes. Meanwhile workers are killed about once a second, some are stopped for longer than their lease and then go
+on, for a while a ``qcluster`` works beside them and loses processes, and the database is stopped at once and started
+again (not SQLite, which has no server). After the time is up one worker drains all that is left, ``model.judge``
+compares, and every unfinished row must say what it waits for.
+
+The seed drives every choice of the outside. When a kill meets a worker is up to the machine, so a seed that has failed may
+pass; what is printed (the difference, the program, the history rows) is meant to be enough. Exit code 0: all is well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from .nursery import ROOT, Nursery, is_alive
+from .private import MariaDB, NoServerError, Postgres, Server, private
+
+LEASE = 1.5
+SKIP = 77
+"""Exit code where the binaries of a server are missing."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--database", choices=("sqlite", "postgresql", "mariadb"), default="sqlite")
+    parser.add_argument("--workers", type=int, default=3)
+    wanted = parser.parse_args()
+    print(f"soak of {wanted.minutes:g} minutes on {wanted.database}, --seed {wanted.seed}", flush=True)
+    try:
+        with _database(wanted.database) as server, tempfile.TemporaryDirectory(prefix="soak-") as scratch:
+            _set_up()
+            findings = Soak(wanted.seed, wanted.minutes * 60, wanted.workers, server, Path(scratch)).run()
+    except NoServerError as error:
+        print(error)
+        sys.exit(SKIP)
+    for finding in findings:
+        print(finding, flush=True)
+    print(f"{len(findings)} findings, --seed {wanted.seed}")
+    sys.exit(bool(findings))
+
+
+@contextlib.contextmanager
+def _database(kind: str) -> Iterator[Server | None]:
+    """Start a database of our own, and let the environment lead this process and its children to it."""
+    common = {
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "TEST_DATABASE": kind,
+        "TEST_LEASE_SECONDS": str(LEASE),
+        "TEST_EXECUTOR": "silent",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    }
+    with contextlib.ExitStack() as stack:
+        os.environ["TEST_SCRATCH"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
+        server = None
+        if kind == "sqlite":
+            os.environ["TEST_LIVE_NAME"] = str(Path(os.environ["TEST_SCRATCH"]) / "soak.sqlite3")
+        else:
+            server = stack.enter_context(private({"postgresql": Postgres, "mariadb": MariaDB}[kind]))
+            common |= {**server.environment, "TEST_LIVE_NAME": "soak"}
+        os.environ.update(common)
+        if server is not None:
+            _create("soak")
+        yield server
+
+
+def _create(name: str) -> None:
+    if os.environ["TEST_DATABASE"] == "postgresql":
+        import psycopg
+
+        with psycopg.connect(
+            host=os.environ["PGHOST"], user=os.environ["PGUSER"], dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+    else:
+        import MySQLdb
+
+        connection = MySQLdb.connect(unix_socket=os.environ["MYSQL_HOST"], user="root")
+        connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        connection.close()
+
+
+def _set_up() -> None:
+    import django
+
+    django.setup()
+    logging.disable(logging.CRITICAL)
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0, run_syncdb=True)
+
+
+class Soak:
+    """One soak, from the first deed to the verdict."""
+
+    def __init__(self, seed: int, seconds: float, workers: int, server: Server | None, scratch: Path) -> None:
+        from .outside import Chooser, Outside
+
+        self.seconds = seconds
+        self.workers = workers
+        self.server = server
+        self.scratch = scratch
+        self.outside = Outside()
+        self.chooser = Chooser(self.outside, seed)
+        self.random = random.Random(f"fire {seed}")
+        self.nursery = Nursery({**os.environ}, scratch / "workers.log")
+        self.pids: list[int] = []
+        self.stopped: list[tuple[float, int]] = []
+        self.cluster: subprocess.Popen[bytes] | None = None
+        self.count = Counter[str]()
+
+    def run(self) -> list[str]:
+        """Return what is wrong: nothing, if all is well."""
+        from .reading import world_of
+
+        try:
+            self._under_fire()
+            quiet = self._settle()
+        finally:
+            self._stop_cluster()
+            self.nursery.close()
+        print(f"{len(self.outside.deeds)} deeds, {dict(self.count)}", flush=True)
+        world = world_of(self.outside, slack=timedelta(seconds=LEASE + 1))
+        print(f"{len(world.effects)} effects, runs: {dict(Counter(run.status for run in world.runs))}", flush=True)
+        return [*quiet, *self._verdict(world)]
+
+    # -- under fire ----------------------------------------------------------------------------------------------------
+
+    def _under_fire(self) -> None:
+        started = time.monotonic()
+        end = started + self.seconds
+        fire: dict[str, tuple[float, Callable[[], None]]] = {
+            "a worker is killed": (1.0, self._kill),
+            "a worker is stopped": (5.0, self._stop),
+            "a cluster comes or goes": (12.0, self._change_cluster),
+            "a process of the cluster is killed": (4.0, self._kill_in_cluster),
+            "the database restarts": (13.0, self._restart),
+        }
+        due = {name: started + self.random.uniform(0.5, 1.5) * every for name, (every, _) in fire.items()}
+        while (now := time.monotonic()) < end:
+            self._respawn(now)
+            for name, (every, act) in fire.items():
+                if now >= due[name]:
+                    due[name] = now + self.random.uniform(0.5, 1.5) * every
+                    act()
+            self.chooser.step()
+            time.sleep(self.random.uniform(0, 0.15))
+
+    def _respawn(self, now: float) -> None:
+        for stopped in [each for each in self.stopped if each[0] <= now]:
+            self.stopped.remove(stopped)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped[1], signal.SIGCONT)
+        self.pids = [pid for pid in self.pids if is_alive(pid)]
+        while len(self.pids) < self.workers:
+            self.pids.append(self.nursery.spawn())
+
+    def _kill(self) -> None:
+        self._signal(self.random.choice(self.pids), self.random.choice([signal.SIGKILL] * 4 + [signal.SIGTERM]))
+
+    def _stop(self) -> None:
+        """Stop a worker for longer than its lease: somebody else takes what it has, and then it goes on."""
+        pid = self.random.choice(self.pids)
+        self._signal(pid, signal.SIGSTOP)
+        self.stopped.append((time.monotonic() + self.random.uniform(0.5, 2.5) * LEASE, pid))
+
+    def _signal(self, pid: int, what: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, what)
+            self.count[what.name] += 1
+
+    def _restart(self) -> None:
+        if self.server is not None:
+            self.server.restart()
+            self.count["restarts of the database"] += 1
+
+    def _change_cluster(self) -> None:
+        if self.cluster is not None:
+            self._stop_cluster()
+            return
+        with (self.scratch / "cluster.log").open("ab") as output:
+            self.cluster = subprocess.Popen(
+                [sys.executable, "manage.py", "qcluster"],
+                cwd=ROOT, env={**os.environ, "TEST_EXECUTOR": "q2"}, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        self.count["clusters"] += 1
+
+    def _kill_in_cluster(self) -> None:
+        if self.cluster is not None:
+            children = _group_of(self.cluster.pid)
+            if children:
+                self._signal(self.random.choice(children), signal.SIGKILL)
+                self.count["killed in a cluster"] += 1
+
+    def _stop_cluster(self) -> None:
+        if self.cluster is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.cluster.pid, signal.SIGKILL)
+            self.cluster.wait(20)
+            self.cluster = None
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> list[str]:
+        """Let the fire go out, and work until nothing is due. What was parked because its workers died is resumed, as
+        an operator would."""
+        from django.utils import timezone
+
+        from .reading import is_quiet, resume_lost, without_reason
+
+        self._stop_cluster()
+        self.chooser.finish()
+        for pid in self.pids:
+            self._signal(pid, signal.SIGKILL)
+        self.stopped.clear()
+        deadline = time.monotonic() + 120
+        while True:
+            self._respawn(time.monotonic())
+            self.count["resumed"] += resume_lost()
+            if is_quiet(timedelta(hours=1)):
+                return without_reason(timezone.now())
+            if time.monotonic() > deadline:
+                return [f"it does not come to rest within two minutes\n{self._logs()}", *without_reason(timezone.now())]
+            time.sleep(0.2)
+
+    def _verdict(self, world: object) -> list[str]:
+        from .model import World, judge
+        from .reading import history_of
+
+        assert isinstance(world, World)
+        found = []
+        for said in judge(world):
+            tag = said.split(": ")[0].removeprefix("thing ")
+            deeds = [
+                deed for deed in self.outside.deeds if deed.target.split(":")[0] == tag.split(":")[0].split(".")[0]
+            ]
+            lines = [said, *(f"  {deed}" for deed in deeds)]
+            lines += [
+                f"  {effect.owner} {effect.key} {effect.serial or ''} at {effect.at:%H:%M:%S.%f}"
+                for effect in world.effects
+                if effect.owner.partition(":")[0].partition(".")[0] == tag.partition(":")[0].partition(".")[0]
+            ]
+            found.append("\n".join([*lines, history_of(tag)]))
+        return found
+
+    def _logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.scratch.glob("*.log")))
+
+
+def _group_of(leader: int) -> list[int]:
+    """Return the processes of the group that ``leader`` leads, without the leader."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            if int(rest[2]) == leader and pid != leader and rest[0] != "Z":
+                found.append(pid)
+    return found
+
+
+if __name__ == "__main__":
+    main()

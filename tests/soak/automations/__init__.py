@@ -1,0 +1,1 @@
+from . import programs, things  # noqa: F401

@@ -1,0 +1,222 @@
+"""Workflows whose Context holds their program, a list of instructions: any worker runs any program.
+
+Each instruction leaves its effects in the transaction of its step, under the number of the instruction:
+
+| ``do`` | what it does | effects |
+| --- | --- | --- |
+| ``mark`` | nothing else | ``mark`` |
+| ``slow`` | takes ``seconds`` in the middle of its transaction | ``began``, ``done`` |
+| ``loose`` | takes ``seconds`` outside any transaction | ``loose``, at least once |
+| ``touch`` | saves the thing that it is about | ``touched``, or ``missed`` if that was deleted |
+| ``sleep`` | for ``seconds`` | ``sleeps``, ``timer`` |
+| ``wait`` | ``on`` a signal, a broadcast or an event, with ``timeout`` or without | ``waits``, then why it woke |
+| ``call`` | runs ``program`` as a sub-workflow | ``calls``, ``child <status>`` |
+| ``fail`` | ends the run | ``failed`` |
+
+``fails`` lets an instruction's last effect raise so often before it passes. Behind the last instruction there is ``end``.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+from pydantic import BaseModel
+
+from django_ai.automation import (
+    Retry,
+    complete,
+    event_workflow,
+    fail,
+    get_wake,
+    goto,
+    idempotency_key,
+    on_fail,
+    run_subflow,
+    sleep,
+    step,
+    wait,
+    wait_for_event,
+    workflow,
+)
+
+from ..models import Effect, Thing
+
+TRIES = 4
+RETRY = Retry(max_attempts=TRIES, base_delay=timedelta(milliseconds=50), backoff_factor=1)
+OFFSET = timedelta(milliseconds=800)
+
+
+class ToldToFail(Exception):
+    """The program says that this try fails."""
+
+
+class Program(BaseModel):
+    tag: str
+    thing: str = ""
+    program: list[dict[str, Any]] = []
+    pc: int = 0
+    tries: int = 0
+    tally: list[str] = []
+    serial: int = 0
+    since: datetime | None = None
+
+
+class Performer:
+    """The steps that all programs have."""
+
+    Context = Program
+    context: Program
+
+    @step(start=True, retry=RETRY)
+    def act(self):
+        return goto(self.loosely) if self._now.get("do") == "loose" else self._turn()
+
+    @step(retry=RETRY, atomic=False)
+    def loosely(self):
+        return self._turn()
+
+    @step(retry=RETRY)
+    def woken(self):
+        return self._turn()
+
+    @step(retry=RETRY)
+    def late(self):
+        return self._turn()
+
+    @on_fail
+    def failed(self, error):
+        Effect.objects.create(owner=self.context.tag, key=f"{self.context.pc}:failed")
+
+    def _turn(self):
+        if self.context.pc >= len(self.context.program):
+            self._leave("end")
+            return complete()
+        return getattr(self, f"_{self._now['do']}")()
+
+    @property
+    def _now(self) -> dict[str, Any]:
+        return self.context.program[self.context.pc] if self.context.pc < len(self.context.program) else {}
+
+    def _leave(self, what: str, serial: int | None = None, not_before: datetime | None = None) -> None:
+        key = f"{self.context.pc}:{what}"
+        Effect.objects.create(
+            owner=self.context.tag, key=key, serial=serial, not_before=not_before, idempotency=idempotency_key()
+        )
+        self.context.tally.append(key)
+
+    def _last(self, what: str, serial: int | None = None, not_before: datetime | None = None):
+        """Leave the last effect of an instruction, or fail with it, and go on with the next."""
+        tally = list(self.context.tally)
+        self._leave(what, serial, not_before)
+        if self.context.tries < self._now.get("fails", 0):
+            # The effect is rolled back and the Context is kept: so it is told what became of it.
+            self.context.tally = tally
+            self.context.tries += 1
+            raise ToldToFail
+        self.context.pc, self.context.tries = self.context.pc + 1, 0
+        return goto(self.act)
+
+    def _mark(self):
+        return self._last("mark")
+
+    def _slow(self):
+        tally = list(self.context.tally)
+        self._leave("began")
+        time.sleep(self._now["seconds"])
+        try:
+            return self._last("done")
+        except ToldToFail:
+            self.context.tally = tally
+            raise
+
+    def _loose(self):
+        tally = list(self.context.tally)
+        self._leave("loose")
+        time.sleep(self._now["seconds"])
+        if self.context.tries < self._now.get("fails", 0):
+            self.context.tally = tally
+            self.context.tries += 1
+            raise ToldToFail
+        self.context.pc, self.context.tries = self.context.pc + 1, 0
+        return goto(self.act)
+
+    def _touch(self):
+        thing = Thing.objects.select_for_update().filter(name=self.context.thing).first()
+        if thing is None:
+            return self._last("missed")
+        thing.version += 1
+        thing.save()
+        return self._last("touched", serial=thing.version)
+
+    def _sleep(self):
+        length = timedelta(seconds=self._now["seconds"])
+        if get_wake().reason == "timer":
+            assert self.context.since is not None
+            return self._last("timer", not_before=self.context.since + length)
+        self._leave("sleeps")
+        self.context.since = timezone.now()
+        return sleep(length, then=None if self._now.get("again") else self.woken)
+
+    def _wait(self):
+        told, wake = self._now, get_wake()
+        length = None if told.get("timeout") is None else timedelta(seconds=told["timeout"])
+        if wake.reason == "timeout":
+            assert self.context.since is not None
+            return self._last("timeout", not_before=self.context.since + (length or timedelta(0)))
+        if wake.reason != "first":
+            serial = wake.payload["serial" if wake.reason == "signal" else "event_id"]
+            return self._last(str(wake.reason), serial=serial)
+        self._leave("waits")
+        self.context.since = timezone.now()
+        then = None if told.get("again") else self.woken
+        late = None if told.get("again") or length is None else self.late
+        if told["on"] == "event":
+            return wait_for_event(
+                "soak_touched", timeout=length, on_timeout=late, then=then, match={"name": "{{ ctx.thing }}"}
+            )
+        if told["on"] == "own event":
+            return wait_for_event("soak_touched", timeout=length, on_timeout=late, then=then)
+        return wait(channel(self.context.tag, self.context.pc, told), timeout=length, on_timeout=late, then=then)
+
+    def _call(self):
+        if get_wake().reason == "signal":
+            return self._last(f"child {get_wake().payload['status']}")
+        self._leave("calls")
+        arguments = {"tag": f"{self.context.tag}.{self.context.pc}", "thing": self.context.thing}
+        return run_subflow("soak:program", then=self.woken, program=self._now["program"], **arguments)
+
+    def _fail(self):
+        return fail("The program says so.")
+
+
+def channel(tag: str, pc: int, told: dict[str, Any]) -> str:
+    """Return the name of the signal that an instruction waits for."""
+    return str(told["name"]) if told["on"] == "broadcast" else f"{tag}:{pc}"
+
+
+@workflow("soak:program")
+class ByHand(Performer):
+    """Started by the outside, or as a sub-workflow."""
+
+
+@event_workflow("soak_ready", name="soak:ready")
+class OnReady(Performer):
+    """Runs the program of the thing that has become ready."""
+
+    @classmethod
+    def create_context(cls, event):
+        thing = event.entity
+        return Program(tag=f"{thing.name}:ready", thing=thing.name, program=thing.program)
+
+
+@event_workflow("soak_due", offset=-OFFSET, name="soak:before")
+class BeforeDue(Performer):
+    """A planned run."""
+
+    @classmethod
+    def create_context(cls, event):
+        thing = event.entity
+        return Program(tag=f"{thing.name}:before", thing=thing.name, program=[{"do": "mark"}])
