@@ -1,15 +1,16 @@
 """The soak: random programs under fire, and at the end what is there is compared with what the model says.
 
-    python -m tests.faults.soak --minutes 2 --seed 7 --database postgresql      (or: make soak MINUTES=2 SEED=7)
+    python -m tests.faults.soak --minutes 2 --seed 7 --database postgresql
 
-The outside (``outside.Chooser``) makes things and moves their dates, flips conditions, starts runs, sends signals, cancels
-and deletes. Meanwhile workers are killed about once a second, some are stopped for longer than their lease and then go
-on, for a while a ``qcluster`` works beside them and loses processes, and the database is stopped at once and started
-again (not SQLite, which has no server). After the time is up one worker drains all that is left, ``model.judge``
-compares, and every unfinished row must say what it waits for.
+The outside (``outside.Chooser``) makes things and moves their dates, flips conditions, starts runs, sends signals,
+cancels and deletes. Meanwhile workers are killed about once a second, some are stopped for longer than their lease and
+then go on, for a while a ``qcluster`` works beside them and loses processes, and the database is stopped at once and
+started again (not SQLite, which has no server). After the time is up the workers drain all that is left,
+``model.judge`` compares, and every unfinished row must say what it waits for.
 
-The seed drives every choice of the outside. When a kill meets a worker is up to the machine, so a seed that has failed may
-pass; what is printed (the difference, the program, the history rows) is meant to be enough. Exit code 0: all is well.
+The seed drives every choice of the outside. When a kill meets a worker is up to the machine, so a seed that has failed
+may pass; what is printed (the difference, the deeds, the effects, the history rows) is meant to be enough. Exit code 0:
+all is well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -125,6 +127,7 @@ class Soak:
         self.pids: list[int] = []
         self.stopped: list[tuple[float, int]] = []
         self.cluster: subprocess.Popen[bytes] | None = None
+        self.restarting: threading.Thread | None = None
         self.count = Counter[str]()
 
     def run(self) -> list[str]:
@@ -162,7 +165,7 @@ class Soak:
                     due[name] = now + self.random.uniform(0.5, 1.5) * every
                     act()
             self.chooser.step()
-            time.sleep(self.random.uniform(0, 0.15))
+            time.sleep(self.random.uniform(0, 0.06))
 
     def _respawn(self, now: float) -> None:
         for stopped in [each for each in self.stopped if each[0] <= now]:
@@ -188,8 +191,10 @@ class Soak:
             self.count[what.name] += 1
 
     def _restart(self) -> None:
-        if self.server is not None:
-            self.server.restart()
+        """Meanwhile the outside goes on, and meets a database that is not there, or loses the answer to a commit."""
+        if self.server is not None and (self.restarting is None or not self.restarting.is_alive()):
+            self.restarting = threading.Thread(target=self.server.restart)
+            self.restarting.start()
             self.count["restarts of the database"] += 1
 
     def _change_cluster(self) -> None:
@@ -228,6 +233,8 @@ class Soak:
         from .reading import is_quiet, resume_lost, without_reason
 
         self._stop_cluster()
+        if self.restarting is not None:
+            self.restarting.join()
         self.chooser.finish()
         for pid in self.pids:
             self._signal(pid, signal.SIGKILL)
@@ -250,20 +257,22 @@ class Soak:
         found = []
         for said in judge(world):
             tag = said.split(": ")[0].removeprefix("thing ")
-            deeds = [
-                deed for deed in self.outside.deeds if deed.target.split(":")[0] == tag.split(":")[0].split(".")[0]
-            ]
-            lines = [said, *(f"  {deed}" for deed in deeds)]
+            root = _root_of(tag)
+            lines = [said, *(f"  {deed}" for deed in self.outside.deeds if _root_of(deed.target) == root)]
             lines += [
                 f"  {effect.owner} {effect.key} {effect.serial or ''} at {effect.at:%H:%M:%S.%f}"
                 for effect in world.effects
-                if effect.owner.partition(":")[0].partition(".")[0] == tag.partition(":")[0].partition(".")[0]
+                if _root_of(effect.owner) == root
             ]
             found.append("\n".join([*lines, history_of(tag)]))
         return found
 
     def _logs(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.scratch.glob("*.log")))
+
+
+def _root_of(tag: str) -> str:
+    return tag.partition(":")[0].partition(".")[0]
 
 
 def _group_of(leader: int) -> list[int]:

@@ -13,7 +13,7 @@ Each instruction leaves its effects in the transaction of its step, under the nu
 | ``call`` | runs ``program`` as a sub-workflow | ``calls``, ``child <status>`` |
 | ``fail`` | ends the run | ``failed`` |
 
-``fails`` lets an instruction's last effect raise so often before it passes. Behind the last instruction there is ``end``.
+``fails`` lets an instruction's last effect raise so often before it passes. Behind the last one there is ``end``.
 """
 
 from __future__ import annotations

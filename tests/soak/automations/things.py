@@ -1,7 +1,7 @@
 """What listens to the events of things: functions for each beat, and an agent for each thing.
 
-Each leaves an effect whose owner says who was called, whose key says for which beat, and whose serial is the event. Every
-third one fails at its first try, every other third at its first two.
+Each leaves an effect whose owner says who was called, whose key says for which beat, and whose serial is the event.
+Every third one fails at its first try, every other third at its first two.
 """
 
 from __future__ import annotations

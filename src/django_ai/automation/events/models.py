@@ -293,7 +293,7 @@ def _take_over_snapshots(label: str, history: Sequence[Event]) -> None:
     the next deletion, for the same primary key may have come again since."""
     if not history:
         return
-    found: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    found: dict[tuple[str, str], list[tuple[int, dict[str, Any] | None]]] = {}
     taken = Event.objects.filter(
         entity_type=label, entity_id__in={event.entity_id for event in history}, snapshot__isnull=False
     )
