@@ -125,7 +125,6 @@ class Soak:
         self.random = random.Random(f"fire {seed}")
         self.nursery = Nursery({**os.environ}, scratch / "workers.log")
         self.pids: list[int] = []
-        self.stopped: list[tuple[float, int]] = []
         self.cluster: subprocess.Popen[bytes] | None = None
         self.restarting: threading.Thread | None = None
         self.count = Counter[str]()
@@ -159,7 +158,7 @@ class Soak:
         }
         due = {name: started + self.random.uniform(0.5, 1.5) * every for name, (every, _) in fire.items()}
         while (now := time.monotonic()) < end:
-            self._respawn(now)
+            self._respawn()
             for name, (every, act) in fire.items():
                 if now >= due[name]:
                     due[name] = now + self.random.uniform(0.5, 1.5) * every
@@ -167,11 +166,7 @@ class Soak:
             self.chooser.step()
             time.sleep(self.random.uniform(0, 0.06))
 
-    def _respawn(self, now: float) -> None:
-        for stopped in [each for each in self.stopped if each[0] <= now]:
-            self.stopped.remove(stopped)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(stopped[1], signal.SIGCONT)
+    def _respawn(self) -> None:
         self.pids = [pid for pid in self.pids if is_alive(pid)]
         while len(self.pids) < self.workers:
             self.pids.append(self.nursery.spawn())
@@ -183,7 +178,8 @@ class Soak:
         """Stop a worker for longer than its lease: somebody else takes what it has, and then it goes on."""
         pid = self.random.choice(self.pids)
         self._signal(pid, signal.SIGSTOP)
-        self.stopped.append((time.monotonic() + self.random.uniform(0.5, 2.5) * LEASE, pid))
+        # By a thread of its own: on SQLite the worker may have the write lock that the outside waits for.
+        threading.Timer(self.random.uniform(0.5, 2.5) * LEASE, self._signal, [pid, signal.SIGCONT]).start()
 
     def _signal(self, pid: int, what: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -238,10 +234,9 @@ class Soak:
         self.chooser.finish()
         for pid in self.pids:
             self._signal(pid, signal.SIGKILL)
-        self.stopped.clear()
         deadline = time.monotonic() + 120
         while True:
-            self._respawn(time.monotonic())
+            self._respawn()
             self.count["resumed"] += resume_lost()
             if is_quiet(timedelta(hours=1)):
                 return without_reason(timezone.now())

@@ -9,10 +9,11 @@ from django.utils import timezone
 
 from django_ai.automation import AgentManager, agent, handler
 from django_ai.automation.agents.models import HandlerExecution
+from django_ai.automation.events.occurrence import CommitBatch
 from tests.desk.companions import Entity, of_guest
 from tests.desk.looking import agents, answers, book, change, the_agent, write
 from tests.desk.models import GroupBooking, Person
-from tests.lifecycle.looking import effects, event_of, leave
+from tests.lifecycle.looking import effects, event_of, leave, status_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -85,6 +86,24 @@ class TestCatchUp:
         clock.tick(HOUR)
         work()
         assert effects() == [f"created {booking.pk}"]
+
+    def test_what_occurred_while_the_spawning_event_waited_for_a_worker_is_replayed(self, clock, work, monkeypatch):
+        @agent("own", spawn_on="booking_created")
+        class Own:
+            Context = Entity
+
+            @handler("stay_due")
+            def due(self):
+                leave("due")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CommitBatch, "__call__", lambda self: None)  # the process dies after its commit
+            booking = book(starts_at=clock.tick(SECOND))
+        work(clock.tick(SECOND))
+        assert status_of(booking, "stay_due") == "processed"
+        assert status_of(booking, "booking_created") == "pending"
+        work(clock.tick(HOUR))
+        assert effects() == ["due"]
 
     def test_a_replayed_event_that_is_told_late_is_handled_once(self, work, monkeypatch):
         from django_ai.automation.events import occurrence

@@ -3,10 +3,17 @@ and the deeds of the outside, each of which commits with what it did."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from django.db import models
 from django.utils import timezone
 
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
+
+
+def now() -> datetime:
+    """Return the moment; looked up when asked, for a test may have stopped the clock since."""
+    return timezone.now()
 
 
 class Thing(models.Model):
@@ -35,7 +42,7 @@ class Effect(models.Model):
     owner = models.CharField(max_length=200, db_index=True)
     key = models.CharField(max_length=100)
     serial = models.BigIntegerField(null=True)
-    at = models.DateTimeField(default=timezone.now)
+    at = models.DateTimeField(default=now)
     not_before = models.DateTimeField(null=True)
     idempotency = models.CharField(max_length=200, default="")
 

@@ -173,7 +173,7 @@ def catch_up(run: AgentRun, definition: AgentDefinition, context: BaseModel, now
     and what has fired before the date of an event that is still to come."""
     spawned = run.event
     found = [] if spawned is None else _of_its_own(run.pk, definition, spawned, now)
-    since = spawned.occurred_at if spawned is not None and spawned.occurred_at else run.created_at
+    since = run.created_at if spawned is None else _spawned_at(spawned) or run.created_at
 
     def listens_to(handler: HandlerDefinition) -> tuple[str, str]:
         match = definition.match_of(handler)
@@ -188,6 +188,14 @@ def catch_up(run: AgentRun, definition: AgentDefinition, context: BaseModel, now
                 if each.hears(event) and _has_fired(each, event, moment, spawning=event.pk == run.event_id)
             ]
     put(found)
+
+
+def _spawned_at(event: Event) -> datetime | None:
+    """Return since when an agent that ``event`` spawns is meant to live. An immediate event means the save that made it
+    occur, however late a worker was that had to do it for a process that died."""
+    definition = event.definition
+    is_immediate = definition is not None and not definition.is_scheduled
+    return event.at if is_immediate and event.occurred_at is not None else event.occurred_at
 
 
 def _missed(
