@@ -1,5 +1,5 @@
-"""Properties of the engine, whatever happens in whatever order: Hypothesis draws the programs, what the outside does, how
-time passes, and at which of its SQL statements a worker (or the process that saves) dies. The clock is stopped, the
+"""Properties of the engine, whatever happens in whatever order: Hypothesis draws the programs, what the outside does,
+how time passes, and at which of its SQL statements a worker (or the process that saves) dies. The clock is stopped, the
 worker is ``drain``, and at the end the same model judges as in the soak.
 
 ``PROPERTY_EXAMPLES`` and ``PROPERTY_STEPS`` ask for more than the gate has time for; then they are drawn at random.
