@@ -393,7 +393,7 @@ class Walk:
             yield f"{pc} ({told['do']}) failed, and the run is {self.run.status}"
         if told["do"] == "touch" and whats == ["missed"] and self.thing and not self.world.is_gone(self.thing):
             yield f"{pc} (touch) missed a thing that is there"
-        if told["do"] == "wait" and whats:
+        if told["do"] == "wait" and whats and whats[-1] != "failed":
             yield from self._of_wait(pc, told, took, whats)
         if told["do"] == "call" and whats:
             yield from _of_run(self.world, f"{self.run.tag}.{pc}", told["program"], self.thing)
