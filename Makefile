@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help test test-all demo serve bench lint types format clean
+.PHONY: help test test-all demo serve bench soak lint types format clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ format: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+soak: $(INSTALLED)  ## random programs under fire against a model: MINUTES=2 SEED=... DATABASE=sqlite|postgresql|mariadb
+	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)
 
 clean:
 	rm -rf $(VENV) $(VENV)-* .mypy_cache .pytest_cache .ruff_cache

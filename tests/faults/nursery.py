@@ -8,6 +8,7 @@ milliseconds where starting Python and Django takes a second, so that there are 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,6 +54,17 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def group_of(leader: int) -> list[int]:
+    """Return the processes of the group that ``leader`` leads, without the leader."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            if int(rest[2]) == leader and pid != leader and rest[0] != "Z":
+                found.append(pid)
+    return found
 
 
 def work() -> None:

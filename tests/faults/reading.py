@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.utils import timezone
 
-from django_ai.automation.agents.models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
-from django_ai.automation.events.models import CallbackExecution, Event, EventStatus, ExecutionStatus
+from django_ai.automation.agents.models import AgentRun
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.health import explain
 from django_ai.automation.queues.registry import wakeables
-from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
+from django_ai.automation.workflows.models import WorkflowRun
 from tests.soak import models as rows
 
 from .model import Beat, Effect, Occurrence, Run, World
@@ -63,30 +63,8 @@ def is_quiet(horizon: timedelta) -> bool:
 
 
 def without_reason(now: datetime) -> list[str]:
-    """Return the unfinished rows that are not due at a time to come, wait for nothing that has a name, and are not
-    parked with a reason."""
-    found: list[Any] = []
-    for run in WorkflowRun.objects.unfinished():
-        waits = run.status == WorkflowStatus.SUSPENDED and run.wait_channel and run.wait_key
-        sleeps = run.status == WorkflowStatus.WAITING and run.wake_at
-        parked = run.status == WorkflowStatus.PARKED and run.error
-        found += [] if waits or sleeps or parked else [run]
-    for agent in AgentRun.objects.unfinished():
-        box = agent.executions.filter(status=HandlerStatus.PENDING)
-        lives = agent.status == AgentStatus.ACTIVE and (agent.wake_at or not box.exists())
-        found += [] if lives or (agent.status == AgentStatus.PARKED and agent.error) else [agent]
-    for event in Event.objects.filter(status=EventStatus.PENDING, wake_at=None):
-        # An immediate event whose condition is false, or a scheduled one without a date.
-        found += [event] if event.armed and (event.at or not event.definition.is_scheduled) else []  # type: ignore[union-attr]
-    found += Event.objects.filter(telling=True)
-    found += Event.objects.filter(status=EventStatus.PARKED, error="")
-    found += CallbackExecution.objects.filter(status=ExecutionStatus.PENDING, wake_at=None)
-    found += Signal.objects.filter(delivered_at=None, wake_at=None, error="")
-    found += HandlerExecution.objects.filter(status=HandlerStatus.PARKED, error="")
-    found += [
-        row for model in wakeables() for row in model._base_manager.filter(wake_at__lte=now - timedelta(seconds=1))
-    ]
-    return [f"{row._meta.label} {row.pk} ({row}) is unfinished without a reason: {vars(row)}" for row in found]
+    """Return the unfinished rows that wait for nothing that has a name, or for a worker although all of them rest."""
+    return [str(found) for found in explain(now) if not found.waits_for or found.waits_for.startswith("a worker")]
 
 
 def history_of(tag: str) -> str:

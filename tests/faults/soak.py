@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from .nursery import ROOT, Nursery, is_alive
+from .nursery import ROOT, Nursery, group_of, is_alive
 from .private import MariaDB, NoServerError, Postgres, Server, private
 
 LEASE = 1.5
@@ -48,8 +48,8 @@ def main() -> None:
     wanted = parser.parse_args()
     print(f"soak of {wanted.minutes:g} minutes on {wanted.database}, --seed {wanted.seed}", flush=True)
     try:
-        with _database(wanted.database) as server, tempfile.TemporaryDirectory(prefix="soak-") as scratch:
-            _set_up()
+        with own_database(wanted.database) as server, tempfile.TemporaryDirectory(prefix="soak-") as scratch:
+            set_up()
             findings = Soak(wanted.seed, wanted.minutes * 60, wanted.workers, server, Path(scratch)).run()
     except NoServerError as error:
         print(error)
@@ -61,12 +61,12 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _database(kind: str) -> Iterator[Server | None]:
+def own_database(kind: str, lease: float = LEASE) -> Iterator[Server | None]:
     """Start a database of our own, and let the environment lead this process and its children to it."""
     common = {
         "DJANGO_SETTINGS_MODULE": "tests.settings",
         "TEST_DATABASE": kind,
-        "TEST_LEASE_SECONDS": str(LEASE),
+        "TEST_LEASE_SECONDS": str(lease),
         "TEST_EXECUTOR": "silent",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
     }
@@ -100,7 +100,7 @@ def _create(name: str) -> None:
         connection.close()
 
 
-def _set_up() -> None:
+def set_up() -> None:
     import django
 
     django.setup()
@@ -207,7 +207,7 @@ class Soak:
 
     def _kill_in_cluster(self) -> None:
         if self.cluster is not None:
-            children = _group_of(self.cluster.pid)
+            children = group_of(self.cluster.pid)
             if children:
                 self._signal(self.random.choice(children), signal.SIGKILL)
                 self.count["killed in a cluster"] += 1
@@ -268,17 +268,6 @@ class Soak:
 
 def _root_of(tag: str) -> str:
     return tag.partition(":")[0].partition(".")[0]
-
-
-def _group_of(leader: int) -> list[int]:
-    """Return the processes of the group that ``leader`` leads, without the leader."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            pid, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
-            if int(rest[2]) == leader and pid != leader and rest[0] != "Z":
-                found.append(pid)
-    return found
 
 
 if __name__ == "__main__":

@@ -220,3 +220,19 @@ class BeforeDue(Performer):
     def create_context(cls, event):
         thing = event.entity
         return Program(tag=f"{thing.name}:before", thing=thing.name, program=[{"do": "mark"}])
+
+
+@workflow("soak:steps")
+class Steps:
+    """So many steps, each of which leaves one effect."""
+
+    class Context(BaseModel):
+        tag: str
+        steps: int
+        done: int = 0
+
+    @step(start=True)
+    def one(self):
+        self.context.done += 1
+        Effect.objects.create(owner=self.context.tag, key=str(self.context.done), idempotency=idempotency_key())
+        return complete() if self.context.done >= self.context.steps else goto(self.one)

@@ -1,0 +1,38 @@
+"""A short soak on a database of its own; ``python -m tests.faults.soak --minutes 60`` soaks for as long as one likes.
+
+``SOAK_SECONDS`` and ``SOAK_SEED`` change how long and which; the seed is printed. It takes about as long again to let
+what was begun come to its end.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from .nursery import ROOT
+from .soak import SKIP
+
+SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
+KIND = os.environ.get("TEST_DATABASE", "sqlite")
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(SECONDS + 300)
+def test_real_seconds_random_programs_under_fire():
+    if KIND == "mariadb" and "SOAK_SECONDS" not in os.environ:
+        pytest.skip("The gate soaks on SQLite and PostgreSQL; SOAK_SECONDS=60 asks for MariaDB.")
+    seed = os.environ.get("SOAK_SEED") or str(random.SystemRandom().randrange(10**6))
+    command = [sys.executable, "-m", "tests.faults.soak"]
+    command += ["--minutes", str(SECONDS / 60), "--seed", seed, "--database", KIND]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    print(done.stdout)
+    if done.returncode == SKIP:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, f"{done.stdout[:20_000]}\n{done.stderr[-5000:]}"
