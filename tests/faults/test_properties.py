@@ -34,8 +34,8 @@ from .reading import resume_lost, without_reason, world_of
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(3600)]
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "30"))
-STEPS = int(os.environ.get("PROPERTY_STEPS", "25"))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "25"))
+STEPS = int(os.environ.get("PROPERTY_STEPS", "20"))
 
 fails = st.sampled_from([0, 0, 0, 1, 3, 4])
 again = st.booleans()

@@ -11,13 +11,19 @@ from .fire import Fire
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.alone, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("kind", ["workers", "qcluster"])
-def test_real_seconds_all_runs_end_while_a_worker_is_killed_every_second(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "one", "five", "every"),
+    [("workers", 1000, 200, 1.0), ("qcluster", 300, 60, 2.0)],
+    ids=["workers", "qcluster"],
+)
+def test_real_seconds_all_runs_end_while_processes_are_killed(kind, one, five, every, tmp_path):
     fire = Fire(
-        runs={1: 1000, 5: 200},
+        runs={1: one, 5: five},
         environment=environment(TEST_LEASE_SECONDS="2", TEST_EXECUTOR="silent"),
         scratch=tmp_path,
+        every=every,
         patience=240,
     )
     fire.fight(kind)
+    assert fire.count["killed"]
     assert fire.verdict() == []
