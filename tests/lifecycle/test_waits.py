@@ -993,3 +993,21 @@ def test_a_worker_that_dies_after_registering_and_before_looking(clock, work, mo
     clock.tick(timedelta(seconds=11))
     work()
     assert status(run) == "completed"
+
+
+@pytest.mark.parametrize("seconds", [1, 100])
+def test_a_worker_that_dies_before_it_has_looked_makes_no_timeout_of_what_had_come(seconds, clock, work, monkeypatch):
+    from django_ai.automation.workflows import runner
+
+    waiter(outcome=lambda self: wait("bell", timeout=seconds * SECOND, on_timeout="other"))
+    settle = runner.settle
+    monkeypatch.setattr(runner, "settle", lambda run, clock: None)
+    run = engine.start("waiter")
+    engine.signal("bell", run=run)
+    Signal.objects.update(wake_at=None)  # delivered while the run was in hand: it stays in the inbox
+    work()
+    assert status(run) == "suspended"
+    monkeypatch.setattr(runner, "settle", settle)
+    clock.tick(timedelta(seconds=200))
+    work()
+    assert (status(run), effects()) == ("completed", ["signal"])

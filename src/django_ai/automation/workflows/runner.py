@@ -38,7 +38,7 @@ from .models import FINISHED, NOT_WAITING, SUBFLOW, Signal, StepExecution, Workf
 from .outcomes import Outcome, Subflow
 from .start import insert_run
 from .transitions import Moment, ended, name_of, retried, transition
-from .waits import look_again, settle
+from .waits import came_in_time, look_again, settle
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -60,8 +60,9 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
     was_parked = run.status == WorkflowStatus.PARKED
     if was_parked:
         run.status = run.unparked
-    rests = run.status == WorkflowStatus.SUSPENDED and (run.wait_deadline is None or clock() < run.wait_deadline)
-    if rests and not was_parked:
+    suspended = run.status == WorkflowStatus.SUSPENDED
+    rests = suspended and (run.wait_deadline is None or clock() < run.wait_deadline)
+    if suspended and not was_parked and (rests or came_in_time(run)):
         look_again(run, clock)
         return
     try:

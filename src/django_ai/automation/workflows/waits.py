@@ -134,7 +134,7 @@ def settle(run: WorkflowRun, clock: Clock) -> None:
     The run has no lease here; every write is fenced on ``seq``.
     """
     mine = WorkflowRun.objects.filter(pk=run.pk, seq=run.seq, lease=None, status=WorkflowStatus.SUSPENDED)
-    found = _in_inbox(run) or _broadcast(run) or _occurrence(run)
+    found = _there(run)
     if found is None:
         if _waits_in_vain(run):
             reason = f"{run.entity_type} {run.entity_id}, whose event it waited for, was deleted."
@@ -153,10 +153,22 @@ def settle(run: WorkflowRun, clock: Clock) -> None:
     ring_after_commit(alias_of(WorkflowRun))
 
 
+def came_in_time(run: WorkflowRun) -> bool:
+    """Say whether what the run waits for came before the timeout, which has passed: nobody took it, because the worker
+    that registered the wait died before it had looked."""
+    found = _there(run)
+    came = None if found is None else found.sent_at if isinstance(found, Signal) else found.occurred_at
+    return came is not None and run.wait_deadline is not None and came < run.wait_deadline
+
+
 def look_again(run: WorkflowRun, clock: Clock) -> None:
     """Finish a registration whose worker died before it had looked. Lets the lease go first, then looks."""
     advance(run, {"wake_at": clock() + conf().LEASE, "lease": None})
     settle(run, clock)
+
+
+def _there(run: WorkflowRun) -> Signal | Event | None:
+    return _in_inbox(run) or _broadcast(run) or _occurrence(run)
 
 
 def _in_inbox(run: WorkflowRun) -> Signal | None:
