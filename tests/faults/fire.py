@@ -33,8 +33,9 @@ from tests.soak.models import Effect
 from .nursery import ROOT, Nursery, group_of, is_alive
 from .reading import resume_lost
 
-TOLERANCE = timedelta(seconds=3)
+TOLERANCE = timedelta(seconds=5)
 """How long nobody may make progress before the probe says that the cluster has wedged."""
+STARTS_WITHIN = timedelta(seconds=30)
 
 
 @dataclass
@@ -101,18 +102,21 @@ class Fire:
 
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[Callable[[], list[int]]]:
-        cluster = self._start_cluster()
-        started = time.monotonic()
+        cluster, started = self._start_cluster(), timezone.now()
 
         def keep_alive() -> list[int]:
             nonlocal cluster, started
-            # It takes a few seconds to start, and is not asked before.
-            is_ill = time.monotonic() - started > 5 and not examine(timezone.now(), TOLERANCE).is_healthy
+            now = timezone.now()
+            health = examine(now, TOLERANCE)
+            works = health.last_worked_at is not None and health.last_worked_at > started
+            # A probe gives a container its time to start; nor is one killed that has not begun to work.
+            is_ill = (works or now - started > STARTS_WITHIN) and not health.is_healthy
             if is_ill or cluster.poll() is not None:
                 self.count["clusters started anew"] += 1
                 kill_group(cluster)
-                cluster, started = self._start_cluster(), time.monotonic()
-            return group_of(cluster.pid)
+                cluster, started = self._start_cluster(), timezone.now()
+                return []
+            return group_of(cluster.pid) if works else []
 
         try:
             yield keep_alive

@@ -32,7 +32,12 @@ from .model import Deed, judge
 from .outside import NEVER, Outside
 from .reading import resume_lost, without_reason, world_of
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(3600),
+    # A cursor of the dead is closed by nobody.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "25"))
 STEPS = int(os.environ.get("PROPERTY_STEPS", "20"))
