@@ -14,6 +14,7 @@ from django_ai.automation import complete, engine, goto, on_event, step, workflo
 from django_ai.automation.events import callbacks
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import attempt as attempt_module
+from django_ai.automation.queues.attempt import BrokenOffError
 from django_ai.automation.queues.database import is_database_failure
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows import definitions
@@ -99,14 +100,14 @@ def test_a_fault_of_the_user_in_sql_is_an_ordinary_failure():
     assert Effect.objects.count() == 0
 
 
-@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
-def test_the_end_of_the_process_gives_the_row_back(end):
+@pytest.mark.parametrize(("end", "losses"), [(SystemExit, 1), (KeyboardInterrupt, 1), (BrokenOffError, 0)])
+def test_the_end_of_the_process_gives_the_row_back(end, losses):
     run = engine.start("attempt:atomic")
     TROUBLE.append(end())
     with pytest.raises(end):
         drain()
     run.refresh_from_db()
-    assert (run.lease, run.attempt, run.losses) == (None, 0, 0)
+    assert (run.lease, run.attempt, run.losses) == (None, 0, losses)
     assert Effect.objects.count() == 0
     drain()
     run.refresh_from_db()

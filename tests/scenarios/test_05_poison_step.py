@@ -4,11 +4,14 @@ parked with a reason, its neighbours in the batch go on, and after the cure it i
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 
 import pytest
+from pydantic import BaseModel
 
-from django_ai.automation import engine
+from django_ai.automation import complete, engine, step, workflow
 from django_ai.automation.conf import conf
+from django_ai.automation.queues.attempt import BrokenOffError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import start_worker, until
@@ -62,3 +65,34 @@ def test_05_real_seconds_a_step_kills_its_worker_again_and_again(tmp_path):
     poison.refresh_from_db()
     assert poison.status == "completed"
     assert Mark.objects.filter(name="poison:cured").count() == 1
+
+
+@pytest.mark.parametrize(
+    ("breaks_off", "tries", "status"), [(SystemExit, 3, "parked"), (BrokenOffError, 5, "completed")]
+)
+def test_05_a_step_that_ends_its_process_in_good_order(breaks_off, tries, status):
+    """``sys.exit()`` in a step would end one worker after the other; a worker that is told to stop is no fault of the
+    step, however often that happens."""
+    entered = []
+
+    @workflow("poison:leaves")
+    class Leaves:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def leave(self):
+            entered.append(1)
+            Mark.objects.create(name="left")
+            if len(entered) < 5:
+                raise breaks_off
+            return complete()
+
+    run = engine.start("poison:leaves")
+    for _ in range(4):
+        with suppress(SystemExit):
+            drain()
+    drain()
+    run.refresh_from_db()
+    assert (run.status, len(entered)) == (status, tries)
+    assert Mark.objects.filter(name="left").count() == (status == "completed")

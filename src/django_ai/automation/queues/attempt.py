@@ -9,7 +9,9 @@ ends the try decides what is kept:
   committed;
 * trouble of the database: the row is given back and costs no try;
 * a lost lease: everything is rolled back, and somebody else has the row;
-* the end of the process (``SystemExit``, Q2's timeout): the row is given back at once.
+* the end of the process (``SystemExit``): the row is given back at once. That is a loss, as if the worker had been
+  killed, or a step that calls ``sys.exit()`` would end worker after worker; but none where a worker that is told to
+  stop breaks off what it has in hand (``BrokenOffError``).
 
 After a commit whose answer was lost nothing can be written by mistake: the commit raised ``seq``, and every later
 write of this worker is fenced on the old one.
@@ -26,6 +28,7 @@ from typing import Any
 
 from django.db import Error as DatabaseTrouble
 from django.db import connections, models, transaction
+from django.db.models import F
 
 from ..exceptions import LeaseLostError
 from .cause import Cause, causing
@@ -39,6 +42,10 @@ from .signals import attempt_finished
 
 DATABASE_PAUSE = timedelta(seconds=1)
 """After trouble of the database a row is due again in so long."""
+
+
+class BrokenOffError(SystemExit):
+    """Raised inside user code by a worker that is told to stop and has waited long enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,8 @@ def attempt(
     except BaseException as error:
         if not isinstance(error, Exception) or is_database_failure(error, connection):
             pause = DATABASE_PAUSE if isinstance(error, Exception) else timedelta(0)
-            give_back(row, lease, [seq], clock() + pause)
+            is_loss = not isinstance(error, Exception | BrokenOffError)
+            give_back(row, lease, [seq], clock() + pause, is_loss=is_loss)
         if isinstance(error, Exception) and is_database_failure(error, connection):
             attempt_finished.send(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
@@ -162,15 +170,17 @@ def _went_through(row: Wakeable, seq: int) -> bool:
     return True
 
 
-def give_back(row: Wakeable, lease: str | None, seqs: Collection[int], wake_at: datetime) -> None:
+def give_back(
+    row: Wakeable, lease: str | None, seqs: Collection[int], wake_at: datetime, *, is_loss: bool = False
+) -> None:
     """Release the row as it was when it was claimed, or as one of ``seqs`` has it; if the database cannot be reached,
-    its lease runs out."""
+    its lease runs out. ``is_loss``: count it as a lease that was lost."""
     connection = connections[alias_of(type(row))]
     row.lease = lease
     try:
         let_go_of_broken(connection)
         for row.seq in seqs:
-            if release(row, wake_at):
+            if release(row, wake_at, losses=F("losses") + int(is_loss)):
                 return
     except DatabaseTrouble:
         connection.close()

@@ -2,7 +2,7 @@
 
 It looks for due rows with the ``Watch`` that all runtimes share, performs them with ``drain``, and does the upkeep.
 SIGTERM and SIGINT end it: nothing new is claimed, what was claimed but not begun goes back at once, and the step in
-hand finishes; after the grace, or at a second signal, ``SystemExit`` is raised in the step, and ``attempt`` gives its
+hand finishes; after the grace, or at a second signal, ``BrokenOffError`` ends the step, and ``attempt`` gives its
 row back. A process that is killed leaves its rows to the end of their leases. A supervisor that is gone is noticed by
 the pipe that it held open, and ends the shift as SIGTERM does.
 """
@@ -23,6 +23,7 @@ from typing import Any
 from django.db import Error as DatabaseTrouble
 from django.db import connections
 
+from .attempt import BrokenOffError
 from .drain import drain
 from .heartbeat import give_back, in_hand
 from .models import Wakeable
@@ -139,7 +140,7 @@ class Shift:
         with suppress(OSError):
             os.write(self._tell, b"!")
         if self._in_upkeep or (self._releasing and in_hand()):
-            raise SystemExit(0)
+            raise BrokenOffError(0)
 
     def _leave(self) -> None:
         """Wait for the end of the shift, give back what was not begun, and after the grace what was."""
