@@ -17,6 +17,7 @@ import faulthandler
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import traceback
 import warnings
@@ -127,6 +128,7 @@ def lose_the_answer() -> None:
     """Break the connection after the write went through, as a cable does; raise what the driver raises then."""
     if connection.vendor == "sqlite":  # no server, so no cable: the disk fails after the commit record was written
         error: Exception = connection.Database.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR  # type: ignore[attr-defined]
     elif connection.vendor == "mysql":
         with socket.socket(fileno=os.dup(connection.connection.fileno())) as cable:
             cable.shutdown(socket.SHUT_RDWR)
