@@ -7,6 +7,7 @@ process ring as a web process of such a project would.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -25,7 +26,6 @@ Runtime = Callable[..., AbstractContextManager[None]]
 @contextlib.contextmanager
 def inline(log: Path, **extra: str) -> Iterator[None]:
     """No worker at all but the committing thread; timers wait for somebody who looks: here a cron each second."""
-    import subprocess
     import sys
 
     from tests.runtimes.cluster import ROOT, environment
@@ -94,7 +94,7 @@ def celery(service: str) -> Runtime:
 
 
 @contextlib.contextmanager
-def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[None]:
+def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``celery -A tests.celery_app worker`` with two processes, in a queue of this test's own."""
     queue = f"automation-tests-{uuid.uuid4().hex[:8]}"
     with celery_rings(broker, queue) as app:
@@ -105,7 +105,7 @@ def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[None]:
         )  # fmt: skip
         try:
             until(lambda: " ready." in log.read_text(), 40, "The Celery worker's start", log)
-            yield
+            yield process
         finally:
             stop(process)
             with contextlib.suppress(Exception), app.connection_for_write(connect_timeout=1) as connection:

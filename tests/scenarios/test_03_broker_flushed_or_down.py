@@ -3,12 +3,14 @@ no error, and the work runs: a lost doorbell is rung again by whoever looks at t
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
 from django.db import transaction
 
 from django_ai.automation import engine
+from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import set_executor
 from django_ai.automation.queues.q2 import Q2Executor
 from django_ai.automation.workflows.models import WorkflowRun
@@ -112,3 +114,17 @@ def test_03_celery_with_the_queue_flushed(tmp_path):
         client.close()
         with celery_worker(log, url):
             until(lambda: ran("flushed"), 60, "The work", log)
+
+
+@pytest.mark.parametrize("scheme", ["redis://{}/0", "amqp://guest:guest@{}//"], ids=["Redis", "AMQP"])
+def test_03_celery_with_a_broker_that_accepts_and_says_nothing(scheme):
+    """As behind a firewall, or a broker that hangs: the first request waits a moment, the next ones do not."""
+    needs("celery", "redis")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = scheme.format(f"127.0.0.1:{silent.getsockname()[1]}")
+        with celery_rings(url, "automation-tests"):
+            assert request("first") < 5
+            assert sum(request(f"later {number}") for number in range(5)) < 5
+    set_executor(None)
+    drain()
+    assert Mark.objects.filter(name__startswith="ready:").count() == 6

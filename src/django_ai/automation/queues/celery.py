@@ -2,7 +2,8 @@
 
 Nothing depends on what a broker keeps: no ETA, no redelivery, no result. Each worker runs a ``Ringer``, one thread of
 its main process, so plain ``celery -A project worker`` keeps the time of all timers without beat, and rings again for a
-doorbell that was lost. The tasks take no arguments: forged, stale or twice, one can do no more than look at the clock.
+doorbell that was lost; while the thread has a connection in use, nobody forks. The tasks take no arguments: forged,
+stale or twice, one can do no more than look at the clock.
 
 ``QueuesConfig.ready`` imports this module where ``AUTOMATION["EXECUTOR"]`` is ``"celery"``, and so registers the tasks.
 """
@@ -10,6 +11,7 @@ doorbell that was lost. The tasks take no arguments: forged, stale or twice, one
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import Any
@@ -29,12 +31,17 @@ PATIENCE = 1.0
 SULK = 5.0
 """Seconds in which a process does not ring again after the broker did not answer: the clock of a worker will."""
 HASTE = {
-    # What kombu waits and retries by itself, six seconds else; the last two are for Redis, others do not read them.
+    # What kombu waits and retries by itself, six seconds else; then two for Redis and two for AMQP, whom the others'
+    # do not concern: a broker that accepts and says nothing is as bad as one that is down.
     "max_retries": 0,
     "connect_retries_timeout": PATIENCE,
     "socket_connect_timeout": PATIENCE,
     "socket_timeout": PATIENCE,
+    "read_timeout": PATIENCE,
+    "write_timeout": PATIENCE,
 }
+FORGOTTEN = 3600
+"""Seconds after which a message that nobody took is thrown away unread: there may have been no worker for a while."""
 OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_retries": 0, "serializer": "json"}
 
 
@@ -70,6 +77,7 @@ def send(task: Any) -> None:
             # Once more, because a connection that rested may be found closed.
             retry=True,
             retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
+            expires=FORGOTTEN,
             time_limit=limit,
             soft_time_limit=limit,
         )
@@ -96,14 +104,54 @@ class CeleryExecutor:
             )
 
 
+class Forks:
+    """Held by the clock while it has in hand what a fork must not copy; who forks waits for it, for a while.
+
+    Celery forks at any time: for a process of its pool that died, or had its share of tasks.
+    """
+
+    LONGEST_WAIT = 5.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waited = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+    def watch(self) -> None:
+        """Make every later fork of this process wait."""
+        os.register_at_fork(
+            before=self.before, after_in_parent=self.after_in_parent, after_in_child=self.after_in_child
+        )
+
+    def before(self) -> None:
+        self._waited = self._lock.acquire(timeout=self.LONGEST_WAIT)
+
+    def after_in_parent(self) -> None:
+        if self._waited:
+            self._waited = False
+            self._lock.release()
+
+    def after_in_child(self) -> None:
+        self._lock, self._waited = threading.Lock(), False
+
+
 _ringer: Ringer | None = None
+_forks: Forks | None = None
 
 
 def start_clock(**kwargs: Any) -> None:
     """Start the clock in the main process of a Celery worker that is ready."""
-    global _ringer
+    global _ringer, _forks
+    if _forks is None:
+        _forks = Forks()
+        _forks.watch()
     if _ringer is None:
-        _ringer = Ringer(lambda: send(drain_due), lambda: send(poll_due), lambda: send(cleanup_old))
+        _ringer = Ringer(lambda: send(drain_due), lambda: send(poll_due), lambda: send(cleanup_old), guard=_forks)
         threading.Thread(target=_ringer.run, name="automation-clock", daemon=True).start()
 
 

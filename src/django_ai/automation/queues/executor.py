@@ -85,6 +85,13 @@ def _from_settings() -> Executor:
             f"AUTOMATION['EXECUTOR'] is {name!r}, which cannot be imported ({error}). Use one of "
             f"{', '.join(map(repr, _NAMES))}, or the dotted path of a class."
         ) from error
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"AUTOMATION['EXECUTOR'] is {name!r}, which cannot be used ({type(error).__name__}: {error}). Look at the "
+            "settings of the queue that it rings."
+        ) from error
     return executor
 
 

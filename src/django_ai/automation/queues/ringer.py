@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from django.db import Error as DatabaseTrouble
 from django.db import connections
 
 from .upkeep import Upkeep
-from .watch import Watch
+from .watch import Watch, automation_alias
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -24,7 +25,12 @@ LONGEST_GAP = 10.0
 class Ringer:
     """Looks until it is stopped. ``ring``: wake a worker. ``look_behind``, ``clean``: do, or ask a worker to do, the
     periodic tasks. ``poll``: seconds between two looks, where no timer is due before and no NOTIFY comes. All three
-    may raise: the next look tries again."""
+    may raise: the next look tries again.
+
+    ``guard``: where the process forks (a pool of workers), what keeps it from doing so while it is held. It is held
+    while there is anything in hand that a fork must not copy: a lock, a connection in use, or one that would be closed
+    for both when the copy of it goes.
+    """
 
     def __init__(
         self,
@@ -32,8 +38,11 @@ class Ringer:
         look_behind: Callable[[], object],
         clean: Callable[[], object],
         poll: float = 1.0,
+        guard: AbstractContextManager[object] | None = None,
     ) -> None:
         self._ring = ring
+        self._forks = guard is not None
+        self._guard = guard or nullcontext()
         self._watch = Watch(poll, longest_gap=LONGEST_GAP)
         self._upkeep = Upkeep(look_behind, clean)
         self._stopping = False
@@ -56,10 +65,8 @@ class Ringer:
     def _round(self) -> None:
         pause = self._watch.poll
         try:
-            self._upkeep.run()
-            pause = self._watch.look()
-            if not pause:
-                self._ring()
+            with self._guard:
+                pause = self._look()
         except DatabaseTrouble as error:
             logger.warning("The clock could not read the database, and tries again: %s", error)
             self._watch.recover()
@@ -69,3 +76,15 @@ class Ringer:
             pause = max(pause, 1.0)
         if not self._stopping:
             self._watch.sleep(pause)
+
+    def _look(self) -> float:
+        try:
+            self._upkeep.run()
+            pause = self._watch.look()
+            if not pause:
+                self._ring()
+            return pause
+        finally:
+            # Of the drivers only psycopg knows in which process a connection was made, and leaves the parent's alone.
+            if self._forks and connections[automation_alias()].vendor != "postgresql":
+                self._watch.recover()

@@ -1,0 +1,234 @@
+"""Workers of Celery and of Django's tasks: what ends them, what rings them, and what a message can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+import pytest
+from django.utils import timezone
+
+from django_ai.automation import engine
+from django_ai.automation.exceptions import SettingsError
+from django_ai.automation.queues.executor import Executor, get_executor, set_executor
+from django_ai.automation.queues.registry import longest_timeout
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.databases import REDIS_URL
+from tests.runtimes.cluster import ROOT, environment, until
+from tests.runtimes.runtimes import celery_rings, celery_worker
+from tests.services import needs
+from tests.story.models import Mark, Probe
+
+celery_runtime = pytest.importorskip("django_ai.automation.queues.celery")
+tasks_runtime = pytest.importorskip("django_ai.automation.queues.django_tasks")
+pytest.importorskip("django_tasks_db")
+from django_tasks_db.models import DBTaskResult  # noqa: E402
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+
+@pytest.fixture(autouse=True)
+def _silent_afterwards() -> Iterator[None]:
+    yield
+    set_executor(None)
+
+
+@contextmanager
+def ringing(executor: Executor) -> Iterator[None]:
+    set_executor(executor)
+    yield
+    set_executor(None)
+
+
+def completed(run: WorkflowRun) -> bool:
+    return WorkflowRun.objects.filter(pk=run.pk, status="completed").exists()
+
+
+def begun(number: int = 1) -> bool:
+    return Mark.objects.filter(name="long:begin").count() >= number
+
+
+@pytest.mark.alone
+def test_real_seconds_a_celery_worker_finishes_its_step_on_sigterm(tmp_path):
+    needs("redis")
+    log = tmp_path / "celery.log"
+    with celery_worker(log, REDIS_URL) as worker:
+        run = engine.start("story:long", seconds=2)
+        until(begun, 30, "The step", log)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(40) == 0
+        assert completed(run), log.read_text()[-3000:]
+    assert [step.outcome for step in run.steps.all()] == ["complete"]
+
+
+@pytest.mark.alone
+def test_real_seconds_what_a_cold_shutdown_of_celery_breaks_off_is_done_again(tmp_path):
+    needs("redis")
+    log, lease = tmp_path / "celery.log", {"TEST_LEASE_SECONDS": "2"}
+    with celery_worker(log, REDIS_URL, **lease) as worker:
+        run = engine.start("story:long", seconds=3)
+        until(begun, 30, "The step", log)
+        worker.send_signal(signal.SIGQUIT)
+        worker.wait(40)
+        assert not completed(run)
+    with celery_worker(tmp_path / "next.log", REDIS_URL, **lease):
+        until(lambda: completed(run), 40, "The second start", tmp_path / "next.log")
+    assert Mark.objects.filter(name="long:begin").count() == 2
+    assert Mark.objects.filter(name="long:end").count() == 1
+    assert [each.outcome for each in run.steps.all()] == ["lost", "complete"]
+
+
+@pytest.mark.alone
+def test_real_seconds_a_pool_process_that_dies_is_replaced_and_the_clock_goes_on(tmp_path):
+    """The new process is forked while the clock lives: neither may take the other's connections."""
+    needs("redis")
+    log, lease = tmp_path / "celery.log", {"TEST_LEASE_SECONDS": "2"}
+    flag = tmp_path / "flag"
+    with celery_worker(log, REDIS_URL, **lease):
+        run = engine.start("story:victim", flag=str(flag), atomic=False)
+        os.kill(int(until(lambda: flag.exists() and flag.read_text(), 30, "The step", log)), signal.SIGKILL)
+        until(lambda: completed(run), 40, "The rerun", log)
+        nap = engine.start("story:nap", seconds=1)
+        until(lambda: completed(nap), 30, "A timer after that", log)
+    assert "could not read the database" not in log.read_text()
+
+
+class TestCelery:
+    def test_is_there_when_django_starts(self):
+        code = "import django; django.setup(); from celery import current_app as app; app.finalize(); print(*app.tasks)"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(TEST_EXECUTOR="celery"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert "django_ai.automation.drain_due" in done.stdout
+
+    def test_carries_its_own_limits_and_is_forgotten_in_the_end(self):
+        needs("redis")
+        import redis
+
+        broker = REDIS_URL
+        with celery_rings(broker, "automation-tests-limits"):
+            engine.start("story:count", steps=1)
+        with redis.from_url(broker) as server:
+            message = json.loads(server.lpop("automation-tests-limits"))
+            server.delete("automation-tests-limits")
+        headers = message["headers"]
+        assert headers["task"] == "django_ai.automation.drain_due"
+        assert min(headers["timelimit"]) > longest_timeout().total_seconds()
+        assert timezone.now() < datetime.fromisoformat(headers["expires"]) < timezone.now() + timedelta(hours=2)
+        assert (headers["ignore_result"], headers["argsrepr"], headers["kwargsrepr"]) == (True, "()", "{}")
+
+    def test_answers_a_doorbell_and_nothing_else(self):
+        run = engine.start("story:count", steps=1)
+        assert celery_runtime.drain_due.apply(args=["os.system", "true"]).failed()
+        assert not completed(run)
+        for _ in range(3):  # as often as one likes
+            assert celery_runtime.drain_due.apply().successful()
+            assert celery_runtime.poll_due.apply().successful()
+        assert completed(run)
+        assert Mark.objects.count() == 1
+
+    def test_an_eager_app_performs_at_the_commit(self):
+        from celery import current_app
+
+        current_app.conf.task_always_eager = True
+        try:
+            with ringing(celery_runtime.CeleryExecutor()):
+                run = engine.start("story:count", steps=1)
+        finally:
+            current_app.conf.task_always_eager = False
+        assert completed(run)
+
+    def test_nobody_forks_while_the_clock_has_a_connection_in_use(self):
+        forks = celery_runtime.Forks()
+        may_leave, inside, forked = threading.Event(), threading.Event(), threading.Event()
+
+        def look() -> None:
+            with forks:
+                inside.set()
+                may_leave.wait(10)
+
+        def fork() -> None:
+            forks.before()
+            forked.set()
+            forks.after_in_parent()
+
+        looker, forker = threading.Thread(target=look), threading.Thread(target=fork)
+        looker.start()
+        assert inside.wait(10)
+        forker.start()
+        assert not forked.wait(0.2)
+        may_leave.set()
+        assert forked.wait(10)
+        looker.join()
+        forker.join()
+        forks.before()
+        forks.after_in_child()  # where the thread that would let it go does not exist
+        with forks:
+            pass
+
+
+class TestDjangoTasks:
+    def test_a_commit_rings_only_if_the_last_doorbell_was_answered(self):
+        with ringing(tasks_runtime.TasksExecutor()):
+            for number in range(5):
+                Probe.objects.create(name=str(number), ready=True)
+            assert DBTaskResult.objects.count() == 1
+            (waiting,) = DBTaskResult.objects.ready()
+            waiting.claim("a worker")
+            waiting.set_successful(waiting.task.call())
+            assert Mark.objects.filter(name__startswith="ready:").count() == 5
+            Probe.objects.create(name="next", ready=True)
+            assert DBTaskResult.objects.filter(status="READY").count() == 1
+            DBTaskResult.objects.all().delete()  # the queue is emptied
+            Probe.objects.create(name="last", ready=True)
+            assert DBTaskResult.objects.count() == 1
+
+    def test_a_backend_that_cannot_say_is_rung_once_in_a_while(self, monkeypatch):
+        rung = []
+
+        class Result:
+            def refresh(self):
+                raise NotImplementedError
+
+        class Task:
+            def enqueue(self):
+                rung.append(1)
+                return Result()
+
+        executor = tasks_runtime.TasksExecutor()
+        executor.doorbell = Task()
+        for _ in range(5):
+            executor.ring("default")
+        assert len(rung) == 1
+        executor._rung -= tasks_runtime.SPACING
+        executor.ring("default")
+        assert len(rung) == 2
+
+    def test_answers_a_doorbell_and_nothing_else(self):
+        run = engine.start("story:count", steps=1)
+        with pytest.raises(TypeError):
+            tasks_runtime.automation_drain_due.call("os.system")
+        assert not completed(run)
+        for _ in range(3):
+            tasks_runtime.automation_drain_due.call()
+        assert completed(run)
+        assert Mark.objects.count() == 1
+
+
+def test_an_executor_that_cannot_be_used_is_named(settings):
+    settings.AUTOMATION = {"EXECUTOR": "tests.runtimes.test_celery_and_django_tasks.Unusable"}
+    with pytest.raises(SettingsError, match=r"Unusable.*ValueError: no such queue"):
+        get_executor()
+
+
+class Unusable:
+    def __init__(self):
+        raise ValueError("no such queue")
