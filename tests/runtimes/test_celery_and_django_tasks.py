@@ -82,7 +82,8 @@ def test_real_seconds_what_a_cold_shutdown_of_celery_breaks_off_is_done_again(tm
         until(lambda: completed(run), 40, "The second start", tmp_path / "next.log")
     assert Mark.objects.filter(name="long:begin").count() == 2
     assert Mark.objects.filter(name="long:end").count() == 1
-    assert [each.outcome for each in run.steps.all()] == ["lost", "complete"]
+    # Given back by the process that was ended, or found again when its lease had run out.
+    assert [each.outcome for each in run.steps.all()] in (["complete"], ["lost", "complete"])
 
 
 @pytest.mark.alone
