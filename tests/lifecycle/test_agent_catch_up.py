@@ -9,6 +9,8 @@ from django.utils import timezone
 
 from django_ai.automation import AgentManager, agent, handler
 from django_ai.automation.agents.models import HandlerExecution
+from django_ai.automation.events import lookback
+from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
 from tests.desk.companions import Entity, of_guest
 from tests.desk.looking import agents, answers, book, change, the_agent, write
@@ -188,6 +190,18 @@ class TestCatchUp:
 
 
 class TestOwnEntity:
+    def test_an_event_that_occurs_while_it_is_looked_for_is_seen_once(self):
+        """The look is two queries: what has occurred, and what is still to. It must not fall between them."""
+        of_guest()
+        two = [event_of(book(), "booking_confirmed") for _ in range(2)]
+        moment = timezone.now()
+        Event.objects.filter(pk=two[0].pk).update(occurred_at=moment, status="processed")
+        found = []
+        for event in lookback._with_entities(Event.objects.filter(pk__in=[each.pk for each in two])):
+            found.append(event.pk)
+            Event.objects.filter(pk=two[1].pk).update(occurred_at=moment - SECOND, status="processed")
+        assert sorted(found) == [each.pk for each in two]
+
     def test_without_a_match_only_its_own_entity_is_heard(self, work):
         @agent("own", spawn_on="booking_created")
         class Own:

@@ -54,18 +54,23 @@ def _met(
 
 
 def _with_entities(events: QuerySet[Event, Event]) -> Iterator[Event]:
-    """Yield the events as they occurred, with their entities read, many at a time; last those still to occur.
+    """Yield the events with their entities read, many at a time: first those still to occur, then the others as they
+    occurred. In this order, because one that occurs meanwhile must be among one or the other; it is yielded once.
 
     No cursor stays open on the server, which a pooler may not allow.
     """
-    for has_not in (False, True):
-        part = events.filter(occurred_at__isnull=has_not).order_by("occurred_at", "pk")
+    seen = set()
+    for still_to_occur in (True, False):
+        part = events.filter(occurred_at__isnull=still_to_occur).order_by("occurred_at", "pk")
         rest = part
         while chunk := list(rest[:FEW]):
+            last = chunk[-1]
+            chunk = [event for event in chunk if event.pk not in seen]
             load_entities(chunk)
             yield from chunk
-            last = chunk[-1]
             after = Q(pk__gt=last.pk)
-            if not has_not:
+            if still_to_occur:
+                seen.update(event.pk for event in chunk)
+            else:
                 after = Q(occurred_at__gt=last.occurred_at) | Q(occurred_at=last.occurred_at) & after
             rest = part.filter(after)
