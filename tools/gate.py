@@ -2,12 +2,13 @@
 
 Lint, types and the audit of dependencies first. Then suites, one beside the other on each core: the tests on SQLite,
 PostgreSQL and MariaDB with this Python, and on the first two with the newest Python and Django that this machine has an
-interpreter for. Last, with nothing beside them, the tests that start real workers and watch the clock (the mark
-``alone``). It closes with the test runner's own summary line.
+interpreter for; then, two databases at a time, the tests that start real workers (the mark ``alone``). Last, with
+nothing beside them, those of the runtimes, which say how late a worker may be. It closes with the test runner's own
+summary line.
 
 Whatever is missing is named, with a way to start it, and skipped; but what ``AUTOMATION_REQUIRE`` names, as CI does,
 must be there. ``--all`` adds MariaDB on the newest Python, the oldest versions that pyproject.toml allows on each
-database, and a soak of ten minutes on each.
+database, all crash points in each way on each, the runtimes on each, and a soak of ten minutes on each.
 """
 
 from __future__ import annotations
@@ -33,15 +34,17 @@ from tools import environment, mariadb, postgres  # noqa: E402
 
 NEWEST = ("3.14", "3.13", "3.12")
 SOAK_MINUTES = 10
+RUNTIMES = "tests/runtimes"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One run of the tests: with which Python, on which database, and whether coverage looks on."""
+    """One run of the tests: with which Python, on which database, which tests, and whether coverage looks on."""
 
     title: str
     python: Path
     environment: dict[str, str]
+    options: tuple[str, ...] = ("-m", "not alone")
     covered: bool = False
 
 
@@ -61,11 +64,13 @@ def main() -> None:
         coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
         run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
         run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
+        together(list(with_workers(databases)), scratch)
         for title, database in databases.items() if everything else ():
             soak = [sys.executable, "-m", "tests.faults.soak", "--minutes", str(SOAK_MINUTES)]
             run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
-        for title, database in databases.items():
-            run(f"tests with real workers: {title}", [*pytest_of(Path(sys.executable)), "-m", "alone"], database)
+        for title in databases if everything else [list(databases)[:2][-1]]:
+            command = [*pytest_of(Path(sys.executable)), "-m", "alone", RUNTIMES]
+            run(f"the runtimes: {title}", command, databases[title])
 
 
 def found_databases(stack: contextlib.ExitStack) -> Iterator[tuple[str, dict[str, str]]]:
@@ -89,17 +94,27 @@ def say_what_is_missing() -> None:
 
 def plan(databases: dict[str, dict[str, str]], everything: bool) -> Iterator[Suite]:
     """Yield the suites that run side by side."""
-    for title, database in databases.items():
-        yield Suite(title, Path(sys.executable), database, covered=True)
+    for number, (title, database) in enumerate(databases.items()):
+        # Of the three ways to die at a crash point each database goes through another one.
+        share = {} if everything else {"CRASH_POINTS": f"{number}/3"}
+        yield Suite(title, Path(sys.executable), {**database, **share}, covered=title != "MariaDB")
     groups = ["test", "mariadb"] if everything and "MariaDB" in databases else ["test"]
     newest = newest_python(groups)
     for title, database in databases.items() if newest else ():
         if everything or title != "MariaDB":
-            yield Suite(f"{title}, newest Python and Django", newest, database)
+            share = {} if everything else {"CRASH_POINTS": "none"}
+            yield Suite(f"{title}, newest Python and Django", newest, {**database, **share})
     if everything:
         lowest = folder_of("lowest", sys.executable, *groups, "--lowest")
         for title, database in databases.items():
             yield Suite(f"{title}, oldest versions", lowest, database)
+
+
+def with_workers(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
+    """Yield the suites that start real workers, but for those of the runtimes."""
+    for title in sorted(databases, key=lambda title: title != "PostgreSQL"):  # the longest first
+        options = ("-m", "alone", f"--ignore={RUNTIMES}")
+        yield Suite(f"{title}, with real workers", Path(sys.executable), databases[title], options)
 
 
 def together(wanted: list[Suite], scratch: Path) -> None:
@@ -110,8 +125,8 @@ def together(wanted: list[Suite], scratch: Path) -> None:
         # Redis has numbered databases: each suite has its own.
         apart = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number}"}
         apart["COVERAGE_FILE"] = str(scratch / f".coverage.{number}")
-        options = ("--cov", "--cov-branch", "--cov-report=") if suite.covered else ()
-        command = [*pytest_of(suite.python), "-m", "not alone", *options]
+        covering = ("--cov", "--cov-branch", "--cov-report=") if suite.covered else ()
+        command = [*pytest_of(suite.python), *suite.options, *covering]
         with log.open("wb") as output:
             known = {**os.environ, **suite.environment, **apart}
             done = subprocess.run(command, cwd=ROOT, env=known, stdout=output, stderr=output, check=False)

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.alone, pytest
 
 @pytest.mark.parametrize(
     ("kind", "one", "five", "every"),
-    [("workers", 1000, 200, 1.0), ("qcluster", 300, 60, 2.0)],
+    [("workers", 1000, 200, 1.0), ("qcluster", 1500, 300, 0.5)],
     ids=["workers", "qcluster"],
 )
 def test_real_seconds_all_runs_end_while_processes_are_killed(kind, one, five, every, tmp_path):
