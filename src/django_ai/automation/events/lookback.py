@@ -59,7 +59,7 @@ def _with_entities(events: QuerySet[Event, Event]) -> Iterator[Event]:
 
     No cursor stays open on the server, which a pooler may not allow.
     """
-    seen = set()
+    seen: set[int] = set()
     for still_to_occur in (True, False):
         part = events.filter(occurred_at__isnull=still_to_occur).order_by("occurred_at", "pk")
         rest = part
