@@ -18,12 +18,13 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from tests.trouble import held_snapshot  # noqa: E402
 
 from bench.run import database  # noqa: E402
 from bench.scale import analyze, empty, timed  # noqa: E402
@@ -51,7 +52,7 @@ def main() -> None:
             analyze()
             table[f"{size:,} finished runs"] = probe(wanted.probes)
         churned = 0
-        with snapshot():
+        with held_snapshot():
             for size in map(int, wanted.churned.split(",")):
                 churn(size - churned)
                 churned = size
@@ -112,21 +113,6 @@ def churn(number: int) -> None:
         ended = "status = 'completed', wake_at = NULL, lease = NULL, finished_at = clock_timestamp(), seq = seq + 1"
         execute(f"UPDATE {table} SET {ended} WHERE wake_at IS NOT NULL")
         number -= 1000
-
-
-@contextlib.contextmanager
-def snapshot() -> Iterator[None]:
-    """Hold a snapshot open in a connection of its own."""
-    from django.db import connection
-
-    other = connection.copy()
-    try:
-        with other.cursor() as cursor:
-            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            cursor.execute("SELECT count(*) FROM automation_workflows_signal")
-            yield
-    finally:
-        other.close()
 
 
 def probe(probes: int) -> Figures:

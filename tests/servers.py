@@ -107,7 +107,7 @@ class PostgreSQL(Server):
         subprocess.run(command, check=True, capture_output=True, cwd=folder)
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.write(
-                f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nmax_connections = 60\n"
+                f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nmax_connections = 100\n"
                 f"shared_buffers = 32MB\nfsync = {'on' if durable else 'off'}\ndeadlock_timeout = 100ms\n"
             )
 
@@ -184,7 +184,13 @@ class MariaDB(Server):
             connected.query("CREATE DATABASE automation CHARACTER SET utf8mb4")
 
     def variables(self) -> dict[str, str]:
-        return {"MYSQL_HOST": str(self.socket), "MYSQL_TCP_PORT": "", "MYSQL_USER": "root", "MYSQL_PASSWORD": ""}
+        return {
+            "MYSQL_HOST": str(self.socket),
+            "MYSQL_UNIX_PORT": "",
+            "MYSQL_TCP_PORT": "",
+            "MYSQL_USER": "root",
+            "MYSQL_PASSWORD": "",
+        }
 
     @property
     def settings(self) -> dict[str, str]:

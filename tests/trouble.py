@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.db import OperationalError, connection, connections
@@ -62,21 +63,51 @@ class Together:
         return self.result
 
 
-def waits_for_a_lock() -> bool:
+WAITING = {
+    "postgresql": "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
+    "WHERE NOT l.granted AND a.datname = current_database()",
+    "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+}
+WAITING_FOR_US = {
+    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))",
+    "mysql": "SELECT count(*) FROM information_schema.innodb_lock_waits JOIN information_schema.innodb_trx "
+    "ON trx_id = blocking_trx_id WHERE trx_mysql_thread_id = CONNECTION_ID()",
+}
+
+
+def someone_waits() -> bool:
     """Say whether some session of this database waits for a lock of another: asked of the server, not guessed."""
+    return _is_there(WAITING)
+
+
+def someone_waits_for_us() -> bool:
+    """Say whether somebody waits for a lock that this connection holds."""
+    return _is_there(WAITING_FOR_US)
+
+
+def _is_there(queries: dict[str, str]) -> bool:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("SELECT pg_stat_clear_snapshot()")  # else a transaction sees the activity of its first look
-            cursor.execute(
-                "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
-                "WHERE NOT l.granted AND a.datname = current_database()"
-            )
         else:
             # InnoDB shows the same picture again to whoever asks within a tenth of a second of the last look.
             time.sleep(0.15)
-            cursor.execute("SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'")
+        cursor.execute(queries[connection.vendor])
         return bool(cursor.fetchone()[0])
 
 
 def until_someone_waits() -> None:
-    until(waits_for_a_lock, 30, "A session that waits for a lock")
+    until(someone_waits, 30, "A session that waits for a lock")
+
+
+@contextlib.contextmanager
+def held_snapshot() -> Iterator[None]:
+    """Hold a snapshot of PostgreSQL open in a connection of its own, as a report or a backup does."""
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            cursor.execute("SELECT count(*) FROM automation_workflows_signal")
+        yield
+    finally:
+        other.close()

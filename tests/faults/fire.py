@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,9 +27,10 @@ from django.utils import timezone
 from django_ai.automation import engine
 from django_ai.automation.queues.health import examine, explain
 from django_ai.automation.workflows.models import WorkflowRun
+from tests.runtimes.cluster import spawn
 from tests.soak.models import Effect
 
-from .nursery import ROOT, Nursery, group_of, is_alive
+from .nursery import Nursery, group_of, is_alive, kill_group
 from .reading import resume_lost
 
 TOLERANCE = timedelta(seconds=5)
@@ -124,12 +124,9 @@ class Fire:
             kill_group(cluster)
 
     def _start_cluster(self) -> subprocess.Popen[bytes]:
-        with (self.scratch / "cluster.log").open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "manage.py", "qcluster"],
-                cwd=ROOT, env={**self.environment, "TEST_EXECUTOR": "q2"}, stdout=output, stderr=output,
-                start_new_session=True,
-            )  # fmt: skip
+        return spawn(
+            self.scratch / "cluster.log", "manage.py", "qcluster", **{**self.environment, "TEST_EXECUTOR": "q2"}
+        )
 
     def verdict(self) -> list[str]:
         """Say what is not as it must be: each run completed, each of its effects there exactly once."""
@@ -143,9 +140,3 @@ class Fire:
         found += [f"{owner} never did step {key}" for owner, key in expected - set(left)]
         found += [f"nobody asked for step {key} of {owner}" for owner, key in set(left) - expected]
         return found
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(20)

@@ -67,6 +67,13 @@ def group_of(leader: int) -> list[int]:
     return found
 
 
+def kill_group(leader: subprocess.Popen[bytes]) -> None:
+    """Kill the group that ``leader`` leads, and wait for the end of the leader."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait(20)
+
+
 def work() -> None:
     """Drain until killed. Trouble of the database is waited out, as a worker must."""
     from django.db import Error, connections

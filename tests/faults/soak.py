@@ -31,8 +31,10 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from .nursery import ROOT, Nursery, group_of, is_alive
-from .private import MariaDB, NoServerError, Postgres, Server, private
+from tests.runtimes.cluster import spawn
+from tests.servers import NoBinariesError, Server, private_mariadb, private_postgresql
+
+from .nursery import ROOT, Nursery, group_of, is_alive, kill_group
 
 LEASE = 1.5
 SKIP = 77
@@ -51,7 +53,7 @@ def main() -> None:
         with own_database(wanted.database) as server, tempfile.TemporaryDirectory(prefix="soak-") as scratch:
             set_up()
             findings = Soak(wanted.seed, wanted.minutes * 60, wanted.workers, server, Path(scratch)).run()
-    except NoServerError as error:
+    except NoBinariesError as error:
         print(error)
         sys.exit(SKIP)
     for finding in findings:
@@ -72,32 +74,15 @@ def own_database(kind: str, lease: float = LEASE) -> Iterator[Server | None]:
     }
     with contextlib.ExitStack() as stack:
         os.environ["TEST_SCRATCH"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
-        server = None
+        server: Server | None = None
         if kind == "sqlite":
             os.environ["TEST_LIVE_NAME"] = str(Path(os.environ["TEST_SCRATCH"]) / "soak.sqlite3")
         else:
-            server = stack.enter_context(private({"postgresql": Postgres, "mariadb": MariaDB}[kind]))
-            common |= {**server.environment, "TEST_LIVE_NAME": "soak"}
+            started = private_postgresql(durable=True) if kind == "postgresql" else private_mariadb()
+            server = stack.enter_context(started)
+            common |= {**server.variables(), "TEST_LIVE_NAME": server.settings["NAME"]}
         os.environ.update(common)
-        if server is not None:
-            _create("soak")
         yield server
-
-
-def _create(name: str) -> None:
-    if os.environ["TEST_DATABASE"] == "postgresql":
-        import psycopg
-
-        with psycopg.connect(
-            host=os.environ["PGHOST"], user=os.environ["PGUSER"], dbname="postgres", autocommit=True
-        ) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-    else:
-        import MySQLdb
-
-        connection = MySQLdb.connect(unix_socket=os.environ["MYSQL_HOST"], user="root")
-        connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
-        connection.close()
 
 
 def set_up() -> None:
@@ -197,12 +182,7 @@ class Soak:
         if self.cluster is not None:
             self._stop_cluster()
             return
-        with (self.scratch / "cluster.log").open("ab") as output:
-            self.cluster = subprocess.Popen(
-                [sys.executable, "manage.py", "qcluster"],
-                cwd=ROOT, env={**os.environ, "TEST_EXECUTOR": "q2"}, stdout=output, stderr=output,
-                start_new_session=True,
-            )  # fmt: skip
+        self.cluster = spawn(self.scratch / "cluster.log", "manage.py", "qcluster")
         self.count["clusters"] += 1
 
     def _kill_in_cluster(self) -> None:
@@ -214,9 +194,7 @@ class Soak:
 
     def _stop_cluster(self) -> None:
         if self.cluster is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.cluster.pid, signal.SIGKILL)
-            self.cluster.wait(20)
+            kill_group(self.cluster)
             self.cluster = None
 
     # -- the end -------------------------------------------------------------------------------------------------------

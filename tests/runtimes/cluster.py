@@ -75,7 +75,7 @@ def start_worker(**extra: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def spawn(log: Path, *command: str, **extra: str) -> subprocess.Popen[bytes]:
+def spawn(log: Path, /, *command: str, **extra: str) -> subprocess.Popen[bytes]:
     """Start a process on the database of this test, in a session of its own; ``stop`` it."""
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -97,16 +97,13 @@ def automation_worker(log: Path, *options: str, **extra: str) -> Iterator[subpro
 @contextlib.contextmanager
 def qcluster(log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a cluster with two workers until the block ends."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "manage.py", "qcluster"],
-            cwd=ROOT, env=environment(**extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            until(lambda: log.read_text().count("ready for work at") >= 2, 30, "The cluster's start", log)
-            yield process
-        finally:
-            stop(process)
+    log.write_bytes(b"")
+    process = spawn(log, "manage.py", "qcluster", **extra)
+    try:
+        until(lambda: log.read_text().count("ready for work at") >= 2, 30, "The cluster's start", log)
+        yield process
+    finally:
+        stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -113,7 +113,7 @@ def test_12_the_signal_comes_while_the_timeout_is_being_claimed(run, targeted):
     with transaction.atomic():
         (taken,) = claim(WorkflowRun, timezone.now(), 1)
         delivery = Behind(lambda: waits.deliver(signal, timezone.now))
-    delivery.end()
+    delivery.join()
     taken.perform(timezone.now)
     one_branch(run, "late timeout")
     assert Signal.objects.get().consumed_at is None
@@ -127,5 +127,5 @@ def test_12_a_claim_that_is_rolled_back_leaves_the_run_to_the_signal(run, target
         claim(WorkflowRun, timezone.now(), 1)
         delivery = Behind(lambda: waits.deliver(signal, timezone.now))
         transaction.set_rollback(True)
-    delivery.end()
+    delivery.join()
     one_branch(run, "heard signal now")

@@ -135,7 +135,7 @@ def test_15_cancelled_while_the_failure_is_being_recorded(of, monkeypatch):
     row = of.begin()
     behind = then_before_the_commit(monkeypatch, attempt, "commit", lambda: Behind(lambda: of.cancel(row)))
     drain()
-    assert behind[0].end() is True
+    assert behind[0].join() is True
     stays_cancelled(row)
 
 
@@ -155,7 +155,7 @@ def test_15_fails_while_it_is_being_cancelled(of):
         elsewhere_claims = _claimed_elsewhere(type(row))
         assert of.cancel(row) is True
         worker.append(Behind(lambda: _perform(elsewhere_claims)))
-    worker[0].end()
+    worker[0].join()
     assert began == [True]
     stays_cancelled(row)
 

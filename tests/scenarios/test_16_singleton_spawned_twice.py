@@ -121,7 +121,7 @@ def test_16_the_second_waits_for_the_first_ones_commit(first_commits, companion)
         behind = Behind(lambda: AgentManager.spawn("companion", guest_id=guest.pk).pk)
         if not first_commits:
             transaction.set_rollback(True)
-    second = behind.end()
+    second = behind.join()
     assert (second == first.pk) is first_commits
     assert [run.pk for run in agents()] == [second]
     assert AgentRoute.objects.filter(unique_key__isnull=False).count() == 1
@@ -138,7 +138,7 @@ def test_16_the_second_comes_while_the_first_ends(ends, companion):  # noqa: F81
         behind = Behind(lambda: AgentManager.spawn("companion", guest_id=guest.pk).pk)
         if not ends:
             transaction.set_rollback(True)
-    second = behind.end()
+    second = behind.join()
     assert (second != first.pk) is ends
     assert AgentRun.objects.unfinished().get().pk == second
 

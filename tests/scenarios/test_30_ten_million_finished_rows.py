@@ -4,7 +4,6 @@ pages that are read, not by the clock (`bench/growth.py` has the figures, with t
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -23,6 +22,7 @@ from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.tasks import cleanup_old, drain_due
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
+from tests.trouble import held_snapshot
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -76,19 +76,6 @@ def pages_read(sql: str) -> int:
         transaction.set_rollback(True)
     plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
-
-
-@contextlib.contextmanager
-def snapshot() -> Iterator[None]:
-    """Hold a snapshot open in a connection of its own."""
-    other = connection.copy()
-    try:
-        with other.cursor() as cursor:
-            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            cursor.execute("SELECT count(*) FROM automation_workflows_signal")
-        yield
-    finally:
-        other.close()
 
 
 def come_and_go(number: int) -> None:
@@ -150,7 +137,7 @@ def test_30_a_held_snapshot_does_not_make_looks_and_claims_longer(monkeypatch):
         pytest.skip("EXPLAIN (ANALYZE, BUFFERS) is PostgreSQL's; SQLite cleans its indexes at once")
     finished_runs(12)
     monkeypatch.setattr(lookout, "DEAR", 0.0)
-    with snapshot():
+    with held_snapshot():
         come_and_go(10_000)
         engine.start("story:count", steps=1)
         everywhere = pages_read(statement(lambda: claim(WorkflowRun, timezone.now(), 20)))
