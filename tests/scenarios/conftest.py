@@ -1,4 +1,4 @@
-"""Servers that a scenario may stop at once."""
+"""Servers that a scenario may stop at once, a gate in its step, and rows to fight for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 from django.db import connection
 
+from tests.app.models import Reservation
+from tests.scenarios.gate import Gate
 from tests.servers import MariaDB, NoBinariesError, PostgreSQL, Server, in_use, private_mariadb, private_postgresql
 
 
@@ -29,3 +31,15 @@ def server(request: pytest.FixtureRequest) -> Iterator[PostgreSQL | MariaDB]:
         yield running
         if not running.answers():
             running.restart()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    found = Gate()
+    yield found
+    found.opened.set()
+
+
+@pytest.fixture
+def two_rows() -> tuple[int, int]:
+    return Reservation.objects.create(note="a").pk, Reservation.objects.create(note="b").pk

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from pydantic import BaseModel
 
-from django_ai.automation import Retry, complete, goto, step, workflow
+from django_ai.automation import Retry, complete, engine, goto, step, workflow
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
+from tests.app.models import Reservation
 from tests.lifecycle.looking import effects, leave
 from tests.runtimes.cluster import until
+from tests.trouble import Together
 
 
 class Gate:
@@ -60,6 +62,54 @@ class Gate:
                     gate.pass_through()
                 leave("second")
                 return complete()
+
+    def locker(gate, first: int, second: int) -> None:
+        """Declare "locker": its step updates one row, stops here at its first try, and updates the other."""
+
+        @workflow("locker", default_retry=Retry(max_attempts=1))
+        class Locker:
+            class Context(BaseModel):
+                tries: int = 0
+
+            @step(start=True)
+            def work(self):
+                self.context.tries += 1
+                Reservation.objects.filter(pk=first).update(note="step")
+                leave("first")
+                if not gate.reached.is_set():
+                    gate.pass_through()
+                Reservation.objects.filter(pk=second).update(note="step")
+                leave("second")
+                return complete()
+
+
+def assert_a_lock_timeout_costs_no_try(row: int, timeout: str) -> None:
+    """A step wants a row that a web process has, and says ``timeout`` (a statement) before."""
+
+    @workflow("impatient", default_retry=Retry(max_attempts=1))
+    class Impatient:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True)
+        def work(self):
+            self.context.tries += 1
+            leave("first")
+            with connection.cursor() as cursor:
+                cursor.execute(timeout)
+            Reservation.objects.filter(pk=row).update(note="step")
+            leave("second")
+            return complete()
+
+    run = engine.start("impatient")
+    with transaction.atomic():
+        Reservation.objects.filter(pk=row).update(note="web")
+        Together(drain).join()
+    run.refresh_from_db()
+    assert (run.attempt, run.losses, effects()) == (0, 0, [])
+    drain(run.wake_at)
+    run.refresh_from_db()
+    assert_done_once(run)
 
 
 def session_of_this_thread() -> int:

@@ -24,7 +24,7 @@ from django_ai.automation.queues.tasks import drain_due
 from tests.app.models import Effect, Reservation
 from tests.lifecycle.looking import effects, leave
 from tests.runtimes.cluster import start_worker, until
-from tests.scenarios.gate import Gate, assert_done_once
+from tests.scenarios.gate import assert_done_once
 from tests.story.models import Mark
 from tests.trouble import Together
 
@@ -163,9 +163,8 @@ def upgrading(gate):
 
 
 @pytest.mark.usefixtures("deferred")
-def test_19_a_deferred_transaction_that_read_and_then_writes():
+def test_19_a_deferred_transaction_that_read_and_then_writes(gate):
     """Its snapshot is old by then, and SQLite refuses at once, however patient the connection is: no try is used up."""
-    gate = Gate()
     upgrading(gate)
     run = engine.start("upgrade")
     worker = Together(drain)
@@ -181,9 +180,8 @@ def test_19_a_deferred_transaction_that_read_and_then_writes():
     assert_done_once(run)
 
 
-def test_19_an_immediate_transaction_that_read_and_then_writes():
+def test_19_an_immediate_transaction_that_read_and_then_writes(gate):
     """It has had the lock since its beginning, so it is the other one who waits."""
-    gate = Gate()
     upgrading(gate)
     run = engine.start("upgrade")
     worker = Together(drain)

@@ -25,7 +25,7 @@ from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Effect, Reservation, Ticket
 from tests.lifecycle.looking import effects, leave
 from tests.runtimes.cluster import qcluster, start_worker, until
-from tests.scenarios.gate import Gate, assert_done_once, finish, session_of_this_thread
+from tests.scenarios.gate import assert_a_lock_timeout_costs_no_try, assert_done_once, finish, session_of_this_thread
 from tests.story.models import Mark, Probe
 from tests.trouble import Together, until_someone_waits
 
@@ -36,11 +36,6 @@ pytestmark = [
 ]
 
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-def gate():
-    return Gate()
 
 
 @pytest.fixture
@@ -191,30 +186,8 @@ def test_20_real_seconds_a_transaction_that_idles_is_ended_by_the_server(server,
 
 
 @pytest.fixture
-def two_rows():
-    return Reservation.objects.create(note="a").pk, Reservation.objects.create(note="b").pk
-
-
-@pytest.fixture
 def locker(gate, two_rows):
-    """A run that updates one row, stops, and updates the other."""
-    first, second = two_rows
-
-    @workflow("locker", default_retry=Retry(max_attempts=1))
-    class Locker:
-        class Context(BaseModel):
-            tries: int = 0
-
-        @step(start=True)
-        def work(self):
-            self.context.tries += 1
-            leave("first")
-            Reservation.objects.filter(pk=first).update(note="step")
-            if not gate.reached.is_set():
-                gate.pass_through()
-            Reservation.objects.filter(pk=second).update(note="step")
-            leave("second")
-            return complete()
+    gate.locker(*two_rows)
 
 
 def test_20_a_deadlock_chooses_the_step(gate, locker, two_rows):
@@ -373,32 +346,7 @@ def test_20_a_statement_that_takes_too_long_is_the_users_failure():
 
 
 def test_20_a_lock_timeout_is_the_databases_trouble(two_rows):
-    first, _ = two_rows
-
-    @workflow("impatient", default_retry=Retry(max_attempts=1))
-    class Impatient:
-        class Context(BaseModel):
-            tries: int = 0
-
-        @step(start=True)
-        def work(self):
-            self.context.tries += 1
-            leave("first")
-            with connection.cursor() as cursor:
-                cursor.execute("SET LOCAL lock_timeout = '20ms'")
-            Reservation.objects.filter(pk=first).update(note="step")
-            leave("second")
-            return complete()
-
-    run = engine.start("impatient")
-    with transaction.atomic():
-        Reservation.objects.filter(pk=first).update(note="web")
-        Together(drain).join()
-    run.refresh_from_db()
-    assert (run.attempt, run.losses, effects()) == (0, 0, [])
-    drain(run.wake_at)
-    run.refresh_from_db()
-    assert_done_once(run)
+    assert_a_lock_timeout_costs_no_try(two_rows[0], "SET LOCAL lock_timeout = '20ms'")
 
 
 def test_20_the_web_process_loses_its_session_right_after_its_commit(gate):

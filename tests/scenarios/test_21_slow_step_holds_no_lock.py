@@ -23,19 +23,11 @@ from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.queues.drain import drain
 from tests.app.models import Reservation
 from tests.lifecycle.looking import effects, leave
-from tests.scenarios.gate import Gate
 from tests.trouble import Together
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 needs_row_locks = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one lock for the whole database")
-
-
-@pytest.fixture
-def gate():
-    found = Gate()
-    yield found
-    found.opened.set()
 
 
 @pytest.fixture

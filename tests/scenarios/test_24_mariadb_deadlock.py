@@ -21,9 +21,9 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation
-from tests.lifecycle.looking import effects, leave
+from tests.lifecycle.looking import effects
 from tests.runtimes.cluster import start_worker, until
-from tests.scenarios.gate import Gate, assert_done_once, finish
+from tests.scenarios.gate import assert_a_lock_timeout_costs_no_try, assert_done_once, finish
 from tests.story.models import Mark, Probe
 from tests.trouble import Together, until_someone_waits
 
@@ -35,36 +35,10 @@ pytestmark = [
 
 
 @pytest.fixture
-def gate():
-    return Gate()
-
-
-@pytest.fixture
-def two_rows():
-    return Reservation.objects.create(note="a").pk, Reservation.objects.create(note="b").pk
-
-
-@pytest.fixture
 def locker(gate, two_rows):
-    """A run that updates one row, stops, and updates the other. It has written less than whoever it gets in the way of,
-    so it is the one that InnoDB chooses, unless the other writes nothing else."""
-    first, second = two_rows
-
-    @workflow("locker", default_retry=Retry(max_attempts=1))
-    class Locker:
-        class Context(BaseModel):
-            tries: int = 0
-
-        @step(start=True)
-        def work(self):
-            self.context.tries += 1
-            Reservation.objects.filter(pk=first).update(note="step")
-            leave("first")
-            if not gate.reached.is_set():
-                gate.pass_through()
-            Reservation.objects.filter(pk=second).update(note="step")
-            leave("second")
-            return complete()
+    """It has written less than whoever it gets in the way of, so it is the one that InnoDB chooses, unless the other
+    writes nothing else."""
+    gate.locker(*two_rows)
 
 
 def test_24_a_deadlock_chooses_the_step(gate, locker, two_rows):
@@ -106,32 +80,7 @@ def test_24_a_deadlock_chooses_the_other(gate, locker, two_rows):
 
 def test_24_a_lock_that_takes_too_long(two_rows):
     """1205 rolls back a statement and not the transaction: the worker rolls back the rest."""
-    first, _ = two_rows
-
-    @workflow("impatient", default_retry=Retry(max_attempts=1))
-    class Impatient:
-        class Context(BaseModel):
-            tries: int = 0
-
-        @step(start=True)
-        def work(self):
-            self.context.tries += 1
-            leave("first")
-            with connection.cursor() as cursor:
-                cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
-            Reservation.objects.filter(pk=first).update(note="step")
-            leave("second")
-            return complete()
-
-    run = engine.start("impatient")
-    with transaction.atomic():
-        Reservation.objects.filter(pk=first).update(note="web")
-        Together(drain).join()
-    run.refresh_from_db()
-    assert (run.attempt, run.losses, effects()) == (0, 0, [])
-    drain(run.wake_at)
-    run.refresh_from_db()
-    assert_done_once(run)
+    assert_a_lock_timeout_costs_no_try(two_rows[0], "SET SESSION innodb_lock_wait_timeout = 1")
 
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])

@@ -30,7 +30,6 @@ from django_ai.automation.exceptions import DefinitionError
 from tests.app.models import Document, Guest, Reservation, Room, Suite, Ticket
 
 DOCUMENTS = declared_events()["document_uploaded"]
-TICKETS = declared_events()["ticket_closed"]
 
 
 class Context(BaseModel):

@@ -136,9 +136,10 @@ def in_hand() -> bool:
 
 
 def _run() -> None:
-    # A pool that is full must not cost the others their leases.
     alias = alias_of(wakeables()[0]) if wakeables() else "default"
-    connections[alias] = unpooled(alias)
+    if connections[alias].settings_dict["OPTIONS"].get("pool"):
+        # A pool that is full must not cost the others their leases.
+        connections[alias] = unpooled(alias)
     while True:
         time.sleep(conf().HEARTBEAT.total_seconds())
         with _guard:
