@@ -42,7 +42,7 @@ class Conf:
     GRACE: timedelta = timedelta(hours=24)
     """How long after its date a scheduled event may still occur when its condition turns true."""
     MAX_DEPTH: int = 50
-    """How long a chain of events that cause each other may get."""
+    """How long a chain of events, runs and agents that cause each other may get."""
     MAX_JSON_BYTES: int = 1_000_000
     """The largest Context or payload, as UTF-8 JSON."""
     CONTEXT_CODEC: str = ""
