@@ -26,7 +26,7 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import new_token
 from django_ai.automation.queues.tasks import poll_due
 from tests.app.models import Effect
-from tests.concurrency.test_two_workers import together
+from tests.concurrency.test_two_workers import together, together_with_workers
 from tests.desk.looking import agents, answers, book, change, the_agent, write
 from tests.desk.models import Booking, Message, Person
 from tests.lifecycle.looking import effects, event_of, leave
@@ -128,24 +128,12 @@ def test_fifty_events_on_one_agent(companion):
     guest = Person.objects.create()
     AgentManager.spawn("companion", guest_id=guest.pk)
     drain()
-    left, lock, done = [5], threading.Lock(), threading.Event()
 
     def writes(author):
-        try:
-            for number in range(10):
-                write(guest, f"{author} {number}")
-        finally:
-            with lock:
-                left[0] -= 1
-                if not left[0]:
-                    done.set()
+        for number in range(10):
+            write(guest, f"{author} {number}")
 
-    def works():
-        while not done.is_set():
-            drain()
-        drain()
-
-    assert together(*[lambda author=author: writes(author) for author in range(5)], works, works, works) == []
+    assert together_with_workers(*[lambda author=author: writes(author) for author in range(5)]) == []
     drain()
     assert the_agent().data["count"] == 50
     assert Effect.objects.count() == 50
@@ -419,26 +407,14 @@ def test_many_lives_and_deaths_at_once(companion):
     """Bookings, spawns by hand, ends and workers all at the same time: each event is handled at most once by one agent,
     and at the end one singleton lives, or none."""
     guest = Person.objects.create()
-    left, lock, done = [4], threading.Lock(), threading.Event()
 
     def lives():
-        try:
-            for _ in range(4):
-                booking = book(guest)
-                run = AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
-                AgentManager.complete(run)
-        finally:
-            with lock:
-                left[0] -= 1
-                if not left[0]:
-                    done.set()
+        for _ in range(4):
+            booking = book(guest)
+            run = AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
+            AgentManager.complete(run)
 
-    def works():
-        while not done.is_set():
-            drain()
-        drain()
-
-    assert together(*[lives] * 4, works, works) == []
+    assert together_with_workers(*[lives] * 4, workers=2) == []
     drain()
     poll_due()
     assert len(agents("active", "pending", "parked", "failed")) <= 1

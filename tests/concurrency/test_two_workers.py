@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from django.db import connection, connections, transaction
@@ -40,6 +41,30 @@ def together(*works: Callable[[], object]) -> list[BaseException]:
     for thread in threads:
         thread.join(60)
     return raised
+
+
+def together_with_workers(*works: Callable[[], object], workers: int = 3) -> list[BaseException]:
+    """Run ``works`` at the same time, and beside them workers until all is done; return what they raised."""
+    done = threading.Event()
+    left = len(works)
+    lock = threading.Lock()
+
+    def counted(work: Callable[[], object]) -> None:
+        nonlocal left
+        try:
+            work()
+        finally:
+            with lock:
+                left -= 1
+                if not left:
+                    done.set()
+
+    def worker() -> None:
+        while not done.is_set():
+            drain()
+        drain()
+
+    return together(*[partial(counted, work) for work in works], *[worker] * workers)
 
 
 def test_each_due_row_is_claimed_by_one():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 
 import pytest
@@ -14,7 +13,7 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExec
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.tasks import poll_due
 from tests.concurrency.test_agents_together import companion, confirm, once  # noqa: F401
-from tests.concurrency.test_two_workers import together
+from tests.concurrency.test_two_workers import together, together_with_workers
 from tests.desk.looking import agents, answers, book, the_agent
 from tests.desk.models import Booking, Person
 from tests.lifecycle.looking import effects, event_of
@@ -50,26 +49,13 @@ def test_16_eight_spawn_one_singleton_with_eight_events(companion):  # noqa: F81
 
 def test_16_eight_events_spawn_one_singleton_and_each_is_handled_once(companion):  # noqa: F811
     guest = Person.objects.create()
-    left = [8]
-    lock, done = threading.Lock(), threading.Event()
 
     def booked():
-        try:
-            booking = book(guest)
-            AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
-            confirm(booking)
-        finally:
-            with lock:
-                left[0] -= 1
-                if not left[0]:
-                    done.set()
+        booking = book(guest)
+        AgentManager.spawn("companion", event=event_of(booking, "booking_created"))
+        confirm(booking)
 
-    def works():
-        while not done.is_set():
-            drain()
-        drain()
-
-    assert together(*[booked] * 8, works, works, works) == []
+    assert together_with_workers(*[booked] * 8) == []
     drain()
     assert len(agents()) == 1
     pks = [str(pk) for pk in Booking.objects.values_list("pk", flat=True)]

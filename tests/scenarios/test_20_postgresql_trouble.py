@@ -12,7 +12,6 @@ from datetime import timedelta
 
 import pytest
 from django.db import DatabaseError, OperationalError, connection, transaction
-from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import Retry, complete, engine, on_event, step, workflow
@@ -21,12 +20,17 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import set_executor
 from django_ai.automation.queues.q2 import Q2Executor
 from django_ai.automation.queues.tasks import drain_due
-from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Effect, Reservation, Ticket
 from tests.lifecycle.looking import effects, leave
-from tests.runtimes.cluster import qcluster, start_worker, until
+from tests.runtimes.cluster import qcluster, until
 from tests.scenarios.gate import assert_a_lock_timeout_costs_no_try, assert_done_once, finish, session_of_this_thread
-from tests.story.models import Mark, Probe
+from tests.scenarios.outage import (
+    assert_all_once,
+    restart_again_and_again,
+    until_all_is_done,
+    work_for_all,
+    workers_that_outlive_it,
+)
 from tests.trouble import Together, until_someone_waits
 
 pytestmark = [
@@ -372,53 +376,13 @@ def test_20_the_web_process_loses_its_session_right_after_its_commit(gate):
     assert (event.status, event.occurred_at) == ("processed", event.occurred_at)
 
 
-def work_for_all(runs=30, probes=10):
-    started = [engine.start("story:count", steps=4) for _ in range(runs)]
-    for number in range(probes):
-        Probe.objects.create(name=str(number), ready=True, due_at=timezone.now() + timedelta(seconds=number % 4))
-    return started
-
-
-def until_all_is_done(log=None):
-    def rested():
-        return (
-            not Event.objects.exclude(wake_at=None).exists()
-            and not WorkflowRun.objects.unfinished().exists()
-            and not CallbackExecution.objects.filter(status="pending").exists()
-        )
-
-    connection.close()  # the test's own session is gone, too
-
-    until(rested, 90, "The end of all work", log)
-
-
-def assert_all_once(runs, probes=10):
-    assert Mark.objects.filter(name="story:count").count() == 4 * len(runs)
-    assert Mark.objects.filter(name__startswith="ready:").count() == probes
-    assert Mark.objects.filter(name__startswith="due:").count() == probes
-    assert set(WorkflowRun.objects.values_list("status", flat=True)) == {"completed"}
-    assert not CallbackExecution.objects.filter(attempt__gt=1).exists()
-    assert not WorkflowRun.objects.filter(steps__outcome="error").exists()
-
-
 @pytest.mark.alone
 def test_20_real_seconds_worker_processes_outlive_restarts_of_the_server(server):
     """Three workers, three restarts, one outage longer than a lease: the same processes go on, all is there once."""
     runs = work_for_all()
-    workers = [start_worker(TEST_LEASE_SECONDS="2") for _ in range(3)]
-    try:
-        until(Mark.objects.exists, 30, "The first mark")
-        for outage in (0, 0, 3):
-            server.stop_at_once()
-            time.sleep(outage)
-            server.start()
-            time.sleep(0.7)
+    with workers_that_outlive_it(3):
+        restart_again_and_again(server, 0, 0, 3)
         until_all_is_done()
-        assert [worker.poll() for worker in workers] == [None, None, None]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
     assert_all_once(runs)
 
 
@@ -429,12 +393,7 @@ def test_20_real_seconds_a_cluster_outlives_restarts_of_the_server(server, tmp_p
     try:
         with qcluster(log, TEST_LEASE_SECONDS="2") as process:
             runs = work_for_all()
-            until(Mark.objects.exists, 30, "The first mark", log)
-            for outage in (0, 3):
-                server.stop_at_once()
-                time.sleep(outage)
-                server.start()
-                time.sleep(0.7)
+            restart_again_and_again(server, 0, 3, log=log)
             until_all_is_done(log)
             assert process.poll() is None
     finally:
@@ -446,8 +405,7 @@ def test_20_real_seconds_a_cluster_outlives_restarts_of_the_server(server, tmp_p
 def test_20_real_seconds_sessions_are_killed_again_and_again(server):
     """Whoever is connected is cut off five times a second, wherever it is: in a claim, a step, a commit, a beat."""
     runs = work_for_all()
-    workers = [start_worker(TEST_LEASE_SECONDS="2") for _ in range(2)]
-    try:
+    with workers_that_outlive_it(2):
         for _ in range(20):
             with connection.cursor() as cursor:
                 cursor.execute(
@@ -456,10 +414,5 @@ def test_20_real_seconds_sessions_are_killed_again_and_again(server):
                 )
             time.sleep(0.2)
         until_all_is_done()
-        assert [worker.poll() for worker in workers] == [None, None]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
     assert_all_once(runs)
     assert Effect.objects.count() == 0

@@ -7,7 +7,6 @@ index, so that workers never wait for each other in a circle.
 from __future__ import annotations
 
 import contextlib
-import time
 from datetime import timedelta
 
 import pytest
@@ -16,14 +15,20 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import Retry, complete, engine, step, workflow
-from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation
 from tests.lifecycle.looking import effects
-from tests.runtimes.cluster import start_worker, until
+from tests.runtimes.cluster import until
 from tests.scenarios.gate import assert_a_lock_timeout_costs_no_try, assert_done_once, finish
+from tests.scenarios.outage import (
+    assert_all_once,
+    restart_again_and_again,
+    until_all_is_done,
+    work_for_all,
+    workers_that_outlive_it,
+)
 from tests.story.models import Mark, Probe
 from tests.trouble import Together, until_someone_waits
 
@@ -207,26 +212,8 @@ def test_24_real_seconds_the_server_dies_in_the_middle_of_a_step(server, gate, a
 
 @pytest.mark.alone
 def test_24_real_seconds_worker_processes_outlive_restarts_of_the_server(server):
-    runs = [engine.start("story:count", steps=4) for _ in range(20)]
-    for number in range(10):
-        Probe.objects.create(name=str(number), ready=True, due_at=timezone.now() + timedelta(seconds=number % 4))
-    workers = [start_worker(TEST_LEASE_SECONDS="2") for _ in range(2)]
-    try:
-        until(Mark.objects.exists, 30, "The first mark")
-        for outage in (0, 3):
-            server.stop_at_once()
-            time.sleep(outage)
-            server.start()
-            time.sleep(0.7)
-        connection.close()
-        until(lambda: not Event.objects.exclude(wake_at=None).exists(), 90, "The last event")
-        until(lambda: not WorkflowRun.objects.unfinished().exists(), 90, "The last run")
-        until(lambda: not CallbackExecution.objects.filter(status="pending").exists(), 90, "The last call")
-        assert [worker.poll() for worker in workers] == [None, None]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    assert Mark.objects.filter(name="story:count").count() == 4 * len(runs)
-    assert Mark.objects.filter(name__startswith="ready:").count() == 10
-    assert Mark.objects.filter(name__startswith="due:").count() == 10
+    runs = work_for_all(runs=20)
+    with workers_that_outlive_it(2):
+        restart_again_and_again(server, 0, 3)
+        until_all_is_done()
+    assert_all_once(runs)
