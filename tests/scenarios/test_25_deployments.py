@@ -25,6 +25,7 @@ from django_ai.automation import (
     on_event,
     sleep,
     step,
+    wait,
     wait_for_event,
     workflow,
 )
@@ -433,6 +434,80 @@ def test_25_an_old_worker_begins_no_run_that_a_newer_release_has_planned(clock, 
 
 
 # -- looking again -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["to it", "to all"])
+def test_25_what_came_in_time_while_a_run_was_parked_is_no_timeout(clock, work, to_all):
+    @workflow("patient")
+    class Patient:
+        Context = Text
+
+        @step(start=True)
+        def ask(self):
+            return wait("bell", timeout=2 * HOUR, then="rung", on_timeout="late")
+
+        @step()
+        def rung(self):
+            leave("rung")
+            return complete()
+
+        @step()
+        def late(self):
+            leave("late")
+            return complete()
+
+    run = asleep(work, "patient")
+    # As a release parks it that looks at runs which rest.
+    aside = {"status": "parked", "parked_at": clock(), "wake_at": clock() + 3 * HOUR, "error": "ContextError: no"}
+    WorkflowRun.objects.filter(pk=run.pk).update(**aside)
+    clock.tick(HOUR)
+    engine.signal("bell", run=None if to_all else run)
+    work()
+    assert the_run().status == "parked"
+    clock.tick(2 * HOUR)
+    work()
+    assert (the_run().status, effects()) == ("completed", ["rung"])
+
+
+@pytest.mark.parametrize("gone_first", [False, True], ids=["at once", "after it was parked"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_25_a_signal_that_came_while_a_worker_died_is_heard_by_the_next_release(clock, work, version, gone_first):
+    def listening(version):
+        def listen(self):
+            return wait("bell", timeout=DAY, then="rung", on_timeout="late")
+
+        def rung(self):
+            leave("rung")
+            return complete()
+
+        def late(self):
+            leave("late")
+            return complete()
+
+        steps = {"listen": step(start=True)(listen), "rung": step()(rung), "late": step()(late)}
+        steps["migrate_context"] = staticmethod(lambda data, version: data)
+        cls = type("Flow", (), {"Context": Text, "__module__": __name__, "__qualname__": f"Listen{version}", **steps})
+        return workflow("flow", version=version)(cls)
+
+    old = listening(1)
+    run = engine.start("flow")
+    # A worker has begun with it, and is killed by the deployment.
+    WorkflowRun.objects.filter(pk=run.pk).update(lease="gone:1:x", wake_at=clock() + timedelta(seconds=10))
+    clock.tick(timedelta(seconds=1))
+    engine.signal("bell")
+    work()
+    if gone_first:
+        forget(old)
+        clock.tick(timedelta(seconds=10))
+        work()
+        assert (the_run().status, the_run().losses) == ("parked", 1)
+        old = listening(1)
+    if version == 2:
+        forget(old)
+        listening(2)
+    clock.tick(timedelta(seconds=10))
+    work()
+    assert (the_run().status, effects()) == ("completed", ["rung"])
 
 
 def test_25_what_is_parked_for_code_is_looked_at_ever_more_slowly(clock, work, caplog):

@@ -49,6 +49,8 @@ def parked(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> dict
         "parked_at": since,
         "wake_at": next_look(since, now) if for_code else None,
         "lease": None,
+        # To find no code is no progress: what was lost before may have killed its worker, or heard something.
+        "losses": row.losses if for_code else 0,
     }
     return {"status": PARKED, **changes} if hasattr(row, "status") else changes
 
@@ -64,7 +66,7 @@ def set_aside(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> N
 
 def take_back(row: Wakeable, status: str) -> None:
     """Let a row that was parked for code go on as ``status`` in this worker's hands. Fenced."""
-    advance(row, {"status": status, "error": "", "parked_at": None})
+    advance(row, {"status": status, "error": "", "parked_at": None, "losses": row.losses})
 
 
 def look_at_once(now: datetime) -> int:

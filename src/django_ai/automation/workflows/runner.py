@@ -74,7 +74,7 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
         return
     if was_parked:
         take_back(run, run.status)
-    if rests:
+    if rests or (suspended and came_in_time(run)):
         look_again(run, clock)
         return
     if run.planned and run.started_at is None and not _still_planned(run, definition, clock):
@@ -83,9 +83,9 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
         return
     if stored is not None and stored.moved:
         text = dump_context(stored.context, f"The Context of {run}")
-        advance(run, {"version": definition.version, "data": text})
+        advance(run, {"version": definition.version, "data": text, "losses": run.losses})
     elif run.version != definition.version:
-        advance(run, {"version": definition.version})
+        advance(run, {"version": definition.version, "losses": run.losses})
     _go(run, definition, entry, stored.context if stored else None, clock)
 
 
