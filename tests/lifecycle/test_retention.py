@@ -145,6 +145,32 @@ def test_an_event_stays_as_long_as_its_executions(clock, work, declare):
     assert not Event.objects.exists()
 
 
+def test_the_snapshot_that_history_needs_stays_with_it(clock, work, declare):
+    """A deletion writes it once, to the latest row; who still has to do with an earlier one needs it as much."""
+    from django_ai.automation.events.definitions import EventTrigger
+
+    declare(Reservation, EventDefinition("saved", trigger=[EventTrigger.CREATE, EventTrigger.UPDATE]))
+    stay = Reservation.objects.create(status="new")
+    work()
+    stay.status = "old"
+    stay.save()
+    work()
+    first, second = Event.objects.order_by("pk")
+    waits = CallbackExecution.objects.create(
+        event=first, callback="x", status="parked", unique_key="x", created_at=clock()
+    )
+    stay.delete()
+    clock.tick(40 * DAY)
+    for _ in range(2):
+        cleanup_old()
+    assert Event.objects.get(pk=first.pk).entity.status == "old"
+    CallbackExecution.objects.filter(pk=waits.pk).update(status="completed", finished_at=clock())
+    clock.tick(40 * DAY)
+    for _ in range(2):
+        cleanup_old()
+    assert not Event.objects.exists()
+
+
 def test_a_run_of_a_living_event_stays_and_is_not_started_twice(clock, work, declare):
     declare(Reservation, EventDefinition("made", date_field="checkin_at"))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from django.db.models import Exists, OuterRef
+
 from ..conf import conf
 from ..queues.cleaning import sweep
 from .listeners import listeners
@@ -33,6 +35,15 @@ def remove_events(now: datetime, until: float) -> int:
         .exclude(executions__status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
         .exclude(executions__finished_at__gte=executed)
     )
+    # A deletion writes its snapshot to the latest row only, and those before it read it there.
+    history = Event.objects.filter(
+        entity_type=OuterRef("entity_type"),
+        entity_id=OuterRef("entity_id"),
+        declared_as=OuterRef("declared_as"),
+        pk__lt=OuterRef("pk"),
+        snapshot__isnull=True,
+    )
+    dead = dead.exclude(Exists(history), snapshot__isnull=False)
     for listener in listeners():
         for needed in listener.still_needs():
             dead = dead.exclude(needed)
