@@ -155,7 +155,7 @@ def test_the_snapshot_that_history_needs_stays_with_it(clock, work, declare):
     stay.status = "old"
     stay.save()
     work()
-    first, second = Event.objects.order_by("pk")
+    first, _ = Event.objects.order_by("pk")
     waits = CallbackExecution.objects.create(
         event=first, callback="x", status="parked", unique_key="x", created_at=clock()
     )
