@@ -17,7 +17,7 @@ from django_ai.automation.queues import attempt as attempt_module
 from django_ai.automation.queues.attempt import BrokenOffError
 from django_ai.automation.queues.database import is_database_failure
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import definitions
+from django_ai.automation.workflows import definitions, runner
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.app.models import Effect, Reservation
 from tests.trouble import database_trouble
@@ -113,6 +113,26 @@ def test_the_end_of_the_process_gives_the_row_back(end, losses):
     run.refresh_from_db()
     assert run.status == WorkflowStatus.COMPLETED
     assert Effect.objects.count() == 1
+
+
+def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypatch):
+    enter = runner.Walk.enter
+
+    def enter_the_first(walk, entry):
+        if entry.step.name == "two":
+            raise BrokenOffError
+        return enter(walk, entry)
+
+    run = engine.start("attempt:quiet")
+    monkeypatch.setattr(runner.Walk, "enter", enter_the_first)
+    with pytest.raises(BrokenOffError):
+        drain()
+    run.refresh_from_db()
+    assert (run.current_step, run.lease, run.losses) == ("two", None, 0)
+    monkeypatch.undo()
+    drain()
+    run.refresh_from_db()
+    assert run.status == WorkflowStatus.COMPLETED
 
 
 def test_a_commit_whose_answer_was_lost_is_not_overwritten(monkeypatch):

@@ -18,7 +18,7 @@ from django.db import connections
 
 from ..conf import conf
 from ..exceptions import LeaseLostError
-from .attempt import DATABASE_PAUSE, give_back
+from .attempt import DATABASE_PAUSE, BrokenOffError, give_back
 from .clock import Clock, clock_at
 from .database import is_database_failure, let_go_of_broken
 from .heartbeat import Hands, take_up
@@ -137,6 +137,10 @@ def _perform(row: Wakeable, clock: Clock) -> None:
         row.perform(clock)
     except LeaseLostError:
         pass  # moved, cancelled or taken over meanwhile: whoever did that has seen to what comes next
+    except BrokenOffError:
+        # Between two steps, perhaps: then nobody else has given the row back.
+        give_back(row, lease, {seq, row.seq}, clock())
+        raise
     except Exception as error:
         perform_failed.send(type(row), row=row, error=error)
         if is_database_failure(error, connections[alias_of(type(row))]):
