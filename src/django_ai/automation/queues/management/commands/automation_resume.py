@@ -44,8 +44,7 @@ class Command(BaseCommand):
             if wish.name is None and wish.pks is None:
                 raise CommandError("--step needs --name or --pk: a step belongs to one workflow.")
         if options["dry_run"] or not narrowed:
-            self._list(meant, wish, options["verbosity"])
-            if not narrowed:
+            if self._list(meant, wish, options["verbosity"]) and not narrowed:
                 self.stdout.write("Nothing was resumed: say which with --name, --pk, --since or --reason, or --all.")
             return
         self._resume(meant, wish, options["step"], options["verbosity"])
@@ -57,7 +56,7 @@ class Command(BaseCommand):
                 raise CommandError(f"There is no kind {name!r}. Kinds: {', '.join(known)}.")
         return [known[name] for name in dict.fromkeys(names)] or list(known.values())
 
-    def _list(self, meant: list[Kind], wish: Wish, verbosity: int) -> None:
+    def _list(self, meant: list[Kind], wish: Wish, verbosity: int) -> int:
         total = 0
         for kind in meant:
             rows = wish.rows_of(kind)
@@ -68,6 +67,7 @@ class Command(BaseCommand):
             if count > SHOWN and verbosity < 2:
                 self.stdout.write(f"{kind.name}: and {count - SHOWN} more (-v 2 shows all)")
         self.stdout.write(f"{total} to resume." if total else "Nothing to resume.")
+        return total
 
     def _resume(self, meant: list[Kind], wish: Wish, step: str | None, verbosity: int) -> None:
         resumed, refused, seen = 0, 0, set()

@@ -81,6 +81,10 @@ class Command(BaseCommand):
             else:
                 shift.run()
             return
+        if options["verbosity"]:
+            count, what = options["processes"], ", ".join(names) or "everything"
+            self.stdout.write(f"{count} process(es) work on {what}. SIGTERM or Ctrl-C ends them in good order.")
+            self.stdout.flush()
         supervisor = Supervisor(options["processes"], self._passed_on(names, options), grace)
         if code := supervisor.run():
             raise CommandError(
