@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help test test-all demo serve bench soak lint types format clean
+.PHONY: help test test-all migrations demo serve bench soak lint types format clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ bench: $(INSTALLED)  ## throughput, latency, the cost of save(), and routing amo
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/growth.py
+
+migrations: $(INSTALLED)  ## write the one initial migration of each app anew from its models
+	$(BIN)/python tools/migrations.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -16,7 +16,6 @@ from django_ai.automation.events.claims import count
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event, EventClaim, RoutingShape
 from django_ai.automation.exceptions import ClaimedError, DefinitionError
-from django_ai.automation.queues.cause import Cause, Flow, causing
 from django_ai.automation.queues.tasks import cleanup_old
 from django_ai.automation.workflows.core import (
     Retry,
@@ -973,16 +972,3 @@ def test_the_admin_shows_claims(client, work):
     assert f"holder #{run.pk}" in page.content.decode()
     assert client.get(reverse("admin:automation_events_eventclaim_change", args=[claim.pk])).status_code == 200
     assert client.get(reverse("admin:automation_events_eventclaim_add")).status_code == 403
-
-
-def test_a_claim_of_the_first_release_is_released_by_a_flow_in_a_namespace(work):
-    """It knew no namespaces of claims: what an agent of a namespace held was for any."""
-    run, other = engine.start("holder"), engine.start("holder")
-    claims.hold(UPLOADED, owner=run, expires_in=None)
-    with causing(Cause("", 1, "", Flow("workflow", other.pk, "north"))):
-        assert not claims.release(UPLOADED)
-    with causing(Cause("", 1, "", Flow("workflow", run.pk, "north"))):
-        assert not claims.release(UPLOADED, namespace="south")
-        assert claims.release(UPLOADED)
-        assert not claims.release(UPLOADED)
-    assert not EventClaim.objects.exists()

@@ -47,8 +47,7 @@ class AgentRun(Wakeable):
     """One life of an agent."""
 
     name = models.CharField(max_length=200, editable=False)
-    # A default of the database, too: code of a release before this column still inserts agents while it is replaced.
-    version = models.CharField(max_length=50, default="1", db_default="1", editable=False)
+    version = models.CharField(max_length=50, default="1", editable=False)
     status = models.CharField(max_length=10, choices=AgentStatus.choices, default=AgentStatus.PENDING, editable=False)
     data = SealedJSONField(default=dict, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)

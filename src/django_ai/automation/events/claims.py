@@ -110,9 +110,6 @@ def release(
     flow = _flow(owner, what)
     mine, of = EventClaim.objects.filter(owner_kind=flow.kind, owner_id=flow.pk), _namespace(namespace, flow, what)
     gone, _ = mine.filter(unique_key=_claim(event_name, match, what, of).unique_key).delete()
-    if not gone and namespace is None and of:
-        # Held for any, perhaps by release 0.1.0, whose claims were: it must not stand as long as its run.
-        gone, _ = mine.filter(unique_key=_claim(event_name, match, what).unique_key).delete()
     return gone > 0
 
 

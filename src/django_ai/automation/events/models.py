@@ -406,7 +406,7 @@ class EventClaim(models.Model):
 
     event_name = models.CharField(max_length=200, editable=False)
     # With a default in the database: code of before, which does not know it, may still be at work.
-    namespace = models.CharField(max_length=100, blank=True, default="", db_default="", editable=False)
+    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
     match = models.JSONField(default=dict, blank=True, editable=False)
     residual = models.JSONField(default=dict, blank=True, editable=False)
     key = models.CharField(max_length=KEY_LENGTH, editable=False)
