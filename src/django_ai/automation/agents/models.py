@@ -19,7 +19,7 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
 
 
@@ -60,7 +60,7 @@ class AgentRun(Wakeable):
     )
     entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
     entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
-    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
     singleton = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     routing = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     holds_claims = models.BooleanField(default=False, editable=False)
@@ -74,6 +74,7 @@ class AgentRun(Wakeable):
 
     class Meta:
         verbose_name = "agent run"
+        constraints = [unique("automation_agent_origin", "origin_key")]
         permissions = [
             ("resume_agentrun", "Can resume agent runs"),
             ("complete_agentrun", "Can complete agent runs"),
@@ -139,10 +140,11 @@ class AgentRoute(models.Model):
 
     run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="routes", editable=False)
     key = models.CharField(max_length=KEY_LENGTH, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
 
     class Meta:
         verbose_name = "agent route"
+        constraints = [unique("automation_route_unique", "unique_key")]
         indexes = [models.Index(fields=["key", "run"], name="automation_route_key")]
 
     def __str__(self) -> str:
@@ -175,13 +177,14 @@ class HandlerExecution(models.Model):
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True, editable=False)
     parked_at = models.DateTimeField(null=True, blank=True, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
 
     position: int = 0
     """Where its handler stands in the class: of what is due together, it comes in that order. Not stored."""
 
     class Meta:
         verbose_name = "handler execution"
+        constraints = [unique("automation_handler_unique", "unique_key")]
         permissions = [
             ("resume_handlerexecution", "Can resume handler executions"),
         ]

@@ -30,7 +30,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.jsontext import encode
 from ..queues.keys import KEY_LENGTH, digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
-from ..queues.models import Wakeable, at_text, parked_index, wake_index
+from ..queues.models import Wakeable, at_text, parked_index, unique, wake_index
 from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, find_declared
 from .names import pattern_of
 
@@ -100,7 +100,7 @@ class Event(Wakeable):
     error = models.TextField(blank=True, default="", editable=False)
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
     depth = models.PositiveSmallIntegerField(default=0, editable=False)
-    active_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+    active_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
 
     objects = EventQuerySet.as_manager()
 
@@ -109,6 +109,7 @@ class Event(Wakeable):
 
     class Meta:
         verbose_name = "event"
+        constraints = [unique("automation_event_active", "active_key")]
         permissions = [
             ("resume_event", "Can resume parked events"),
             ("cancel_event", "Can cancel pending events"),
@@ -364,9 +365,10 @@ class RoutingShape(models.Model):
     used_by = models.CharField(max_length=10, editable=False)
     event_name = models.CharField(max_length=200, editable=False)
     shape = models.CharField(max_length=500, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
 
     class Meta:
+        constraints = [unique("automation_shape_key", "unique_key")]
         indexes = [models.Index(fields=["event_name"], name="automation_shape_event")]
 
     def __str__(self) -> str:
@@ -405,12 +407,11 @@ class EventClaim(models.Model):
     """A claim on an event and a match: while it stands, the flows of others pass the event by."""
 
     event_name = models.CharField(max_length=200, editable=False)
-    # With a default in the database: code of before, which does not know it, may still be at work.
     namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
     match = models.JSONField(default=dict, blank=True, editable=False)
     residual = models.JSONField(default=dict, blank=True, editable=False)
     key = models.CharField(max_length=KEY_LENGTH, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
     owner_kind = models.CharField(max_length=20, editable=False)
     owner_id = models.BigIntegerField(editable=False)
     priority = models.IntegerField(default=0, editable=False)
@@ -424,6 +425,7 @@ class EventClaim(models.Model):
 
     class Meta:
         verbose_name = "claim"
+        constraints = [unique("automation_claim_unique", "unique_key")]
         indexes = [
             models.Index(fields=["key"], name="automation_claim_key"),
             models.Index(fields=["owner_kind", "owner_id"], name="automation_claim_owner"),
@@ -463,13 +465,14 @@ class CallbackExecution(Wakeable):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, unique=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
 
     drain_order: ClassVar[int] = 40
     queue: ClassVar[str] = "callbacks"
 
     class Meta:
         verbose_name = "callback execution"
+        constraints = [unique("automation_callback_unique", "unique_key")]
         permissions = [
             ("resume_callbackexecution", "Can resume callback executions"),
         ]

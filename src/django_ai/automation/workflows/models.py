@@ -17,7 +17,7 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
 from .context import own_run_pk
 
@@ -95,7 +95,7 @@ class WorkflowRun(Wakeable):
     planned = models.BooleanField(default=False, editable=False)
     entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
     entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
-    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, unique=True, editable=False)
+    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
     parent = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children", editable=False
     )
@@ -123,6 +123,7 @@ class WorkflowRun(Wakeable):
 
     class Meta:
         verbose_name = "workflow run"
+        constraints = [unique("automation_run_origin", "origin_key")]
         permissions = [
             ("resume_workflowrun", "Can resume workflow runs"),
             ("cancel_workflowrun", "Can cancel workflow runs"),

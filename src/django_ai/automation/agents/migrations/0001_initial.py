@@ -33,7 +33,7 @@ class Migration(migrations.Migration):
                 ('finished_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('entity_type', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('entity_id', models.CharField(blank=True, default='', editable=False, max_length=255)),
-                ('origin_key', models.CharField(blank=True, editable=False, max_length=32, null=True, unique=True)),
+                ('origin_key', models.CharField(blank=True, editable=False, max_length=32, null=True)),
                 ('singleton', models.CharField(blank=True, default='', editable=False, max_length=32)),
                 ('routing', models.CharField(blank=True, default='', editable=False, max_length=32)),
                 ('holds_claims', models.BooleanField(default=False, editable=False)),
@@ -51,7 +51,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('key', models.CharField(editable=False, max_length=32)),
-                ('unique_key', models.CharField(blank=True, editable=False, max_length=32, null=True, unique=True)),
+                ('unique_key', models.CharField(blank=True, editable=False, max_length=32, null=True)),
                 ('run', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.CASCADE, related_name='routes', to='automation_agents.agentrun')),
             ],
             options={
@@ -72,7 +72,7 @@ class Migration(migrations.Migration):
                 ('started_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('finished_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('parked_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('unique_key', models.CharField(editable=False, max_length=32, unique=True)),
+                ('unique_key', models.CharField(editable=False, max_length=32)),
                 ('event', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.CASCADE, related_name='handler_executions', to='automation_events.event')),
                 ('run', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.CASCADE, related_name='executions', to='automation_agents.agentrun')),
             ],
@@ -94,9 +94,17 @@ class Migration(migrations.Migration):
             model_name='agentrun',
             index=models.Index(fields=['name', 'status', 'routing'], name='automation_agent_name'),
         ),
+        migrations.AddConstraint(
+            model_name='agentrun',
+            constraint=models.UniqueConstraint(fields=('origin_key',), name='automation_agent_origin'),
+        ),
         migrations.AddIndex(
             model_name='agentroute',
             index=models.Index(fields=['key', 'run'], name='automation_route_key'),
+        ),
+        migrations.AddConstraint(
+            model_name='agentroute',
+            constraint=models.UniqueConstraint(fields=('unique_key',), name='automation_route_unique'),
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
@@ -105,5 +113,9 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='handlerexecution',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_handler_parked'),
+        ),
+        migrations.AddConstraint(
+            model_name='handlerexecution',
+            constraint=models.UniqueConstraint(fields=('unique_key',), name='automation_handler_unique'),
         ),
     ]

@@ -42,12 +42,13 @@ class Migration(migrations.Migration):
                 ('error', models.TextField(blank=True, default='', editable=False)),
                 ('caused_by', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('depth', models.PositiveSmallIntegerField(default=0, editable=False)),
-                ('active_key', models.CharField(blank=True, editable=False, max_length=32, null=True, unique=True)),
+                ('active_key', models.CharField(blank=True, editable=False, max_length=32, null=True)),
             ],
             options={
                 'verbose_name': 'event',
                 'permissions': [('resume_event', 'Can resume parked events'), ('cancel_event', 'Can cancel pending events'), ('view_data_event', 'Can view payloads and snapshots of events')],
                 'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_event_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_event_parked'), models.Index(fields=['entity_type', 'entity_id', 'event_name'], name='automation_event_entity'), models.Index(fields=['event_name', 'occurred_at'], name='automation_event_occurred')],
+                'constraints': [models.UniqueConstraint(fields=('active_key',), name='automation_event_active')],
             },
         ),
         migrations.CreateModel(
@@ -59,7 +60,7 @@ class Migration(migrations.Migration):
                 ('match', models.JSONField(blank=True, default=dict, editable=False)),
                 ('residual', models.JSONField(blank=True, default=dict, editable=False)),
                 ('key', models.CharField(editable=False, max_length=32)),
-                ('unique_key', models.CharField(editable=False, max_length=32, unique=True)),
+                ('unique_key', models.CharField(editable=False, max_length=32)),
                 ('owner_kind', models.CharField(editable=False, max_length=20)),
                 ('owner_id', models.BigIntegerField(editable=False)),
                 ('priority', models.IntegerField(default=0, editable=False)),
@@ -72,6 +73,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'claim',
                 'indexes': [models.Index(fields=['key'], name='automation_claim_key'), models.Index(fields=['owner_kind', 'owner_id'], name='automation_claim_owner')],
+                'constraints': [models.UniqueConstraint(fields=('unique_key',), name='automation_claim_unique')],
             },
         ),
         migrations.CreateModel(
@@ -81,10 +83,11 @@ class Migration(migrations.Migration):
                 ('used_by', models.CharField(editable=False, max_length=10)),
                 ('event_name', models.CharField(editable=False, max_length=200)),
                 ('shape', models.CharField(editable=False, max_length=500)),
-                ('unique_key', models.CharField(editable=False, max_length=32, unique=True)),
+                ('unique_key', models.CharField(editable=False, max_length=32)),
             ],
             options={
                 'indexes': [models.Index(fields=['event_name'], name='automation_shape_event')],
+                'constraints': [models.UniqueConstraint(fields=('unique_key',), name='automation_shape_key')],
             },
         ),
         migrations.CreateModel(
@@ -104,13 +107,14 @@ class Migration(migrations.Migration):
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('started_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('finished_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('unique_key', models.CharField(editable=False, max_length=32, unique=True)),
+                ('unique_key', models.CharField(editable=False, max_length=32)),
                 ('event', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.CASCADE, related_name='executions', to='automation_events.event')),
             ],
             options={
                 'verbose_name': 'callback execution',
                 'permissions': [('resume_callbackexecution', 'Can resume callback executions')],
                 'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_callback_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_callback_parked')],
+                'constraints': [models.UniqueConstraint(fields=('unique_key',), name='automation_callback_unique')],
             },
         ),
     ]

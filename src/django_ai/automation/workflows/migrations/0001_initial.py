@@ -36,7 +36,7 @@ class Migration(migrations.Migration):
                 ('planned', models.BooleanField(default=False, editable=False)),
                 ('entity_type', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('entity_id', models.CharField(blank=True, default='', editable=False, max_length=255)),
-                ('origin_key', models.CharField(blank=True, editable=False, max_length=32, null=True, unique=True)),
+                ('origin_key', models.CharField(blank=True, editable=False, max_length=32, null=True)),
                 ('parent_channel', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('caused_by', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('depth', models.PositiveSmallIntegerField(default=0, editable=False)),
@@ -118,6 +118,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='workflowrun',
             index=models.Index(fields=['name', 'created_at'], name='automation_run_name'),
+        ),
+        migrations.AddConstraint(
+            model_name='workflowrun',
+            constraint=models.UniqueConstraint(fields=('origin_key',), name='automation_run_origin'),
         ),
         migrations.AddIndex(
             model_name='signal',
