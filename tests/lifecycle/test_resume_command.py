@@ -157,7 +157,7 @@ def test_primary_keys(work):
     assert resume("workflow", pk=[runs[0].pk, runs[2].pk]) == "Resumed: 2.\n"
     said = resume("workflow", pk=[runs[1].pk, 999_999])
     assert "Resumed: 1." in said
-    assert "EXIT 1: No workflow that could be resumed has the primary key 999999." in said
+    assert "EXIT 1: There is no workflow with the primary key 999999." in said
     assert "EXIT 1: --pk needs the kind" in resume(pk=[1])
 
 

@@ -6,22 +6,48 @@ from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
 
-from ..queues.admin import HistoryInline, RowAdmin
+from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
+from ..queues.admin_fields import time_field
+from .definitions import all_agents
 from .manager import AgentManager
 from .models import AgentRun, HandlerExecution
+
+link_causes("agent", AgentRun)
 
 
 class HandlerInline(HistoryInline):
     model = HandlerExecution
-    fields = readonly_fields = ("handler", "event", "beat", "status", "attempt", "due_at", "finished_at", "error")
-    max_num = 100
+    verbose_name_plural = f"newest {MAX_INLINE_ROWS} handler executions"
+    columns = (
+        "handler",
+        "event",
+        "beat",
+        "status",
+        "attempt",
+        time_field("due_at"),
+        time_field("finished_at"),
+        "error",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[HandlerExecution]:
+        return super().get_queryset(request).select_related("event")
 
 
 @admin.register(AgentRun)
 class AgentRunAdmin(RowAdmin):
-    list_display = ("id", "name", "status", "entity_id", "waits_for", "created_at", "due", "last_line")
-    list_filter = ("status", "name")
-    search_fields = ("=id", "=entity_id", "name")
+    list_display = (
+        "id",
+        "name",
+        "status",
+        "entity_link",
+        "waits_for",
+        "last_line",
+        time_field("created_at"),
+        "due",
+    )
+    list_filter = ("status", declared_names("agent", "name", lambda: {each.name for each in all_agents()}))
+    exact_search = ("entity_id", "name")
+    head = ("name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
     private_fields = ("data",)
     inlines = (HandlerInline,)
     actions = ("resume", "complete", "cancel")
@@ -37,7 +63,13 @@ class AgentRunAdmin(RowAdmin):
 
 @admin.register(HandlerExecution)
 class HandlerExecutionAdmin(RowAdmin):
-    list_display = ("handler", "run", "event", "beat", "status", "attempt", "due_at", "last_line")
-    list_filter = ("status", "handler")
+    list_display = ("handler", "status", "run", "event", "last_line", "beat", "attempt", time_field("due_at"))
+    list_filter = ("status", declared_names("handler", "handler", lambda: _handlers()))
     list_select_related = ("run", "event")
+    exact_search = ("handler",)
+    head = ("handler", "status", "run", "event", "error")
     actions = ("resume",)
+
+
+def _handlers() -> set[str]:
+    return {handler.method for definition in all_agents() for handler in definition.handlers}

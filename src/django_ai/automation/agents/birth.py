@@ -120,7 +120,8 @@ def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, n
         delay = None
     changes = {"attempt": run.attempt + 1, "error": trace_of(error), "lease": None}
     if delay is None:
-        return Progress(changes | {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None})
+        ended = {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None}
+        return Progress(changes | ended, failed=(run, str(changes["error"])))
     return Progress(changes | {"wake_at": now + delay})
 
 

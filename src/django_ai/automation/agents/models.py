@@ -19,8 +19,9 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, unique, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
+from ..queues.texts import last_line
 
 
 class AgentStatus(models.TextChoices):
@@ -84,6 +85,7 @@ class AgentRun(Wakeable):
         indexes = [
             wake_index("automation_agent"),
             parked_index("automation_agent"),
+            entity_index("automation_agent"),
             models.Index(fields=["name", "status", "routing"], name="automation_agent_name"),
         ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
@@ -271,7 +272,8 @@ class Shift:
             text += f"\nWhat the handler had changed in its Context is lost: {unusable}"
             changes, self.context = {}, self._load()
         if delay is None:
-            return self._ended(execution, HandlerStatus.FAILED, text, started, rest, changes)
+            ended = self._ended(execution, HandlerStatus.FAILED, text, started, rest, changes)
+            return replace(ended, failed=(execution, text))
         due_at = self.clock() + delay
         values = {"attempt": execution.attempt + 1, "error": text, "started_at": started, "due_at": due_at}
         return self._progress(execution, values, changes, rest, due_at)

@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
 
-from ..queues.admin import HistoryInline, RowAdmin
+from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
+from ..queues.admin_fields import time_field
+from .callbacks import all_callbacks
+from .claims import owner_kinds, owners_of
+from .definitions import declared_events, declaring_models
 from .models import CallbackExecution, Event, EventClaim
+
+link_causes("event", Event)
+link_causes("callback", CallbackExecution)
+
+OWNER_KINDS = declared_names("kind of owner", "owner_kind", owner_kinds)
 
 
 class ExecutionInline(HistoryInline):
     model = CallbackExecution
-    fields = readonly_fields = ("callback", "beat", "status", "attempt", "started_at", "finished_at", "error")
+    verbose_name_plural = f"newest {MAX_INLINE_ROWS} callback executions"
+    columns = (
+        "callback",
+        "beat",
+        "status",
+        "attempt",
+        time_field("started_at"),
+        time_field("finished_at"),
+        "error",
+    )
 
 
 @admin.register(Event)
 class EventAdmin(RowAdmin):
-    list_display = ("event_name", "entity_type", "entity_id", "status", "at", "occurred_at", "due", "last_line")
-    list_filter = ("status", "event_name", "entity_type")
-    search_fields = ("=entity_id", "event_name")
+    list_display = (
+        "event_name",
+        "status",
+        "entity_link",
+        "last_line",
+        time_field("at"),
+        time_field("occurred_at"),
+        "due",
+    )
+    list_filter = (
+        "status",
+        declared_names("event", "declared_as", lambda: declared_events().keys()),
+        declared_names("model", "entity_type", lambda: [model._meta.label_lower for model in declaring_models()]),
+    )
+    exact_search = ("entity_id", "event_name")
+    head = ("event_name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
     private_fields = ("payload", "snapshot")
     inlines = (ExecutionInline,)
     actions = ("resume", "cancel")
+
+    @admin.display(description="waits for")
+    def waits_for(self, row: Event) -> str:
+        pending = Event.unfinished().filter(pk=row.pk).exists()
+        return super().waits_for(row) if pending else "-"
 
     @admin.action(description="Cancel pending events", permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[Event]) -> None:
@@ -31,14 +69,38 @@ class EventAdmin(RowAdmin):
 
 @admin.register(EventClaim)
 class EventClaimAdmin(RowAdmin):
-    list_display = ("event_name", "match", "owner", "priority", "held_at", "expires_at", "events_left")
-    list_filter = ("event_name", "owner_kind")
-    search_fields = ("event_name", "=owner_id")
+    list_display = (
+        "event_name",
+        "match",
+        "owner_shown",
+        "priority",
+        time_field("held_at"),
+        time_field("expires_at"),
+        "events_left",
+    )
+    list_filter = (declared_names("event", "event_name", lambda: declared_events().keys()), OWNER_KINDS)
+    exact_search = ("event_name", "owner_id")
+    private_fields = ("match", "residual")
+
+    def prepare(self, rows: Sequence[EventClaim]) -> None:
+        owners = owners_of(rows)
+        for row in rows:
+            row.__dict__["_owner_shown"] = str(owners.get(row.pk) or f"{row.owner_kind} {row.owner_id}, which is gone")
+
+    @admin.display(description="owner")
+    def owner_shown(self, row: EventClaim) -> str:
+        return str(row.__dict__.get("_owner_shown", ""))
 
 
 @admin.register(CallbackExecution)
 class CallbackExecutionAdmin(RowAdmin):
-    list_display = ("callback", "event", "beat", "status", "attempt", "due", "last_line")
-    list_filter = ("status", "callback")
+    list_display = ("callback", "status", "event", "last_line", "beat", "attempt", "due")
+    list_filter = ("status", declared_names("callback", "callback", lambda: {each.name for each in all_callbacks()}))
     list_select_related = ("event",)
+    exact_search = ("callback", "event__entity_id")
+    head = ("callback", "status", "event", "waits_for", "due", "error")
     actions = ("resume",)
+
+    @admin.display(description="waits for")
+    def waits_for(self, row: CallbackExecution) -> str:
+        return super().waits_for(row) if row.status in ("pending", "parked") else "-"

@@ -174,6 +174,21 @@ def owner_of(claim: EventClaim) -> models.Model | None:
     return living().model._base_manager.filter(pk=claim.owner_id).first() if living else None
 
 
+def owner_kinds() -> list[str]:
+    """Return the kinds of runs that may hold claims."""
+    return sorted(_owners)
+
+
+def owners_of(claims: Sequence[EventClaim]) -> dict[int, models.Model]:
+    """Return the runs that hold ``claims`` by the claims' keys: one query for each kind of owner."""
+    found: dict[int, models.Model] = {}
+    for kind, living in _owners.items():
+        mine = {claim.pk: claim.owner_id for claim in claims if claim.owner_kind == kind}
+        runs = living().model._base_manager.in_bulk(set(mine.values())) if mine else {}
+        found |= {pk: runs[owner] for pk, owner in mine.items() if owner in runs}
+    return found
+
+
 def remove_ended(now: datetime, until: float = float("inf")) -> int:
     """Remove claims that ended longer ago than ``RETENTION``, or were held before and whose run has ended."""
     before = now - conf().RETENTION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 
@@ -81,7 +82,8 @@ def _failed(row: CallbackExecution, callback: Callback, error: Exception, starte
     """Try again after the backoff, or fail for good."""
     delay = callback.retry.delay(row.attempt + 1)
     if delay is None:
-        return _finished(row, ExecutionStatus.FAILED, trace_of(error), started, now)
+        text = trace_of(error)
+        return replace(_finished(row, ExecutionStatus.FAILED, text, started, now), failed=(row, text))
     return Progress(
         {
             "attempt": row.attempt + 1,

@@ -118,7 +118,7 @@ class Event(Wakeable):
         indexes = [
             wake_index("automation_event"),
             parked_index("automation_event"),
-            models.Index(fields=["entity_type", "entity_id", "event_name"], name="automation_event_entity"),
+            models.Index(fields=["entity_id", "entity_type", "event_name"], name="automation_event_entity"),
             models.Index(fields=["event_name", "occurred_at"], name="automation_event_occurred"),
         ]
 
@@ -425,6 +425,7 @@ class EventClaim(models.Model):
 
     class Meta:
         verbose_name = "claim"
+        permissions = [("view_data_eventclaim", "Can view what claims compare")]
         constraints = [unique("automation_claim_unique", "unique_key")]
         indexes = [
             models.Index(fields=["key"], name="automation_claim_key"),

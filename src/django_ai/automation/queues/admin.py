@@ -1,39 +1,128 @@
-"""What the admin pages of all floors share: rows to look at, and actions that are methods of the row."""
+"""What the admin pages of all layers share: rows to look at, and actions that are methods of the row.
+
+The pages stay quick on tables of any size: filters offer what the code declares instead of asking the table, lists
+count up to a limit, and a row's page shows the newest part of its history. Each action leaves a ``LogEntry`` for each
+row that it changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_permission_codename
+from django.core.paginator import Paginator
 from django.db import models
+from django.forms import BaseInlineFormSet
 from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
-from django.utils.timesince import timeuntil
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.timesince import timesince, timeuntil
 
 from ..exceptions import AutomationError
-from .models import Worker, last_line
+from .admin_fields import json_field, time_field
+from .models import Worker
+from .resumption import awaits_code
+from .texts import last_line
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
     TabularInline = admin.TabularInline[Any, Any]
+    FormSet = BaseInlineFormSet[Any, Any, Any]
 else:  # Django's own classes take no parameters when they run
-    ModelAdmin, TabularInline = admin.ModelAdmin, admin.TabularInline
+    ModelAdmin, TabularInline, FormSet = admin.ModelAdmin, admin.TabularInline, BaseInlineFormSet
+
+MAX_INLINE_ROWS = 50
+MAX_COUNTED_ROWS = 10_000
+MAX_MESSAGES = 5
+MAX_ERROR_IN_LIST = 160
+
+TECHNICAL = ("id", "wake_at", "lease", "seq", "losses", "parked_at")
+"""Columns of every Wakeable, which come last on its page."""
+
+
+class NewestRows(FormSet):
+    """The newest rows of an inline: a row may have tens of thousands."""
+
+    def get_queryset(self) -> Any:
+        if not hasattr(self, "_newest"):
+            self._newest = self.queryset.order_by("-pk")[:MAX_INLINE_ROWS] if self.queryset is not None else []
+        return self._newest
 
 
 class HistoryInline(TabularInline):
-    """Rows that hang on another, to be read only."""
+    """The newest rows that hang on another, to be read only."""
 
     extra = 0
     can_delete = False
+    formset = NewestRows
+    columns: ClassVar[tuple[Any, ...]] = ()
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.columns
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.columns
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]
+    """Counts up to ``MAX_COUNTED_ROWS``: to count a table of ten million rows takes seconds."""
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        return len(rows.order_by().values_list("pk")[:MAX_COUNTED_ROWS])
+
+
+class Page(ChangeList):
+    """A page of a list, whose rows are prepared together."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        owner: Any = self.model_admin
+        owner.prepare(self.result_list)
+
+
+class DeclaredNames(admin.SimpleListFilter):
+    """A filter by name that offers what the code declares. A ``SELECT DISTINCT`` would read the whole table."""
+
+    field: ClassVar[str]
+
+    @staticmethod
+    def names() -> Collection[str]:
+        raise NotImplementedError
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        chosen = self.value()
+        return [(name, name) for name in sorted({*self.names(), *([chosen] if chosen else [])})]
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+        return queryset if self.value() is None else queryset.filter(**{self.field: self.value()})
+
+
+def declared_names(title: str, field: str, names: Callable[[], Collection[str]]) -> type[DeclaredNames]:
+    """Return a filter of ``field`` that offers ``names()``."""
+    given = {"title": title, "parameter_name": field, "field": field, "names": staticmethod(names)}
+    return type("Declared", (DeclaredNames,), given)
+
 
 class RowAdmin(ModelAdmin):
-    """A page of rows that nobody edits by hand: code writes them, a person looks, resumes and cancels.
+    """A page of rows that nobody edits or deletes by hand: code writes them, an operator looks, resumes and cancels.
 
     To look is Django's ``view`` permission; each action has a permission of its own (``resume_workflowrun``), and so
     have the columns that hold the project's data (``view_data_workflowrun``).
@@ -41,13 +130,22 @@ class RowAdmin(ModelAdmin):
 
     list_per_page = 50
     show_full_result_count = False
+    paginator = CappedPaginator
     private_fields: ClassVar[tuple[str, ...]] = ()
     """What only they see who may see data."""
+    head: ClassVar[tuple[str, ...]] = ()
+    """What comes first on the page of a row: names of fields and of methods."""
+    exact_search: tuple[str, ...] = ()
+    """Fields that a search compares exactly, so that their indexes serve; a number is compared with the key, too."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody deletes a row by hand: others wait for it, and it is what keeps things from being done twice."""
         return False
 
     def has_resume_permission(self, request: HttpRequest) -> bool:
@@ -60,7 +158,7 @@ class RowAdmin(ModelAdmin):
         return self.may("complete", request)
 
     def may(self, action: str, request: HttpRequest) -> bool:
-        """Say whether the user has the permission for ``action`` on rows of this model."""
+        """Return whether the user has the permission for ``action`` on rows of this model."""
         name = get_permission_codename(action, self.model._meta)
         return request.user.has_perm(f"{self.model._meta.app_label}.{name}")
 
@@ -69,53 +167,152 @@ class RowAdmin(ModelAdmin):
         hidden = lookup.split("__")[0] in self.private_fields and not self.may("view_data", request)
         return not hidden and super().lookup_allowed(lookup, value, request)
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        hidden = () if self.may("view_data", request) else self.private_fields
-        return [field.name for field in self.model._meta.fields if field.name not in hidden]
+    # -- lists ---------------------------------------------------------------------------------------------------------
 
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
-        return [*self.get_readonly_fields(request, obj)]
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return Page
+
+    def prepare(self, rows: Sequence[Any]) -> None:
+        """Read at once what the columns of these rows ask for."""
+
+    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        return self.exact_search  # the box is there where this is not empty
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: models.QuerySet[Any], search_term: str
+    ) -> tuple[models.QuerySet[Any], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        found = models.Q(*[(name, term) for name in self.exact_search], _connector=models.Q.OR)
+        if term.isascii() and term.isdigit() and len(term) < 19:
+            found |= models.Q(pk=int(term))
+        return queryset.filter(found), False
+
+    # -- the page of a row ---------------------------------------------------------------------------------------------
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        return [name for _, group in self._groups(request) for name in group]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [
+            (title, {"fields": group, "classes": ["collapse"] if title == "Technical" else []})
+            for title, group in self._groups(request)
+        ]
+
+    def _groups(self, request: HttpRequest) -> list[tuple[str | None, list[Any]]]:
+        hidden = () if self.may("view_data", request) else self.private_fields
+        fields = [field for field in self.model._meta.fields if field.name not in (*hidden, *self.head)]
+        rest = [_shown(field) for field in fields if field.name not in TECHNICAL]
+        technical = [_shown(field) for field in fields if field.name in TECHNICAL]
+        return [(None, [*self.head, *rest]), ("Technical", technical)]
 
     @admin.display(description="due", ordering="wake_at")
     def due(self, row: Any) -> str:
         """Say when a worker looks at the row next, in words."""
         if row.lease:
-            return f"in the hands of {row.holder}"
+            return f"leased by {row.holder}"
         if row.wake_at is None:
-            return "never"
-        return "now" if row.wake_at <= timezone.now() else f"in {timeuntil(row.wake_at)}"
+            return "-"
+        now = timezone.now()
+        return f"in {timeuntil(row.wake_at)}" if row.wake_at > now else f"now, since {timesince(row.wake_at)}"
 
     @admin.display(description="error")
     def last_line(self, row: Any) -> str:
-        """Show the end of a traceback."""
-        return last_line(row.error)
+        """Show the end of a traceback; the whole line when pointed at."""
+        line = last_line(row.error)
+        if len(line) <= MAX_ERROR_IN_LIST:
+            return line
+        return format_html('<span title="{}">{}…</span>', line, line[: MAX_ERROR_IN_LIST - 1])
 
     @admin.display(description="waits for")
     def waits_for(self, row: Any) -> str:
         """Name the one thing that an unfinished row waits for."""
         if row.is_finished:
-            return ""
-        return row.waits_for(timezone.now()) or "nothing: it hangs"
+            return "-"
+        return row.waits_for(timezone.now()) or "nothing (stuck: report a bug)"
+
+    @admin.display(description="entity")
+    def entity_link(self, row: Any) -> str:
+        """Name the entity that the row is about, with a link to its own page where the project has one."""
+        if not row.entity_type:
+            return "-"
+        text = f"{row.entity_type} {row.entity_id}"
+        app, _, model = row.entity_type.partition(".")
+        return _link(f"{app}_{model}", row.entity_id, text)
+
+    @admin.display(description="caused by")
+    def cause_link(self, row: Any) -> str:
+        """Name what caused the row, with a link to it."""
+        kind, _, rest = row.caused_by.partition(":")
+        model = _causes.get(kind)
+        if model is None:
+            return row.caused_by or "-"
+        return _link(f"{model._meta.app_label}_{model._meta.model_name}", rest.partition(":")[0], row.caused_by)
+
+    # -- actions -------------------------------------------------------------------------------------------------------
 
     def apply(self, request: HttpRequest, rows: models.QuerySet[Any], act: Callable[[Any], Any], done: str) -> None:
-        """Do ``act`` to each row, and say how it went."""
-        count = 0
+        """Call ``act`` with each row, log each change, and say how it went. ``act`` returns False where there was
+        nothing to do."""
+        changed, refused, awaiting = [], [], 0
         for row in rows:
+            awaited = awaits_code(row)
             try:
-                count += act(row) is not False
+                if act(row) is False:
+                    refused.append(f"{row} has ended already.")
+                    continue
             except AutomationError as error:
-                self.message_user(request, str(error), messages.WARNING)
-        if count:
-            self.message_user(request, f"{done}: {count}.", messages.SUCCESS)
+                refused.append(str(error))
+                continue
+            changed.append(row)
+            awaiting += awaited
+        if changed:
+            LogEntry.objects.log_actions(request.user.pk or 0, changed, CHANGE, f"{done} by an action.")
+            self.message_user(request, f"{done}: {len(changed)}.", messages.SUCCESS)
+        if awaiting:
+            self.message_user(
+                request,
+                f"{awaiting} of them had been parked because their code was missing. They are parked again unless a "
+                "worker has that code now.",
+                messages.WARNING,
+            )
+        for reason in refused[:MAX_MESSAGES]:
+            self.message_user(request, reason, messages.WARNING)
+        if len(refused) > MAX_MESSAGES:
+            self.message_user(request, f"{len(refused) - MAX_MESSAGES} more were refused.", messages.WARNING)
 
     @admin.action(description="Resume: try again now", permissions=["resume"])
     def resume(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
         self.apply(request, rows, lambda row: row.resume(), "Resumed")
 
 
+_causes: dict[str, type[models.Model]] = {}
+
+
+def link_causes(kind: str, model: type[models.Model]) -> None:
+    """Let ``caused_by`` texts that begin with ``kind`` link to rows of ``model``."""
+    _causes[kind] = model
+
+
+def _link(page: str, key: str, text: str) -> str:
+    try:
+        url = reverse(f"admin:{page}_change", args=[key])
+    except NoReverseMatch:
+        return text
+    return format_html('<a href="{}">{}</a>', url, text)
+
+
+def _shown(field: Any) -> Any:
+    """Return how a field is shown: times to the second, JSON with indentation."""
+    if isinstance(field, models.DateTimeField):
+        return time_field(field.name)
+    return json_field(field.name) if isinstance(field, models.JSONField) else field.name
+
+
 @admin.register(Worker)
 class WorkerAdmin(RowAdmin):
     """Who performs the work, and since when."""
 
-    list_display = ("name", "started_at", "worked_at", "performed")
+    list_display = ("name", time_field("started_at"), time_field("worked_at"), "performed")
     ordering = ("-worked_at",)

@@ -38,7 +38,7 @@ from .heartbeat import keep_lease_for
 from .jsontext import storable
 from .lease import advance, alias_of, release
 from .models import Wakeable
-from .signals import attempt_finished
+from .signals import attempt_finished, row_failed
 
 DATABASE_PAUSE = timedelta(seconds=1)
 """After trouble of the database a row is due again in so long."""
@@ -55,6 +55,8 @@ class Progress:
     changes: Mapping[str, Any]
     record: models.Model | None = None
     together: tuple[Callable[[], None], ...] = field(default=())
+    failed: tuple[models.Model, str] | None = None
+    """The row that fails for good with this commit, and why: ``row_failed`` is sent for it."""
 
 
 def commit(row: Wakeable, progress: Progress) -> None:
@@ -94,9 +96,17 @@ def attempt(
     before = dict(row.__dict__)
     lease, seq = row.lease, row.seq
     failure: Exception | None = None
+    made: Progress | None = None
+    rescued: Progress | None = None
+
+    def make() -> Progress:
+        nonlocal made
+        made = work()
+        return made
+
     try:
         with causing(cause):
-            failure, progress = _run(row, work, connection.alias, atomic)
+            failure, progress = _run(row, make, connection.alias, atomic)
             if failure is None and progress is not None:
                 failure = _committed(row, progress)
             if failure is not None:
@@ -104,12 +114,14 @@ def attempt(
                 # the commit raised, the old ``seq`` makes sure that nothing is written over it.
                 row.__dict__.clear()
                 row.__dict__.update(before)
-                commit(row, rescue(failure))
+                rescued = rescue(failure)
+                commit(row, rescued)
     except LeaseLostError:
         if failure is None or not _went_through(row, seq):
             row.__dict__.clear()
             row.__dict__.update(before)
             return False
+        rescued = None
     except BaseException as error:
         if not isinstance(error, Exception) or is_database_failure(error, connection):
             pause = DATABASE_PAUSE if isinstance(error, Exception) else timedelta(0)
@@ -121,6 +133,10 @@ def attempt(
         raise
     told = None if getattr(failure, "is_ordinary", False) else failure
     attempt_finished.send(type(row), row=row, error=told, seconds=time.monotonic() - started)
+    kept = rescued or made
+    if kept is not None and kept.failed is not None:
+        ended, reason = kept.failed
+        row_failed.send_robust(type(ended), row=ended, reason=reason)
     return True
 
 

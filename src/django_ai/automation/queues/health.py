@@ -22,6 +22,7 @@ from ..conf import conf
 from .lease import alias_of
 from .models import Wakeable, Worker, at_text
 from .registry import explained, wakeables
+from .texts import one_line
 
 OVERDUE = timedelta(seconds=90)
 """Longer than the minute after which a cluster without one of our brokers looks at its timers."""
@@ -135,7 +136,7 @@ class Explanation:
 
     def __str__(self) -> str:
         status = f" ({self.status})" if self.status else ""
-        return f"{self.kind} {self.pk}: {self.row}{status} waits for {self.waits_for or 'NOTHING: it hangs'}"
+        return one_line(f"{self.kind} {self.pk}: {self.row}{status} waits for {self.waits_for or 'NOTHING: it hangs'}")
 
 
 def explain(now: datetime, kinds: Sequence[str] = ()) -> Iterator[Explanation]:

@@ -20,6 +20,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.utils import timezone
 
 from .clock import Clock
+from .texts import last_line
 
 
 class PartialIndex(models.Index):
@@ -121,12 +122,6 @@ def at_text(moment: datetime) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}"
 
 
-def last_line(error: str) -> str:
-    """Return the end of a traceback or reason: the line that says what happened."""
-    lines = error.strip().splitlines()
-    return lines[-1][:200] if lines else ""
-
-
 class Worker(models.Model):
     """A process that performs due rows, and when it last did. Written every few seconds by a process that works."""
 
@@ -147,6 +142,13 @@ class Worker(models.Model):
 def wake_index(label: str) -> PartialIndex:
     """Return the index that finds due rows of the model that is called ``label``."""
     return PartialIndex(fields=["wake_at"], name=f"{label}_wake", condition=models.Q(wake_at__isnull=False))
+
+
+def entity_index(label: str) -> PartialIndex:
+    """Return the index that finds the runs of one entity, of the model that is called ``label``."""
+    return PartialIndex(
+        fields=["entity_id", "entity_type"], name=f"{label}_entity", condition=models.Q(entity_id__gt="")
+    )
 
 
 def parked_index(label: str) -> PartialIndex:

@@ -34,6 +34,13 @@ class Kind:
     takes_step: bool = False
 
 
+def awaits_code(row: Any) -> bool:
+    """Return whether ``row`` is parked because the workers lack its code: resumed before they have it, it is parked
+    again."""
+    status, parked_at = getattr(row, "status", ""), getattr(row, "parked_at", None)
+    return status == "parked" and parked_at is not None and getattr(row, "wake_at", parked_at) is not None
+
+
 _kinds: dict[str, Kind] = {}
 
 
@@ -76,8 +83,17 @@ class Wish:
         return rows.order_by("pk")
 
 
-def resume_all(kind: Kind, wish: Wish, step: str | None = None) -> Iterator[tuple[Any, AutomationError | None]]:
-    """Resume what is meant, and yield each row with what refused it, or None.
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What became of one row: ``error`` refused it; ``awaited_code``: it was parked for missing code."""
+
+    row: Any
+    error: AutomationError | None
+    awaited_code: bool
+
+
+def resume_all(kind: Kind, wish: Wish, step: str | None = None) -> Iterator[Resumed]:
+    """Resume what is meant, and yield what became of each row.
 
     ``step``: where workflow runs go on instead. Commits 100 rows at a time.
     """
@@ -85,12 +101,13 @@ def resume_all(kind: Kind, wish: Wish, step: str | None = None) -> Iterator[tupl
     rows, after = wish.rows_of(kind), 0
     while chunk := list(rows.filter(pk__gt=after)[:CHUNK]):
         after = chunk[-1].pk
-        done: list[tuple[Any, AutomationError | None]] = []
+        done: list[Resumed] = []
         with transaction.atomic(using=alias_of(kind.model)):
             for row in chunk:
+                awaited = awaits_code(row)
                 try:
                     row.resume(**arguments)
-                    done.append((row, None))
+                    done.append(Resumed(row, None, awaited))
                 except AutomationError as error:
-                    done.append((row, error))
+                    done.append(Resumed(row, error, awaited))
         yield from done

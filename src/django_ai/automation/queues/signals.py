@@ -1,6 +1,8 @@
 """Life-cycle signals of the engine. Logs, metrics and traces listen here; the engine itself does no logging.
 
 ``attempt_finished(sender=model, row, error, seconds)``: user code of a row ran; ``error`` is its exception or None.
+``row_failed(sender=model, row, reason)``: a run, callback or handler has failed for good: no attempt follows. Sent
+after the commit; alerts listen here.
 ``row_parked(sender=model, row, reason)``: a row needs a person.
 ``perform_failed(sender=model, row, error)``: the engine itself failed on a row; its lease will run out, or
 the row was given back, if it was trouble of the database.
@@ -13,7 +15,10 @@ from typing import Any
 
 from django.dispatch import Signal
 
+from .texts import last_line, one_line
+
 attempt_finished = Signal()
+row_failed = Signal()
 row_parked = Signal()
 perform_failed = Signal()
 
@@ -22,18 +27,23 @@ logger = logging.getLogger("django_ai.automation")
 
 def log_attempt(sender: Any, row: Any, error: Exception | None, seconds: float, **kwargs: Any) -> None:
     if error is not None:
-        logger.warning("%s failed after %.3f s: %s: %s", row, seconds, type(error).__name__, error)
+        logger.warning("%s failed after %.3f s: %s: %s", one_line(row), seconds, type(error).__name__, one_line(error))
+
+
+def log_failed(sender: Any, row: Any, reason: str, **kwargs: Any) -> None:
+    logger.error("%s has failed for good: %s", one_line(row), last_line(reason))
 
 
 def log_parked(sender: Any, row: Any, reason: str, **kwargs: Any) -> None:
-    logger.error("%s is parked: %s", row, reason.strip().splitlines()[-1] if reason.strip() else reason)
+    logger.error("%s is parked: %s", one_line(row), last_line(reason))
 
 
 def log_perform_failed(sender: Any, row: Any, error: Exception, **kwargs: Any) -> None:
-    logger.error("%s could not be performed: %s", row, error, exc_info=error)
+    logger.error("%s could not be performed: %s", one_line(row), one_line(error), exc_info=error)
 
 
 def connect_logging() -> None:
     attempt_finished.connect(log_attempt, dispatch_uid="automation.log_attempt")
+    row_failed.connect(log_failed, dispatch_uid="automation.log_failed")
     row_parked.connect(log_parked, dispatch_uid="automation.log_parked")
     perform_failed.connect(log_perform_failed, dispatch_uid="automation.log_perform_failed")

@@ -6,22 +6,48 @@ from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
 
-from ..queues.admin import HistoryInline, RowAdmin
+from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
+from ..queues.admin_fields import time_field
+from .definitions import all_workflows
 from .engine import engine
 from .models import Signal, StepExecution, WorkflowRun
+
+link_causes("workflow", WorkflowRun)
 
 
 class StepInline(HistoryInline):
     model = StepExecution
-    fields = readonly_fields = ("step", "attempt", "started", "finished", "outcome", "wake_reason", "error")
+    verbose_name_plural = f"newest {MAX_INLINE_ROWS} step executions"
+    columns = (
+        "step",
+        "visit",
+        "attempt",
+        time_field("started"),
+        time_field("finished"),
+        "outcome",
+        "wake_reason",
+        "wake_ref",
+        "error",
+    )
 
 
 @admin.register(WorkflowRun)
 class WorkflowRunAdmin(RowAdmin):
-    list_display = ("id", "name", "status", "current_step", "waits_for", "entity_id", "created_at", "due", "last_line")
-    list_filter = ("status", "name")
-    search_fields = ("=id", "=entity_id", "name")
-    private_fields = ("data",)
+    list_display = (
+        "id",
+        "name",
+        "status",
+        "entity_link",
+        "waits_for",
+        "last_line",
+        "current_step",
+        time_field("created_at"),
+        "due",
+    )
+    list_filter = ("status", declared_names("workflow", "name", lambda: {each.name for each in all_workflows()}))
+    exact_search = ("entity_id", "name")
+    head = ("name", "status", "entity_link", "current_step", "waits_for", "due", "error", "cause_link")
+    private_fields = ("data", "wait_match")
     inlines = (StepInline,)
     actions = ("resume", "cancel")
 
@@ -32,8 +58,17 @@ class WorkflowRunAdmin(RowAdmin):
 
 @admin.register(Signal)
 class SignalAdmin(RowAdmin):
-    list_display = ("name", "run", "sent_at", "delivered_at", "consumed_at", "due", "last_line")
-    list_filter = ("name",)
+    list_display = (
+        "name",
+        "run",
+        time_field("sent_at"),
+        time_field("delivered_at"),
+        time_field("consumed_at"),
+        "due",
+        "last_line",
+    )
+    exact_search = ("name",)
+    head = ("name", "run", "due", "error", "cause_link")
     private_fields = ("payload",)
     list_select_related = ("run",)
     actions = ("resume",)

@@ -17,8 +17,9 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, last_line, parked_index, unique, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
+from ..queues.texts import last_line
 from .context import own_run_pk
 
 
@@ -132,6 +133,7 @@ class WorkflowRun(Wakeable):
         indexes = [
             wake_index("automation_run"),
             parked_index("automation_run"),
+            entity_index("automation_run"),
             PartialIndex(fields=["wait_key"], name="automation_run_wait", condition=models.Q(wait_key__isnull=False)),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
         ]

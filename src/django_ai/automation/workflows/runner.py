@@ -259,7 +259,9 @@ class Walk:
         if "error" not in changes and run.error:
             changes["error"] = ""
         together = self._together(outcome, changes, context)
-        return Progress(changes, self._record(entry, name_of(outcome), moment, changes.get("error", "")), together)
+        record = self._record(entry, name_of(outcome), moment, changes.get("error", ""))
+        failed = (run, str(changes["error"])) if changes["status"] == WorkflowStatus.FAILED else None
+        return Progress(changes, record, together, failed)
 
     def _wait_first(self, entry: Entry) -> Progress:
         """A step below ``@wait_for_event`` that was not reached by a goto: register its wait, and enter it later."""
@@ -379,7 +381,7 @@ class Walk:
         if changes is not None:
             return Progress(common | {**changes, "error": text}, record)
         final = common | ended(WorkflowStatus.FAILED, text, now) | {"attempt": run.attempt + 1}
-        return Progress(final, record, self._ending(text, self.context))
+        return Progress(final, record, self._ending(text, self.context), failed=(run, text))
 
     def _record(self, entry: Entry, outcome: str, moment: Moment, error: str) -> StepExecution:
         run = self.run

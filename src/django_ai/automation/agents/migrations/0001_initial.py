@@ -92,6 +92,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='agentrun',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_agent_entity'),
+        ),
+        migrations.AddIndex(
+            model_name='agentrun',
             index=models.Index(fields=['name', 'status', 'routing'], name='automation_agent_name'),
         ),
         migrations.AddConstraint(

@@ -47,7 +47,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'event',
                 'permissions': [('resume_event', 'Can resume parked events'), ('cancel_event', 'Can cancel pending events'), ('view_data_event', 'Can view payloads and snapshots of events')],
-                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_event_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_event_parked'), models.Index(fields=['entity_type', 'entity_id', 'event_name'], name='automation_event_entity'), models.Index(fields=['event_name', 'occurred_at'], name='automation_event_occurred')],
+                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_event_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_event_parked'), models.Index(fields=['entity_id', 'entity_type', 'event_name'], name='automation_event_entity'), models.Index(fields=['event_name', 'occurred_at'], name='automation_event_occurred')],
                 'constraints': [models.UniqueConstraint(fields=('active_key',), name='automation_event_active')],
             },
         ),
@@ -72,6 +72,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'verbose_name': 'claim',
+                'permissions': [('view_data_eventclaim', 'Can view what claims compare')],
                 'indexes': [models.Index(fields=['key'], name='automation_claim_key'), models.Index(fields=['owner_kind', 'owner_id'], name='automation_claim_owner')],
                 'constraints': [models.UniqueConstraint(fields=('unique_key',), name='automation_claim_unique')],
             },

@@ -113,6 +113,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='workflowrun',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_run_entity'),
+        ),
+        migrations.AddIndex(
+            model_name='workflowrun',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wait_key__isnull', False)), fields=['wait_key'], name='automation_run_wait'),
         ),
         migrations.AddIndex(

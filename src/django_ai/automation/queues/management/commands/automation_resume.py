@@ -9,7 +9,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from ...lease import alias_of
 from ...resumption import Kind, Wish, kinds, resume_all
+from ...texts import one_line
 
 SHOWN = 50
 
@@ -66,29 +68,51 @@ class Command(BaseCommand):
                 self.stdout.write(_line(kind, row))
             if count > SHOWN and verbosity < 2:
                 self.stdout.write(f"{kind.name}: and {count - SHOWN} more (-v 2 shows all)")
+        if wish.pks is not None:
+            for pk in sorted(set(wish.pks) - set(wish.rows_of(meant[0]).values_list("pk", flat=True))):
+                self.stdout.write(_why_not(meant[0], pk, wish))
         self.stdout.write(f"{total} to resume." if total else "Nothing to resume.")
         return total
 
     def _resume(self, meant: list[Kind], wish: Wish, step: str | None, verbosity: int) -> None:
-        resumed, refused, seen = 0, 0, set()
+        resumed, refused, awaiting, seen = 0, 0, 0, set()
         for kind in meant:
-            for row, error in resume_all(kind, wish, step):
+            for each in resume_all(kind, wish, step):
+                row, error = each.row, each.error
                 seen.add(row.pk)
                 if error is None:
                     resumed += 1
+                    awaiting += each.awaited_code
                     if verbosity > 1:
-                        self.stdout.write(f"resumed {kind.name} {row.pk}: {row}")
+                        self.stdout.write(one_line(f"resumed {kind.name} {row.pk}: {row}"))
                 else:
                     refused += 1
-                    self.stderr.write(f"not resumed: {kind.name} {row.pk}: {error}")
+                    self.stderr.write(one_line(f"not resumed: {kind.name} {row.pk}: {error}"))
         self.stdout.write(f"Resumed: {resumed}.")
+        if awaiting:
+            self.stdout.write(
+                f"{awaiting} of them had been parked because their code was missing: they are parked again unless a "
+                "worker has that code now."
+            )
         missing = sorted(set(wish.pks or ()) - seen)
         if missing:
-            raise CommandError(
-                f"No {meant[0].name} that could be resumed has the primary key {', '.join(map(str, missing))}."
-            )
+            raise CommandError(" ".join(_why_not(meant[0], pk, wish) for pk in missing))
         if refused:
             raise CommandError(f"{refused} could not be resumed; the reasons are above.")
+
+
+def _why_not(kind: Kind, pk: int, wish: Wish) -> str:
+    """Say why the row with this key was not among those that are meant."""
+    row = kind.model._default_manager.using(alias_of(kind.model)).filter(pk=pk).first()
+    if row is None:
+        return f"There is no {kind.name} with the primary key {pk}."
+    known = Wish(pks=[pk], failed=True)
+    if not wish.failed and known.rows_of(kind).exists():
+        return f"{kind.name} {pk} has failed; add --failed to try it again."
+    status = getattr(row, "status", "delivered")
+    if not known.rows_of(kind).exists():
+        return f"{kind.name} {pk} is {status}; only what is parked or has failed can be resumed."
+    return f"{kind.name} {pk} is {status}, but --name, --since or --reason leave it out."
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -108,4 +132,4 @@ def _line(kind: Kind, row: Any) -> str:
     when = f" since {timezone.localtime(since):%Y-%m-%d %H:%M}" if since else ""
     lines = row.error.strip().splitlines() or [""]
     why = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-    return f"{kind.name} {row.pk}: {row}, {status}{when}: {why[:300]}"
+    return one_line(f"{kind.name} {row.pk}: {row}, {status}{when}: {why}")

@@ -1,0 +1,46 @@
+"""Columns of the admin: moments to the second with their zone, JSON that can be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from django.contrib import admin
+from django.utils import timezone
+from django.utils.html import format_html
+
+Column = Callable[[Any], Any]
+
+
+@lru_cache(maxsize=256)
+def time_field(name: str) -> Column:
+    """Return a column that shows the moment ``name`` of a row to the second, in the current time zone."""
+
+    @admin.display(description=name.replace("_", " "), ordering=name, empty_value="-")
+    def shown(row: Any) -> str | None:
+        moment = getattr(row, name)
+        if moment is None:
+            return None
+        local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
+        return f"{local:%Y-%m-%d %H:%M:%S %Z}".strip()
+
+    shown.__name__ = f"{name}_shown"
+    return shown
+
+
+@lru_cache(maxsize=256)
+def json_field(name: str) -> Column:
+    """Return a column that shows the JSON value ``name`` of a row with indentation."""
+
+    @admin.display(description=name.replace("_", " "), empty_value="-")
+    def shown(row: Any) -> str | None:
+        value = getattr(row, name)
+        if value is None:
+            return None
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        return format_html('<pre style="margin:0; white-space:pre-wrap">{}</pre>', text)
+
+    shown.__name__ = f"{name}_shown"
+    return shown
