@@ -73,10 +73,18 @@ def test_of_many_who_take_over_what_has_ended_one_wins(ended):
     assert taken.seq == claim.seq + 1
 
 
-def test_of_many_who_bump_the_highest_wins():
+def test_of_many_who_bump_one_holds_it_in_the_end():
+    (old,), mine = runs(1), runs(6)
+    claims.hold(UPLOADED, MATCH, owner=old, priority=9)
+    assert together(*(holding(run, bump=True) for run in mine)) == []
+    (claim,) = EventClaim.objects.all()
+    assert (claim.owner in mine, claim.seq) == (True, 6)
+
+
+def test_of_many_who_hold_with_a_priority_the_highest_wins():
     (old,), mine = runs(1), runs(6)
     claims.hold(UPLOADED, MATCH, owner=old)
-    raised = together(*(holding(run, priority=number, bump=True) for number, run in enumerate(mine, 1)))
+    raised = together(*(holding(run, priority=number) for number, run in enumerate(mine, 1)))
     assert {type(error) for error in raised} <= {ClaimedError}
     (claim,) = EventClaim.objects.all()
     assert (claim.owner, claim.priority) == (mine[-1], 6)

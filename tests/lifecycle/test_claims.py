@@ -629,28 +629,34 @@ def test_only_occurrences_count(clock, work):
 # -- priority ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_higher_priority_takes_it_with_bump(work):
+def test_a_higher_priority_takes_it_over(work):
     one, two = begin(), begin()
     claims.hold(UPLOADED, owner=one, priority=5)
-    for options in (
-        {"priority": 6},
-        {"priority": 5, "bump": True},
-        {"priority": 4, "bump": True},
-        {"bump": True},
-    ):
+    for options in ({}, {"priority": 4}, {"priority": 5}):
         with pytest.raises(ClaimedError):
             claims.hold(UPLOADED, owner=two, **options)
-    taken = claims.hold(UPLOADED, owner=two, priority=6, bump=True)
-    assert (taken.owner, EventClaim.objects.count()) == (two, 1)
+    taken = claims.hold(UPLOADED, owner=two, priority=6)
+    assert (taken.owner, taken.priority, EventClaim.objects.count()) == (two, 6, 1)
     assert claims.release(UPLOADED, owner=one) is False
     assert claims.holder(UPLOADED).owner == two
+    with pytest.raises(ClaimedError):
+        claims.hold(UPLOADED, owner=one, priority=5)
+
+
+@pytest.mark.parametrize("priority", [4, 5, 6])
+def test_bump_takes_it_over_whatever_the_priority(work, priority):
+    one, two = begin(), begin()
+    claims.hold(UPLOADED, owner=one, priority=5)
+    taken = claims.hold(UPLOADED, owner=two, priority=priority, bump=True)
+    assert (taken.owner, taken.priority, EventClaim.objects.count()) == (two, priority, 1)
+    assert claims.release(UPLOADED, owner=one) is False
 
 
 def test_a_claim_that_was_bumped_is_not_released_with_its_old_run(work):
     one, two = begin(), begin()
     work()
     claims.hold(UPLOADED, owner=one)
-    claims.hold(UPLOADED, owner=two, priority=1, bump=True)
+    claims.hold(UPLOADED, owner=two, bump=True)
     engine.cancel(one)
     assert claims.holder(UPLOADED).owner == two
 

@@ -1,7 +1,8 @@
 """Claims: one run keeps an event to itself for a while, so that the agents and event workflows of others pass it by.
 
 A claim is a row, unique for its event and match; two concurrent ``hold`` calls have one winner. Its owner is the run
-that was at work when it was held, and it stands while that run lives, until it expires by time or by number of events.
+that was at work when it was held, and it stands while that run lives, until it expires by time or by number of events, or
+until another run takes it over: with a higher priority, or with ``bump=True`` whatever the priority.
 It is judged when an execution starts. Of several claims that cover an event the one of the highest priority counts, and
 of equals the eldest. Plain ``@on_event`` automations are nobody's flow, and always run.
 
@@ -61,7 +62,8 @@ def hold(
     """Claim the events ``event_name`` whose entity matches ``match``, for the run that is at work.
 
     ``match``: lookups and values, as in ``{"sender_id": ctx.guest_id}`` (default: any entity). ``priority``: of several
-    claims that cover an event the highest counts. ``bump``: take the claim from a holder of lower priority.
+    claims that cover an event the highest counts, and a higher one takes the claim over from its holder. ``bump``: take
+    it over whatever the priorities.
     ``expires_in``: how long it stands at most (default 1 h; None: as long as its run lives). ``expires_after_events``:
     it ends after so many events that it covers, at most 1,000. ``owner``: the run to hold it for, where no handler or
     step is at work. ``namespace``: only events in it (default: what the agent or event workflow at work says; ``"*"``:
@@ -114,10 +116,29 @@ def release(
 
 
 def holder(
-    event_name: str, match: Mapping[str, Any] | None = None, *, namespace: str | None = None
+    event_name: str,
+    match: Mapping[str, Any] | models.Model | None = None,
+    *,
+    entity: models.Model | None = None,
+    namespace: str | None = None,
 ) -> EventClaim | None:
-    """Return the claim that stands on exactly this event, match and namespace, or None. Its ``owner`` is the run."""
-    what, cause = f"claims.holder({event_name!r})", current_cause()
+    """Return the claim that stands on an event, or None. Its ``owner`` is the run.
+
+    Given an ``entity`` (a saved instance, also in place of ``match``): the claim that counts for this event of that
+    entity, whatever it was matched by; ``namespace`` is the one of the entity's event unless it is named here. Given a
+    ``match`` or nothing: the claim on exactly this event, match and namespace. Raises ``DefinitionError``.
+    """
+    what = f"claims.holder({event_name!r})"
+    if isinstance(match, models.Model):
+        if entity is not None:
+            raise DefinitionError(f"{what}: give the entity once, as in claims.holder(name, entity).")
+        match, entity = None, match
+    if entity is not None:
+        if match is not None:
+            raise DefinitionError(f"{what}: give an entity or a match, not both.")
+        event = _event_of(event_name, entity, namespace, what)
+        return _covering(event, RoutingShape.of([event]), timezone.now())
+    cause = current_cause()
     wanted = _claim(event_name, match, what, _namespace(namespace, cause.flow if cause else None, what))
     found = EventClaim.objects.filter(unique_key=wanted.unique_key).first()
     return found if found is not None and stands(found, timezone.now()) else None
@@ -128,15 +149,8 @@ def holder(
 
 def claim_against(event: Event, flow: Flow, now: datetime) -> EventClaim | None:
     """Return the claim that keeps ``event`` from ``flow``, or None."""
-    keys = _keys(event, RoutingShape.of([event]))
-    if not keys:
-        return None
-    for claim in EventClaim.objects.filter(event_name=event.event_name, key__in=keys).order_by(
-        "-priority", "held_at", "pk"
-    ):
-        if stands(claim, now, event) and _fits(claim, event):
-            return None if (claim.owner_kind, claim.owner_id) == (flow.kind, flow.pk) else claim
-    return None
+    claim = _covering(event, RoutingShape.of([event]), now)
+    return None if claim is None or (claim.owner_kind, claim.owner_id) == (flow.kind, flow.pk) else claim
 
 
 def count(events: Sequence[Event], shapes: Shapes) -> None:
@@ -266,6 +280,37 @@ def _address(event_name: str, values: Mapping[str, Any], what: str) -> Address:
     return address(event_name, values, sources)
 
 
+def _event_of(event_name: str, entity: models.Model, namespace: str | None, what: str) -> Event:
+    """Return an unsaved event of ``entity``: what its claims are looked up with."""
+    if not isinstance(event_name, str) or not event_name or is_pattern(event_name):
+        raise DefinitionError(f"{what}: name one event, as a text without '*'.")
+    declared = [each for each in sources_of(event_name) if isinstance(entity, each.owner)]
+    if not declared and sources_of(event_name):
+        owners = ", ".join(sorted({each.owner._meta.label for each in sources_of(event_name)}))
+        raise DefinitionError(f"{what}: {entity!r} has no such event; it is declared by {owners}.")
+    definition = declared[0].definition if declared else None
+    of = check_namespace(namespace, what)
+    if of is None and definition is not None:
+        of = definition.namespace_of(entity)
+    event = Event(
+        event_name=event_name,
+        declared_as=definition.name if definition else event_name,
+        namespace="" if of in (None, ANY) else str(of),
+    )
+    event.entity = entity
+    return event
+
+
+def _covering(event: Event, shapes: Shapes, now: datetime) -> EventClaim | None:
+    """Return the claim that counts for ``event``: of those that stand the highest, and of equals the eldest."""
+    keys = _keys(event, shapes)
+    if not keys:
+        return None
+    found = EventClaim.objects.filter(event_name=event.event_name, key__in=keys)
+    ordered = found.order_by("-priority", "held_at", "pk")
+    return next((claim for claim in ordered if stands(claim, now, event) and _fits(claim, event)), None)
+
+
 def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> tuple[EventClaim, bool]:
     """Insert the claim, renew it, or take over one that has ended: each is one statement that one caller wins. Return
     the claim that stands now, and whether it is the wanted one."""
@@ -277,7 +322,7 @@ def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> tuple[Ev
         if found is None:
             continue  # released this instant
         mine = (found.owner_kind, found.owner_id) == (flow.kind, flow.pk)
-        if not mine and stands(found, now) and not (bump and wanted.priority > found.priority):
+        if not mine and not bump and wanted.priority <= found.priority and stands(found, now):
             return found, False
         values = {
             name: getattr(wanted, name)
@@ -292,8 +337,8 @@ def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> tuple[Ev
 def _said(claim: EventClaim) -> str:
     until = f" until {claim.expires_at:%Y-%m-%d %H:%M:%S %Z}" if claim.expires_at else ""
     return (
-        f"{claim}{until}, with priority {claim.priority}. Wait for its release, or hold it with a higher priority= and "
-        "bump=True."
+        f"{claim}{until}, with priority {claim.priority}. Wait for its release, or hold it with a higher priority=, or "
+        "with bump=True whatever the priority."
     )
 
 
