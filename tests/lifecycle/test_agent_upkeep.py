@@ -489,7 +489,7 @@ def declared(handles="booking_created", *, spawn_on="booking_created", context=O
     """Declare an agent with one handler, and return what the checks say of it."""
     body = {"answer": handler(handles, **options)(lambda self: None)}
     cls = type("Checked", (), {"Context": context, "__module__": __name__, **body})
-    agent("checked", spawn_on=spawn_on, match=match)(cls)
+    agent("checked", spawn_on=spawn_on, match=match, singleton=False)(cls)
     return check_agents(None)
 
 

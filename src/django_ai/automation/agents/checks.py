@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
 from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared
 from ..events.definitions import declared_events, sources_of
-from ..events.matching import Match, field_named, is_exact
+from ..events.matching import Match, field_named, is_exact, resolve_field
 from .definitions import AgentDefinition, HandlerDefinition, all_agents
 
 
@@ -21,6 +22,7 @@ def check_agents(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def _check(definition: AgentDefinition) -> Iterator[CheckMessage]:
+    yield from _check_singleton(definition)
     for name in definition.spawn_on:
         if not is_declared(name):
             yield Error(
@@ -42,6 +44,48 @@ def _check(definition: AgentDefinition) -> Iterator[CheckMessage]:
         if handler.offset is not None:
             yield from check_offset_makes_sense(what, handler.event_name, handler.offset)
         yield from _check_match(definition, handler, what)
+
+
+def _check_singleton(definition: AgentDefinition) -> Iterator[CheckMessage]:
+    """Report an agent of which several may answer one event, though nothing says that this is meant."""
+    match = definition.match
+    if definition.says_singleton or not definition.spawn_on or match is None or not match.lookups:
+        return
+    starters = [source.owner for name in definition.spawn_on for source in sources_of(name)]
+    if not starters or any(_tells_apart(definition, name, starters) for name in match.names()):
+        return
+    yield Warning(
+        f"The agent {definition.name}: each {' and '.join(map(repr, definition.spawn_on))} spawns one, and all with "
+        f"the same {', '.join(match.names())} answer each event that matches.",
+        hint="Write singleton=True if one for each match is meant, which then gets the events that would spawn "
+        "another; or singleton=False if each one is to answer.",
+        obj=definition.cls,
+        id="automation.W307",
+    )
+
+
+def _tells_apart(definition: AgentDefinition, name: str, starters: list[type[models.Model]]) -> bool:
+    """Return whether two entities that spawn agents differ in what ``name`` is compared with: it is unique to them, or
+    points to one of them."""
+
+    def is_starter(model: Any) -> bool:
+        return any(issubclass(model, each) or issubclass(each, model) for each in starters)
+
+    heard = [each for each in definition.handlers if each.match is None]
+    owners = {*starters, *(source.owner for each in heard for source in sources_of(each.event_name))}
+    for owner in owners:
+        try:
+            field = resolve_field(owner, name)
+        except FieldDoesNotExist:
+            continue
+        path = name.split("__")
+        if is_starter(owner) and len(path) == 1 and field.unique:
+            return True
+        above = resolve_field(owner, "__".join(path[:-1])) if len(path) > 1 else None
+        points_to = [each.related_model for each in (field, above) if each is not None and each.is_relation]
+        if any(is_starter(model) for model in points_to) and (field.is_relation or field.unique):
+            return True
+    return False
 
 
 def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: str) -> Iterator[CheckMessage]:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ..conf import conf
 from ..events.matching import Match
@@ -77,6 +77,8 @@ class AgentDefinition:
     spawn_on: tuple[str, ...] = ()
     match: Match | None = None
     singleton: bool = False
+    says_singleton: bool = False
+    """Whether the class says which of both it is."""
     default_retry: Retry = field(default_factory=Retry)
     namespace: str | None = None
     version: str = "1"
@@ -107,6 +109,41 @@ class AgentDefinition:
         """Return a new Context, for the event that spawns the agent or for ``arguments``; see
         ``contexts.make_context``."""
         return make_context(self.cls, self.context, origin, arguments)
+
+    def context_by_hand(self, event: Event | None, /, **arguments: Any) -> BaseModel:
+        """Return a new Context for an agent that code spawns. Where ``create_context`` needs an event and there is
+        none, ``arguments`` are the fields of the Context.
+
+        Raises what ``make_context`` raises, and ``DefinitionError`` where neither an event nor fields are given.
+        """
+        if event is not None or not self._needs_event(arguments):
+            return self.make_context(event, **arguments)
+        where = f"{self.cls.__qualname__}.create_context needs an event, and none was given"
+        fields = ", ".join(self.context.model_fields)
+        unknown = sorted(arguments.keys() - self.context.model_fields.keys())
+        if unknown:
+            raise DefinitionError(
+                f"{where}; its Context has no field {', '.join(map(repr, unknown))} (it has: {fields}). Give event=, "
+                "or the fields of the Context."
+            )
+        try:
+            return self.context(**arguments)
+        except ValidationError:
+            if arguments:
+                raise
+            raise DefinitionError(f"{where}. Give event=, or the fields of the Context: {fields}.") from None
+
+    def _needs_event(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether ``create_context`` cannot be called with ``arguments`` for want of an event."""
+        create = getattr(self.cls, "create_context", None)
+        parameters = [] if create is None else list(inspect.signature(create).parameters.values())
+        if not parameters:
+            return False
+        first = next((each for each in parameters if each.name == "event"), parameters[0])
+        variadic = first.kind in (first.VAR_POSITIONAL, first.VAR_KEYWORD, first.KEYWORD_ONLY)
+        if first.default is not first.empty or first.name in arguments or (variadic and first.name != "event"):
+            return False
+        return first.name == "event" or arguments.keys() <= self.context.model_fields.keys()
 
 
 _registry: dict[str, AgentDefinition] = {}
@@ -183,7 +220,7 @@ def agent(
     *,
     spawn_on: str | Iterable[str] | None = None,
     match: Mapping[str, Any] | None = None,
-    singleton: bool = False,
+    singleton: bool | None = None,
     default_retry: Retry | None = None,
     namespace: str | None = None,
     version: int | str = 1,
@@ -194,7 +231,8 @@ def agent(
     ``create_context(cls, event)``. ``spawn_on``: the event, or events, that bring one to life (default: only
     ``AgentManager.spawn``). ``match``: which entities' events are routed to which agent, as lookups and values or
     expressions on its Context: ``{"guest_id": "{{ ctx.guest_id }}"}``; without it an agent hears the events of the
-    entity that spawned it. ``singleton``: at most one lives for each match; what would spawn another is handed to it.
+    entity that spawned it. ``singleton``: at most one lives for each match; what would spawn another is handed to it
+    (default: each spawning event makes an agent of its own, and all of one match answer the events of that match).
     ``default_retry``: for handlers without a retry of their own. ``namespace``: only events in it spawn it, and its
     handlers and claims are for no other, unless they name one of their own.
     ``version``: raise it with a change of the Context that older code could not follow; living agents follow the code,
@@ -229,6 +267,7 @@ def agent(
             spawn_on=patterns,
             match=None if match is None else Match.of(match, where, context),
             singleton=bool(singleton),
+            says_singleton=singleton is not None,
             default_retry=default_retry or Retry(),
             namespace=namespace,
             version=check_version(version, where),

@@ -34,15 +34,16 @@ class AgentManager:
         """Bring an agent to life by its name (or class), and return its run.
 
         ``event`` goes to its ``create_context``, and is the agent's spawning event: a handler for it runs once. Without
-        an event ``arguments`` go to ``create_context``, or build the Context. Where the agent is a singleton and one
-        lives for the same match, that one is returned, and gets the event. Raises ``UnknownAgentError``, what
-        ``create_context`` raises, pydantic's ``ValidationError``, ``NotStorableError``, and ``EventStormError`` where
-        agents spawn each other without end.
+        an event ``arguments`` go to ``create_context``; where that needs an event, or there is none, they are the
+        fields of the Context. Where the agent is a singleton and one lives for the same match, that one is returned,
+        and gets the event. Raises ``UnknownAgentError``, what ``create_context`` raises, pydantic's
+        ``ValidationError``, ``DefinitionError``, ``NotStorableError``, and ``EventStormError`` where agents spawn each
+        other without end.
         """
         if event is not None and not isinstance(event, Event):
             raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
         definition = _definition(agent)
-        context = definition.make_context(event, **arguments)
+        context = definition.context_by_hand(event, **arguments)
         return after_deadlock(alias_of(AgentRun), lambda: _spawn(definition, event, context))
 
     @staticmethod

@@ -1,10 +1,10 @@
 """Claims: one run keeps an event to itself for a while, so that the agents and event workflows of others pass it by.
 
 A claim is a row, unique for its event and match; two concurrent ``hold`` calls have one winner. Its owner is the run
-that was at work when it was held, and it stands while that run lives, until it expires by time or by number of events, or
-until another run takes it over: with a higher priority, or with ``bump=True`` whatever the priority.
-It is judged when an execution starts. Of several claims that cover an event the one of the highest priority counts, and
-of equals the eldest. Plain ``@on_event`` automations are nobody's flow, and always run.
+that was at work when it was held. It stands while that run lives, until it expires by time or by number of events, or
+until another run takes it over: with a higher priority, or with ``bump=True`` whatever the priority. It is judged when
+an execution starts. Of several claims that cover an event the one of the highest priority counts, and of equals the
+eldest. Plain ``@on_event`` automations are nobody's flow, and always run.
 
 The floors above say what can own a claim (``register_owner``), and ask ``claim_against`` before they start something.
 """
