@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
@@ -51,6 +54,12 @@ class AgentRunAdmin(RowAdmin):
     private_fields = ("data",)
     inlines = (HandlerInline,)
     actions = ("resume", "complete", "cancel")
+
+    def prepare(self, rows: Sequence[Any]) -> None:
+        counted = AgentRun.objects.filter(pk__in=[run.pk for run in rows]).with_failed_handlers()
+        failed = {run.pk: run.count_failed_handlers() for run in counted.only("pk")}
+        for run in rows:
+            run.failed_handlers = failed.get(run.pk, 0)
 
     @admin.action(description="Complete", permissions=["complete"])
     def complete(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import F, QuerySet, Value
+from django.db.models.functions import Concat
 
 from ..events.claims import release_all
 from ..queues.jsontext import storable
@@ -58,6 +60,17 @@ def clear_up(run_pk: int, now: datetime) -> None:
     """Remove what an agent that has ended leaves behind: routes, claims, and what is pending in its mailbox."""
     AgentRoute.objects.filter(run=run_pk).delete()
     release_all(KIND, run_pk)
-    HandlerExecution.objects.filter(run=run_pk, status=HandlerStatus.PENDING).update(
+    cancel_executions(HandlerExecution.objects.filter(run=run_pk), now)
+
+
+def cancel_executions(executions: QuerySet[HandlerExecution, HandlerExecution], now: datetime) -> int:
+    """Cancel what is unfinished of ``executions``, whose agents have ended: nobody could resume what is parked. Return
+    how many."""
+    cancelled = executions.filter(status=HandlerStatus.PENDING).update(
         status=HandlerStatus.CANCELLED, error="The agent has ended.", finished_at=now
+    )
+    return cancelled + executions.filter(status=HandlerStatus.PARKED).update(
+        status=HandlerStatus.CANCELLED,
+        error=Concat(Value("The agent has ended; this was parked: "), F("error")),
+        finished_at=now,
     )

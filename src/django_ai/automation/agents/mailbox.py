@@ -19,6 +19,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.keys import digest
 from ..queues.lease import alias_of, insert_ignoring
 from .definitions import HandlerDefinition
+from .ending import cancel_executions
 from .models import FINISHED, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 
 CHUNK = 500
@@ -84,7 +85,4 @@ def wake_forgotten(now: datetime) -> int:
     pks = list(forgotten.distinct()[:10_000])
     touch(pks)
     ended = list(due.filter(run__status__in=FINISHED).values_list("pk", flat=True)[:10_000])
-    cancelled = HandlerExecution.objects.filter(pk__in=ended, status=HandlerStatus.PENDING).update(
-        status=HandlerStatus.CANCELLED, error="The agent had ended.", finished_at=now
-    )
-    return len(pks) + cancelled
+    return len(pks) + cancel_executions(HandlerExecution.objects.filter(pk__in=ended), now)

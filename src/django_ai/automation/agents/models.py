@@ -43,6 +43,12 @@ class AgentRunQuerySet(models.QuerySet["AgentRun"]):
     def unfinished(self) -> AgentRunQuerySet:
         return self.exclude(status__in=FINISHED)
 
+    def with_failed_handlers(self) -> AgentRunQuerySet:
+        """Read with each agent how many executions of its handlers have failed (``failed_handlers``)."""
+        failed = HandlerExecution.objects.filter(run=models.OuterRef("pk"), status=HandlerStatus.FAILED)
+        count = failed.order_by().values("run").annotate(count=models.Count("pk")).values("count")
+        return self.annotate(failed_handlers=models.Subquery(count))
+
 
 class AgentRun(Wakeable):
     """One life of an agent."""
@@ -98,7 +104,20 @@ class AgentRun(Wakeable):
 
     @classmethod
     def unfinished(cls) -> AgentRunQuerySet:
-        return cls.objects.unfinished()
+        return cls.objects.unfinished().with_failed_handlers()
+
+    def waits_for(self, now: datetime) -> str:
+        what = super().waits_for(now)
+        failed = 0 if self.status == AgentStatus.PENDING else self.count_failed_handlers()
+        if not what or not failed:
+            return what
+        return f"{what} ({failed} handler execution{'s have' if failed > 1 else ' has'} failed)"
+
+    def count_failed_handlers(self) -> int:
+        """Return how many executions of its handlers have failed; read with the row by ``with_failed_handlers``."""
+        if "failed_handlers" not in self.__dict__:
+            return self.executions.filter(status=HandlerStatus.FAILED).count()
+        return self.__dict__["failed_handlers"] or 0
 
     def rests_until(self, now: datetime) -> str:
         if self.status == AgentStatus.PARKED:
@@ -198,6 +217,9 @@ class HandlerExecution(models.Model):
                 fields=["run", "status", "due_at"],
                 name="automation_handler_box",
                 condition=models.Q(status="pending"),
+            ),
+            PartialIndex(
+                fields=["run", "status"], name="automation_handler_failed", condition=models.Q(status="failed")
             ),
             parked_index("automation_handler"),
         ]

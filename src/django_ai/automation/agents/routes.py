@@ -8,18 +8,23 @@ Beside these a singleton has one row whose key is unique: two lives for one matc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from django.apps import apps
+from django.db import connections
 from pydantic import BaseModel
 
 from ..events.definitions import sources_of
 from ..events.matching import Address, Match, address, canonical, entity_keys
 from ..events.models import Event
-from ..exceptions import SingletonTakenError
+from ..exceptions import AutomationError, ContextError, SingletonTakenError
+from ..queues.attempt import trace_of
+from ..queues.database import is_database_failure
 from ..queues.keys import digest
-from ..queues.lease import insert_ignoring
+from ..queues.lease import alias_of, insert_ignoring
 from .definitions import AgentDefinition, HandlerDefinition
 from .models import AgentRoute, AgentRun
 
@@ -76,9 +81,24 @@ def keys_of(definition: AgentDefinition, run: AgentRun, context: BaseModel) -> K
 
 
 def where(definition: AgentDefinition, handler: HandlerDefinition, match: Match, context: BaseModel) -> Address:
-    """Return where the events that ``handler`` hears are found for an agent with this Context."""
+    """Return where the events that ``handler`` hears are found for an agent with this Context. Raises ``ContextError``
+    for whatever the Context's own code raises."""
     sources = sources_of(handler.event_name)
-    return address(scope_of(definition, match), match.values_from(context), sources, spread=True)
+    with _reading(definition):
+        return address(scope_of(definition, match), match.values_from(context), sources, spread=True)
+
+
+@contextmanager
+def _reading(definition: AgentDefinition) -> Iterator[None]:
+    """Turn what code of the project raises when a Context is read into an error of that Context."""
+    try:
+        yield
+    except AutomationError:
+        raise
+    except Exception as error:
+        if is_database_failure(error, connections[alias_of(AgentRun)]):
+            raise
+        raise ContextError(f"The match of {definition.name!r} cannot be read.\n{trace_of(error)}") from error
 
 
 def singleton_key(definition: AgentDefinition, run: AgentRun, context: BaseModel) -> str | None:
@@ -87,8 +107,9 @@ def singleton_key(definition: AgentDefinition, run: AgentRun, context: BaseModel
         return None
     if definition.match is None:
         return digest("singleton", definition.name, run.entity_type, run.entity_id)
-    values = definition.match.values_from(context)
-    parts = [part for name, value in sorted(values.items()) for part in (name, canonical(_settled(value)))]
+    with _reading(definition):
+        values = definition.match.values_from(context)
+        parts = [part for name, value in sorted(values.items()) for part in (name, canonical(_settled(value)))]
     return digest("singleton", definition.name, *parts)
 
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
+from django.db import connections
 from pydantic import BaseModel
 
 from ..conf import conf
@@ -26,7 +27,8 @@ from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
 from ..queues.cause import Cause, Flow
 from ..queues.clock import Clock
 from ..queues.contexts import dump_context
-from ..queues.lease import advance, release
+from ..queues.database import is_database_failure
+from ..queues.lease import advance, alias_of, release
 from ..queues.parking import because, take_back
 from ..queues.signals import row_parked
 from ..queues.versions import restore
@@ -65,12 +67,25 @@ def perform_agent(run: AgentRun, clock: Clock) -> None:
         shift.settle_in(was_parked=was_parked)
     except LeaseLostError:
         raise
-    except AutomationError as error:
-        # It hangs on the code, or on which singleton lives: another time it may go on.
+    except Exception as error:
         run.__dict__.update(before)
-        run.park(because(run, error), clock, for_code=True)
+        _park(run, error, clock)
         return
-    shift.work()
+    try:
+        shift.work()
+    except LeaseLostError:
+        raise
+    except Exception as error:
+        _park(run, error, clock)
+
+
+def _park(run: AgentRun, error: Exception, clock: Clock) -> None:
+    """Park an agent for an error that no single execution is to blame for. It hangs on the code (a validator of its
+    Context, a bug of ours), or on which singleton lives: another time it may go on. Raises a database failure."""
+    if run.lease is None or is_database_failure(error, connections[alias_of(AgentRun)]):
+        raise error
+    reason = because(run, error) if isinstance(error, AutomationError) else f"{run}: {trace_of(error)}"
+    run.park(reason, clock, for_code=True)
 
 
 class Shift:
@@ -268,8 +283,10 @@ class Shift:
             after = self._routes()
             if after[1] != self.routes[1]:
                 raise ContextError("it would make a second life of a singleton's match, or give up its own")
-        except AutomationError as unusable:
-            text += f"\nWhat the handler had changed in its Context is lost: {unusable}"
+        except Exception as unusable:
+            if is_database_failure(unusable, connections[alias_of(AgentRun)]):
+                raise
+            text += f"\nWhat the handler had changed in its Context is lost: {type(unusable).__name__}: {unusable}"
             changes, self.context = {}, self._load()
         if delay is None:
             ended = self._ended(execution, HandlerStatus.FAILED, text, started, rest, changes)

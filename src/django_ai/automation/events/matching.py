@@ -25,8 +25,8 @@ from enum import Enum
 from itertools import product
 from typing import Any, TypeVar
 
-from django.core.exceptions import FieldDoesNotExist, FieldError, ObjectDoesNotExist, ValidationError
-from django.db import DatabaseError, connections, models, transaction
+from django.core.exceptions import FieldDoesNotExist, FieldError
+from django.db import connections, models, transaction
 from django.db.models import F
 from pydantic import BaseModel
 
@@ -246,7 +246,8 @@ T = TypeVar("T")
 
 def ask(alias: str, question: Callable[[], T]) -> T | None:
     """Return what the project's tables answer, or None where the question makes no sense to them: a value that a field
-    cannot have, a regular expression that is none. Somebody's odd value must not stop an event for all others.
+    cannot have, a regular expression that is none, a field or lookup of the project's that raises. Somebody's odd value
+    must not stop an event for all others.
 
     A surrounding transaction survives it. The database's own trouble is raised.
     """
@@ -256,9 +257,7 @@ def ask(alias: str, question: Callable[[], T]) -> T | None:
             return question()
         with transaction.atomic(using=connection.alias):
             return question()
-    except (ValueError, TypeError, ArithmeticError, ValidationError, FieldError):
-        return None
-    except DatabaseError as error:
+    except Exception as error:
         if is_database_failure(error, connection):
             raise
         return None
@@ -293,8 +292,10 @@ def _holds_here(entity: models.Model, name: str, value: Any) -> bool:
         theirs: Any = value if is_number else _typed(owners, path, value)
         if lookup == "in":
             theirs = [_typed(owners, path, each) for each in value]
-        return mine is not None and COMPARED[lookup](mine, theirs)
-    except (AttributeError, ObjectDoesNotExist, TypeError):
+        return mine is not None and bool(COMPARED[lookup](mine, theirs))
+    except Exception as error:  # it has no such field, or a descriptor or a value of the project's raises
+        if is_database_failure(error, connections[alias_of(type(entity))]):
+            raise
         return False
 
 

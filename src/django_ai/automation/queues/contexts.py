@@ -11,10 +11,12 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from django.db import Error as DatabaseTrouble
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from ..exceptions import ContextError, DefinitionError, NotStorableError
+from .attempt import trace_of
 from .jsontext import MAX_NESTING, encode
 from .sealing import check_readable
 
@@ -58,19 +60,26 @@ def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str
 
 
 def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
-    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more,
-    and ``SealedError`` when no key opens it.
+    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more or a
+    validator raises, and ``SealedError`` when no key opens it.
 
     Values of fields that this code does not know, because a newer release wrote them, are handed on as they are by the
     next ``dump_context``.
     """
     check_readable(data, what)
+    text = json.dumps(data)
     try:
-        context = model.model_validate_json(json.dumps(data), by_name=True, by_alias=True)
+        context = model.model_validate_json(text, by_name=True, by_alias=True)
     except ValidationError as error:
         raise ContextError(
             f"{what}: what is stored does not fit its Context any more: {reasons(error)}. Give new fields a default, "
             "or give the class a migrate_context(data, from_version); then this goes on by itself."
+        ) from error
+    except DatabaseTrouble:
+        raise  # a validator that asks the database: not the fault of what is stored
+    except Exception as error:
+        raise ContextError(
+            f"{what}: a validator of its Context raised. Mend it; then this goes on by itself.\n{trace_of(error)}"
         ) from error
     known = _known_names(model)
     if known is not None and (unknown := data.keys() - known):

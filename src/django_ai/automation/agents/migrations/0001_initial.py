@@ -116,6 +116,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['run', 'status'], name='automation_handler_failed'),
+        ),
+        migrations.AddIndex(
+            model_name='handlerexecution',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_handler_parked'),
         ),
         migrations.AddConstraint(
