@@ -7,6 +7,9 @@ moves. ``armed`` says whether the condition was true when last looked at. After 
 true until those who wait for it were told (``untold`` says of which beats); if the process dies in between, the row is
 due again.
 
+``position`` is the place of its occurrence in the one order of all arrivals (``queues/positions.py``), and
+``fired_position`` that of its latest beat.
+
 A living entity has at most one row of a definition with an ``active_key``. Where a definition lets an event occur
 again, the old row gives up its key and stays as history, and a new one takes its place.
 """
@@ -92,6 +95,8 @@ class Event(Wakeable):
     armed = models.BooleanField(default=False, editable=False)
     fired = models.JSONField(default=list, blank=True, editable=False)
     fired_at = models.DateTimeField(null=True, blank=True, editable=False)
+    position = models.BigIntegerField(null=True, blank=True, editable=False)
+    fired_position = models.BigIntegerField(null=True, blank=True, editable=False)
     telling = models.BooleanField(default=False, editable=False)
     untold = models.JSONField(default=list, blank=True, editable=False)
     watched = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
@@ -119,7 +124,7 @@ class Event(Wakeable):
             wake_index("automation_event"),
             parked_index("automation_event"),
             models.Index(fields=["entity_id", "entity_type", "event_name"], name="automation_event_entity"),
-            models.Index(fields=["event_name", "occurred_at"], name="automation_event_occurred"),
+            models.Index(fields=["event_name", "position"], name="automation_event_position"),
         ]
 
     def __str__(self) -> str:

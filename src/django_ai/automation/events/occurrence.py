@@ -27,6 +27,7 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import DefinitionError, LeaseLostError, UnknownEventError
+from ..queues import positions
 from ..queues.attempt import trace_of
 from ..queues.clock import Clock, aware
 from ..queues.database import is_database_failure
@@ -114,6 +115,13 @@ class Reading:
     rests: bool = False
     known: bool = False
 
+    @property
+    def arrives(self) -> tuple[str, ...]:
+        """The columns that take a new position: something comes for those who wait."""
+        if "" in self.beats:
+            return ("position", "fired_position")
+        return ("fired_position",) if any(beat not in (CREATED, CANCELLED) for beat in self.beats) else ()
+
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
     """Do what the events are due for. Their leases must be in the caller's hand."""
@@ -123,6 +131,7 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     untold = [News(event, beat) for event in events if event.telling for beat in event.untold]
     readings = list(_read_all(events, now))
     with transaction.atomic(using=alias_of(Event)):
+        _allot(readings)
         kept = [reading for reading in readings if _write(reading)]
         _fan_out(kept, now)
     for reading in kept:
@@ -303,9 +312,23 @@ def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
     return found
 
 
+def _allot(readings: Sequence[Reading]) -> None:
+    """Take the positions of what arrives now: in one statement, or none where each write takes its own."""
+    connection = connections[alias_of(Event)]
+    arriving = [reading for reading in readings if reading.arrives]
+    if not arriving:
+        return
+    if positions.is_folded(connection):
+        positions.note_arrivals(connection)
+        return
+    for reading, position in zip(arriving, positions.allot(len(arriving)), strict=True):
+        reading.changes |= dict.fromkeys(reading.arrives, position)
+
+
 def _write(reading: Reading) -> bool:
+    arrives = reading.arrives if positions.is_folded(connections[alias_of(Event)]) else ()
     try:
-        advance(reading.event, reading.changes)
+        advance(reading.event, reading.changes, arrives=arrives)
     except LeaseLostError:
         return False
     return True

@@ -24,13 +24,15 @@ class QueuesConfig(AppConfig):
         from .fork import connect_fork_hook
         from .mariadb import compare_exactly
         from .parking import look_at_once
-        from .registry import register_reconciler
+        from .positions import prune_arrivals
+        from .registry import register_cleaner, register_reconciler
         from .schedules import install_schedules
         from .signals import connect_logging
 
         connect_logging()
         connect_tuning()
         register_reconciler(look_at_once)
+        register_cleaner(prune_arrivals)
         connect_fork_hook()
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
         post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")

@@ -29,7 +29,7 @@ from django.db.models.sql import InsertQuery
 from ..conf import conf
 from ..exceptions import LeaseLostError
 from .mariadb import WARNINGS_KEPT, refuse_what_was_ignored
-from .models import Wakeable
+from .models import ARRIVAL_SQL, Arrival, Wakeable
 from .sealing import SealedJSONField, seal
 
 W = TypeVar("W", bound=Wakeable)
@@ -132,12 +132,16 @@ def _due_sql(model: type[Wakeable], has_beginning: bool) -> str:
     )
 
 
-def advance(row: Wakeable, changes: Mapping[str, Any], record: models.Model | None = None) -> None:
+def advance(
+    row: Wakeable, changes: Mapping[str, Any], record: models.Model | None = None, arrives: tuple[str, ...] = ()
+) -> None:
     """Write ``changes`` to a row that this worker has, and ``record`` (a new row of history) with them.
 
     Fenced on (``lease``, ``seq``); raises ``seq`` and sets ``losses`` to zero. A text given for a JSON field is taken
     as encoded. Raises ``LeaseLostError`` when the lease was lost; then nothing is written. On PostgreSQL both writes
     are one statement; elsewhere the caller holds the transaction.
+
+    ``arrives``: columns that take a new position (see ``positions``), on PostgreSQL only, and without ``record``.
     """
     connection = connections[alias_of(type(row))]
     changes = {"losses": 0, **changes}
@@ -152,8 +156,11 @@ def advance(row: Wakeable, changes: Mapping[str, Any], record: models.Model | No
             cursor.execute(sql, [*params, *fence, *_values(type(record), values, connection)])
             kept = cursor.rowcount
         else:
-            cursor.execute(_advance_sql(type(row), names, None), [*params, *fence])
+            cursor.execute(_advance_sql(type(row), names, None, arrives), [*params, *fence])
             kept = cursor.rowcount
+            if kept and arrives:
+                (position,) = cursor.fetchone()
+                row.__dict__.update(dict.fromkeys(arrives, position))
             if kept and record is not None:
                 record.save(force_insert=True, using=connection.alias)
     if kept != 1:
@@ -190,7 +197,9 @@ def _field(model: type[models.Model], name: str) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _advance_sql(model: type[Wakeable], names: tuple[str, ...], record: type[models.Model] | None) -> str:
+def _advance_sql(
+    model: type[Wakeable], names: tuple[str, ...], record: type[models.Model] | None, arrives: tuple[str, ...] = ()
+) -> str:
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
 
@@ -199,8 +208,17 @@ def _advance_sql(model: type[Wakeable], names: tuple[str, ...], record: type[mod
 
     fields = [_field(model, name) for name in names]
     table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
-    sets = ", ".join(f"{quote(field.column)} = {slot(field)}" for field in fields)
+    sets = ", ".join(
+        [f"{quote(field.column)} = {slot(field)}" for field in fields]
+        + [f"{quote(_field(model, name).column)} = (SELECT id FROM arrived)" for name in arrives]
+    )
     update = f"UPDATE {table} SET {sets}, seq = %s WHERE {pk} = %s AND lease = %s AND seq = %s"
+    if arrives:
+        return (
+            f"WITH arrived AS (INSERT INTO {quote(Arrival._meta.db_table)} (at) "
+            f"VALUES ({ARRIVAL_SQL['postgresql']}) RETURNING id) "
+            f"{update} RETURNING {quote(_field(model, arrives[0]).column)}"
+        )
     if record is None:
         return update
     columns = _insertable(record)

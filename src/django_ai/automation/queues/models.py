@@ -6,8 +6,9 @@
 worker's late write is refused. ``losses`` counts the leases that ran out since the last progress. ``parked_at`` says
 since when a row has been parked, or was when it was ended.
 
-Events, executions, signals and runs are Wakeables of the floors above. The one table of this app, ``Worker``, says who
-worked last: a person and ``automation_health`` look there, and nothing that is promised depends on it.
+Events, executions, signals and runs are Wakeables of the floors above. This app has two tables of its own: ``Worker``
+says who worked last, for a person and ``automation_health``, and nothing that is promised depends on it; ``Arrival``
+numbers all that comes for those who wait (``positions``).
 """
 
 from __future__ import annotations
@@ -137,6 +138,27 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name.rsplit(":", 1)[0]
+
+
+class Arrival(models.Model):
+    """Something that came for those who wait: an occurrence, or the delivery of a signal. Its key is its position in
+    the one order of all that came (``positions``); ``at`` is the database's clock. Only ever added to."""
+
+    at = models.DateTimeField(editable=False)
+
+    class Meta:
+        verbose_name = "arrival"
+
+    def __str__(self) -> str:
+        return f"arrival #{self.pk}"
+
+
+ARRIVAL_SQL = {
+    "postgresql": "clock_timestamp()",
+    "sqlite": "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')",
+    "mysql": "UTC_TIMESTAMP(6)",
+}
+"""The database's own clock, as ``Arrival.at`` has it."""
 
 
 def wake_index(label: str) -> PartialIndex:

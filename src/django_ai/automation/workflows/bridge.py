@@ -20,6 +20,7 @@ from ..events.names import overlap
 from ..queues.clock import Offset, later, shift
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb, insert_ignoring
+from ..queues.positions import lower_bound
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
@@ -88,9 +89,15 @@ class Bridge(Listener):
         return WorkflowRun.objects.filter(event=event.pk, planned=True, started_at__isnull=False).exists()
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
+        started = [(event, definition) for event in events for definition in workflows_on(event)]
+        if not started:
+            return
+        position = None
+        if any(definition.offset is None for _, definition in started):
+            # Behind these events, too: what occurs in the same commit is heard.
+            position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
         insert_ignoring(
-            WorkflowRun,
-            [run_for(event, definition, now) for event in events for definition in workflows_on(event)],
+            WorkflowRun, [run_for(event, definition, now, position=position) for event, definition in started]
         )
 
     def wants_telling(self, event: Event, beat: str) -> bool:

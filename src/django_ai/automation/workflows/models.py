@@ -104,6 +104,7 @@ class WorkflowRun(Wakeable):
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
     depth = models.PositiveSmallIntegerField(default=0, editable=False)
     holds_claims = models.BooleanField(default=False, editable=False)
+    position = models.BigIntegerField(null=True, blank=True, editable=False)
 
     wait_channel = models.CharField(max_length=210, blank=True, default="", editable=False)
     wait_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
@@ -292,6 +293,7 @@ class Signal(Wakeable):
     )
     sent_at = models.DateTimeField(default=timezone.now, editable=False)
     delivered_at = models.DateTimeField(null=True, blank=True, editable=False)
+    position = models.BigIntegerField(null=True, blank=True, editable=False)
     consumed_at = models.DateTimeField(null=True, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
@@ -307,7 +309,7 @@ class Signal(Wakeable):
         ]
         indexes = [
             wake_index("automation_signal"),
-            models.Index(fields=["name", "delivered_at"], name="automation_signal_name"),
+            models.Index(fields=["name", "position"], name="automation_signal_position"),
         ]
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
 from ..queues.keys import digest
 from ..queues.lease import alias_of
+from ..queues.positions import lower_bound
 from .definitions import WorkflowDefinition
 from .models import WorkflowRun, WorkflowStatus
 
@@ -35,6 +36,7 @@ def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime
         data=json.loads(dump_context(context, f"The Context of {definition.name}")),
         created_at=now,
         wake_at=now,
+        position=lower_bound(),
         **{"caused_by": cause.label if cause else "", "depth": depth, **columns},
     )
     run.save(force_insert=True, using=alias_of(WorkflowRun))
@@ -47,9 +49,9 @@ def origin_key(event: Event, definition: WorkflowDefinition) -> str:
     return digest("run", event.pk, definition.name)
 
 
-def run_for(event: Event, definition: WorkflowDefinition, now: datetime) -> WorkflowRun:
+def run_for(event: Event, definition: WorkflowDefinition, now: datetime, *, position: int | None = None) -> WorkflowRun:
     """Return the unsaved run that ``event`` starts: due now, or planned at its offset. Its Context is made when it
-    first wakes."""
+    first wakes. ``position``: behind what it may hear; a planned run gets one when it begins."""
     planned = definition.offset is not None
     return WorkflowRun(
         name=definition.name,
@@ -60,6 +62,7 @@ def run_for(event: Event, definition: WorkflowDefinition, now: datetime) -> Work
         wake_at=shift(event.at or now, definition.offset) if planned else now,
         event=event,
         planned=planned,
+        position=None if planned else position,
         entity_type=event.entity_type,
         entity_id=event.entity_id,
         origin_key=origin_key(event, definition),

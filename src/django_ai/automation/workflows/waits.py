@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Any
 
 from django.apps import apps
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import Q, QuerySet
 
 from ..conf import conf
@@ -35,6 +35,7 @@ from ..queues.clock import Clock
 from ..queues.executor import ring_after_commit
 from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, disturb
+from ..queues.positions import allot, is_folded, note_arrivals
 from .context import WakeReason
 from .ending import end_runs
 from .models import Signal, StepExecution, WorkflowRun, WorkflowStatus
@@ -245,7 +246,11 @@ def deliver(signal: Signal, clock: Clock) -> None:
             )
             if _wake(waiting, WakeReason.SIGNAL, signal.pk, now):
                 done["consumed_at"] = now
-        advance(signal, done)
+        if is_folded(connections[alias_of(Signal)]):
+            note_arrivals(connections[alias_of(Signal)])
+            advance(signal, done, arrives=("position",))
+        else:
+            advance(signal, done | {"position": allot(1)[0]})
 
 
 def tell_of(events: Sequence[Event], shapes: Shapes, now: datetime, *, late: bool) -> None:

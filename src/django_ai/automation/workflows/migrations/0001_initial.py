@@ -41,6 +41,7 @@ class Migration(migrations.Migration):
                 ('caused_by', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('depth', models.PositiveSmallIntegerField(default=0, editable=False)),
                 ('holds_claims', models.BooleanField(default=False, editable=False)),
+                ('position', models.BigIntegerField(blank=True, editable=False, null=True)),
                 ('wait_channel', models.CharField(blank=True, default='', editable=False, max_length=210)),
                 ('wait_key', models.CharField(blank=True, editable=False, max_length=32, null=True)),
                 ('wait_since', models.DateTimeField(blank=True, editable=False, null=True)),
@@ -93,6 +94,7 @@ class Migration(migrations.Migration):
                 ('payload', models.JSONField(blank=True, editable=False, null=True)),
                 ('sent_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('delivered_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                ('position', models.BigIntegerField(blank=True, editable=False, null=True)),
                 ('consumed_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('error', models.TextField(blank=True, default='', editable=False)),
                 ('caused_by', models.CharField(blank=True, default='', editable=False, max_length=200)),
@@ -133,6 +135,6 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='signal',
-            index=models.Index(fields=['name', 'delivered_at'], name='automation_signal_name'),
+            index=models.Index(fields=['name', 'position'], name='automation_signal_position'),
         ),
     ]

@@ -1,0 +1,186 @@
+"""The lower bound behind which everything has come: keys that are handed out in one order and commit in another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+
+from django_ai.automation.queues import positions
+from django_ai.automation.queues.models import Arrival
+from django_ai.automation.queues.positions import allot, bound_at, lower_bound, prune_arrivals
+from tests.trouble import Together
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+several_writers = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer")
+
+
+@pytest.fixture(autouse=True)
+def new_process() -> None:
+    positions._prefixes.clear()
+
+
+class Undone(Exception):
+    pass
+
+
+@contextmanager
+def in_flight(commit: bool = True) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Somebody else takes a position and has not committed: it, and what ends that transaction."""
+    taken: list[int] = []
+    has_taken, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        try:
+            with transaction.atomic():
+                taken.extend(allot(1))
+                has_taken.set()
+                assert go_on.wait(30)
+                if not commit:
+                    raise Undone
+        except Undone:
+            pass
+
+    other = Together(work)
+    assert has_taken.wait(20)
+
+    def end() -> None:
+        go_on.set()
+        other.join()
+
+    try:
+        yield taken[0], end
+    finally:
+        end()
+
+
+def arrive(count: int = 1) -> int:
+    with transaction.atomic():
+        return allot(count)[-1]
+
+
+@several_writers
+def test_a_lower_key_that_commits_later_is_above_the_bound():
+    arrive(3)
+    with in_flight() as (low, end):
+        high = arrive()
+        assert high > low
+        assert lower_bound() == low - 1
+        assert lower_bound() == low - 1
+        with transaction.atomic():
+            assert lower_bound() == low - 1
+        end()
+    assert lower_bound() == high
+
+
+@several_writers
+def test_a_bound_that_is_read_before_any_arrival_has_committed():
+    with in_flight() as (low, end):
+        assert lower_bound() < low
+        arrive()
+        assert lower_bound() < low
+        end()
+    assert lower_bound() > low
+
+
+@several_writers
+def test_a_key_that_was_rolled_back_holds_nobody_back():
+    before = arrive()
+    assert lower_bound() == before
+    with in_flight(commit=False) as (low, end):
+        high = arrive()
+        assert before < low < high
+        assert lower_bound() == before
+        end()
+    assert lower_bound() == high
+
+
+@several_writers
+def test_a_rolled_back_key_is_passed_over_while_others_go_on_writing():
+    before = arrive()
+    assert lower_bound() == before
+    with in_flight(commit=False) as (low, end):
+        arrive()
+        assert lower_bound() == low - 1
+        end()
+        with in_flight() as (later, end_later):
+            arrive()
+            assert low - 1 < lower_bound() < later
+            end_later()
+
+
+def test_what_this_transaction_has_made_is_not_counted_on_by_others():
+    arrive()
+    committed = lower_bound()
+    try:
+        with transaction.atomic():
+            own = arrive(2)
+            assert lower_bound() == own
+            if connection.vendor != "sqlite":
+                assert Together(lower_bound).join() == committed
+            raise Undone
+    except Undone:
+        pass
+    assert lower_bound() == committed
+    assert arrive() > committed
+    assert lower_bound() > committed
+
+
+def test_after_a_flush_the_bound_begins_anew():
+    arrive(5)
+    assert lower_bound() > 0
+    Arrival.objects.all().delete()
+    assert lower_bound() == 0
+    assert lower_bound() < arrive()
+
+
+@pytest.mark.parametrize("count", [1, 2500])
+def test_many_arrivals_are_numbered_upwards(count):
+    with transaction.atomic():
+        taken = allot(count)
+    assert taken == sorted(set(taken))
+    assert len(taken) == count
+    assert lower_bound() == taken[-1]
+
+
+@several_writers
+def test_a_bound_in_the_middle_of_many():
+    arrive(1500)
+    lower_bound()
+    with in_flight() as (low, end):
+        arrive(1500)
+        # MariaDB sets keys aside for a statement of many rows, and does not use them all.
+        assert low - 1100 < lower_bound() < low
+        end()
+    assert lower_bound() == Arrival.objects.order_by("pk").last().pk
+
+
+def test_a_known_bound_costs_one_query(django_assert_num_queries):
+    arrive(3)
+    lower_bound()
+    arrive(3)
+    with django_assert_num_queries(1):
+        lower_bound()
+
+
+def test_old_arrivals_go_and_the_newest_stays():
+    low, high = arrive(), arrive(3)
+    assert prune_arrivals(timezone.now(), float("inf")) == 0
+    Arrival.objects.update(at=timezone.now() - timedelta(days=1000))
+    assert prune_arrivals(timezone.now(), float("inf")) == 3
+    assert low < high
+    assert list(Arrival.objects.values_list("pk", flat=True)) == [high]
+    assert lower_bound() == high
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_bound_for_a_moment_is_behind_what_came_after_it(days):
+    before = arrive()
+    moment = timezone.now() + timedelta(days=days)
+    assert bound_at(moment) == (before if days > 0 else 0)
