@@ -21,6 +21,7 @@ from django_ai.automation import AgentManager, agent, claims, handler
 from django_ai.automation.agents import birth, mailbox, runner, switchboard
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.conf import conf
+from django_ai.automation.events import occurrence
 from django_ai.automation.exceptions import ClaimedError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import new_token
@@ -321,6 +322,31 @@ def test_events_that_occur_between_install_and_commit(companion, monkeypatch, mo
     drain()
     assert acted
     assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
+
+
+@one_writer
+def test_an_event_that_arrives_before_the_agent_and_commits_after_it(companion, monkeypatch):
+    """Keys are not handed out in the order of commits: the agent's position reaches back behind what is in flight."""
+    guest = Person.objects.create()
+    real, bookings = occurrence._fan_out, []
+
+    def slow(readings, now):
+        real(readings, now)
+        if not bookings:
+            bookings.append(None)
+            elsewhere(lambda: bookings.append(book(guest)))
+
+    monkeypatch.setattr(occurrence, "_fan_out", slow)
+    message = write(guest, "slow")
+    booking = bookings[-1]
+    (run,) = agents("pending")
+    first, second = event_of(message, "message_received"), event_of(booking, "booking_created")
+    assert run.position < first.position < second.position
+    drain()
+    assert sorted(effects()) == [f"created {booking.pk}", "heard slow"]
+    poll_due()
+    drain()
+    assert len(effects()) == 2
 
 
 @one_writer

@@ -154,6 +154,26 @@ class TestCatchUp:
         assert not event_of(message, "message_received").telling
         assert effects() == [f"created {booking.pk}"]
 
+    def test_a_machine_whose_clock_is_behind_loses_nothing(self, clock, work):
+        of_guest()
+        booking = book()
+        clock.tick(-HOUR)
+        write(booking.guest, "an hour before, by that clock")
+        change(booking, note="so is this")
+        clock.tick(HOUR)
+        work()
+        assert effects() == [f"created {booking.pk}", "heard an hour before, by that clock"]
+
+    def test_a_machine_whose_clock_is_ahead_brings_back_nothing(self, clock, work):
+        of_guest()
+        guest = Person.objects.create()
+        clock.tick(HOUR)
+        write(guest, "an hour later, by that clock")
+        clock.tick(-HOUR)
+        booking = book(guest)
+        work()
+        assert effects() == [f"created {booking.pk}"]
+
     def test_deleted_entities_are_replayed_by_their_snapshots(self, work):
         @agent("archivist", spawn_on="booking_created", match={"booking_id": "{{ ctx.entity_id }}"})
         class Archivist:

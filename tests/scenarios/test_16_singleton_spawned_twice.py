@@ -7,16 +7,16 @@ from datetime import timedelta
 import pytest
 from django.db import transaction
 
-from django_ai.automation import AgentManager
+from django_ai.automation import AgentManager, agent, handler
 from django_ai.automation.agents import birth
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.tasks import poll_due
-from tests.concurrency.test_agents_together import companion, confirm, once  # noqa: F401
+from tests.concurrency.test_agents_together import OfGuest, companion, confirm, once  # noqa: F401
 from tests.concurrency.test_two_workers import together, together_with_workers
 from tests.desk.looking import agents, answers, book, the_agent
 from tests.desk.models import Booking, Person
-from tests.lifecycle.looking import effects, event_of
+from tests.lifecycle.looking import effects, event_of, leave
 from tests.scenarios.races import Behind, row_locks
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -81,20 +81,64 @@ def handled_by_a_new_one(first, second):
     assert HandlerExecution.objects.filter(status="pending").count() == 0
 
 
-def test_16_the_one_that_lives_ends_before_it_is_asked_for(second, monkeypatch):
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_16_the_one_that_lives_ends_before_it_is_given_the_event(second, monkeypatch, moment):
     """The second booking's agent was refused its place, and then the place is free."""
     first, living, booking = second
-    once(monkeypatch, birth, "taken_by", before=lambda: AgentManager.complete(living.pk))
+    once(monkeypatch, birth, "taken_by", **{moment: lambda: AgentManager.complete(living.pk)})
     drain()
     handled_by_a_new_one(first, booking)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_16_the_one_that_lives_ends_while_it_is_given_the_event(second, monkeypatch, moment):
-    first, living, booking = second
-    once(monkeypatch, birth, "deliver_to", **{moment: lambda: AgentManager.complete(living.pk)})
+def test_16_the_one_that_lives_ends_with_the_event_in_its_mailbox(second, monkeypatch):
+    first, living, _ = second
+    once(monkeypatch, birth, "touch", before=lambda: AgentManager.complete(living.pk))
     drain()
-    handled_by_a_new_one(first, booking)
+    assert [run.status for run in agents()] == ["completed"]
+    assert effects() == [f"created {first.pk}"]
+    assert [status for _, status in answers()] == ["completed", "cancelled"]
+
+
+@row_locks
+def test_16_the_end_of_the_one_that_lives_waits_for_the_event_that_it_is_given(second, monkeypatch):
+    """It cannot end between the look at who lives and the commit of what that one is given: nobody would have it."""
+    _, living, _ = second
+    ends, put = [], birth.put
+
+    def give(executions):
+        ends.append(Behind(lambda: AgentManager.complete(living.pk)))
+        put(executions)
+
+    monkeypatch.setattr(birth, "put", give)
+    drain()
+    assert [end.join() for end in ends] == [True]
+    assert [run.status for run in agents()] == ["completed"]
+    assert [status for _, status in answers()] == ["completed", "cancelled"]
+
+
+def test_16_the_second_that_is_spawned_by_hand_brings_its_own_context():
+    """What code gave to ``create_context`` is not known to the worker that finds the place free again."""
+
+    @agent("guarded", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
+    class Guarded:
+        Context = OfGuest
+
+        @classmethod
+        def create_context(cls, event, *, guest):
+            return cls.Context(guest_id=guest.pk)
+
+        @handler("booking_created")
+        def created(self, event):
+            leave(f"created {event.entity_id}")
+
+    guest = Person.objects.create()
+    first, second = book(guest), book(guest)
+    one = AgentManager.spawn("guarded", event_of(first, "booking_created"), guest=guest)
+    drain()
+    assert AgentManager.spawn("guarded", event_of(second, "booking_created"), guest=guest).pk == one.pk
+    AgentManager.complete(one)
+    drain()
+    handled_by_a_new_one(first, second)
 
 
 @row_locks

@@ -1,20 +1,31 @@
-"""How an agent comes to life: its Context is made, its routes are written, and it catches up with what it has missed.
+"""How an agent comes to life: its row is inserted, its Context is made, its routes are written, and it catches up.
 
-An event that spawns agents only inserts their rows, PENDING, in the transaction in which it occurs. A worker makes the
-Context (user code, tried again when it raises) and writes it together with the routes; a singleton whose place is taken
-goes, and the agent that lives gets the event instead. Only after the routes have committed does the agent look back for
-events that came before they could be found there (``catch_up``), so nothing falls between; ``started_at`` says that it
-has looked.
+Three facts decide what an agent hears, and none of them is a clock:
+
+* ``position``: a place in the one order of arrivals (``queues/positions.py``), set when its row is inserted, together
+  with the occurrence that spawns it. What arrived up to it was before the agent; what arrives after it is the agent's
+  business, however late a worker makes its Context. Its spawning event it hears in any case, and of the entity of
+  that event all that came after it.
+* Its routes: once they have committed, whatever is told finds them, and is put into the mailbox if it arrived after the
+  position. Only then the agent looks back, once, for what arrived after the position and was told before the routes
+  were there (``catch_up``; ``started_at`` says that it has). Both sides commit first and look second.
+* Its mailbox is the ledger: a unique key for each event, handler and beat, so what both sides find counts once. For a
+  singleton the ledger is that of its key: what one life has had is not given to the next.
+
+Making the Context is user code, so an event that spawns inserts a PENDING row, and a worker does the rest. Whoever
+spawns a singleton by hand knows its key and its Context at once; where one lives for that key, the same PENDING row is
+inserted with both. A worker that finds the place of such a row taken moves its event into the mailbox of the agent that
+lives and deletes the row, in one transaction that keeps that agent from ending meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Min, Q, QuerySet
 from pydantic import BaseModel
 
 from ..conf import conf
@@ -22,15 +33,17 @@ from ..events.definitions import sources_of
 from ..events.listeners import News
 from ..events.lookback import met
 from ..events.models import Event, EventStatus
-from ..events.names import is_pattern
+from ..events.names import ANY, is_pattern
 from ..exceptions import AutomationError, HandedOnError, SingletonTakenError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause, Flow
-from ..queues.clock import Clock, Offset, shift
+from ..queues.clock import Clock, shift
 from ..queues.contexts import dump_context
 from ..queues.keys import digest
-from ..queues.lease import advance, alias_of, release
-from .definitions import AgentDefinition, HandlerDefinition
+from ..queues.lease import advance, alias_of, insert_ignoring, locked, release
+from ..queues.positions import lower_bound
+from ..queues.versions import restore
+from .definitions import AgentDefinition, HandlerDefinition, all_agents
 from .delivery import executions_for
 from .ending import KIND
 from .mailbox import execution_of, put, touch
@@ -40,8 +53,23 @@ from .routes import Keys, fingerprint, install, keys_of, own_labels, scope_of, s
 GIVEN = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED)
 """What has become of an event that an agent had; one that was cancelled with its agent was not had."""
 
+PROMPT = timedelta(seconds=1)
+"""An immediate event that occurs later than this after its save was left behind by a process that died."""
 
-def run_for(event: Event, definition: AgentDefinition, now: datetime) -> AgentRun:
+
+# -- spawning ----------------------------------------------------------------------------------------------------------
+
+
+def spawn(events: Sequence[Event], now: datetime) -> None:
+    """Insert the agents that ``events``, which occur in this transaction, bring to life."""
+    wanted = [(event, each) for event in events for each in all_agents() if each.spawns_on(event)]
+    if not wanted:
+        return
+    bound = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
+    insert_ignoring(AgentRun, [run_for(event, each, now, _position_of(event, bound, now)) for event, each in wanted])
+
+
+def run_for(event: Event, definition: AgentDefinition, now: datetime, position: int) -> AgentRun:
     """Return the unsaved agent that ``event`` spawns; its Context is made when a worker gets to it."""
     return AgentRun(
         name=definition.name,
@@ -49,23 +77,44 @@ def run_for(event: Event, definition: AgentDefinition, now: datetime) -> AgentRu
         status=AgentStatus.PENDING,
         created_at=now,
         wake_at=now,
+        position=position,
         event=event,
         entity_type=event.entity_type,
         entity_id=event.entity_id,
-        origin_key=digest("agent run", event.pk, definition.name),
+        origin_key=origin_key(event, definition.name),
         caused_by=f"event:{event.pk}",
         depth=event.depth + 1,
     )
 
 
+def origin_key(event: Event, name: str) -> str:
+    """Return what only one agent has that ``event`` spawns, or that is left for a singleton's key."""
+    return digest("agent run", event.pk, name)
+
+
+def _position_of(event: Event, bound: int, now: datetime) -> int:
+    """Return the position of an agent that ``event`` spawns: ``bound``, or behind what its entity did since the save
+    that made an immediate event occur, where that was left to another process."""
+    definition, since = event.definition, event.at
+    if definition is None or definition.is_scheduled or since is None or now - since <= PROMPT:
+        return bound
+    family = own_labels(event.entity_type, ANY)
+    theirs = Event.objects.filter(entity_type__in=family, entity_id=event.entity_id, occurred_at__gte=since)
+    first = theirs.aggregate(first=Min("position"))["first"]
+    return bound if first is None else min(bound, first - 1)
+
+
+# -- a worker's part ---------------------------------------------------------------------------------------------------
+
+
 def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
-    """Make the Context of a PENDING agent and write its routes; say whether it lives now, in this worker's hands."""
-    made: list[BaseModel] = []
+    """Make the Context of a PENDING agent and write its routes; return whether it lives now, in this worker's hands."""
+    keys: list[str | None] = []
 
     def work() -> Progress:
-        context = definition.make_context(run.event)
-        made.append(context)
-        return _living(run, definition, context)
+        context = _context_of(run, definition)
+        keys.append(singleton_key(definition, run, context))
+        return _living(run, definition, context, keys[-1])
 
     def rescue(error: Exception) -> Progress:
         if isinstance(error, HandedOnError):
@@ -87,13 +136,19 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
         return False
     if run.status == AgentStatus.ACTIVE:
         return True
-    hand_over(run, definition, made[-1], clock)
+    hand_over(run, definition, keys[-1] or "", clock)
     return False
 
 
-def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel) -> Progress:
-    keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
-    if singleton is not None and _was_given(singleton, run):
+def _context_of(run: AgentRun, definition: AgentDefinition) -> BaseModel:
+    if run.singleton:  # spawned by hand: it was made by the caller
+        return restore(definition, run.data, run.version, str(run)).context
+    return definition.make_context(run.event)
+
+
+def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel, singleton: str | None) -> Progress:
+    keys = keys_of(definition, run, context)
+    if singleton is not None and run.event_id is not None and had(singleton, [run.event_id], run):
         raise HandedOnError(f"The event that spawns {run} was given to another {run.name!r}.")
     changes = {
         "status": AgentStatus.ACTIVE,
@@ -118,63 +173,61 @@ def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, n
     delay = definition.default_retry.delay(run.attempt + 1)
     if isinstance(error, AutomationError) and not error.may_pass:
         delay = None
-    changes = {"attempt": run.attempt + 1, "error": trace_of(error), "lease": None}
+    text = trace_of(error)
+    changes = {"attempt": run.attempt + 1, "error": text, "lease": None}
     if delay is None:
-        ended = {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None}
-        return Progress(changes | ended, failed=(run, str(changes["error"])))
+        changes |= {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None}
+        return Progress(changes, failed=(run, text))
     return Progress(changes | {"wake_at": now + delay})
 
 
-def hand_over(run: AgentRun, definition: AgentDefinition, context: BaseModel, clock: Clock) -> None:
-    """Give the event that would have spawned a second singleton to the one that lives, and remove ``run``.
-
-    Each step may be repeated, and ``run`` goes last: a worker that dies in between leaves it due again.
-    """
-    event, key = run.event, singleton_key(definition, run, context)
-    if event is not None and key is not None and not _was_given(key, run):
-        living = taken_by(key)
-        if living is not None:
-            deliver_to(living, definition, event, clock())
-        if living is None or not AgentRun.objects.unfinished().filter(pk=living).exists():
-            # It has ended this instant: once more, to take its place.
-            HandlerExecution.objects.filter(run=living, event=event, status=HandlerStatus.PENDING).delete()
-            release(run, clock())
-            return
+def hand_over(run: AgentRun, definition: AgentDefinition, key: str, clock: Clock) -> None:
+    """Move the event of a PENDING agent whose place is taken into the mailbox of the one that lives, and delete it."""
+    holder, event, is_given = taken_by(key), run.event, True
     with transaction.atomic(using=alias_of(AgentRun)):
-        advance(run, {"wake_at": None, "lease": None})
-        AgentRun.objects.filter(pk=run.pk).delete()
+        if event is not None and not had(key, [event.pk], run):
+            # Locked, it can neither end nor change its key before this has committed.
+            living = locked(AgentRun.objects.unfinished().filter(pk=holder or 0)).first()
+            is_given = living is not None and taken_by(key) == holder
+            if living is not None and is_given:
+                put([*_as_spawning(living.pk, definition, event, clock()), *_told(living.pk, event, clock())])
+        if is_given:
+            advance(run, {"wake_at": None, "lease": None})
+            AgentRun.objects.filter(pk=run.pk).delete()
+        else:
+            release(run, clock())  # the other has ended this instant: once more, to take its place
+    if holder is not None:
+        touch([holder])
 
 
-def _was_given(singleton: str, run: AgentRun) -> bool:
-    """Say whether an agent of the same match has had the event that spawns ``run``, and may have ended with it."""
-    given = HandlerExecution.objects.filter(event=run.event_id, run__singleton=singleton).exclude(run=run.pk)
-    return run.event_id is not None and given.filter(status__in=GIVEN).exists()
+def had(singleton: str, events: Collection[int], but: AgentRun) -> set[int]:
+    """Return which of ``events`` other lives of a singleton have had, and may have ended with."""
+    rows = HandlerExecution.objects.filter(event__in=events, run__singleton=singleton, status__in=GIVEN)
+    return set(rows.exclude(run=but.pk).values_list("event", flat=True))
 
 
-def deliver_to(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> None:
-    """Put what has fired of an event that spawns agents into the mailbox of one agent: it is its own event, whatever
-    the agent's match says of that entity. A handler with a match of its own gets it where that fits."""
+def _told(run_pk: int, event: Event, now: datetime) -> Iterator[HandlerExecution]:
     news = [News(event, beat) for beat in ("", *event.fired) if beat or event.occurred_at is not None]
-    put([*_of_its_own(run_pk, definition, event, now), *executions_for(news, now, only=run_pk)])
-    touch([run_pk])
+    return executions_for(news, now, only=run_pk)
 
 
-def _of_its_own(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> list[HandlerExecution]:
-    # An agent that is born of its occurrence comes too late for what was to be done before it.
-    mine = [
-        each
+def _as_spawning(run_pk: int, definition: AgentDefinition, event: Event, now: datetime) -> list[HandlerExecution]:
+    """Return what an agent has of its own spawning event: it is its own, whatever the agent's match says of that
+    entity. A handler with a match of its own gets it where that fits."""
+    return [
+        execution_of(run_pk, event, each, now)
         for each in definition.handlers
-        if each.match is None and _has_fired(each, event, event.occurred_at, spawning=True)
+        if each.match is None and each.hears(event) and _has_come(each, event, spawned_by_it=True)
     ]
-    return [execution_of(run_pk, event, each, now) for each in mine]
+
+
+# -- catching up -------------------------------------------------------------------------------------------------------
 
 
 def catch_up(run: AgentRun, definition: AgentDefinition, context: BaseModel, now: datetime) -> None:
-    """Put into the mailbox what came before the agent's routes could be found: its spawning event, what occurred since,
-    and what has fired before the date of an event that is still to come."""
-    spawned = run.event
-    found = [] if spawned is None else _of_its_own(run.pk, definition, spawned, now)
-    since = run.created_at if spawned is None else _spawned_at(spawned) or run.created_at
+    """Put into the mailbox what arrived after the agent's position and was told before its routes could be found, its
+    spawning event, and what has fired before the date of an event that is still to come."""
+    found = [] if run.event is None else _as_spawning(run.pk, definition, run.event, now)
 
     def listens_to(handler: HandlerDefinition) -> tuple[str, str]:
         match = definition.match_of(handler)
@@ -182,76 +235,76 @@ def catch_up(run: AgentRun, definition: AgentDefinition, context: BaseModel, now
 
     for _, group in groupby(sorted(definition.handlers, key=listens_to), key=listens_to):
         handlers = list(group)
-        for event, moment in _missed(run, definition, handlers, context, since):
+        for event, position in _missed(run, definition, handlers, context):
             found += [
                 execution_of(run.pk, event, each, now)
                 for each in handlers
-                if each.hears(event) and _has_fired(each, event, moment, spawning=event.pk == run.event_id)
+                if each.hears(event) and _is_for(run, each, event, position)
             ]
+    if run.singleton and found:
+        given = had(run.singleton, {each.event_id for each in found} - {run.event_id or 0}, run)
+        found = [each for each in found if each.event_id not in given]
     put(found)
 
 
-def _spawned_at(event: Event) -> datetime | None:
-    """Return since when an agent that ``event`` spawns is meant to live. An immediate event means the save that made it
-    occur, however late a worker was that had to do it for a process that died."""
-    definition = event.definition
-    is_immediate = definition is not None and not definition.is_scheduled
-    return event.at if is_immediate and event.occurred_at is not None else event.occurred_at
+def _is_for(run: AgentRun, handler: HandlerDefinition, event: Event, position: int) -> bool:
+    """Return whether what ``handler`` waits for has come after ``position``, and is not told any more."""
+    if event.pk == run.event_id and run.origin_key is not None:
+        return _has_come(handler, event, spawned_by_it=True)
+    if event.position is not None and event.position > position:
+        return _has_come(handler, event)
+    if handler.offset is None or not _has_come(handler, event):
+        return False
+    if event.status == EventStatus.PENDING and event.armed:
+        return True  # before its date has come, the event is the agent's business as a whole
+    if (event.fired_position or 0) <= position:
+        return False
+    # Of several beats only the latest has a position; the others count if they fell due in the agent's life.
+    is_latest = handler.beat == event.fired[-1]
+    return is_latest or (event.at is not None and shift(event.at, handler.offset) >= run.created_at)
+
+
+def _has_come(handler: HandlerDefinition, event: Event, *, spawned_by_it: bool = False) -> bool:
+    if handler.offset is None:
+        return event.occurred_at is not None
+    if spawned_by_it and event.occurred_at is not None and event.at is not None:
+        # An agent that is born of an occurrence comes too late for what was to be done before it.
+        return handler.beat in event.fired and shift(event.at, handler.offset) >= event.at
+    return handler.beat in event.fired
 
 
 def _missed(
-    run: AgentRun, definition: AgentDefinition, handlers: list[HandlerDefinition], context: BaseModel, since: datetime
-) -> Iterator[tuple[Event, datetime]]:
-    """Yield events that may have been missed by ``handlers`` (which share an event and a match), and since when."""
+    run: AgentRun, definition: AgentDefinition, handlers: list[HandlerDefinition], context: BaseModel
+) -> Iterator[tuple[Event, int]]:
+    """Yield events that may have been missed by ``handlers`` (which share an event and a match), and the position after
+    which they count: of its own entity that of the spawning event, of others its own."""
     first = handlers[0]
     match, sources = definition.match_of(first), sources_of(first.event_name)
-    offsets = [each.offset for each in handlers if each.offset is not None]
+    spawned = run.event.position if run.event is not None and run.event.position else run.position
+    since = min(run.position, spawned)
     labels = own_labels(run.entity_type, first.event_name)
-    # Of its own entity everything since the spawning event counts, of others everything since the agent is there.
-    own = Q(entity_type__in=labels, entity_id=run.entity_id)
+    events = _arrived(first.event_name, since, with_beats=any(each.offset is not None for each in handlers))
     if match is None and labels:
-        for event in _events(first.event_name, since, offsets).filter(own):
-            yield event, since
-        return
-    others = _events(first.event_name, min(since, run.created_at), offsets)
-    if match is None:
-        found: Iterator[Event] = iter(others)
+        found: Iterator[Event] = iter(events.filter(entity_type__in=labels, entity_id=run.entity_id))
+    elif match is None:
+        found = iter(events)
     else:
-        values = match.values_from(context)
-        found = met(others, sources, scope_of(definition, match), values, where(definition, first, match, context))
+        address = where(definition, first, match, context)
+        found = met(events, sources, scope_of(definition, match), match.values_from(context), address)
     for event in found:
         is_own = event.entity_type in labels and event.entity_id == run.entity_id
-        yield event, since if is_own else run.created_at
+        yield event, since if is_own else run.position
 
 
-def _events(pattern: str, since: datetime, offsets: Sequence[Offset]) -> QuerySet[Event, Event]:
-    wanted = Q(occurred_at__gte=since)
-    if offsets:
-        # Of those that live: what has fired before its date, and what may have fired after it.
-        reach = max(shift(since, offset) - since for offset in offsets)
-        fired = Q(status=EventStatus.PENDING, fired_at__isnull=False) | Q(at__gte=since - max(reach, timedelta(0)))
-        wanted |= Q(active_key__isnull=False) & fired
+def _arrived(pattern: str, position: int, *, with_beats: bool) -> QuerySet[Event, Event]:
+    """Return the events that a subscriber to ``pattern`` may have missed after ``position``."""
+    wanted = Q(position__gt=position)
+    if with_beats:
+        still_to_come = Q(position=None, status=EventStatus.PENDING, active_key__isnull=False)
+        wanted |= Q(fired_position__gt=position) | still_to_come & Q(fired_position__isnull=False)
     events = Event.objects.filter(wanted)
     if is_pattern(pattern):
         events = events.filter(declared_as__in={each.definition.name for each in sources_of(pattern)})
     else:
         events = events.filter(event_name=pattern)
-    return events.order_by("occurred_at", "pk")
-
-
-def _has_fired(handler: HandlerDefinition, event: Event, since: datetime | None, *, spawning: bool) -> bool:
-    """Say whether the beat of ``handler`` has come (since a moment), and is not told any more."""
-    if not handler.hears(event):
-        return False
-    if handler.offset is None:
-        return event.occurred_at is not None and (since is None or event.occurred_at >= since)
-    if handler.beat not in event.fired:
-        return False
-    if since is not None and not spawning and event.occurred_at is not None and event.occurred_at >= since:
-        # It had not occurred when the agent was spawned: it is its business as a whole, however late the worker that
-        # brings the agent to life, and whatever has become of its date and condition since.
-        return True
-    if event.at is None or not event.armed:
-        return since is not None and event.fired_at is not None and event.fired_at > since
-    # Before its date has come the event is still the agent's business; after it only what fell due in the agent's life.
-    return since is None or event.status == EventStatus.PENDING or shift(event.at, handler.offset) >= since
+    return events.order_by("position", "pk")

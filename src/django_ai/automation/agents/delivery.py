@@ -24,23 +24,25 @@ from .routes import keys_for, where
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A handler that hears a beat, for whichever agents have one of the keys."""
+    """A handler that hears a beat, for whichever agents have one of the keys. ``position``: where the beat arrived."""
 
     definition: AgentDefinition
     handler: HandlerDefinition
     event: Event
+    position: int
 
 
-def executions_for(
-    news: Sequence[News], now: datetime, *, late: bool = False, only: int | None = None
-) -> Iterator[HandlerExecution]:
-    """Yield what goes into which mailbox. ``late``: see ``Listener.tell``. ``only``: for this one agent."""
+def executions_for(news: Sequence[News], now: datetime, *, only: int | None = None) -> Iterator[HandlerExecution]:
+    """Yield what goes into which mailbox: of agents whose position is before that of the beat. What came before an
+    agent it looks back for, if it is its business at all. ``only``: for this one agent, whatever its position."""
     calls: dict[str, list[Call]] = {}
     for each in news:
+        position = each.event.fired_position if each.beat else each.event.position
         for definition in all_agents():
             for handler in definition.handlers_for(each.event, each.beat):
+                call = Call(definition, handler, each.event, position or 0)
                 for key in keys_for(definition, handler, each.event):
-                    calls.setdefault(key, []).append(Call(definition, handler, each.event))
+                    calls.setdefault(key, []).append(call)
     if not calls:
         return
     routes = AgentRoute.objects.filter(key__in=list(calls)).order_by("run")
@@ -48,13 +50,10 @@ def executions_for(
         routes = routes.filter(run=only)
     judge = _Judge()
     seen = set()
-    for key, pk, created_at in routes.values_list("key", "run", "run__created_at"):
+    for key, pk, behind in routes.values_list("key", "run", "run__position"):
         for call in calls[key]:
             this = (pk, call.event.pk, call.handler.method, call.handler.beat)
-            if this in seen:
-                continue
-            # Told late, an event must not reach agents that are younger: they have looked back by themselves.
-            if late and call.event.fired_at is not None and created_at > call.event.fired_at:
+            if this in seen or (only is None and call.position <= behind):
                 continue
             if judge.fits(pk, call):
                 seen.add(this)

@@ -15,7 +15,8 @@ from ..queues.cause import current_cause, next_depth
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, insert_ignoring
-from .birth import run_for
+from ..queues.positions import lower_bound
+from .birth import origin_key
 from .definitions import AgentDefinition, find_agent
 from .ending import end_agents
 from .models import AgentRun, AgentRunQuerySet, AgentStatus
@@ -96,10 +97,12 @@ def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> Ag
                 run.save(force_insert=True, using=alias_of(AgentRun))
                 install(run, keys, singleton)
         except SingletonTakenError:
-            living = _give(definition, singleton, event)
-            if living is not None:
-                return living
-            continue  # it has ended this instant
+            living = AgentRun.objects.unfinished().filter(pk=taken_by(run.singleton) or 0).first()
+            if living is None:
+                continue  # it has ended this instant
+            if event is not None and event.occurred_at is not None:
+                _leave_for_the_key(run, event)
+            run = living
         ring_after_commit(alias_of(AgentRun))
         return run
     raise AutomationError(
@@ -118,6 +121,7 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
         routing=fingerprint(definition),
         created_at=now,
         wake_at=now,
+        position=lower_bound(),
         event=event,
         entity_type=event.entity_type if event else "",
         entity_id=event.entity_id if event else "",
@@ -126,18 +130,12 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
     )
 
 
-def _give(definition: AgentDefinition, singleton: str | None, event: Event | None) -> AgentRun | None:
-    """Return the agent that lives for a singleton's match, and give it the event; None if it has ended.
-
-    The event goes the way of all that spawn: as a PENDING agent, which a worker hands over to the one that lives by
-    then, or brings to life. So no lock is held until the caller commits, and nothing depends on who lives then.
-    """
-    pk = taken_by(singleton or "")
-    living = AgentRun.objects.unfinished().filter(pk=pk or 0).first()
-    if living is not None and event is not None and event.occurred_at is not None:
-        insert_ignoring(AgentRun, [run_for(event, definition, timezone.now())])
-        ring_after_commit(alias_of(AgentRun))
-    return living
+def _leave_for_the_key(run: AgentRun, event: Event) -> None:
+    """Leave an event for whoever lives for the key of a singleton when this has committed: ``run``, PENDING, with the
+    key and the Context. So no lock is held until the caller commits, and nothing depends on who lives then."""
+    run.pk, run.status, run.routing = None, AgentStatus.PENDING, ""
+    run.origin_key = origin_key(event, run.name)
+    insert_ignoring(AgentRun, [run])
 
 
 def _end(run: AgentRun | int, status: AgentStatus, reason: str) -> bool:

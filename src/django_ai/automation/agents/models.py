@@ -65,6 +65,7 @@ class AgentRun(Wakeable):
     event = models.ForeignKey(
         Event, null=True, blank=True, on_delete=models.SET_NULL, related_name="agent_runs", editable=False
     )
+    position = models.BigIntegerField(default=0, editable=False)
     entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
     entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
     origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)

@@ -16,8 +16,7 @@ from ..events.listeners import Listener, News
 from ..events.models import Event, Shapes
 from ..events.names import overlap
 from ..queues.clock import Offset
-from ..queues.lease import insert_ignoring
-from .birth import run_for
+from .birth import spawn
 from .definitions import all_agents, handlers_hearing
 from .delivery import executions_for
 from .mailbox import put, touch
@@ -35,15 +34,14 @@ class Switchboard(Listener):
         return [each.offset for each in handlers if each.offset is not None and overlap(each.event_name, declared_as)]
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
-        spawned = [run_for(event, each, now) for event in events for each in all_agents() if each.spawns_on(event)]
-        insert_ignoring(AgentRun, spawned)
+        spawn(events, now)
 
     def wants_telling(self, event: Event, beat: str) -> bool:
         # Every occurrence, where there are agents: their claims may end after a number of them.
         return (beat == "" and bool(all_agents())) or any(each.beat == beat for each in handlers_hearing(event))
 
     def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
-        found = list(executions_for(news, now, late=late))
+        found = list(executions_for(news, now))
         put(found)
         if found:
             touch(each.run_id for each in found)

@@ -31,6 +31,7 @@ class Migration(migrations.Migration):
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('started_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('finished_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                ('position', models.BigIntegerField(default=0, editable=False)),
                 ('entity_type', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('entity_id', models.CharField(blank=True, default='', editable=False, max_length=255)),
                 ('origin_key', models.CharField(blank=True, editable=False, max_length=32, null=True)),
