@@ -219,7 +219,7 @@ def picture() -> dict[str, Any]:
         + sorted({name for name in effects if name.startswith("outside")}),
         "events": _rows(Event, "event_name", "status", "armed", "telling", "untold", "fired", "error"),
         "callbacks": _rows(CallbackExecution, "callback", "beat", "status", "attempt"),
-        "runs": _rows(WorkflowRun, "name", "status", "current_step", "data", "attempt", "visit", "wait_channel"),
+        "runs": _rows(WorkflowRun, "name", "status", "current_step", "data", "attempt", "visit", "waits__channel"),
         "steps": _rows(
             StepExecution.objects.exclude(outcome=StepExecution.LOST),
             "run__name",

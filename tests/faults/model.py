@@ -16,6 +16,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 TRIES = 4
+REACH = timedelta(seconds=5)
+"""So far back behind its creation a run may hear what came: behind transactions that were in flight."""
 BEFORE = timedelta(milliseconds=-800)
 BEATS = {"soak_due-": timedelta(milliseconds=-400), "soak_due": timedelta(0), "soak_due+": timedelta(milliseconds=600)}
 ONCE_EACH = ("soak_made", "soak_ready", "soak_gone", *BEATS)
@@ -53,6 +55,7 @@ class Run:
     status: str
     tally: Sequence[str]
     started: datetime | None = None
+    """When it was created, for a run of a workflow."""
     error: str = ""
 
 
@@ -420,10 +423,12 @@ class Walk:
 
     def _was_due(self, told: Mapping[str, Any], took: Sequence[Effect], came: tuple[datetime, datetime]) -> bool:
         """Say whether what came at a time had to wake the wait, which went by it."""
-        timed_out, waits = len(took) > 1, took[0].at
+        timed_out, waits, created = len(took) > 1, took[0].at, self.run.started
+        if told["on"] != "signal" and (created is None or came[0] <= created):
+            return False  # what came just before the run was created may be heard, and need not
         if told["on"] == "broadcast":
-            # Who comes later does not hear it. When a timeout and a worker meet it, either is right.
-            return not timed_out and came[0] >= waits
+            # When a timeout and a worker meet it, either is right.
+            return not timed_out
         # Sent to this run, or occurred since it began: it was there for the wait to find.
         return not timed_out or came[1] + self.world.slack < waits
 
@@ -442,7 +447,7 @@ class Walk:
             each.pk: (each.at, each.at)
             for each in world.occurrences
             if each.name == "soak_touched" and each.thing == self.thing and each.at is not None
-            and self.run.started is not None and each.at >= self.run.started
+            and self.run.started is not None and each.at + REACH >= self.run.started
         }  # fmt: skip
 
     def _woken_by_same(self, told: Mapping[str, Any], pc: int) -> Iterator[Effect]:

@@ -45,7 +45,7 @@ def world_of(outside: Outside, slack: timedelta = timedelta(0)) -> World:
 def _runs(names: dict[str, str]) -> Iterator[Run]:
     for run in WorkflowRun.objects.filter(name__startswith="soak:").order_by("pk"):
         tag = run.data.get("tag") or f"{names[run.entity_id]}:{run.name.removeprefix('soak:')}"
-        yield Run(tag, run.status, run.data.get("tally", []), run.started_at, run.error)
+        yield Run(tag, run.status, run.data.get("tally", []), run.created_at, run.error)
 
 
 def _keepers(names: dict[str, str]) -> Iterator[Run]:
@@ -72,7 +72,9 @@ def history_of(tag: str) -> str:
     found = []
     for run in WorkflowRun.objects.filter(name__startswith="soak:"):
         if run.data.get("tag") == tag:
-            found.append(f"{run} {run.status} at {run.current_step}, wakes {run.wake_at}, waits {run.wait_channel!r}")
+            found.append(
+                f"{run} {run.status} at {run.current_step}, wakes {run.wake_at}, waits {[*map(str, run.waits.all())]}"
+            )
             found += [
                 f"  {each.finished:%H:%M:%S.%f} {each.step} visit {each.visit} try {each.attempt}: {each.outcome}"
                 f" ({each.wake_reason} {each.wake_ref}) {each.error.strip()[-100:]}"

@@ -385,7 +385,6 @@ def test_a_row_in_hand_and_one_whose_lease_ran_out_name_the_process(clock):
         (WorkflowRun, {"wake_at": None}),
         (WorkflowRun, {"wake_at": None, "lease": "host:1:abc"}),
         (WorkflowRun, {"wake_at": None, "status": "suspended"}),
-        (WorkflowRun, {"wake_at": None, "status": "suspended", "wait_key": "x", "wait_channel": "subflow:1:1"}),
         (WorkflowRun, {"wake_at": None, "status": "waiting"}),
         (Event, {"armed": True, "wake_at": None}),
         (Event, {"wake_at": None, "at": "2030-01-01T00:00Z"}),

@@ -617,7 +617,7 @@ def test_a_match_and_a_deployment_that_drops_the_field(declare, work, monkeypatc
     """A lookup that nobody understands any more wakes nobody and breaks no save."""
     run = waiting({"amount__gte": 5})
     work()
-    WorkflowRun.objects.filter(pk=run.pk).update(wait_match={"price__gte": 5})
+    run.waits.update(match={"price__gte": 5})
     save(Order.objects.create(), amount=10)
     work()
     assert status(run) == "suspended"

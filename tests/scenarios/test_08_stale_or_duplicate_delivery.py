@@ -14,7 +14,7 @@ from django_ai.automation.exceptions import LeaseLostError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim, release
 from django_ai.automation.queues.tasks import drain_due, poll_due, process_scheduled
-from django_ai.automation.workflows import waits
+from django_ai.automation.workflows import arrivals
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.lifecycle.looking import effects
 from tests.scenarios.kinds import KINDS, a_signal
@@ -74,9 +74,9 @@ def test_08_a_signal_is_delivered_twice():
     a_signal()
     (signal,) = claim(Signal, timezone.now(), 20)
     twice = copy(signal)
-    waits.deliver(signal, timezone.now)
+    arrivals.deliver(signal, timezone.now)
     with pytest.raises(LeaseLostError):
-        waits.deliver(twice, timezone.now)
+        arrivals.deliver(twice, timezone.now)
     Signal.objects.filter(pk=signal.pk).update(wake_at=timezone.now())  # by mistake
     drain()
     assert effects() == ["done"]

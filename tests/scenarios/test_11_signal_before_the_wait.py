@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, event_workflow, get_wake, step, wait, wait_for_event, workflow
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import definitions, runner, waits
+from django_ai.automation.workflows import arrivals, definitions, runner, waits
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.app.models import Effect, Reservation
 
@@ -71,7 +71,7 @@ def deliver(signal: Signal) -> None:
 
     (mine,) = claim(Signal, timezone.now(), 1)
     assert mine.pk == signal.pk
-    waits.deliver(mine, timezone.now)
+    arrivals.deliver(mine, timezone.now)
 
 
 def upload(reservation: Reservation) -> None:
@@ -98,10 +98,10 @@ class TestSignals:
     def test_11_sent_and_delivered_between_registration_and_look(self, monkeypatch):
         look = waits._in_inbox
 
-        def first_the_signal(run):
+        def first_the_signal(run, wait):
             monkeypatch.setattr(waits, "_in_inbox", look)
             deliver(send())
-            return look(run)
+            return look(run, wait)
 
         monkeypatch.setattr(waits, "_in_inbox", first_the_signal)
         finish_signal_run(engine.start("race:signal"))
@@ -109,9 +109,9 @@ class TestSignals:
     def test_11_sent_and_delivered_between_look_and_rest(self, monkeypatch):
         look = waits._occurrence
 
-        def then_the_signal(run):
+        def then_the_signal(run, wait):
             monkeypatch.setattr(waits, "_occurrence", look)
-            found = look(run)
+            found = look(run, wait)
             deliver(send())
             return found
 
@@ -129,7 +129,7 @@ class TestSignals:
 
     def test_11_the_worker_dies_between_registration_and_look(self, monkeypatch):
         run = engine.start("race:signal")
-        monkeypatch.setattr(runner, "settle", lambda run, clock: None)
+        monkeypatch.setattr(runner, "settle", lambda *args: None)
         drain()
         monkeypatch.undo()
         run.refresh_from_db()
@@ -145,9 +145,9 @@ class TestSignals:
         run = engine.start("race:signal")
         look = waits._occurrence
 
-        def then_the_signal(row):
+        def then_the_signal(row, wait):
             monkeypatch.setattr(waits, "_occurrence", look)
-            found = look(row)
+            found = look(row, wait)
             deliver(engine.signal("race:word", {"word": "now"}, run=run))
             return found
 
@@ -159,10 +159,10 @@ class TestSignals:
         run = engine.start("race:signal")
         look = waits._in_inbox
 
-        def first_the_signal(row):
+        def first_the_signal(row, wait):
             monkeypatch.setattr(waits, "_in_inbox", look)
             engine.signal("race:word", {"word": "now"}, run=run)  # committed, its delivery still to come
-            return look(row)
+            return look(row, wait)
 
         monkeypatch.setattr(waits, "_in_inbox", first_the_signal)
         finish_signal_run(run)
@@ -188,10 +188,10 @@ class TestEvents:
         reservation, run = self.start()
         look = waits._in_inbox
 
-        def first_the_event(row):
+        def first_the_event(row, wait):
             monkeypatch.setattr(waits, "_in_inbox", look)
             upload(reservation)
-            return look(row)
+            return look(row, wait)
 
         monkeypatch.setattr(waits, "_in_inbox", first_the_event)
         self.finish(run)
@@ -200,9 +200,9 @@ class TestEvents:
         reservation, run = self.start()
         look = waits._occurrence
 
-        def then_the_event(row):
+        def then_the_event(row, wait):
             monkeypatch.setattr(waits, "_occurrence", look)
-            found = look(row)
+            found = look(row, wait)
             upload(reservation)
             return found
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from django_ai.automation import complete, engine, get_wake, step, wait, workflow
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.workflows import waits
+from django_ai.automation.workflows import arrivals, runner
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.concurrency.test_agents_together import elsewhere
 from tests.lifecycle.looking import effects, leave
@@ -72,16 +72,32 @@ def one_branch(run: WorkflowRun, effect: str) -> None:
 
 @to_whom
 def test_12_the_signal_is_delivered_first(run, targeted):
-    waits.deliver(sent(run, targeted), timezone.now)
+    arrivals.deliver(sent(run, targeted), timezone.now)
     one_branch(run, "heard signal now")
 
 
 @to_whom
-def test_12_the_timeout_takes_the_run_first(run, targeted):
+def test_12_the_signal_comes_before_the_worker_that_has_the_run_has_looked(run, targeted):
     signal = sent(run, targeted)
     (taken,) = claim(WorkflowRun, timezone.now(), 1)
-    waits.deliver(signal, timezone.now)
+    arrivals.deliver(signal, timezone.now)
     taken.perform(timezone.now)
+    one_branch(run, "heard signal now")
+
+
+@to_whom
+def test_12_the_timeout_takes_the_run_first(run, targeted, monkeypatch):
+    real = runner.is_there
+
+    def looked(*arguments) -> bool:
+        found = real(*arguments)
+        arrivals.deliver(sent(run, targeted), timezone.now)
+        return found
+
+    (taken,) = claim(WorkflowRun, timezone.now(), 1)
+    monkeypatch.setattr(runner, "is_there", looked)
+    taken.perform(timezone.now)
+    monkeypatch.undo()
     one_branch(run, "late timeout")
     # What is meant for one run is kept for it; nobody has taken it.
     assert Signal.objects.get().consumed_at is None
@@ -99,7 +115,7 @@ def test_12_the_timeout_comes_while_the_signal_is_being_delivered(run, targeted)
     """The delivery has locked the run and is not committed: the claim of the timeout passes it by."""
     signal, taken = sent(run, targeted), []
     with transaction.atomic():
-        waits.deliver(signal, timezone.now)
+        arrivals.deliver(signal, timezone.now)
         elsewhere(lambda: taken.extend(claim(WorkflowRun, timezone.now(), 1)))
     assert taken == []
     one_branch(run, "heard signal now")
@@ -108,15 +124,15 @@ def test_12_the_timeout_comes_while_the_signal_is_being_delivered(run, targeted)
 @row_locks
 @to_whom
 def test_12_the_signal_comes_while_the_timeout_is_being_claimed(run, targeted):
-    """The claim has locked the run and is not committed: the delivery waits for it, and then finds the run taken."""
+    """The claim has locked the run and is not committed: the delivery waits for it, and finds the run taken; the worker
+    then sees the signal when it looks."""
     signal = sent(run, targeted)
     with transaction.atomic():
         (taken,) = claim(WorkflowRun, timezone.now(), 1)
-        delivery = Behind(lambda: waits.deliver(signal, timezone.now))
+        delivery = Behind(lambda: arrivals.deliver(signal, timezone.now))
     delivery.join()
     taken.perform(timezone.now)
-    one_branch(run, "late timeout")
-    assert Signal.objects.get().consumed_at is None
+    one_branch(run, "heard signal now")
 
 
 @row_locks
@@ -125,7 +141,7 @@ def test_12_a_claim_that_is_rolled_back_leaves_the_run_to_the_signal(run, target
     signal = sent(run, targeted)
     with transaction.atomic():
         claim(WorkflowRun, timezone.now(), 1)
-        delivery = Behind(lambda: waits.deliver(signal, timezone.now))
+        delivery = Behind(lambda: arrivals.deliver(signal, timezone.now))
         transaction.set_rollback(True)
     delivery.join()
     one_branch(run, "heard signal now")

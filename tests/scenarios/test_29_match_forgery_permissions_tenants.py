@@ -136,7 +136,7 @@ def test_29_what_a_context_holds_is_a_value_and_never_an_expression(work):
     run = engine.start("comparing", text="{{ ctx.text }} {{ settings.SECRET_KEY }}")
     work()
     run.refresh_from_db()
-    assert run.wait_match == {"text": "{{ ctx.text }} {{ settings.SECRET_KEY }}"}
+    assert run.waits.get().match == {"text": "{{ ctx.text }} {{ settings.SECRET_KEY }}"}
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------------

@@ -283,20 +283,24 @@ def _holds_here(entity: models.Model, name: str, value: Any) -> bool:
     if lookup not in COMPARED:
         return False
     try:
-        mine = _read(entity, path)
-        if lookup == "isnull":
-            return COMPARED[lookup](mine, value)
-        owners = [type(entity)]
-        # A number is compared as it is: 5.5 is no 5, though a column of whole numbers would make it one.
-        is_number = isinstance(mine, int | float | Decimal) and isinstance(value, int | float | Decimal)
-        theirs: Any = value if is_number else _typed(owners, path, value)
-        if lookup == "in":
-            theirs = [_typed(owners, path, each) for each in value]
-        return mine is not None and bool(COMPARED[lookup](mine, theirs))
+        return compares([type(entity)], path, lookup, _read(entity, path), value)
     except Exception as error:  # it has no such field, or a descriptor or a value of the project's raises
         if is_database_failure(error, connections[alias_of(type(entity))]):
             raise
         return False
+
+
+def compares(owners: list[type[models.Model]], path: str, lookup: str, mine: Any, value: Any) -> bool:
+    """Return whether ``mine``, a value of the field ``path``, compares so with ``value``. Raises ``TypeError``."""
+    if lookup == "isnull":
+        return COMPARED[lookup](mine, value)
+    # A number is compared as it is: 5.5 is no 5, though a column of whole numbers would make it one.
+    is_number = isinstance(mine, int | float | Decimal) and isinstance(value, int | float | Decimal)
+    theirs: Any = value if is_number else _typed(owners, path, value)
+    if lookup == "in":
+        theirs = [_typed(owners, path, each) for each in value]
+    typed = mine if is_number else _typed(owners, path, mine)
+    return mine is not None and bool(COMPARED[lookup](typed, theirs))
 
 
 PROBES: Mapping[str, Any] = {"in": [], "range": (F("pk"), F("pk")), "isnull": True}

@@ -33,7 +33,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.jsontext import encode
 from ..queues.keys import KEY_LENGTH, digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
-from ..queues.models import Wakeable, at_text, parked_index, unique, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, parked_index, unique, wake_index
 from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, find_declared
 from .names import pattern_of
 
@@ -125,6 +125,11 @@ class Event(Wakeable):
             parked_index("automation_event"),
             models.Index(fields=["entity_id", "entity_type", "event_name"], name="automation_event_entity"),
             models.Index(fields=["event_name", "position"], name="automation_event_position"),
+            PartialIndex(
+                fields=["event_name", "position"],
+                name="automation_event_deleted",
+                condition=models.Q(snapshot__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -50,19 +50,25 @@ class BrokenOffError(SystemExit):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a try wants to commit: ``changes`` of its row, a ``record`` of history, and writes that go ``with`` them."""
+    """What a try wants to commit: ``changes`` of its row, a ``record`` of history and other new rows (``inserts``), and
+    writes that go ``together`` with them."""
 
     changes: Mapping[str, Any]
     record: models.Model | None = None
     together: tuple[Callable[[], None], ...] = field(default=())
     failed: tuple[models.Model, str] | None = None
     """The row that fails for good with this commit, and why: ``row_failed`` is sent for it."""
+    inserts: tuple[models.Model, ...] = ()
+
+    @property
+    def records(self) -> tuple[models.Model, ...]:
+        return self.inserts if self.record is None else (*self.inserts, self.record)
 
 
 def commit(row: Wakeable, progress: Progress) -> None:
     """Write ``progress`` under the fence, in one transaction. Raises ``LeaseLostError``; then nothing is written."""
     connection = connections[alias_of(type(row))]
-    one_statement = not progress.together and (progress.record is None or connection.vendor == "postgresql")
+    one_statement = not progress.together and (not progress.records or connection.vendor == "postgresql")
     if one_statement:
         _write(row, progress)
     else:
@@ -71,7 +77,7 @@ def commit(row: Wakeable, progress: Progress) -> None:
 
 
 def _write(row: Wakeable, progress: Progress) -> None:
-    advance(row, progress.changes, progress.record)
+    advance(row, progress.changes, progress.records)
     for write in progress.together:
         write()
 

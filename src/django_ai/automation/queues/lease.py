@@ -133,15 +133,15 @@ def _due_sql(model: type[Wakeable], has_beginning: bool) -> str:
 
 
 def advance(
-    row: Wakeable, changes: Mapping[str, Any], record: models.Model | None = None, arrives: tuple[str, ...] = ()
+    row: Wakeable, changes: Mapping[str, Any], records: Sequence[models.Model] = (), arrives: tuple[str, ...] = ()
 ) -> None:
-    """Write ``changes`` to a row that this worker has, and ``record`` (a new row of history) with them.
+    """Write ``changes`` to a row that this worker has, and ``records`` (new rows of history, of waits) with them.
 
     Fenced on (``lease``, ``seq``); raises ``seq`` and sets ``losses`` to zero. A text given for a JSON field is taken
-    as encoded. Raises ``LeaseLostError`` when the lease was lost; then nothing is written. On PostgreSQL both writes
+    as encoded. Raises ``LeaseLostError`` when the lease was lost; then nothing is written. On PostgreSQL all writes
     are one statement; elsewhere the caller holds the transaction.
 
-    ``arrives``: columns that take a new position (see ``positions``), on PostgreSQL only, and without ``record``.
+    ``arrives``: columns that take a new position (see ``positions``), on PostgreSQL only, and without ``records``.
     """
     connection = connections[alias_of(type(row))]
     changes = {"losses": 0, **changes}
@@ -149,20 +149,21 @@ def advance(
     params = _values(type(row), changes, connection)
     fence = [row.seq + 1, row.pk, row.lease, row.seq]
     with connection.cursor() as cursor:
-        if record is not None and connection.vendor == "postgresql":
-            fields = _insertable(type(record))
-            values = {field.attname: getattr(record, field.attname) for field in fields}
-            sql = _advance_sql(type(row), names, type(record))
-            cursor.execute(sql, [*params, *fence, *_values(type(record), values, connection)])
+        if records and connection.vendor == "postgresql":
+            for record in records:
+                values = {field.attname: getattr(record, field.attname) for field in _insertable(type(record))}
+                fence += _values(type(record), values, connection)
+            cursor.execute(_advance_sql(type(row), names, tuple(map(type, records))), [*params, *fence])
             kept = cursor.rowcount
         else:
-            cursor.execute(_advance_sql(type(row), names, None, arrives), [*params, *fence])
+            cursor.execute(_advance_sql(type(row), names, (), arrives), [*params, *fence])
             kept = cursor.rowcount
             if kept and arrives:
                 (position,) = cursor.fetchone()
                 row.__dict__.update(dict.fromkeys(arrives, position))
-            if kept and record is not None:
-                record.save(force_insert=True, using=connection.alias)
+            if kept:
+                for record in records:
+                    record.save(force_insert=True, using=connection.alias)
     if kept != 1:
         raise LeaseLostError(f"{row._meta.label} {row.pk} was taken over or changed while this worker had it.")
     row.seq += 1
@@ -198,7 +199,10 @@ def _field(model: type[models.Model], name: str) -> Any:
 
 @lru_cache(maxsize=256)
 def _advance_sql(
-    model: type[Wakeable], names: tuple[str, ...], record: type[models.Model] | None, arrives: tuple[str, ...] = ()
+    model: type[Wakeable],
+    names: tuple[str, ...],
+    records: tuple[type[models.Model], ...] = (),
+    arrives: tuple[str, ...] = (),
 ) -> str:
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
@@ -219,16 +223,20 @@ def _advance_sql(
             f"VALUES ({ARRIVAL_SQL['postgresql']}) RETURNING id) "
             f"{update} RETURNING {quote(_field(model, arrives[0]).column)}"
         )
-    if record is None:
+    if not records:
         return update
+    inserts = [_insert_sql(record, connection) for record in records]
+    more = "".join(f", record{number} AS ({sql})" for number, sql in enumerate(inserts[:-1]))
+    return f"WITH kept AS ({update} RETURNING 1){more} {inserts[-1]}"
+
+
+def _insert_sql(record: type[models.Model], connection: BaseDatabaseWrapper) -> str:
+    quote = connection.ops.quote_name
     columns = _insertable(record)
     names_of = ", ".join(quote(_column(field)) for field in columns)
     # Typed, because a SELECT list, unlike VALUES, gives parameters no types.
     slots = ", ".join(f"%s::{field.db_type(connection).split('(')[0]}" for field in columns)  # type: ignore[union-attr]
-    return (
-        f"WITH kept AS ({update} RETURNING 1) "
-        f"INSERT INTO {quote(record._meta.db_table)} ({names_of}) SELECT {slots} FROM kept"
-    )
+    return f"INSERT INTO {quote(record._meta.db_table)} ({names_of}) SELECT {slots} FROM kept"
 
 
 def locked(rows: QuerySet[M]) -> QuerySet[M]:

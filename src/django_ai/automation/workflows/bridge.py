@@ -21,11 +21,13 @@ from ..queues.clock import Offset, later, shift
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.positions import lower_bound
+from .arrivals import tell_of
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
 from .start import origin_key, run_for
-from .waits import counts_deletions, deletions_to_come, own_key, tell_of
+from .wait_keys import own_key
+from .waits import counts_deletions, deletions_to_come
 
 
 class Bridge(Listener):
@@ -92,7 +94,7 @@ class Bridge(Listener):
         started = [(event, definition) for event in events for definition in workflows_on(event)]
         if not started:
             return
-        position = None
+        position = 0
         if any(definition.offset is None for _, definition in started):
             # Behind these events, too: what occurs in the same commit is heard.
             position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
@@ -106,7 +108,7 @@ class Bridge(Listener):
     def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
         occurred = [each.event for each in news if each.beat == ""]
         if occurred:
-            tell_of(occurred, shapes, now, late=late)
+            tell_of(occurred, shapes, now)
 
     def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
         if any(workflows_on(event) for event in events):

@@ -14,7 +14,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb
 from .context import end_own_run
-from .models import NOT_WAITING, Signal, WorkflowRun, WorkflowStatus
+from .models import Signal, Wait, WorkflowRun, WorkflowStatus
 
 
 def withdraw(runs: QuerySet[WorkflowRun]) -> int:
@@ -50,10 +50,10 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
                 error=reason,
                 finished_at=now,
                 wake_at=None,
-                **NOT_WAITING,
             )
             if changed:
                 ended += 1
+                Wait.objects.filter(run=run.pk).delete()
                 release_all("workflow", run.pk)
                 wake_parent(run, {"status": status.value, "data": run.data, "error": reason}, now)
                 children = WorkflowRun.objects.unfinished().filter(parent=run.pk)

@@ -3,7 +3,7 @@ and the ledger of what a run has consumed), and ``Signal`` (a message on its way
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
+from ..queues.models import Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
 from .context import own_run_pk
@@ -39,18 +39,11 @@ FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANC
 SUBFLOW = "subflow"
 """What the channel begins with on which a child tells its end."""
 
-NOT_WAITING: Mapping[str, Any] = {
-    "wait_channel": "",
-    "wait_key": None,
-    "wait_since": None,
-    "wait_match": None,
-    "wait_residual": False,
-    "wait_namespace": "",
-    "wait_deadline": None,
-    "wait_then": "",
-    "on_timeout": "",
-}
-"""The columns of a run that waits for nothing."""
+EVENT_CHANNEL = "event:"
+"""What the channel begins with on which an event is told."""
+
+CHUNK = 1000
+"""Runs that are woken in one statement."""
 
 
 class WorkflowRunQuerySet(models.QuerySet["WorkflowRun"]):
@@ -65,12 +58,7 @@ class WorkflowRunQuerySet(models.QuerySet["WorkflowRun"]):
 
     def waiting_under(self, keys: list[str]) -> WorkflowRunQuerySet:
         """Runs that wait under one of ``keys`` and are in nobody's hands."""
-        return self.filter(wait_key__in=keys, lease=None, status=WorkflowStatus.SUSPENDED)
-
-    def not_consumed(self, reason: str, ref: int) -> WorkflowRunQuerySet:
-        """Runs that have not been woken by this signal or event before."""
-        taken = StepExecution.objects.filter(run=models.OuterRef("pk"), wake_reason=reason, wake_ref=ref)
-        return self.exclude(wake_reason=reason, wake_ref=ref).filter(~models.Exists(taken))
+        return self.filter(pk__in=Wait.objects.under(keys).values("run"))
 
 
 class WorkflowRun(Wakeable):
@@ -104,19 +92,10 @@ class WorkflowRun(Wakeable):
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
     depth = models.PositiveSmallIntegerField(default=0, editable=False)
     holds_claims = models.BooleanField(default=False, editable=False)
-    position = models.BigIntegerField(null=True, blank=True, editable=False)
-
-    wait_channel = models.CharField(max_length=210, blank=True, default="", editable=False)
-    wait_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
-    wait_since = models.DateTimeField(null=True, blank=True, editable=False)
-    wait_match = models.JSONField(null=True, blank=True, editable=False)
-    wait_residual = models.BooleanField(default=False, editable=False)
-    wait_namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
-    wait_deadline = models.DateTimeField(null=True, blank=True, editable=False)
-    wait_then = models.CharField(max_length=200, blank=True, default="", editable=False)
-    on_timeout = models.CharField(max_length=200, blank=True, default="", editable=False)
+    position = models.BigIntegerField(default=0, editable=False)
     wake_reason = models.CharField(max_length=10, default="first", editable=False)
     wake_ref = models.BigIntegerField(null=True, blank=True, editable=False)
+    wake_step = models.CharField(max_length=200, blank=True, default="", editable=False)
 
     objects = WorkflowRunQuerySet.as_manager()
 
@@ -135,7 +114,6 @@ class WorkflowRun(Wakeable):
             wake_index("automation_run"),
             parked_index("automation_run"),
             entity_index("automation_run"),
-            PartialIndex(fields=["wait_key"], name="automation_run_wait", condition=models.Q(wait_key__isnull=False)),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
         ]
 
@@ -159,7 +137,8 @@ class WorkflowRun(Wakeable):
         if self.status == WorkflowStatus.PARKED:
             return self.lies_until()
         if self.status == WorkflowStatus.SUSPENDED:
-            return self._message() if self.wait_key else ""
+            found = [wait.text for wait in self.waits.filter(visit=self.visit)]
+            return " or ".join(each for each in found if each)
         if self.wake_at is None:
             return ""
         if self.planned and self.started_at is None:
@@ -167,22 +146,6 @@ class WorkflowRun(Wakeable):
         else:
             what = f"its try number {self.attempt + 1}" if self.attempt else "its timer"
         return f"{what}, {at_text(self.wake_at)}"
-
-    def _message(self) -> str:
-        """Name the signal, event or child that a suspended run waits for."""
-        kind, _, name = self.wait_channel.partition(":")
-        if kind == SUBFLOW:
-            child = self.children.filter(parent_channel=self.wait_channel).first()
-            told = Signal.unfinished().filter(run=self, name=self.wait_channel)
-            lives = child is not None and (not child.is_finished or told.exists())
-            what = f"its child {child}" if lives else ""
-        elif kind == "event":
-            what = f"the event {name!r}{f' with {self.wait_match}' if self.wait_match else ''}"
-            if not sources_of(name):
-                what += " (which no model declares)"
-        else:
-            what = f"the signal {self.wait_channel!r}"
-        return f"{what}, until {at_text(self.wait_deadline)}" if what and self.wait_deadline else what
 
     def perform(self, clock: Clock) -> None:
         from .runner import perform_run
@@ -214,7 +177,7 @@ class WorkflowRun(Wakeable):
     @property
     def unparked(self) -> WorkflowStatus:
         """What a parked run goes on as."""
-        if self.wait_key:
+        if self.waits.filter(visit=self.visit).exists():
             return WorkflowStatus.SUSPENDED
         if self.planned and self.started_at is None:
             return WorkflowStatus.WAITING  # still planned: it moves with its date
@@ -242,6 +205,8 @@ class WorkflowRun(Wakeable):
         )
         if not changed:
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed run can be resumed.")
+        if step is not None:
+            self.waits.all().delete()
         ring_after_commit(alias_of(WorkflowRun))
         self.refresh_from_db()
 
@@ -251,12 +216,108 @@ class WorkflowRun(Wakeable):
 
         workflow_of(self).step(step)
         return {
-            **NOT_WAITING,
             "current_step": step,
             "visit": models.F("visit") + 1,
             "wake_reason": "first",
             "wake_ref": None,
+            "wake_step": "",
         }
+
+
+class WaitQuerySet(models.QuerySet["Wait"]):
+    def open(self) -> WaitQuerySet:
+        """Waits of runs that are suspended and in nobody's hands."""
+        return self.filter(run__status=WorkflowStatus.SUSPENDED, run__lease=None, visit=models.F("run__visit"))
+
+    def under(self, keys: list[str]) -> WaitQuerySet:
+        return self.open().filter(key__in=keys)
+
+    def not_consumed(self, reason: str, ref: int) -> WaitQuerySet:
+        """Waits of runs that have not been woken by this signal or event before."""
+        taken = StepExecution.objects.filter(run=models.OuterRef("run"), wake_reason=reason, wake_ref=ref)
+        return self.filter(~models.Exists(taken))
+
+
+class Wait(models.Model):
+    """One thing that a suspended run waits for. Inserted by the commit of its step; all waits of a run are withdrawn in
+    the transaction that wakes it. One of an earlier ``visit`` counts for nothing."""
+
+    run = models.ForeignKey(WorkflowRun, on_delete=models.CASCADE, related_name="waits", editable=False)
+    visit = models.PositiveIntegerField(editable=False)
+    channel = models.CharField(max_length=210, editable=False)
+    key = models.CharField(max_length=KEY_LENGTH, editable=False)
+    match = models.JSONField(null=True, blank=True, editable=False)
+    residual = models.BooleanField(default=False, editable=False)
+    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
+    deadline = models.DateTimeField(null=True, blank=True, editable=False)
+    then = models.CharField(max_length=200, editable=False)
+    on_timeout = models.CharField(max_length=200, editable=False)
+
+    objects = WaitQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "wait"
+        indexes = [models.Index(fields=["key"], name="automation_wait_key")]
+
+    def __str__(self) -> str:
+        return f"wait of {self.run_id} for {self.channel!r}"
+
+    def is_over(self, now: datetime) -> bool:
+        """Return whether its deadline has passed."""
+        return self.deadline is not None and self.deadline <= now
+
+    @property
+    def text(self) -> str:
+        """The signal, event or child that it is for; empty for a child that cannot end any more."""
+        kind, _, name = self.channel.partition(":")
+        if kind == SUBFLOW:
+            child = self.run.children.filter(parent_channel=self.channel).first()
+            told = Signal.unfinished().filter(run=self.run_id, name=self.channel)
+            lives = child is not None and (not child.is_finished or told.exists())
+            what = f"its child {child}" if lives else ""
+        elif self.channel.startswith(EVENT_CHANNEL):
+            what = f"the event {name!r}{f' with {self.match}' if self.match else ''}"
+            if not sources_of(name):
+                what += " (which no model declares)"
+        else:
+            what = f"the signal {self.channel!r}"
+        return f"{what}, until {at_text(self.deadline)}" if what and self.deadline else what
+
+
+def wake_runs(waits: WaitQuerySet, reason: str, ref: int, now: datetime, **changes: Any) -> int:
+    """Make due the runs of ``waits``, which are open; return how many were. In the caller's transaction: three
+    statements for each thousand of them."""
+    by_step: dict[str, list[int]] = {}
+    for run, step in waits.values_list("run", "then"):
+        by_step.setdefault(step, []).append(run)
+    woken = 0
+    for step, runs in by_step.items():
+        for start in range(0, len(runs), CHUNK):
+            chunk = runs[start : start + CHUNK]
+            # Asked once more in the write: one may have been woken, and wait for something else by now.
+            waiting = waits.filter(run=models.OuterRef("pk"), then=step)
+            mine = WorkflowRun.objects.filter(models.Exists(waiting), pk__in=chunk)
+            woken += wake(mine, chunk, reason, ref, step, now, **changes)
+    return woken
+
+
+def wake(
+    runs: models.QuerySet[WorkflowRun],
+    among: Collection[int],
+    reason: str,
+    ref: int,
+    step: str,
+    now: datetime,
+    **changes: Any,
+) -> int:
+    """Make ``runs`` due at ``step``, and withdraw what they waited for; return how many were suspended. ``among``:
+    primary keys, all of theirs. Who waited for an event goes on with its chain of causes (``depth``)."""
+    woken = {"status": WorkflowStatus.RUNNING, "wake_at": now, "wake_reason": str(reason), "wake_ref": ref}
+    count = disturb(runs.filter(status=WorkflowStatus.SUSPENDED, lease=None), **woken, wake_step=step, **changes)
+    if count:
+        gone = Wait.objects.filter(run__in=among)
+        (gone if count == len(among) else gone.exclude(run__status=WorkflowStatus.SUSPENDED)).delete()
+    return count
 
 
 class StepExecution(models.Model):
@@ -329,7 +390,7 @@ class Signal(Wakeable):
         return f"its delivery, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def perform(self, clock: Clock) -> None:
-        from .waits import deliver
+        from .arrivals import deliver
 
         deliver(self, clock)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connections, transaction
@@ -28,19 +28,25 @@ from ..queues.contexts import dump_context, merge
 from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of
 from ..queues.parking import because, parked, take_back
+from ..queues.positions import bound_at
 from ..queues.sealing import check_readable
 from ..queues.signals import row_parked
 from ..queues.versions import Restored, restore
 from .context import Current, Wake, WakeReason, running
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow, workflow_of
 from .ending import wake_parent
-from .models import FINISHED, NOT_WAITING, SUBFLOW, Signal, StepExecution, WorkflowRun, WorkflowStatus
+from .models import EVENT_CHANNEL, FINISHED, SUBFLOW, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
 from .outcomes import Outcome, Subflow
 from .start import insert_run
-from .transitions import Moment, ended, name_of, retried, transition
-from .waits import came_in_time, look_again, settle
+from .transitions import Moment, ended, name_of, retried, subflow_channel, transition
+from .waits import is_there, look_again, settle, time_out, waits_of
 
 logger = logging.getLogger("django_ai.automation")
+
+
+SLACK = timedelta(seconds=5)
+"""A run that is planned for a date that was past already counts from its creation, which the saving machine's clock
+has written and the database's has not: so much may they differ."""
 
 
 @dataclass(slots=True)
@@ -60,23 +66,25 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
     was_parked = run.status == WorkflowStatus.PARKED
     if was_parked:
         run.status = run.unparked
-    suspended = run.status == WorkflowStatus.SUSPENDED
-    rests = suspended and (run.wait_deadline is None or clock() < run.wait_deadline)
-    if suspended and not was_parked and (rests or came_in_time(run)):
-        look_again(run, clock)
+    waits = waits_of(run) if run.status == WorkflowStatus.SUSPENDED else []
+    rests = bool(waits) and (all(not wait.is_over(clock()) for wait in waits) or is_there(run, waits))
+    if rests and not was_parked:
+        look_again(run, clock, waits)
         return
     try:
         definition = workflow_of(run)
-        entry = _entry(run, definition)
+        entry = _entry(run, definition, waits)
         stored = _stored(run, definition, entry)
     except CodeError as error:
         run.park(because(run, error), clock, for_code=True)
         return
     if was_parked:
         take_back(run, run.status)
-    if rests or (suspended and came_in_time(run)):
-        look_again(run, clock)
+    if rests:
+        look_again(run, clock, waits)
         return
+    if waits:
+        time_out(run, waits)
     if run.planned and run.started_at is None and not _still_planned(run, definition, clock):
         return
     if run.has_no_context and not definition.ignores_claims and _is_claimed(run, clock):
@@ -98,15 +106,14 @@ def _stored(run: WorkflowRun, definition: WorkflowDefinition, entry: Entry) -> R
     return None
 
 
-def _entry(run: WorkflowRun, definition: WorkflowDefinition) -> Entry:
+def _entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait] = ()) -> Entry:
     name, reason = run.current_step or definition.start, WakeReason(run.wake_reason)
     if run.has_no_context and name not in definition.steps:
         name = definition.start  # it has not begun, so the first step may go by another name by now
-    if run.status == WorkflowStatus.SUSPENDED:
-        # The timeout has come. This worker's lease fixes the branch: a signal that comes now is too late.
-        name, reason = run.on_timeout or name, WakeReason.TIMEOUT
-    elif reason in (WakeReason.SIGNAL, WakeReason.EVENT):
-        name = run.wait_then or name
+    if waits:
+        name, reason = waits[0].on_timeout, WakeReason.TIMEOUT
+    elif reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT):
+        name = run.wake_step or name
     try:
         step = definition.step(name)
     except UnknownStepError as error:
@@ -138,6 +145,8 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     if due is not None and due > clock():
         advance(run, {"wake_at": due, "lease": None})
         return False
+    # It begins at its date, however late this worker is: what has come since then is heard.
+    run.position = bound_at(run.created_at - SLACK if due is None else max(due, run.created_at - SLACK))
     return True
 
 
@@ -193,7 +202,6 @@ class Walk:
         self.started = clock()
         self.leased = time.monotonic()
         self.event = run.event if run.has_no_context else None
-        self.visit_began = self.started
         self.instance: Any = None
         self.flow = flow_of(run, definition.namespace)
 
@@ -201,7 +209,7 @@ class Walk:
         """Run one try of a step, and commit it; say whether the run goes on at once in this worker."""
         run, step = self.run, entry.step
         self.started = self.clock()
-        self.visit_began = self._visit_began()
+        self.waits: tuple[Wait, ...] = ()
         # Who has waited in vain has rested: what he does now is no part of a storm.
         depth = 0 if entry.reason == WakeReason.TIMEOUT else run.depth
         committed = attempt(
@@ -216,18 +224,10 @@ class Walk:
         if not committed:
             return False
         if run.status == WorkflowStatus.SUSPENDED:
-            settle(run, self.clock)
+            settle(run, self.clock, list(self.waits))
         elif run.status == WorkflowStatus.PARKED:
             row_parked.send(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
-
-    def _visit_began(self) -> datetime:
-        """Return when this visit of the step began: signals that came since then have come while it was under way."""
-        run = self.run
-        if run.losses:
-            last = run.steps.exclude(outcome=StepExecution.LOST).order_by("-pk").first()
-            return min(self.started, last.finished if last is not None else run.created_at)
-        return (run.wait_since if run.attempt else None) or self.started
 
     def _work(self, entry: Entry) -> Progress:
         run, step, definition = self.run, entry.step, self.definition
@@ -243,13 +243,13 @@ class Walk:
         current = Current(context, wake, run)
         with running(current):
             outcome: Outcome = getattr(self.instance, step.name)()
-        moment = Moment(self.started, self.clock(), self.visit_began)
+        moment = Moment(self.started, self.clock())
         changes = self._common(entry)
         if current.ending is not None:
             changes |= ended(*current.ending, moment.finished)
         else:
             share_used = time.monotonic() >= self.until
-            changes |= transition(run, definition, step, outcome, context, moment, yielding=share_used)
+            changes |= self._transition(step, outcome, context, moment, yielding=share_used)
         changes["visit"] = run.visit + 1
         changes["data"] = dump_context(context, f"The Context of {definition.name}.{step.name}")
         if "wake_at" not in changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
@@ -261,7 +261,14 @@ class Walk:
         together = self._together(outcome, changes, context)
         record = self._record(entry, name_of(outcome), moment, changes.get("error", ""))
         failed = (run, str(changes["error"])) if changes["status"] == WorkflowStatus.FAILED else None
-        return Progress(changes, record, together, failed)
+        return Progress(changes, record, together, failed, self.waits)
+
+    def _transition(
+        self, step: StepDefinition, outcome: Outcome, context: BaseModel, moment: Moment, *, yielding: bool = False
+    ) -> dict[str, Any]:
+        found = transition(self.run, self.definition, step, outcome, context, moment, yielding=yielding)
+        self.waits = found.waits
+        return found.changes
 
     def _wait_first(self, entry: Entry) -> Progress:
         """A step below ``@wait_for_event`` that was not reached by a goto: register its wait, and enter it later."""
@@ -269,28 +276,31 @@ class Walk:
         assert step.wait is not None
         if self.context is None:
             self.context = definition.make_context(self.event)
-        moment = Moment(self.started, self.clock(), self.visit_began)
+        moment = Moment(self.started, self.clock())
         changes = self._common(entry)
-        changes |= transition(run, definition, step, step.wait, self.context, moment, yielding=False)
+        changes |= self._transition(step, step.wait, self.context, moment)
         changes["visit"] = run.visit + 1
         changes["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
-        return Progress(changes, self._record(entry, "wait", moment, ""))
+        return Progress(changes, self._record(entry, "wait", moment, ""), inserts=self.waits)
 
     def _wake(self, entry: Entry, context: BaseModel) -> Wake:
         """Return why the step is entered. On its first try the payload is merged into the Context."""
         run = self.run
         payload: Mapping[str, Any] = {}
+        channel = ""
         if run.wake_ref is None:
             return Wake(entry.reason)
         if entry.reason == WakeReason.SIGNAL:
             signal = Signal.objects.filter(pk=run.wake_ref).first()
             if signal is not None:
                 _check_payload(signal, run)
+                channel = signal.name
             payload = (signal.payload if signal else None) or {}
         elif entry.reason == WakeReason.EVENT:
             event = Event.objects.filter(pk=run.wake_ref).first()
             payload = (event.payload if event else None) or {}
-        if run.wait_channel.startswith(f"{SUBFLOW}:"):
+            channel = f"{EVENT_CHANNEL}{event.event_name}" if event else ""
+        if channel.startswith(f"{SUBFLOW}:"):
             return Wake(entry.reason, payload)  # the end of a child is told, not merged
         fields = {name: value for name, value in payload.items() if name in type(context).model_fields}
         if run.entity_id and fields.get("entity_id", run.entity_id) != run.entity_id:
@@ -298,7 +308,7 @@ class Walk:
             del fields["entity_id"]
         if fields and run.attempt == 0:
             try:
-                merge(context, fields, f"The payload of {run.wait_channel!r} that woke {run}")
+                merge(context, fields, f"The payload of {channel!r} that woke {run}")
             except ContextError as error:
                 raise PayloadError(str(error)) from error
         return Wake(entry.reason, payload)
@@ -311,8 +321,10 @@ class Walk:
         if self.run.started_at is None:
             changes["started_at"] = self.started
             self.run.started_at = self.started
-        if self.run.wait_channel or self.run.wait_since is not None:
-            changes |= NOT_WAITING
+            if self.run.planned:
+                changes["position"] = self.run.position
+        if self.run.wake_step:
+            changes["wake_step"] = ""
         if self.flow.holds_claims and not self.run.holds_claims:
             changes["holds_claims"] = True
         return changes
@@ -322,7 +334,8 @@ class Walk:
         if isinstance(outcome, Subflow) and changes["status"] not in FINISHED:
             child = find_workflow(outcome.workflow)
             made = child.make_context(None, **outcome.arguments)
-            return (lambda: _start_child(run, child, made, self.clock()),)
+            channel = subflow_channel(run)
+            return (lambda: _start_child(run, child, channel, made, self.clock()),)
         if changes["status"] == WorkflowStatus.FAILED:
             return self._ending(changes["error"], context)
         if changes["status"] in FINISHED:
@@ -361,20 +374,22 @@ class Walk:
         else:
             changes = retried(definition, step, run.attempt + 1, text, now)
         common: dict[str, Any] = {"current_step": step.name, "wake_reason": entry.reason.value}
-        if run.wait_channel:
-            common |= NOT_WAITING
+        if run.wake_step:
+            common["wake_step"] = ""
         if self.flow.holds_claims:
             common["holds_claims"] = True  # held outside a transaction (atomic=False), it outlives the failure
-        common["wait_since"] = self.visit_began
+        self.waits = ()
         if self.context is not None:
             # A run has begun once it has a Context; without one its next try makes it anew.
             common["started_at"] = run.started_at = run.started_at or self.started
+            if run.planned:
+                common["position"] = run.position
             # The Context keeps what the step changed before it raised; its database writes are rolled back.
             try:
                 common["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
             except AutomationError as unstorable:
                 text += f"\nWhat the step had changed in its Context is lost: {unstorable}"
-        record = self._record(entry, "error", Moment(self.started, now, self.visit_began), text)
+        record = self._record(entry, "error", Moment(self.started, now), text)
         if isinstance(error, PayloadError):
             # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
             return Progress(common | parked(run, text, now, for_code=False), record)
@@ -412,13 +427,15 @@ def ending_of(run: WorkflowRun) -> dict[str, Any]:
     return {"status": str(run.status), "data": run.data, "error": run.error}
 
 
-def _start_child(parent: WorkflowRun, child: WorkflowDefinition, context: BaseModel, now: datetime) -> None:
+def _start_child(
+    parent: WorkflowRun, child: WorkflowDefinition, channel: str, context: BaseModel, now: datetime
+) -> None:
     insert_run(
         child,
         context,
         now,
         parent=parent,
-        parent_channel=parent.wait_channel,
+        parent_channel=channel,
         depth=parent.depth + 1,
         caused_by=f"workflow:{parent.pk}",
         entity_type=parent.entity_type,

@@ -49,7 +49,7 @@ def origin_key(event: Event, definition: WorkflowDefinition) -> str:
     return digest("run", event.pk, definition.name)
 
 
-def run_for(event: Event, definition: WorkflowDefinition, now: datetime, *, position: int | None = None) -> WorkflowRun:
+def run_for(event: Event, definition: WorkflowDefinition, now: datetime, *, position: int = 0) -> WorkflowRun:
     """Return the unsaved run that ``event`` starts: due now, or planned at its offset. Its Context is made when it
     first wakes. ``position``: behind what it may hear; a planned run gets one when it begins."""
     planned = definition.offset is not None
@@ -62,7 +62,7 @@ def run_for(event: Event, definition: WorkflowDefinition, now: datetime, *, posi
         wake_at=shift(event.at or now, definition.offset) if planned else now,
         event=event,
         planned=planned,
-        position=None if planned else position,
+        position=0 if planned else position,
         entity_type=event.entity_type,
         entity_id=event.entity_id,
         origin_key=origin_key(event, definition),

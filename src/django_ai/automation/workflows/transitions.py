@@ -21,17 +21,25 @@ from ..queues.jsontext import storable
 from .context import WakeReason
 from .definitions import StepDefinition, WorkflowDefinition
 from .models import SUBFLOW, WorkflowRun, WorkflowStatus
+from .models import Wait as WaitRow
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait
 from .waits import registration
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a try began and when it ended, and when the visit of the step began that it belongs to."""
+    """When a try began and when it ended."""
 
     started: datetime
     finished: datetime
-    visit_began: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What an outcome changes on the run, and what the run waits for then."""
+
+    changes: dict[str, Any]
+    waits: tuple[WaitRow, ...] = ()
 
 
 def name_of(outcome: Any) -> str:
@@ -61,7 +69,7 @@ def transition(
     moment: Moment,
     *,
     yielding: bool,
-) -> dict[str, Any]:
+) -> Transition:
     """Return what ``outcome`` changes. ``yielding``: the worker's share of time is used, so a goto lets the lease go.
 
     Raises ``OutcomeError`` for what is no outcome, ``UnknownStepError`` for a target that does not exist, and
@@ -74,12 +82,13 @@ def transition(
             if entered.wait is not None:
                 return _suspend(run, definition, entered.name, entered.wait, context, moment)
             changes = _enter(target, WakeReason.FIRST, WorkflowStatus.RUNNING)
-            return changes | ({"wake_at": moment.finished} | let_go if yielding else {})
+            return Transition(changes | ({"wake_at": moment.finished} | let_go if yielding else {}))
         case Sleep(duration, until, then):
             target = definition.step(then).name if then else step.name
             wake_at = until or moment.finished + (duration or timedelta(0))
             rested = {"depth": 0} if run.depth and wake_at - moment.finished >= REST else {}
-            return _enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | {"wake_at": wake_at} | rested | let_go
+            entered_at = {"wake_at": wake_at} | rested | let_go
+            return Transition(_enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | entered_at)
         case Wait():
             return _suspend(run, definition, step.name, outcome, context, moment)
         case Subflow(then=then):
@@ -94,9 +103,9 @@ def transition(
                 )
             if fields:
                 merge(context, fields, f"complete() of {definition.name}.{step.name}")
-            return ended(WorkflowStatus.COMPLETED, "", moment.finished)
+            return Transition(ended(WorkflowStatus.COMPLETED, "", moment.finished))
         case Fail(reason):
-            return ended(WorkflowStatus.FAILED, storable(reason), moment.finished)
+            return Transition(ended(WorkflowStatus.FAILED, storable(reason), moment.finished))
     raise OutcomeError(
         f"{definition.name}.{step.name} returned {outcome!r:.200}, which is no outcome. A step returns goto(...), "
         "sleep(...), wait(...), wait_for_event(...), complete(...) or fail(...)."
@@ -114,18 +123,16 @@ def _enter(step: str, reason: WakeReason, status: WorkflowStatus) -> dict[str, A
 
 def _suspend(
     run: WorkflowRun, definition: WorkflowDefinition, step: str, wait: Wait, context: BaseModel, moment: Moment
-) -> dict[str, Any]:
+) -> Transition:
     for target in (wait.then, wait.on_timeout):
         if target is not None:
             definition.step(target)
     if wait.namespace is None:
         wait = replace(wait, namespace=definition.namespace)
-    return (
-        _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
-        | registration(run, wait, context, moment.visit_began, moment.finished)
-        # Due soon, in case this worker dies before it has looked for what is there already.
-        | {"lease": None, "wake_at": moment.finished + conf().LEASE}
-    )
+    # Due soon, in case this worker dies before it has looked for what is there already.
+    changes = _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
+    changes |= {"lease": None, "wake_at": moment.finished + conf().LEASE}
+    return Transition(changes, (registration(run, step, wait, context, moment.finished),))
 
 
 def ended(status: WorkflowStatus, error: str, now: datetime) -> dict[str, Any]:

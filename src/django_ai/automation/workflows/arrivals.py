@@ -1,0 +1,149 @@
+"""Waits, the other side: whom a signal or an occurrence wakes. One indexed lookup by key, however many runs wait.
+
+What arrives is committed first (or commits with this, as the delivery of a signal does), and then those are woken who
+are registered under its keys; ``waits`` says why nothing falls between. All waits of a run are withdrawn in the
+transaction that wakes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from django.db import connections, transaction
+
+from ..events.definitions import sources_of
+from ..events.matching import COMPARED, address, compares, entity_keys, satisfies, within
+from ..events.models import Event, RoutingShape, Shapes
+from ..events.names import pattern_of
+from ..queues.clock import Clock
+from ..queues.lease import advance, alias_of
+from ..queues.positions import allot, is_folded, note_arrivals
+from .context import WakeReason
+from .models import EVENT_CHANNEL, Signal, Wait, WaitQuerySet, WorkflowRun, wake_runs
+from .wait_keys import WAITS, channel_key, own_key
+
+
+def deliver(signal: Signal, clock: Clock) -> None:
+    """Wake those who wait for ``signal``, in one short transaction: a few statements, however many they are."""
+    now = clock()
+    with transaction.atomic(using=alias_of(Signal)):
+        done = {"delivered_at": now, "wake_at": None, "lease": None}
+        if signal.run_id is None:
+            waits = Wait.objects.under(keys_by_hand(signal)).not_consumed(WakeReason.SIGNAL, signal.pk)
+            wake_runs(_answered(signal, waits), WakeReason.SIGNAL, signal.pk, now)
+        else:
+            waits = Wait.objects.open().filter(run=signal.run_id, channel=signal.name)
+            if wake_runs(waits, WakeReason.SIGNAL, signal.pk, now):
+                done["consumed_at"] = now
+        if is_folded(connections[alias_of(Signal)]):
+            note_arrivals(connections[alias_of(Signal)])
+            advance(signal, done, arrives=("position",))
+        else:
+            advance(signal, done | {"position": allot(1)[0]})
+
+
+def tell_of(events: Sequence[Event], shapes: Shapes, now: datetime) -> None:
+    """Wake those who wait for these occurrences, which are committed. Idempotent, however late it is done: a run hears
+    nothing that has come before it was created."""
+    keys = {event.pk: _keys_of(event, shapes) for event in events}
+    every = {key for found in keys.values() for key in found}
+    # One look for the whole batch: most occurrences have nobody waiting for them.
+    waited = set(Wait.objects.under(list(every)).values_list("key", flat=True).distinct())
+    for event in events:
+        mine = [key for key in keys[event.pk] if key in waited]
+        if mine:
+            waits = Wait.objects.under(mine).not_consumed(WakeReason.EVENT, event.pk)
+            waits = waits.filter(run__position__lt=event.position or 0)
+            waits = waits.exclude(run__event=event.pk)  # what started a run is not what it waits for
+            fitting = _fitting(waits, lambda residual, event=event: _satisfies(event, residual), event.event_name)
+            with transaction.atomic(using=alias_of(WorkflowRun)):
+                wake_runs(fitting, WakeReason.EVENT, event.pk, now, depth=event.depth + 1)
+
+
+def _satisfies(event: Event, residual: Mapping[str, Any]) -> bool:
+    return event.entity is not None and satisfies(event.entity, residual)
+
+
+def _fitting(waits: WaitQuerySet, holds: Any, event_name: str) -> WaitQuerySet:
+    """Return those of ``waits`` whose match holds for more than what the key says."""
+    verdicts: dict[str, bool] = {}
+    wrong = []
+    for pk, match in waits.filter(residual=True).values_list("pk", "match"):
+        assert match is not None
+        known = json.dumps(match, sort_keys=True)
+        if known not in verdicts:
+            verdicts[known] = holds(residual_of(match, event_name))
+        if not verdicts[known]:
+            wrong.append(pk)
+    return waits.exclude(pk__in=wrong) if wrong else waits
+
+
+def residual_of(match: dict[str, Any], event_name: str) -> dict[str, Any]:
+    """Return what of a wait's match the key does not say."""
+    return address(event_name, match, sources_of(event_name)).residual
+
+
+def _keys_of(event: Event, shapes: Shapes) -> list[str]:
+    keys = [
+        channel_key(f"{EVENT_CHANNEL}{event.event_name}"),
+        own_key(event.event_name, event.entity_type, event.entity_id),
+        *entity_keys(event.event_name, event.entity, shapes.of(WAITS, event)),
+    ]
+    return keys + [within(event.namespace, key) for key in keys] if event.namespace else keys
+
+
+# -- events that are told by hand: engine.signal("event:X", payload) ---------------------------------------------------
+
+
+def keys_by_hand(signal: Signal) -> list[str]:
+    """Return the keys of the waits that a signal to everybody is for. One on the channel of an event is also for the
+    waits whose match its payload satisfies: it stands for the entity."""
+    keys = [channel_key(signal.name)]
+    if not signal.name.startswith(EVENT_CHANNEL):
+        return keys
+    payload, name = signal.payload or {}, signal.name.removeprefix(EVENT_CHANNEL)
+    sources = sources_of(name)
+    if isinstance(payload.get("entity_id"), str | int):
+        payload = {"pk": payload["entity_id"], **payload}
+        keys += [own_key(name, source.label, str(payload["entity_id"])) for source in sources]
+    patterns = {pattern_of(source.definition.name) for source in sources} | {name}
+    for shape in RoutingShape.objects.filter(used_by=WAITS, event_name__in=patterns).values_list("shape", flat=True):
+        fields = shape.split(",") if shape else []
+        if all(field in payload for field in fields):
+            keys += address(name, {field: payload[field] for field in fields}, sources).keys
+    namespace = payload.get("namespace")
+    return keys + [within(namespace, key) for key in keys] if isinstance(namespace, str) and namespace else keys
+
+
+def _answered(signal: Signal, waits: WaitQuerySet) -> WaitQuerySet:
+    if not signal.name.startswith(EVENT_CHANNEL):
+        return waits
+    name = signal.name.removeprefix(EVENT_CHANNEL)
+    return _fitting(waits, lambda residual: _holds_for(signal, name, residual), name)
+
+
+def answers_by_hand(signal: Signal, wait: Wait) -> bool:
+    """Return whether a signal on the channel of an event is what ``wait`` waits for."""
+    name = signal.name.removeprefix(EVENT_CHANNEL)
+    if wait.key not in keys_by_hand(signal):
+        return False
+    return not wait.residual or _holds_for(signal, name, residual_of(wait.match or {}, name))
+
+
+def _holds_for(signal: Signal, event_name: str, residual: Mapping[str, Any]) -> bool:
+    """Return whether the payload satisfies what no key says; a lookup that needs the database does not hold."""
+    payload = signal.payload or {}
+    owners = [source.owner for source in sources_of(event_name)]
+    for name, value in residual.items():
+        path, _, lookup = name.rpartition("__")
+        if lookup not in COMPARED or path not in payload:
+            return False
+        try:
+            if not compares(owners, path, lookup, payload[path], value):
+                return False
+        except TypeError:
+            return False
+    return True
