@@ -76,15 +76,15 @@ def execute(sql: str, *values: Any) -> None:
 
 
 COLUMNS = """name, version, status, current_step, data, error, visit, attempt, created_at, started_at, finished_at,
-    planned, entity_type, entity_id, parent_channel, caused_by, depth, holds_claims, wait_channel, wait_residual,
-    wait_namespace, wait_then, on_timeout, wake_reason, seq, losses, wake_at"""
+    planned, entity_type, entity_id, parent_channel, caused_by, depth, holds_claims, position, wake_reason, wake_step,
+    seq, losses, wake_at"""
 
 
 def insert(number: int, status: str, moment: str, finished: str, wake_at: str) -> None:
     execute(
         f"""INSERT INTO automation_workflows_workflowrun ({COLUMNS})
         SELECT 'bench', '1', %s, 'listen', '{{"owner": 1, "note": "some text of a common length"}}'::jsonb, '', 1, 0,
-            {moment}, {moment}, {finished}, false, '', '', '', '', 0, false, '', false, '', '', '', 'first', 3, 0,
+            {moment}, {moment}, {finished}, false, '', '', '', '', 0, false, 0, 'first', '', 3, 0,
             {wake_at}
         FROM generate_series(1, %s) AS n""",
         status,

@@ -153,20 +153,29 @@ def waits(size: int) -> None:
     from django_ai.automation.events.definitions import sources_of
     from django_ai.automation.events.matching import address
     from django_ai.automation.events.models import RoutingShape
-    from django_ai.automation.workflows.models import WorkflowRun
-    from django_ai.automation.workflows.waits import WAITS
+    from django_ai.automation.workflows.models import Wait, WorkflowRun
+    from django_ai.automation.workflows.wait_keys import WAITS
 
     definition, sources = WaitForNote.__workflow__, sources_of("note_taken")  # type: ignore[attr-defined]
     RoutingShape.ensure(WAITS, "note_taken", "owner")
 
-    def run(number: int) -> WorkflowRun:
+    def wait(number: int) -> Wait:
         (key,) = address("note_taken", {"owner": number}, sources).keys
-        return waiting(definition.name, number, "event:note_taken", key, {"owner": number})
+        return waits_for(number, "event:note_taken", key, {"owner": number})
 
-    copy(WorkflowRun, (run(number) for number in range(1, size + 1)))
+    copy(WorkflowRun, (waiting(definition.name, number) for number in range(1, size + 1)))
+    copy(Wait, (wait(number) for number in range(1, size + 1)))
 
 
-def waiting(name: str, number: int, channel: str, key: str, match: dict[str, Any] | None) -> Any:
+def waits_for(number: int, channel: str, key: str, match: dict[str, Any] | None) -> Any:
+    from django_ai.automation.workflows.models import Wait
+
+    return Wait(
+        pk=number, run_id=number, visit=1, channel=channel, key=key, match=match, then="listen", on_timeout="listen"
+    )
+
+
+def waiting(name: str, number: int) -> Any:
     from django_ai.automation.workflows.models import WorkflowRun
 
     return WorkflowRun(
@@ -177,10 +186,6 @@ def waiting(name: str, number: int, channel: str, key: str, match: dict[str, Any
         data={"owner": number},
         created_at=STARTED,
         started_at=STARTED,
-        wait_channel=channel,
-        wait_key=key,
-        wait_match=match,
-        wait_since=STARTED,
     )
 
 
@@ -244,14 +249,16 @@ def many_waiters(number: int) -> Figures:
     from django_ai.automation import engine
     from django_ai.automation.queues.drain import drain
     from django_ai.automation.queues.lease import claim
-    from django_ai.automation.workflows.models import Signal, WorkflowRun
-    from django_ai.automation.workflows.waits import channel_key, deliver
+    from django_ai.automation.workflows.arrivals import deliver
+    from django_ai.automation.workflows.models import Signal, Wait, WorkflowRun
+    from django_ai.automation.workflows.wait_keys import channel_key
 
     print(f"{number:,} waiters of one signal ...", file=sys.stderr, flush=True)
     empty()
     name = WaitForAll.__workflow__.name  # type: ignore[attr-defined]
     key = channel_key("everybody")
-    copy(WorkflowRun, (waiting(name, each, "everybody", key, None) for each in range(1, number + 1)))
+    copy(WorkflowRun, (waiting(name, each) for each in range(1, number + 1)))
+    copy(Wait, (waits_for(each, "everybody", key, None) for each in range(1, number + 1)))
     analyze()
     engine.signal("everybody")
     (signal,) = claim(Signal, timezone.now(), 1)

@@ -112,7 +112,7 @@ class TestCatchUp:
 
         of_guest()
         booking = book()
-        monkeypatch.setattr(occurrence, "_tell", lambda news, clock, late: None)
+        monkeypatch.setattr(occurrence, "_tell", lambda news, clock: None)
         message = write(booking.guest, "told by nobody")  # the process died before it could tell
         monkeypatch.undo()
         work()
@@ -130,7 +130,7 @@ class TestCatchUp:
         of_guest()
         booking = book()
         work()
-        monkeypatch.setattr(occurrence, "_tell", lambda news, clock, late: None)
+        monkeypatch.setattr(occurrence, "_tell", lambda news, clock: None)
         message = write(booking.guest, "told by nobody")
         monkeypatch.undo()
         work()
@@ -143,7 +143,7 @@ class TestCatchUp:
 
         of_guest()
         guest = Person.objects.create()
-        monkeypatch.setattr(occurrence, "_tell", lambda news, clock, late: None)
+        monkeypatch.setattr(occurrence, "_tell", lambda news, clock: None)
         message = write(guest, "before its time")
         monkeypatch.undo()
         monkeypatch.setattr(timezone, "now", clock)

@@ -91,6 +91,6 @@ def test_08_an_event_is_told_twice():
     drain()
     event.refresh_from_db()
     assert (event.telling, event.wake_at) == (False, None)
-    occurrence._tell([occurrence.News(event, "")], timezone.now, late=True)
+    occurrence._tell([occurrence.News(event, "")], timezone.now)
     drain()
     assert effects() == ["done"]

@@ -5,14 +5,30 @@ Correlated waits compare its payload; the higher priority wins.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from pydantic import BaseModel
 
-from django_ai.automation import claims
+from django_ai.automation import (
+    claims,
+    complete,
+    engine,
+    event_workflow,
+    get_wake,
+    step,
+    wait,
+    wait_for_event,
+    workflow,
+)
 from django_ai.automation.agents.core import AgentManager, agent, handler
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.exceptions import ClaimedError, DefinitionError
+from django_ai.automation.workflows.checks import check_workflows
+from django_ai.automation.workflows.definitions import all_workflows
+from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Document, Reservation
 
 UPLOADED = "document_uploaded"
@@ -101,3 +117,107 @@ def test_54_what_has_no_such_event_has_no_holder(two_agents):
         claims.holder(UPLOADED, Reservation())
     with pytest.raises(DefinitionError, match="not both"):
         claims.holder(UPLOADED, {"kind": "visa"}, entity=upload())
+
+
+# -- signals by hand on the channel of an event ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting_for() -> Callable[..., WorkflowRun]:
+    """Start a run that waits for a document with a match."""
+
+    def start(match: dict[str, Any] | None, **context: Any) -> WorkflowRun:
+        @workflow("desk:waits", version=str(len(all_workflows())))
+        class Waits:
+            class Context(BaseModel):
+                stay: int = 0
+                kind: str = ""
+
+            @step(start=True)
+            def listen(self):
+                return complete() if get_wake().reason == "signal" else wait_for_event(UPLOADED, match=match)
+
+        return engine.start(Waits, **context)
+
+    return start
+
+
+BY_STAY = {"reservation_id": "{{ ctx.stay }}"}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("match", "payload", "wakes"),
+    [
+        (BY_STAY, {"reservation_id": 5}, True),
+        (BY_STAY, {"reservation_id": "5"}, True),
+        (BY_STAY, {"reservation_id": 6}, False),
+        (BY_STAY, {"kind": "visa"}, False),
+        (BY_STAY, {}, False),
+        (BY_STAY | {"kind": "visa"}, {"reservation_id": 5, "kind": "visa"}, True),
+        (BY_STAY | {"kind": "visa"}, {"reservation_id": 5, "kind": "pass"}, False),
+        ({"kind__in": ["visa", "pass"]}, {"kind": "visa"}, True),
+        ({"kind__in": ["visa", "pass"]}, {"kind": "ticket"}, False),
+        (BY_STAY | {"pk__gte": 7}, {"reservation_id": 5, "pk": 7}, True),
+        (BY_STAY | {"pk__gte": 7}, {"reservation_id": 5, "pk": 6}, False),
+        (BY_STAY | {"kind__icontains": "v"}, {"reservation_id": 5, "kind": "visa"}, False),
+        ({}, {}, True),
+        (None, {}, True),
+    ],
+)
+@pytest.mark.parametrize("waits_first", [True, False], ids=["waits first", "signal first"])
+def test_54_a_signal_by_hand_wakes_those_whose_match_its_payload_satisfies(
+    waiting_for, work, match, payload, wakes, waits_first
+):
+    run = waiting_for(match, stay=5)
+    if waits_first:
+        work()
+    engine.signal(f"event:{UPLOADED}", payload)
+    work()
+    work()
+    run.refresh_from_db()
+    assert run.status == ("completed" if wakes else "suspended")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("mine", [True, False])
+def test_54_a_signal_by_hand_for_the_entity_of_a_run(work, mine):
+    @event_workflow("reservation_confirmed", name="desk:own")
+    class Own:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def listen(self):
+            return complete() if get_wake().reason == "signal" else wait_for_event("guest_docs_uploaded")
+
+    stay = Reservation.objects.create(status="confirmed")
+    work()
+    engine.signal("event:guest_docs_uploaded", {"entity_id": stay.pk if mine else stay.pk + 1})
+    work()
+    assert WorkflowRun.objects.get().status == ("completed" if mine else "suspended")
+
+
+def test_54_a_step_that_only_waits_is_warned_of():
+    @workflow("desk:stuck")
+    class Stuck:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def first(self):
+            """Wait for the desk."""
+            return wait.for_signal("desk:open")
+
+        @step()
+        def second(self):
+            return wait("desk:open", then=self.third)
+
+        @step()
+        def third(self):
+            return complete() if get_wake().reason == "signal" else wait("desk:open")
+
+    (warning,) = [found for found in check_workflows(None) if found.obj is Stuck]
+    assert warning.id == "automation.W206"
+    assert "'first' only waits" in warning.msg
+    assert "then=" in warning.hint

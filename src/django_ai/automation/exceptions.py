@@ -101,6 +101,10 @@ class HandedOnError(SingletonTakenError):
     is_ordinary = True
 
 
+class UnknownRunError(AutomationError):
+    """There is no such workflow run: it was removed, or never committed."""
+
+
 class NotResumableError(AutomationError):
     """Only a parked row can be resumed."""
 

@@ -40,7 +40,7 @@ class Switchboard(Listener):
         # Every occurrence, where there are agents: their claims may end after a number of them.
         return (beat == "" and bool(all_agents())) or any(each.beat == beat for each in handlers_hearing(event))
 
-    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
+    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime) -> None:
         found = list(executions_for(news, now))
         put(found)
         if found:

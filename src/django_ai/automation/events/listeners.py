@@ -49,10 +49,10 @@ class Listener:
         """Say whether ``tell`` must be called after this beat of the event has committed."""
         return False
 
-    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
-        """These beats are committed; ``shapes``: what their events are looked up by. ``late``: some time ago
-        (``event.fired_at``), by a process that died before it had told; it may have told some, so this must be
-        idempotent."""
+    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime) -> None:
+        """These beats are committed; ``shapes``: what their events are looked up by. Perhaps some time ago, by a
+        process that died before it had told, or had told all: this must be idempotent, and a position says who is too
+        young to hear of them."""
 
     def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
         """These events were cancelled, expired or disarmed for good: what is planned for them must go."""

@@ -94,7 +94,6 @@ class Event(Wakeable):
     occurred_at = models.DateTimeField(null=True, blank=True, editable=False)
     armed = models.BooleanField(default=False, editable=False)
     fired = models.JSONField(default=list, blank=True, editable=False)
-    fired_at = models.DateTimeField(null=True, blank=True, editable=False)
     position = models.BigIntegerField(null=True, blank=True, editable=False)
     fired_position = models.BigIntegerField(null=True, blank=True, editable=False)
     telling = models.BooleanField(default=False, editable=False)
@@ -126,7 +125,7 @@ class Event(Wakeable):
             models.Index(fields=["entity_id", "entity_type", "event_name"], name="automation_event_entity"),
             models.Index(fields=["event_name", "position"], name="automation_event_position"),
             PartialIndex(
-                fields=["event_name", "position"],
+                fields=["event_name", "entity_type", "position"],
                 name="automation_event_deleted",
                 condition=models.Q(snapshot__isnull=False),
             ),

@@ -137,8 +137,8 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     for reading in kept:
         if reading.event.status == EventStatus.PARKED and not reading.known:
             row_parked.send(Event, row=reading.event, reason=reading.event.error)
-    _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock, late=False)
-    _tell(untold, clock, late=True)
+    _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock)
+    _tell(untold, clock)
     ring_after_commit(alias_of(Event))
 
 
@@ -244,7 +244,6 @@ CHANGED = (
     "at",
     "armed",
     "fired",
-    "fired_at",
     "payload",
     "occurred_at",
     "error",
@@ -257,8 +256,6 @@ CHANGED = (
 def _settled(reading: Reading, now: datetime) -> Reading:
     event = reading.event
     event.fired = [*event.fired, *(beat for beat in reading.beats if beat)]
-    if reading.beats:
-        event.fired_at = now
     keeps_lease = event.telling
     next_look = None
     if reading.definition is not None and not reading.rests:
@@ -355,7 +352,7 @@ def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
             listener.withdrawn(withdrawn, now)
 
 
-def _tell(news: Sequence[News], clock: Clock, *, late: bool) -> None:
+def _tell(news: Sequence[News], clock: Clock) -> None:
     """Tell those who wait, then let the rows go. What fired is committed: whoever begins to wait now sees it."""
     if not news:
         return
@@ -363,7 +360,7 @@ def _tell(news: Sequence[News], clock: Clock, *, late: bool) -> None:
     shapes = RoutingShape.of([each.event for each in news])
     count([each.event for each in news if each.beat == ""], shapes)
     for listener in listeners():
-        listener.tell(news, shapes, now, late=late)
+        listener.tell(news, shapes, now)
     by_wake: dict[datetime | None, list[Event]] = {}
     for event in {each.event.pk: each.event for each in news}.values():
         definition = event.definition

@@ -105,7 +105,7 @@ class Bridge(Listener):
     def wants_telling(self, event: Event, beat: str) -> bool:
         return beat == "" and bool(all_workflows())
 
-    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime, *, late: bool) -> None:
+    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime) -> None:
         occurred = [each.event for each in news if each.beat == ""]
         if occurred:
             tell_of(occurred, shapes, now)

@@ -12,7 +12,7 @@ from ..events.checks import check_match, check_offset_makes_sense, did_you_mean,
 from ..events.definitions import Declared, declared_events, sources_of
 from ..events.names import pattern_of
 from .definitions import WorkflowDefinition, all_workflows
-from .inspection import EventWait, Target, calls_of
+from .inspection import EventWait, OnlyWait, Target, calls_of
 
 
 def check_workflows(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -33,6 +33,14 @@ def _check(definition: WorkflowDefinition) -> Iterator[CheckMessage]:
     for call in calls_of(definition):
         if isinstance(call, Target):
             yield from _check_target(definition, call)
+        elif isinstance(call, OnlyWait):
+            yield Warning(
+                f"The workflow {definition.name}: the step {call.step!r} only waits, and never goes on: when what it "
+                f"waits for has come, the same step is entered again, and {call.call}() waits for the next.",
+                hint="Say where it goes on: then=self.<step>. Or look at get_wake().reason in the step.",
+                obj=definition.cls,
+                id="automation.W206",
+            )
         else:
             yield from _check_wait(definition, call)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from django.utils import timezone
 
 from ..events.models import Event, EventStatus
-from ..exceptions import DefinitionError
+from ..exceptions import DefinitionError, UnknownRunError
 from ..queues.cause import current_cause
 from ..queues.executor import Executor, ring_after_commit, set_executor
 from ..queues.jsontext import encode
@@ -49,19 +50,24 @@ class Engine:
     ) -> Signal:
         """Send a signal to all runs that wait for ``name``, or to one ``run`` (a run or its primary key).
 
-        Those who wait when the transaction has committed are woken, and those whose step was under way when it came
-        and then waits. For one run it is kept until that run waits for it. ``payload`` keys merge into the Context
-        where that has the fields. Raises ``DefinitionError`` and ``NotStorableError``.
+        Runs that wait are woken after the commit; every other run that was created before the signal is delivered hears
+        it when it waits for ``name``. For one run it is kept until that run waits for it. ``payload`` keys merge into
+        the Context where that has the fields. On the channel of an event (``"event:paid"``) it also wakes those who
+        wait for that event with a match that ``payload`` satisfies. Raises ``DefinitionError``, ``NotStorableError``,
+        and ``UnknownRunError`` for a run that is not there; then nothing is written.
         """
         check_name(name, f"engine.signal({name!r})")
         if payload is not None and not isinstance(payload, Mapping):
             raise DefinitionError(f"engine.signal({name!r}): payload={payload!r} must be a dict.")
         text = encode(dict(payload or {}), f"The payload of the signal {name!r}")
+        run_pk = run.pk if isinstance(run, WorkflowRun) else run
+        if run_pk is not None:
+            _find(run_pk)  # a reference to no row would be refused, on PostgreSQL by the caller's COMMIT
         now, cause = timezone.now(), current_cause()
         signal = Signal.objects.create(
             name=name,
             payload=json.loads(text),
-            run_id=run.pk if isinstance(run, WorkflowRun) else run,
+            run_id=run_pk,
             sent_at=now,
             wake_at=now,
             caused_by=cause.label if cause else "",
@@ -82,26 +88,38 @@ class Engine:
     def cancel(self, run: WorkflowRun | int, reason: str = "Cancelled.") -> bool:
         """End a run now, with its children; say whether it was still unfinished.
 
-        A step that is under way is not interrupted, but nothing of it is kept. Returns at once.
+        A step that is under way is not interrupted, but nothing of it is kept. Returns at once. A run that was removed
+        was finished.
         """
         pk = run.pk if isinstance(run, WorkflowRun) else run
         ended = end_runs(WorkflowRun.objects.filter(pk=pk), WorkflowStatus.CANCELLED, reason, timezone.now())
         if isinstance(run, WorkflowRun):
-            run.refresh_from_db()
+            with suppress(WorkflowRun.DoesNotExist):
+                run.refresh_from_db()
         return ended > 0
 
     def resume(self, run: WorkflowRun | int, step: str | None = None) -> WorkflowRun:
         """Let a parked run go on, or a failed one try its last step again; with ``step``, go on at that one instead.
 
-        Raises ``NotResumableError``, ``UnknownWorkflowError`` and ``UnknownStepError``.
+        Raises ``NotResumableError``, ``UnknownRunError``, ``UnknownWorkflowError`` and ``UnknownStepError``.
         """
-        row = run if isinstance(run, WorkflowRun) else WorkflowRun.objects.get(pk=run)
+        row = run if isinstance(run, WorkflowRun) else _find(run)
         row.resume(step=step)
         return row
 
     def set_executor(self, executor: Executor | None) -> None:
         """Use another executor in this process: ``InlineExecutor()`` in a test, ``None`` for what the settings say."""
         set_executor(executor)
+
+
+def _find(pk: int) -> WorkflowRun:
+    """Return the run. Raises ``UnknownRunError``."""
+    found = WorkflowRun.objects.filter(pk=pk).first()
+    if found is None:
+        raise UnknownRunError(
+            f"There is no workflow run #{pk}. It was removed (RETENTION_RUNS), or its transaction has not committed."
+        )
+    return found
 
 
 engine = Engine()

@@ -37,7 +37,15 @@ class EventWait:
     lookups: tuple[str, ...] | None
 
 
-def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait]:
+@dataclass(frozen=True, slots=True)
+class OnlyWait:
+    """The step ``step`` does nothing but wait, and nothing says where it goes on: the same step waits again."""
+
+    step: str
+    call: str
+
+
+def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait | OnlyWait]:
     """Yield what the steps of a workflow name, as far as their source tells."""
     for name, step in definition.steps.items():
         if step.wait is not None and step.wait.event is not None:
@@ -53,6 +61,8 @@ def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait]:
             continue
         (function,) = tree.body
         body = function.body if isinstance(function, ast.FunctionDef) else []
+        if only := _only_wait(body):
+            yield OnlyWait(name, only)
         for node in (each for statement in body for each in ast.walk(statement)):
             if isinstance(node, ast.Call):
                 yield from _read(name, node)
@@ -72,6 +82,19 @@ def _read(step: str, call: ast.Call) -> Iterator[Target | EventWait]:
         name = call.args[0].value
         if isinstance(name, str):
             yield EventWait(step, name, _lookups(call))
+
+
+def _only_wait(body: list[ast.stmt]) -> str:
+    """Return the call that waits, if a step is nothing but ``return wait(...)`` without ``then=``."""
+    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]  # the docstring
+    statement = body[0] if len(body) == 1 else None
+    if not isinstance(statement, ast.Return) or not isinstance(statement.value, ast.Call):
+        return ""
+    call = statement.value
+    called = _called(call.func)
+    has_then = any(keyword.arg in ("then", None) for keyword in call.keywords)
+    return called if called in ("wait", "for_signal", *_WAITS) and not has_then else ""
 
 
 def _lookups(call: ast.Call) -> tuple[str, ...] | None:

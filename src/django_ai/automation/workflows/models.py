@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from ..events.definitions import sources_of
 from ..events.models import Event
-from ..exceptions import NotResumableError
+from ..exceptions import NotResumableError, UnknownRunError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
@@ -187,8 +187,8 @@ class WorkflowRun(Wakeable):
         """Let a parked run go on where it stood, or a failed one try its last step again with a fresh budget.
 
         ``step``: go on at this step of its workflow instead, as after a ``goto``, and wait for nothing any more. Raises
-        ``NotResumableError`` for a run in another state; with ``step`` also ``UnknownWorkflowError`` and
-        ``UnknownStepError``.
+        ``NotResumableError`` for a run in another state, and ``UnknownRunError`` for one that was removed; with
+        ``step`` also ``UnknownWorkflowError`` and ``UnknownStepError``.
         """
         moment = aware(now or timezone.now(), "now")
         changes: dict[str, Any] = {"status": self.unparked}
@@ -204,7 +204,10 @@ class WorkflowRun(Wakeable):
             wake_at=moment,
         )
         if not changed:
-            raise NotResumableError(f"{self} is {self.status}; only a parked or failed run can be resumed.")
+            now_is = WorkflowRun.objects.filter(pk=self.pk).values_list("status", flat=True).first()
+            if now_is is None:
+                raise UnknownRunError(f"{self} was removed; there is nothing to resume.")
+            raise NotResumableError(f"{self} is {now_is}; only a parked or failed run can be resumed.")
         if step is not None:
             self.waits.all().delete()
         ring_after_commit(alias_of(WorkflowRun))

@@ -149,8 +149,8 @@ class _WaitFunction:
 
         Its payload merges into the Context where that has the fields. Then this step is entered again
         (``get_wake()`` has the payload), or ``then``. After ``timeout`` the run goes on with ``on_timeout``, or enters
-        this step again with ``get_wake().reason == "timeout"``. A signal that comes while the step which returns this
-        is still running is not lost. Raises ``DefinitionError``.
+        this step again with ``get_wake().reason == "timeout"``. A signal that has come since the run was
+        created, and that it has not consumed, ends the wait at once. Raises ``DefinitionError``.
         """
         if isinstance(signal, str) and signal.startswith("event:"):
             return self.for_event(signal.removeprefix("event:"), timeout=timeout, on_timeout=on_timeout, then=then)
@@ -183,7 +183,7 @@ class _WaitFunction:
         the Context. Without it only the run's own entity counts, if its model declares the event; else any does, as
         with ``match={}``. A name with expressions on the Context (``"task_done:{{ ctx.task_id }}"``) says by itself
         which one is meant. ``namespace``: only events in it (default: what its event workflow says;
-        ``"*"``: any). An occurrence since the run's first step that it has not consumed ends the wait at once.
+        ``"*"``: any). An occurrence since the run was created that it has not consumed ends the wait at once.
         """
         signal = f"event:{event_name}"
         return _wait("wait_for_event", signal, event_name, match, timeout, on_timeout, then, namespace)

@@ -33,7 +33,6 @@ class Migration(migrations.Migration):
                 ('occurred_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('armed', models.BooleanField(default=False, editable=False)),
                 ('fired', models.JSONField(blank=True, default=list, editable=False)),
-                ('fired_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('position', models.BigIntegerField(blank=True, editable=False, null=True)),
                 ('fired_position', models.BigIntegerField(blank=True, editable=False, null=True)),
                 ('telling', models.BooleanField(default=False, editable=False)),
@@ -49,7 +48,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'event',
                 'permissions': [('resume_event', 'Can resume parked events'), ('cancel_event', 'Can cancel pending events'), ('view_data_event', 'Can view payloads and snapshots of events')],
-                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_event_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_event_parked'), models.Index(fields=['entity_id', 'entity_type', 'event_name'], name='automation_event_entity'), models.Index(fields=['event_name', 'position'], name='automation_event_position'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('snapshot__isnull', False)), fields=['event_name', 'position'], name='automation_event_deleted')],
+                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_event_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_event_parked'), models.Index(fields=['entity_id', 'entity_type', 'event_name'], name='automation_event_entity'), models.Index(fields=['event_name', 'position'], name='automation_event_position'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('snapshot__isnull', False)), fields=['event_name', 'entity_type', 'position'], name='automation_event_deleted')],
                 'constraints': [models.UniqueConstraint(fields=('active_key',), name='automation_event_active')],
             },
         ),

@@ -1,0 +1,74 @@
+"""Scenario 60: sessions time out in a step, rows are gone, receivers raise, the network fails.
+
+A clear result; the attempt is spent; others go on.
+"""
+
+from __future__ import annotations
+
+import pytest
+from django.db import transaction
+from pydantic import BaseModel
+
+from django_ai.automation import complete, engine, step, wait, workflow
+from django_ai.automation.exceptions import NotResumableError, UnknownRunError
+from django_ai.automation.workflows.models import Signal, WorkflowRun
+from tests.app.models import Effect
+
+# -- runs that were removed --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gone() -> WorkflowRun:
+    """A run that somebody still holds, and that was removed."""
+
+    @workflow("gone")
+    class Gone:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def first(self):
+            return wait("bell", then=self.second)
+
+        @step()
+        def second(self):
+            return complete()
+
+    run = engine.start("gone")
+    WorkflowRun.objects.filter(pk=run.pk).delete()
+    return run
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("by_key", [True, False])
+def test_60_a_signal_to_a_run_that_was_removed_leaves_the_callers_transaction_alone(gone, by_key):
+    with transaction.atomic():
+        Effect.objects.create(name="before")
+        with pytest.raises(UnknownRunError, match=f"#{gone.pk}.*removed"):
+            engine.signal("bell", run=gone.pk if by_key else gone)
+        Effect.objects.create(name="after")
+    assert Effect.objects.count() == 2
+    assert not Signal.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("by_key", [True, False])
+def test_60_a_run_that_was_removed_cannot_be_cancelled(gone, by_key):
+    assert engine.cancel(gone.pk if by_key else gone) is False
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("by_key", [True, False])
+@pytest.mark.parametrize("at_step", [None, "second"])
+def test_60_a_run_that_was_removed_cannot_be_resumed(gone, by_key, at_step):
+    with pytest.raises(UnknownRunError, match=str(gone.pk)):
+        engine.resume(gone.pk if by_key else gone, step=at_step)
+
+
+@pytest.mark.django_db
+def test_60_a_stale_copy_of_a_run_says_what_the_run_is_now(gone):
+    run = engine.start("gone")
+    stale = WorkflowRun.objects.get(pk=run.pk)
+    engine.cancel(run)
+    with pytest.raises(NotResumableError, match="is cancelled"):
+        stale.resume()
