@@ -168,7 +168,7 @@ def test_61_a_viewer_cannot_ask_about_what_he_may_not_see(client):
     )
     client.force_login(viewer)
     for model, lookup in [
-        (WorkflowRun, "wait_match__email"),
+        (WorkflowRun, "waits__match__email"),
         (WorkflowRun, "data__iban"),
         (EventClaim, "match__email"),
     ]:

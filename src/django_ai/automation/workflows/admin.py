@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
@@ -47,9 +50,13 @@ class WorkflowRunAdmin(RowAdmin):
     list_filter = ("status", declared_names("workflow", "name", lambda: {each.name for each in all_workflows()}))
     exact_search = ("entity_id", "name")
     head = ("name", "status", "entity_link", "current_step", "waits_for", "due", "error", "cause_link")
-    private_fields = ("data", "wait_match")
+    private_fields = ("data", "waits")
     inlines = (StepInline,)
     actions = ("resume", "cancel")
+
+    def prepare(self, rows: Sequence[Any]) -> None:
+        super().prepare(rows)
+        models.prefetch_related_objects(rows, "waits")
 
     @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:

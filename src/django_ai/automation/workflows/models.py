@@ -131,13 +131,13 @@ class WorkflowRun(Wakeable):
 
     @classmethod
     def unfinished(cls) -> WorkflowRunQuerySet:
-        return cls.objects.unfinished()
+        return cls.objects.unfinished().prefetch_related("waits")
 
     def rests_until(self, now: datetime) -> str:
         if self.status == WorkflowStatus.PARKED:
             return self.lies_until()
         if self.status == WorkflowStatus.SUSPENDED:
-            found = [wait.text for wait in self.waits.filter(visit=self.visit)]
+            found = [wait.text for wait in self.waits.all() if wait.visit == self.visit]
             return " or ".join(each for each in found if each)
         if self.wake_at is None:
             return ""
