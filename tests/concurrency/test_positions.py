@@ -180,8 +180,13 @@ def test_old_arrivals_go_and_the_newest_stays():
     assert lower_bound() == high
 
 
-@pytest.mark.parametrize("days", [-1, 1])
-def test_a_bound_for_a_moment_is_behind_what_came_after_it(days):
-    before = arrive()
-    moment = timezone.now() + timedelta(days=days)
-    assert bound_at(moment) == (before if days > 0 else 0)
+@pytest.mark.parametrize("minutes", [-1, 1])
+def test_a_bound_for_a_moment_is_behind_what_came_after_it(minutes):
+    before, now = arrive(), timezone.now()
+    assert bound_at(now + timedelta(minutes=minutes), now) == (before if minutes > 0 else 0)
+
+
+@pytest.mark.parametrize("years", [-5, 5])
+def test_a_bound_in_a_test_that_travels_counts_from_now_on(years):
+    before, now = arrive(), timezone.now() + timedelta(days=365 * years)
+    assert bound_at(now - timedelta(minutes=1), now) == before

@@ -35,8 +35,14 @@ from .models import ARRIVAL_SQL, Arrival
 
 SETTLED_SECONDS = 60
 """A process that is new here begins behind the last arrival that is as old as this."""
+SAME_TIME_SECONDS = 3600
 PAGE = 1000
 _MYSQL_LOCKED = 1205
+_EPOCH = {
+    "postgresql": "extract(epoch FROM clock_timestamp())",
+    "sqlite": "CAST(strftime('%%s', 'now') AS INTEGER)",
+    "mysql": "UNIX_TIMESTAMP()",
+}
 
 
 @dataclass(slots=True)
@@ -109,20 +115,22 @@ def lower_bound() -> int:
     return found.end
 
 
-def bound_at(moment: datetime) -> int:
+def bound_at(moment: datetime, now: datetime) -> int:
     """Return a lower bound for who counts from ``moment`` on, which is past: behind each arrival after it, by the
-    database's clock."""
+    database's clock. Where ``now`` is another time than the database's (a test that travels) it counts from now on."""
     connection = connections[alias_of(Arrival)]
     table = connection.ops.quote_name(Arrival._meta.db_table)
     value: Any = moment
     if connection.vendor != "postgresql":
-        value = connection.ops.adapt_datetimefield_value(moment.astimezone(UTC))
-        if connection.vendor == "mysql":
-            value = str(moment.astimezone(UTC).replace(tzinfo=None))
+        value = str(moment.astimezone(UTC).replace(tzinfo=None))
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT id FROM {table} WHERE at <= %s ORDER BY id DESC LIMIT 1", [value])
-        row = cursor.fetchone()
-    return min(int(row[0]) if row else 0, lower_bound())
+        cursor.execute(
+            f"SELECT abs({_EPOCH[connection.vendor]} - %s) < {SAME_TIME_SECONDS}, "
+            f"(SELECT id FROM {table} WHERE at <= %s ORDER BY id DESC LIMIT 1)",
+            [int(now.timestamp()), value],
+        )
+        is_real, latest = cursor.fetchone()
+    return min(latest or 0, lower_bound()) if is_real else lower_bound()
 
 
 def _is_writing(connection: BaseDatabaseWrapper) -> bool:

@@ -146,7 +146,8 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
         advance(run, {"wake_at": due, "lease": None})
         return False
     # It begins at its date, however late this worker is: what has come since then is heard.
-    run.position = bound_at(run.created_at - SLACK if due is None else max(due, run.created_at - SLACK))
+    begins = run.created_at - SLACK
+    run.position = bound_at(begins if due is None else max(due, begins), clock())
     return True
 
 
