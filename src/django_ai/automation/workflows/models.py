@@ -17,7 +17,7 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH
 from ..queues.lease import alias_of, disturb
-from ..queues.models import Wakeable, at_text, entity_index, parked_index, unique, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
 from .context import own_run_pk
@@ -324,7 +324,11 @@ def wake(
 
 
 class StepExecution(models.Model):
-    """One try of one step."""
+    """One try of one step.
+
+    Those with a ``wake_ref`` are also the ledger of what the run has consumed: while the run may still wait, they stay
+    as long as the signal or event does, or it would be heard again.
+    """
 
     LOST: ClassVar[str] = "lost"
 
@@ -342,6 +346,11 @@ class StepExecution(models.Model):
     class Meta:
         verbose_name = "step execution"
         ordering = ["pk"]
+        indexes = [
+            PartialIndex(
+                fields=["run", "wake_ref"], name="automation_step_heard", condition=models.Q(wake_ref__isnull=False)
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.step} ({self.outcome})"

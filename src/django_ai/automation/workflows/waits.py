@@ -27,7 +27,7 @@ from typing import Any
 
 from django.apps import apps
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q
 
 from ..conf import conf
 from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
@@ -189,9 +189,9 @@ def _first_of(run: WorkflowRun, waits: list[Wait]) -> Message | None:
     return min(messages, key=lambda each: each.order, default=None)
 
 
-def _taken(run: WorkflowRun, reason: WakeReason) -> QuerySet[StepExecution, Any]:
-    """Return what the run has consumed, for a NOT IN."""
-    return StepExecution.objects.filter(run=run, wake_reason=reason, wake_ref__isnull=False).values("wake_ref")
+def _taken(run: WorkflowRun, reason: WakeReason) -> Exists:
+    """Return whether the run has consumed a row: one look into its history for each, however long that is."""
+    return Exists(StepExecution.objects.filter(run=run, wake_reason=reason, wake_ref=OuterRef("pk")))
 
 
 def _in_inbox(run: WorkflowRun, wait: Wait) -> Signal | None:
@@ -201,7 +201,7 @@ def _in_inbox(run: WorkflowRun, wait: Wait) -> Signal | None:
 def _broadcast(run: WorkflowRun, wait: Wait) -> Signal | None:
     """A signal to everybody that has come since the run was created, or is on its way now."""
     comes = Q(position__gt=run.position) | Q(position=None, delivered_at=None, wake_at__isnull=False)
-    signals = Signal.objects.filter(comes, run=None, name=wait.channel).exclude(pk__in=_taken(run, WakeReason.SIGNAL))
+    signals = Signal.objects.filter(comes, run=None, name=wait.channel).filter(~_taken(run, WakeReason.SIGNAL))
     ordered = signals.order_by(F("position").asc(nulls_last=True), "pk")
     if not wait.channel.startswith(EVENT_CHANNEL):
         return ordered.first()
@@ -213,9 +213,7 @@ def _occurrence(run: WorkflowRun, wait: Wait) -> Event | None:
     if not wait.channel.startswith(EVENT_CHANNEL):
         return None
     name = wait.channel.removeprefix(EVENT_CHANNEL)
-    events = Event.objects.filter(event_name=name, position__gt=run.position).exclude(
-        pk__in=_taken(run, WakeReason.EVENT)
-    )
+    events = Event.objects.filter(event_name=name, position__gt=run.position).filter(~_taken(run, WakeReason.EVENT))
     if run.event_id is not None:
         events = events.exclude(pk=run.event_id)  # what started the run is not what it waits for
     if wait.namespace:

@@ -141,6 +141,10 @@ class Migration(migrations.Migration):
             index=models.Index(fields=['key'], name='automation_wait_key'),
         ),
         migrations.AddIndex(
+            model_name='stepexecution',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_ref__isnull', False)), fields=['run', 'wake_ref'], name='automation_step_heard'),
+        ),
+        migrations.AddIndex(
             model_name='signal',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_signal_wake'),
         ),
