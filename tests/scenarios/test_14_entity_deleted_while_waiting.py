@@ -8,8 +8,20 @@ import pytest
 from django.db import connection
 from pydantic import BaseModel
 
-from django_ai.automation import agent, complete, event_workflow, get_wake, handler, on_event, step, wait_for_event
+from django_ai.automation import (
+    agent,
+    complete,
+    event_workflow,
+    get_wake,
+    handler,
+    on_event,
+    on_event_cancelled,
+    step,
+    wait_for_event,
+    workflow,
+)
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.events import occurrence
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.tasks import poll_due
 from django_ai.automation.workflows.models import WorkflowRun
@@ -183,3 +195,41 @@ def test_14_before_a_worker_has_made_the_agents_context(delete, clock, work):
     delete(stay)
     time_goes_on(clock, work)
     assert effects() == ["created bye" if delete is by_the_orm else "created nobody"]
+
+
+def test_14_deleted_between_an_occurrence_and_its_telling_it_is_not_cancelled(clock, work, monkeypatch):
+    """Its process died before it had told; then the entity goes, and the event has an offset to come."""
+
+    @on_event("checkin_due", name="came")
+    def came(event):
+        leave("came")
+
+    @on_event("checkin_due", offset=HOUR, name="later")
+    def later(event):
+        leave("later")
+
+    @on_event_cancelled("checkin_due", name="cancelled")
+    def cancelled(event):
+        leave("cancelled")
+
+    @workflow("listens")
+    class Listens:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def first(self):
+            return complete()
+
+    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
+    work()
+    clock.tick(HOUR)
+    tell = occurrence._tell
+    monkeypatch.setattr(occurrence, "_tell", lambda *args: None)
+    work()
+    monkeypatch.setattr(occurrence, "_tell", tell)
+    stay.delete()
+    for _ in range(4):
+        work()
+        clock.tick(HOUR)
+    assert effects() == ["came"]

@@ -172,7 +172,9 @@ def _read(event: Event, now: datetime) -> Reading:
             reading.gone = True
         else:
             event.fired = [*event.fired, *unfired(event)]
-        reading.beats = [beat for beat in (CREATED, CANCELLED) if _hears_now(event, beat)]
+        # One that has occurred is not cancelled, though its later offsets are withdrawn.
+        moments = (CREATED, CANCELLED) if reading.gone else (CREATED,)
+        reading.beats = [beat for beat in moments if _hears_now(event, beat)]
         return _settled(reading, now)
     try:
         # A deletion is final: its condition was asked then.
