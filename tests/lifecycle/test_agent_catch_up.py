@@ -12,6 +12,8 @@ from django_ai.automation.agents.models import HandlerExecution
 from django_ai.automation.events import lookback
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
+from django_ai.automation.queues.drain import drain
+from tests.app.models import Reservation
 from tests.desk.companions import Entity, of_guest
 from tests.desk.looking import agents, answers, book, change, the_agent, write
 from tests.desk.models import GroupBooking, Person
@@ -288,3 +290,31 @@ class TestOwnEntity:
         work()
         warned = [each.id for each in check_agents(None)] == ["automation.W304"]
         assert effects() == [str(one.pk)] or (warned and effects() == [str(one.pk), str(two.pk)])
+
+
+def test_a_worker_that_is_quicker_with_another_event_of_the_save_than_the_process_that_saved(clock, work, monkeypatch):
+    """A date that was past when the entity was made is anybody's work at once; what spawns the agent comes after it."""
+
+    @agent("quick", spawn_on="reservation_confirmed")
+    class Quick:
+        Context = Entity
+
+        @handler("checkin_due")
+        def due(self):
+            leave("due")
+
+        @handler("checkin_due", offset=-HOUR)
+        def before(self):
+            leave("before")
+
+    real = CommitBatch.__call__
+
+    def slow(batch) -> None:
+        drain()
+        real(batch)
+
+    monkeypatch.setattr(CommitBatch, "__call__", slow)
+    Reservation.objects.create(status="confirmed", checkin_at=clock() - timedelta(seconds=1))
+    monkeypatch.setattr(CommitBatch, "__call__", real)
+    work()
+    assert sorted(effects()) == ["before", "due"]

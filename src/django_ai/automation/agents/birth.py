@@ -96,10 +96,16 @@ def _position_of(event: Event, bound: int, now: datetime) -> int:
     """Return the position of an agent that ``event`` spawns: ``bound``, or behind what its entity did since the save
     that made an immediate event occur, where that was left to another process."""
     definition, since = event.definition, event.at
-    if definition is None or definition.is_scheduled or since is None or now - since <= PROMPT:
+    if definition is None or definition.is_scheduled or since is None:
         return bound
     family = own_labels(event.entity_type, ANY)
-    theirs = Event.objects.filter(entity_type__in=family, entity_id=event.entity_id, occurred_at__gte=since)
+    theirs = Event.objects.filter(entity_type__in=family, entity_id=event.entity_id, position__lte=bound)
+    if since != event.event_created_at:
+        if now - since <= PROMPT:
+            return bound
+        theirs = theirs.filter(occurred_at__gte=since)
+    # Else this save made the entity: all that it did came after. A worker may have been quicker with a date that was
+    # past already than the process that saved is with this event.
     first = theirs.aggregate(first=Min("position"))["first"]
     return bound if first is None else min(bound, first - 1)
 
