@@ -161,6 +161,17 @@ class Event(Wakeable):
     def entity(self, value: models.Model | None) -> None:
         self.__dict__["_entity"] = value
 
+    def refresh_from_db(
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: models.QuerySet[Event, Event] | None = None,
+    ) -> None:
+        """Read the row again, and its entity when next asked for it."""
+        super().refresh_from_db(using=using, fields=fields, from_queryset=from_queryset)
+        if fields is None:
+            self.__dict__.pop("_entity", None)
+
     def load_entity(self) -> models.Model | None:
         try:
             model = apps.get_model(self.entity_type)
@@ -177,6 +188,14 @@ class Event(Wakeable):
             self.snapshot = Event.objects.filter(pk=self.pk).values_list("snapshot", flat=True).first()
             return None if self.snapshot is None else restore_snapshot(self.snapshot)
         return found
+
+    def current_date(self) -> datetime | None:
+        """Return the date that the entity gives the event now; of an immediate event, when it occurred."""
+        definition = self.definition
+        if definition is None or definition.date_field is None:
+            return self.at
+        value = getattr(self.entity, definition.date_field)
+        return None if value is None else aware(value, f"{self.entity_type}.{definition.date_field}")
 
     @property
     def is_valid(self) -> bool:

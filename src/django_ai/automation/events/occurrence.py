@@ -29,7 +29,7 @@ from ..conf import conf
 from ..exceptions import DefinitionError, LeaseLostError, UnknownEventError
 from ..queues import positions
 from ..queues.attempt import trace_of
-from ..queues.clock import Clock, aware
+from ..queues.clock import Clock
 from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import keep_lease_for
@@ -217,13 +217,9 @@ def _read(event: Event, now: datetime) -> Reading:
 def _ask(event: Event, definition: EventDefinition) -> tuple[datetime | None, bool]:
     """Return the event's date and verdict, from the entity as it is now."""
     entity = event.entity
-    at = event.at
     if event.status == EventStatus.PENDING:
         event.event_name, event.namespace = definition.name_for(entity), definition.namespace_of(entity)
-    if definition.date_field is not None:
-        value = getattr(entity, definition.date_field)
-        at = None if value is None else aware(value, f"{entity._meta.label}.{definition.date_field}")
-    return at, definition.holds_for(entity)
+    return event.current_date(), definition.holds_for(entity)
 
 
 def _give_up(reading: Reading, reason: str = "Its condition was not true at its date, nor within its grace.") -> None:

@@ -8,14 +8,16 @@ follows what is due soon, not how much there is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 
-from django.db import models, transaction
+from django.db import connections, models, transaction
 
 from ..conf import conf
 from ..queues.clock import shift
+from ..queues.database import is_database_failure
 from ..queues.lease import alias_of
 from .definitions import Declared, declared_on, declaring_models
 from .listeners import listeners
@@ -23,17 +25,32 @@ from .models import Event, EventStatus, active_key
 from .recorder import record
 from .timing import next_wake, reach_of, too_late
 
+logger = logging.getLogger("django_ai.automation")
+
 CHUNK = 500
 
 
 def reconcile_dates(now: datetime) -> int:
-    """Bring the rows of scheduled events near ``now`` in line with their entities; return how many were written."""
-    return sum(
-        _reconcile(model, declared, now)
-        for model in declaring_models()
-        for declared in declared_on(model)
-        if declared.owner is model and declared.definition.date_field
-    )
+    """Bring the rows of scheduled events near ``now`` in line with their entities; return how many were written.
+
+    A model whose entities cannot be read or judged does not stop the others: its error is raised after them. A
+    database failure is raised at once.
+    """
+    written, failed = 0, None
+    for model in declaring_models():
+        for declared in declared_on(model):
+            if declared.owner is not model or not declared.definition.date_field:
+                continue
+            try:
+                written += _reconcile(model, declared, now)
+            except Exception as error:
+                if is_database_failure(error, connections[alias_of(Event)]):
+                    raise
+                logger.exception("Reconciling %r of %s failed", declared.definition.name, declared.label)
+                failed = failed or error
+    if failed is not None:
+        raise failed
+    return written
 
 
 def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:

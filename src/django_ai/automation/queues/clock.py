@@ -29,7 +29,8 @@ def clock_at(now: datetime | None) -> Clock:
 
 
 def aware(value: Any, what: str) -> datetime:
-    """Return ``value`` as a moment in time; a ``date`` is its midnight in the current time zone.
+    """Return ``value`` as a moment in time; a ``date`` is its midnight in ``TIME_ZONE``,
+    whatever time zone a request has activated.
 
     Raises ``NaiveDatetimeError`` where ``USE_TZ`` is on and the time zone is missing, and ``DefinitionError`` for what
     is no date at all. ``what`` names the value in the message.
@@ -43,7 +44,7 @@ def aware(value: Any, what: str) -> datetime:
         return value
     if isinstance(value, date):
         midnight = datetime.combine(value, time())
-        return timezone.make_aware(midnight) if settings.USE_TZ else midnight
+        return timezone.make_aware(midnight, timezone.get_default_timezone()) if settings.USE_TZ else midnight
     raise DefinitionError(f"{what} is {value!r}, a {type(value).__name__}; give a datetime.")
 
 
@@ -65,8 +66,9 @@ def later(moment: datetime, delta: timedelta) -> datetime:
 def shift(moment: datetime, offset: Offset | None) -> datetime:
     """Return ``moment`` plus ``offset``.
 
-    A ``timedelta`` counts elapsed time. A ``relativedelta`` counts on the wall clock of the current time zone: one day
-    before 15:00 is 15:00, also across a change to summer time, and one month before the 31st is the last of the month.
+    A ``timedelta`` counts elapsed time. A ``relativedelta`` counts on the wall clock of ``TIME_ZONE``, not of what a
+    request has activated: one day before 15:00 is 15:00, also across a change to summer time, and one month before the
+    31st is the last of the month.
     """
     if not offset:
         return moment
@@ -76,7 +78,7 @@ def shift(moment: datetime, offset: Offset | None) -> datetime:
         if timezone.is_naive(moment):
             return moment + offset
         # Through UTC, so that a wall-clock time that does not exist becomes one that does (PEP 495).
-        shifted: datetime = (timezone.localtime(moment) + offset).astimezone(UTC)
+        shifted: datetime = (moment.astimezone(timezone.get_default_timezone()) + offset).astimezone(UTC)
     except (OverflowError, ValueError):
         return moment  # at the end of the calendar: a date that means "never"
     return shifted

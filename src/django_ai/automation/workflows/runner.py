@@ -131,8 +131,7 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     assert event is not None
     try:
         valid = event.is_valid
-        field = event.definition.date_field if event.definition else None
-        at = getattr(event.entity, field) if valid and field else event.at
+        at = event.current_date() if valid else event.at
     except Exception as error:
         if is_database_failure(error, connections[alias_of(WorkflowRun)]):
             raise
