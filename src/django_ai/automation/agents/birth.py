@@ -29,7 +29,7 @@ from django.db.models import Min, Q, QuerySet
 from pydantic import BaseModel
 
 from ..conf import conf
-from ..events.definitions import sources_of
+from ..events.definitions import EventTrigger, sources_of
 from ..events.listeners import News
 from ..events.lookback import met
 from ..events.models import Event, EventStatus
@@ -99,14 +99,16 @@ def _position_of(event: Event, bound: int, now: datetime) -> int:
     if definition is None or definition.is_scheduled or since is None:
         return bound
     family = own_labels(event.entity_type, ANY)
-    theirs = Event.objects.filter(entity_type__in=family, entity_id=event.entity_id, position__lte=bound)
-    if since != event.event_created_at:
-        if now - since <= PROMPT:
-            return bound
-        theirs = theirs.filter(occurred_at__gte=since)
-    # Else this save made the entity: all that it did came after. A worker may have been quicker with a date that was
-    # past already than the process that saved is with this event.
-    first = theirs.aggregate(first=Min("position"))["first"]
+    theirs = Event.objects.filter(entity_type__in=family, entity_id=event.entity_id)
+    if since == event.event_created_at and event.trigger != EventTrigger.UPDATE:
+        # Perhaps this save made the entity; then all that it did came after. A worker may have been quicker with a date
+        # that was past already than the process that saved is with this event.
+        found = theirs.aggregate(made=Min("event_created_at"), first=Min("position"))
+        if found["made"] == since:
+            return bound if found["first"] is None else min(bound, found["first"] - 1)
+    if now - since <= PROMPT:
+        return bound
+    first = theirs.filter(occurred_at__gte=since).aggregate(first=Min("position"))["first"]
     return bound if first is None else min(bound, first - 1)
 
 
