@@ -42,3 +42,13 @@ def the_execution(**lookups: Any) -> CallbackExecution:
 
 def history(run: WorkflowRun) -> list[tuple[str, int, str]]:
     return [(each.step, each.attempt, each.outcome) for each in run.steps.order_by("pk")]
+
+
+def use_up_attempts(event, work) -> None:
+    """Perform an event whose condition or payload raises until it is parked: each attempt when it is due."""
+    for _ in range(10):
+        event.refresh_from_db()
+        if event.wake_at is None:
+            return
+        work(event.wake_at)
+    raise AssertionError(f"{event} is not parked")

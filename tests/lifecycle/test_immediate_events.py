@@ -14,7 +14,7 @@ from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
 from tests.app.models import Chore, Document, Errand, Guest, LongStay, Reservation, Room, Suite, Ticket, VipStay
-from tests.lifecycle.looking import definition_of, effects, event_of, leave, status_of
+from tests.lifecycle.looking import definition_of, effects, event_of, leave, status_of, use_up_attempts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -275,10 +275,11 @@ def test_a_condition_may_query(monkeypatch, work):
     assert status_of(stay, CONFIRMED) == "processed"
 
 
-def test_a_payload_that_raises_parks_the_event(monkeypatch):
+def test_a_payload_that_raises_again_and_again_parks_the_event(monkeypatch, work):
     monkeypatch.setattr(definition_of(Reservation, CONFIRMED), "payload", lambda stay: 1 / 0)
     stay = Reservation.objects.create(status="confirmed")
     assert Reservation.objects.filter(pk=stay.pk).exists()
+    use_up_attempts(event_of(stay, CONFIRMED), work)
     event = event_of(stay, CONFIRMED)
     assert event.status == "parked"
     assert "ZeroDivisionError" in event.error

@@ -15,7 +15,7 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import NaiveDatetimeError
 from django_ai.automation.queues.tasks import poll_due
 from tests.app.models import Reservation, Room, Suite, Ticket
-from tests.lifecycle.looking import definition_of, effects, event_of, leave, status_of
+from tests.lifecycle.looking import definition_of, effects, event_of, leave, status_of, use_up_attempts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -303,6 +303,7 @@ def test_a_condition_that_raises_at_its_date_parks_the_event_and_no_other(clock,
     monkeypatch.setattr(definition_of(Reservation, DUE), "condition", condition)
     clock.tick(HOUR)
     work()
+    use_up_attempts(event_of(bad, DUE), work)
     assert status_of(bad, DUE) == "parked"
     assert "ZeroDivisionError" in event_of(bad, DUE).error
     assert effects() == [f"due {good.pk}"]
@@ -315,6 +316,7 @@ def test_a_parked_event_can_be_resumed(clock, work, monkeypatch):
     monkeypatch.setattr(definition, "condition", lambda stay: 1 / 0)
     clock.tick(HOUR)
     work()
+    use_up_attempts(event_of(stay, DUE), work)
     monkeypatch.setattr(definition, "condition", right)
     event_of(stay, DUE).resume()
     work()

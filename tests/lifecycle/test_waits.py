@@ -951,7 +951,7 @@ def test_occurrences_that_nobody_waits_for_cost_no_wake_up(work):
 
 
 def test_a_parked_event_wakes_nobody_until_it_is_resumed(work, monkeypatch):
-    from tests.lifecycle.looking import definition_of
+    from tests.lifecycle.looking import definition_of, use_up_attempts
 
     match_flow({})
     run = begin(work, "matching")
@@ -959,7 +959,7 @@ def test_a_parked_event_wakes_nobody_until_it_is_resumed(work, monkeypatch):
     right = definition.payload
     monkeypatch.setattr(definition, "payload", lambda document: 1 / 0)
     document = Document.objects.create(reservation=Reservation.objects.create())
-    work()
+    use_up_attempts(event_of(document, "document_uploaded"), work)
     assert status(run) == "suspended"
     monkeypatch.setattr(definition, "payload", right)
     event_of(document, "document_uploaded").resume()

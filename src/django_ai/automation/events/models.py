@@ -7,6 +7,9 @@ moves. ``armed`` says whether the condition was true when last looked at. After 
 true until those who wait for it were told (``untold`` says of which beats); if the process dies in between, the row is
 due again.
 
+``attempt`` counts how often in a row its condition or payload raised when it was due; ``error`` says what. After a few
+attempts with a backoff it is parked.
+
 ``position`` is the place of its occurrence in the one order of all arrivals (``queues/positions.py``), and
 ``fired_position`` that of its latest beat.
 
@@ -34,6 +37,7 @@ from ..queues.jsontext import encode
 from ..queues.keys import KEY_LENGTH, digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.models import PartialIndex, Wakeable, at_text, parked_index, unique, wake_index
+from ..queues.texts import last_line
 from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, find_declared
 from .names import pattern_of
 
@@ -102,6 +106,7 @@ class Event(Wakeable):
     payload = models.JSONField(null=True, blank=True, editable=False)
     snapshot = models.JSONField(null=True, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
+    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
     depth = models.PositiveSmallIntegerField(default=0, editable=False)
     active_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
@@ -219,6 +224,8 @@ class Event(Wakeable):
     def rests_until(self, now: datetime) -> str:
         if self.status == EventStatus.PARKED:
             return self.lies_until()
+        if self.wake_at is not None and self.attempt:
+            return f"its next attempt, {at_text(self.wake_at)}: {last_line(self.error)}"
         if self.wake_at is not None:
             beat = "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
             return f"{beat if self.armed else 'its condition, next looked at'}, {at_text(self.wake_at)}"

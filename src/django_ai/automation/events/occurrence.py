@@ -26,16 +26,17 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from ..conf import conf
-from ..exceptions import DefinitionError, LeaseLostError, UnknownEventError
+from ..exceptions import AutomationError, DefinitionError, LeaseLostError, UnknownEventError
 from ..queues import positions
 from ..queues.attempt import trace_of
 from ..queues.clock import Clock
 from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import keep_lease_for
-from ..queues.jsontext import encode
+from ..queues.jsontext import encode, storable
 from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
 from ..queues.parking import because, parked
+from ..queues.retry import Retry
 from ..queues.signals import row_parked
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
@@ -176,6 +177,8 @@ def _read(event: Event, now: datetime) -> Reading:
         moments = (CREATED, CANCELLED) if reading.gone else (CREATED,)
         reading.beats = [beat for beat in moments if _hears_now(event, beat)]
         return _settled(reading, now)
+    if event.attempt:
+        event.error = ""
     try:
         # A deletion is final: its condition was asked then.
         at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
@@ -205,7 +208,7 @@ def _read(event: Event, now: datetime) -> Reading:
     except Exception as error:
         if is_database_failure(error, connections[alias_of(Event)]):
             raise  # nobody's fault: the row is looked at again when its lease runs out
-        return _parked(event, trace_of(error), now, for_code=False)
+        return _failed(event, error, now)
     if _hears_now(event, CREATED):
         reading.beats.insert(0, CREATED)
     beats = [beat for beat in reading.beats if beat not in (CREATED, CANCELLED)]
@@ -259,6 +262,7 @@ def _settled(reading: Reading, now: datetime) -> Reading:
     if reading.definition is not None and not reading.rests:
         next_look = next_wake(event, reading.definition, now)
     reading.changes = {name: getattr(event, name) for name in CHANGED} | {
+        "attempt": 0,
         "wake_at": now + conf().LEASE if keeps_lease else next_look,
         "lease": event.lease if keeps_lease else None,
     }
@@ -268,13 +272,31 @@ def _settled(reading: Reading, now: datetime) -> Reading:
     return reading
 
 
+RETRY = Retry(max_attempts=5)
+"""How often a condition or payload that raises is asked again before its event is parked."""
+
+
+def _failed(event: Event, error: Exception, now: datetime) -> Reading:
+    """Ask again after a backoff, or park the event. What this package refuses is refused again: that parks at once."""
+    delay = None if isinstance(error, AutomationError) else RETRY.delay(event.attempt + 1)
+    if delay is None:
+        return _parked(event, trace_of(error), now, for_code=False)
+    _as_stored(event)
+    changes = {"attempt": event.attempt + 1, "error": storable(trace_of(error)), "wake_at": now + delay, "lease": None}
+    return Reading(event, None, changes)
+
+
 def _parked(event: Event, reason: str, now: datetime, *, for_code: bool) -> Reading:
-    with contextlib.suppress(Event.DoesNotExist):  # then the write below is refused, as every late one
-        event.refresh_from_db(
-            fields=["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
-        )
+    _as_stored(event)
     known = for_code and event.parked_at is not None
-    return Reading(event, None, parked(event, reason, now, for_code=for_code), known=known)
+    return Reading(event, None, {**parked(event, reason, now, for_code=for_code), "attempt": 0}, known=known)
+
+
+def _as_stored(event: Event) -> None:
+    """Take back what a reading that failed has set."""
+    names = ["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
+    with contextlib.suppress(Event.DoesNotExist):  # then the write is refused, as every late one
+        event.refresh_from_db(fields=names)
 
 
 def _payload_text(event: Event, definition: EventDefinition) -> str:

@@ -86,7 +86,7 @@ def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime)
     them."""
     keys = [active_key(declared.label, entity.pk, declared.definition.name) for entity in entities]
     live = [EventStatus.PENDING, EventStatus.PROCESSED]
-    rows = list(Event.objects.filter(active_key__in=keys, status__in=live, lease=None))
+    rows = list(Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0))
     written = 0
     for row in rows:
         late = too_late(row, declared.definition, now)

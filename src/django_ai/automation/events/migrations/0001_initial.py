@@ -41,6 +41,7 @@ class Migration(migrations.Migration):
                 ('payload', models.JSONField(blank=True, editable=False, null=True)),
                 ('snapshot', models.JSONField(blank=True, editable=False, null=True)),
                 ('error', models.TextField(blank=True, default='', editable=False)),
+                ('attempt', models.PositiveSmallIntegerField(default=0, editable=False)),
                 ('caused_by', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('depth', models.PositiveSmallIntegerField(default=0, editable=False)),
                 ('active_key', models.CharField(blank=True, editable=False, max_length=32, null=True)),
