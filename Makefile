@@ -1,11 +1,12 @@
-# One command is the gate: `make test`. `make demo` runs the main job for real. Nothing is needed but python3 and make.
+# `make test` is what each commit passes, `make test-ci` is the rest. `make demo` runs the main job for real.
+# Nothing is needed but python3 and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help test test-all migrations demo serve bench soak lint types format clean
+.PHONY: help test test-ci test-all check migrations demo serve bench soak lint types format clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,11 +15,20 @@ $(INSTALLED): pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py $(VENV) test dev demo
 	@touch $@
 
-test: $(INSTALLED)  ## the gate: lint, types, and the tests on every database and Python there is
-	$(BIN)/python tools/gate.py
+test: $(INSTALLED)  ## lint, types, and the quick tests on SQLite and PostgreSQL; T=tests/unit/test_x.py: only that, on SQLite
+ifdef T
+	$(BIN)/python -m pytest -q $(T)
+else
+	$(BIN)/python tools/gate.py test
+endif
+
+test-ci: $(INSTALLED)  ## the rest: MariaDB, the newest Python and Django, crash points, real workers, runtimes
+	$(BIN)/python tools/gate.py ci
 
 test-all: $(INSTALLED)  ## the full matrix, and a soak of ten minutes on each database; says how to start what is missing
-	$(BIN)/python tools/gate.py --all
+	$(BIN)/python tools/gate.py all
+
+check: lint types  ## lint and types alone
 
 demo: $(INSTALLED)  ## a hotel's day in under a minute, on a real cluster
 	$(BIN)/python example/hotel/demo.py

@@ -1,13 +1,15 @@
-"""The gate: what must pass before anything lands. ``make test`` calls it, and so does CI; ``make test-all`` adds to it.
+"""The gate: what must pass before anything lands, in two tiers, and the full matrix.
 
-Lint, types and the audit of dependencies first. Then suites, side by side: the tests on SQLite, PostgreSQL and MariaDB
-with this Python, and on PostgreSQL with the newest Python and Django that this machine has an interpreter for; then the
-tests that start real workers (the mark ``alone``), all databases at once. Last, with nothing beside them, those of the
-runtimes, which say how late a worker may be. It closes with the test runner's own summary line.
+``make test`` is the first: lint, types, and every test that is neither ``slow`` nor ``alone``, on SQLite and on
+PostgreSQL side by side. ``make test-ci`` is the rest: the slow tests on both, everything on MariaDB, the quick ones
+with the the newest Python and Django that this machine has an interpreter for, the audit of dependencies; then the
+tests that start real workers (the mark ``alone``), all databases at once; last, with nothing beside them, those of
+the runtimes, which say how late a worker may be, on this Python and the newest. No test runs twice on one database
+with one Python. Coverage is taken in the second tier. Both close with the test runner's own summary line.
 
 Whatever is missing is named, with a way to start it, and skipped; but what ``AUTOMATION_REQUIRE`` names, as CI does,
-must be there. ``--all`` adds the newest Python and the oldest versions that pyproject.toml allows on each database, all
-crash points in each way on each, the runtimes on each, and a soak of ten minutes on each.
+must be there. ``make test-all`` (the tier ``all``) runs both, adds the oldest versions that pyproject.toml allows on
+each database, all crash points in each way on each, the runtimes on each, and a soak of ten minutes on each.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ from tools import environment, mariadb, postgres  # noqa: E402
 NEWEST = ("3.14", "3.13", "3.12")
 SOAK_MINUTES = 10
 RUNTIMES = "tests/runtimes"
+QUICK = "not alone and not slow"
+SLOW = "slow and not alone"
+TOGETHER = "not alone"
+WORKERS = "alone"
 
 
 @dataclass(frozen=True)
@@ -43,41 +49,60 @@ class Suite:
     title: str
     python: Path
     environment: dict[str, str]
-    options: tuple[str, ...] = ("-m", "not alone")
+    options: tuple[str, ...] = ("-m", TOGETHER)
     covered: bool = False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="the full matrix")
-    everything = parser.parse_args().all
+    parser.add_argument("tier", nargs="?", choices=("test", "ci", "all"), default="test")
+    tier = parser.parse_args().tier
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gate-")))
+        if tier != "ci":
+            check()
+            together(list(first_tier(dict(found_databases(stack, mariadb_too=False)))), scratch)
+        if tier != "test":
+            second_tier(stack, scratch, everything=tier == "all")
+
+
+def check() -> None:
+    """Lint and types."""
     run("ruff check", [tool("ruff"), "check", "."])
     run("ruff format", [tool("ruff"), "format", "--check", "."])
     run("mypy", [tool("mypy")])
-    with contextlib.ExitStack() as stack:
-        databases = dict(found_databases(stack))
-        say_what_is_missing()
-        run("audit", [sys.executable, "tools/audit.py"])
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gate-")))
-        together(list(plan(databases, everything)), scratch)
-        coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
-        run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
-        run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
-        together(list(with_workers(databases)), scratch)
-        for title, database in databases.items() if everything else ():
-            soak = [sys.executable, "-m", "tests.faults.soak", "--minutes", str(SOAK_MINUTES)]
-            run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
-        for title in databases if everything else [list(databases)[:2][-1]]:
-            command = [*pytest_of(Path(sys.executable)), "-m", "alone", RUNTIMES]
-            run(f"the runtimes: {title}", command, databases[title])
 
 
-def found_databases(stack: contextlib.ExitStack) -> Iterator[tuple[str, dict[str, str]]]:
+def first_tier(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
+    for title, database in databases.items():
+        yield Suite(title, Path(sys.executable), database, ("-m", QUICK))
+
+
+def second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: bool) -> None:
+    databases = dict(found_databases(stack))
+    say_what_is_missing()
+    run("audit", [sys.executable, "tools/audit.py"])
+    newest = newest_python(["test", "mariadb"] if everything and "MariaDB" in databases else ["test"])
+    together(list(plan(databases, newest, everything=everything)), scratch)
+    coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
+    run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
+    run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
+    together(list(with_workers(databases)), scratch)
+    for title, database in databases.items() if everything else ():
+        soak = [sys.executable, "-m", "tests.faults.soak", "--minutes", str(SOAK_MINUTES)]
+        run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
+    for title, python, database in runtimes(databases, newest, everything=everything):
+        run(f"the runtimes: {title}", [*pytest_of(python), "-m", WORKERS, RUNTIMES], database)
+
+
+def found_databases(stack: contextlib.ExitStack, *, mariadb_too: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each database by its title, with the environment that leads there; servers run as long as ``stack``."""
     yield "SQLite", {"TEST_DATABASE": "sqlite"}
     with missing_is_said("postgresql"):
         found = stack.enter_context(postgres.server(quick=True))
         yield "PostgreSQL", {"TEST_DATABASE": "postgresql", **found}
+    if not mariadb_too:
+        return
     with missing_is_said("mariadb"):
         install_driver()
         found = stack.enter_context(mariadb.server())
@@ -91,28 +116,42 @@ def say_what_is_missing() -> None:
                 raise LookupError(reason)
 
 
-def plan(databases: dict[str, dict[str, str]], everything: bool) -> Iterator[Suite]:
-    """Yield the suites that run side by side."""
-    for number, (title, database) in enumerate(databases.items()):
+def plan(databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool) -> Iterator[Suite]:
+    """Yield the suites of the second tier that run side by side, the longest first."""
+    for number, (title, database) in sorted(enumerate(databases.items()), reverse=True):
         # Of the three ways to die at a crash point each database goes through another one.
         share = {} if everything else {"CRASH_POINTS": f"{number}/3"}
-        yield Suite(title, Path(sys.executable), {**database, **share}, covered=title != "MariaDB")
-    groups = ["test", "mariadb"] if everything and "MariaDB" in databases else ["test"]
-    newest = newest_python(groups)
+        # What the first tier has run already is not run again; where it ran nothing, all of it is.
+        marks = TOGETHER if title == "MariaDB" else SLOW
+        yield Suite(title, Path(sys.executable), {**database, **share}, ("-m", marks), covered=True)
     for title, database in databases.items() if newest else ():
-        if everything or title == list(databases)[:2][-1]:
-            share = {} if everything else {"CRASH_POINTS": "none"}
-            yield Suite(f"{title}, newest Python and Django", newest, {**database, **share})
+        if everything or title != "MariaDB":
+            marks = TOGETHER if everything else QUICK
+            yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", marks), covered=True)
     if everything:
+        groups = ["test", "mariadb"] if "MariaDB" in databases else ["test"]
         lowest = folder_of("lowest", sys.executable, *groups, "--lowest")
         for title, database in databases.items():
             yield Suite(f"{title}, oldest versions", lowest, database)
 
 
+def runtimes(
+    databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
+) -> Iterator[tuple[str, Path, dict[str, str]]]:
+    """Yield where the tests of the runtimes run: title, interpreter, database."""
+    for title, database in databases.items():
+        # SQLite with the newest Python, where there is one: a process that forks has lost its log there before.
+        if everything or title != "SQLite" or newest is None:
+            yield title, Path(sys.executable), database
+    for title, database in databases.items():
+        if newest is not None and title != "MariaDB":
+            yield f"{title}, newest Python and Django", newest, database
+
+
 def with_workers(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
     """Yield the suites that start real workers, but for those of the runtimes."""
     for title in sorted(databases, key=lambda title: title != "PostgreSQL"):  # the longest first
-        options = ("-m", "alone", f"--ignore={RUNTIMES}")
+        options = ("-m", WORKERS, f"--ignore={RUNTIMES}")
         yield Suite(f"{title}, with real workers", Path(sys.executable), databases[title], options)
 
 
@@ -138,7 +177,7 @@ def together(wanted: list[Suite], scratch: Path) -> None:
             print(f"\n== tests: {suite.title}\n{log.read_text(errors='replace')}", flush=True)
             failed += [suite.title] if code else []
     if failed:
-        raise SystemExit(f"\nThe gate is shut: {', '.join(failed)} failed.")
+        raise SystemExit(f"\nFAILED: {', '.join(failed)}.")
 
 
 def pytest_of(python: Path) -> list[str]:
@@ -153,7 +192,7 @@ def run(title: str, command: list[str], environment: dict[str, str] | None = Non
     print(f"\n== {title}", flush=True)
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})}, check=False)
     if done.returncode:
-        print(f"\nThe gate is shut: {title} failed.", flush=True)
+        print(f"\nFAILED: {title}.", flush=True)
         raise SystemExit(done.returncode)
 
 
@@ -164,7 +203,7 @@ def missing_is_said(name: str) -> Iterator[None]:
         yield
     except (postgres.NoServerError, mariadb.NoServerError, LookupError) as error:
         if name in services.required():
-            raise SystemExit(f"The gate is shut: AUTOMATION_REQUIRE names {name}. {error}") from error
+            raise SystemExit(f"FAILED: AUTOMATION_REQUIRE names {name}. {error}") from error
         print(f"\n== skipped: {error}", flush=True)
 
 

@@ -397,6 +397,7 @@ class TestClaimsInBetween:
         assert not EventClaim.objects.exists()
 
 
+@pytest.mark.slow
 def test_catching_up_does_not_go_through_what_has_nothing_to_say(clock, work):
     @agent("hotel", match={"note": "{{ ctx.hotel }}"})
     class Hotel:

@@ -56,7 +56,7 @@ from tests.faults.crashpoints import (
 )
 from tests.lifecycle.looking import leave
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300), pytest.mark.slow]
 
 STAY = 7001
 QUICK = Retry(max_attempts=3, base_delay=timedelta(seconds=1))

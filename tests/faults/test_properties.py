@@ -35,6 +35,7 @@ from .reading import resume_lost, without_reason, world_of
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(3600),
+    pytest.mark.slow,
     # A cursor of the dead is closed by nobody.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -1,0 +1,45 @@
+"""The gate's two tiers: every test is in exactly one of them, on each database."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from _pytest.mark.expression import Expression
+from tools import gate
+
+PYTHON = Path("/usr/bin/python3")
+DATABASES = {name: {"TEST_DATABASE": name} for name in ("SQLite", "PostgreSQL", "MariaDB")}
+MARKS = ("slow", "alone")
+
+
+def selects(suite: gate.Suite, marks: set[str], folder: str) -> bool:
+    options = list(suite.options)
+    expression = options[options.index("-m") + 1]
+    ignored = f"--ignore={folder}" in options
+    return not ignored and Expression.compile(expression).evaluate(lambda name, **kwargs: name in marks)
+
+
+def runs(title: str, marks: set[str], folder: str) -> int:
+    """Return how often a test with these marks runs on a database with the gate's own Python."""
+    tiers = [
+        *gate.first_tier({name: DATABASES[name] for name in ("SQLite", "PostgreSQL")}),
+        *gate.plan(DATABASES, None, everything=False),
+        *gate.with_workers(DATABASES),
+    ]
+    found = sum(suite.title.startswith(title) and selects(suite, marks, folder) for suite in tiers)
+    alone = "alone" in marks and folder == gate.RUNTIMES
+    return found + sum(alone for name, *_ in gate.runtimes(DATABASES, None, everything=False) if name == title)
+
+
+@pytest.mark.parametrize("title", DATABASES)
+@pytest.mark.parametrize("marks", [set(each) - {""} for each in product(("", "slow"), ("", "alone"))], ids=str)
+@pytest.mark.parametrize("folder", ["tests/scenarios", gate.RUNTIMES])
+def test_a_test_runs_in_one_tier(title, marks, folder):
+    assert runs(title, marks, folder) == 1
+
+
+def test_with_the_newest_python_the_runtimes_run_on_both_databases():
+    found = [title for title, python, _ in gate.runtimes(DATABASES, PYTHON, everything=False) if python == PYTHON]
+    assert found == ["SQLite, newest Python and Django", "PostgreSQL, newest Python and Django"]
