@@ -36,6 +36,7 @@ from tools import environment, mariadb, postgres  # noqa: E402
 NEWEST = ("3.14", "3.13", "3.12")
 SOAK_MINUTES = 10
 RUNTIMES = "tests/runtimes"
+QUICK_START = f"{RUNTIMES}/test_quick_start.py"
 NO_DATABASE = ("tests/unit", "tests/house")
 FAULTS = ("tests/faults", "tests/scenarios")
 QUICK = "not alone and not slow"
@@ -101,6 +102,8 @@ def second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: bool)
         run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
     for title, python, database in runtimes(databases, newest, everything=everything):
         run(f"the runtimes: {title}", [*pytest_of(python), "-m", WORKERS, RUNTIMES], database)
+    if not everything:
+        run("the quick start", [*pytest_of(Path(sys.executable)), QUICK_START], databases["SQLite"])
 
 
 def found_databases(stack: contextlib.ExitStack, *, mariadb_too: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
@@ -153,8 +156,7 @@ def runtimes(
 ) -> Iterator[tuple[str, Path, dict[str, str]]]:
     """Yield where the tests of the runtimes run: title, interpreter, database."""
     for title, database in databases.items():
-        # SQLite with the newest Python, where there is one: a process that forks has lost its log there before.
-        if everything or title != "SQLite" or newest is None:
+        if everything or title == "PostgreSQL":
             yield title, Path(sys.executable), database
     for title, database in databases.items():
         if newest is not None and title != "MariaDB":

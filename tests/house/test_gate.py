@@ -42,6 +42,8 @@ def runs(title: str, marks: set[str], folder: str) -> int:
 def test_a_test_runs_in_one_tier(title, marks, folder):
     # What needs no database runs on SQLite, and with everything else on MariaDB.
     without = title == "PostgreSQL" and folder in gate.NO_DATABASE and "alone" not in marks and "slow" not in marks
+    # The runtimes are tested on one database, and with the newest Python on two.
+    without = without or (title != "PostgreSQL" and folder == gate.RUNTIMES and "alone" in marks)
     assert runs(title, marks, folder) == (0 if without else 1)
 
 

@@ -33,6 +33,10 @@ class WrongDatabaseError(AutomationError):
     """An entity with events was saved in another database than the automation tables."""
 
 
+class ForkedConnectionError(AutomationError, RuntimeError):
+    """A forked process may not use SQLite where its parent had a connection open."""
+
+
 class EventStormError(AutomationError):
     """Events cause each other without end."""
 

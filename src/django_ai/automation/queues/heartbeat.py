@@ -19,6 +19,7 @@ from django.db import connections
 from django.utils import timezone
 
 from ..conf import conf
+from . import fork
 from .clock import Clock
 from .database import unpooled
 from .lease import alias_of, release, renew
@@ -146,14 +147,24 @@ def _run() -> None:
             all_hands = list(_hands)
         if not all_hands:
             connections.close_all()  # this thread's own: an idle worker needs none
-        for hands in all_hands:
-            try:
-                hands.beat()
-            except Exception as error:
-                # The next beat comes before the lease ends; if that fails too, others may take the row. The thread
-                # must go on in any case.
-                logger.warning("The heartbeat could not renew its leases, and tries again: %s", error)
+        elif connections[alias].vendor == "sqlite":
+            # The process may fork at any moment, and no connection to SQLite may be open then.
+            with fork.sqlite_in_use:
+                _beat_all(all_hands)
                 connections.close_all()
+        else:
+            _beat_all(all_hands)
+
+
+def _beat_all(all_hands: list[Hands]) -> None:
+    for hands in all_hands:
+        try:
+            hands.beat()
+        except Exception as error:
+            # The next beat comes before the lease ends; if that fails too, others may take the row. The thread must go
+            # on in any case.
+            logger.warning("The heartbeat could not renew its leases, and tries again: %s", error)
+            connections.close_all()
 
 
 def _after_fork() -> None:

@@ -1,0 +1,127 @@
+"""SQLite and forks: a process that forks closes its connections to SQLite first, in every runtime.
+
+Django 6.1 opens a connection when it checks models (for JSON fields), also in the command that then forks a cluster.
+The forked workers relied on locks that a fork does not copy: the first web process that closed the database removed its
+log under them, and from then on they neither saw nor wrote anything that others could see.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connections
+
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.runtimes.cluster import children_of, qcluster, run_script, until
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(180),
+    pytest.mark.skipif("sqlite" not in settings.DATABASES["default"]["ENGINE"], reason="this is SQLite's own trouble"),
+]
+
+FORKS = """
+import multiprocessing, os
+from django.db import connection
+from tests.app.models import Reservation
+
+fork = multiprocessing.get_context("fork")
+
+def held():
+    folder = f"/proc/{os.getpid()}/fd"
+    paths = [os.readlink(f"{folder}/{each}") for each in os.listdir(folder) if os.path.islink(f"{folder}/{each}")]
+    return [path for path in paths if ".sqlite3" in path]
+
+def child(queue):
+    queue.put(held())
+"""
+
+
+def test_31_no_connection_crosses_a_fork():
+    done = run_script(
+        FORKS
+        + """
+Reservation.objects.count()
+assert held(), "the parent has the file open"
+queue = fork.Queue()
+process = fork.Process(target=child, args=(queue,))
+process.start()
+assert queue.get(timeout=30) == []
+process.join()
+assert Reservation.objects.count() == 0  # the parent connects again
+"""
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_31_a_child_that_could_corrupt_the_file_is_refused():
+    """Another thread of the parent uses SQLite at the moment of the fork."""
+    done = run_script(
+        FORKS
+        + """
+import threading
+from django_ai.automation.exceptions import ForkedConnectionError
+
+opened, end = threading.Event(), threading.Event()
+
+def other():
+    Reservation.objects.count()
+    opened.set()
+    end.wait(30)
+    connection.close()
+
+def refused(queue):
+    try:
+        Reservation.objects.count()
+    except ForkedConnectionError as error:
+        queue.put(str(error))
+    else:
+        queue.put("it was not refused")
+
+thread = threading.Thread(target=other)
+thread.start()
+opened.wait(30)
+queue = fork.Queue()
+process = fork.Process(target=refused, args=(queue,))
+process.start()
+said = queue.get(timeout=30)
+end.set()
+thread.join()
+process.join()
+assert ".sqlite3" in said and "spawn" in said, said
+process = fork.Process(target=lambda: Reservation.objects.create(note="later"))
+process.start()
+process.join()
+assert process.exitcode == 0  # nobody had it open any more
+assert Reservation.objects.get().note == "later"
+""",
+        before="import warnings; warnings.simplefilter('ignore')",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def deleted_files_of(pid: int) -> list[str]:
+    folder = Path(f"/proc/{pid}/fd")
+    links = [os.readlink(each) for each in folder.iterdir()] if folder.exists() else []
+    return [link for link in links if "sqlite3" in link and link.endswith("(deleted)")]
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux says which files a process holds")
+def test_31_a_cluster_hears_of_what_short_lived_processes_save(tmp_path):
+    """With the connection open that Django 6.1 opens in its checks, on each Django."""
+    log = tmp_path / "q2.log"
+    connections.close_all()  # a web process must be the last one that has the file open
+    with qcluster(log, TEST_CONNECTS_EARLY="1") as cluster:
+        for _ in range(5):
+            done = run_script("from django_ai.automation import engine; engine.start('story:count', steps=2)")
+            assert done.returncode == 0, done.stderr[-3000:]
+        completed = WorkflowRun.objects.filter(status="completed")
+        until(lambda: completed.count() == 5, 30, "The work of the cluster", log)
+        processes = [cluster.pid, *children_of(cluster.pid)]
+        processes += [grandchild for pid in processes for grandchild in children_of(pid)]
+        assert len(processes) > 3
+        assert [file for pid in processes for file in deleted_files_of(pid)] == []
