@@ -20,11 +20,10 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..events.claims import claim_against
-from ..events.models import Event
 from ..events.timing import depth_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
-from ..queues.cause import Cause, Flow
+from ..queues.cause import Cause, Flow, rested
 from ..queues.clock import Clock
 from ..queues.contexts import dump_context
 from ..queues.database import is_database_failure
@@ -183,7 +182,7 @@ class Shift:
             lambda: self._work(execution, found, now, rest),
             lambda error: self._rescue(execution, found, error, now, rest),
             cause=Cause(
-                f"agent:{run.pk}:{handler.method}", self._depth(found, event), execution.idempotency_key, self.flow
+                f"agent:{run.pk}:{handler.method}", self._depth(found, execution), execution.idempotency_key, self.flow
             ),
             atomic=handler.atomic,
             timeout=handler.timeout,
@@ -205,9 +204,11 @@ class Shift:
             f" any more.{hint} Bring the method back under this name, and this goes on by itself, or delete this row."
         )
 
-    def _depth(self, handler: HandlerDefinition, event: Event) -> int:
+    def _depth(self, handler: HandlerDefinition, execution: HandlerExecution) -> int:
         """Return how deep in its chain of causes a handler's work is."""
-        run, depth = self.run, depth_after(event, handler.offset)
+        if execution.attempt and rested(self.definition.retry_of(handler).delay(execution.attempt)):
+            return 1
+        run, event, depth = self.run, execution.event, depth_after(execution.event, handler.offset)
         if event.pk == run.event_id and not handler.offset and run.caused_by != f"event:{event.pk}":
             # Spawned by hand: it goes on with what did that, which may have been its like.
             return max(depth, run.depth + 1)

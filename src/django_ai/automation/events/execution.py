@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import Cause
+from ..queues.cause import Cause, rested
 from ..queues.clock import Clock
 from ..queues.parking import because, take_back
 from .callbacks import Callback, callbacks_of, find_callback
@@ -43,11 +43,18 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         row,
         work,
         rescue,
-        cause=Cause(f"callback:{row.pk}", depth_after(event, callback.offset), row.idempotency_key),
+        cause=Cause(f"callback:{row.pk}", _links(row, callback), row.idempotency_key),
         atomic=callback.atomic,
         timeout=callback.timeout,
         clock=clock,
     )
+
+
+def _links(row: CallbackExecution, callback: Callback) -> int:
+    """Return the length of the chain of causes that this attempt is a part of."""
+    if row.attempt and rested(callback.retry.delay(row.attempt)):
+        return 1
+    return depth_after(row.event, callback.offset)
 
 
 def _missing(row: CallbackExecution) -> str:

@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import EventStormError
 
 REST = timedelta(seconds=1)
-"""A chain ends where what comes next was planned at least so far ahead: what comes round once a day is no storm."""
+"""A chain ends where so much time lies between a cause and what it causes, because that was planned so far ahead, was
+waited for, or took as long: what comes round once a minute is no storm."""
+
+
+def rested(delay: timedelta | None) -> bool:
+    """Return whether a chain has come to rest by ``delay``, for instance before another attempt."""
+    return delay is not None and delay >= REST
 
 
 @dataclass(slots=True)
@@ -32,13 +40,20 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What runs now: ``label`` names the row (``"workflow:12:step"``), ``key`` is its idempotency key, ``flow`` the run
-    that it is a part of, if it is."""
+    """What runs now: ``label`` names the row (``"workflow:12:step"``), ``links`` counts its chain of causes when it
+    began, ``key`` is its idempotency key, ``flow`` the run that it is a part of, if it is."""
 
     label: str
-    depth: int
+    links: int
     key: str
     flow: Flow | None = None
+    began: datetime = field(default_factory=lambda: timezone.now())
+
+    @property
+    def depth(self) -> int:
+        """How deep in its chain is what this causes now. Who has worked for a second or more has not just passed on
+        what it was given: a chain of such links is slow, and no storm."""
+        return 1 if timezone.now() - self.began >= REST else self.links
 
 
 _current: ContextVar[Cause | None] = ContextVar("automation_cause", default=None)

@@ -22,7 +22,7 @@ from ..events.claims import claim_against, release_all
 from ..events.models import Event
 from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, SealedError, UnknownStepError
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import Cause, Flow
+from ..queues.cause import Cause, Flow, rested
 from ..queues.clock import Clock, shift
 from ..queues.contexts import dump_context, merge
 from ..queues.database import is_database_failure
@@ -203,6 +203,7 @@ class Walk:
         self.leased = time.monotonic()
         self.event = run.event if run.has_no_context else None
         self.instance: Any = None
+        self.depth = run.depth
         self.flow = flow_of(run, definition.namespace)
 
     def enter(self, entry: Entry) -> bool:
@@ -210,13 +211,12 @@ class Walk:
         run, step = self.run, entry.step
         self.started = self.clock()
         self.waits: tuple[Wait, ...] = ()
-        # Who has waited in vain has rested: what he does now is no part of a storm.
-        depth = 0 if entry.reason == WakeReason.TIMEOUT else run.depth
+        self.depth = 0 if run.depth and self._has_rested(entry) else run.depth
         committed = attempt(
             run,
             lambda: self._work(entry),
             lambda error: self._rescue(entry, error),
-            cause=Cause(f"workflow:{run.pk}:{step.name}", depth + 1, run.idempotency_key, self.flow),
+            cause=Cause(f"workflow:{run.pk}:{step.name}", self.depth + 1, run.idempotency_key, self.flow),
             atomic=step.atomic,
             timeout=step.timeout,
             clock=self.clock,
@@ -228,6 +228,20 @@ class Walk:
         elif run.status == WorkflowStatus.PARKED:
             row_parked.send(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
+
+    def _has_rested(self, entry: Entry) -> bool:
+        """Return whether so much time has passed since the run last did something that what it does now is no part of a
+        storm: it waited in vain, or for long until a signal was sent, or a failed attempt was a while ago."""
+        run = self.run
+        if entry.reason == WakeReason.TIMEOUT:
+            return True
+        if run.attempt:
+            return rested(self.definition.retry_of(entry.step).delay(run.attempt))
+        if entry.reason != WakeReason.SIGNAL:
+            return False  # an event brings the depth of its own chain
+        sent_at = Signal.objects.filter(pk=run.wake_ref or 0).values_list("sent_at", flat=True).first()
+        last = run.steps.order_by("-pk").values_list("finished", flat=True).first()
+        return sent_at is not None and last is not None and rested(sent_at - last)
 
     def _work(self, entry: Entry) -> Progress:
         run, step, definition = self.run, entry.step, self.definition
@@ -291,7 +305,7 @@ class Walk:
         if run.wake_ref is None:
             return Wake(entry.reason)
         if entry.reason == WakeReason.SIGNAL:
-            signal = Signal.objects.filter(pk=run.wake_ref).first()
+            signal = Signal.objects.filter(pk=run.wake_ref or 0).first()
             if signal is not None:
                 _check_payload(signal, run)
                 channel = signal.name
@@ -316,8 +330,8 @@ class Walk:
     def _common(self, entry: Entry) -> dict[str, Any]:
         """Return the changes that every commit of a try has."""
         changes: dict[str, Any] = {"current_step": entry.step.name}
-        if entry.reason == WakeReason.TIMEOUT and self.run.depth:
-            changes["depth"] = 0
+        if self.depth != self.run.depth:
+            changes["depth"] = self.depth
         if self.run.started_at is None:
             changes["started_at"] = self.started
             self.run.started_at = self.started
