@@ -134,7 +134,10 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
         work,
         rescue,
         cause=Cause(
-            f"agent:{run.pk}:create_context", run.depth, f"agent:{run.pk}", Flow(KIND, run.pk, definition.namespace)
+            f"agent:{run.pk}:create_context",
+            run.depth,
+            f"agent:{run.call_key}",
+            Flow(KIND, run.pk, definition.namespace),
         ),
         atomic=True,
         timeout=conf().STEP_TIMEOUT,

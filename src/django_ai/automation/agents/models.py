@@ -17,7 +17,7 @@ from ..events.models import Event
 from ..exceptions import NotResumableError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
-from ..queues.keys import KEY_LENGTH
+from ..queues.keys import KEY_LENGTH, new_call_key
 from ..queues.lease import alias_of, disturb
 from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
@@ -57,6 +57,7 @@ class AgentRun(Wakeable):
     version = models.CharField(max_length=50, default="1", editable=False)
     status = models.CharField(max_length=10, choices=AgentStatus.choices, default=AgentStatus.PENDING, editable=False)
     data = SealedJSONField(default=dict, blank=True, editable=False)
+    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -193,6 +194,7 @@ class HandlerExecution(models.Model):
         max_length=10, choices=HandlerStatus.choices, default=HandlerStatus.PENDING, editable=False
     )
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     due_at = models.DateTimeField(editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -231,7 +233,7 @@ class HandlerExecution(models.Model):
 
     @property
     def idempotency_key(self) -> str:
-        return f"handler:{self.pk}"
+        return f"handler:{self.call_key}"
 
     @classmethod
     def unfinished(cls) -> models.QuerySet[HandlerExecution]:

@@ -34,7 +34,7 @@ from ..exceptions import NotResumableError, NotStorableError, UnknownEventError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import encode
-from ..queues.keys import KEY_LENGTH, digest
+from ..queues.keys import KEY_LENGTH, digest, new_call_key
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.models import PartialIndex, Wakeable, at_text, parked_index, unique, wake_index
 from ..queues.texts import last_line
@@ -497,6 +497,7 @@ class CallbackExecution(Wakeable):
         max_length=10, choices=ExecutionStatus.choices, default=ExecutionStatus.PENDING, editable=False
     )
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -519,7 +520,7 @@ class CallbackExecution(Wakeable):
 
     @property
     def idempotency_key(self) -> str:
-        return f"callback:{self.pk}"
+        return f"callback:{self.call_key}"
 
     @classmethod
     def unfinished(cls) -> models.QuerySet[CallbackExecution]:

@@ -15,7 +15,7 @@ from ..events.models import Event
 from ..exceptions import NotResumableError, UnknownRunError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
-from ..queues.keys import KEY_LENGTH
+from ..queues.keys import KEY_LENGTH, new_call_key
 from ..queues.lease import alias_of, disturb
 from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
@@ -73,6 +73,7 @@ class WorkflowRun(Wakeable):
     data = SealedJSONField(default=dict, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     visit = models.PositiveIntegerField(default=1, editable=False)
+    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -123,7 +124,7 @@ class WorkflowRun(Wakeable):
     @property
     def idempotency_key(self) -> str:
         """The stable key of the current step visit: the same for each of its tries."""
-        return f"workflow:{self.pk}:{self.visit}"
+        return f"workflow:{self.call_key}:{self.visit}"
 
     @property
     def is_finished(self) -> bool:
