@@ -12,6 +12,7 @@ from ..events.models import Event
 from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
 from ..queues.again import after_deadlock
 from ..queues.cause import current_cause, next_depth
+from ..queues.classes import declaration_of
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, insert_ignoring
@@ -80,10 +81,7 @@ class AgentManager:
 
 def _definition(agent: str | type) -> AgentDefinition:
     if isinstance(agent, type):
-        declared: AgentDefinition | None = getattr(agent, "__agent__", None)
-        if declared is None:
-            raise DefinitionError(f"{agent!r} is not an agent; decorate it with @agent(...).")
-        return find_agent(declared.name)
+        return find_agent(declaration_of(agent, "__agent__", "an agent", "@agent(...)").name)
     return find_agent(agent)
 
 

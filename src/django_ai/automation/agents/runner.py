@@ -103,7 +103,6 @@ class Shift:
         stored = restore(definition, run.data, run.version, str(run))
         self.context, self.moved = stored.context, stored.moved
         self.routes = self._routes()
-        self.instance: Any = None
         self.lost = False
 
     def settle_in(self, *, was_parked: bool) -> None:
@@ -246,10 +245,10 @@ class Shift:
             if handler.condition is not None and not handler.condition(**given):
                 self.context = self._load()  # a question changes nothing
                 return self._ended(execution, HandlerStatus.SKIPPED, "Its condition was false.", started, rest)
-            if self.instance is None:
-                self.instance = self.definition.cls()
-            self.instance.context = context
-            getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes})
+            # A new one for each handler: what is to outlive it is in the Context.
+            instance = self.definition.cls()
+            instance.context = context
+            getattr(instance, handler.method)(**{name: given[name] for name in handler.takes})
         finally:
             current_agent.reset(token)
         changes: dict[str, Any] = {"data": dump_context(context, f"The Context of {self.run}")}

@@ -94,10 +94,10 @@ def _flow(flow: str | type) -> tuple[type[Model], str]:
     """Return the model that holds the runs of ``flow``, and the name that it has there."""
     agents = _agent_runs()
     if isinstance(flow, type):
-        if hasattr(flow, "__workflow__"):
-            return WorkflowRun, flow.__workflow__.name
-        if hasattr(flow, "__agent__") and agents is not None:
-            return agents, flow.__agent__.name
+        if "__workflow__" in flow.__dict__:
+            return WorkflowRun, flow.__dict__["__workflow__"].name
+        if "__agent__" in flow.__dict__ and agents is not None:
+            return agents, flow.__dict__["__agent__"].name
         raise DefinitionError(f"runs_of({flow!r}): the class is neither a workflow nor an agent.")
     try:
         return WorkflowRun, find_workflow(flow).name

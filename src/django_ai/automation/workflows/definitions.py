@@ -23,7 +23,7 @@ from ..queues.contexts import context_class, make_context
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
 from ..queues.versions import Migration, check_version, is_newer, migration_of, version_order
-from .outcomes import Wait
+from .outcomes import StepName, Wait
 
 if TYPE_CHECKING:
     from ..events.models import Event
@@ -83,7 +83,16 @@ class WorkflowDefinition:
             near = get_close_matches(name, self.steps, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(map(repr, self.steps))}."
             raise UnknownStepError(f"Workflow {self.name!r} has no step {name!r}. {hint}")
+        if isinstance(name, StepName) and not self._has(name):
+            raise UnknownStepError(
+                f"Workflow {self.name!r} was sent to {name.function.__qualname__}, which is another class's step; its "
+                f"own {name!r} is another. Write self.{name}."
+            )
         return found
+
+    def _has(self, name: StepName) -> bool:
+        """Return whether the step that ``name`` was made of is one of this class, or of those that it inherits from."""
+        return any(each.__dict__.get(name) is name.function for each in self.cls.__mro__)
 
     def retry_of(self, step: StepDefinition) -> Retry:
         return step.retry or self.default_retry

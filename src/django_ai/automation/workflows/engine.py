@@ -12,6 +12,7 @@ from django.utils import timezone
 from ..events.models import Event, EventStatus
 from ..exceptions import DefinitionError, UnknownRunError
 from ..queues.cause import current_cause
+from ..queues.classes import declaration_of
 from ..queues.executor import Executor, ring_after_commit, set_executor
 from ..queues.jsontext import encode
 from ..queues.lease import alias_of
@@ -36,10 +37,7 @@ class Engine:
         pydantic's ``ValidationError``, and ``NotStorableError``.
         """
         if isinstance(workflow, type):
-            declared = getattr(workflow, "__workflow__", None)
-            if declared is None:
-                raise DefinitionError(f"{workflow!r} is not a workflow; decorate it with @workflow(...).")
-            name = str(declared.name)
+            name = str(declaration_of(workflow, "__workflow__", "a workflow", "@workflow(...)").name)
         else:
             name = workflow
         definition = find_workflow(name)

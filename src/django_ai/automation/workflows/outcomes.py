@@ -14,10 +14,22 @@ from typing import Any, TypeAlias
 from ..events.matching import Match, check_expression
 from ..events.names import check_namespace, is_pattern
 from ..exceptions import DefinitionError
+from ..queues.classes import declaration_of
 from ..queues.clock import aware
 from ..queues.jsontext import storable
 
 Target: TypeAlias = "str | Callable[..., Any]"
+
+
+class StepName(str):
+    """The name of a step that was given as the step itself: ``function`` says whose it is."""
+
+    function: Any
+
+    def __new__(cls, name: str, function: Any) -> StepName:
+        made = super().__new__(cls, name)
+        made.function = function
+        return made
 
 
 def target_name(target: Any, what: str) -> str:
@@ -26,7 +38,7 @@ def target_name(target: Any, what: str) -> str:
         return target
     definition = getattr(target, "__step__", None)
     if definition is not None:
-        return str(definition.name)
+        return StepName(definition.name, getattr(target, "__func__", target))
     if callable(target) and hasattr(target, "__name__"):
         raise DefinitionError(f"{what}: {target.__name__!r} is not a step; decorate it with @step().")
     raise DefinitionError(f"{what}: {target!r} is neither the name of a step nor a step; write self.my_step.")
@@ -240,10 +252,16 @@ def fail(reason: str) -> Fail:
     return Fail(reason)
 
 
-def run_subflow(workflow: str, *, then: Target | None = None, **arguments: Any) -> Subflow:
-    """Start another workflow and pause until it has ended.
+def run_subflow(workflow: str | type, *, then: Target | None = None, **arguments: Any) -> Subflow:
+    """Start another workflow, by its name or class, and pause until it has ended.
 
     ``arguments`` go to its ``create_context``. Then this step is entered again, or ``then``; ``get_wake().payload`` has
     the child's ``status``, ``data`` and ``error``.
     """
-    return Subflow(workflow, arguments, None if then is None else target_name(then, "run_subflow(then=...)"))
+    if isinstance(workflow, type):
+        name = str(declaration_of(workflow, "__workflow__", "a workflow", "@workflow(...)").name)
+    elif isinstance(workflow, str):
+        name = workflow
+    else:
+        raise DefinitionError(f"run_subflow({workflow!r}): give the name of a workflow or its class.")
+    return Subflow(name, arguments, None if then is None else target_name(then, "run_subflow(then=...)"))

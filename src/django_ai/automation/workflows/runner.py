@@ -251,8 +251,8 @@ class Walk:
             self.context = definition.make_context(self.event)
         context = self.context
         wake = self._wake(entry, context)
-        if self.instance is None:
-            self.instance = definition.cls()
+        # A new one for each step: what is to outlive a step is in the Context, and not only while one worker has it.
+        self.instance = definition.cls()
         self.instance.context = context
         current = Current(context, wake, run)
         with running(current):
