@@ -1,4 +1,6 @@
-"""Settings of the test suite. ``TEST_DATABASE`` picks the database: sqlite (default), postgresql or mariadb."""
+"""Settings of the test suite. ``TEST_DATABASE`` picks the database: sqlite (default), postgresql or mariadb.
+``TEST_REPLICA`` gives it a replica that lags (``tests/replicas.py``).
+"""
 
 from __future__ import annotations
 
@@ -57,6 +59,10 @@ TEMPLATES = [
 
 SCRATCH = Path(os.environ.get("TEST_SCRATCH") or tempfile.mkdtemp(prefix="automation-tests-"))
 DATABASES = {"default": database_from_environment(SCRATCH)}
+if "TEST_REPLICA" in os.environ:  # migrated, and never written
+    file = str(SCRATCH / "replica.sqlite3")
+    DATABASES["replica"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "TEST": {"NAME": f"{file}.test"}}
+    DATABASE_ROUTERS = ["tests.replicas.PackageReadsReplica"]
 
 Q_CLUSTER = {
     "name": "automation-tests",

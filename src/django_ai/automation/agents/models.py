@@ -22,6 +22,7 @@ from ..queues.lease import alias_of, disturb
 from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
+from ..queues.writer import AutomationModel, WriterQuerySet
 
 
 class AgentStatus(models.TextChoices):
@@ -36,7 +37,7 @@ class AgentStatus(models.TextChoices):
 FINISHED = (AgentStatus.COMPLETED, AgentStatus.FAILED, AgentStatus.CANCELLED)
 
 
-class AgentRunQuerySet(models.QuerySet["AgentRun"]):
+class AgentRunQuerySet(WriterQuerySet["AgentRun"]):
     def active(self) -> AgentRunQuerySet:
         return self.filter(status=AgentStatus.ACTIVE)
 
@@ -76,7 +77,7 @@ class AgentRun(Wakeable):
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
     depth = models.PositiveSmallIntegerField(default=0, editable=False)
 
-    objects = AgentRunQuerySet.as_manager()
+    objects = AgentRunQuerySet.as_manager()  # type: ignore[misc, assignment]
 
     drain_order: ClassVar[int] = 35
     queue: ClassVar[str] = "agents"
@@ -158,7 +159,7 @@ class AgentRun(Wakeable):
         self.refresh_from_db()
 
 
-class AgentRoute(models.Model):
+class AgentRoute(AutomationModel):
     """A key that events of an agent's entities have. One with a ``unique_key`` makes a singleton the only one."""
 
     run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="routes", editable=False)
@@ -183,7 +184,7 @@ class HandlerStatus(models.TextChoices):
     PARKED = "parked"
 
 
-class HandlerExecution(models.Model):
+class HandlerExecution(AutomationModel):
     """One answer of one handler to one event: due, tried again, and done once."""
 
     run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="executions", editable=False)

@@ -34,6 +34,7 @@ from ..exceptions import DefinitionError
 from ..queues.database import is_database_failure
 from ..queues.keys import digest
 from ..queues.lease import alias_of
+from ..queues.writer import from_writer
 from .definitions import Declared
 from .slots import SLOT, check_slots, path_of
 
@@ -189,6 +190,7 @@ def _key(scope: str, names: Sequence[str], parts: Iterable[str]) -> str:
     return digest("match", scope, ",".join(names), *parts)
 
 
+@from_writer()
 def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) -> list[str]:
     """Return the keys of the entity's side, one for each shape that it has the fields for."""
     if entity is None:
@@ -230,6 +232,7 @@ def _has_field(owner: type[models.Model], name: str) -> bool:
     return True
 
 
+@from_writer()
 def satisfies(entity: models.Model, residual: Mapping[str, Any]) -> bool:
     """Say whether ``entity`` fits what is left to compare: asked of the database. One that was deleted is compared
     here, with the lookups that need no database."""

@@ -38,6 +38,7 @@ from ..queues.keys import KEY_LENGTH, digest, new_call_key
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.models import PartialIndex, Wakeable, at_text, parked_index, unique, wake_index
 from ..queues.texts import last_line
+from ..queues.writer import AutomationModel, WriterQuerySet, from_writer
 from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, find_declared
 from .names import pattern_of
 
@@ -68,7 +69,7 @@ def about(entity: models.Model) -> models.Q:
     return query
 
 
-class EventQuerySet(models.QuerySet["Event"]):
+class EventQuerySet(WriterQuerySet["Event"]):
     def of(self, entity: models.Model) -> EventQuerySet:
         """The events of one entity, whichever class of its family it was loaded as."""
         return self.filter(about(entity))
@@ -111,7 +112,7 @@ class Event(Wakeable):
     depth = models.PositiveSmallIntegerField(default=0, editable=False)
     active_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
 
-    objects = EventQuerySet.as_manager()
+    objects = EventQuerySet.as_manager()  # type: ignore[misc, assignment]
 
     drain_order: ClassVar[int] = 10
     queue: ClassVar[str] = "events"
@@ -203,6 +204,7 @@ class Event(Wakeable):
         return None if value is None else aware(value, f"{self.entity_type}.{definition.date_field}")
 
     @property
+    @from_writer()
     def is_valid(self) -> bool:
         """Whether the event could occur with the entity as it is now: it exists, has a date, the condition holds."""
         definition, entity = self.definition, self.entity
@@ -342,6 +344,7 @@ def _take_over_snapshots(label: str, history: Sequence[Event]) -> None:
         event.snapshot = next((snapshot for _, snapshot in later), None)
 
 
+@from_writer()
 def take_snapshot(entity: models.Model) -> dict[str, Any]:
     """Return the entity's own columns as JSON values."""
     import json
@@ -391,7 +394,7 @@ def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
     return entity
 
 
-class RoutingShape(models.Model):
+class RoutingShape(AutomationModel):
     """Which fields somebody matches an event by: the keys that its occurrence must be looked up under.
 
     A small table: one row for each distinct set of lookups in the code, not for each one who waits.
@@ -438,7 +441,7 @@ class Shapes:
         return [shape for name in event.names for shape in self._found.get((used_by, name), ())]
 
 
-class EventClaim(models.Model):
+class EventClaim(AutomationModel):
     """A claim on an event and a match: while it stands, the flows of others pass the event by."""
 
     event_name = models.CharField(max_length=200, editable=False)

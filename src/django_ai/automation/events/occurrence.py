@@ -38,6 +38,7 @@ from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_toke
 from ..queues.parking import because, parked
 from ..queues.retry import Retry
 from ..queues.signals import row_parked
+from ..queues.writer import from_writer
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
 from .definitions import EventDefinition, EventTrigger
@@ -150,6 +151,7 @@ def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Reading]:
             yield _read(event, now)
 
 
+@from_writer()
 def _read(event: Event, now: datetime) -> Reading:
     """Decide what the event does now. Runs user code: its condition and its payload."""
     definition = event.definition
@@ -314,6 +316,7 @@ def _payload_text(event: Event, definition: EventDefinition) -> str:
     return encode(payload, f"The payload of {definition!r}")
 
 
+@from_writer()
 def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
     """Return what the definition's payload function adds. Raises what it raises, ``DefinitionError`` if that is no
     dict, and ``NotStorableError``."""

@@ -38,6 +38,7 @@ from ..queues.jsontext import storable
 from ..queues.keys import digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.signals import row_parked
+from ..queues.writer import from_writer
 from .callbacks import CANCELLED, CREATED
 from .definitions import Declared, EventDefinition, EventTrigger, declared_on, forget_declarations, listed
 from .listeners import listeners
@@ -153,6 +154,7 @@ def refuse_other_database(model: type[models.Model], using: str) -> None:
         )
 
 
+@from_writer()
 def record(
     entities: Sequence[models.Model],
     now: datetime,
@@ -188,8 +190,12 @@ def record(
         return written + _change([(known[each.key], each) for each in wanted if each.key in known], now)
 
 
+def _present(wanted: Sequence[Wanted]) -> list[Event]:
+    return list(Event.objects.filter(active_key__in=[each.key for each in wanted]))
+
+
 def _known(wanted: Sequence[Wanted]) -> dict[str | None, Event]:
-    return {row.active_key: row for row in Event.objects.filter(active_key__in=[each.key for each in wanted])}
+    return {row.active_key: row for row in _present(wanted)}
 
 
 def _wanted(entity: models.Model, raw: bool, update_fields: Any, write: EventTrigger | None) -> Iterator[Wanted]:
@@ -276,7 +282,7 @@ def _as_rounded(entity: models.Model, definition: EventDefinition) -> models.Mod
 
 
 def _from_table(entity: models.Model, *, lock: bool = False) -> models.Model | None:
-    rows = type(entity)._base_manager.using(entity._state.db)
+    rows = type(entity)._base_manager.using(alias_of(Event))
     return (
         (rows.select_for_update(of=("self",)) if lock and _locks_parts(rows.db) else rows).filter(pk=entity.pk).first()
     )
@@ -325,7 +331,7 @@ def _condition_of(entity: models.Model) -> Iterator[None]:
                 atomic.__exit__(None, None, None)
 
 
-def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool) -> int:
+def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool, tries: int = TRIES) -> int:
     """Insert first rows. ``reborn``: the entity is surely new, so rows that exist belong to a dead one."""
     wanted = [each for each in wanted if _needs_row(each)]
     if not wanted:
@@ -338,14 +344,27 @@ def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool) -> 
     _follow(rows, now, batch, fresh=True)
     if not refused or raw:
         return len(rows)
-    present = list(Event.objects.filter(active_key__in=[each.key for each in refused]))
+    present = _present(refused)
     if reborn:
         # An entity of the same primary key went without a trace (raw SQL). Its rows must not speak for this one.
         _bury(present, now)
         return len(rows) + _insert(refused, now, raw, reborn=False)
     # Two first saves at once: the other one was faster, and ours is the newer state.
     pairs = {row.active_key: row for row in present}
-    return len(rows) + _change([(pairs[each.key], each) for each in refused if each.key in pairs], now)
+    gone = [each for each in refused if each.key not in pairs]
+    if gone and not tries:
+        raise AutomationError(_unseen(gone[0]))
+    written = len(rows) + _change([(pairs[each.key], each) for each in refused if each.key in pairs], now)
+    # Deleted or moved between the refusal and our look, perhaps.
+    return written + (_insert(gone, now, raw, reborn=False, tries=tries - 1) if gone else 0)
+
+
+def _unseen(wanted: Wanted) -> str:
+    return (
+        f"The event {wanted.definition.name!r} of {wanted.declared.label} {wanted.entity_id} has a row already, "
+        f"and this transaction does not see it, so it cannot be armed. Read where you write (the automation tables "
+        f"are in {alias_of(Event)!r}) in the isolation level READ COMMITTED, Django's default, or save again."
+    )
 
 
 def _needs_row(wanted: Wanted) -> bool:
@@ -591,6 +610,7 @@ def _follow(rows: list[Event], now: datetime, batch: CommitBatch, *, fresh: bool
         ring_after_commit(batch.alias)
 
 
+@from_writer()
 def on_delete(sender: type[models.Model], instance: models.Model, using: str, **kwargs: Any) -> None:
     """Cancel what is pending, keep a snapshot, and free the keys: the same primary key may come again."""
     refuse_other_database(sender, using)
@@ -654,6 +674,7 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
     _follow(rows, now, batch, fresh=True)
 
 
+@from_writer()
 def before_delete(sender: type[models.Model], instance: models.Model, using: str, **kwargs: Any) -> None:
     """Read what the snapshot will need while it is there, and see whether there is anything to delete.
 
@@ -666,4 +687,4 @@ def before_delete(sender: type[models.Model], instance: models.Model, using: str
     instance._automation_is_there = is_there  # type: ignore[attr-defined]
     if is_there and (deferred := instance.get_deferred_fields()):
         with contextlib.suppress(ObjectDoesNotExist):
-            instance.refresh_from_db(fields=deferred)
+            instance.refresh_from_db(using=using, fields=deferred)

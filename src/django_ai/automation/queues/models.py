@@ -22,6 +22,7 @@ from django.utils import timezone
 
 from .clock import Clock
 from .texts import last_line
+from .writer import AutomationModel
 
 
 class PartialIndex(models.Index):
@@ -51,7 +52,7 @@ def unique(name: str, field: str) -> models.UniqueConstraint:
     return models.UniqueConstraint(fields=[field], name=name)
 
 
-class Wakeable(models.Model):
+class Wakeable(AutomationModel):
     """The columns and the contract of a row that moves in time."""
 
     wake_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -123,7 +124,7 @@ def at_text(moment: datetime) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}"
 
 
-class Worker(models.Model):
+class Worker(AutomationModel):
     """A process that performs due rows, and when it last did. Written every few seconds by a process that works."""
 
     name = models.CharField(max_length=100, editable=False)
@@ -140,7 +141,7 @@ class Worker(models.Model):
         return self.name.rsplit(":", 1)[0]
 
 
-class Arrival(models.Model):
+class Arrival(AutomationModel):
     """Something that came for those who wait: an occurrence, or the delivery of a signal. Its key is its position in
     the one order of all that came (``positions``); ``at`` is the database's clock. Only ever added to."""
 

@@ -61,14 +61,15 @@ def skip_missed(now: datetime) -> int:
         return 0
     from django_q.models import Schedule
 
-    ours = Schedule.objects.filter(name__in=[name for name, *_ in SCHEDULES], repeats__lt=0)
+    rows = Schedule.objects.using(router.db_for_write(Schedule))
+    ours = rows.filter(name__in=[name for name, *_ in SCHEDULES], repeats__lt=0)
     skipped = 0
     for row in ours.filter(next_run__lt=now - timedelta(minutes=2)):
         period = _period(row)
         missed = (now - row.next_run) // period if period else 0
         if period and missed:
             # Only if Q2's scheduler has not moved it meanwhile.
-            unmoved = Schedule.objects.filter(pk=row.pk, next_run=row.next_run)
+            unmoved = rows.filter(pk=row.pk, next_run=row.next_run)
             skipped += unmoved.update(next_run=row.next_run + missed * period)
     return skipped
 

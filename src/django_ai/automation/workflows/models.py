@@ -20,6 +20,7 @@ from ..queues.lease import alias_of, disturb
 from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
 from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
+from ..queues.writer import AutomationModel, WriterQuerySet
 from .context import own_run_pk
 
 
@@ -46,7 +47,7 @@ CHUNK = 1000
 """Runs that are woken in one statement."""
 
 
-class WorkflowRunQuerySet(models.QuerySet["WorkflowRun"]):
+class WorkflowRunQuerySet(WriterQuerySet["WorkflowRun"]):
     def unfinished(self) -> WorkflowRunQuerySet:
         return self.exclude(status__in=FINISHED)
 
@@ -98,7 +99,7 @@ class WorkflowRun(Wakeable):
     wake_ref = models.BigIntegerField(null=True, blank=True, editable=False)
     wake_step = models.CharField(max_length=200, blank=True, default="", editable=False)
 
-    objects = WorkflowRunQuerySet.as_manager()
+    objects = WorkflowRunQuerySet.as_manager()  # type: ignore[misc, assignment]
 
     drain_order: ClassVar[int] = 30
     queue: ClassVar[str] = "workflows"
@@ -228,7 +229,7 @@ class WorkflowRun(Wakeable):
         }
 
 
-class WaitQuerySet(models.QuerySet["Wait"]):
+class WaitQuerySet(WriterQuerySet["Wait"]):
     def open(self) -> WaitQuerySet:
         """Waits of runs that are suspended and in nobody's hands."""
         return self.filter(run__status=WorkflowStatus.SUSPENDED, run__lease=None, visit=models.F("run__visit"))
@@ -242,7 +243,7 @@ class WaitQuerySet(models.QuerySet["Wait"]):
         return self.filter(~models.Exists(taken))
 
 
-class Wait(models.Model):
+class Wait(AutomationModel):
     """One thing that a suspended run waits for. Inserted by the commit of its step; all waits of a run are withdrawn in
     the transaction that wakes it. One of an earlier ``visit`` counts for nothing."""
 
@@ -257,7 +258,7 @@ class Wait(models.Model):
     then = models.CharField(max_length=200, editable=False)
     on_timeout = models.CharField(max_length=200, editable=False)
 
-    objects = WaitQuerySet.as_manager()
+    objects = WaitQuerySet.as_manager()  # type: ignore[misc, assignment]
 
     class Meta:
         verbose_name = "wait"
@@ -324,7 +325,7 @@ def wake(
     return count
 
 
-class StepExecution(models.Model):
+class StepExecution(AutomationModel):
     """One try of one step.
 
     Those with a ``wake_ref`` are also the ledger of what the run has consumed: while the run may still wait, they stay

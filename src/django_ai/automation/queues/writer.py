@@ -1,0 +1,70 @@
+"""Reads of the automation tables go to the database that their writes go to.
+
+A router may send reads to a replica. A replica lags, and does not see what the caller's own transaction wrote. Every
+decision here follows from rows that were just written, so all models of the automation tables have ``WriterQuerySet``
+as their manager, also for relations and ``refresh_from_db`` (as their base manager).
+
+``from_writer`` does the same for the project's own tables, while the state of an entity decides something: a condition
+that follows a relation, a deferred field, a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from django.db import connections, models, router
+
+M_co = TypeVar("M_co", bound=models.Model, covariant=True)
+
+
+_reads_from_writer: ContextVar[bool] = ContextVar("automation_reads_from_writer", default=False)
+
+
+class FromWriter:
+    """A router that goes before the project's: it speaks only inside ``from_writer``."""
+
+    def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
+        return router.db_for_write(model, **hints) if _reads_from_writer.get() else None
+
+
+@contextmanager
+def from_writer() -> Iterator[None]:
+    """Read from the writer whatever is read inside, lazily or not, unless ``using()`` says otherwise."""
+    if len(connections.settings) == 1 or _reads_from_writer.get():
+        yield
+        return
+    if not any(isinstance(each, FromWriter) for each in router.routers):
+        # Here, not in DATABASE_ROUTERS: nobody is to forget it, and tests may override the setting.
+        router.routers.insert(0, FromWriter())
+    token = _reads_from_writer.set(True)
+    try:
+        yield
+    finally:
+        _reads_from_writer.reset(token)
+
+
+class WriterQuerySet(models.QuerySet[M_co, M_co]):
+    """A queryset that reads from the writer, unless ``using()`` says otherwise."""
+
+    def __init__(self, model: Any = None, query: Any = None, using: str | None = None, hints: Any = None) -> None:
+        if using is None and model is not None:
+            using = router.db_for_write(model)
+        super().__init__(model, query, using, hints)
+
+
+class WriterManager(models.Manager[M_co]):
+    def get_queryset(self) -> WriterQuerySet[M_co]:
+        return WriterQuerySet(self.model, using=self._db, hints=self._hints)  # type: ignore[attr-defined]
+
+
+class AutomationModel(models.Model):
+    """The base of all models of the automation tables."""
+
+    objects = WriterManager()
+
+    class Meta:
+        abstract = True
+        base_manager_name = "objects"
