@@ -37,6 +37,12 @@ class ForkedConnectionError(AutomationError, RuntimeError):
     """A forked process may not use SQLite where its parent had a connection open."""
 
 
+class AttemptTimeoutError(AutomationError, TimeoutError):
+    """The attempt ran for longer than its timeout."""
+
+    may_pass = True
+
+
 class EventStormError(AutomationError):
     """Events cause each other without end."""
 

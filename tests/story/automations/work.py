@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -194,4 +196,23 @@ class Poison:
         if not Path(self.context.cure).exists():
             os._exit(9)
         Mark.objects.create(name="poison:cured")
+        return complete()
+
+
+@workflow("story:stuck")
+class Stuck:
+    """Its first attempt cannot be interrupted."""
+
+    class Context(BaseModel):
+        how: str
+
+    @step(start=True, atomic=False, timeout=timedelta(seconds=1))
+    def begin(self):
+        if not Mark.objects.filter(name="stuck").exists():
+            Mark.objects.create(name="stuck")
+            if self.context.how == "signals are blocked":
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                time.sleep(90)
+            else:
+                ctypes.PyDLL(None).sleep(90)
         return complete()

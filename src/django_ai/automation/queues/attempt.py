@@ -34,7 +34,7 @@ from ..exceptions import LeaseLostError
 from .cause import Cause, causing
 from .clock import Clock
 from .database import is_database_failure, let_go_of_broken, touched_nothing
-from .heartbeat import keep_lease_for
+from .heartbeat import bounded, keep_lease_for
 from .jsontext import storable
 from .lease import advance, alias_of, release
 from .models import Wakeable
@@ -107,7 +107,8 @@ def attempt(
 
     def make() -> Progress:
         nonlocal made
-        made = work()
+        with bounded(timeout, connection):
+            made = work()
         return made
 
     try:

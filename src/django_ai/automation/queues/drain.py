@@ -50,13 +50,17 @@ def drain(
     heartbeat: bool = False,
     models: Collection[type[Wakeable]] | None = None,
     stop: Callable[[], bool] = _never,
+    expendable: bool = False,
 ) -> int:
     """Perform everything that is due, and return how many rows were performed.
 
     ``now``: a fixed moment to work at (tests, replays); default: the wall clock. ``budget``: stop after this time
     (default: when nothing is due). ``heartbeat``: keep leases of slow work alive in a thread (workers do). ``models``:
     only rows of these kinds (default: all). ``stop``: asked between two rows; once it says true, nothing more is begun
-    and what was claimed goes back. Must not be called inside a transaction of a live system; a nested call returns 0
+    and what was claimed goes back. ``expendable``: the process may end where user code cannot be interrupted after its
+    timeout, because something starts another (workers).
+
+    Must not be called inside a transaction of a live system; a nested call returns 0
     at once.
 
     When the database cannot be asked what is due, its error is raised. Call again after a pause: a connection that
@@ -65,7 +69,7 @@ def drain(
     if getattr(_state, "draining", False):
         return 0
     clock = clock_at(now)
-    hands = Hands(beating=heartbeat, clock=clock)
+    hands = Hands(beating=heartbeat, clock=clock, expendable=expendable)
     deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
     _state.draining, _state.partly = True, models is not None
     take_up(hands)

@@ -36,7 +36,7 @@ class InlineExecutor:
     """Performs what is due at once, in the thread that committed it: for tests, notebooks and small scripts."""
 
     def ring(self, alias: str) -> None:
-        drain()
+        drain(heartbeat=True)
 
 
 class SilentExecutor:

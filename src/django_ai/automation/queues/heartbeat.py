@@ -12,16 +12,20 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from ..conf import conf
 from . import fork
 from .clock import Clock
 from .database import unpooled
+from .interrupt import SECONDS_TO_RETURN, Deadline, watchdog
 from .lease import alias_of, release, renew
 from .models import Wakeable
 from .registry import wakeables
@@ -35,11 +39,16 @@ class Hands:
 
     beating: bool = False
     clock: Clock = timezone.now
+    expendable: bool = False
     _waiting: dict[int, Wakeable] = field(default_factory=dict)
     _started: Wakeable | None = None
     _deadline: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _dropping: threading.Lock = field(default_factory=threading.Lock)
+    bound: Deadline = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bound = Deadline(wake_by, expendable=self.expendable)
 
     def hold(self, rows: list[Wakeable]) -> None:
         with self._lock:
@@ -60,7 +69,8 @@ class Hands:
     def keep_for(self, timeout: timedelta) -> None:
         """Keep the started row's lease alive for as long as ``timeout``."""
         with self._lock:
-            self._deadline = time.monotonic() + timeout.total_seconds()
+            # And a little longer: what is interrupted has still to write what came of it.
+            self._deadline = time.monotonic() + timeout.total_seconds() + SECONDS_TO_RETURN
 
     @property
     def has_started(self) -> bool:
@@ -104,6 +114,18 @@ def keep_lease_for(timeout: timedelta) -> None:
         hands.keep_for(timeout)
 
 
+@contextmanager
+def bounded(timeout: timedelta, connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Interrupt the block, which runs user code, after ``timeout``, where a heartbeat watches. Raises
+    ``AttemptTimeoutError``."""
+    hands = current_hands()
+    if hands is None or not hands.beating:
+        yield
+        return
+    with hands.bound.bound(timeout.total_seconds(), connection):
+        yield
+
+
 def take_up(hands: Hands | None) -> None:
     """Make ``hands`` those of the current thread, or empty the thread's hands."""
     previous = current_hands()
@@ -141,10 +163,16 @@ def _run() -> None:
     if connections[alias].settings_dict["OPTIONS"].get("pool"):
         # A pool that is full must not cost the others their leases.
         connections[alias] = unpooled(alias)
+    last = time.monotonic()
     while True:
-        time.sleep(conf().HEARTBEAT.total_seconds())
+        _sleep(last + conf().HEARTBEAT.total_seconds())
         with _guard:
             all_hands = list(_hands)
+        for hands in all_hands:
+            hands.bound.watch()
+        if time.monotonic() < last + conf().HEARTBEAT.total_seconds():
+            continue
+        last = time.monotonic()
         if not all_hands:
             connections.close_all()  # this thread's own: an idle worker needs none
         elif connections[alias].vendor == "sqlite":
@@ -154,6 +182,36 @@ def _run() -> None:
                 connections.close_all()
         else:
             _beat_all(all_hands)
+
+
+_timer = threading.Condition()
+_wakes_at = float("inf")
+_nudged = False
+
+
+def wake_by(moment: float) -> None:
+    """Let the heartbeat's thread look by ``moment`` (of ``time.monotonic``), if it would sleep for longer."""
+    global _nudged
+    if moment < _wakes_at:
+        with _timer:
+            _nudged = True
+            _timer.notify()
+
+
+def _sleep(until: float) -> None:
+    """Sleep until the next beat, or the first deadline."""
+    global _wakes_at, _nudged
+    with _timer:
+        _wakes_at, _nudged = float("inf"), False  # who sets a deadline now is heard, also before this sleeps
+    with _guard:
+        nearest = [hands.bound.next_look for hands in _hands]
+        expendable = any(hands.expendable for hands in _hands)
+    with _timer:
+        if not _nudged:
+            _wakes_at = min([until, *nearest])
+            seconds = max(_wakes_at - time.monotonic(), 0.0)
+            with watchdog(seconds) if expendable else nullcontext():
+                _timer.wait(seconds)
 
 
 def _beat_all(all_hands: list[Hands]) -> None:
@@ -168,8 +226,8 @@ def _beat_all(all_hands: list[Hands]) -> None:
 
 
 def _after_fork() -> None:
-    global _thread, _guard
-    _thread, _guard = None, threading.Lock()
+    global _thread, _guard, _timer
+    _thread, _guard, _timer = None, threading.Lock(), threading.Condition()
     _hands.clear()
     _local.__dict__.clear()
 

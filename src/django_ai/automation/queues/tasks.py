@@ -33,7 +33,7 @@ def drain_due() -> int:
     A database that does not answer is no failure of the task: it is logged, and the next doorbell tries again.
     """
     try:
-        performed = drain(budget=conf().DRAIN_BUDGET, heartbeat=True)
+        performed = drain(budget=conf().DRAIN_BUDGET, heartbeat=True, expendable=True)
         if performed and due_models(timezone.now(), look()):
             get_executor().ring(alias_of(wakeables()[0]))
     except DatabaseTrouble as error:

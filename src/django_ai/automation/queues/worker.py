@@ -87,7 +87,7 @@ class Shift:
             self._keep_up()
             pause = self._watch.look()
             if not pause:
-                drain(heartbeat=True, models=self.models, stop=self._is_over)
+                drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True)
                 _freshen()
                 return
         except DatabaseTrouble as error:
@@ -115,7 +115,7 @@ class Shift:
         before = self._hear()
         try:
             self._keep_up()
-            return drain(heartbeat=True, models=self.models, stop=self._is_over)
+            return drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True)
         except SystemExit:
             if not self.stopping:
                 raise

@@ -1,0 +1,198 @@
+"""A step that hangs: its timeout ends the attempt, which has failed as any other; a process that cannot be interrupted
+is replaced.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from pydantic import BaseModel
+
+from django_ai.automation import Retry, agent, complete, engine, handler, on_event, on_fail, step, workflow
+from django_ai.automation.agents.models import HandlerExecution
+from django_ai.automation.events.models import CallbackExecution
+from django_ai.automation.queues import interrupt
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.app.models import Effect
+from tests.lifecycle.looking import effects, leave
+from tests.runtimes.cluster import automation_worker, until
+from tests.story.models import Probe
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+SHORT = timedelta(milliseconds=200)
+ONCE = Retry(max_attempts=1)
+
+
+def sleeps() -> None:
+    time.sleep(60)
+
+
+def waits_for_a_socket() -> None:
+    """As an HTTP call without a timeout does."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        client.recv(1)
+
+
+def computes() -> None:
+    while True:
+        sum(range(1000))
+
+
+def asks_the_database() -> None:
+    slow = {
+        "postgresql": "SELECT pg_sleep(60)",
+        "mysql": "SELECT SLEEP(60)",
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(slow[connection.vendor])
+
+
+HANGS = [sleeps, waits_for_a_socket, computes, asks_the_database]
+
+
+def hanging(hang: Callable[[], Any], *, retry: Retry = ONCE, atomic: bool = True) -> None:
+    @workflow("hanging")
+    class Hanging:
+        class Context(BaseModel):
+            tries: int = 0
+
+        @step(start=True, timeout=SHORT, retry=retry, atomic=atomic)
+        def begin(self):
+            self.context.tries += 1
+            leave("written")
+            if self.context.tries == 1:
+                hang()
+            return complete()
+
+        @on_fail
+        def failed(self, error):
+            leave("failed")
+
+
+def ended(run: WorkflowRun) -> tuple[str, str]:
+    run.refresh_from_db()
+    return run.status, run.error
+
+
+def in_a_thread(work: Callable[[], Any]) -> None:
+    def perform() -> None:
+        try:
+            work()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=perform)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("hang", HANGS, ids=lambda hang: hang.__name__)
+def test_35_real_seconds_the_attempt_fails_after_its_timeout(hang):
+    hanging(hang)
+    run, started = engine.start("hanging"), time.monotonic()
+    drain(heartbeat=True)
+    assert time.monotonic() - started < 5
+    status, error = ended(run)
+    assert (status, run.losses, run.steps.count()) == ("failed", 0, 1)
+    assert "longer than its timeout of 0.2 s" in error
+    assert effects() == ["failed"]  # nothing is kept of what it wrote; @on_fail has run
+    assert Effect.objects.count() == 1  # the connection is of use
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
+def test_35_real_seconds_it_is_tried_again(atomic):
+    hanging(sleeps, retry=Retry(max_attempts=2, base_delay=timedelta(0)), atomic=atomic)
+    run = engine.start("hanging")
+    drain(heartbeat=True)
+    assert ended(run) == ("completed", "")
+    assert run.steps.count() == 2
+    assert effects() == ["written"] if atomic else ["written", "written"]
+
+
+def test_35_real_seconds_in_a_thread_that_is_not_the_main_one():
+    hanging(computes)
+    run = engine.start("hanging")
+    in_a_thread(lambda: drain(heartbeat=True))
+    status, error = ended(run)
+    assert status == "failed"
+    assert "AttemptTimeoutError" in error
+
+
+def test_35_real_seconds_code_that_swallows_the_exception_gets_it_again(monkeypatch):
+    monkeypatch.setattr(interrupt, "SECONDS_BETWEEN", 0.1)
+
+    def stubborn() -> None:
+        for _ in range(3):
+            try:
+                time.sleep(60)
+            except Exception:
+                leave("swallowed")
+
+    hanging(stubborn)
+    run = engine.start("hanging")
+    drain(heartbeat=True)
+    assert ended(run)[0] == "failed"
+    assert effects() == ["failed"]
+
+
+def test_35_real_seconds_callbacks_and_handlers_have_timeouts_too():
+    @on_event("probe_ready", name="hangs", timeout=SHORT, retry=ONCE)
+    def hangs(event):
+        time.sleep(60)
+
+    @agent("keeper", spawn_on="probe_ready", default_retry=ONCE)
+    class Keeper:
+        class Context(BaseModel):
+            pass
+
+        @handler("probe_ready", timeout=SHORT)
+        def note(self, ctx):
+            time.sleep(60)
+
+    Probe.objects.create(name="x", ready=True)
+    drain(heartbeat=True)
+    for row in (CallbackExecution.objects.get(callback="hangs"), HandlerExecution.objects.get()):
+        assert row.status == "failed"
+        assert "timeout of 0.2 s" in row.error
+
+
+def test_35_what_is_in_time_is_not_disturbed():
+    """Also when the deadline passes while the engine commits: it is armed for user code alone."""
+
+    @workflow("quick")
+    class Quick:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True, timeout=timedelta(milliseconds=50), retry=ONCE)
+        def begin(self):
+            transaction.on_commit(lambda: time.sleep(0.3))
+            return complete()
+
+    run = engine.start("quick")
+    drain(heartbeat=True)
+    assert ended(run) == ("completed", "")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("how", ["signals are blocked", "the interpreter is held"])
+def test_35_real_seconds_a_process_that_cannot_be_interrupted_is_replaced(tmp_path, how):
+    """It ends, and its supervisor starts another, which does the rest."""
+    log = tmp_path / "worker.log"
+    stuck, sound = engine.start("story:stuck", how=how), engine.start("story:count", steps=2)
+    with automation_worker(log, TEST_LEASE_SECONDS="2"):
+        until(lambda: ended(sound)[0] == "completed", 60, "The work of a process that took its place", log)
+        until(lambda: WorkflowRun.objects.get(pk=stuck.pk).status == "completed", 60, "The second attempt", log)
+    assert "is started again" in log.read_text()
+    assert stuck.steps.filter(outcome="lost").count() == 1
