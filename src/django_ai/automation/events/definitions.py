@@ -53,6 +53,9 @@ class EventDefinition:
     ``namespace``: a text, or a function of the entity that returns one; subscribers that name a namespace hear only
     the events in it.
 
+    ``existing``: what becomes of rows that are older than the definition. ``"baseline"``: what already held before the
+    first save that the definition sees is recorded and does not occur. ``"fire"``: it occurs at that save.
+
     Raises ``DefinitionError`` for arguments that make no sense.
     """
 
@@ -68,6 +71,7 @@ class EventDefinition:
         watch_fields: Iterable[str] | None = None,
         rearm: bool = False,
         namespace: Namespace | None = None,
+        existing: str = "baseline",
     ) -> None:
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
             raise DefinitionError(f"EventDefinition({name!r}): the name must be a text of 1 to {MAX_NAME} characters.")
@@ -90,6 +94,9 @@ class EventDefinition:
             )
         if not isinstance(rearm, bool):
             raise DefinitionError(f"{what}: rearm={rearm!r} must be True or False.")
+        if existing not in ("baseline", "fire"):
+            raise DefinitionError(f'{what}: existing={existing!r} must be "baseline" or "fire".')
+        self.existing = existing
         self.watch_fields = _field_names(watch_fields, what)
         self.triggers = _triggers(trigger, bool(self.watch_fields), what)
         if self.triggers and date_field is not None:

@@ -18,7 +18,7 @@ import json
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -39,6 +39,7 @@ from ..queues.keys import digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.signals import row_parked
 from ..queues.writer import from_writer
+from .baseline import ALREADY, before_save, keep_what_is_loaded, known_since, look_before_save, remember_new
 from .callbacks import CANCELLED, CREATED
 from .definitions import Declared, EventDefinition, EventTrigger, declared_on, forget_declarations, listed
 from .listeners import listeners
@@ -55,7 +56,8 @@ TRIES = 20
 class Wanted:
     """What an entity says about one of its events now. ``at`` and ``watched`` are UNKNOWN where the save did not touch
     the date or the watched fields. ``write``: which kind of write this is, if the definition counts writes of its kind;
-    ``armed`` then says whether the condition held at it."""
+    ``armed`` then says whether the condition held at it. ``already``: it held before the save that
+    first shows the entity to this definition."""
 
     declared: Declared
     entity_id: str
@@ -66,6 +68,7 @@ class Wanted:
     armed: bool
     write: EventTrigger | None = None
     error: str = ""
+    already: bool = False
 
     @property
     def definition(self) -> EventDefinition:
@@ -86,6 +89,7 @@ def watch(model: type[models.Model]) -> None:
     pre_delete.connect(before_delete, sender=model, dispatch_uid=uid)
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
+    keep_what_is_loaded(model)
     if not getattr(model.save_base, "commits_events", False):
         model.save_base = _in_one_transaction(model.save_base)  # type: ignore[method-assign]
 
@@ -95,6 +99,8 @@ def _in_one_transaction(save_base: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: models.Model, *args: Any, using: str | None = None, **kwargs: Any) -> Any:
         using = using or router.db_for_write(type(self), instance=self)
         with transaction.atomic(using=using, savepoint=False):
+            if not kwargs.get("raw"):
+                look_before_save(self, using, bool(kwargs.get("force_insert")))
             return save_base(self, *args, using=using, **kwargs)
 
     wrapper.alters_data = True  # type: ignore[attr-defined]
@@ -144,6 +150,8 @@ def on_save(
 ) -> None:
     refuse_other_database(sender, using)
     record([instance], timezone.now(), created=created, raw=raw, update_fields=update_fields)
+    if created:
+        remember_new(instance)
 
 
 def refuse_other_database(model: type[models.Model], using: str) -> None:
@@ -186,8 +194,38 @@ def record(
             fresh = [_from_table(entity, lock=read_before) for entity in entities if str(entity.pk) in doubtful]
             wanted = [each for entity in fresh if entity is not None for each in _wanted(entity, raw, None, write)]
             known = _known(wanted)
-        written = _insert([each for each in wanted if each.key not in known], now, raw, reborn=False)
+        unseen = [each for each in wanted if each.key not in known]
+        if read_before:  # nobody saves: an immediate event waits for the next save
+            unseen = [each for each in unseen if each.definition.is_scheduled]
+        if unseen and not raw:
+            _judge_the_past(unseen, None if read_before else before_save(entities[0]), now, saved=not read_before)
+        written = _insert(unseen, now, raw, reborn=False)
         return written + _change([(known[each.key], each) for each in wanted if each.key in known], now)
+
+
+def _judge_the_past(unseen: Sequence[Wanted], before: models.Model | None, now: datetime, *, saved: bool) -> None:
+    """Say of what is seen for the first time whether it held before."""
+    for wanted in unseen:
+        definition = wanted.definition
+        if not wanted.armed or definition.triggers or definition.existing == "fire":
+            continue
+        if definition.is_scheduled and (wanted.at is UNKNOWN or wanted.at is None or wanted.at > now):
+            continue
+        if saved:
+            wanted.already = before is not None and _held_before(wanted, before, now)
+        elif wanted.at < later(now, -conf().RECONCILE_HORIZON):
+            since = known_since(wanted.declared)
+            wanted.already = since is None or wanted.at < since
+
+
+def _held_before(wanted: Wanted, before: models.Model, now: datetime) -> bool:
+    definition, was = wanted.definition, replace(wanted, armed=False, error="")
+    if definition.date_field is not None:
+        at = _date_of(before, definition.date_field)
+        if at is None or at > now:
+            return False
+    _ask(was, before, raw=False)
+    return was.armed
 
 
 def _present(wanted: Sequence[Wanted]) -> list[Event]:
@@ -407,6 +445,8 @@ def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch, *, ag
     )
     if wanted.error:
         row.set_parked(wanted.error, now)
+    elif wanted.already:
+        row.status, row.error, row.fired = EventStatus.EXPIRED, ALREADY, [CREATED]
     elif raw and not definition.is_scheduled and wanted.armed:
         row.status, row.error = EventStatus.EXPIRED, "Loaded from a fixture with its condition already true."
     elif definition.is_scheduled and row.at is not None and later(row.at, definition.grace) < now:
