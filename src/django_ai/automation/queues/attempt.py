@@ -30,7 +30,7 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections, models, transaction
 from django.db.models import F
 
-from ..exceptions import LeaseLostError
+from ..exceptions import AttemptTimeoutError, LeaseLostError
 from .cause import Cause, causing
 from .clock import Clock
 from .database import is_database_failure, let_go_of_broken, touched_nothing
@@ -116,6 +116,9 @@ def attempt(
             failure, progress = _run(row, make, connection.alias, atomic)
             if failure is None and progress is not None:
                 failure = _committed(row, progress)
+            if isinstance(failure, AttemptTimeoutError) and not connection.in_atomic_block:
+                # What cancelled its statement may reach the database late, and must not hit one of ours.
+                connection.close()
             if failure is not None:
                 # What was rolled back is not so in memory. And if it was not rolled back, because only a hook after
                 # the commit raised, the old ``seq`` makes sure that nothing is written over it.

@@ -117,8 +117,9 @@ class Deadline:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(self.thread), ctypes.py_object(AttemptTimeoutError)
                 )
-        if self.connection is not None:
-            cancel_statement(self.connection, self.session)
+            # Under the lock: nothing is cancelled once the user code has been left.
+            if self.connection is not None:
+                cancel_statement(self.connection, self.session)
 
 
 @contextmanager
