@@ -23,7 +23,7 @@ from datetime import datetime
 from typing import Any
 
 from django.core.exceptions import ObjectDoesNotExist
-from django.db import connections, models, router, transaction
+from django.db import DatabaseError, connections, models, router, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.signals import class_prepared, post_delete, post_save, pre_delete, pre_save
 from django.utils import timezone
@@ -41,7 +41,15 @@ from ..queues.signals import row_parked
 from ..queues.writer import from_writer
 from .baseline import ALREADY, before_save, keep_what_is_loaded, known_since, look_before_save, remember_new
 from .callbacks import CANCELLED, CREATED
-from .definitions import Declared, EventDefinition, EventTrigger, declared_on, forget_declarations, listed
+from .definitions import (
+    Declared,
+    EventDefinition,
+    EventTrigger,
+    concrete_ancestors,
+    declared_on,
+    forget_declarations,
+    listed,
+)
 from .listeners import listeners
 from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
@@ -98,14 +106,38 @@ def _in_one_transaction(save_base: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(save_base)
     def wrapper(self: models.Model, *args: Any, using: str | None = None, **kwargs: Any) -> Any:
         using = using or router.db_for_write(type(self), instance=self)
-        with transaction.atomic(using=using, savepoint=False):
-            if not kwargs.get("raw"):
-                look_before_save(self, using, bool(kwargs.get("force_insert")))
-            return save_base(self, *args, using=using, **kwargs)
+        with _writes_to(type(self), using) as sent, transaction.atomic(using=using, savepoint=False):
+            try:
+                if not kwargs.get("raw"):
+                    look_before_save(self, using, bool(kwargs.get("force_insert")))
+                return save_base(self, *args, using=using, **kwargs)
+            except Exception as error:
+                # With anything of it in the database the transaction must go: an entity without its events.
+                if sent or isinstance(error, DatabaseError):
+                    raise
+                refused = error
+        raise refused
 
     wrapper.alters_data = True  # type: ignore[attr-defined]
     wrapper.commits_events = True  # type: ignore[attr-defined]
     return wrapper
+
+
+@contextmanager
+def _writes_to(model: type[models.Model], using: str) -> Iterator[list[str]]:
+    """Collect the writes to the tables of ``model`` that are sent meanwhile."""
+    connection = connections[using]
+    tables = [connection.ops.quote_name(each._meta.db_table) for each in concrete_ancestors(model)]
+    sent: list[str] = []
+
+    def note(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+        text = str(sql)
+        if text.startswith(("INSERT", "UPDATE")) and any(table in text for table in tables):
+            sent.append(text)
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        yield sent
 
 
 def connect() -> None:
