@@ -90,6 +90,26 @@ class Suite(Room):
     events = [*Room.events, EventDefinition("suite_opened", condition=lambda s: s.stars > 4)]
 
 
+class Ware(models.Model):
+    """A Decimal for a primary key."""
+
+    code = models.DecimalField(primary_key=True, max_digits=8, decimal_places=2)
+    sold = models.BooleanField(default=False)
+
+    events = [EventDefinition("ware_sold", condition=lambda w: w.sold)]
+
+
+class Page(models.Model):
+    """A primary key that may be too long for events."""
+
+    path = models.CharField(primary_key=True, max_length=400)
+
+    events = [EventDefinition("page_written")]
+
+    def __str__(self) -> str:
+        return self.path
+
+
 class LongStay(Reservation):
     """A proxy without events of its own: it is a reservation."""
 

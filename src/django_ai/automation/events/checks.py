@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
+from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models, router
@@ -14,7 +15,15 @@ from django.db import models, router
 from ..queues.clock import offset_key, shift
 from ..queues.lease import alias_of
 from .callbacks import all_callbacks
-from .definitions import Declared, EventDefinition, declared_events, declared_on, declaring_models, sources_of
+from .definitions import (
+    Declared,
+    EventDefinition,
+    class_bodies,
+    declared_events,
+    declared_on,
+    declaring_models,
+    sources_of,
+)
 from .matching import trouble_with
 from .models import Event
 from .names import slots_of
@@ -30,7 +39,7 @@ def did_you_mean(name: str, known: Any) -> str:
 
 
 def check_definitions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    found: list[CheckMessage] = []
+    found: list[CheckMessage] = [*_check_lost_lists()]
     for model in declaring_models():
         found += _check_list(model)
         for declared in declared_on(model):
@@ -48,6 +57,24 @@ def check_definitions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 )
             )
     return found
+
+
+def _check_lost_lists() -> Iterator[CheckMessage]:
+    """Look for models whose list a relation of another model has replaced."""
+    for model in apps.get_models():
+        if (model.__module__, model.__qualname__) not in class_bodies or isinstance(
+            vars(model).get("events"), list | tuple
+        ):
+            continue
+        for relation in model._meta.related_objects:
+            if relation.get_accessor_name() == "events":
+                yield Error(
+                    f"{model._meta.label}.events listed events, and {relation.field} replaced the list by its "
+                    'related_name="events": none of them is recorded.',
+                    hint=f"Give {relation.field} another related_name.",
+                    obj=model,
+                    id="automation.E110",
+                )
 
 
 def _check_list(model: type[models.Model]) -> Iterator[CheckMessage]:

@@ -7,13 +7,17 @@ and then through its parent has one event, not two.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ValidationError
 from django.db import models
 
 from ..conf import conf
@@ -111,6 +115,7 @@ class EventDefinition:
         self.date_field = date_field
         self.payload = payload
         self._grace = grace
+        _note_class_body()
 
     @property
     def is_scheduled(self) -> bool:
@@ -149,6 +154,15 @@ class EventDefinition:
 
 
 MAX_NAMESPACE = 100
+
+class_bodies: set[tuple[str, str]] = set()
+"""Module and name of the classes in whose bodies definitions were made: a check looks at their ``events``."""
+
+
+def _note_class_body() -> None:
+    frame = sys._getframe(2)
+    if "__qualname__" in frame.f_locals and "__module__" in frame.f_locals:
+        class_bodies.add((frame.f_locals["__module__"], frame.f_locals["__qualname__"]))
 
 
 def _field_names(names: Any, what: str) -> tuple[str, ...]:
@@ -189,6 +203,32 @@ class Declared:
         """Return the owner's primary key of ``entity``, which may be of a child class with a table of its own."""
         link = entity._meta.get_ancestor_link(self.owner)
         return entity.pk if link is None else getattr(entity, link.attname)
+
+    def entity_id_of(self, entity: models.Model) -> str:
+        """Return the owner's primary key of ``entity`` as the text that is stored."""
+        return entity_id_of(self.owner, self.pk_of(entity))
+
+
+MAX_ENTITY_ID = 255
+
+
+def entity_id_of(model: type[models.Model], pk: Any) -> str:
+    """Return ``pk`` as the text that is stored of it: one for each row, however it is written (a UUID in upper case, a
+    Decimal with fewer places). Raises ``DefinitionError`` for a text that is longer than the column."""
+    field: Any = model._meta.pk
+    while field.is_relation:
+        field = field.target_field
+    with contextlib.suppress(ValidationError, TypeError):  # an expression, whose value only the database knows
+        pk = field.to_python(pk)
+    if isinstance(pk, Decimal) and isinstance(field, models.DecimalField) and pk.is_finite():
+        pk = f"{pk:.{field.decimal_places}f}"
+    text = str(pk)
+    if len(text) > MAX_ENTITY_ID:
+        raise DefinitionError(
+            f"{model._meta.label} declares events, and its primary key {text[:40]!r}... has {len(text)} characters; "
+            f"those of entities with events have at most {MAX_ENTITY_ID}. Use a shorter key."
+        )
+    return text
 
 
 def listed(model: type[models.Model]) -> list[EventDefinition]:

@@ -15,7 +15,7 @@ from django.db import connections
 from django.db.models import Q, QuerySet
 
 from ..queues.lease import alias_of
-from .definitions import Declared
+from .definitions import Declared, entity_id_of
 from .matching import Address, ask, entity_keys, satisfies
 from .models import Event, load_entities
 
@@ -39,7 +39,7 @@ def _met(
 ) -> Iterator[Event]:
     entities = source.owner._base_manager.using(alias_of(source.owner))
     matching = ask(entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: FEW + 1]))
-    pks = [str(pk) for pk in matching or ()]
+    pks = [entity_id_of(source.owner, pk) for pk in matching or ()]
     are_few = len(pks) <= FEW
     if are_few:
         events = events.filter(Q(entity_id__in=pks) | Q(snapshot__isnull=False))
@@ -71,7 +71,7 @@ def _occurred_of(
 ) -> Iterator[Event]:
     entities = source.owner._base_manager.using(alias_of(source.owner))
     matching = ask(entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: FEW + 1]))
-    pks = [str(pk) for pk in matching or ()]
+    pks = [entity_id_of(source.owner, pk) for pk in matching or ()]
     theirs = events.filter(entity_type=source.label)
 
     def fits(event: Event) -> bool:

@@ -39,7 +39,7 @@ from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.models import PartialIndex, Wakeable, at_text, parked_index, unique, wake_index
 from ..queues.texts import last_line
 from ..queues.writer import AutomationModel, WriterQuerySet, from_writer
-from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, find_declared
+from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, entity_id_of, find_declared
 from .names import pattern_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def about(entity: models.Model) -> models.Q:
     query = models.Q(pk__in=[])
     for parent in concrete_ancestors(type(entity)):
         pk = getattr(entity, parent._meta.pk.attname)
-        query |= models.Q(entity_type=parent._meta.label_lower, entity_id=str(pk))
+        query |= models.Q(entity_type=parent._meta.label_lower, entity_id=entity_id_of(parent, pk))
     return query
 
 

@@ -84,7 +84,7 @@ def _reconcile(model: type[models.Model], declared: Declared, now: datetime) -> 
 def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime) -> int:
     """Give rows their timer for offsets that were not wanted when they were recorded, and plan what is planned for
     them."""
-    keys = [active_key(declared.label, entity.pk, declared.definition.name) for entity in entities]
+    keys = [active_key(declared.label, declared.entity_id_of(entity), declared.definition.name) for entity in entities]
     live = [EventStatus.PENDING, EventStatus.PROCESSED]
     rows = list(Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0))
     written = 0

@@ -93,7 +93,7 @@ def watch(model: type[models.Model]) -> None:
         return
     forget_declarations()
     uid = f"django_ai.automation.recorder:{model._meta.label}"
-    pre_save.connect(refuse_naive_dates, sender=model, dispatch_uid=uid)
+    pre_save.connect(refuse_early, sender=model, dispatch_uid=uid)
     pre_delete.connect(before_delete, sender=model, dispatch_uid=uid)
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
@@ -160,11 +160,14 @@ def on_raw_event(sender: Any, instance: Event, raw: bool, using: str, **kwargs: 
         Event.objects.using(using).filter(active_key=instance.active_key).exclude(pk=instance.pk).delete()
 
 
-def refuse_naive_dates(sender: type[models.Model], instance: models.Model, raw: bool, **kwargs: Any) -> None:
-    """Refuse a date without a time zone before anything is written. Raises ``NaiveDatetimeError``."""
+def refuse_early(sender: type[models.Model], instance: models.Model, raw: bool, **kwargs: Any) -> None:
+    """Refuse a date without a time zone, and a key that is too long, before anything is written. Raises
+    ``NaiveDatetimeError`` and ``DefinitionError``."""
     if raw:
         return
     for declared in declared_on(sender):
+        if instance.pk is not None:
+            declared.entity_id_of(instance)  # raises for one that is too long
         name = declared.definition.date_field
         value = instance.__dict__.get(name) if name else None
         if isinstance(value, datetime):
@@ -223,7 +226,7 @@ def record(
                 return 0
             # The instance may hold values that this save left out, that were changed since it was read, or that the
             # database rounds; what counts is what is in the table.
-            fresh = [_from_table(entity, lock=read_before) for entity in entities if str(entity.pk) in doubtful]
+            fresh = [_from_table(entity, lock=read_before) for entity in entities if _ids_of(entity) & doubtful]
             wanted = [each for entity in fresh if entity is not None for each in _wanted(entity, raw, None, write)]
             known = _known(wanted)
         unseen = [each for each in wanted if each.key not in known]
@@ -233,6 +236,10 @@ def record(
             _judge_the_past(unseen, None if read_before else before_save(entities[0]), now, saved=not read_before)
         written = _insert(unseen, now, raw, reborn=False)
         return written + _change([(known[each.key], each) for each in wanted if each.key in known], now)
+
+
+def _ids_of(entity: models.Model) -> set[str]:
+    return {declared.entity_id_of(entity) for declared in declared_on(type(entity))}
 
 
 def _judge_the_past(unseen: Sequence[Wanted], before: models.Model | None, now: datetime, *, saved: bool) -> None:
@@ -279,7 +286,7 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any, write: EventTri
         if definition.triggers and not counts and not (definition.watch_fields and write):
             continue
         wanted = Wanted(
-            declared, str(declared.pk_of(entity)), definition.name, "", None, "", False, write if counts else None
+            declared, declared.entity_id_of(entity), definition.name, "", None, "", False, write if counts else None
         )
         name = definition.date_field
         if name is not None:
@@ -687,7 +694,9 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
     """Cancel what is pending, keep a snapshot, and free the keys: the same primary key may come again."""
     refuse_other_database(sender, using)
     now = timezone.now()
-    keys = {active_key(each.label, each.pk_of(instance), each.definition.name): each for each in declared_on(sender)}
+    # Those of a parent go with its own row, which may stay (keep_parents=True).
+    mine = [each for each in declared_on(sender) if each.owner._meta.concrete_model is sender._meta.concrete_model]
+    keys = {active_key(each.label, each.entity_id_of(instance), each.definition.name): each for each in mine}
     rows = list(Event.objects.filter(active_key__in=keys))
     if rows:
         snapshot = take_snapshot(instance)
@@ -709,7 +718,7 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
         ring_after_commit(using)
     if getattr(instance, "_automation_is_there", True):
         _record_deletions(instance, now)
-    for label, entity_id in {(each.label, str(each.pk_of(instance))) for each in keys.values()}:
+    for label, entity_id in {(each.label, each.entity_id_of(instance)) for each in keys.values()}:
         for listener in listeners():
             listener.entity_deleted(label, entity_id, now)
 
@@ -724,7 +733,9 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
             continue
         if declared.owner._meta.concrete_model is not entity._meta.concrete_model:
             continue  # its own part is deleted by itself, or stays (keep_parents=True)
-        wanted = Wanted(declared, str(declared.pk_of(entity)), definition.name, "", now, "", False, EventTrigger.DELETE)
+        wanted = Wanted(
+            declared, declared.entity_id_of(entity), definition.name, "", now, "", False, EventTrigger.DELETE
+        )
         _ask(wanted, entity, raw=False)
         if not (wanted.armed or wanted.error):
             continue
