@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache
@@ -50,6 +51,22 @@ def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[
             f"{cls.__qualname__}.create_context returned {made!r}; it must return a {cls.__qualname__}.Context."
         )
     return made
+
+
+def replaced(old: BaseModel, new: BaseModel, how: str) -> BaseModel:
+    """Return ``new``, which user code has set in place of the Context ``old``. Raises ``DefinitionError`` unless it is
+    of the same class. What ``old`` hands on for a newer release goes on with it."""
+    if new is not old:
+        if not isinstance(new, type(old)):
+            raise DefinitionError(f"{how} {new!r:.200}; it must be a {type(old).__qualname__}.")
+        if HANDED_ON in old.__dict__:
+            new.__dict__.setdefault(HANDED_ON, old.__dict__[HANDED_ON])
+    return new
+
+
+def as_stored(context: BaseModel, what: str) -> BaseModel:
+    """Return what a later load would make of ``context``. Raises what ``dump_context`` and ``load_context`` raise."""
+    return load_context(type(context), json.loads(dump_context(context, what)), what)
 
 
 def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str, Any]) -> Any:
@@ -114,14 +131,17 @@ def dump_context(context: BaseModel, what: str) -> str:
     Raises ``NotStorableError`` for what no database could store alike, and ``ContextError`` for a value that the
     Context would not accept when it is loaded again.
     """
+    models: Counter[type] = Counter()
     for name, value in context.__dict__.items():
-        if type(value) not in _PLAIN and (trouble := _silent_trouble(value, name, 0)):
+        if type(value) not in _PLAIN and name != HANDED_ON and (trouble := _silent_trouble(value, name, 0, models)):
             raise NotStorableError(f"{what} cannot be stored as JSON: {trouble}.")
     try:
         values = context.model_dump(mode="json", round_trip=True, warnings="error")
     except PydanticSerializationError as error:
         # A field was set to a value of another type. Take it if it validates; else better now than at the next load.
         values = _coerced(context, what, error)
+    if models and (loss := _lost_class(context, values, models)):
+        raise NotStorableError(f"{what} cannot be stored: {loss}.")
     if (others := context.__dict__.get(HANDED_ON)) is not None:
         values = {**others, **values}
     return encode(values, what)
@@ -130,14 +150,17 @@ def dump_context(context: BaseModel, what: str) -> str:
 _PLAIN = (str, int, bool, type(None))
 
 
-def _silent_trouble(value: Any, path: str, depth: int) -> str:
+def _silent_trouble(value: Any, path: str, depth: int, models: Counter[type]) -> str:
     """Return what in ``value`` Pydantic would write wrongly without a word, or a text without end: NaN and infinities
-    become null, and what contains itself never ends."""
+    become null, and what contains itself never ends. Counts in ``models`` the classes of the models in it that inherit
+    from another model."""
     if depth > MAX_NESTING:
         return f"at {path[:60]!r}... it is nested too deeply, or contains itself"
     if isinstance(value, float | Decimal):
         return "" if math.isfinite(value) else f"at {path!r} is {value!r}, a number that JSON does not have (use None)"
     if isinstance(value, BaseModel):
+        if any(issubclass(base, BaseModel) and base is not BaseModel for base in type(value).__mro__[1:]):
+            models[type(value)] += 1
         value = value.__dict__
     if isinstance(value, Mapping):
         items: Any = ((f"{path}.{key}", item) for key, item in value.items())
@@ -146,9 +169,40 @@ def _silent_trouble(value: Any, path: str, depth: int) -> str:
     else:
         return ""
     for at, item in items:
-        if type(item) not in _PLAIN and (trouble := _silent_trouble(item, at, depth + 1)):
+        if type(item) not in _PLAIN and (trouble := _silent_trouble(item, at, depth + 1, models)):
             return trouble
     return ""
+
+
+def _lost_class(context: BaseModel, values: Any, before: Counter[type]) -> str:
+    """Return which instances of a subclass would come back as their base class, without the subclass's fields."""
+    try:
+        loaded = type(context).model_validate_json(json.dumps(values), by_name=True, by_alias=True)
+    except ValidationError as error:
+        return f"it would not load again: {reasons(error)}"
+    after: Counter[type] = Counter()
+    _count_models(loaded, after)
+    for lost in before - after:
+        for found in after - before:
+            if found is not type(context) and issubclass(lost, found):
+                return (
+                    f"a {lost.__qualname__} would come back as a {found.__qualname__}, without its own fields. Declare "
+                    f"the field as a union ({found.__qualname__} | {lost.__qualname__}), best with a discriminator"
+                )
+    return ""
+
+
+def _count_models(value: Any, found: Counter[type]) -> None:
+    if isinstance(value, BaseModel):
+        found[type(value)] += 1
+        value = value.__dict__
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | frozenset):
+        return
+    for item in value:
+        if type(item) not in _PLAIN:
+            _count_models(item, found)
 
 
 def _coerced(context: BaseModel, what: str, reason: Exception) -> Any:

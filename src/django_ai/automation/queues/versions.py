@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from django.db import Error as DatabaseTrouble
 from pydantic import BaseModel, ValidationError
 
 from ..exceptions import ContextError, DefinitionError
@@ -105,6 +106,8 @@ def _migrated(definition: Keeper, data: Any, version: str, what: str) -> BaseMod
     assert definition.migrate is not None
     try:
         found = definition.migrate(copy.deepcopy(data), version)
+    except DatabaseTrouble:
+        raise
     except Exception as error:
         raise ContextError(
             f"{what}: {HOOK}(data, {version!r}) raised. Mend it; then this goes on by itself.\n{trace_of(error)}"
@@ -117,11 +120,20 @@ def _migrated(definition: Keeper, data: Any, version: str, what: str) -> BaseMod
         )
     try:
         return load_context(definition.context, found, f"{what}: {HOOK}(data, {version!r})")
-    except TypeError:
-        pass  # values that JSON does not have, such as dates
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ContextError):
+            raise
+        # values that JSON does not have, such as dates
     try:
         return definition.context.model_validate(found, by_name=True, by_alias=True)
     except ValidationError as error:
         raise ContextError(
             f"{what}: what {HOOK}(data, {version!r}) returned does not fit the Context: {reasons(error)}."
+        ) from error
+    except DatabaseTrouble:
+        raise
+    except Exception as error:
+        raise ContextError(
+            f"{what}: a validator raised for what {HOOK}(data, {version!r}) returned. Mend it; then this goes on by "
+            f"itself.\n{trace_of(error)}"
         ) from error

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel
-
 
 class WakeReason(StrEnum):
     """Why a step was entered."""
@@ -32,9 +30,10 @@ class Wake:
 
 @dataclass(slots=True)
 class Current:
-    """What runs now. ``ending``: the step has asked for the end of its own run, and why."""
+    """What runs now. ``instance``: of the workflow's class, with the Context. ``ending``: the step has asked for the
+    end of its own run, and why."""
 
-    context: BaseModel
+    instance: Any
     wake: Wake
     run: Any
     ending: tuple[Any, str] | None = None
@@ -77,7 +76,7 @@ def _now_running(what: str) -> Current:
 
 def get_context() -> Any:
     """Return the Context of the run whose step runs now; changes to it are kept. Raises ``RuntimeError`` elsewhere."""
-    return _now_running("get_context()").context
+    return _now_running("get_context()").instance.context
 
 
 def get_wake() -> Wake:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any, ClassVar
 
-from django.db import models
+from django.db import models, transaction
 from django.utils import timezone
 
 from ..events.definitions import sources_of
@@ -194,17 +194,29 @@ class WorkflowRun(Wakeable):
         """
         moment = aware(now or timezone.now(), "now")
         changes: dict[str, Any] = {"status": self.unparked}
+        news = self._news_of_child()
         if step is not None:
+            if news is not None:
+                raise NotResumableError(
+                    f"{self} has not heard yet how its child ended at last; another step could start a second one. "
+                    f"Resume it without a step: manage.py automation_resume workflow --failed --pk {self.pk}."
+                )
             changes = {"status": WorkflowStatus.RUNNING, **self._entering(step)}
-        changed = disturb(
-            WorkflowRun.objects.filter(pk=self.pk, status__in=[WorkflowStatus.PARKED, WorkflowStatus.FAILED]),
-            **changes,
-            attempt=0,
-            error="",
-            finished_at=None,
-            parked_at=None,
-            wake_at=moment,
-        )
+        elif news is not None:
+            changes["wake_ref"] = news.pk
+        with transaction.atomic(using=alias_of(WorkflowRun)):
+            changed = disturb(
+                WorkflowRun.objects.filter(pk=self.pk, status__in=[WorkflowStatus.PARKED, WorkflowStatus.FAILED]),
+                **changes,
+                attempt=0,
+                error="",
+                finished_at=None,
+                parked_at=None,
+                wake_at=moment,
+            )
+            if changed and step is None and news is not None:
+                inbox = Signal.objects.filter(run=self.pk, name=news.name, pk__lte=news.pk, consumed_at=None)
+                disturb(inbox, consumed_at=moment, delivered_at=moment, wake_at=None)
         if not changed:
             now_is = WorkflowRun.objects.filter(pk=self.pk).values_list("status", flat=True).first()
             if now_is is None:
@@ -214,6 +226,14 @@ class WorkflowRun(Wakeable):
             self.waits.all().delete()
         ring_after_commit(alias_of(WorkflowRun))
         self.refresh_from_db()
+
+    def _news_of_child(self) -> Signal | None:
+        """Return the end of a child that was resumed after the run had heard of an earlier end, and acts on that."""
+        row = WorkflowRun.objects.filter(pk=self.pk, wake_reason="signal").only("wake_ref").first()
+        heard = None if row is None else Signal.objects.filter(pk=row.wake_ref or 0, run=self.pk).first()
+        if heard is None or not heard.name.startswith(f"{SUBFLOW}:"):
+            return None
+        return Signal.objects.filter(run=self.pk, name=heard.name, consumed_at=None, pk__gt=heard.pk).last()
 
     def _entering(self, step: str) -> dict[str, Any]:
         """Return the changes that let the run enter ``step`` next: a visit of its own."""

@@ -7,6 +7,7 @@ parks this run and nothing else.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,18 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
-from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, SealedError, UnknownStepError
+from ..exceptions import (
+    AutomationError,
+    CodeError,
+    ContextError,
+    PayloadError,
+    SealedError,
+    UnknownStepError,
+)
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import Cause, Flow, rested
 from ..queues.clock import Clock, shift
-from ..queues.contexts import dump_context, merge
+from ..queues.contexts import as_stored, dump_context, merge, replaced
 from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of
 from ..queues.parking import because, parked, take_back
@@ -75,6 +83,9 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
         definition = workflow_of(run)
         entry = _entry(run, definition, waits)
         stored = _stored(run, definition, entry)
+        moved = None
+        if stored is not None and stored.moved:
+            moved = _moved(run, stored.context)
     except CodeError as error:
         run.park(because(run, error), clock, for_code=True)
         return
@@ -89,9 +100,8 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
         return
     if run.has_no_context and not definition.ignores_claims and _is_claimed(run, clock):
         return
-    if stored is not None and stored.moved:
-        text = dump_context(stored.context, f"The Context of {run}")
-        advance(run, {"version": definition.version, "data": text, "losses": run.losses})
+    if moved is not None:
+        advance(run, {"version": definition.version, "data": moved, "losses": run.losses})
     elif run.version != definition.version:
         advance(run, {"version": definition.version, "losses": run.losses})
     _go(run, definition, entry, stored.context if stored else None, clock)
@@ -104,6 +114,16 @@ def _stored(run: WorkflowRun, definition: WorkflowDefinition, entry: Entry) -> R
     assert run.event is not None
     run.event.check_known(declared=run.planned)
     return None
+
+
+def _moved(run: WorkflowRun, context: BaseModel) -> str:
+    """Return a migrated Context as it is stored. Raises ``ContextError``, which parks the run, where it cannot be."""
+    try:
+        return dump_context(context, f"The Context of {run}")
+    except Exception as error:
+        if is_database_failure(error, connections[alias_of(WorkflowRun)]):
+            raise
+        raise ContextError(f"{run}: migrate_context made what cannot be stored.\n{trace_of(error)}") from error
 
 
 def _entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait] = ()) -> Entry:
@@ -183,7 +203,8 @@ def _go(
     while walk.enter(entry):
         try:
             entry = _entry(run, definition)
-        except UnknownStepError as error:
+            walk.reload()
+        except CodeError as error:
             run.park(because(run, error), clock, for_code=True)
             return
 
@@ -211,6 +232,7 @@ class Walk:
         run, step = self.run, entry.step
         self.started = self.clock()
         self.waits: tuple[Wait, ...] = ()
+        self.merged = False
         self.depth = 0 if run.depth and self._has_rested(entry) else run.depth
         committed = attempt(
             run,
@@ -247,16 +269,16 @@ class Walk:
         run, step, definition = self.run, entry.step, self.definition
         if entry.waits:
             return self._wait_first(entry)
-        if self.context is None:
-            self.context = definition.make_context(self.event)
-        context = self.context
+        context = self.context = self._made()
         wake = self._wake(entry, context)
+        self.merged = True
         # A new one for each step: what is to outlive a step is in the Context, and not only while one worker has it.
         self.instance = definition.cls()
         self.instance.context = context
-        current = Current(context, wake, run)
+        current = Current(self.instance, wake, run)
         with running(current):
             outcome: Outcome = getattr(self.instance, step.name)()
+        context = self.context = self._kept()
         moment = Moment(self.started, self.clock())
         changes = self._common(entry)
         if current.ending is not None:
@@ -277,6 +299,34 @@ class Walk:
         failed = (run, str(changes["error"])) if changes["status"] == WorkflowStatus.FAILED else None
         return Progress(changes, record, together, failed, self.waits)
 
+    def _made(self) -> BaseModel:
+        """Return the Context, made of the run's event if it is not there yet: as a later load would give it."""
+        if self.context is not None:
+            return self.context
+        made = self.definition.make_context(self.event)
+        return as_stored(made, f"The Context of {self.run}")
+
+    def _kept(self) -> BaseModel:
+        """Return the Context that the step has left, which may be another object than it was given."""
+        assert self.context is not None
+        if self.instance is None:
+            return self.context
+        return replaced(self.context, self.instance.context, f"{self.definition.name} set self.context to")
+
+    def _forget(self) -> None:
+        """Go back to the Context that is stored, for ``@on_fail``; to none where there is none yet."""
+        self.instance = None
+        try:
+            self.context = None
+            if not self.run.has_no_context:
+                self.reload()
+        except ContextError:
+            logger.exception("The stored Context of %s does not load.", self.run)
+
+    def reload(self) -> None:
+        """Take the Context as it was stored: a step sees the same whether its worker had the one before it or not."""
+        self.context = restore(self.definition, self.run.data, self.run.version, str(self.run)).context
+
     def _transition(
         self, step: StepDefinition, outcome: Outcome, context: BaseModel, moment: Moment, *, yielding: bool = False
     ) -> dict[str, Any]:
@@ -288,8 +338,8 @@ class Walk:
         """A step below ``@wait_for_event`` that was not reached by a goto: register its wait, and enter it later."""
         run, step, definition = self.run, entry.step, self.definition
         assert step.wait is not None
-        if self.context is None:
-            self.context = definition.make_context(self.event)
+        self.context = self._made()
+        self._wake(entry, self.context)
         moment = Moment(self.started, self.clock())
         changes = self._common(entry)
         changes |= self._transition(step, step.wait, self.context, moment)
@@ -298,7 +348,8 @@ class Walk:
         return Progress(changes, self._record(entry, "wait", moment, ""), inserts=self.waits)
 
     def _wake(self, entry: Entry, context: BaseModel) -> Wake:
-        """Return why the step is entered. On its first try the payload is merged into the Context."""
+        """Return why the step is entered. The payload is merged into the Context until that has been committed, which
+        the run's ``wake_step`` says."""
         run = self.run
         payload: Mapping[str, Any] = {}
         channel = ""
@@ -320,7 +371,7 @@ class Walk:
         if run.entity_id and fields.get("entity_id", run.entity_id) != run.entity_id:
             # Another entity's event woke the run, which does not make that its own.
             del fields["entity_id"]
-        if fields and run.attempt == 0:
+        if fields and run.wake_step:
             try:
                 merge(context, fields, f"The payload of {channel!r} that woke {run}")
             except ContextError as error:
@@ -367,11 +418,20 @@ class Walk:
         return tuple(found)
 
     def _call_on_fail(self, error: str, context: BaseModel | None) -> None:
-        instance = self.instance or self.definition.cls()
-        instance.context = context
+        run = self.run
         try:
-            with transaction.atomic(using=alias_of(WorkflowRun)), running(Current(instance.context, Wake(), self.run)):
-                getattr(instance, str(self.definition.on_fail))(error)
+            with transaction.atomic(using=alias_of(WorkflowRun)):
+                instance = self.definition.cls()
+                instance.context = context
+                with running(Current(instance, Wake(), run)):
+                    getattr(instance, str(self.definition.on_fail))(error)
+                if context is None:
+                    return
+                left = replaced(context, instance.context, f"@on_fail of {run} set self.context to")
+                data = json.loads(dump_context(left, f"The Context of {run} after its @on_fail"))
+                if data != run.data:
+                    WorkflowRun.objects.filter(pk=run.pk, seq=run.seq).update(data=data)
+                    run.data = data
         except Exception as raised:
             if is_database_failure(raised, connections[alias_of(WorkflowRun)]):
                 raise
@@ -387,22 +447,27 @@ class Walk:
             changes: Mapping[str, Any] | None = None
         else:
             changes = retried(definition, step, run.attempt + 1, text, now)
-        common: dict[str, Any] = {"current_step": step.name, "wake_reason": entry.reason.value}
-        if run.wake_step:
-            common["wake_step"] = ""
+        common: dict[str, Any] = {} if entry.waits else {"current_step": step.name, "wake_reason": entry.reason.value}
         if self.flow.holds_claims:
             common["holds_claims"] = True  # held outside a transaction (atomic=False), it outlives the failure
         self.waits = ()
         if self.context is not None:
-            # A run has begun once it has a Context; without one its next try makes it anew.
-            common["started_at"] = run.started_at = run.started_at or self.started
-            if run.planned:
-                common["position"] = run.position
             # The Context keeps what the step changed before it raised; its database writes are rolled back.
             try:
+                self.context = self._kept()
                 common["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
-            except AutomationError as unstorable:
-                text += f"\nWhat the step had changed in its Context is lost: {unstorable}"
+            except Exception as unstorable:
+                if is_database_failure(unstorable, connections[alias_of(WorkflowRun)]):
+                    raise
+                text += f"\nWhat the step had changed in its Context is lost: {type(unstorable).__name__}: {unstorable}"
+                self._forget()
+            else:
+                # A run has begun once it has stored a Context; without one its next try makes it anew.
+                common["started_at"] = run.started_at = run.started_at or self.started
+                if run.planned:
+                    common["position"] = run.position
+                if run.wake_step and not entry.waits and self.merged:
+                    common["wake_step"] = ""  # the payload of what woke the run is merged and stored
         record = self._record(entry, "error", Moment(self.started, now), text)
         if isinstance(error, PayloadError):
             # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.

@@ -1,0 +1,114 @@
+"""A parent whose failed child was repaired and completed is resumed: it hears of that, and starts no second child."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+from django_ai.automation import Retry, complete, engine, fail, get_wake, on_fail, run_subflow, step, workflow
+from django_ai.automation.exceptions import NotResumableError
+from django_ai.automation.workflows.models import Signal, WorkflowRun
+from tests.lifecycle.looking import effects, leave, the_run
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ONCE = Retry(max_attempts=1)
+
+
+@pytest.fixture
+def family(work) -> tuple[WorkflowRun, WorkflowRun, list[str]]:
+    """A parent that has failed because its child has, both of them, and what the bank has to say."""
+    bank = ["is away"]
+
+    @workflow("charge", default_retry=ONCE)
+    class Charge:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def charge(self):
+            if bank:
+                raise LookupError(f"the bank {bank[0]}")
+            leave("charged")
+            return complete()
+
+    @workflow("booking", default_retry=ONCE)
+    class Booking:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def begin(self):
+            return run_subflow("charge", then=self.after)
+
+        @step()
+        def after(self):
+            status = get_wake().payload["status"]
+            return complete() if status == "completed" else fail(f"the charge {status}")
+
+        @on_fail
+        def sorry(self, error):
+            leave("sorry")
+
+    parent = engine.start("booking")
+    work()
+    parent.refresh_from_db()
+    child = the_run(name="charge")
+    assert (parent.status, child.status) == ("failed", "failed")
+    return parent, child, bank
+
+
+def repair(child: WorkflowRun, bank: list[str], work) -> None:
+    bank.clear()
+    child.resume()
+    work()
+    child.refresh_from_db()
+    assert child.status == "completed"
+
+
+def test_61_a_parent_hears_of_its_repaired_child(family, work):
+    parent, child, bank = family
+    repair(child, bank, work)
+    parent.resume()
+    work()
+    parent.refresh_from_db()
+    assert (parent.status, effects()) == ("completed", ["sorry", "charged"])
+    assert WorkflowRun.objects.filter(name="charge").count() == 1
+    assert not Signal.objects.filter(run=parent, consumed_at=None).exists()
+
+
+def test_61_a_step_that_would_start_a_second_child_is_refused(family, work):
+    parent, child, bank = family
+    repair(child, bank, work)
+    with pytest.raises(NotResumableError, match="has not heard yet how its child ended"):
+        parent.resume(step="begin")
+    work()
+    assert effects() == ["sorry", "charged"]
+    parent.resume()
+    work()
+    parent.refresh_from_db()
+    assert parent.status == "completed"
+
+
+def test_61_a_child_that_fails_again_is_heard_of_too(family, work):
+    parent, child, bank = family
+    child.resume()
+    work()
+    parent.resume()
+    work()
+    parent.refresh_from_db()
+    assert (parent.status, parent.error) == ("failed", "the charge failed")
+    repair(child, bank, work)
+    parent.resume()
+    work()
+    parent.refresh_from_db()
+    assert (parent.status, effects().count("charged")) == ("completed", 1)
+
+
+def test_61_a_step_is_allowed_where_nothing_was_repaired(family, work):
+    parent, _, bank = family
+    bank.clear()
+    parent.resume(step="begin")
+    work()
+    parent.refresh_from_db()
+    assert (parent.status, effects()) == ("completed", ["sorry", "charged"])
