@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -50,3 +52,16 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
 def test_with_the_newest_python_the_runtimes_run_on_both_databases():
     found = [title for title, python, _ in gate.runtimes(DATABASES, PYTHON, everything=False) if python == PYTHON]
     assert found == ["SQLite, newest Python and Django", "PostgreSQL, newest Python and Django"]
+
+
+@pytest.mark.parametrize("may_be_empty", [True, False])
+def test_a_suite_without_tests_passes_only_where_it_may_be_empty(tmp_path, may_be_empty):
+    options = ("-p", "no:cacheprovider", "-m", "slow and not slow", "tests/house/test_floors.py")
+    suite = gate.Suite("none", Path(sys.executable), {}, options, may_be_empty=may_be_empty)
+    with nullcontext() if may_be_empty else pytest.raises(SystemExit, match="none"):
+        gate.together([suite], tmp_path)
+
+
+def test_what_may_be_empty_is_only_what_has_the_mark_slow():
+    for suite in gate.plan(DATABASES, PYTHON, everything=False):
+        assert suite.may_be_empty == (gate.SLOW in suite.options)
