@@ -190,13 +190,17 @@ def test_an_engine_error_on_one_row_does_not_stop_the_others(monkeypatch):
     good.refresh_from_db()
     bad.refresh_from_db()
     assert good.status == WorkflowStatus.COMPLETED
-    assert bad.lease is not None  # its lease runs out, the loss is counted, and after three it is parked
+    # It is given back with the loss counted, and after three it is parked.
+    assert (bad.lease, bad.losses) == (None, 1)
+    assert "a bug of the engine" in bad.error
     moment = bad.wake_at
     for _ in range(3):
         drain(moment)
         moment += timedelta(seconds=11)
     bad.refresh_from_db()
     assert bad.status == WorkflowStatus.PARKED
+    assert "ZeroDivisionError: a bug of the engine" in bad.error
+    assert "died" not in bad.error
 
 
 def test_trouble_of_the_database_outside_user_code_is_no_loss(monkeypatch):

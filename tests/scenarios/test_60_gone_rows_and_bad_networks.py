@@ -5,12 +5,15 @@ A clear result; the attempt is spent; others go on.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from pydantic import BaseModel
 
-from django_ai.automation import complete, engine, step, wait, workflow
+from django_ai.automation import Retry, complete, engine, step, wait, workflow
 from django_ai.automation.exceptions import NotResumableError, UnknownRunError
+from django_ai.automation.queues.signals import attempt_finished, row_failed, row_parked
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Effect
 
@@ -72,3 +75,57 @@ def test_60_a_stale_copy_of_a_run_says_what_the_run_is_now(gone):
     engine.cancel(run)
     with pytest.raises(NotResumableError, match="is cancelled"):
         stale.resume()
+
+
+# -- connections that are closed, receivers that raise -----------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_60_a_step_that_closes_its_connection_spends_an_attempt(work):
+    @workflow("closes", default_retry=Retry(max_attempts=2, base_delay=timedelta(0)))
+    class Closes:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def first(self):
+            Effect.objects.create(name="lost")
+            connection.close()
+            return complete()
+
+    run = engine.start("closes")
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.losses, run.steps.count()) == ("failed", 0, 2)
+    assert "closed its database connection" in run.error
+    assert not Effect.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("signal", [attempt_finished, row_parked, row_failed], ids=["finished", "parked", "failed"])
+def test_60_a_receiver_that_raises_delays_nothing(work, signal):
+    def broken(sender, **kwargs):
+        raise RuntimeError("the metrics are down")
+
+    @workflow("quiet", default_retry=Retry(max_attempts=1))
+    class Quiet:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def first(self):
+            if signal is row_failed:
+                raise LookupError
+            return complete()
+
+    signal.connect(broken)
+    try:
+        run = engine.start("quiet")
+        if signal is row_parked:
+            WorkflowRun.objects.filter(pk=run.pk).update(name="nobody has it")
+        work()
+    finally:
+        signal.disconnect(broken)
+    run.refresh_from_db()
+    wanted = {attempt_finished: "completed", row_parked: "parked", row_failed: "failed"}[signal]
+    assert (run.status, run.lease, run.losses) == (wanted, None, 0)

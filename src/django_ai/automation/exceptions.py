@@ -43,6 +43,12 @@ class AttemptTimeoutError(AutomationError, TimeoutError):
     may_pass = True
 
 
+class ControlFlowError(AutomationError, RuntimeError):
+    """User code raised something that is no Exception, for instance asyncio.CancelledError."""
+
+    may_pass = True
+
+
 class EventStormError(AutomationError):
     """Events cause each other without end."""
 

@@ -169,7 +169,7 @@ class Shift:
         except CodeError as error:
             reason = because(run, error)
             done = self._commit(self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
-            row_parked.send(HandlerExecution, row=execution, reason=reason)
+            row_parked.send_robust(HandlerExecution, row=execution, reason=reason)
             return done
         judged = handler.ignores_claims or execution.attempt > 0  # once, when it is about to start
         claim = None if judged else claim_against(event, self.flow, now)

@@ -138,7 +138,7 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
         _fan_out(kept, now)
     for reading in kept:
         if reading.event.status == EventStatus.PARKED and not reading.known:
-            row_parked.send(Event, row=reading.event, reason=reading.event.error)
+            row_parked.send_robust(Event, row=reading.event, reason=reading.event.error)
     _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock)
     _tell(untold, clock)
     ring_after_commit(alias_of(Event))

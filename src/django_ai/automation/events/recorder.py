@@ -679,7 +679,7 @@ def _follow(rows: list[Event], now: datetime, batch: CommitBatch, *, fresh: bool
         return
     for row in rows:
         if row.status == EventStatus.PARKED:
-            row_parked.send(Event, row=row, reason=row.error)
+            row_parked.send_robust(Event, row=row, reason=row.error)
     for listener in listeners():
         listener.plan(rows, now, fresh=fresh)
     mine = [row for row in rows if row.lease == batch.token]

@@ -30,10 +30,10 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections, models, transaction
 from django.db.models import F
 
-from ..exceptions import AttemptTimeoutError, LeaseLostError
+from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
 from .cause import Cause, causing
 from .clock import Clock
-from .database import is_database_failure, let_go_of_broken, touched_nothing
+from .database import comes_from_elsewhere, is_database_failure, let_go_of_broken, touched_nothing, was_closed
 from .heartbeat import bounded, keep_lease_for
 from .jsontext import storable
 from .lease import advance, alias_of, release
@@ -107,8 +107,14 @@ def attempt(
 
     def make() -> Progress:
         nonlocal made
-        with bounded(timeout, connection):
-            made = work()
+        try:
+            with bounded(timeout, connection):
+                made = work()
+        except (Exception, SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            # It must end the attempt, and not the worker.
+            raise ControlFlowError(f"User code raised {type(error).__name__}: {error}") from error
         return made
 
     try:
@@ -138,11 +144,11 @@ def attempt(
             is_loss = not isinstance(error, Exception | BrokenOffError)
             give_back(row, lease, [seq], clock() + pause, is_loss=is_loss)
         if isinstance(error, Exception) and is_database_failure(error, connection):
-            attempt_finished.send(type(row), row=row, error=error, seconds=time.monotonic() - started)
+            attempt_finished.send_robust(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
         raise
     told = None if getattr(failure, "is_ordinary", False) else failure
-    attempt_finished.send(type(row), row=row, error=told, seconds=time.monotonic() - started)
+    attempt_finished.send_robust(type(row), row=row, error=told, seconds=time.monotonic() - started)
     kept = rescued or made
     if kept is not None and kept.failed is not None:
         ended, reason = kept.failed
@@ -155,21 +161,29 @@ def _run(
 ) -> tuple[Exception | None, Progress | None]:
     """Return the exception of ``work``, or the progress that is still to be committed."""
     connection = connections[alias]
+    closed, session = False, connection.connection
     try:
         if not atomic:
             return None, work()
         with transaction.atomic(using=alias):
-            progress = work()
-            # Nothing was sent to the database: leave the block first, and the progress needs neither BEGIN nor COMMIT.
-            if touched_nothing(connection):
-                return None, progress
-            _write(row, progress)
+            try:
+                progress = work()
+                # Nothing was sent to the database: leave the block first, and the progress needs neither BEGIN nor
+                # COMMIT.
+                if touched_nothing(connection):
+                    return None, progress
+                _write(row, progress)
+            finally:
+                closed = was_closed(connection)
             return None, None
     except LeaseLostError:
         raise
     except Exception as error:
-        if is_database_failure(error, connection):
+        if closed:
+            error.add_note("User code closed its database connection inside the transaction of its attempt.")
+        elif is_database_failure(error, connection) and not comes_from_elsewhere(error, connection, session):
             raise
+        let_go_of_broken(connection)
         return error, None
 
 
@@ -197,16 +211,24 @@ def _went_through(row: Wakeable, seq: int) -> bool:
 
 
 def give_back(
-    row: Wakeable, lease: str | None, seqs: Collection[int], wake_at: datetime, *, is_loss: bool = False
+    row: Wakeable,
+    lease: str | None,
+    seqs: Collection[int],
+    wake_at: datetime,
+    *,
+    is_loss: bool = False,
+    error: str | None = None,
 ) -> None:
     """Release the row as it was when it was claimed, or as one of ``seqs`` has it; if the database cannot be reached,
-    its lease runs out. ``is_loss``: count it as a lease that was lost."""
+    its lease runs out. ``is_loss``: count it as a lease that was lost. ``error``: what to keep on the row as the
+    reason."""
+    kept = {} if error is None else {"error": error}
     connection = connections[alias_of(type(row))]
     row.lease = lease
     try:
         let_go_of_broken(connection)
         for row.seq in seqs:
-            if release(row, wake_at, losses=F("losses") + int(is_loss)):
+            if release(row, wake_at, losses=F("losses") + int(is_loss), **kept):
                 return
     except DatabaseTrouble:
         connection.close()

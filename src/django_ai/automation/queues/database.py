@@ -16,9 +16,9 @@ from .registry import wakeables
 
 # PostgreSQL, appendix A: connection exceptions, transaction rollback (serialization, deadlock), insufficient resources,
 # operator intervention (not 57014: a statement that was cancelled would be so again), system errors; and single codes:
-# lock not available, idle-in-transaction timeout, a primary that has become a standby.
+# lock not available, a primary that has become a standby. Not 25P03: a transaction that idled would idle again.
 _PG_CLASSES = ("08", "40", "53", "57P", "58")
-_PG_CODES = ("55P03", "25P03", "25006")
+_PG_CODES = ("55P03", "25006")
 # MariaDB: too many connections, server gone, lost connection, killed, lock wait timeout, deadlock, shutdown, record
 # changed, disk full, read-only.
 _MYSQL_CODES = {
@@ -54,6 +54,43 @@ def is_database_failure(error: BaseException, connection: BaseDatabaseWrapper) -
         return cause is not None and bool(cause.args) and cause.args[0] in _MYSQL_CODES
     # PostgreSQL's connection broke before the server could say why; nobody else fails without a code.
     return connection.vendor == "postgresql"
+
+
+_LOST_MYSQL_CODES = {1040, 1042, 1043, 1047, 1053, 1129, 1203, 1927, 2002, 2003, 2006, 2013, 2055, 4031}
+
+
+def comes_from_elsewhere(error: BaseException, connection: BaseDatabaseWrapper, session: Any) -> bool:
+    """Return whether ``error``, which says that a connection was lost, is none of ``connection``'s: ``session``, which
+    it had before, still answers. Another database of the project is away then, or user code has used what it had
+    closed. (Django may have made a new session by now, where the old one was lost.)"""
+    if session is None or connection.connection is not session or not _is_lost_connection(error):
+        return False
+    return not connection.in_atomic_block and bool(connection.is_usable())
+
+
+def was_closed(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether user code has closed ``connection`` inside the open ``atomic`` block; Django also does so itself
+    with one that the server has ended."""
+    raw: Any = connection.connection
+    if not connection.closed_in_transaction or raw is None:
+        return False
+    if connection.vendor == "postgresql":
+        return not raw.broken
+    return connection.vendor == "sqlite" or not connection.errors_occurred
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    cause: Any = error.__cause__
+    state, sqlite = getattr(cause, "sqlstate", None), getattr(cause, "sqlite_errorcode", None)
+    if isinstance(error, TransactionManagementError):
+        return cause is not None and _is_lost_connection(cause)
+    if isinstance(state, str):
+        return state.startswith(("08", "57P"))
+    if isinstance(sqlite, int):
+        return sqlite & 0xFF == 14
+    if isinstance(error, OperationalError) and cause is not None and cause.args and isinstance(cause.args[0], int):
+        return cause.args[0] in _LOST_MYSQL_CODES
+    return isinstance(error, InterfaceError | OperationalError)
 
 
 def let_go_of_broken(connection: BaseDatabaseWrapper) -> None:

@@ -18,11 +18,11 @@ from django.db import connections
 
 from ..conf import conf
 from ..exceptions import LeaseLostError
-from .attempt import DATABASE_PAUSE, BrokenOffError, give_back
+from .attempt import DATABASE_PAUSE, BrokenOffError, give_back, trace_of
 from .clock import Clock, clock_at
 from .database import is_database_failure, let_go_of_broken
 from .heartbeat import Hands, take_up
-from .lease import alias_of, claim
+from .lease import ENGINE_FAILED, alias_of, claim
 from .lookout import beginning, look
 from .models import Wakeable
 from .presence import presence
@@ -132,11 +132,13 @@ def _perform(row: Wakeable, clock: Clock) -> None:
         if row.losses:
             row.record_loss(clock)
             if row.losses >= conf().MAX_LOSSES:
-                reason = (
-                    f"{row.losses} workers in a row died or hung with this row in hand. Look for what kills them "
-                    "(memory, a crash in C code, a timeout), then resume it."
-                )
-                row.park(reason, clock)
+                known = str(getattr(row, "error", ""))
+                if not known.startswith(ENGINE_FAILED):
+                    known = (
+                        f"{row.losses} workers in a row died or hung with this row in hand. Look for what kills them "
+                        "(memory, a crash in C code, a timeout), then resume it."
+                    )
+                row.park(known, clock)
                 return
         row.perform(clock)
     except LeaseLostError:
@@ -146,7 +148,12 @@ def _perform(row: Wakeable, clock: Clock) -> None:
         give_back(row, lease, {seq, row.seq}, clock())
         raise
     except Exception as error:
-        perform_failed.send(type(row), row=row, error=error)
+        perform_failed.send_robust(type(row), row=row, error=error)
         if is_database_failure(error, connections[alias_of(type(row))]):
             # Nobody's fault, so it is no loss either. What was rolled back may have raised ``seq`` in memory.
             give_back(row, lease, {seq, row.seq}, clock() + DATABASE_PAUSE)
+        else:
+            # The traceback is the reason: a row that is parked for it later must not blame a worker's death.
+            reason = f"{ENGINE_FAILED} (report a bug):\n{trace_of(error)}"
+            kept = reason if hasattr(row, "error") else None
+            give_back(row, lease, {seq, row.seq}, clock() + conf().LEASE, is_loss=True, error=kept)

@@ -32,6 +32,9 @@ from .mariadb import WARNINGS_KEPT, refuse_what_was_ignored
 from .models import ARRIVAL_SQL, Arrival, Wakeable
 from .sealing import SealedJSONField, seal
 
+ENGINE_FAILED = "The engine itself failed on this row"
+"""What the error of a row begins with while the engine could not perform it."""
+
 W = TypeVar("W", bound=Wakeable)
 M = TypeVar("M", bound=models.Model)
 
@@ -144,7 +147,8 @@ def advance(
     ``arrives``: columns that take a new position (see ``positions``), on PostgreSQL only, and without ``records``.
     """
     connection = connections[alias_of(type(row))]
-    changes = {"losses": 0, **changes}
+    forgotten = {"error": ""} if str(getattr(row, "error", "")).startswith(ENGINE_FAILED) else {}
+    changes = {"losses": 0, **forgotten, **changes}
     names = tuple(changes)
     params = _values(type(row), changes, connection)
     fence = [row.seq + 1, row.pk, row.lease, row.seq]

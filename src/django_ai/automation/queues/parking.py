@@ -61,7 +61,7 @@ def set_aside(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> N
     known = for_code and row.parked_at is not None
     advance(row, parked(row, reason, now, for_code=for_code))
     if not known:
-        row_parked.send(type(row), row=row, reason=reason)
+        row_parked.send_robust(type(row), row=row, reason=reason)
 
 
 def take_back(row: Wakeable, status: str) -> None:

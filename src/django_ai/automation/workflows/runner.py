@@ -248,7 +248,7 @@ class Walk:
         if run.status == WorkflowStatus.SUSPENDED:
             settle(run, self.clock, list(self.waits))
         elif run.status == WorkflowStatus.PARKED:
-            row_parked.send(WorkflowRun, row=run, reason=run.error)
+            row_parked.send_robust(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
 
     def _has_rested(self, entry: Entry) -> bool:

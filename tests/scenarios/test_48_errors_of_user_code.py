@@ -1,0 +1,113 @@
+"""Errors of user code that look like the database's or like the end of the process: the attempt has failed, ``retry=``
+applies, and the worker goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.db import InterfaceError, OperationalError, connection, connections
+from pydantic import BaseModel
+
+from django_ai.automation import Retry, complete, engine, step, workflow
+from tests.app.models import Effect
+from tests.lifecycle.looking import effects, leave
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+TWICE = Retry(max_attempts=2, base_delay=timedelta(0))
+
+
+def uses_a_closed_cursor() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    cursor.execute("SELECT 1")
+
+
+def raises_interface_error() -> None:
+    raise InterfaceError("connection already closed")
+
+
+def asks_a_database_that_is_away() -> None:
+    """Another one of the project's: the automations' own answers."""
+    raise OperationalError("connection to server failed") from _Lost()
+
+
+class _Lost(Exception):
+    sqlstate = "08006"
+
+
+def is_cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+def exits_a_generator() -> None:
+    raise GeneratorExit
+
+
+HOWS: list[Callable[[], None]] = [
+    uses_a_closed_cursor, raises_interface_error, asks_a_database_that_is_away, is_cancelled, exits_a_generator,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
+def test_48_the_attempt_fails_and_the_worker_goes_on(work, how, atomic):
+    @workflow("wild", default_retry=TWICE)
+    class Wild:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True, atomic=atomic)
+        def begin(self):
+            if atomic:
+                Effect.objects.create(name="rolled back")
+            how()
+            return complete()
+
+    @workflow("tame")
+    class Tame:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def begin(self):
+            leave("tame")
+            return complete()
+
+    run, other = engine.start("wild"), engine.start("tame")
+    work()
+    run.refresh_from_db()
+    other.refresh_from_db()
+    assert (run.status, run.losses, run.steps.count()) == ("failed", 0, 2)
+    assert "Traceback" in run.error
+    assert other.status == "completed"
+    assert effects() == ["tame"]
+
+
+def test_48_a_lost_connection_of_our_own_costs_no_attempt(work):
+    """What tells the two apart: whether the session that the engine has still answers."""
+
+    @workflow("unlucky", default_retry=Retry(max_attempts=1))
+    class Unlucky:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True, atomic=False)
+        def begin(self):
+            if not Effect.objects.exists():
+                leave("first")
+                connections["default"].close()
+                raise OperationalError("server closed the connection unexpectedly") from _Lost()
+            return complete()
+
+    run = engine.start("unlucky")
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.attempt, run.losses) == ("running", 0, 0)
+    work(run.wake_at)
+    run.refresh_from_db()
+    assert run.status == "completed"
