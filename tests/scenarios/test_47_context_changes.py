@@ -297,3 +297,20 @@ def test_47_a_first_step_with_an_unstorable_context_can_go_on(work):
     row.resume()
     found = again(row, work)
     assert (found.status, found.data["name"]) == ("completed", "x")
+
+
+def test_47_a_payload_is_merged_after_a_resume_of_a_step_that_ended_unstorable(work):
+    good: list[bool] = []
+
+    def second(self):
+        self.context.anything = None if good else object()
+        return complete()
+
+    flow(lambda self: wait("go", then="second"), second=second)
+    row = run(work)
+    engine.signal("go", {"n": 5}, run=row)
+    assert again(row, work).status == "failed"
+    good.append(True)
+    row.resume()
+    found = again(row, work)
+    assert (found.status, found.data["n"]) == ("completed", 5)

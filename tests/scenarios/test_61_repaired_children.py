@@ -112,3 +112,31 @@ def test_61_a_step_is_allowed_where_nothing_was_repaired(family, work):
     work()
     parent.refresh_from_db()
     assert (parent.status, effects()) == ("completed", ["sorry", "charged"])
+
+
+def test_61_a_parent_waits_for_a_child_that_is_under_way_again(family, work):
+    parent, child, bank = family
+    bank.clear()
+    child.resume()
+    with pytest.raises(NotResumableError, match="has not heard yet how its child ended"):
+        parent.resume(step="begin")
+    parent.resume()
+    parent.refresh_from_db()
+    assert parent.status == "suspended"
+    work()
+    parent.refresh_from_db()
+    assert (parent.status, effects()) == ("completed", ["sorry", "charged"])
+    assert WorkflowRun.objects.filter(name="charge").count() == 1
+
+
+def test_61_a_parent_of_a_child_that_is_under_way_for_long_is_woken_by_its_end(family, work):
+    parent, child, bank = family
+    WorkflowRun.objects.filter(pk=child.pk).update(status="running")  # in the hands of somebody who takes his time
+    parent.resume()
+    work()
+    parent.refresh_from_db()
+    assert (parent.status, parent.wake_at, parent.lease) == ("suspended", None, None)
+    WorkflowRun.objects.filter(pk=child.pk).update(status="failed")
+    repair(child, bank, work)
+    parent.refresh_from_db()
+    assert (parent.status, effects()) == ("completed", ["sorry", "charged"])

@@ -22,6 +22,7 @@ from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
 from ..queues.writer import AutomationModel, WriterQuerySet
 from .context import own_run_pk
+from .wait_keys import channel_key
 
 
 class WorkflowStatus(models.TextChoices):
@@ -194,9 +195,11 @@ class WorkflowRun(Wakeable):
         """
         moment = aware(now or timezone.now(), "now")
         changes: dict[str, Any] = {"status": self.unparked}
-        news = self._news_of_child()
+        heard = self._heard_of_child()
+        news = None if heard is None else self._news_since(heard)
+        again = heard if news is None and heard is not None and self._is_under_way(heard) else None
         if step is not None:
-            if news is not None:
+            if news is not None or again is not None:
                 raise NotResumableError(
                     f"{self} has not heard yet how its child ended at last; another step could start a second one. "
                     f"Resume it without a step: manage.py automation_resume workflow --failed --pk {self.pk}."
@@ -204,6 +207,8 @@ class WorkflowRun(Wakeable):
             changes = {"status": WorkflowStatus.RUNNING, **self._entering(step)}
         elif news is not None:
             changes["wake_ref"] = news.pk
+        elif again is not None:
+            changes["status"] = WorkflowStatus.SUSPENDED
         with transaction.atomic(using=alias_of(WorkflowRun)):
             changed = disturb(
                 WorkflowRun.objects.filter(pk=self.pk, status__in=[WorkflowStatus.PARKED, WorkflowStatus.FAILED]),
@@ -217,6 +222,8 @@ class WorkflowRun(Wakeable):
             if changed and step is None and news is not None:
                 inbox = Signal.objects.filter(run=self.pk, name=news.name, pk__lte=news.pk, consumed_at=None)
                 disturb(inbox, consumed_at=moment, delivered_at=moment, wake_at=None)
+            if changed and step is None and again is not None:
+                self._wait_again(again)
         if not changed:
             now_is = WorkflowRun.objects.filter(pk=self.pk).values_list("status", flat=True).first()
             if now_is is None:
@@ -227,13 +234,26 @@ class WorkflowRun(Wakeable):
         ring_after_commit(alias_of(WorkflowRun))
         self.refresh_from_db()
 
-    def _news_of_child(self) -> Signal | None:
-        """Return the end of a child that was resumed after the run had heard of an earlier end, and acts on that."""
+    def _heard_of_child(self) -> Signal | None:
+        """Return the end of a child that the run acts on now, if it does on one."""
         row = WorkflowRun.objects.filter(pk=self.pk, wake_reason="signal").only("wake_ref").first()
         heard = None if row is None else Signal.objects.filter(pk=row.wake_ref or 0, run=self.pk).first()
-        if heard is None or not heard.name.startswith(f"{SUBFLOW}:"):
-            return None
+        return heard if heard is not None and heard.name.startswith(f"{SUBFLOW}:") else None
+
+    def _news_since(self, heard: Signal) -> Signal | None:
+        """Return a later end of the same child, which was resumed in between."""
         return Signal.objects.filter(run=self.pk, name=heard.name, consumed_at=None, pk__gt=heard.pk).last()
+
+    def _is_under_way(self, heard: Signal) -> bool:
+        """Return whether that child was resumed and has not ended yet."""
+        return WorkflowRun.objects.unfinished().filter(parent=self.pk, parent_channel=heard.name).exists()
+
+    def _wait_again(self, heard: Signal) -> None:
+        """Let the step that acted on the end of a child hear of its next one."""
+        row = WorkflowRun.objects.only("visit", "current_step").get(pk=self.pk)
+        steps = {"then": row.current_step, "on_timeout": row.current_step}
+        key = channel_key(heard.name)
+        Wait.objects.create(run_id=self.pk, visit=row.visit, channel=heard.name, key=key, **steps)
 
     def _entering(self, step: str) -> dict[str, Any]:
         """Return the changes that let the run enter ``step`` next: a visit of its own."""
