@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from decimal import Decimal
 
 from django.db import models
 
@@ -95,8 +96,18 @@ class Ware(models.Model):
 
     code = models.DecimalField(primary_key=True, max_digits=8, decimal_places=2)
     sold = models.BooleanField(default=False)
+    price = models.DecimalField(max_digits=8, decimal_places=2, default=0)
+    pieces = models.IntegerField(default=0)
+    double = models.GeneratedField(
+        expression=models.F("pieces") * 2, output_field=models.IntegerField(), db_persist=True
+    )
 
-    events = [EventDefinition("ware_sold", condition=lambda w: w.sold)]
+    events = [
+        EventDefinition("ware_sold", condition=lambda w: w.sold),
+        EventDefinition("ware_dear", condition=lambda w: w.price == Decimal("19.99")),
+        EventDefinition("ware_many", condition=lambda w: w.pieces > 99),
+        EventDefinition("ware_doubled", condition=lambda w: w.double > 10),
+    ]
 
 
 class Page(models.Model):

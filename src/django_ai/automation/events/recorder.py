@@ -54,6 +54,7 @@ from .listeners import listeners
 from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
 from .occurrence import CommitBatch, extra_payload
+from .stored import may_differ
 from .timing import hears, lies_ahead, moves_again, next_wake, too_late, unfire, unfired
 
 UNKNOWN = object()
@@ -296,7 +297,7 @@ def _wanted(entity: models.Model, raw: bool, update_fields: Any, write: EventTri
             untouched = update_fields is not None and not _columns(entity, definition.watch_fields) & _columns(
                 entity, update_fields
             )
-            wanted.watched = UNKNOWN if untouched else watched_values(_as_rounded(entity, definition), definition)
+            wanted.watched = UNKNOWN if untouched else watched_values(entity, definition)
         _ask(wanted, entity, raw)
         yield wanted
 
@@ -341,21 +342,8 @@ def watched_values(entity: models.Model, definition: EventDefinition) -> str:
 
 
 def _as_saved(entity: models.Model) -> models.Model:
-    """Return the entity with values where the save left expressions: of ``F("count") + 1`` only the database knows."""
-    if any(hasattr(value, "resolve_expression") for value in entity.__dict__.values()):
-        return _from_table(entity) or entity
-    return entity
-
-
-def _as_rounded(entity: models.Model, definition: EventDefinition) -> models.Model:
-    """Return the entity with the decimals that the database keeps of watched fields: each rounds in its own way."""
-    for name in definition.watch_fields:
-        field, value = entity._meta.get_field(name), entity.__dict__.get(name)
-        if not isinstance(field, models.DecimalField) or value is None or field.decimal_places is None:
-            continue
-        if field.to_python(value) != round(field.to_python(value), field.decimal_places):
-            return _from_table(entity) or entity
-    return entity
+    """Return the entity as the database holds it, read again where it may hold something else."""
+    return (_from_table(entity) or entity) if may_differ(entity) else entity
 
 
 def _from_table(entity: models.Model, *, lock: bool = False) -> models.Model | None:

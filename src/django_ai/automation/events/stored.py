@@ -1,0 +1,59 @@
+"""Whether an instance that was just saved may hold something else than its row does.
+
+A field accepts more than it gives back: text for a number, more places than a column has, an expression. Conditions
+judge what the database holds, so such an instance is read again; one that holds what a read would give costs nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+import django
+from django.db import models
+
+KINDS: tuple[tuple[type[models.Field[Any, Any]], type], ...] = (
+    (models.BooleanField, bool),
+    (models.IntegerField, int),
+    (models.FloatField, float),
+    (models.DecimalField, Decimal),
+    (models.DateTimeField, datetime),
+    (models.DateField, date),
+    (models.TimeField, time),
+    (models.DurationField, timedelta),
+    (models.UUIDField, uuid.UUID),
+    (models.CharField, str),
+    (models.TextField, str),
+)
+
+
+def may_differ(entity: models.Model) -> bool:
+    """Say whether a read may give ``entity`` another value in one of its columns."""
+    return any(
+        _may_differ(field, entity.__dict__[field.attname])
+        for field in entity._meta.concrete_fields
+        if field.attname in entity.__dict__
+    )
+
+
+def _may_differ(field: Any, value: Any) -> bool:
+    if field.generated:
+        # Django 6 reads it back with the save, or defers it.
+        return django.VERSION < (6, 0)
+    if value is None:
+        return False
+    if hasattr(value, "resolve_expression"):
+        return True
+    while field.is_relation:
+        field = field.target_field
+    expected = next((each for kind, each in KINDS if isinstance(field, kind)), None)
+    if expected is None:
+        return False
+    if not isinstance(value, expected):
+        return True
+    if isinstance(value, Decimal):
+        exponent = value.as_tuple().exponent
+        return not isinstance(exponent, int) or (field.decimal_places is not None and -exponent > field.decimal_places)
+    return expected is date and isinstance(value, datetime)
