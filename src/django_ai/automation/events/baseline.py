@@ -32,8 +32,8 @@ def keep_what_is_loaded(model: type[models.Model]) -> None:
 
 def _from_db(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def wrapper(cls: type[models.Model], db: str | None, field_names: Any, values: Any) -> Any:
-        instance = original(cls, db, field_names, values)
+    def wrapper(cls: type[models.Model], db: str | None, field_names: Any, values: Any, **kwargs: Any) -> Any:
+        instance = original(cls, db, field_names, values, **kwargs)
         setattr(instance._state, LOADED, (tuple(field_names), tuple(values)))
         return instance
 
