@@ -8,6 +8,7 @@ import pytest
 from django.utils import timezone
 
 from django_ai.automation import AgentManager, agent, handler
+from django_ai.automation.agents import manager
 from django_ai.automation.agents.models import HandlerExecution
 from django_ai.automation.events import lookback
 from django_ai.automation.events.models import Event
@@ -175,6 +176,50 @@ class TestCatchUp:
         booking = book(guest)
         work()
         assert effects() == [f"created {booking.pk}"]
+
+    def test_of_an_event_before_it_an_agent_hears_the_beats_that_fire_after_it(self, clock, work):
+        @agent("late", spawn_on="booking_noted")
+        class Late:
+            Context = Entity
+
+            @handler("stay_due", offset=HOUR / 2)
+            def before(self):
+                leave("half an hour")
+
+            @handler("stay_due", offset=HOUR)
+            def first(self):
+                leave("an hour")
+
+            @handler("stay_due", offset=2 * HOUR)
+            def second(self):
+                leave("two hours")
+
+        booking = book(starts_at=clock.now)
+        clock.tick(HOUR / 2)
+        work()
+        clock.tick(HOUR / 4)
+        change(booking, note="spawns it")
+        for _ in range(2):
+            clock.tick(HOUR)
+            drain(models=[Event])  # nobody gets to the agent
+        assert the_agent().status == "pending"
+        work()
+        assert effects() == ["an hour", "two hours"]
+
+    def test_what_one_life_of_a_singleton_has_had_is_not_given_to_the_next(self, work, monkeypatch):
+        of_guest(spawn_on=None)
+        guest = Person.objects.create()
+        first = AgentManager.spawn("of_guest", event=event_of(book(guest), "booking_created"))
+        work()
+        write(guest, "to the first")
+        work()
+        AgentManager.complete(first)
+        write(guest, "to nobody")
+        monkeypatch.setattr(manager, "lower_bound", lambda: 0)  # held back by a transaction in flight
+        third = book(guest)
+        AgentManager.spawn("of_guest", event=event_of(third, "booking_created"))
+        work()
+        assert sorted(effects()[1:]) == sorted(["heard to the first", f"created {third.pk}", "heard to nobody"])
 
     def test_deleted_entities_are_replayed_by_their_snapshots(self, work):
         @agent("archivist", spawn_on="booking_created", match={"booking_id": "{{ ctx.entity_id }}"})

@@ -90,6 +90,16 @@ def test_16_the_one_that_lives_ends_before_it_is_given_the_event(second, monkeyp
     handled_by_a_new_one(first, booking)
 
 
+def test_16_the_one_that_lives_moves_to_another_match_before_it_is_given_the_event(second, monkeypatch):
+    _, living, booking = second
+    place = AgentRoute.objects.filter(unique_key__isnull=False)
+    once(monkeypatch, birth, "taken_by", after=lambda: place.update(unique_key="another", key="another"))
+    drain()
+    (new,) = AgentRun.objects.exclude(pk=living.pk)
+    assert (new.status, new.event.entity) == ("active", booking)
+    assert answers(run=new) == [("created", "completed")]
+
+
 def test_16_the_one_that_lives_ends_with_the_event_in_its_mailbox(second, monkeypatch):
     first, living, _ = second
     once(monkeypatch, birth, "touch", before=lambda: AgentManager.complete(living.pk))
