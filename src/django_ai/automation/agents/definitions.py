@@ -20,6 +20,7 @@ from ..events.names import check_namespace, check_subscription, in_namespace, me
 from ..exceptions import DefinitionError, UnknownAgentError
 from ..queues.clock import Offset, check_duration, check_offset, offset_key
 from ..queues.contexts import context_class, make_context
+from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
 from ..queues.versions import Migration, check_version, is_newer, migration_of
@@ -353,8 +354,7 @@ def handler(
     def decorate(method: F) -> F:
         if not inspect.isfunction(method):
             raise DefinitionError(f"{what} decorates a method of an agent class, not {method!r}.")
-        if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
-            raise DefinitionError(f"{what}: {method.__qualname__} must be a plain function, not async or a generator.")
+        check_plain(method, what)
         if len(method.__name__) > 200:
             raise DefinitionError(f"{what}: the name {method.__name__!r} is longer than 200 characters.")
         declared = {
@@ -397,6 +397,7 @@ def _asking(condition: Any, what: str) -> Callable[..., Any]:
     """Return ``condition`` as a function that is called with every argument by its name."""
     if not callable(condition):
         raise DefinitionError(f"{what}: condition={condition!r} must be a function of event and ctx.")
+    check_plain(condition, f"{what}: condition")
     parameters = list(inspect.signature(condition).parameters.values())
     names = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if set(names) <= set(ARGUMENTS):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..conf import conf
 from ..exceptions import DefinitionError
 from ..queues.clock import Offset, check_duration, check_offset, offset_key
+from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
 from .names import check_namespace, check_subscription, in_namespace, means
@@ -173,6 +174,7 @@ def _register(
     def decorate(function: F) -> F:
         if not callable(function):
             raise DefinitionError(f"{what} decorates a function, not {function!r}.")
+        check_plain(function, what)
         callback = Callback(
             name=name or f"{function.__module__}.{function.__qualname__}",
             event_name=event_name,

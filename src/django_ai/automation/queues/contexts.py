@@ -19,12 +19,14 @@ from pydantic_core import PydanticSerializationError
 from ..exceptions import ContextError, DefinitionError, NotStorableError
 from .attempt import trace_of
 from .jsontext import MAX_NESTING, encode
+from .plain import check_plain
 from .sealing import check_readable
 
 
 def context_class(cls: type, what: str) -> type[BaseModel]:
     """Return the ``Context`` that ``cls`` declares. Raises ``DefinitionError`` unless it is a Pydantic model."""
     context = getattr(cls, "Context", None)
+    check_plain(getattr(cls, "create_context", None), f"{what}: create_context")
     if inspect.isclass(context) and issubclass(context, BaseModel):
         return context
     raise DefinitionError(

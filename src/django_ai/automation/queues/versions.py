@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ..exceptions import ContextError, DefinitionError
 from .attempt import trace_of
 from .contexts import load_context, reasons
+from .plain import check_plain
 from .sealing import check_readable
 
 Migration = Callable[[dict[str, Any], str], Any]
@@ -80,8 +81,7 @@ def migration_of(cls: type, what: str) -> Migration | None:
             f"{what}: {HOOK}{inspect.signature(hook)} must take (data, from_version): the stored dict and the version "
             "that stored it."
         ) from None
-    if inspect.iscoroutinefunction(hook) or inspect.isgeneratorfunction(hook):
-        raise DefinitionError(f"{what}: {HOOK} must be a plain function, not async or a generator.")
+    check_plain(hook, f"{what}: {HOOK}")
     return hook
 
 

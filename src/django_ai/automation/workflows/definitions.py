@@ -20,6 +20,7 @@ from ..events.names import check_namespace, check_subscription, in_namespace, me
 from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from ..queues.clock import Offset, check_duration, check_offset
 from ..queues.contexts import context_class, make_context
+from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
 from ..queues.versions import Migration, check_version, is_newer, migration_of, version_order
@@ -321,8 +322,7 @@ def step(
     def decorate(method: F) -> F:
         if not inspect.isfunction(method):
             raise DefinitionError(f"@step decorates a method of a workflow class, not {method!r}.")
-        if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
-            raise DefinitionError(f"@step: {method.__qualname__} must be a plain function, not async or a generator.")
+        check_plain(method, "@step")
         method.__step__ = StepDefinition(  # type: ignore[attr-defined]
             name=method.__name__, start=bool(start), retry=retry, atomic=bool(atomic), own_timeout=timeout
         )
@@ -338,5 +338,6 @@ def on_fail(method: F) -> F:
     runs in the transaction that ends the run, so its database writes commit with the failure. What it raises is logged
     and changes nothing.
     """
+    check_plain(method, "@on_fail")
     method.__on_fail__ = True  # type: ignore[attr-defined]
     return method

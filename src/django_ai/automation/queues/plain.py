@@ -1,0 +1,37 @@
+"""Refuses functions that a call does not run: a coroutine or generator function returns at once, with nothing done."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import MethodType
+from typing import Any
+
+from ..exceptions import DefinitionError
+
+KINDS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+
+
+def check_plain(function: Any, what: str) -> None:
+    """Raise ``DefinitionError`` if ``function`` (also under ``functools.partial``, wrappers, or as an object with
+    ``__call__``) is async or a generator."""
+    if any(is_kind(each) for each in _inside(function) for is_kind in KINDS):
+        name = getattr(function, "__qualname__", None) or repr(function)
+        raise DefinitionError(
+            f"{what}: {name} must be a plain function, not async or a generator: a call would run nothing. "
+            "Call async code in it with asgiref.sync.async_to_sync."
+        )
+
+
+def _inside(function: Any) -> list[Any]:
+    found, each = [function], function
+    while True:
+        if isinstance(each, functools.partial | functools.partialmethod):
+            each = each.func
+        elif isinstance(each, staticmethod | classmethod | MethodType):
+            each = each.__func__
+        elif not inspect.isroutine(each) and not inspect.isclass(each) and callable(each):
+            each = type(each).__call__
+        else:
+            return found
+        found.append(each)

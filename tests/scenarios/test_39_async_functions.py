@@ -1,0 +1,90 @@
+"""39: a function is ``async def``, or a generator. It is refused at import, everywhere a function is taken."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from pydantic import BaseModel
+
+from django_ai.automation.agents.core import agent, handler
+from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
+from django_ai.automation.events.definitions import EventDefinition
+from django_ai.automation.exceptions import DefinitionError
+from django_ai.automation.workflows.core import complete, on_fail, step, workflow
+
+
+async def waits(*args, **kwargs):
+    return True
+
+
+def yields(*args, **kwargs):
+    yield True
+
+
+async def waits_and_yields(*args, **kwargs):
+    yield True
+
+
+class Waits:
+    async def __call__(self, event=None, ctx=None):
+        return True
+
+
+FUNCTIONS = [
+    waits,
+    yields,
+    waits_and_yields,
+    functools.partial(waits, 1),
+    functools.partial(Waits()),
+    Waits(),
+    Waits().__call__,
+]
+
+
+class Context(BaseModel):
+    pass
+
+
+def with_hook(name, function, decorator):
+    methods = {"Context": Context, "first": step(start=True)(lambda self: complete()), name: function}
+    return decorator(type("Program", (), methods))
+
+
+TAKERS = {
+    "on_event": on_event("ticket_closed", name="x"),
+    "on_event_created": on_event_created("ticket_closed", name="x"),
+    "on_event_cancelled": on_event_cancelled("ticket_closed", name="x"),
+    "condition": lambda function: EventDefinition("x", condition=function),
+    "payload": lambda function: EventDefinition("x", payload=function),
+    "namespace": lambda function: EventDefinition("x", namespace=function),
+    "handler condition": lambda function: handler("ticket_closed", condition=function),
+    "workflow create_context": lambda function: with_hook(
+        "create_context", staticmethod(function), workflow("refused", version=1)
+    ),
+    "agent create_context": lambda function: with_hook("create_context", staticmethod(function), agent("refused")),
+    "migrate_context": lambda function: with_hook(
+        "migrate_context", staticmethod(function), workflow("refused", version=1)
+    ),
+    "step": step,
+    "handler": handler("ticket_closed"),
+    "on_fail": on_fail,
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("taker", TAKERS)
+def test_39_it_is_refused_where_it_is_given(taker, function):
+    if taker in ("step", "handler") and function not in (waits, yields, waits_and_yields):
+        pytest.skip("methods are functions")
+    with pytest.raises(DefinitionError, match="plain function"):
+        TAKERS[taker](function)
+
+
+def test_39_plain_functions_and_objects_are_taken():
+    class Plain:
+        def __call__(self, entity):
+            return True
+
+    for function in (Plain(), functools.partial(Plain()), bool, lambda entity: True):
+        EventDefinition("x", condition=function)
