@@ -129,6 +129,21 @@ def test_35_real_seconds_in_a_thread_that_is_not_the_main_one():
     assert "AttemptTimeoutError" in error
 
 
+def test_35_real_seconds_with_other_rows_in_hand_and_a_beat_that_the_step_keeps_out(settings):
+    """On SQLite the step has the write lock that the heartbeat wants."""
+    settings.AUTOMATION = {
+        **settings.AUTOMATION, "LEASE": timedelta(seconds=2), "HEARTBEAT": timedelta(milliseconds=50),
+    }  # fmt: skip
+    hanging(sleeps)
+    runs = [engine.start("hanging") for _ in range(4)]
+    started = time.monotonic()
+    drain(heartbeat=True)
+    assert time.monotonic() - started < 20
+    for run in runs:
+        assert ended(run)[0] == "failed"
+        assert run.losses == 0
+
+
 def test_35_real_seconds_code_that_swallows_the_exception_gets_it_again(monkeypatch):
     monkeypatch.setattr(interrupt, "SECONDS_BETWEEN", 0.1)
 

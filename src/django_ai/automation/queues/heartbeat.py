@@ -13,11 +13,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -85,8 +85,15 @@ class Hands:
         with self._dropping:
             with self._lock:
                 rows, self._waiting = list(self._waiting.values()), {}
-            for row in rows:
-                release(row, self.clock())
+            try:
+                while rows:
+                    release(rows[0], self.clock())
+                    rows.pop(0)
+            except Exception:
+                # They are still this worker's, until their lease ends: the next beat tries again.
+                with self._lock:
+                    self._waiting |= {row.pk: row for row in rows}
+                raise
 
     def beat(self) -> None:
         self.drop()
@@ -178,11 +185,17 @@ def _run() -> None:
         elif connections[alias].vendor == "sqlite":
             # The process may fork at any moment, and no connection to SQLite may be open then.
             with fork.sqlite_in_use:
+                with suppress(DatabaseError), connections[alias].cursor() as cursor:
+                    # The step in hand may have the write lock itself: this thread must not miss a deadline for it.
+                    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_PATIENCE_MS}")
                 _beat_all(all_hands)
                 connections.close_all()
         else:
             _beat_all(all_hands)
 
+
+SQLITE_PATIENCE_MS = 500
+"""How long a beat waits for the write lock of SQLite."""
 
 _timer = threading.Condition()
 _wakes_at = float("inf")
