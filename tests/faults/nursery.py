@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -90,6 +91,14 @@ def work() -> None:
         time.sleep(0.02)
 
 
+def skew() -> None:
+    """Put the clock of this worker wrong by up to ``TEST_CLOCK_SKEW`` seconds in either direction."""
+    from tests.soak.models import skew_clock
+
+    limit = float(os.environ.get("TEST_CLOCK_SKEW", "0"))
+    skew_clock(timedelta(seconds=random.SystemRandom().uniform(-limit, limit)))
+
+
 def main() -> None:
     import django
 
@@ -100,6 +109,7 @@ def main() -> None:
         if not pid:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
+                skew()
                 work()
             finally:
                 os._exit(1)

@@ -18,6 +18,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from django_ai.automation import engine
+from django_ai.automation.events.models import Event
 from django_ai.automation.queues.database import is_database_failure
 from tests.soak import models as rows
 
@@ -72,6 +73,10 @@ class Outside:
     def broadcast(self, name: str, serial: int) -> None:
         self._do("broadcast", name, lambda: engine.signal(name, {"serial": serial}).pk, serial=serial)
 
+    def cancel_event(self, name: str) -> None:
+        """Cancel the scheduled event of a thing, if it is still pending."""
+        self._do("cancel event", name, lambda: _cancel_event(name))
+
     def cancel(self, tag: str) -> None:
         self._do("cancel", tag, lambda: engine.cancel(self.runs[tag], "The outside says so."))
 
@@ -107,6 +112,12 @@ def _change(name: str, version: int = 0, **values: Any) -> bool:
     return True
 
 
+def _cancel_event(name: str) -> bool:
+    thing = rows.Thing.objects.select_for_update().get(name=name)
+    event = Event.objects.of(thing).filter(event_name="soak_due", active_key__isnull=False).first()
+    return event is not None and event.cancel()
+
+
 class Chooser:
     """Draws what the outside does next, from a seed. ``pace``: how long sleeps, timeouts and dates are, in seconds."""
 
@@ -124,7 +135,7 @@ class Chooser:
         """Do one more thing."""
         kinds: Mapping[str, int] = {
             "make": 4, "start": 6, "touch": 5, "date": 3, "ready": 3, "freeze": 1,
-            "signal": 5, "broadcast": 1, "cancel": 1, "delete": 1,
+            "signal": 5, "broadcast": 1, "burst": 1, "cancel": 1, "cancel_event": 1, "delete": 1,
         }  # fmt: skip
         (kind,) = self.random.choices(list(kinds), weights=list(kinds.values()))
         getattr(self, f"_{kind}")()
@@ -188,6 +199,14 @@ class Chooser:
         self.serial += 1
         self.outside.broadcast(self.random.choice("xyz"), self.serial)
 
+    def _burst(self) -> None:
+        """Send several signals in a row, some under one name."""
+        for _ in range(self.random.randint(2, 6)):
+            self._broadcast() if self.random.random() < 0.6 else self._signal()
+
+    def _cancel_event(self) -> None:
+        self._to_one(self.outside.cancel_event)
+
     def _cancel(self) -> None:
         if self.tags:
             tag = self.random.choice(self.tags[-20:])
@@ -213,14 +232,17 @@ class Chooser:
     def _instruction(self, thing: str, own: bool, depth: int) -> dict[str, Any]:
         draw = self.random
         kinds = ["mark", "mark", "slow", "loose", "sleep", "wait", "wait"]
-        kinds += ["touch", "touch"] if thing or own else []
+        kinds += ["touch", "touch", "hold", "release"] if thing or own else []
+        kinds += ["hang"] if draw.random() < 0.3 else []
         kinds += ["call"] if depth < 2 else []
         kinds += ["fail"] if draw.random() < 0.1 else []
         kind = draw.choice(kinds)
         told: dict[str, Any] = {"do": kind}
-        if kind != "fail" and draw.random() < 0.3:
+        if kind not in ("fail", "hang") and draw.random() < 0.3:
             told["fails"] = 4 if draw.random() < 0.05 else draw.randint(1, 3)
-        if kind in ("slow", "loose"):
+        if kind == "hang":
+            told["hangs"] = draw.randint(0, 3)
+        elif kind in ("slow", "loose"):
             told["seconds"] = round(draw.uniform(0, 0.15) * self.pace, 3)
         elif kind == "sleep":
             told |= {"seconds": round(draw.uniform(0, 1) * self.pace, 3), "again": draw.random() < 0.5}

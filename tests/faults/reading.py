@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from django.db.models import QuerySet
 from django.utils import timezone
 
-from django_ai.automation.agents.models import AgentRun
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.health import explain
 from django_ai.automation.queues.registry import wakeables
@@ -18,7 +20,7 @@ from .model import Beat, Effect, Occurrence, Run, World
 from .outside import Outside
 
 
-def world_of(outside: Outside, slack: timedelta = timedelta(0)) -> World:
+def world_of(outside: Outside, slack: timedelta = timedelta(0), skew: timedelta = timedelta(0)) -> World:
     """Return all that is known at the end."""
     names = {str(deed.result): deed.target for deed in outside.deeds if deed.kind == "make"}
     return World(
@@ -38,8 +40,15 @@ def world_of(outside: Outside, slack: timedelta = timedelta(0)) -> World:
             if (at := each.created_at)
         ],
         now=timezone.now(),
-        slack=slack,
+        slack=slack + skew,
+        skew=skew,
+        skipped=Counter(names[entity_id] for entity_id in _skipped().values_list("event__entity_id", flat=True)),
     )
+
+
+def _skipped() -> QuerySet[HandlerExecution, HandlerExecution]:
+    """Return how often a claim kept an agent from handling the touches of a thing."""
+    return HandlerExecution.objects.filter(run__name="soak:keeper", handler="touched", status="skipped")
 
 
 def _runs(names: dict[str, str]) -> Iterator[Run]:

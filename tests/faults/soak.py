@@ -2,11 +2,12 @@
 
     python -m tests.faults.soak --minutes 2 --seed 7 --database postgresql
 
-The outside (``outside.Chooser``) makes things and moves their dates, flips conditions, starts runs, sends signals,
-cancels and deletes. Meanwhile workers are killed about once a second, some are stopped for longer than their lease and
-then go on, for a while a ``qcluster`` works beside them and loses processes, and the database is stopped at once and
-started again (not SQLite, which has no server). After the time is up the workers drain all that is left,
-``model.judge`` compares, and every unfinished row must say what it waits for.
+The outside (``outside.Chooser``) makes things and moves their dates, flips conditions, starts runs, sends signals, one
+by one and in bursts, claims, cancels runs and events, and deletes; some steps hang until their timeout. The clocks
+of the workers are wrong by up to ``--skew`` seconds. Meanwhile workers are killed about once a second, some are stopped
+for longer than their lease and then go on, for a while a ``qcluster`` works beside them and loses processes, and the
+database is stopped at once and started again (not SQLite, which has no server). After the time is up the workers drain
+all that is left, ``model.judge`` compares, and every unfinished row must say what it waits for.
 
 The seed drives every choice of the outside. When a kill meets a worker is up to the machine, so a seed that has failed
 may pass; what is printed (the difference, the deeds, the effects, the history rows) is meant to be enough. Exit code 0:
@@ -47,12 +48,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--database", choices=("sqlite", "postgresql", "mariadb"), default="sqlite")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--skew", type=float, default=0.4, help="by how many seconds clocks of workers may be wrong")
     wanted = parser.parse_args()
     print(f"soak of {wanted.minutes:g} minutes on {wanted.database}, --seed {wanted.seed}", flush=True)
     try:
         with own_database(wanted.database) as server, tempfile.TemporaryDirectory(prefix="soak-") as scratch:
             set_up()
-            findings = Soak(wanted.seed, wanted.minutes * 60, wanted.workers, server, Path(scratch)).run()
+            soak = Soak(wanted.seed, wanted.minutes * 60, wanted.workers, server, Path(scratch), wanted.skew)
+            findings = soak.run()
     except NoBinariesError as error:
         print(error)
         sys.exit(SKIP)
@@ -98,7 +101,9 @@ def set_up() -> None:
 class Soak:
     """One soak, from the first deed to the verdict."""
 
-    def __init__(self, seed: int, seconds: float, workers: int, server: Server | None, scratch: Path) -> None:
+    def __init__(
+        self, seed: int, seconds: float, workers: int, server: Server | None, scratch: Path, skew: float
+    ) -> None:
         from .outside import Chooser, Outside
 
         self.seconds = seconds
@@ -108,7 +113,8 @@ class Soak:
         self.outside = Outside()
         self.chooser = Chooser(self.outside, seed)
         self.random = random.Random(f"fire {seed}")
-        self.nursery = Nursery({**os.environ}, scratch / "workers.log")
+        self.skew = timedelta(seconds=skew)
+        self.nursery = Nursery({**os.environ, "TEST_CLOCK_SKEW": str(skew)}, scratch / "workers.log")
         self.pids: list[int] = []
         self.cluster: subprocess.Popen[bytes] | None = None
         self.restarting: threading.Thread | None = None
@@ -125,7 +131,7 @@ class Soak:
             self._stop_cluster()
             self.nursery.close()
         print(f"{len(self.outside.deeds)} deeds, {dict(self.count)}", flush=True)
-        world = world_of(self.outside, slack=timedelta(seconds=LEASE + 1))
+        world = world_of(self.outside, slack=timedelta(seconds=LEASE + 1), skew=self.skew)
         print(f"{len(world.effects)} effects, runs: {dict(Counter(run.status for run in world.runs))}", flush=True)
         return [*quiet, *self._verdict(world)]
 

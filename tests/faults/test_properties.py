@@ -60,6 +60,8 @@ def instructions(*ons: str) -> st.SearchStrategy[dict[str, Any]]:
         told("loose", fails=fails, seconds=st.just(0)),
         told("sleep", fails=fails, seconds=st.sampled_from([0, 1, 5]), again=again),
         told("wait", fails=fails, on=st.just("broadcast"), name=st.just("x"), timeout=timeouts, again=again),
+        told("hold", fails=fails),
+        told("release", fails=fails),
         *[told("wait", fails=fails, on=st.just(on), timeout=timeouts, again=again) for on in ons],
         told("fail"),
     )
@@ -161,6 +163,16 @@ class Lives(RuleBasedStateMachine):
         self.serial += 1
         self.outside.broadcast("x", self.serial)
 
+    @rule(length=st.integers(2, 4))
+    def burst(self, length):
+        for _ in range(length):
+            self.broadcast()
+
+    @precondition(lambda self: self.things)
+    @rule(which=st.integers(0, 9))
+    def cancel_event(self, which):
+        self.outside.cancel_event(self.things[which % len(self.things)])
+
     @precondition(lambda self: self.outside.runs)
     @rule(which=st.integers(0, 9))
     def cancel(self, which):
@@ -175,6 +187,17 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def a_worker_works(self):
         drain()
+
+    @rule(milliseconds=st.sampled_from([-500, -50, 50, 500]))
+    def a_worker_works_by_a_wrong_clock(self, milliseconds):
+        by = timedelta(milliseconds=milliseconds)
+        rows.SKEW = by
+        self.clock.tick(by)
+        try:
+            drain()
+        finally:
+            self.clock.tick(-by)
+            rows.SKEW = timedelta(0)
 
     @rule(at=st.integers(1, 60))
     def a_worker_dies(self, at):
@@ -200,7 +223,7 @@ class Lives(RuleBasedStateMachine):
             if nearest is None or nearest > self.clock.now + NEVER / 2:
                 break
             self.clock.now = max(nearest, self.clock.now)
-        world = world_of(self.outside)
+        world = world_of(self.outside, skew=timedelta(milliseconds=500))
         found = [*judge(world), *without_reason(self.clock.now)]
         assert not found, "\n".join(found)
 

@@ -3,17 +3,28 @@ and the deeds of the outside, each of which commits with what it did."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import models
 from django.utils import timezone
 
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 
+SKEW = timedelta(0)
+"""By how much the clock of this process is ahead."""
+
 
 def now() -> datetime:
-    """Return the moment; looked up when asked, for a test may have stopped the clock since."""
-    return timezone.now()
+    """Return the true moment; looked up when asked, for a test may have stopped the clock since."""
+    return timezone.now() - SKEW
+
+
+def skew_clock(by: timedelta) -> None:
+    """Let the clock of this process be ahead by so much (behind, if negative)."""
+    global SKEW
+    right = timezone.now
+    SKEW = by
+    timezone.now = lambda: right() + by
 
 
 class Thing(models.Model):

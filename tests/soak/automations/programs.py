@@ -10,6 +10,9 @@ Each instruction leaves its effects in the transaction of its step, under the nu
 | ``touch`` | saves the thing that it is about | ``touched``, or ``missed`` if that was deleted |
 | ``sleep`` | for ``seconds`` | ``sleeps``, ``timer`` |
 | ``wait`` | ``on`` a signal, a broadcast or an event, with ``timeout`` or without | ``waits``, then why it woke |
+| ``hang`` | hangs ``hangs`` times until its timeout ends the attempt | ``unhung`` |
+| ``hold`` | claims the touches of its thing for its run | ``holds``, or ``refused`` where another run has them |
+| ``release`` | releases them | ``released``, or ``had none`` |
 | ``call`` | runs ``program`` as a sub-workflow | ``calls``, ``child <status>`` |
 | ``fail`` | ends the run | ``failed`` |
 
@@ -41,12 +44,15 @@ from django_ai.automation import (
     wait_for_event,
     workflow,
 )
+from django_ai.automation.events import claims
+from django_ai.automation.exceptions import ClaimedError
 
 from ..models import Effect, Thing
 
 TRIES = 4
 RETRY = Retry(max_attempts=TRIES, base_delay=timedelta(milliseconds=50), backoff_factor=1)
 OFFSET = timedelta(milliseconds=800)
+HANGS_FOR = timedelta(milliseconds=300)
 
 
 class ToldToFail(Exception):
@@ -72,7 +78,16 @@ class Performer:
 
     @step(start=True, retry=RETRY)
     def act(self):
-        return goto(self.loosely) if self._now.get("do") == "loose" else self._turn()
+        match self._now.get("do"):
+            case "loose":
+                return goto(self.loosely)
+            case "hang":
+                return goto(self.hanging)
+        return self._turn()
+
+    @step(retry=RETRY, timeout=HANGS_FOR)
+    def hanging(self):
+        return self._turn()
 
     @step(retry=RETRY, atomic=False)
     def loosely(self):
@@ -142,6 +157,27 @@ class Performer:
             raise ToldToFail
         self.context.pc, self.context.tries = self.context.pc + 1, 0
         return goto(self.act)
+
+    def _hang(self):
+        if self.context.tries < self._now["hangs"]:
+            self._leave("hung")  # rolled back with the attempt
+            self.context.tally.pop()
+            self.context.tries += 1
+            time.sleep(60)
+        self._leave("unhung")
+        self.context.pc, self.context.tries = self.context.pc + 1, 0
+        return goto(self.act)
+
+    def _hold(self):
+        try:
+            claims.hold("soak_touched", {"name": self.context.thing}, expires_in=timedelta(seconds=1))
+        except ClaimedError:
+            return self._last("refused")
+        return self._last("holds")
+
+    def _release(self):
+        released = claims.release("soak_touched", match={"name": self.context.thing})
+        return self._last("released" if released else "had none")
 
     def _touch(self):
         thing = Thing.objects.select_for_update().filter(name=self.context.thing).first()
