@@ -26,7 +26,7 @@ class Conf:
 
     EXECUTOR: str = ""
     """``"q2"``, ``"worker"``, ``"celery"``, ``"tasks"``, ``"inline"``, ``"silent"``, or the dotted path of an
-    ``Executor`` class; empty: Q2 where it is installed, else inline."""
+    ``Executor`` class; empty: Q2 where it is installed, else ``"worker"``."""
     LEASE: timedelta = timedelta(seconds=10)
     """How long a worker may be silent before others take its row."""
     HEARTBEAT: timedelta = timedelta(seconds=3)

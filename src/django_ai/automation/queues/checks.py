@@ -50,6 +50,21 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return found
 
 
+def check_runtime(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """``check --deploy``: somebody has chosen what performs the work, and that is no web process."""
+    chosen = conf().EXECUTOR if not conf_module.problems(getattr(settings, "AUTOMATION", {})) else "?"
+    if chosen == "inline":
+        said = "AUTOMATION['EXECUTOR'] is 'inline': web requests perform everybody's work, and timers wait for one."
+    elif not chosen and not apps.is_installed("django_q"):
+        said = (
+            "No runtime is named, and Django-Q2 is not installed: only manage.py automation_worker performs the work."
+        )
+    else:
+        return []
+    hint = "Set AUTOMATION['EXECUTOR'] to 'worker' (and run automation_worker), 'q2', 'celery' or 'tasks'."
+    return [Warning(said, hint=hint, id="automation.W012")]
+
+
 def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if not apps.is_installed("django_q"):
         return []

@@ -77,7 +77,7 @@ def get_executor() -> Executor:
 
 @lru_cache(maxsize=1)
 def _from_settings() -> Executor:
-    name = conf().EXECUTOR or ("q2" if apps.is_installed("django_q") else "inline")
+    name = conf().EXECUTOR or ("q2" if apps.is_installed("django_q") else "worker")
     try:
         executor: Executor = import_string(_NAMES.get(name, name))()
     except ImportError as error:

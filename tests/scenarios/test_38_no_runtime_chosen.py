@@ -1,0 +1,58 @@
+"""Nobody chose a runtime: workers find the work, and a web request performs none. Inline is for who asks for it."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.checks import run_checks
+
+from django_ai.automation import engine
+from django_ai.automation.queues import executor
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows.models import WorkflowRun
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def choose(settings):
+    """``choose(name)``: a project without Django-Q2 that names this runtime, or none."""
+
+    def chosen(name: str) -> None:
+        settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_q"]
+        settings.AUTOMATION = {**settings.AUTOMATION, "EXECUTOR": name}
+        executor.set_executor(None)
+
+    return chosen
+
+
+def status() -> str:
+    return str(WorkflowRun.objects.get().status)
+
+
+def deploy_warnings() -> list[str]:
+    found = [each for each in run_checks(include_deployment_checks=True) if each.id == "automation.W012"]
+    return [each.msg for each in found]
+
+
+def test_38_by_default_a_request_performs_nothing(choose):
+    choose("")
+    assert isinstance(executor.get_executor(), executor.WorkerExecutor)
+    engine.start("story:count", steps=1)
+    assert status() == "running"
+    drain(heartbeat=True)
+    assert status() == "completed"
+
+
+def test_38_inline_performs_at_once_for_who_asks(choose):
+    choose("inline")
+    engine.start("story:count", steps=1)
+    assert status() == "completed"
+
+
+def test_38_a_deployment_is_told_what_it_runs_on(choose):
+    choose("")
+    assert ["No runtime is named" in said for said in deploy_warnings()] == [True]
+    choose("inline")
+    assert ["'inline'" in said for said in deploy_warnings()] == [True]
+    choose("worker")
+    assert deploy_warnings() == []
