@@ -18,7 +18,7 @@ from ..conf import conf
 from ..events.matching import Match
 from ..events.names import check_namespace, check_subscription, in_namespace, means
 from ..exceptions import DefinitionError, UnknownAgentError
-from ..queues.clock import Offset, check_duration, check_offset, offset_key
+from ..queues.clock import Offset, beat_key, check_duration, check_offset, check_recheck, offset_key
 from ..queues.contexts import context_class, make_context
 from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
@@ -51,10 +51,11 @@ class HandlerDefinition:
     atomic: bool = True
     own_timeout: timedelta | None = None
     namespace: str | None = None
+    recheck: bool = False
 
     @property
     def beat(self) -> str:
-        return offset_key(self.offset)
+        return beat_key(self.offset, self.recheck)
 
     @property
     def timeout(self) -> timedelta:
@@ -315,6 +316,7 @@ def handler(
     event_name: str,
     *,
     offset: Offset | None = None,
+    recheck: bool = False,
     match: Mapping[str, Any] | None = None,
     condition: Callable[..., Any] | None = None,
     retry: Retry | None = None,
@@ -328,7 +330,8 @@ def handler(
     It takes what it names: ``ctx`` (or ``context``: its state; changes are kept, also those of a try that fails),
     ``event``, ``events`` (a list of it), ``run`` (the ``AgentRun``), or nothing. ``offset``: that much before
     (negative) or after the event's date (of an immediate event: the moment of its save), a timedelta or
-    relativedelta. ``match``: how this event finds its agent, where the agent's own ``match`` does not fit its entity.
+    relativedelta. ``recheck``: ask the event's condition again at an offset after its date, and skip it if that is
+    false then. ``match``: how this event finds its agent, where the agent's own ``match`` does not fit its entity.
     ``condition``: a function of ``event`` and ``ctx``; it is asked when the handler is about to run. ``retry``: how
     often to try when it raises (default: the agent's ``default_retry``, else 3 attempts). ``ignores_claims``: run
     also when another run has claimed the event. ``atomic``: run in one transaction with its progress, so that its
@@ -342,6 +345,7 @@ def handler(
     event_name = check_subscription(event_name, "handler")
     check_namespace(namespace, what)
     check_offset(offset, what)
+    check_recheck(recheck, offset, what)
     if retry is not None and not isinstance(retry, Retry):
         raise DefinitionError(f"{what}: retry={retry!r} must be a Retry(...).")
     if timeout is not None:
@@ -367,6 +371,7 @@ def handler(
             "atomic": bool(atomic),
             "own_timeout": timeout,
             "namespace": namespace,
+            "recheck": recheck,
         }
         # Decorators apply from below, and people read from above.
         method.__handlers__ = ((declared, match), *getattr(method, "__handlers__", ()))  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ few queries, however many agents there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from django.db.models import Exists, OuterRef, Q
@@ -26,8 +26,8 @@ from .models import AgentRun, HandlerExecution, HandlerStatus
 class Switchboard(Listener):
     """Follows events on behalf of the agents."""
 
-    def offsets(self, event: Event) -> Sequence[Offset]:
-        return [each.offset for each in handlers_hearing(event) if each.offset is not None]
+    def offsets(self, event: Event) -> Mapping[str, Offset]:
+        return {each.beat: each.offset for each in handlers_hearing(event) if each.offset is not None}
 
     def reach(self, declared_as: str) -> Sequence[Offset]:
         handlers = (each for definition in all_agents() for each in definition.handlers)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..conf import conf
 from ..exceptions import DefinitionError
-from ..queues.clock import Offset, check_duration, check_offset, offset_key
+from ..queues.clock import Offset, beat_key, check_duration, check_offset, check_recheck
 from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
@@ -40,6 +40,7 @@ class Callback:
     retry: Retry = field(default_factory=Retry)
     atomic: bool = True
     namespace: str | None = None
+    recheck: bool = False
     _timeout: timedelta | None = None
 
     def wants(self, event_name: str, namespace: str) -> bool:
@@ -47,7 +48,7 @@ class Callback:
 
     @property
     def beat(self) -> str:
-        return self.moment or offset_key(self.offset)
+        return self.moment or beat_key(self.offset, self.recheck)
 
     @property
     def timeout(self) -> timedelta:
@@ -96,6 +97,7 @@ def on_event(
     event_name: str,
     *,
     offset: Offset | None = None,
+    recheck: bool = False,
     retry: Retry | None = None,
     atomic: bool = True,
     timeout: timedelta | None = None,
@@ -105,7 +107,8 @@ def on_event(
     """Call the decorated function with the ``Event`` when ``event_name`` occurs.
 
     ``event_name``: of one event, or of many with ``*`` for any text (``"task_done:*"``, ``"*"``). ``offset``: that
-    much before (negative) or after the event's date, a timedelta or relativedelta. ``retry``: how often to try when
+    much before (negative) or after the event's date, a timedelta or relativedelta. ``recheck``: ask the event's
+    condition again at an offset after its date, and skip it if that is false then. ``retry``: how often to try when
     it raises (default: 3 attempts, 1 s apart, doubling). ``atomic``: run in one transaction, so that its database
     writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long it may run
     (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``name``: what its executions are stored under (default: module
@@ -114,7 +117,7 @@ def on_event(
 
     Several functions may listen to one event, and one function to several.
     """
-    return _register(event_name, "on_event", OCCURRED, offset, retry, atomic, timeout, name, namespace)
+    return _register(event_name, "on_event", OCCURRED, offset, retry, atomic, timeout, name, namespace, recheck)
 
 
 def on_event_created(
@@ -160,11 +163,13 @@ def _register(
     timeout: timedelta | None,
     name: str | None,
     namespace: str | None,
+    recheck: bool = False,
 ) -> Callable[[F], F]:
     what = f"@{decorator}({event_name!r})"
     event_name = check_subscription(event_name, decorator)
     check_namespace(namespace, what)
     check_offset(offset, what)
+    check_recheck(recheck, offset, what)
     if retry is not None and not isinstance(retry, Retry):
         raise DefinitionError(f"{what}: retry={retry!r} must be a Retry(...).")
     if timeout is not None:
@@ -184,6 +189,7 @@ def _register(
             retry=retry or Retry(),
             atomic=atomic,
             namespace=namespace,
+            recheck=recheck,
             _timeout=timeout,
         )
         if len(callback.name) > 250:

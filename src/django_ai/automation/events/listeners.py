@@ -6,7 +6,7 @@ so what they write commits with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,9 +27,9 @@ class News:
 class Listener:
     """Somebody who follows events. Every method does nothing by default."""
 
-    def offsets(self, event: Event) -> Sequence[Offset]:
-        """Return the offsets from the event's date at which somebody wants to be told."""
-        return ()
+    def offsets(self, event: Event) -> Mapping[str, Offset]:
+        """Return the offsets from the event's date at which somebody wants to be told, by the key of their beat."""
+        return {}
 
     def reach(self, declared_as: str) -> Sequence[Offset]:
         """Return every offset, told or planned, that somebody may want for events of this definition."""

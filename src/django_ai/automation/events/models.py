@@ -207,14 +207,21 @@ class Event(Wakeable):
     @from_writer()
     def is_valid(self) -> bool:
         """Whether the event could occur with the entity as it is now: it exists, has a date, the condition holds."""
-        definition, entity = self.definition, self.entity
+        definition = self.definition
+        if definition is None or not self.has_date:
+            return False
+        return self.trigger == EventTrigger.DELETE or definition.holds_for(self.entity)
+
+    @property
+    @from_writer()
+    def has_date(self) -> bool:
+        """Whether the entity exists and gives the event a date, whatever its condition says."""
+        definition = self.definition
         if self.trigger == EventTrigger.DELETE:
             return definition is not None
-        if definition is None or entity is None or self.snapshot is not None:
+        if definition is None or self.entity is None or self.snapshot is not None:
             return False
-        if definition.date_field is not None and getattr(entity, definition.date_field) is None:
-            return False
-        return definition.holds_for(entity)
+        return definition.date_field is None or getattr(self.entity, definition.date_field) is not None
 
     @classmethod
     def unfinished(cls) -> EventQuerySet:
@@ -230,7 +237,8 @@ class Event(Wakeable):
             return f"its next attempt, {at_text(self.wake_at)}: {last_line(self.error)}"
         if self.wake_at is not None:
             beat = "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
-            return f"{beat if self.armed else 'its condition, next looked at'}, {at_text(self.wake_at)}"
+            keeps = self.armed or self.status == EventStatus.PROCESSED
+            return f"{beat if keeps else 'its condition, next looked at'}, {at_text(self.wake_at)}"
         definition = self.definition
         if definition is None:
             return f"code that declares {self.declared_as!r} on {self.entity_type}"

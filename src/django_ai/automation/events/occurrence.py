@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -44,7 +44,7 @@ from .claims import count
 from .definitions import EventDefinition, EventTrigger
 from .listeners import News, listeners
 from .models import CallbackExecution, Event, EventStatus, RoutingShape, load_entities, new_execution
-from .timing import due_beats, hears, is_given_up, moves_again, next_wake, unfire, unfired
+from .timing import due_beats, hears, held_back, is_given_up, moves_again, next_wake, skip_note, unfire, unfired
 
 
 class CommitBatch:
@@ -174,7 +174,7 @@ def _read(event: Event, now: datetime) -> Reading:
             event.status, event.error = EventStatus.CANCELLED, "Its entity is gone."
             reading.gone = True
         else:
-            event.fired = [*event.fired, *unfired(event)]
+            _skip(event, unfired(event), "its entity is gone")
         # One that has occurred is not cancelled, though its later offsets are withdrawn.
         moments = (CREATED, CANCELLED) if reading.gone else (CREATED,)
         reading.beats = [beat for beat in moments if _hears_now(event, beat)]
@@ -186,7 +186,7 @@ def _read(event: Event, now: datetime) -> Reading:
         at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
         if definition.rearm and definition.is_scheduled and at not in (None, event.at) and moves_again(event):
             # Its date moved behind Django's back: the reconciliation gives the new one a row of its own.
-            event.fired = [*event.fired, *unfired(event)]
+            _skip(event, unfired(event), "its date moved, and the new one has an event of its own")
             reading.rests = True
             return _settled(reading, now)
         if (at, armed) != (event.at, event.armed):
@@ -194,12 +194,11 @@ def _read(event: Event, now: datetime) -> Reading:
             unfire(event, now)
         if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
             reading.beats = [""]
-        if armed:
-            reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
-        elif event.active_key is None and event.status == EventStatus.PENDING:
+        reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
+        if not armed and event.active_key is None and event.status == EventStatus.PENDING:
             # A newer row speaks for the entity, and this one cannot be armed again.
             _give_up(reading, "Its condition was no longer true when it should have occurred.")
-        elif is_given_up(event, definition, now):
+        elif not armed and is_given_up(event, definition, now):
             _give_up(reading)
         if "" in reading.beats:
             event.payload = json.loads(_payload_text(event, definition))
@@ -229,11 +228,18 @@ def _ask(event: Event, definition: EventDefinition) -> tuple[datetime | None, bo
 
 def _give_up(reading: Reading, reason: str = "Its condition was not true at its date, nor within its grace.") -> None:
     event = reading.event
-    reading.withdrawn = True
     if event.status == EventStatus.PENDING:
+        reading.withdrawn = True
         event.status, event.error = EventStatus.EXPIRED, reason
     else:
-        event.fired = [*event.fired, *unfired(event)]
+        _skip(event, held_back(event), "recheck=True, and its condition was not true then, nor within its grace")
+
+
+def _skip(event: Event, beats: Iterable[str], reason: str) -> None:
+    """Drop offsets of an event that has occurred, and say so in its ``error``."""
+    if skipped := list(beats):
+        event.fired = [*event.fired, *skipped]
+        event.error = skip_note(skipped, reason)
 
 
 def _hears_now(event: Event, moment: str) -> bool:

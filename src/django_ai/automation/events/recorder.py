@@ -55,7 +55,7 @@ from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
 from .occurrence import CommitBatch, extra_payload
 from .stored import may_differ
-from .timing import hears, lies_ahead, moves_again, next_wake, too_late, unfire, unfired
+from .timing import hears, held_back, lies_ahead, moves_again, next_wake, skip_note, too_late, unfire, unfired
 
 UNKNOWN = object()
 TRIES = 20
@@ -618,6 +618,8 @@ def _renew(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Eve
         ended: dict[str, Any] = {"fired": [*row.fired, *unfired(row)], "wake_at": now if row.telling else None}
         if row.status == EventStatus.PENDING:
             ended |= {"status": EventStatus.CANCELLED, "error": "Its date moved after a part of it had fired."}
+        elif skipped := unfired(row):
+            ended["error"] = skip_note(skipped, "its date moved, and the new one has an event of its own")
         moved = disturb(old, active_key=None, **ended)
     else:
         # Whoever has it in hand goes on: it still occurs, or fires its offsets, by itself.
@@ -656,7 +658,10 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
     turned, row.at, row.armed = armed and not row.armed, at, armed
     unfire(row, now)
     if turned:
-        row.fired = [*row.fired, *too_late(row, definition, now)]
+        held = held_back(row)
+        if late := [beat for beat in too_late(row, definition, now) if beat in held]:
+            row.fired = [*row.fired, *late]
+            row.error = skip_note(late, "recheck=True, and its condition turned true only after its grace")
     if wanted.error:
         row.set_parked(wanted.error, now)
     _set_timer(row, wanted, now, batch)
@@ -700,6 +705,7 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
                 output_field=Event._meta.get_field("wake_at"),
             ),
             status=Case(When(was_pending, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
+            **_skipped_by_deletion(rows),
         )
         for listener in listeners():
             listener.withdrawn(rows, now)
@@ -709,6 +715,19 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
     for label, entity_id in {(each.label, each.entity_id_of(instance)) for each in keys.values()}:
         for listener in listeners():
             listener.entity_deleted(label, entity_id, now)
+
+
+def _skipped_by_deletion(rows: Iterable[Event]) -> dict[str, Any]:
+    """Return what is written to say which later offsets a deletion drops, of events that have occurred."""
+    notes = {
+        row.pk: skip_note(beats, "its entity was deleted")
+        for row in rows
+        if row.status == EventStatus.PROCESSED and (beats := unfired(row))
+    }
+    if not notes:
+        return {}
+    whens = [When(pk=pk, then=Value(note)) for pk, note in notes.items()]
+    return {"error": Case(*whens, default=F("error"), output_field=Event._meta.get_field("error"))}
 
 
 def _record_deletions(entity: models.Model, now: datetime) -> None:

@@ -2,7 +2,8 @@
 
 The row is the timer of all its *beats*: its occurrence at ``at``, and each subscriber's offset from it. A beat fires
 once, when its time has come and the condition holds; while the condition is false the row is looked at again at each
-later beat, and given up ``grace`` after the last one that could still fire.
+later beat, and given up ``grace`` after the last one that could still fire. After the event has occurred the condition
+holds back only what was declared with ``recheck=True``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from ..queues.cause import REST
-from ..queues.clock import Offset, later, offset_key, shift
+from ..queues.clock import RECHECK, Offset, later, shift
 from .callbacks import CANCELLED, CREATED, all_callbacks, callbacks_of
 from .definitions import EventDefinition
 from .listeners import listeners
@@ -26,8 +27,7 @@ def offsets_of(event: Event) -> dict[str, Offset]:
         if callback.offset is not None:
             found[callback.beat] = callback.offset
     for listener in listeners():
-        for offset in listener.offsets(event):
-            found[offset_key(offset)] = offset
+        found |= listener.offsets(event)
     return found
 
 
@@ -68,6 +68,15 @@ def unfired(event: Event) -> dict[str, datetime]:
     if event.status == EventStatus.PENDING:
         times[""] = event.at
     return times
+
+
+def held_back(event: Event) -> dict[str, datetime]:
+    """Return those of ``unfired`` that a false condition keeps from firing. Of an event that has occurred these are the
+    offsets declared with ``recheck=True``: the others come whatever the condition says now."""
+    times = unfired(event)
+    if event.status != EventStatus.PROCESSED:
+        return times
+    return {beat: time for beat, time in times.items() if beat.endswith(RECHECK)}
 
 
 def unfire(event: Event, now: datetime) -> None:
@@ -115,7 +124,12 @@ def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datet
         return None
     if event.armed:
         return min(times.values())
-    return min((time for time in times.values() if time > now), default=_given_up_at(event, times, definition.grace))
+    held = held_back(event)
+    looks = [time for beat, time in times.items() if beat not in held]
+    if held:
+        given_up = _given_up_at(event, held, definition.grace)
+        looks.append(min((time for time in held.values() if time > now), default=given_up))
+    return min(looks)
 
 
 def _given_up_at(event: Event, times: Mapping[str, datetime], grace: timedelta) -> datetime:
@@ -125,11 +139,17 @@ def _given_up_at(event: Event, times: Mapping[str, datetime], grace: timedelta) 
 
 def is_given_up(event: Event, definition: EventDefinition, now: datetime) -> bool:
     """Say whether a condition that is still false now comes too late for everything."""
-    times = unfired(event)
-    return bool(times) and now >= _given_up_at(event, times, definition.grace)
+    held = held_back(event)
+    return bool(held) and now >= _given_up_at(event, held, definition.grace)
 
 
 def due_beats(event: Event, now: datetime) -> Iterable[str]:
-    """Return the beats whose time has come, the earliest first."""
-    times = unfired(event)
+    """Return the beats whose time has come and which the condition does not hold back, the earliest first."""
+    held = {} if event.armed else held_back(event)
+    times = {key: time for key, time in unfired(event).items() if key not in held}
     return sorted((key for key, time in times.items() if time <= now), key=lambda key: (times[key], key != ""))
+
+
+def skip_note(beats: Iterable[str], reason: str) -> str:
+    """Return what the ``error`` of an event that has occurred says of offsets that will not come."""
+    return f"Skipped {', '.join(beat.removesuffix(RECHECK) for beat in beats if beat)}: {reason}."

@@ -112,6 +112,24 @@ def offset_key(offset: Offset | None) -> str:
     return ",".join(parts)
 
 
+RECHECK = "?"
+
+
+def beat_key(offset: Offset | None, recheck: bool) -> str:
+    """Return the key of the beat at ``offset``. One whose condition is asked again is a beat of its own."""
+    return offset_key(offset) + (RECHECK if recheck else "")
+
+
+def check_recheck(recheck: Any, offset: Offset | None, what: str) -> None:
+    """Raise ``DefinitionError`` unless ``recheck`` is a bool, and is False where there is no ``offset``."""
+    if not isinstance(recheck, bool):
+        raise DefinitionError(f"{what}: recheck={recheck!r} must be True or False.")
+    if recheck and not offset:
+        raise DefinitionError(
+            f"{what}: recheck=True needs offset=: at the event itself its condition is always asked. Leave it out."
+        )
+
+
 def check_offset(offset: Any, what: str) -> None:
     """Raise ``DefinitionError`` unless ``offset`` is None, a timedelta or a relativedelta."""
     if offset is not None and not isinstance(offset, timedelta | relativedelta):

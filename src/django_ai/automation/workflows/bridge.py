@@ -1,7 +1,8 @@
 """The bridge from events to workflows: a listener that plans, starts, wakes and withdraws runs.
 
 A workflow with an offset has a *planned run* for each event that could start it: a WAITING row whose ``wake_at`` is the
-timer. It is there while the condition holds, moves with the date in the same transaction, and goes with the event.
+timer. It is there while the condition holds (once the event has occurred: whatever that says), moves with the date in
+the same transaction, and goes with the event.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .definitions import WorkflowDefinition, all_workflows, newest_workflows, wo
 from .ending import end_runs, withdraw
 from .models import WorkflowRun, WorkflowStatus
 from .start import origin_key, run_for
+from .transitions import ended
 from .wait_keys import own_key
 from .waits import counts_deletions, deletions_to_come
 
@@ -111,8 +113,16 @@ class Bridge(Listener):
             tell_of(occurred, shapes, now)
 
     def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
-        if any(workflows_on(event) for event in events):
-            withdraw(WorkflowRun.objects.filter(event__in=[event.pk for event in events]))
+        events = [event for event in events if workflows_on(event)]
+        if not events:
+            return
+        occurred = [event.pk for event in events if event.status == EventStatus.PROCESSED]
+        if occurred:
+            reason = "Skipped: the entity of its event was deleted, or its date moved, before this was to begin."
+            begun = WorkflowRun.objects.not_begun().filter(event__in=occurred)
+            disturb(begun, **ended(WorkflowStatus.CANCELLED, reason, now))
+        if len(occurred) < len(events):
+            withdraw(WorkflowRun.objects.filter(event__in={event.pk for event in events}.difference(occurred)))
 
     def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
         """End the runs that wait for an event of this entity: it cannot come any more."""
@@ -140,10 +150,11 @@ class Bridge(Listener):
 def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
     """Say whether a run is planned for the event as it stands."""
     declaration = event.definition
-    if declaration is None or not event.armed or event.at is None:
+    if declaration is None or event.at is None:
         return False
-    if event.status == EventStatus.PENDING and not declaration.is_scheduled:
-        return False  # planned when it occurs
+    if event.status == EventStatus.PENDING and not (event.armed and declaration.is_scheduled):
+        return False  # an immediate one is planned when it occurs
     if event.status not in (EventStatus.PENDING, EventStatus.PROCESSED):
         return False
+    # Once it has occurred its condition takes no run away; with ``recheck`` it is asked when the run is to begin.
     return now <= later(max(event.at, shift(event.at, definition.offset)), declaration.grace)

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.names import check_namespace, check_subscription, in_namespace, means
 from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
-from ..queues.clock import Offset, check_duration, check_offset
+from ..queues.clock import Offset, check_duration, check_offset, check_recheck
 from ..queues.contexts import context_class, make_context
 from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
@@ -69,6 +69,7 @@ class WorkflowDefinition:
     on_fail: str | None = None
     namespace: str | None = None
     ignores_claims: bool = False
+    recheck: bool = False
     migrate: Migration | None = None
 
     def starts_with(self, event: Event) -> bool:
@@ -197,6 +198,7 @@ def event_workflow(
     event_name: str,
     *,
     offset: Offset | None = None,
+    recheck: bool = False,
     name: str | None = None,
     version: int | str = 1,
     default_retry: Retry | None = None,
@@ -206,16 +208,18 @@ def event_workflow(
     """Declare a class as a workflow that the event ``event_name`` starts (``*`` in it stands for any text).
 
     ``offset``: start that much before (negative) or after the event's date, a timedelta or relativedelta; the run then
-    exists beforehand as WAITING, moves with the date, and is withdrawn when the condition turns false. ``name``: what
-    runs are stored under (default: module and class). ``namespace``: only events in it, and the run's waits
-    and claims are for no other, unless they name one of their own. ``ignores_claims``: start also when somebody else
-    has claimed the event. The rest is as for ``@workflow``; ``create_context`` gets the
+    exists beforehand as WAITING, moves with the date, and is withdrawn when the condition turns false before the event
+    has occurred. ``recheck``: ask the condition again also when the run is to begin after that, and cancel the run if
+    it is false. ``name``: what runs are stored under (default: module and class). ``namespace``: only events in it, and
+    the run's waits and claims are for no other, unless they name one of their own. ``ignores_claims``: start also when
+    somebody else has claimed the event. The rest is as for ``@workflow``; ``create_context`` gets the
     ``event``. Raises ``DefinitionError``.
     """
     what = f"@event_workflow({event_name!r})"
     event_name = check_subscription(event_name, "event_workflow")
     check_namespace(namespace, what)
     check_offset(offset, what)
+    check_recheck(recheck, offset, what)
 
     def decorate(cls: C) -> C:
         _register(
@@ -228,6 +232,7 @@ def event_workflow(
             offset=offset or None,
             namespace=namespace,
             ignores_claims=bool(ignores_claims),
+            recheck=recheck,
         )
         return cls
 

@@ -150,7 +150,8 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     event = run.event
     assert event is not None
     try:
-        valid = event.is_valid
+        occurred = event.occurred_at is not None
+        valid = event.has_date if occurred and not definition.recheck else event.is_valid
         at = event.current_date() if valid else event.at
     except Exception as error:
         if is_database_failure(error, connections[alias_of(WorkflowRun)]):
@@ -158,7 +159,11 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
         run.park(f"The condition of {event} raised:\n{trace_of(error)}", clock)
         return False
     if not valid:
-        _withdraw(run, event)
+        if occurred and event.has_date:
+            reason = f"Skipped: recheck=True, and the condition of {event} was not true when this was to begin."
+            advance(run, ended(WorkflowStatus.CANCELLED, reason, clock()))
+        else:
+            _withdraw(run, event)
         return False
     due = None if at is None else shift(at, definition.offset)
     if due is not None and due > clock():
