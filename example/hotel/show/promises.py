@@ -124,7 +124,7 @@ def called_once(day: Day) -> str | None:
             return None
         tries = tries_of(day, name, "cut_the_key")
         assert [each.outcome for each in tries] == ["error", "goto"], [each.outcome for each in tries]
-        card = Message.objects.filter(key=f"card:workflow:{run.pk}:{tries[0].visit}").first()
+        card = Message.objects.filter(key=f"card:workflow:{run.call_key}:{tries[0].visit}").first()
         assert card is not None, "no card was cut under the key of this step"
         assert run.data["key_card"] == f"card {card.pk}", f"{run.data['key_card']} instead of card {card.pk}"
     cards = Message.objects.filter(key__startswith="card:").count()
