@@ -14,6 +14,7 @@ from tests.desk.companions import Notes, answering
 from tests.desk.looking import answers, book, change, the_agent, the_answer, write
 from tests.desk.models import Message
 from tests.lifecycle.looking import effects, event_of, leave
+from tests.trouble import database_trouble
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -294,15 +295,13 @@ class TestEffects:
         assert (the_agent().data["count"], the_agent().lease, the_agent().status) == (0, None, "active")
 
     def test_trouble_of_the_database_costs_no_try(self, clock, work):
-        from django.db.utils import InterfaceError
-
         tried = []
 
         def answer(self, ctx):
             tried.append(clock.now)
             ctx.count += 1
             if len(tried) == 1 or (clock.now == tried[0] and len(tried) < 20):
-                raise InterfaceError("connection already closed")
+                raise database_trouble()
 
         answering(answer)
         book()
