@@ -655,6 +655,8 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
     if row.status == EventStatus.EXPIRED and at is not None and at != row.at and later(at, definition.grace) >= now:
         # It never occurred, and its date was moved to where it still may.
         row.status, row.error = EventStatus.PENDING, ""
+    # Where nothing is overdue, an offset whose time is long past is new, and not made up for, as in the reconciliation.
+    is_quiet = at == row.at and (row.wake_at is None or row.wake_at > now)
     turned, row.at, row.armed = armed and not row.armed, at, armed
     unfire(row, now)
     if turned:
@@ -662,6 +664,8 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
         if late := [beat for beat in too_late(row, definition, now) if beat in held]:
             row.fired = [*row.fired, *late]
             row.error = skip_note(late, "recheck=True, and its condition turned true only after its grace")
+    if is_quiet:
+        row.fired = [*row.fired, *too_late(row, definition, now)]
     if wanted.error:
         row.set_parked(wanted.error, now)
     _set_timer(row, wanted, now, batch)
