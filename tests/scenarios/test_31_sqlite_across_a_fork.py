@@ -103,6 +103,23 @@ assert Reservation.objects.get().note == "later"
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_31_apps_that_are_made_ready_again_hang_no_fork():
+    done = run_script(
+        FORKS
+        + """
+import time
+from django.apps import apps
+apps.get_app_config("automation_queues").ready()
+started = time.monotonic()
+process = fork.Process(target=print)
+process.start()
+process.join()
+assert time.monotonic() - started < 4  # no lock was waited for
+"""
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def deleted_files_of(pid: int) -> list[str]:
     folder = Path(f"/proc/{pid}/fd")
     links = [os.readlink(each) for each in folder.iterdir()] if folder.exists() else []

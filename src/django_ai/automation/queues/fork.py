@@ -39,7 +39,18 @@ _open_at_fork: set[str] = set()
 """Files that were open when this process was forked."""
 
 
+_is_connected = False
+
+
 def connect_fork_hook() -> None:
+    """Register the hooks: once, for they cannot be taken back, and apps may be made ready again."""
+    global _is_connected
+    if not _is_connected:
+        _is_connected = True
+        _register_hooks()
+
+
+def _register_hooks() -> None:
     os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
     connection_created.connect(_note_or_refuse, dispatch_uid="django_ai.automation.fork")
 
