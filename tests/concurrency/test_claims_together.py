@@ -12,7 +12,7 @@ from django.utils import timezone
 from django_ai.automation import claims, engine
 from django_ai.automation.events.claims import count
 from django_ai.automation.events.models import Event, EventClaim, RoutingShape
-from django_ai.automation.exceptions import ClaimedError
+from django_ai.automation.exceptions import ClaimedError, DefinitionError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Document, Reservation
@@ -170,7 +170,9 @@ def test_counting_and_taking_over_at_once():
 
 
 def test_an_end_and_a_claim_at_once():
-    """A run that ends while somebody holds for it leaves nothing that stands."""
+    """A run that ends while somebody holds for it leaves nothing that stands: the claim is refused, or goes with it."""
     (run,) = runs(1)
-    assert together(lambda: engine.cancel(WorkflowRun.objects.get(pk=run.pk)), holding(run)) == []
+    raised = together(lambda: engine.cancel(WorkflowRun.objects.get(pk=run.pk)), holding(run))
+    assert all(isinstance(error, DefinitionError) and "has ended" in str(error) for error in raised)
+    assert WorkflowRun.objects.get(pk=run.pk).status == "cancelled"
     assert claims.holder(UPLOADED, MATCH) is None
