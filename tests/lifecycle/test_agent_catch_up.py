@@ -206,6 +206,39 @@ class TestCatchUp:
         work()
         assert effects() == ["an hour", "two hours"]
 
+    @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead", "behind"])
+    def test_which_beats_of_an_older_event_it_hears_no_clock_decides(self, clock, work, ahead):
+        """The machine that inserts the agent has another clock than those that let the beats fire."""
+
+        @agent("late", spawn_on="booking_noted")
+        class Late:
+            Context = Entity
+
+            @handler("stay_due", offset=HOUR)
+            def first(self):
+                leave("an hour")
+
+            @handler("stay_due", offset=2 * HOUR)
+            def second(self):
+                leave("two hours")
+
+            @handler("stay_due", offset=3 * HOUR)
+            def third(self):
+                leave("three hours")
+
+        booking = book(starts_at=clock.now)
+        clock.tick(HOUR)
+        work()  # the first beat: there is no agent yet
+        clock.tick(HOUR / 2 + ahead)
+        change(booking, note="spawns it")
+        clock.tick(-ahead)
+        for _ in range(2):
+            clock.tick(HOUR)
+            drain(models=[Event])
+        assert the_agent().status == "pending"
+        work()
+        assert effects() == ["two hours", "three hours"]
+
     def test_what_one_life_of_a_singleton_has_had_is_not_given_to_the_next(self, work, monkeypatch):
         of_guest(spawn_on=None)
         guest = Person.objects.create()

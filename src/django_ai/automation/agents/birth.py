@@ -268,11 +268,7 @@ def _is_for(run: AgentRun, handler: HandlerDefinition, event: Event, position: i
         return False
     if event.status == EventStatus.PENDING and event.armed:
         return True  # before its date has come, the event is the agent's business as a whole
-    if (event.fired_position or 0) <= position:
-        return False
-    # Of several beats only the latest has a position; the others count if they fell due in the agent's life.
-    is_latest = handler.beat == event.fired[-1]
-    return is_latest or (event.at is not None and shift(event.at, handler.offset) >= run.created_at)
+    return event.position_of(handler.beat) > position
 
 
 def _has_come(handler: HandlerDefinition, event: Event, *, spawned_by_it: bool = False) -> bool:

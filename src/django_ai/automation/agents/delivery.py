@@ -37,10 +37,10 @@ def executions_for(news: Sequence[News], now: datetime, *, only: int | None = No
     agent it looks back for, if it is its business at all. ``only``: for this one agent, whatever its position."""
     calls: dict[str, list[Call]] = {}
     for each in news:
-        position = each.event.fired_position if each.beat else each.event.position
+        position = each.event.position_of(each.beat)
         for definition in all_agents():
             for handler in definition.handlers_for(each.event, each.beat):
-                call = Call(definition, handler, each.event, position or 0)
+                call = Call(definition, handler, each.event, position)
                 for key in keys_for(definition, handler, each.event):
                     calls.setdefault(key, []).append(call)
     if not calls:

@@ -11,7 +11,8 @@ due again.
 attempts with a backoff it is parked.
 
 ``position`` is the place of its occurrence in the one order of all arrivals (``queues/positions.py``), and
-``fired_position`` that of its latest beat.
+``fired_position`` that of its latest beats. ``beat_positions`` has what each offset that has fired came at (null: at
+``fired_position``); one that was skipped is not among them.
 
 A living entity has at most one row of a definition with an ``active_key``. Where a definition lets an event occur
 again, the old row gives up its key and stays as history, and a new one takes its place.
@@ -101,6 +102,7 @@ class Event(Wakeable):
     fired = models.JSONField(default=list, blank=True, editable=False)
     position = models.BigIntegerField(null=True, blank=True, editable=False)
     fired_position = models.BigIntegerField(null=True, blank=True, editable=False)
+    beat_positions = models.JSONField(default=dict, blank=True, editable=False)
     telling = models.BooleanField(default=False, editable=False)
     untold = models.JSONField(default=list, blank=True, editable=False)
     watched = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
@@ -145,6 +147,13 @@ class Event(Wakeable):
         """The declaration of this event in today's code, or None if it is gone."""
         declared = find_declared(self.entity_type, self.declared_as)
         return declared.definition if declared else None
+
+    def position_of(self, beat: str) -> int:
+        """Return the position at which ``beat`` arrived; 0 if it never did."""
+        if not beat:
+            return self.position or 0
+        found = self.beat_positions.get(beat, 0)
+        return (self.fired_position or 0) if found is None else int(found)
 
     @property
     def names(self) -> tuple[str, ...]:

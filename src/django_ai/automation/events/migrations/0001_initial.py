@@ -36,6 +36,7 @@ class Migration(migrations.Migration):
                 ('fired', models.JSONField(blank=True, default=list, editable=False)),
                 ('position', models.BigIntegerField(blank=True, editable=False, null=True)),
                 ('fired_position', models.BigIntegerField(blank=True, editable=False, null=True)),
+                ('beat_positions', models.JSONField(blank=True, default=dict, editable=False)),
                 ('telling', models.BooleanField(default=False, editable=False)),
                 ('untold', models.JSONField(blank=True, default=list, editable=False)),
                 ('watched', models.CharField(blank=True, default='', editable=False, max_length=32)),
