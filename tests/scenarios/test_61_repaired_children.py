@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
+from django.core.management import CommandError, call_command
 from pydantic import BaseModel
 
-from django_ai.automation import Retry, complete, engine, fail, get_wake, on_fail, run_subflow, step, workflow
+from django_ai.automation import Retry, complete, engine, fail, get_wake, goto, on_fail, run_subflow, step, workflow
 from django_ai.automation.exceptions import NotResumableError
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.lifecycle.looking import effects, leave, the_run
@@ -140,3 +143,70 @@ def test_61_a_parent_of_a_child_that_is_under_way_for_long_is_woken_by_its_end(f
     repair(child, bank, work)
     parent.refresh_from_db()
     assert (parent.status, effects()) == ("completed", ["sorry", "charged"])
+
+
+@pytest.fixture
+def paid(work) -> WorkflowRun:
+    """A parent that has heard that its child completed, and failed after that."""
+
+    @workflow("charge", default_retry=ONCE)
+    class Charge:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def charge(self):
+            leave("charged")
+            return complete()
+
+    printer = ["is out of paper"]
+
+    @workflow("booking", default_retry=ONCE)
+    class Booking:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def begin(self):
+            return run_subflow("charge", then=self.after)
+
+        @step()
+        def after(self):
+            leave("after")
+            return goto(self.ticket)
+
+        @step()
+        def ticket(self):
+            if printer:
+                raise LookupError(f"the printer {printer.pop()}")
+            leave("ticket")
+            return complete()
+
+    parent = engine.start("booking")
+    work()
+    parent.refresh_from_db()
+    assert (parent.status, parent.current_step) == ("failed", "ticket")
+    return parent
+
+
+def test_61_a_step_whose_child_completed_is_not_entered_again_by_accident(paid, work):
+    child = the_run(name="charge")
+    with pytest.raises(NotResumableError, match=f"'begin' has started charge #{child.pk}, which is completed.*--again"):
+        engine.resume(paid, step="begin")
+    work()
+    assert effects() == ["charged", "after"]
+    engine.resume(paid, step="after")
+    work()
+    paid.refresh_from_db()
+    assert (paid.status, effects()) == ("completed", ["charged", "after", "after", "ticket"])
+
+
+def test_61_a_second_child_can_be_asked_for(paid, work):
+    with pytest.raises(CommandError, match="1 could not be resumed"):
+        call_command("automation_resume", "workflow", pk=[paid.pk], failed=True, step="begin", stderr=StringIO())
+    with pytest.raises(CommandError, match="--again is for --step"):
+        call_command("automation_resume", "workflow", pk=[paid.pk], failed=True, again=True)
+    call_command("automation_resume", "workflow", pk=[paid.pk], failed=True, step="begin", again=True)
+    work()
+    paid.refresh_from_db()
+    assert (paid.status, effects().count("charged")) == ("completed", 2)

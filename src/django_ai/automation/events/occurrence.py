@@ -269,7 +269,9 @@ def _settled(reading: Reading, now: datetime) -> Reading:
     if reading.arrives:
         # The latest beats have the position that this write takes, and those before them keep theirs.
         kept = {beat: event.position_of(beat) for beat in event.beat_positions}
-        event.beat_positions = kept | dict.fromkeys(beat for beat in reading.beats if beat not in ("", CREATED, CANCELLED))
+        event.beat_positions = kept | dict.fromkeys(
+            beat for beat in reading.beats if beat not in ("", CREATED, CANCELLED)
+        )
     keeps_lease = event.telling
     next_look = None
     if reading.definition is not None and not reading.rests:

@@ -92,12 +92,13 @@ class Resumed:
     awaited_code: bool
 
 
-def resume_all(kind: Kind, wish: Wish, step: str | None = None) -> Iterator[Resumed]:
+def resume_all(kind: Kind, wish: Wish, step: str | None = None, *, again: bool = False) -> Iterator[Resumed]:
     """Resume what is meant, and yield what became of each row.
 
-    ``step``: where workflow runs go on instead. Commits 100 rows at a time.
+    ``step``: where workflow runs go on instead; ``again``: even if that may start a second child run. Commits 100 rows
+    at a time.
     """
-    arguments = {} if step is None else {"step": step}
+    arguments: dict[str, Any] = {} if step is None else {"step": step, "again": again}
     rows, after = wish.rows_of(kind), 0
     while chunk := list(rows.filter(pk__gt=after)[:CHUNK]):
         after = chunk[-1].pk

@@ -96,13 +96,15 @@ class Engine:
                 run.refresh_from_db()
         return ended > 0
 
-    def resume(self, run: WorkflowRun | int, step: str | None = None) -> WorkflowRun:
+    def resume(self, run: WorkflowRun | int, step: str | None = None, *, again: bool = False) -> WorkflowRun:
         """Let a parked run go on, or a failed one try its last step again; with ``step``, go on at that one instead.
+
+        ``again``: also at a step that has started a child run which completed or is under way (default: refused).
 
         Raises ``NotResumableError``, ``UnknownRunError``, ``UnknownWorkflowError`` and ``UnknownStepError``.
         """
         row = run if isinstance(run, WorkflowRun) else _find(run)
-        row.resume(step=step)
+        row.resume(step=step, again=again)
         return row
 
     def set_executor(self, executor: Executor | None) -> None:

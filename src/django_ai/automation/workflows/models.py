@@ -186,28 +186,36 @@ class WorkflowRun(Wakeable):
             return WorkflowStatus.WAITING  # still planned: it moves with its date
         return WorkflowStatus.RUNNING
 
-    def resume(self, now: datetime | None = None, *, step: str | None = None) -> None:
+    def resume(self, now: datetime | None = None, *, step: str | None = None, again: bool = False) -> None:
         """Let a parked run go on where it stood, or a failed one try its last step again with a fresh budget.
 
-        ``step``: go on at this step of its workflow instead, as after a ``goto``, and wait for nothing any more. Raises
-        ``NotResumableError`` for a run in another state, and ``UnknownRunError`` for one that was removed; with
-        ``step`` also ``UnknownWorkflowError`` and ``UnknownStepError``.
+        ``step``: go on at this step of its workflow instead, as after a ``goto``, and wait for nothing any more.
+        ``again``: also where that step has started a child run which completed or is under way, and may start another.
+
+        Raises ``NotResumableError`` for a run in another state and for such a step without ``again``, and
+        ``UnknownRunError`` for a run that was removed; with ``step`` also ``UnknownWorkflowError`` and
+        ``UnknownStepError``.
         """
         moment = aware(now or timezone.now(), "now")
         changes: dict[str, Any] = {"status": self.unparked}
         heard = self._heard_of_child()
         news = None if heard is None else self._news_since(heard)
-        again = heard if news is None and heard is not None and self._is_under_way(heard) else None
+        rejoined = heard if news is None and heard is not None and self._is_under_way(heard) else None
         if step is not None:
-            if news is not None or again is not None:
+            if news is not None or rejoined is not None:
                 raise NotResumableError(
                     f"{self} has not heard yet how its child ended at last; another step could start a second one. "
                     f"Resume it without a step: manage.py automation_resume workflow --failed --pk {self.pk}."
                 )
             changes = {"status": WorkflowStatus.RUNNING, **self._entering(step)}
+            if not again and (child := self._child_of(step)) is not None:
+                raise NotResumableError(
+                    f"{self}: step {step!r} has started {child}, which is {child.status}; entered again it may start a "
+                    "second one. Resume the run at a later step, without a step, or with again=True (--again)."
+                )
         elif news is not None:
             changes["wake_ref"] = news.pk
-        elif again is not None:
+        elif rejoined is not None:
             changes["status"] = WorkflowStatus.SUSPENDED
         with transaction.atomic(using=alias_of(WorkflowRun)):
             changed = disturb(
@@ -222,8 +230,8 @@ class WorkflowRun(Wakeable):
             if changed and step is None and news is not None:
                 inbox = Signal.objects.filter(run=self.pk, name=news.name, pk__lte=news.pk, consumed_at=None)
                 disturb(inbox, consumed_at=moment, delivered_at=moment, wake_at=None)
-            if changed and step is None and again is not None:
-                self._wait_again(again)
+            if changed and step is None and rejoined is not None:
+                self._wait_again(rejoined)
         if not changed:
             now_is = WorkflowRun.objects.filter(pk=self.pk).values_list("status", flat=True).first()
             if now_is is None:
@@ -254,6 +262,13 @@ class WorkflowRun(Wakeable):
         steps = {"then": row.current_step, "on_timeout": row.current_step}
         key = channel_key(heard.name)
         Wait.objects.create(run_id=self.pk, visit=row.visit, channel=heard.name, key=key, **steps)
+
+    def _child_of(self, step: str) -> WorkflowRun | None:
+        """Return a child that ``step`` has started, if that has completed or is under way."""
+        visits = self.steps.filter(step=step, outcome="subflow").values_list("visit", flat=True)
+        channels = [f"{SUBFLOW}:{self.pk}:{visit}" for visit in visits]
+        children = WorkflowRun.objects.filter(parent=self.pk, parent_channel__in=channels)
+        return children.exclude(status__in=[WorkflowStatus.FAILED, WorkflowStatus.CANCELLED]).last()
 
     def _entering(self, step: str) -> dict[str, Any]:
         """Return the changes that let the run enter ``step`` next: a visit of its own."""

@@ -31,6 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--reason", help="only what has this text in its error")
         parser.add_argument("--failed", action="store_true", help="what has failed, too: it is tried again")
         parser.add_argument("--step", help="let workflow runs go on at this step (with --name or --pk)")
+        parser.add_argument("--again", action="store_true", help="with --step: even if it may start a second child run")
         parser.add_argument("--all", action="store_true", help="all of it")
         parser.add_argument("--dry-run", action="store_true", help="only list what would be resumed")
 
@@ -45,11 +46,13 @@ class Command(BaseCommand):
                 raise CommandError("--step is for workflow runs: automation_resume workflow --name NAME --step STEP")
             if wish.name is None and wish.pks is None:
                 raise CommandError("--step needs --name or --pk: a step belongs to one workflow.")
+        if options["again"] and options["step"] is None:
+            raise CommandError("--again is for --step: without one, no step is entered anew.")
         if options["dry_run"] or not narrowed:
             if self._list(meant, wish, options["verbosity"]) and not narrowed:
                 self.stdout.write("Nothing was resumed: say which with --name, --pk, --since or --reason, or --all.")
             return
-        self._resume(meant, wish, options["step"], options["verbosity"])
+        self._resume(meant, wish, options["step"], options["verbosity"], again=options["again"])
 
     def _kinds(self, names: list[str]) -> list[Kind]:
         known = kinds()
@@ -74,10 +77,10 @@ class Command(BaseCommand):
         self.stdout.write(f"{total} to resume." if total else "Nothing to resume.")
         return total
 
-    def _resume(self, meant: list[Kind], wish: Wish, step: str | None, verbosity: int) -> None:
+    def _resume(self, meant: list[Kind], wish: Wish, step: str | None, verbosity: int, *, again: bool) -> None:
         resumed, refused, awaiting, seen = 0, 0, 0, set()
         for kind in meant:
-            for each in resume_all(kind, wish, step):
+            for each in resume_all(kind, wish, step, again=again):
                 row, error = each.row, each.error
                 seen.add(row.pk)
                 if error is None:
