@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,14 +18,18 @@ from django_ai.automation.events import definitions as event_definitions
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows import definitions as workflow_definitions
 
+STEP = timedelta(microseconds=int(os.environ.get("TEST_CLOCK_STEP", "0")))
+"""By how much a stopped clock goes on at each reading: a clock that stands hides races."""
+
 
 class StoppedClock:
-    """``timezone.now`` of the whole process, which stands until the test moves it."""
+    """``timezone.now`` of the whole process, which stands until the test moves it (but for ``STEP``)."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
 
     def __call__(self) -> datetime:
+        self.now += STEP
         return self.now
 
     def tick(self, by: timedelta) -> datetime:

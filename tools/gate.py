@@ -2,7 +2,8 @@
 
 ``make test`` is the first: lint, types, and every test that is neither ``slow`` nor ``alone``, on SQLite and on
 PostgreSQL side by side. ``make test-ci`` is the rest: the slow tests on both, everything on MariaDB, the quick ones
-with the newest Python and Django that this machine has an interpreter for, the audit of dependencies; then the
+with the newest Python and Django that this machine has an interpreter for, the lifecycle once with a clock that moves
+at each reading and once with a replica that lags, the audit of dependencies; then the
 tests that start real workers (the mark ``alone``), all databases at once; last, with nothing beside them, those of
 the runtimes, which say how late a worker may be, on this Python and the newest. No test runs twice on one database
 with one Python. Coverage is taken in the second tier. Both close with the test runner's own summary line.
@@ -39,8 +40,10 @@ RUNTIMES = "tests/runtimes"
 QUICK_START = f"{RUNTIMES}/test_quick_start.py"
 NO_DATABASE = ("tests/unit", "tests/house")
 FAULTS = ("tests/faults", "tests/scenarios")
+LIFECYCLE = "tests/lifecycle"
 QUICK = "not alone and not slow"
 SLOW = "slow and not alone"
+MOVING = f"{QUICK} and not exact_times"
 TOGETHER = "not alone"
 WORKERS = "alone"
 NOTHING_SELECTED = 5  # the exit code of pytest
@@ -143,6 +146,10 @@ def plan(databases: dict[str, dict[str, str]], newest: Path | None, *, everythin
         if left_out:
             options = ("-m", TOGETHER, *FAULTS)
             yield Suite(f"{title}, faults", Path(sys.executable), {**database, **share}, options, covered=True)
+    moving = {**databases["SQLite"], "TEST_CLOCK_STEP": "1"}
+    yield Suite("A clock that moves", Path(sys.executable), moving, ("-m", MOVING, LIFECYCLE))
+    lagging = {**databases["SQLite"], "TEST_REPLICA": "1"}
+    yield Suite("A replica that lags", Path(sys.executable), lagging, ("-m", QUICK, LIFECYCLE))
     for title, database in databases.items() if newest else ():
         if everything or title != "MariaDB":
             marks = TOGETHER if everything else QUICK

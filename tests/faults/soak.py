@@ -48,10 +48,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--database", choices=("sqlite", "postgresql", "mariadb"), default="sqlite")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--replica", action="store_true", help="what is read without saying where is a lagging replica")
     parser.add_argument("--skew", type=float, default=0.4, help="by how many seconds clocks of workers may be wrong")
     wanted = parser.parse_args()
     print(f"soak of {wanted.minutes:g} minutes on {wanted.database}, --seed {wanted.seed}", flush=True)
     try:
+        if wanted.replica:
+            os.environ["TEST_REPLICA"] = "1"
         with own_database(wanted.database) as server, tempfile.TemporaryDirectory(prefix="soak-") as scratch:
             set_up()
             soak = Soak(wanted.seed, wanted.minutes * 60, wanted.workers, server, Path(scratch), wanted.skew)
@@ -93,9 +96,11 @@ def set_up() -> None:
 
     django.setup()
     logging.disable(logging.CRITICAL)
+    from django.conf import settings
     from django.core.management import call_command
 
-    call_command("migrate", verbosity=0, run_syncdb=True)
+    for alias in settings.DATABASES:  # a replica is migrated, and never written
+        call_command("migrate", verbosity=0, run_syncdb=True, database=alias)
 
 
 class Soak:

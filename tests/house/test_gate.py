@@ -49,6 +49,15 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     assert runs(title, marks, folder) == (0 if without else 1)
 
 
+def test_the_lifecycle_runs_once_with_a_clock_that_moves_and_once_with_a_replica():
+    found = {suite.title: suite for suite in gate.plan(DATABASES, None, everything=False)}
+    assert found["A clock that moves"].environment["TEST_CLOCK_STEP"] == "1"
+    assert found["A replica that lags"].environment["TEST_REPLICA"] == "1"
+    for title in ("A clock that moves", "A replica that lags"):
+        assert [folder for folder in FOLDERS if selects(found[title], set(), folder)] == [gate.LIFECYCLE]
+    assert not selects(found["A clock that moves"], {"exact_times"}, gate.LIFECYCLE)
+
+
 def test_with_the_newest_python_the_runtimes_run_on_both_databases():
     found = [title for title, python, _ in gate.runtimes(DATABASES, PYTHON, everything=False) if python == PYTHON]
     assert found == ["SQLite, newest Python and Django", "PostgreSQL, newest Python and Django"]

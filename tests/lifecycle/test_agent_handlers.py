@@ -400,6 +400,7 @@ class TestConditions:
         assert effects() == ["champagne"]
         assert answers(run__entity_id=str(other.pk))[-1] == ("vip_welcome", "skipped")
 
+    @pytest.mark.exact_times
     def test_one_that_raises_is_tried_again_like_the_handler(self, clock, work):
         asked = []
 

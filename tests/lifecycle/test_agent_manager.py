@@ -244,6 +244,7 @@ class TestManager:
         work()
         assert effects()[-1] == "heard still there"
 
+    @pytest.mark.exact_times
     @pytest.mark.parametrize("atomic", [True, False])
     def test_from_within_its_handler_it_ends_with_the_handlers_commit(self, clock, work, atomic):
         @agent("short", spawn_on="booking_created")

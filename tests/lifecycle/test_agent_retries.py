@@ -22,6 +22,7 @@ SECOND = timedelta(seconds=1)
 
 @pytest.mark.django_db(transaction=True)
 class TestRetries:
+    @pytest.mark.exact_times
     def test_exponential_backoff_at_exact_times(self, clock, work):
         """The guide's example: three tries, thirty seconds and then a minute apart."""
         tried = []
@@ -42,6 +43,7 @@ class TestRetries:
         assert execution.error.rstrip().endswith("ValueError: declined")
         assert execution.finished_at == begin + 90 * SECOND
 
+    @pytest.mark.exact_times
     def test_the_agents_default_retry_and_a_handlers_own(self, clock, work):
         @agent(
             "retrying", spawn_on="booking_created", default_retry=Retry(max_attempts=2, base_delay=HOUR, max_delay=HOUR)
@@ -78,6 +80,7 @@ class TestRetries:
             clock.tick(HOUR)
         assert the_answer().attempt == 3
 
+    @pytest.mark.exact_times
     def test_others_are_not_held_up_by_a_retry_that_is_put_off(self, clock, work):
         @agent("patient", spawn_on="booking_created")
         class Patient:
@@ -294,6 +297,7 @@ class TestEffects:
         assert (the_answer().status, the_answer().error, the_answer().attempt) == ("cancelled", "by hand", 0)
         assert (the_agent().data["count"], the_agent().lease, the_agent().status) == (0, None, "active")
 
+    @pytest.mark.exact_times
     def test_trouble_of_the_database_costs_no_try(self, clock, work):
         tried = []
 

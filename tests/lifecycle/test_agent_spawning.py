@@ -156,6 +156,7 @@ class TestSpawnOn:
         assert the_agent().status == "active"
         assert the_agent().data == {"guest_id": guest, "seen": [str(pk)]}
 
+    @pytest.mark.exact_times
     def test_create_context_that_raises_is_tried_again(self, clock, work):
         @agent("fragile", spawn_on="booking_created", default_retry=Retry(2, base_delay=timedelta(seconds=30)))
         class Fragile:
@@ -187,6 +188,7 @@ class TestSpawnOn:
         assert (run.status, run.attempt, run.error) == ("active", 0, "")
         assert effects() == ["never kept", "heard"]
 
+    @pytest.mark.exact_times
     def test_create_context_that_raises_for_good_fails_and_is_resumed(self, clock, work):
         broken = [True]
 

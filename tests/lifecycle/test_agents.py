@@ -178,6 +178,7 @@ def test_handler_conditions(reservations, clock, work):
     assert sorted(answers()) == [("vip_welcome", "completed"), ("vip_welcome", "skipped")]
 
 
+@pytest.mark.exact_times
 def test_handler_retries(reservations, clock, work):
     charged = []
 

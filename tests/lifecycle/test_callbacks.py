@@ -30,6 +30,7 @@ def confirm(**values) -> Reservation:
 # -- durable -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_a_row_is_made_with_the_occurrence_and_run_by_a_worker(clock, work):
     @on_event(CONFIRMED)
     def greet(event):
@@ -93,6 +94,7 @@ def test_a_function_that_is_named_twice_is_called_once(work):
 # -- retries -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_three_tries_by_default_then_it_has_failed_for_all_to_see(clock, work):
     tries = []
 
@@ -114,6 +116,7 @@ def test_three_tries_by_default_then_it_has_failed_for_all_to_see(clock, work):
     assert "test_callbacks.py" in row.error
 
 
+@pytest.mark.exact_times
 def test_delays_are_exact(clock, work):
     @on_event(CONFIRMED, retry=Retry(max_attempts=4, base_delay=2 * SECOND, backoff_factor=3, max_delay=10 * SECOND))
     def stumble(event):
@@ -358,6 +361,7 @@ def test_created_comes_before_occurred(work):
     assert sorted(effects()) == ["created", "occurred"]
 
 
+@pytest.mark.exact_times
 def test_cancelled_gets_the_snapshot_of_a_deleted_entity(clock, work):
     seen = []
 

@@ -122,6 +122,7 @@ def status(run: WorkflowRun) -> str:
 # -- who holds ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_a_step_holds_for_its_run(clock, work):
     run = does(lambda self: claims.hold(UPLOADED, {"kind": "visa"}) and goto(self.rest))
     work()
@@ -508,6 +509,7 @@ def test_shapes_are_kept_once(work):
 # -- how long ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_it_stands_until_the_moment_it_expires(clock, work):
     one, two = begin(), begin()
     claims.hold(UPLOADED, owner=one, expires_in=10 * SECOND)
@@ -536,6 +538,7 @@ def test_it_stands_as_long_as_its_run_lives(clock, work):
     assert (status(run), EventClaim.objects.count()) == ("completed", 0)
 
 
+@pytest.mark.exact_times
 def test_the_same_run_renews_it(clock, work):
     run = begin()
     first = claims.hold(UPLOADED, owner=run, expires_after_events=2, priority=2)

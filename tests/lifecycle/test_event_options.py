@@ -795,6 +795,7 @@ def test_update_fields_may_name_a_relation_or_its_column(declare):
     assert set(found.values()) == {1}, found
 
 
+@pytest.mark.exact_times
 def test_a_field_that_each_save_sets(declare, clock):
     watch(declare, "changed_at")
     bill = Bill.objects.create()
@@ -897,6 +898,7 @@ def test_fixtures_fire_nothing(declare, work, tmp_path):
 # -- rearm -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_a_condition_that_turns_true_again(clock, declare, work):
     declare(Reservation, EventDefinition("on", confirmed, rearm=True))
     hear("on")
@@ -1167,6 +1169,7 @@ def gone(**options) -> EventDefinition:
     return EventDefinition("gone", trigger=DELETE, **options)
 
 
+@pytest.mark.exact_times
 def test_a_deletion_occurs_after_its_commit_with_the_snapshot(clock, declare, work):
     declare(Reservation, gone(payload=lambda stay: {"guest": stay.guest.name}))
 

@@ -52,6 +52,7 @@ def event(declare, clock, condition, payload) -> Event:
     return Event.objects.get()
 
 
+@pytest.mark.exact_times
 @pytest.mark.parametrize("name", ["condition", "payload"])
 def test_what_raises_once_is_asked_again(name, event, clock, work, request):
     request.getfixturevalue(name).failures = 2
@@ -81,6 +82,7 @@ def test_what_goes_on_raising_is_parked_and_can_be_resumed(name, event, clock, w
     assert effects() == ["due"]
 
 
+@pytest.mark.exact_times
 def test_a_later_offset_is_tried_again_too(event, clock, work, condition):
     work()
     clock.tick(HOUR)
@@ -94,6 +96,7 @@ def test_a_later_offset_is_tried_again_too(event, clock, work, condition):
     assert (event.attempt, event.error, effects()) == (0, "", ["due", "later"])
 
 
+@pytest.mark.exact_times
 def test_a_reconciliation_does_not_cut_the_backoff_short(event, clock, work, condition):
     condition.failures = 1
     work()

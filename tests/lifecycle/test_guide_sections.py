@@ -80,6 +80,7 @@ def test_wait_has_its_two_forms():
 # -- 1 and 2 -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_section_1_saves_maintain_events(clock, work):
     stay = Reservation.objects.create(checkin_at=clock() + timedelta(days=2))
     assert (status_of(stay, "reservation_confirmed"), status_of(stay, "checkin_due")) == ("pending", "pending")
@@ -135,6 +136,7 @@ def reminder():
             return complete()
 
 
+@pytest.mark.exact_times
 @pytest.mark.usefixtures("reminder")
 def test_section_3_the_run_starts_an_hour_before(clock, work):
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + timedelta(hours=5))
@@ -150,6 +152,7 @@ def test_section_3_the_run_starts_an_hour_before(clock, work):
     assert status_of(stay, "checkin_due") == "pending"  # the event itself is still an hour away
 
 
+@pytest.mark.exact_times
 @pytest.mark.usefixtures("reminder")
 def test_section_3_the_run_moves_with_checkin_and_goes_with_the_confirmation(clock, work):
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + timedelta(hours=5))
@@ -215,6 +218,7 @@ def checkout():
             return complete(final_state="ok")
 
 
+@pytest.mark.exact_times
 @pytest.mark.usefixtures("checkout")
 def test_section_4_by_way_of_the_documents(clock, work):
     stay = Reservation.objects.create(status="confirmed", checkout_at=clock() + timedelta(hours=10))

@@ -122,6 +122,7 @@ def test_a_timer_of_tomorrow_is_neither_overdue_nor_in_hand(clock, work):
     assert (health.overdue, health.in_hand) == ((), 0)
 
 
+@pytest.mark.exact_times
 def test_json_is_one_line_that_a_machine_reads(clock):
     engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
@@ -173,6 +174,7 @@ def test_the_probe_asks_a_few_questions_however_much_there_is(clock, django_asse
 # -- who worked last
 
 
+@pytest.mark.exact_times
 def test_a_worker_says_that_it_worked_and_how_much(clock, monkeypatch):
     monkeypatch.setattr("django_ai.automation.queues.drain.presence", Presence())
     for _ in range(3):

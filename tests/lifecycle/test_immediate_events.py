@@ -45,6 +45,7 @@ def test_a_false_condition_leaves_a_pending_row_that_wants_nobody(work):
     assert work() == 0
 
 
+@pytest.mark.exact_times
 def test_the_save_that_makes_it_true_makes_it_occur(clock, work):
     stay = Reservation.objects.create()
     stay.status = "confirmed"
@@ -351,6 +352,7 @@ def test_a_fixture_over_living_rows_fires_nothing(tmp_path, work):
     assert effects() == [f"{CONFIRMED} {stay.pk}"]
 
 
+@pytest.mark.exact_times
 @pytest.mark.parametrize(
     "labels",
     [("app", "automation_events", "automation_workflows"), ("automation_workflows", "automation_events", "app")],

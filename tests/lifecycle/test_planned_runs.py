@@ -43,6 +43,7 @@ def book(clock, ahead=5 * HOUR, **values) -> Reservation:
     return Reservation.objects.create(**{"status": "confirmed", "checkin_at": clock() + ahead, **values})
 
 
+@pytest.mark.exact_times
 def test_it_waits_without_data_until_it_starts(clock, work):
     flow(-HOUR)
     stay = book(clock)
@@ -80,6 +81,7 @@ def test_its_time_is_the_date_and_the_offset(offset, when, clock, work):
     assert len(effects()) == 1
 
 
+@pytest.mark.exact_times
 @pytest.mark.parametrize("by", [-2 * HOUR, 3 * DAY])
 def test_it_moves_with_the_date(by, clock):
     flow(-HOUR)
@@ -90,6 +92,7 @@ def test_it_moves_with_the_date(by, clock):
     assert (the_run().pk, the_run().wake_at) == (pk, clock() + 4 * HOUR + by)
 
 
+@pytest.mark.exact_times
 def test_it_moves_and_goes_in_the_same_transaction(clock):
     flow(-HOUR)
     stay = book(clock)
@@ -103,6 +106,7 @@ def test_it_moves_and_goes_in_the_same_transaction(clock):
         assert the_run().wake_at == clock() + 4 * HOUR
 
 
+@pytest.mark.exact_times
 def test_there_is_none_while_the_condition_is_false_and_one_when_it_turns_true(clock, work):
     flow(-HOUR)
     stay = book(clock, status="pending")
@@ -129,6 +133,7 @@ def test_what_was_not_saved_plans_nothing(clock):
     assert not WorkflowRun.objects.exists()
 
 
+@pytest.mark.exact_times
 def test_it_goes_with_the_date(clock):
     flow(-HOUR)
     stay = book(clock)
@@ -179,6 +184,7 @@ def test_it_starts_once(clock, work):
     assert WorkflowRun.objects.count() == 1
 
 
+@pytest.mark.exact_times
 def test_what_has_started_goes_on(clock, work):
     @event_workflow("checkin_due", offset=-HOUR, name="long")
     class Long:
@@ -238,6 +244,7 @@ def test_two_workflows_on_one_event_and_offset_are_two(clock, work):
     assert sorted(effects()) == [f"one {stay.pk}", f"two {stay.pk}"]
 
 
+@pytest.mark.exact_times
 def test_a_positive_offset_runs_after_the_event(clock, work):
     flow(HOUR)
     stay = book(clock)
@@ -271,6 +278,7 @@ def test_a_positive_offset_goes_with_the_entity_alone(how, clock, work):
         assert effects() == [f"planned {stay.pk}"]
 
 
+@pytest.mark.exact_times
 def test_an_offset_from_an_immediate_event_counts_from_its_occurrence(clock, work):
     flow(HOUR, event="reservation_confirmed")
     stay = Reservation.objects.create()
@@ -297,6 +305,7 @@ def test_without_an_offset_the_run_begins_with_the_occurrence(clock, work):
 # -- behind Django's back ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_a_date_that_an_update_put_off_is_noticed_at_the_latest_when_it_wakes(clock, work):
     flow(-HOUR)
     stay = book(clock)
@@ -310,6 +319,7 @@ def test_a_date_that_an_update_put_off_is_noticed_at_the_latest_when_it_wakes(cl
     assert effects() == [f"planned {stay.pk}"]
 
 
+@pytest.mark.exact_times
 def test_a_date_that_an_update_brought_forward_is_found(clock, work):
     flow(-HOUR)
     stay = book(clock, ahead=10 * DAY)
@@ -335,6 +345,7 @@ def test_a_condition_that_an_update_made_false_is_noticed_when_it_wakes(clock, w
     assert effects() == [f"planned {stay.pk}"]
 
 
+@pytest.mark.exact_times
 def test_a_workflow_that_a_deployment_adds_gets_its_runs(clock, work):
     stay = book(clock)
     flow(-HOUR)

@@ -43,6 +43,7 @@ def listen(offset, name="offset"):
 # -- its date ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_it_occurs_at_its_date_and_not_before(clock, work):
     stay = book(clock)
     event = event_of(stay, DUE)
@@ -58,6 +59,7 @@ def test_it_occurs_at_its_date_and_not_before(clock, work):
     assert effects() == [f"due {stay.pk}"]
 
 
+@pytest.mark.exact_times
 @pytest.mark.parametrize("by", [-timedelta(minutes=30), HOUR, 10 * DAY])
 def test_it_moves_with_its_date(by, clock, work):
     stay = book(clock)
@@ -72,6 +74,7 @@ def test_it_moves_with_its_date(by, clock, work):
     assert effects() == [f"due {stay.pk}"]
 
 
+@pytest.mark.exact_times
 def test_it_moves_in_the_same_transaction(clock):
     stay = book(clock)
     with pytest.raises(ZeroDivisionError), transaction.atomic():
@@ -115,6 +118,7 @@ def test_without_a_date_there_is_nothing_to_wait_for(clock, work):
     assert work() <= 1  # its confirmation is the other event
 
 
+@pytest.mark.exact_times
 def test_update_fields_that_leave_the_date_out(clock):
     stay = book(clock)
     stay.checkin_at += DAY
@@ -125,6 +129,7 @@ def test_update_fields_that_leave_the_date_out(clock):
     assert event_of(stay, DUE).wake_at == clock() + HOUR + DAY
 
 
+@pytest.mark.exact_times
 def test_a_deferred_date_is_left_alone(clock):
     stay = book(clock)
     lean = Reservation.objects.defer("checkin_at").get(pk=stay.pk)
@@ -133,6 +138,7 @@ def test_a_deferred_date_is_left_alone(clock):
     assert event_of(stay, DUE).wake_at == clock() + HOUR
 
 
+@pytest.mark.exact_times
 def test_a_date_that_only_the_database_knows(clock):
     stay = book(clock)
     stay.checkin_at = F("checkin_at") + DAY
@@ -344,6 +350,7 @@ def test_a_definition_that_is_gone_parks_its_events_until_it_is_back(clock, work
 # -- changed behind Django's back --------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_a_date_that_an_update_brought_forward_is_found(clock, work):
     stay = book(clock, ahead=10 * DAY)
     Reservation.objects.filter(pk=stay.pk).update(checkin_at=clock() + timedelta(minutes=10))
@@ -589,6 +596,7 @@ def test_an_offset_from_an_immediate_event_counts_from_its_occurrence(clock, wor
     assert effects() == ["an hour after the confirmation"]
 
 
+@pytest.mark.exact_times
 def test_an_offset_that_a_deployment_adds_is_wanted_of_events_that_are_pending(clock, work):
     stay = book(clock)
     assert event_of(stay, DUE).wake_at == clock() + HOUR
@@ -650,6 +658,7 @@ def test_only_near_dates_are_looked_at(clock, declare, django_assert_max_num_que
     assert not Event.objects.exists()
 
 
+@pytest.mark.exact_times
 def test_a_definition_with_its_own_grace_of_zero(clock, work, declare):
     declare(Ticket, EventDefinition("ticket_due", date_field="due_at", grace=timedelta(0)))
     ticket = Ticket.objects.create(due_at=clock() - timedelta(seconds=1))

@@ -105,6 +105,7 @@ def test_a_wait_of_an_earlier_visit_counts_for_nothing(work):
     assert not Wait.objects.exists()
 
 
+@pytest.mark.exact_times
 def test_the_earliest_of_several_deadlines_counts(clock, work):
     waiter()
     run = begin(work)

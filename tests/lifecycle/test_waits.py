@@ -242,6 +242,7 @@ def test_each_signal_is_consumed_at_most_once(work):
     assert status(run) == "suspended"
 
 
+@pytest.mark.exact_times
 def test_a_signal_that_was_taken_before_its_delivery_is_not_delivered_again(clock, work):
     """The run looks for what is on its way when it begins to wait; the delivery comes after it waits once more."""
 
@@ -360,6 +361,7 @@ def test_many_who_wait_are_woken_in_a_few_statements(work):
 # -- timeouts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_a_timeout_enters_the_step_again(clock, work):
     waiter(outcome=lambda self: wait("bell", timeout=HOUR))
     run = begin(work)

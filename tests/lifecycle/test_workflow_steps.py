@@ -70,6 +70,7 @@ def run(work, name="flow", **arguments) -> WorkflowRun:
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_goto_goes_on_in_the_same_worker_with_one_commit_a_step(clock, work):
     flow(lambda self: goto(self.second), second=lambda self: goto("third"), third=lambda self: complete())
     found = run(work)
@@ -149,6 +150,7 @@ def test_get_run_is_the_run(work):
 # -- sleeping ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact_times
 def test_a_step_that_slept_is_entered_again(clock, work):
     def first(self):
         leave(get_wake().reason)
@@ -233,6 +235,7 @@ def test_the_budget_belongs_to_the_visit(clock, work):
     assert (found.status, found.data["n"]) == ("completed", 6)
 
 
+@pytest.mark.exact_times
 def test_delays_are_exact_and_the_last_error_is_kept(clock, work):
     def first(self):
         self.context.n += 1
@@ -587,6 +590,7 @@ def sleeper(**arguments):
     ).__workflow__
 
 
+@pytest.mark.exact_times
 def test_a_class_that_is_gone_parks(clock, work):
     mine = sleeper()
     found = park_and_resume(clock, work, lambda: definitions.unregister(mine), sleeper)
@@ -594,6 +598,7 @@ def test_a_class_that_is_gone_parks(clock, work):
     assert "'flow'" in found.error
 
 
+@pytest.mark.exact_times
 def test_a_version_that_is_gone_parks(clock, work):
     mine = sleeper()
 
@@ -606,6 +611,7 @@ def test_a_version_that_is_gone_parks(clock, work):
     assert "Keep the old class" in found.error
 
 
+@pytest.mark.exact_times
 def test_a_step_that_is_gone_parks(clock, work):
     sleeper()
     found = park_and_resume(clock, work, lambda: flow(lambda self: complete(), ende=lambda self: complete()), sleeper)
@@ -613,6 +619,7 @@ def test_a_step_that_is_gone_parks(clock, work):
     assert "Did you mean 'ende'" in found.error
 
 
+@pytest.mark.exact_times
 def test_a_context_that_no_longer_validates_parks(clock, work):
     class Stricter(BaseModel):
         n: int
