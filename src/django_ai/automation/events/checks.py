@@ -41,6 +41,7 @@ def did_you_mean(name: str, known: Any) -> str:
 def check_definitions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = [*_check_lost_lists()]
     for model in declaring_models():
+        found += _check_key(model)
         found += _check_list(model)
         for declared in declared_on(model):
             if declared.owner is model:
@@ -75,6 +76,18 @@ def _check_lost_lists() -> Iterator[CheckMessage]:
                     obj=model,
                     id="automation.E110",
                 )
+
+
+def _check_key(model: type[models.Model]) -> Iterator[CheckMessage]:
+    """Refuse keys of several columns: an event names its entity by one."""
+    if isinstance(model._meta.pk, models.CompositePrimaryKey):
+        yield Error(
+            f"{model._meta.label} declares events and has a CompositePrimaryKey; an event names its entity by the "
+            "value of one column.",
+            hint="Give it a primary key of its own, and a UniqueConstraint over the columns of the composite one.",
+            obj=model,
+            id="automation.E111",
+        )
 
 
 def _check_list(model: type[models.Model]) -> Iterator[CheckMessage]:

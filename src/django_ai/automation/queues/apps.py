@@ -38,6 +38,7 @@ class QueuesConfig(AppConfig):
         post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")
         register(checks.check_settings)
         register(checks.check_runtime, deploy=True)
+        register(checks.check_surroundings)
         register(checks.check_broker)
         register(checks.check_secret_key, Tags.security)
         register(checks.check_queue_times)

@@ -65,6 +65,43 @@ def check_runtime(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return [Warning(said, hint=hint, id="automation.W012")]
 
 
+def check_surroundings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """What of the project around it an automation cannot live with: naive moments, psycopg2. Opens no connection."""
+    found: list[CheckMessage] = []
+    if not settings.USE_TZ:
+        found.append(
+            Error(
+                "USE_TZ is False: timers, leases and the dates of events need moments that have a time zone.",
+                hint="Set USE_TZ = True. TIME_ZONE stays what it is, and says which day a date is.",
+                id="automation.E013",
+            )
+        )
+    alias = alias_of(Worker)
+    connection: Any = connections[alias]
+    if connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg2":
+        found.append(
+            Error(
+                f"Database {alias!r}, which holds the automation tables, is used by way of psycopg2: no step could "
+                "commit.",
+                hint="Install psycopg 3, which Django prefers where both are there: pip install 'psycopg[binary]'.",
+                id="automation.E014",
+            )
+        )
+    if connection.vendor == "sqlite" and connection.settings_dict.get("ATOMIC_REQUESTS") and conf().SQLITE_TUNING:
+        found.append(
+            Warning(
+                f"ATOMIC_REQUESTS is on for database {alias!r}, which is SQLite: each request takes the one write lock "
+                "as it begins, those too that only read, and all of them wait for each other and for the workers.",
+                hint=(
+                    "Leave ATOMIC_REQUESTS off on SQLite (a save and its events are one transaction anyway), or mark "
+                    "views that only read with @transaction.non_atomic_requests."
+                ),
+                id="automation.W015",
+            )
+        )
+    return found
+
+
 def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if not apps.is_installed("django_q"):
         return []
