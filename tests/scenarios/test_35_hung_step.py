@@ -23,7 +23,7 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Effect
 from tests.lifecycle.looking import effects, leave
-from tests.runtimes.cluster import automation_worker, until
+from tests.runtimes.cluster import automation_worker, run_script, until
 from tests.story.models import Probe
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
@@ -127,6 +127,34 @@ def test_35_real_seconds_in_a_thread_that_is_not_the_main_one():
     status, error = ended(run)
     assert status == "failed"
     assert "AttemptTimeoutError" in error
+
+
+def test_35_code_that_returns_as_it_is_interrupted_leaves_nothing_behind_in_a_traced_thread():
+    """With Python 3.11 a traced thread hung at its next call, for ever."""
+    script = """
+import sys, threading
+from django_ai.automation.queues import interrupt
+
+def tracer(frame, event, arg):
+    return tracer
+
+def work():
+    sys.settrace(tracer)
+    for _ in range(50):
+        deadline = interrupt.Deadline(lambda at: None)
+        deadline.armed = deadline.fired = True
+        deadline._disarm()
+    seen.append(interrupt._said(1))
+
+seen = []
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+sys.settrace(tracer)
+print(interrupt._said(1), *seen)
+"""
+    done = run_script(script)
+    assert (done.returncode, done.stdout.count("timeout of 1 s")) == (0, 2), done.stderr
 
 
 def test_35_real_seconds_with_other_rows_in_hand_and_a_beat_that_the_step_keeps_out(settings):

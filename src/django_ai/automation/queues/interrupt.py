@@ -95,7 +95,7 @@ class Deadline:
         with self._lock:
             self.armed = False
             if self.fired and self.thread != threading.main_thread().ident:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread), None)
+                _swallow_pending()
 
     def watch(self) -> None:
         """Interrupt the user code if its time is over. Called by the heartbeat's thread."""
@@ -114,12 +114,27 @@ class Deadline:
                 _deadlines[self.thread] = self
                 signal.pthread_kill(self.thread, SIGNAL)
             else:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self.thread), ctypes.py_object(AttemptTimeoutError)
-                )
+                _raise_in(self.thread)
             # Under the lock: nothing is cancelled once the user code has been left.
             if self.connection is not None:
                 cancel_statement(self.connection, self.session)
+
+
+def _swallow_pending() -> None:
+    """Take the exception that may be pending in this thread, by asking for one and waiting until it is raised.
+
+    Python 3.11 does not lower its flag for such exceptions where one is only taken back (``SetAsyncExc`` with NULL),
+    and with that flag up each function call of a thread that is traced (coverage, a debugger) is an endless loop.
+    """
+    with suppress(AttemptTimeoutError):
+        _raise_in(threading.get_ident())
+        while True:
+            pass
+
+
+def _raise_in(thread: int) -> None:
+    """Let ``AttemptTimeoutError`` be raised at the next bytecode of ``thread``."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(AttemptTimeoutError))
 
 
 @contextmanager
