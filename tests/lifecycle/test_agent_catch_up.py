@@ -17,7 +17,7 @@ from django_ai.automation.queues.drain import drain
 from tests.app.models import Reservation
 from tests.desk.companions import Entity, of_guest
 from tests.desk.looking import agents, answers, book, change, the_agent, write
-from tests.desk.models import GroupBooking, Person
+from tests.desk.models import Booking, GroupBooking, Person
 from tests.lifecycle.looking import effects, event_of, leave, status_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -27,6 +27,27 @@ SECOND = timedelta(seconds=1)
 
 
 class TestCatchUp:
+    @pytest.mark.parametrize("begins_with", ["booking_created", "stay_due"])
+    def test_an_offset_that_was_skipped_is_never_handed_over(self, clock, work, begins_with):
+        @agent("own", spawn_on=begins_with)
+        class Own:
+            Context = Entity
+
+            @handler("stay_due", offset=HOUR)
+            def after(self):
+                leave("an hour after")
+
+        booking = book(starts_at=clock() + HOUR)
+        clock.tick(HOUR)
+        drain(models=[Event])
+        Booking.objects.filter(pk=booking.pk)._raw_delete("default")
+        clock.tick(HOUR)
+        drain(models=[Event])
+        assert event_of(booking, "stay_due").error.startswith("Skipped")
+        work()
+        assert effects() == []
+        assert answers() == []
+
     def test_a_handler_of_the_spawning_event_runs_exactly_once(self, work):
         of_guest()
         booking = book()

@@ -218,7 +218,7 @@ def had(singleton: str, events: Collection[int], but: AgentRun) -> set[int]:
 
 
 def _told(run_pk: int, event: Event, now: datetime) -> Iterator[HandlerExecution]:
-    news = [News(event, beat) for beat in ("", *event.fired) if beat or event.occurred_at is not None]
+    news = [News(event, beat) for beat in ("", *event.came) if beat or event.occurred_at is not None]
     return executions_for(news, now, only=run_pk)
 
 
@@ -276,8 +276,8 @@ def _has_come(handler: HandlerDefinition, event: Event, *, spawned_by_it: bool =
         return event.occurred_at is not None
     if spawned_by_it and event.occurred_at is not None and event.at is not None:
         # An agent that is born of an occurrence comes too late for what was to be done before it.
-        return handler.beat in event.fired and shift(event.at, handler.offset) >= event.at
-    return handler.beat in event.fired
+        return handler.beat in event.came and shift(event.at, handler.offset) >= event.at
+    return handler.beat in event.came
 
 
 def _missed(

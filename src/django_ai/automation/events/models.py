@@ -156,6 +156,11 @@ class Event(Wakeable):
         return (self.fired_position or 0) if found is None else int(found)
 
     @property
+    def came(self) -> list[str]:
+        """The offsets that have come. ``fired`` also holds those that were skipped, and will not come."""
+        return [beat for beat in self.fired if beat in self.beat_positions]
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What shapes are kept under: the event's name, and where that is rendered from a template, its pattern."""
         pattern = pattern_of(self.declared_as)

@@ -253,7 +253,6 @@ CHANGED = (
     "at",
     "armed",
     "fired",
-    "beat_positions",
     "payload",
     "occurred_at",
     "error",
@@ -266,12 +265,6 @@ CHANGED = (
 def _settled(reading: Reading, now: datetime) -> Reading:
     event = reading.event
     event.fired = [*event.fired, *(beat for beat in reading.beats if beat)]
-    if reading.arrives:
-        # The latest beats have the position that this write takes, and those before them keep theirs.
-        kept = {beat: event.position_of(beat) for beat in event.beat_positions}
-        event.beat_positions = kept | dict.fromkeys(
-            beat for beat in reading.beats if beat not in ("", CREATED, CANCELLED)
-        )
     keeps_lease = event.telling
     next_look = None
     if reading.definition is not None and not reading.rests:
@@ -281,6 +274,11 @@ def _settled(reading: Reading, now: datetime) -> Reading:
         "wake_at": now + conf().LEASE if keeps_lease else next_look,
         "lease": event.lease if keeps_lease else None,
     }
+    offsets = [beat for beat in reading.beats if beat not in ("", CREATED, CANCELLED)]
+    if offsets or (reading.arrives and event.beat_positions):
+        # The latest beats have the position that this write takes, and those before them keep theirs.
+        kept = {beat: event.position_of(beat) for beat in event.beat_positions}
+        reading.changes["beat_positions"] = kept | dict.fromkeys(offsets)
     if reading.gone:
         # Otherwise left alone: a save may have given the key to a newer row since this one was read.
         reading.changes["active_key"] = event.active_key = None

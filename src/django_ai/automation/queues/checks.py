@@ -81,8 +81,8 @@ def check_surroundings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg2":
         found.append(
             Error(
-                f"Database {alias!r}, which holds the automation tables, is used by way of psycopg2: no step could "
-                "commit.",
+                f"Database {alias!r}, which holds the automation tables, is used by way of psycopg2, with "
+                "which atomic steps and callbacks fail.",
                 hint="Install psycopg 3, which Django prefers where both are there: pip install 'psycopg[binary]'.",
                 id="automation.E014",
             )
