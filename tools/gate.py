@@ -6,7 +6,8 @@ with the newest Python and Django that this machine has an interpreter for, the 
 at each reading and once with a replica that lags, the audit of dependencies; then the
 tests that start real workers (the mark ``alone``), all databases at once; last, with nothing beside them, those of
 the runtimes, which say how late a worker may be, on this Python and the newest. But for the lifecycle, no test runs
-twice on one database with one Python. Coverage is taken in the second tier. Both close with the test runner's own summary line.
+twice on one database with one Python. Coverage is taken in the second tier. Both close with the test runner's own
+summary line.
 
 Whatever is missing is named, with a way to start it, and skipped; but what ``AUTOMATION_REQUIRE`` names, as CI does,
 must be there. ``make test-all`` (the tier ``all``) runs both, adds the oldest versions that pyproject.toml allows on
