@@ -9,7 +9,7 @@ from django_ai.automation.events.definitions import EventDefinition
 class Plain(models.Model):
     name = models.CharField(max_length=50)
     ready = models.BooleanField(default=False)
-    due_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True, db_index=True)
 
     def __str__(self) -> str:
         return self.name
@@ -18,7 +18,7 @@ class Plain(models.Model):
 class Eventful(models.Model):
     name = models.CharField(max_length=50)
     ready = models.BooleanField(default=False)
-    due_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True, db_index=True)
 
     events = [
         EventDefinition("eventful_ready", condition=lambda each: each.ready),
@@ -31,7 +31,7 @@ class Eventful(models.Model):
 
 class Note(models.Model):
     owner = models.IntegerField()
-    due_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True, db_index=True)
 
     events = [EventDefinition("note_taken"), EventDefinition("note_due", date_field="due_at")]
 

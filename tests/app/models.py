@@ -24,8 +24,8 @@ def is_confirmed(reservation: Reservation) -> bool:
 class Reservation(models.Model):
     guest = models.ForeignKey(Guest, null=True, on_delete=models.CASCADE)
     status = models.CharField(max_length=20, default="pending")
-    checkin_at = models.DateTimeField(null=True)
-    checkout_at = models.DateTimeField(null=True)
+    checkin_at = models.DateTimeField(null=True, db_index=True)
+    checkout_at = models.DateTimeField(null=True, db_index=True)
     docs = models.BooleanField(default=False)
     note = models.CharField(max_length=100, blank=True, default="")
 
@@ -55,7 +55,7 @@ class Ticket(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     open = models.BooleanField(default=True)
-    due_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True, db_index=True)
     title = models.CharField(max_length=50, blank=True, default="")
 
     events = [
@@ -71,7 +71,7 @@ class Room(models.Model):
     """A text primary key and a plain date."""
 
     number = models.CharField(primary_key=True, max_length=20)
-    inspected_on = models.DateField(null=True)
+    inspected_on = models.DateField(null=True, db_index=True)
     is_clean = models.BooleanField(default=False)
 
     events = [

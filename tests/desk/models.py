@@ -17,8 +17,8 @@ class Person(models.Model):
 class Booking(models.Model):
     guest = models.ForeignKey(Person, on_delete=models.CASCADE)
     status = models.CharField(max_length=20, default="new")
-    starts_at = models.DateTimeField(null=True)
-    ends_at = models.DateTimeField(null=True)
+    starts_at = models.DateTimeField(null=True, db_index=True)
+    ends_at = models.DateTimeField(null=True, db_index=True)
     note = models.CharField(max_length=100, blank=True, default="")
 
     events = [

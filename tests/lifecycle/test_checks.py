@@ -7,11 +7,14 @@ from datetime import timedelta
 import pytest
 from django.core.checks import run_checks
 from django.core.checks.registry import registry
+from django.db import models
+from django.db.models.functions import Lower
 from django.test import modify_settings, override_settings
+from django.test.utils import isolate_apps
 from pydantic import BaseModel
 
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
-from django_ai.automation.events.checks import check_callbacks, check_definitions
+from django_ai.automation.events.checks import check_callbacks, check_definitions, leads_an_index
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.queues.checks import check_broker, check_database, check_secret_key, check_settings
 from django_ai.automation.workflows import checks as workflow_checks
@@ -26,7 +29,7 @@ from django_ai.automation.workflows.core import (
     wait_for_event,
     workflow,
 )
-from tests.app.models import Reservation, Suite, Ticket
+from tests.app.models import Reservation, Room, Suite, Ticket
 
 pytestmark = pytest.mark.django_db
 
@@ -125,6 +128,57 @@ def test_e105_a_date_field_that_is_no_date(declare):
     assert problem.id == "automation.E105"
     assert "CharField" in problem.msg
     assert "'due_at'" in problem.hint
+
+
+def test_w112_a_date_field_without_an_index(monkeypatch):
+    monkeypatch.setattr(Ticket._meta.get_field("due_at"), "db_index", False)
+    problem = only(check_definitions(None))
+    assert problem.id == "automation.W112"
+    assert "app.Ticket: the event 'ticket_due' has date_field='due_at'" in problem.msg
+    assert "app.Ticket.due_at db_index=True" in problem.hint
+
+
+def test_w112_looks_at_the_table_that_has_the_column(monkeypatch, declare):
+    monkeypatch.setattr(Room._meta.get_field("inspected_on"), "db_index", False)
+    declare(Room)
+    declare(Suite, EventDefinition("suite_due", date_field="inspected_on"))
+    problem = only(check_definitions(None))
+    assert "app.Suite: the event 'suite_due'" in problem.msg
+    assert "app.Room.inspected_on" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "is_enough"),
+    [
+        ({"indexes": [models.Index(fields=["at", "name"], name="i")]}, True),
+        ({"indexes": [models.Index(fields=["-at"], name="i")]}, True),
+        ({"indexes": [models.Index(fields=["name", "at"], name="i")]}, False),
+        ({"indexes": [models.Index(models.F("at").desc(), name="i")]}, True),
+        ({"indexes": [models.Index("at", "name", name="i")]}, True),
+        ({"indexes": [models.Index(Lower("name"), "at", name="i")]}, False),
+        ({"indexes": [models.Index(fields=["at"], condition=models.Q(at__isnull=False), name="i")]}, True),
+        ({"indexes": [models.Index(fields=["at"], condition=models.Q(name="a"), name="i")]}, False),
+        ({"constraints": [models.UniqueConstraint(fields=["at", "name"], name="i")]}, True),
+        ({"constraints": [models.UniqueConstraint(fields=["name", "at"], name="i")]}, False),
+        ({"constraints": [models.CheckConstraint(condition=models.Q(at__isnull=False), name="i")]}, False),
+        ({"unique_together": [("at", "name")]}, True),
+        ({"unique_together": [("name", "at")]}, False),
+        ({}, False),
+    ],
+)
+@isolate_apps("tests.app")
+def test_what_finds_a_range_of_dates(options, is_enough):
+    meta = type("Meta", (), {"app_label": "app", **options})
+    body = {"name": models.CharField(max_length=9), "at": models.DateTimeField(), "Meta": meta, "__module__": __name__}
+    assert leads_an_index(type("Dated", (models.Model,), body)._meta.get_field("at")) is is_enough
+
+
+@pytest.mark.parametrize("option", ["unique", "primary_key", "db_index"])
+@isolate_apps("tests.app")
+def test_a_date_may_have_an_index_of_its_own(option):
+    meta = type("Meta", (), {"app_label": "app"})
+    body = {"at": models.DateTimeField(**{option: True}), "Meta": meta, "__module__": __name__}
+    assert leads_an_index(type("Dated", (models.Model,), body)._meta.get_field("at"))
 
 
 @pytest.mark.parametrize("decorator", [on_event, on_event_created, on_event_cancelled])

@@ -31,7 +31,7 @@ class Thing(models.Model):
     name = models.CharField(max_length=100, unique=True)
     ready = models.BooleanField(default=False)
     frozen = models.BooleanField(default=False)
-    due_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True, db_index=True)
     version = models.IntegerField(default=0)
     program = models.JSONField(default=list)
 

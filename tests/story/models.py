@@ -11,7 +11,7 @@ from django_ai.automation.events.definitions import EventDefinition
 class Probe(models.Model):
     name = models.CharField(max_length=100)
     ready = models.BooleanField(default=False)
-    due_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True, db_index=True)
 
     events = [
         EventDefinition("probe_ready", condition=lambda probe: probe.ready),
@@ -38,7 +38,7 @@ class Stay(models.Model):
 
     name = models.CharField(max_length=100)
     status = models.CharField(max_length=20, default="booked")
-    arrives_at = models.DateTimeField()
+    arrives_at = models.DateTimeField(db_index=True)
 
     events = [
         EventDefinition("stay_confirmed", condition=lambda stay: stay.status == "confirmed"),

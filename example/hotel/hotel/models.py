@@ -25,8 +25,8 @@ class Reservation(models.Model):
     guest = models.ForeignKey(Guest, on_delete=models.CASCADE, related_name="reservations")
     room = models.CharField(max_length=10)
     status = models.CharField(max_length=20, choices=Status.choices, default=Status.REQUESTED)
-    checkin_at = models.DateTimeField()
-    checkout_at = models.DateTimeField(null=True, blank=True)
+    checkin_at = models.DateTimeField(db_index=True)
+    checkout_at = models.DateTimeField(null=True, blank=True, db_index=True)
     paid = models.BooleanField(default=False)
 
     def __str__(self) -> str:

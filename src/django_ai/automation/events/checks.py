@@ -11,6 +11,8 @@ from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models, router
+from django.db.models.expressions import OrderBy
+from django.db.models.indexes import IndexExpression
 
 from ..queues.clock import offset_key, shift
 from ..queues.lease import alias_of
@@ -134,6 +136,45 @@ def _check_date_field(model: type[models.Model], declared: Declared) -> Iterator
             obj=model,
             id="automation.E105",
         )
+    elif field.model._meta.managed and not leads_an_index(field):
+        yield Warning(
+            f"{model._meta.label}: the event {declared.definition.name!r} has date_field={name!r}, and no index begins "
+            "with this column.",
+            hint=f"Workers look for dates every five minutes, and read the whole table without one: give "
+            f"{field.model._meta.label}.{name} db_index=True, or an index in Meta.indexes.",
+            obj=model,
+            id="automation.W112",
+        )
+
+
+NO_ORDER = ("hash", "gin", "bloom")
+"""The suffixes of Django's indexes that find no range of values."""
+
+
+def leads_an_index(field: Any) -> bool:
+    """Return whether a range of values of ``field`` is found by an index: its own, or one of several columns that
+    begins with it."""
+    if field.primary_key or field.unique or field.db_index:
+        return True
+    meta = field.model._meta
+    firsts = [each[0] for each in meta.unique_together]
+    for found in (*meta.indexes, *meta.constraints):
+        if getattr(found, "suffix", "") in NO_ORDER or not isinstance(found, models.Index | models.UniqueConstraint):
+            continue
+        # Of a partial index we know only that a range of dates excludes NULL.
+        if found.condition is not None and found.condition != models.Q(**{f"{field.name}__isnull": False}):
+            continue
+        if found.fields:
+            firsts.append(found.fields[0].removeprefix("-"))
+        elif found.expressions:
+            firsts.append(_column_of(found.expressions[0]))
+    return field.name in firsts
+
+
+def _column_of(expression: Any) -> str:
+    while isinstance(expression, OrderBy | IndexExpression):
+        (expression,) = expression.get_source_expressions()
+    return str(expression.name) if isinstance(expression, models.F) else ""  # type: ignore[attr-defined]
 
 
 def _check_field_names(model: type[models.Model], declared: Declared) -> Iterator[CheckMessage]:
