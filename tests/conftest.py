@@ -79,22 +79,18 @@ def work() -> Callable[..., int]:
 @pytest.fixture(autouse=True)
 def own_definitions() -> Iterator[None]:
     """Forget the workflows, agents and callbacks that a test declares, and bring back those that it took away."""
-    heard = {event: dict(found) for event, found in callbacks._callbacks.items()}
-    agents = agent_definitions.all_agents()
-    flows = {name: dict(versions) for name, versions in workflow_definitions._registry.items()}
+    kept = [
+        (callbacks, callbacks.all_callbacks),
+        (agent_definitions, agent_definitions.all_agents),
+        (workflow_definitions, workflow_definitions.all_workflows),
+    ]
+    before = [(module, declared, declared()) for module, declared in kept]
     yield
-    for callback in callbacks.all_callbacks():
-        callbacks.unregister(callback)
-    for found in heard.values():
-        for callback in found.values():
-            callbacks.register(callback)
-    for known in agent_definitions.all_agents():
-        agent_definitions.unregister(known)
-    for known in agents:
-        agent_definitions.register(known)
-    for definition in workflow_definitions.all_workflows():
-        workflow_definitions.unregister(definition)
-    workflow_definitions._registry.update(flows)
+    for module, declared, known in before:
+        for each in declared():
+            module.unregister(each)
+        for each in known:
+            module.register(each)
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, goto, on_event, step, workflow
-from django_ai.automation.events import callbacks
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import attempt as attempt_module
 from django_ai.automation.queues.attempt import BrokenOffError
 from django_ai.automation.queues.database import is_database_failure
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import definitions, runner
+from django_ai.automation.workflows import runner
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.app.models import Effect, Reservation
 from tests.trouble import database_trouble
@@ -29,9 +28,6 @@ TROUBLE: list[BaseException] = []
 
 @pytest.fixture(autouse=True)
 def flows():
-    before = {name: dict(versions) for name, versions in definitions._registry.items()}
-    calls = {name: dict(found) for name, found in callbacks._callbacks.items()}
-
     @workflow("attempt:atomic")
     class Atomic:
         class Context(BaseModel):
@@ -62,10 +58,6 @@ def flows():
 
     yield
     TROUBLE.clear()
-    definitions._registry.clear()
-    definitions._registry.update(before)
-    callbacks._callbacks.clear()
-    callbacks._callbacks.update(calls)
 
 
 def test_trouble_of_the_database_costs_no_try():

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, event_workflow, get_wake, step, wait, wait_for_event, workflow
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import arrivals, definitions, runner, waits
+from django_ai.automation.workflows import arrivals, runner, waits
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.app.models import Effect, Reservation
 
@@ -23,8 +23,6 @@ DURING_STEP: list = []
 
 @pytest.fixture(autouse=True)
 def flows():
-    before = {name: dict(versions) for name, versions in definitions._registry.items()}
-
     @workflow("race:signal")
     class ForSignal:
         class Context(BaseModel):
@@ -55,8 +53,6 @@ def flows():
 
     yield
     DURING_STEP.clear()
-    definitions._registry.clear()
-    definitions._registry.update(before)
 
 
 def send() -> Signal:

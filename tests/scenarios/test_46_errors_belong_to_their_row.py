@@ -161,7 +161,7 @@ def test_46_migrate_context(work, clock, found):
 
     from django_ai.automation.workflows import definitions
 
-    definitions._registry["flow"].clear()
+    definitions.unregister(definitions.find_workflow("flow"))
     declare(2, migrate_context=staticmethod(migrate_context))
     clock.tick(SECOND)
     work()

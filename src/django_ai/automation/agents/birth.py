@@ -43,7 +43,7 @@ from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, insert_ignoring, locked, release
 from ..queues.positions import lower_bound
 from ..queues.versions import restore
-from .definitions import AgentDefinition, HandlerDefinition, all_agents
+from .definitions import AgentDefinition, HandlerDefinition, agents_spawned_by
 from .delivery import executions_for
 from .ending import KIND
 from .mailbox import execution_of, put, touch
@@ -62,7 +62,7 @@ PROMPT = timedelta(seconds=1)
 
 def spawn(events: Sequence[Event], now: datetime) -> None:
     """Insert the agents that ``events``, which occur in this transaction, bring to life."""
-    wanted = [(event, each) for event in events for each in all_agents() if each.spawns_on(event)]
+    wanted = [(event, each) for event in events for each in agents_spawned_by(event)]
     if not wanted:
         return
     bound = min([lower_bound(), *(event.position - 1 for event in events if event.position)])

@@ -11,8 +11,8 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
-from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared
-from ..events.definitions import declared_events, sources_of
+from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared, shares_entity
+from ..events.definitions import declared_events, is_family, sources_of
 from ..events.matching import Match, field_named, is_exact, resolve_field
 from .definitions import AgentDefinition, HandlerDefinition, all_agents
 
@@ -69,7 +69,7 @@ def _tells_apart(definition: AgentDefinition, name: str, starters: list[type[mod
     points to one of them."""
 
     def is_starter(model: Any) -> bool:
-        return any(issubclass(model, each) or issubclass(each, model) for each in starters)
+        return any(is_family(model, each) for each in starters)
 
     heard = [each for each in definition.handlers if each.match is None]
     owners = {*starters, *(source.owner for each in heard for source in sources_of(each.event_name))}
@@ -92,7 +92,7 @@ def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: 
     match = definition.match_of(handler)
     sources = sources_of(handler.event_name)
     if match is None:
-        if definition.spawn_on and not _shares_entity(definition, handler):
+        if definition.spawn_on and not shares_entity(definition.spawn_on, handler.event_name):
             models_of = ", ".join(sorted({source.owner._meta.label for source in sources}))
             yield Warning(
                 f"{what} hears the event {handler.event_name!r} of any {models_of}: the entity that spawns the agent "
@@ -151,12 +151,3 @@ def _holds_lists(owner: type[models.Model], name: str) -> bool:
     except Exception:
         return False
     return isinstance(field, models.JSONField) or field.__class__.__name__ == "ArrayField"
-
-
-def _shares_entity(definition: AgentDefinition, handler: HandlerDefinition) -> bool:
-    """Say whether every entity that spawns the agent declares the event of ``handler``."""
-    starters = {source.owner for name in definition.spawn_on for source in sources_of(name)}
-    owners = {source.owner for source in sources_of(handler.event_name)}
-    return bool(starters) and all(
-        any(issubclass(starter, owner) or issubclass(owner, starter) for owner in owners) for starter in starters
-    )

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ValidationError
 
 from ..conf import conf
 from ..events.matching import Match
-from ..events.names import check_namespace, check_subscription, in_namespace, means
+from ..events.names import check_namespace, check_subscription
+from ..events.subscriptions import Subscription, subscriptions
 from ..exceptions import DefinitionError, UnknownAgentError
-from ..queues.clock import Offset, beat_key, check_duration, check_offset, check_recheck, offset_key
+from ..queues.classes import is_same_place
+from ..queues.clock import Offset, check_duration, check_offset, check_recheck, offset_key
 from ..queues.contexts import context_class, make_context
 from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
@@ -35,37 +37,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 ARGUMENTS = ("ctx", "context", "event", "events", "run")
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerDefinition:
-    """What ``@handler`` declares of a method: when it runs, for which events, and how."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerDefinition(Subscription):
+    """What ``@handler`` declares of a method: when it runs, for which events, and how. ``agent``: the name of its
+    agent."""
 
+    agent: str = ""
     method: str
-    event_name: str
     position: int = 0
     takes: tuple[str, ...] = ()
-    offset: Offset | None = None
     match: Match | None = None
     condition: Callable[..., Any] | None = None
     retry: Retry | None = None
     ignores_claims: bool = False
     atomic: bool = True
     own_timeout: timedelta | None = None
-    namespace: str | None = None
-    recheck: bool = False
-
-    @property
-    def beat(self) -> str:
-        return beat_key(self.offset, self.recheck)
 
     @property
     def timeout(self) -> timedelta:
         return self.own_timeout or conf().STEP_TIMEOUT
-
-    def hears(self, event: Event) -> bool:
-        """Say whether this handler is for ``event``, whichever agent's it is."""
-        if not in_namespace(self.namespace, event.namespace):
-            return False
-        return means(self.event_name, event.event_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +76,9 @@ class AgentDefinition:
     version: str = "1"
     migrate: Migration | None = None
 
-    def spawns_on(self, event: Event) -> bool:
-        if not in_namespace(self.namespace, event.namespace):
-            return False
-        return any(means(pattern, event.event_name) for pattern in self.spawn_on)
-
     def match_of(self, handler: HandlerDefinition) -> Match | None:
         """Return what routes events to ``handler``: its own match, or the agent's."""
         return self.match if handler.match is None else handler.match
-
-    def handlers_for(self, event: Event, beat: str) -> list[HandlerDefinition]:
-        return [each for each in self.handlers if each.beat == beat and each.hears(event)]
 
     def find_handler(self, method: str, event: Event, beat: str) -> HandlerDefinition | None:
         """Return what an execution calls. Whether it hears the event was judged when the execution was made: the event
@@ -148,8 +130,14 @@ class AgentDefinition:
         return first.name == "event" or arguments.keys() <= self.context.model_fields.keys()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnOn(Subscription):
+    """What brings an agent to life."""
+
+    agent: AgentDefinition
+
+
 _registry: dict[str, AgentDefinition] = {}
-_hearing: dict[tuple[str, str], list[HandlerDefinition]] = {}
 
 
 def find_agent(name: str) -> AgentDefinition:
@@ -197,24 +185,28 @@ def all_agents() -> list[AgentDefinition]:
 
 def handlers_hearing(event: Event) -> list[HandlerDefinition]:
     """Return the handlers of all agents that are for ``event``."""
-    key = (event.event_name, event.namespace)
-    found = _hearing.get(key)
-    if found is None:
-        found = [each for definition in all_agents() for each in definition.handlers if each.hears(event)]
-        if len(_hearing) < 10_000:  # templates make a name for each entity
-            _hearing[key] = found
-    return found
+    return subscriptions.hearing(HandlerDefinition, event.event_name, event.namespace)
+
+
+def agents_spawned_by(event: Event) -> list[AgentDefinition]:
+    """Return the agents that ``event`` brings to life, each once, whatever the number of its patterns."""
+    found = subscriptions.hearing(SpawnOn, event.event_name, event.namespace)
+    return list({each.agent.name: each.agent for each in found}.values())
 
 
 def register(definition: AgentDefinition) -> None:
-    _registry[definition.name] = definition
-    _hearing.clear()
+    name, namespace = definition.name, definition.namespace
+    _registry[name] = definition
+    subscriptions.declare(HandlerDefinition, name, definition.handlers)
+    spawning = [SpawnOn(event_name=each, namespace=namespace, agent=definition) for each in definition.spawn_on]
+    subscriptions.declare(SpawnOn, name, spawning)
 
 
 def unregister(definition: AgentDefinition) -> None:
     """Forget ``definition``: for tests that declare their own."""
     _registry.pop(definition.name, None)
-    _hearing.clear()
+    subscriptions.declare(HandlerDefinition, definition.name, ())
+    subscriptions.declare(SpawnOn, definition.name, ())
 
 
 def agent(
@@ -256,7 +248,7 @@ def agent(
         where = f"{what} on {cls.__qualname__}"
         context = context_class(cls, where)
         handlers = tuple(
-            each if each.namespace is not None else replace(each, namespace=namespace)
+            replace(each, agent=name, namespace=namespace if each.namespace is None else each.namespace)
             for each in _handlers_of(cls, where, context)
         )
         if not handlers:
@@ -276,10 +268,7 @@ def agent(
             migrate=migration_of(cls, where),
         )
         previous = _registry.get(name)
-        if previous is not None and (previous.cls.__module__, previous.cls.__qualname__) != (
-            cls.__module__,
-            cls.__qualname__,
-        ):
+        if previous is not None and not is_same_place(previous.cls, cls):
             raise DefinitionError(
                 f"{where}: the name {name!r} is taken by {previous.cls.__module__}.{previous.cls.__qualname__}. "
                 "Give one of them another name."

@@ -16,7 +16,7 @@ from ..events.matching import Match, satisfies
 from ..events.models import Event
 from ..exceptions import AutomationError
 from ..queues.versions import restore
-from .definitions import AgentDefinition, HandlerDefinition, all_agents
+from .definitions import AgentDefinition, HandlerDefinition, find_agent, handlers_hearing
 from .mailbox import execution_of
 from .models import AgentRoute, AgentRun, HandlerExecution
 from .routes import keys_for, where
@@ -38,11 +38,13 @@ def executions_for(news: Sequence[News], now: datetime, *, only: int | None = No
     calls: dict[str, list[Call]] = {}
     for each in news:
         position = each.event.position_of(each.beat)
-        for definition in all_agents():
-            for handler in definition.handlers_for(each.event, each.beat):
-                call = Call(definition, handler, each.event, position)
-                for key in keys_for(definition, handler, each.event):
-                    calls.setdefault(key, []).append(call)
+        for handler in handlers_hearing(each.event):
+            if handler.beat != each.beat:
+                continue
+            definition = find_agent(handler.agent)
+            call = Call(definition, handler, each.event, position)
+            for key in keys_for(definition, handler, each.event):
+                calls.setdefault(key, []).append(call)
     if not calls:
         return
     routes = AgentRoute.objects.filter(key__in=list(calls)).order_by("run")

@@ -17,7 +17,7 @@ from django.apps import apps
 from django.db import connections
 from pydantic import BaseModel
 
-from ..events.definitions import sources_of
+from ..events.definitions import is_family, sources_of
 from ..events.matching import Address, Match, address, canonical, entity_keys
 from ..events.models import Event
 from ..exceptions import AutomationError, ContextError, SingletonTakenError
@@ -51,7 +51,7 @@ def own_labels(entity_type: str, pattern: str) -> list[str]:
     if model is None:
         return []
     owners = {each.label: each.owner for each in sources_of(pattern)}
-    return sorted(label for label, owner in owners.items() if issubclass(owner, model) or issubclass(model, owner))
+    return sorted(label for label, owner in owners.items() if is_family(owner, model))
 
 
 def _own(name: str, label: str, entity_id: str) -> str:

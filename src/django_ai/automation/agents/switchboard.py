@@ -7,15 +7,13 @@ few queries, however many agents there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db.models import Exists, OuterRef, Q
 
 from ..events.listeners import Listener, News
 from ..events.models import Event, Shapes
-from ..events.names import overlap
-from ..queues.clock import Offset
 from .birth import spawn
 from .definitions import all_agents, handlers_hearing
 from .delivery import executions_for
@@ -25,13 +23,6 @@ from .models import AgentRun, HandlerExecution, HandlerStatus
 
 class Switchboard(Listener):
     """Follows events on behalf of the agents."""
-
-    def offsets(self, event: Event) -> Mapping[str, Offset]:
-        return {each.beat: each.offset for each in handlers_hearing(event) if each.offset is not None}
-
-    def reach(self, declared_as: str) -> Sequence[Offset]:
-        handlers = (each for definition in all_agents() for each in definition.handlers)
-        return [each.offset for each in handlers if each.offset is not None and overlap(each.event_name, declared_as)]
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         spawn(events, now)

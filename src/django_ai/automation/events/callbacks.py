@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 from ..conf import conf
 from ..exceptions import DefinitionError
+from ..queues.classes import is_same_place
 from ..queues.clock import Offset, beat_key, check_duration, check_offset, check_recheck
 from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
-from .names import check_namespace, check_subscription, in_namespace, means
+from .names import check_namespace, check_subscription
+from .subscriptions import Subscription, subscriptions
 
 __all__ = ["on_event", "on_event_cancelled", "on_event_created"]
 
@@ -28,23 +30,16 @@ CANCELLED = "cancelled"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Callback:
-    """A function that is called for an event. ``event_name`` may be a pattern."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callback(Subscription):
+    """A function that is called for an event."""
 
     name: str
-    event_name: str
     function: Callable[..., Any]
-    offset: Offset | None = None
     moment: str = OCCURRED
     retry: Retry = field(default_factory=Retry)
     atomic: bool = True
-    namespace: str | None = None
-    recheck: bool = False
     _timeout: timedelta | None = None
-
-    def wants(self, event_name: str, namespace: str) -> bool:
-        return in_namespace(self.namespace, namespace) and means(self.event_name, event_name)
 
     @property
     def beat(self) -> str:
@@ -55,42 +50,32 @@ class Callback:
         return self._timeout or conf().STEP_TIMEOUT
 
 
-_callbacks: dict[str, dict[tuple[str, str], Callback]] = {}
-_heard: dict[tuple[str, str], list[Callback]] = {}
-
-
 def callbacks_of(event_name: str, namespace: str) -> list[Callback]:
     """Return the functions that hear an event."""
-    found = _heard.get((event_name, namespace))
-    if found is None:
-        found = [each for each in all_callbacks() if each.wants(event_name, namespace)]
-        if len(_heard) < 10_000:  # templates make a name for each entity
-            _heard[event_name, namespace] = found
-    return found
+    return subscriptions.hearing(Callback, event_name, namespace)
 
 
 def find_callback(event_name: str, name: str, beat: str) -> Callback | None:
     """Return the function that an execution calls. The namespace was judged when the execution was made."""
-    for found in _callbacks.values():
-        callback = found.get((name, beat))
-        if callback is not None and means(callback.event_name, event_name):
-            return callback
-    return None
+    found = subscriptions.meaning(Callback, event_name)
+    return next((each for each in found if each.name == name and each.beat == beat), None)
 
 
 def all_callbacks() -> list[Callback]:
-    return [callback for found in _callbacks.values() for callback in found.values()]
+    return subscriptions.all(Callback)
+
+
+def _key(callback: Callback) -> tuple[str, str, str]:
+    return callback.event_name, callback.name, callback.beat
 
 
 def unregister(callback: Callback) -> None:
     """Forget ``callback``: for tests that declare their own."""
-    _callbacks.get(callback.event_name, {}).pop((callback.name, callback.beat), None)
-    _heard.clear()
+    subscriptions.declare(Callback, _key(callback), ())
 
 
 def register(callback: Callback) -> None:
-    _callbacks.setdefault(callback.event_name, {})[callback.name, callback.beat] = callback
-    _heard.clear()
+    subscriptions.declare(Callback, _key(callback), [callback])
 
 
 def on_event(
@@ -194,18 +179,13 @@ def _register(
         )
         if len(callback.name) > 250:
             raise DefinitionError(f"{what}: the name {callback.name!r} is longer than 250 characters; give name=.")
-        previous = _callbacks.get(event_name, {}).get((callback.name, callback.beat))
-        if previous is not None and not _same_place(previous.function, function):
-            raise DefinitionError(
-                f"{what}: two functions are called {callback.name!r} ({previous.function!r} and {function!r}). "
-                "Give one of them another name=."
-            )
+        for previous in subscriptions.declared_by(Callback, _key(callback)):
+            if not is_same_place(previous.function, function):
+                raise DefinitionError(
+                    f"{what}: two functions are called {callback.name!r} ({previous.function!r} and {function!r}). "
+                    "Give one of them another name=."
+                )
         register(callback)
         return function
 
     return decorate
-
-
-def _same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Say whether ``other`` is ``one`` again: the same place in the code, imported or defined once more."""
-    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)

@@ -24,6 +24,7 @@ from .definitions import (
     declared_events,
     declared_on,
     declaring_models,
+    is_family,
     sources_of,
 )
 from .matching import trouble_with
@@ -222,6 +223,13 @@ def check_callbacks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 def is_declared(pattern: str) -> bool:
     """Say whether a subscriber to ``pattern`` may ever hear anything; ``"*"`` is right in an empty project too."""
     return pattern == "*" or bool(sources_of(pattern))
+
+
+def shares_entity(starting: Iterable[str], pattern: str) -> bool:
+    """Return whether every entity whose event is one of ``starting`` declares an event that ``pattern`` means."""
+    starters = {source.owner for each in starting for source in sources_of(each)}
+    owners = {source.owner for source in sources_of(pattern)}
+    return bool(starters) and all(any(is_family(starter, owner) for owner in owners) for starter in starters)
 
 
 def check_match(what: str, pattern: str, lookups: Iterable[str], obj: Any, code: str) -> Iterator[CheckMessage]:

@@ -310,6 +310,11 @@ def concrete_ancestors(model: type[models.Model]) -> Iterator[type[models.Model]
             yield ancestor
 
 
+def is_family(one: type[models.Model], other: type[models.Model]) -> bool:
+    """Return whether one of two models inherits from the other, or is it: their instances may be one entity."""
+    return issubclass(one, other) or issubclass(other, one)
+
+
 def find_declared(label: str, name: str) -> Declared | None:
     """Return the declaration of the event ``name`` that the model ``label`` owns, or None if it is gone."""
     try:

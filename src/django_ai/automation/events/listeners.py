@@ -6,13 +6,12 @@ so what they write commits with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.db.models import Q
 
-from ..queues.clock import Offset
 from .models import Event, Shapes
 
 
@@ -26,14 +25,6 @@ class News:
 
 class Listener:
     """Somebody who follows events. Every method does nothing by default."""
-
-    def offsets(self, event: Event) -> Mapping[str, Offset]:
-        """Return the offsets from the event's date at which somebody wants to be told, by the key of their beat."""
-        return {}
-
-    def reach(self, declared_as: str) -> Sequence[Offset]:
-        """Return every offset, told or planned, that somebody may want for events of this definition."""
-        return ()
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
         """Events were recorded (``fresh``), moved, armed or disarmed: bring what is planned for them in line."""

@@ -13,31 +13,20 @@ from datetime import datetime, timedelta
 
 from ..queues.cause import REST
 from ..queues.clock import RECHECK, Offset, later, shift
-from .callbacks import CANCELLED, CREATED, all_callbacks, callbacks_of
+from .callbacks import CANCELLED, CREATED, callbacks_of
 from .definitions import EventDefinition
-from .listeners import listeners
 from .models import Event, EventStatus
-from .names import overlap
+from .subscriptions import subscriptions
 
 
 def offsets_of(event: Event) -> dict[str, Offset]:
     """Return the distinct offsets that somebody wants for this event, by their key."""
-    found: dict[str, Offset] = {}
-    for callback in callbacks_of(event.event_name, event.namespace):
-        if callback.offset is not None:
-            found[callback.beat] = callback.offset
-    for listener in listeners():
-        found |= listener.offsets(event)
-    return found
+    return subscriptions.offsets(event.event_name, event.namespace)
 
 
 def reach_of(declared_as: str) -> list[Offset]:
     """Return every offset that somebody may want for events of a definition, whatever their name and namespace."""
-    mine = [each for each in all_callbacks() if each.offset is not None and overlap(each.event_name, declared_as)]
-    found: list[Offset] = [each.offset for each in mine if each.offset is not None]
-    for listener in listeners():
-        found += listener.reach(declared_as)
-    return found
+    return subscriptions.reach(declared_as)
 
 
 def depth_after(event: Event, offset: Offset | None) -> int:

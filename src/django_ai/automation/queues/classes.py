@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..exceptions import DefinitionError
+
+
+def is_same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Return whether ``other`` is ``one`` again: the same place in the code, imported or defined once more."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def declaration_of(cls: type, attribute: str, what: str, decorator: str) -> Any:

@@ -17,8 +17,7 @@ from ..events.definitions import declared_on
 from ..events.listeners import Listener, News
 from ..events.matching import within
 from ..events.models import Event, EventStatus, Shapes
-from ..events.names import overlap
-from ..queues.clock import Offset, later, shift
+from ..queues.clock import later, shift
 from ..queues.executor import ring_after_commit
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.positions import lower_bound
@@ -34,13 +33,6 @@ from .waits import counts_deletions, deletions_to_come
 
 class Bridge(Listener):
     """Follows events on behalf of the workflows."""
-
-    def reach(self, declared_as: str) -> Sequence[Offset]:
-        return [
-            each.offset
-            for each in newest_workflows()
-            if each.offset is not None and each.event_name is not None and overlap(each.event_name, declared_as)
-        ]
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
         pairs = [
@@ -83,10 +75,10 @@ class Bridge(Listener):
         if not renamed:
             return
         by_pk = {event.pk: event for event in renamed}
-        meant = {definition.name: definition for definition in newest_workflows()}
+        known = {definition.name for definition in newest_workflows()}
         for run in WorkflowRun.objects.not_begun().filter(event__in=by_pk):
-            definition = meant.get(run.name)
-            if definition is not None and not definition.starts_with(by_pk[run.event_id or 0]):
+            meant = {definition.name for definition in workflows_on(by_pk[run.event_id or 0])}
+            if run.name in known - meant:
                 withdraw(WorkflowRun.objects.filter(pk=run.pk))
 
     def has_begun(self, event: Event) -> bool:

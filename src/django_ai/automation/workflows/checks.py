@@ -8,8 +8,8 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 
-from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared
-from ..events.definitions import Declared, declared_events, sources_of
+from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared, shares_entity
+from ..events.definitions import declared_events, sources_of
 from ..events.names import pattern_of
 from .definitions import WorkflowDefinition, all_workflows
 from .inspection import EventWait, OnlyWait, Target, calls_of
@@ -78,7 +78,8 @@ def _check_wait(definition: WorkflowDefinition, call: EventWait) -> Iterator[Che
     if call.lookups is not None:
         yield from check_match(where, pattern, call.lookups, definition.cls, "automation.E205")
         return
-    if pattern != call.event_name or _shares_entity(definition, sources):
+    starting = () if definition.event_name is None else (definition.event_name,)
+    if pattern != call.event_name or shares_entity(starting, pattern):
         return
     owners = ", ".join(declared.owner._meta.label for declared in sources)
     yield Warning(
@@ -86,13 +87,4 @@ def _check_wait(definition: WorkflowDefinition, call: EventWait) -> Iterator[Che
         hint='Say which one is meant: match={"field": "{{ ctx.field }}"}, or match={} if any will do.',
         obj=definition.cls,
         id="automation.W204",
-    )
-
-
-def _shares_entity(definition: WorkflowDefinition, sources: list[Declared]) -> bool:
-    """Say whether the event that starts the workflow and the one it waits for are of one entity."""
-    starters = {each.owner for each in sources_of(definition.event_name)} if definition.event_name else set()
-    return bool(starters) and all(
-        any(issubclass(starter, source.owner) or issubclass(source.owner, starter) for source in sources)
-        for starter in starters
     )

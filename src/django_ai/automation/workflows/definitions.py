@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from ..conf import conf
-from ..events.names import check_namespace, check_subscription, in_namespace, means
+from ..events.names import check_namespace, check_subscription
+from ..events.subscriptions import Subscription, subscriptions
 from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
+from ..queues.classes import is_same_place
 from ..queues.clock import Offset, check_duration, check_offset, check_recheck
 from ..queues.contexts import context_class, make_context
 from ..queues.plain import check_plain
@@ -72,12 +74,6 @@ class WorkflowDefinition:
     recheck: bool = False
     migrate: Migration | None = None
 
-    def starts_with(self, event: Event) -> bool:
-        """Say whether ``event`` starts this workflow."""
-        if self.event_name is None or not in_namespace(self.namespace, event.namespace):
-            return False
-        return means(self.event_name, event.event_name)
-
     def step(self, name: str) -> StepDefinition:
         """Return a step by its name. Raises ``UnknownStepError`` with the nearest name."""
         found = self.steps.get(name)
@@ -102,6 +98,15 @@ class WorkflowDefinition:
     def make_context(self, origin: Event | None, /, **arguments: Any) -> BaseModel:
         """Return a new Context, for the event that starts the run or for ``arguments``; see ``contexts.py``."""
         return make_context(self.cls, self.context, origin, arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start(Subscription):
+    """What starts an event workflow. With an offset its planned run is the timer."""
+
+    is_told = False
+
+    workflow: WorkflowDefinition
 
 
 _registry: dict[str, dict[str, WorkflowDefinition]] = {}
@@ -163,7 +168,12 @@ def newest_workflows() -> list[WorkflowDefinition]:
 
 def workflows_on(event: Event) -> list[WorkflowDefinition]:
     """Return the workflows that this event starts, the newest version of each."""
-    return [each for each in newest_workflows() if each.starts_with(event)]
+    return [each.workflow for each in subscriptions.hearing(Start, event.event_name, event.namespace)]
+
+
+def register(definition: WorkflowDefinition) -> None:
+    _registry.setdefault(definition.name, {})[definition.version] = definition
+    _subscribe(definition.name)
 
 
 def unregister(definition: WorkflowDefinition) -> None:
@@ -172,6 +182,24 @@ def unregister(definition: WorkflowDefinition) -> None:
     versions.pop(definition.version, None)
     if not versions:
         _registry.pop(definition.name, None)
+    _subscribe(definition.name)
+
+
+def _subscribe(name: str) -> None:
+    """Let the newest version of a workflow, and no other, start with what it declares."""
+    newest = find_workflow(name) if name in _registry else None
+    declared = []
+    if newest is not None and newest.event_name is not None:
+        declared.append(
+            Start(
+                event_name=newest.event_name,
+                namespace=newest.namespace,
+                offset=newest.offset,
+                recheck=newest.recheck,
+                workflow=newest,
+            )
+        )
+    subscriptions.declare(Start, name, declared)
 
 
 def workflow(name: str, *, version: int | str = 1, default_retry: Retry | None = None) -> Callable[[C], C]:
@@ -277,17 +305,13 @@ def _register(
         on_fail=hooks[0] if hooks else None,
         **start,
     )
-    versions = _registry.setdefault(name, {})
-    previous = versions.get(definition.version)
-    if previous is not None and (previous.cls.__module__, previous.cls.__qualname__) != (
-        cls.__module__,
-        cls.__qualname__,
-    ):
+    previous = _registry.get(name, {}).get(definition.version)
+    if previous is not None and not is_same_place(previous.cls, cls):
         raise DefinitionError(
             f"{what}: the name {name!r} (version {definition.version}) is taken by "
             f"{previous.cls.__module__}.{previous.cls.__qualname__}. Give one of them another name= or version=."
         )
-    versions[definition.version] = definition
+    register(definition)
     cls.__workflow__ = definition  # type: ignore[attr-defined]
 
 
