@@ -36,10 +36,11 @@ demo: $(INSTALLED)  ## a hotel's day in under a minute, on a real cluster
 serve: $(INSTALLED)  ## the hotel with the admin and a cluster, until Ctrl-C
 	$(BIN)/python example/hotel/serve.py
 
-bench: $(INSTALLED)  ## throughput, latency, the cost of save(), and routing among a million, on PostgreSQL
+bench: $(INSTALLED)  ## throughput, latency, the cost of save(), routing among a million, many at once, on PostgreSQL
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/growth.py
+	$(BIN)/python bench/bulk.py
 
 migrations: $(INSTALLED)  ## write the one initial migration of each app anew from its models
 	$(BIN)/python tools/migrations.py

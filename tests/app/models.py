@@ -96,6 +96,7 @@ class Ware(models.Model):
 
     code = models.DecimalField(primary_key=True, max_digits=8, decimal_places=2)
     sold = models.BooleanField(default=False)
+    made_at = models.DateTimeField(null=True, db_index=True)
     price = models.DecimalField(max_digits=8, decimal_places=2, default=0)
     pieces = models.IntegerField(default=0)
     double = models.GeneratedField(

@@ -14,6 +14,8 @@ attempts with a backoff it is parked.
 ``fired_position`` that of its latest beats. ``beat_positions`` has what each offset that has fired came at (null: at
 ``fired_position``); one that was skipped is not among them.
 
+``planned_for`` tells by code with which subscribers ``wake_at`` was set (``timing.plan_of``).
+
 A living entity has at most one row of a definition with an ``active_key``. Where a definition lets an event occur
 again, the old row gives up its key and stays as history, and a new one takes its place.
 """
@@ -106,6 +108,7 @@ class Event(Wakeable):
     telling = models.BooleanField(default=False, editable=False)
     untold = models.JSONField(default=list, blank=True, editable=False)
     watched = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
+    planned_for = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     payload = models.JSONField(null=True, blank=True, editable=False)
     snapshot = models.JSONField(null=True, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)

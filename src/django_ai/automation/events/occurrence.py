@@ -44,7 +44,18 @@ from .claims import count
 from .definitions import EventDefinition, EventTrigger
 from .listeners import News, listeners
 from .models import CallbackExecution, Event, EventStatus, RoutingShape, load_entities, new_execution
-from .timing import due_beats, hears, held_back, is_given_up, moves_again, next_wake, skip_note, unfire, unfired
+from .timing import (
+    due_beats,
+    hears,
+    held_back,
+    is_given_up,
+    moves_again,
+    next_wake,
+    plan_of,
+    skip_note,
+    unfire,
+    unfired,
+)
 
 
 class CommitBatch:
@@ -259,6 +270,7 @@ CHANGED = (
     "telling",
     "untold",
     "parked_at",
+    "planned_for",
 )
 
 
@@ -269,6 +281,7 @@ def _settled(reading: Reading, now: datetime) -> Reading:
     next_look = None
     if reading.definition is not None and not reading.rests:
         next_look = next_wake(event, reading.definition, now)
+        event.planned_for = plan_of(event.declared_as)
     reading.changes = {name: getattr(event, name) for name in CHANGED} | {
         "attempt": 0,
         "wake_at": now + conf().LEASE if keeps_lease else next_look,

@@ -4,30 +4,43 @@ a new deployment wants of events that were recorded before it.
 Only entities whose date is near are looked at, by their own date column: what is far away is found when it comes near,
 and a date that was put off is noticed when the event wakes, because it is read from the entity again. So the work
 follows what is due soon, not how much there is.
+
+Among those the database itself finds the ones that differ: an entity is passed by if it has an event row whose date is
+its date, and whose timer was set by code with today's subscribers (``planned_for``). Only the others are read. A
+condition is Python, and a false one may have turned true: such a row is read, too, for as long as it may still occur.
+The comparison may report too much, never too little: what is read is compared once more.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, timedelta
 from itertools import islice
+from typing import Any
 
 from django.db import connections, models, transaction
+from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
+from django.db.models.functions import Cast, Concat, Substr
 
 from ..conf import conf
-from ..queues.clock import shift
+from ..queues.clock import aware, shift
 from ..queues.database import is_database_failure
-from ..queues.lease import alias_of
+from ..queues.lease import alias_of, locked
 from .definitions import Declared, declared_on, declaring_models
 from .listeners import listeners
 from .models import Event, EventStatus, active_key
 from .recorder import record
-from .timing import next_wake, reach_of, too_late
+from .timing import next_wake, plan_of, reach_of, too_late
 
 logger = logging.getLogger("django_ai.automation")
 
 CHUNK = 500
+"""Entities that are read and brought in line in one transaction."""
+PAGE = 10_000
+"""Keys that one query finds."""
+DAYS = 50
+"""Dates that one query compares: each is compared with its own midnight."""
 
 
 def reconcile_dates(now: datetime) -> int:
@@ -63,22 +76,89 @@ def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
 
 
 def _reconcile(model: type[models.Model], declared: Declared, now: datetime) -> int:
-    first, last = _window(declared, now)
-    name = str(declared.definition.date_field)
-    if isinstance(model._meta.get_field(name), models.DateField) and not isinstance(
-        model._meta.get_field(name), models.DateTimeField
-    ):
-        span = (first.date(), last.date() + timedelta(days=1))
-    else:
-        span = (first, last)
-    # Fresh wakes come from the entities themselves; what has a row and is past it is not looked at again.
-    entities = model._base_manager.using(alias_of(model)).filter(**{f"{name}__range": span}).order_by("pk")
-    written, after = 0, None
-    while chunk := list(islice((entities.filter(pk__gt=after) if after is not None else entities)[:CHUNK], CHUNK)):
-        after = chunk[-1].pk
-        with transaction.atomic(using=alias_of(Event)):
-            written += record(chunk, now, read_before=True) + _rewake(chunk, declared, now)
+    rows, written = model._base_manager.using(alias_of(model)), 0
+    for page in _pages(model, declared, now):
+        for start in range(0, len(page), CHUNK):
+            with transaction.atomic(using=alias_of(Event)):
+                chunk = list(rows.filter(pk__in=page[start : start + CHUNK]).order_by("pk"))
+                if chunk:
+                    written += record(chunk, now, read_before=True, only=declared) + _rewake(chunk, declared, now)
     return written
+
+
+def _pages(model: type[models.Model], declared: Declared, now: datetime) -> Iterator[list[Any]]:
+    """Yield the keys of the entities that seem to differ from their event rows, in the order of their dates."""
+    name = str(declared.definition.date_field)
+    for first, last, at in _spans(model, name, *_window(declared, now)):
+        found = model._base_manager.using(alias_of(model)).alias(automation_at=at)
+        if (key := _stored_key(model)) is not None:
+            found = found.alias(automation_key=key).exclude(Exists(_in_line(declared)))
+        found = found.order_by(name, "pk").values_list(name, "pk")
+        rest = Q(**{f"{name}__range": (first, last)})
+        while page := list(islice(found.filter(rest)[:PAGE], PAGE)):
+            yield [pk for _, pk in page]
+            moment, pk = page[-1]
+            rest = Q(**{f"{name}__range": (moment, last)}) & (Q(**{f"{name}__gt": moment}) | Q(pk__gt=pk))
+
+
+def _spans(
+    model: type[models.Model], name: str, first: datetime, last: datetime
+) -> Iterator[tuple[Any, Any, models.expressions.Combinable]]:
+    """Yield ranges of the date column, each with what the ``at`` of its event rows is."""
+    field = model._meta.get_field(name)
+    if isinstance(field, models.DateTimeField):
+        yield first, last, F(name)
+        return
+    begin, end = first.date(), last.date() + timedelta(days=1)
+    while begin <= end:
+        days = [day for number in range(DAYS) if (day := _days_after(begin, number)) is not None and day <= end]
+        whens = [When(**{name: day}, then=Value(aware(day, name), models.DateTimeField())) for day in days]
+        yield days[0], days[-1], Case(*whens, output_field=models.DateTimeField())
+        following = _days_after(begin, DAYS)
+        if following is None:
+            return
+        begin = following
+
+
+def _days_after(day: date, number: int) -> date | None:
+    try:
+        return day + timedelta(days=number)
+    except OverflowError:  # the end of the calendar
+        return None
+
+
+def _stored_key(model: type[models.Model]) -> Any:
+    """Return an expression for what ``entity_id_of`` stores of the primary key. None: only Python knows that, and every
+    entity is compared there."""
+    field: Any = model._meta.pk
+    while field.is_relation:
+        field = field.target_field
+    features = connections[alias_of(model)].features
+    if isinstance(field, models.UUIDField) and not features.has_native_uuid_field:
+        parts = [Substr("pk", start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
+        dashed = [each for part in parts for each in (Value("-"), part)][1:]
+        return Concat(*dashed, output_field=models.CharField())
+    if isinstance(field, models.IntegerField | models.UUIDField):
+        return Cast("pk", models.CharField(max_length=36))
+    return F("pk") if isinstance(field, models.CharField | models.TextField) else None
+
+
+def _in_line(declared: Declared) -> models.QuerySet[Event, Event]:
+    """Return the event rows that need no look, for an entity of an outer query that has its key and date."""
+    definition = declared.definition
+    # What may still occur is looked at while its condition is false, and where its name is made of the entity's fields.
+    looks_by_itself = Q(armed=True) | Q(wake_at=None)
+    if definition.may_be_renamed:
+        looks_by_itself &= ~Q(status=EventStatus.PENDING)
+    rests = Q(status__in=[EventStatus.EXPIRED, EventStatus.PARKED])
+    return Event.objects.filter(
+        Q(status=EventStatus.CANCELLED)
+        | (Q(at=OuterRef("automation_at")) & (rests | (looks_by_itself & Q(planned_for=plan_of(definition.name))))),
+        entity_id=OuterRef("automation_key"),
+        entity_type=declared.label,
+        declared_as=definition.name,
+        active_key__isnull=False,
+    )
 
 
 def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime) -> int:
@@ -86,18 +166,25 @@ def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime)
     them."""
     keys = [active_key(declared.label, declared.entity_id_of(entity), declared.definition.name) for entity in entities]
     live = [EventStatus.PENDING, EventStatus.PROCESSED]
-    rows = list(Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0))
-    written = 0
+    # Nobody is waited for: what somebody else has locked is left to the next look.
+    found = Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0)
+    rows = list(locked(found, skip_locked=connections[found.db].features.has_select_for_update_skip_locked))
+    plan, written = plan_of(declared.definition.name), 0
     for row in rows:
         late = too_late(row, declared.definition, now)
+        changes: dict[str, Any] = {}
         if late and (row.wake_at is None or row.wake_at > now):
             # Nothing is overdue, so these offsets are new: what was long past when they came is not made up for.
-            seen = Event.objects.filter(pk=row.pk, seq=row.seq, lease=None)
-            seen.update(fired=[*row.fired, *late])
-            row.fired = [*row.fired, *late]
+            changes["fired"] = row.fired = [*row.fired, *late]
         wake_at = next_wake(row, declared.definition, now)
         if wake_at is not None and (row.wake_at is None or wake_at < row.wake_at):
-            written += Event.objects.filter(pk=row.pk, seq=row.seq, lease=None).update(wake_at=wake_at)
+            changes["wake_at"] = wake_at
+            written += 1
+        if changes:
+            Event.objects.filter(pk=row.pk).update(**changes)
     for listener in listeners():
         listener.plan(rows, now, fresh=False)
+    others = [row.pk for row in rows if row.planned_for != plan]
+    if others:
+        Event.objects.filter(pk__in=others).update(planned_for=plan)
     return written

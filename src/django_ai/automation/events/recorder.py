@@ -55,7 +55,7 @@ from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
 from .occurrence import CommitBatch, extra_payload
 from .stored import may_differ
-from .timing import hears, held_back, lies_ahead, moves_again, next_wake, skip_note, too_late, unfire, unfired
+from .timing import hears, held_back, lies_ahead, moves_again, next_wake, plan_of, skip_note, too_late, unfire, unfired
 
 UNKNOWN = object()
 TRIES = 20
@@ -207,14 +207,16 @@ def record(
     raw: bool = False,
     update_fields: Any = None,
     read_before: bool = False,
+    only: Declared | None = None,
 ) -> int:
     """Bring the event rows of ``entities`` (all of one class) in line; return how many rows were written.
 
     ``read_before``: the entities were read some time ago and nobody saves them now, so those that seem to differ are
-    locked and read again. Runs in the caller's transaction. A condition that raises parks its event and never the save.
+    locked and read again. ``only``: the one event that it is about (default: all that the class declares). Runs in the
+    caller's transaction. A condition that raises parks its event and never the save.
     """
     write = None if read_before else EventTrigger.CREATE if created else EventTrigger.UPDATE
-    wanted = [each for entity in entities for each in _wanted(entity, raw, update_fields, write)]
+    wanted = [each for entity in entities for each in _wanted(entity, raw, update_fields, write, only)]
     if not wanted:
         return 0
     with transaction.atomic(using=alias_of(Event), savepoint=False):
@@ -228,7 +230,9 @@ def record(
             # The instance may hold values that this save left out, that were changed since it was read, or that the
             # database rounds; what counts is what is in the table.
             fresh = [_from_table(entity, lock=read_before) for entity in entities if _ids_of(entity) & doubtful]
-            wanted = [each for entity in fresh if entity is not None for each in _wanted(entity, raw, None, write)]
+            wanted = [
+                each for entity in fresh if entity is not None for each in _wanted(entity, raw, None, write, only)
+            ]
             known = _known(wanted)
         unseen = [each for each in wanted if each.key not in known]
         if read_before:  # nobody saves: an immediate event waits for the next save
@@ -276,10 +280,12 @@ def _known(wanted: Sequence[Wanted]) -> dict[str | None, Event]:
     return {row.active_key: row for row in _present(wanted)}
 
 
-def _wanted(entity: models.Model, raw: bool, update_fields: Any, write: EventTrigger | None) -> Iterator[Wanted]:
+def _wanted(
+    entity: models.Model, raw: bool, update_fields: Any, write: EventTrigger | None, only: Declared | None = None
+) -> Iterator[Wanted]:
     deferred = entity.get_deferred_fields()
     entity = _as_saved(entity)
-    for declared in declared_on(type(entity)):
+    for declared in declared_on(type(entity)) if only is None else (only,):
         if raw and declared.owner._meta.concrete_model is not entity._meta.concrete_model:
             continue  # a fixture holds the parent's row by itself, and this instance none of its columns
         definition = declared.definition
@@ -499,7 +505,7 @@ def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) ->
             f"(last by {row.caused_by}); AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the circle, then resume.",
             now,
         )
-    row.wake_at, row.lease = next_wake(row, definition, now), None
+    row.wake_at, row.lease, row.planned_for = next_wake(row, definition, now), None, plan_of(row.declared_as)
     occurs = not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed
     if row.wake_at is not None and row.wake_at <= now and (occurs or hears(row, CREATED)):
         row.wake_at, row.lease = now + conf().LEASE, batch.token
@@ -552,6 +558,7 @@ WRITTEN = (
     "depth",
     "wake_at",
     "lease",
+    "planned_for",
 )
 
 

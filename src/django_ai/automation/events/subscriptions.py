@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from ..queues.clock import Offset, beat_key
+from ..queues.keys import digest
 from .names import in_namespace, means, overlap
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class SubscriptionTable:
         # New dicts: a lookup of another thread that has just read the old table fills a cache that nobody reads.
         self._by_name: dict[str, dict[type[Subscription], list[Any]]] = {}
         self._reach: dict[str, list[Offset]] = {}
+        self._plans: dict[str, str] = {}
 
     def declare(self, kind: type[S], key: Hashable, subscriptions: Iterable[S]) -> None:
         """Replace what ``key`` has declared by ``subscriptions``, which may be none."""
@@ -97,6 +99,21 @@ class SubscriptionTable:
             everything = chain.from_iterable(self._declared.values())
             mine = [each for each in everything if each.offset is not None and overlap(each.event_name, declared_as)]
             found = cache[declared_as] = [each.offset for each in mine if each.offset is not None]
+        return found
+
+    def plan_of(self, declared_as: str) -> str:
+        """Return what tells whether the timer of a row was set by code with the same subscribers as today's: a digest
+        of every offset that somebody may want for events of a definition, and of whom a run is planned for."""
+        cache = self._plans
+        found = cache.get(declared_as)
+        if found is None:
+            wishes = {
+                f"{kind.__name__} {'' if each.is_told else key} {each.event_name} {each.namespace} {each.beat}"
+                for (kind, key), declared in self._declared.items()
+                for each in declared
+                if each.beat and overlap(each.event_name, declared_as)
+            }
+            found = cache[declared_as] = digest("plan", *sorted(wishes))
         return found
 
     def _meaning(self, event_name: str) -> dict[type[Subscription], list[Any]]:

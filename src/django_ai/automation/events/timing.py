@@ -29,6 +29,12 @@ def reach_of(declared_as: str) -> list[Offset]:
     return subscriptions.reach(declared_as)
 
 
+def plan_of(declared_as: str) -> str:
+    """Return a digest of what today's subscribers want of events of a definition: a row that has another one
+    (``planned_for``) had its timer set for others."""
+    return subscriptions.plan_of(declared_as)
+
+
 def depth_after(event: Event, offset: Offset | None) -> int:
     """Return how deep in its chain of causes is what ``event`` causes at ``offset``."""
     if offset is None or event.at is None or event.occurred_at is None:

@@ -40,6 +40,7 @@ class Migration(migrations.Migration):
                 ('telling', models.BooleanField(default=False, editable=False)),
                 ('untold', models.JSONField(blank=True, default=list, editable=False)),
                 ('watched', models.CharField(blank=True, default='', editable=False, max_length=32)),
+                ('planned_for', models.CharField(blank=True, default='', editable=False, max_length=32)),
                 ('payload', models.JSONField(blank=True, editable=False, null=True)),
                 ('snapshot', models.JSONField(blank=True, editable=False, null=True)),
                 ('error', models.TextField(blank=True, default='', editable=False)),
