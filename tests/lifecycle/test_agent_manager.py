@@ -324,13 +324,11 @@ class TestManager:
 
             @handler("booking_created", atomic=False)
             def created(self, run):
-                from django_ai.automation.agents.ending import current_agent, end_agents
+                from django_ai.automation.agents.ending import end_agents
+                from django_ai.automation.queues.cause import running
 
-                token = current_agent.set(None)  # as another process
-                try:
+                with running(None):  # as another process
                     end_agents(AgentRun.objects.filter(pk=run.pk), "completed", "from outside", run.created_at)
-                finally:
-                    current_agent.reset(token)
 
         book()
         work()

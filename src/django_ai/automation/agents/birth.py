@@ -36,7 +36,7 @@ from ..events.models import Event, EventStatus
 from ..events.names import ANY, is_pattern
 from ..exceptions import AutomationError, HandedOnError, SingletonTakenError
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import Cause, Flow
+from ..queues.cause import CurrentRun, Owner
 from ..queues.clock import Clock, shift
 from ..queues.contexts import dump_context
 from ..queues.keys import digest
@@ -133,11 +133,11 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
         run,
         work,
         rescue,
-        cause=Cause(
+        current=CurrentRun(
             f"agent:{run.pk}:create_context",
             run.depth,
             f"agent:{run.call_key}",
-            Flow(KIND, run.pk, definition.namespace),
+            Owner(KIND, run.pk, definition.namespace),
         ),
         atomic=True,
         timeout=conf().STEP_TIMEOUT,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
@@ -12,22 +10,12 @@ from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Concat
 
 from ..events.claims import release_all
+from ..queues.cause import end_own_run
 from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb
 from .models import AgentRoute, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 
 KIND = "agent"
-
-
-@dataclass(slots=True)
-class Current:
-    """The agent whose handler runs now. ``ending``: the handler has asked for its end, and why."""
-
-    run: AgentRun
-    ending: tuple[AgentStatus, str] | None = None
-
-
-current_agent: ContextVar[Current | None] = ContextVar("automation_agent", default=None)
 
 
 def end_agents(runs: Iterable[AgentRun], status: AgentStatus, reason: str, now: datetime) -> int:
@@ -36,11 +24,10 @@ def end_agents(runs: Iterable[AgentRun], status: AgentStatus, reason: str, now: 
     A worker that has one of them finds its write refused. An agent that is ended from within its own handler ends with
     that handler's commit.
     """
-    ended, reason, current = 0, storable(reason), current_agent.get()
+    ended, reason = 0, storable(reason)
     with transaction.atomic(using=alias_of(AgentRun)):
         for run in runs:
-            if current is not None and current.run.pk == run.pk:
-                current.ending = (status, reason)
+            if end_own_run(KIND, run.pk, status, reason):
                 ended += 1
                 continue
             changed = disturb(

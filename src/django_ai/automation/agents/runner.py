@@ -23,7 +23,7 @@ from ..events.claims import claim_against
 from ..events.timing import depth_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
-from ..queues.cause import Cause, Flow, rested
+from ..queues.cause import CurrentRun, Owner, inside, rested
 from ..queues.clock import Clock
 from ..queues.contexts import dump_context
 from ..queues.database import is_database_failure
@@ -33,7 +33,7 @@ from ..queues.signals import row_parked
 from ..queues.versions import restore
 from .birth import begin, catch_up
 from .definitions import AgentDefinition, HandlerDefinition, agent_of
-from .ending import KIND, Current, clear_up, current_agent
+from .ending import KIND, clear_up
 from .mailbox import pending_in, touch
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 from .routes import Keys, fingerprint, keys_of, reroute, singleton_key
@@ -97,7 +97,8 @@ class Shift:
         self.run = run
         self.definition = definition
         self.clock = clock
-        self.flow = Flow(KIND, run.pk, definition.namespace)
+        self.owner = Owner(KIND, run.pk, definition.namespace)
+        self.current: CurrentRun | None = None
         self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
         self.leased = time.monotonic()
         stored = restore(definition, run.data, run.version, str(run))
@@ -172,17 +173,18 @@ class Shift:
             row_parked.send_robust(HandlerExecution, row=execution, reason=reason)
             return done
         judged = handler.ignores_claims or execution.attempt > 0  # once, when it is about to start
-        claim = None if judged else claim_against(event, self.flow, now)
+        claim = None if judged else claim_against(event, self.owner, now)
         if claim is not None:
             return self._commit(self._ended(execution, HandlerStatus.SKIPPED, f"Skipped: {claim}.", now, rest))
         found = handler
+        self.current = CurrentRun(
+            f"agent:{run.pk}:{handler.method}", self._depth(found, execution), execution.idempotency_key, self.owner
+        )
         committed = attempt(
             run,
             lambda: self._work(execution, found, now, rest),
             lambda error: self._rescue(execution, found, error, now, rest),
-            cause=Cause(
-                f"agent:{run.pk}:{handler.method}", self._depth(found, execution), execution.idempotency_key, self.flow
-            ),
+            current=self.current,
             atomic=handler.atomic,
             timeout=handler.timeout,
             clock=self.clock,
@@ -239,9 +241,7 @@ class Shift:
         context, event = self.context, execution.event
         # A copy of the row: what a handler does to it, or reads anew, must not touch the worker's fence.
         given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(self.run)}
-        current = Current(self.run)
-        token = current_agent.set(current)
-        try:
+        with inside(self.run) as current:
             if handler.condition is not None and not handler.condition(**given):
                 self.context = self._load()  # a question changes nothing
                 return self._ended(execution, HandlerStatus.SKIPPED, "Its condition was false.", started, rest)
@@ -249,8 +249,6 @@ class Shift:
             instance = self.definition.cls()
             instance.context = context
             getattr(instance, handler.method)(**{name: given[name] for name in handler.takes})
-        finally:
-            current_agent.reset(token)
         changes: dict[str, Any] = {"data": dump_context(context, f"The Context of {self.run}")}
         progress = self._ended(execution, HandlerStatus.COMPLETED, "", started, rest, changes)
         if current.ending is None:
@@ -337,7 +335,7 @@ class Shift:
         after = self._routes()
         if after != self.routes:
             changes |= {"singleton": after[1] or "", "routing": fingerprint(self.definition)}
-        if self.flow.holds_claims and not self.run.holds_claims:
+        if self.current is not None and self.current.holds_claims and not self.run.holds_claims:
             changes["holds_claims"] = True
         before = self.routes
 

@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import AutomationError, ClaimedError, DefinitionError
-from ..queues.cause import Flow, current_cause
+from ..queues.cause import CurrentRun, Owner, current_cause
 from ..queues.cleaning import sweep
 from ..queues.clock import check_duration
 from ..queues.keys import digest
@@ -74,24 +74,26 @@ def hold(
     """
     what = f"claims.hold({event_name!r})"
     _check(what, priority, expires_in, expires_after_events)
-    flow = _flow(owner, what)
-    if owner is not None and not _owners[flow.kind]().filter(pk=flow.pk).exists():
+    current = current_cause()
+    mine = _owner(owner, current, what)
+    if owner is not None and not _owners[mine.kind]().filter(pk=mine.pk).exists():
         raise DefinitionError(f"{what}: owner={owner!r} has ended; a claim stands while its run lives.")
-    wanted = _claim(event_name, match, what, _namespace(namespace, flow, what))
+    wanted = _claim(event_name, match, what, _namespace(namespace, mine, what))
     now = timezone.now()
     wanted.priority = priority
     wanted.held_at, wanted.expires_at = now, None if expires_in is None else now + expires_in
     wanted.events_left = expires_after_events
-    wanted.owner_kind, wanted.owner_id = flow.kind, flow.pk
+    wanted.owner_kind, wanted.owner_id = mine.kind, mine.pk
     with transaction.atomic(using=alias_of(EventClaim), savepoint=False):
         for name in {pattern_of(source.definition.name) for source in sources_of(event_name)} or {event_name}:
             RoutingShape.ensure(CLAIMS, name, wanted.shape)
-        claim, is_mine = _take(wanted, flow, bump, now)
+        claim, is_mine = _take(wanted, mine, bump, now)
     if not is_mine:
         # Raised out here: who catches it can go on in the same transaction.
         raise ClaimedError(_said(claim))
-    flow.holds_claims = True
-    if owner is not None:
+    if owner is None and current is not None:
+        current.holds_claims = True
+    elif owner is not None:
         type(owner)._base_manager.using(alias_of(EventClaim)).filter(pk=owner.pk).update(holds_claims=True)
     return claim
 
@@ -109,9 +111,9 @@ def release(
     ``DefinitionError``.
     """
     what = f"claims.release({event_name!r})"
-    flow = _flow(owner, what)
-    mine, of = EventClaim.objects.filter(owner_kind=flow.kind, owner_id=flow.pk), _namespace(namespace, flow, what)
-    gone, _ = mine.filter(unique_key=_claim(event_name, match, what, of).unique_key).delete()
+    mine = _owner(owner, current_cause(), what)
+    held, of = EventClaim.objects.filter(owner_kind=mine.kind, owner_id=mine.pk), _namespace(namespace, mine, what)
+    gone, _ = held.filter(unique_key=_claim(event_name, match, what, of).unique_key).delete()
     return gone > 0
 
 
@@ -139,7 +141,7 @@ def holder(
         event = _event_of(event_name, entity, namespace, what)
         return _covering(event, RoutingShape.of([event]), timezone.now())
     cause = current_cause()
-    wanted = _claim(event_name, match, what, _namespace(namespace, cause.flow if cause else None, what))
+    wanted = _claim(event_name, match, what, _namespace(namespace, cause.owner if cause else None, what))
     found = EventClaim.objects.filter(unique_key=wanted.unique_key).first()
     return found if found is not None and stands(found, timezone.now()) else None
 
@@ -147,10 +149,10 @@ def holder(
 # -- for the engine ----------------------------------------------------------------------------------------------------
 
 
-def claim_against(event: Event, flow: Flow, now: datetime) -> EventClaim | None:
-    """Return the claim that keeps ``event`` from ``flow``, or None."""
+def claim_against(event: Event, owner: Owner, now: datetime) -> EventClaim | None:
+    """Return the claim that keeps ``event`` from ``owner``, or None."""
     claim = _covering(event, RoutingShape.of([event]), now)
-    return None if claim is None or (claim.owner_kind, claim.owner_id) == (flow.kind, flow.pk) else claim
+    return None if claim is None or (claim.owner_kind, claim.owner_id) == (owner.kind, owner.pk) else claim
 
 
 def count(events: Sequence[Event], shapes: Shapes) -> None:
@@ -226,21 +228,20 @@ def _check(what: str, priority: Any, expires_in: Any, expires_after_events: Any)
         )
 
 
-def _flow(owner: models.Model | None, what: str) -> Flow:
+def _owner(owner: models.Model | None, current: CurrentRun | None, what: str) -> Owner:
     if owner is not None:
         for kind, living in _owners.items():
             if isinstance(owner, living().model):
-                return Flow(kind, owner.pk)
+                return Owner(kind, owner.pk)
         raise DefinitionError(f"{what}: owner={owner!r} must be the run of an agent or a workflow.")
-    cause = current_cause()
-    if cause is None or cause.flow is None:
+    if current is None or current.owner is None:
         raise DefinitionError(f"{what} needs an owner: call it in a handler or a step, or give owner= (a run).")
-    return cause.flow
+    return current.owner
 
 
-def _namespace(namespace: str | None, flow: Flow | None, what: str) -> str:
+def _namespace(namespace: str | None, owner: Owner | None, what: str) -> str:
     """Return which namespace a claim is for; empty: any."""
-    wanted = check_namespace(namespace, what) or (flow.namespace if flow else None)
+    wanted = check_namespace(namespace, what) or (owner.namespace if owner else None)
     return "" if wanted in (None, ANY) else str(wanted)
 
 
@@ -311,7 +312,7 @@ def _covering(event: Event, shapes: Shapes, now: datetime) -> EventClaim | None:
     return next((claim for claim in ordered if stands(claim, now, event) and _fits(claim, event)), None)
 
 
-def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> tuple[EventClaim, bool]:
+def _take(wanted: EventClaim, owner: Owner, bump: bool, now: datetime) -> tuple[EventClaim, bool]:
     """Insert the claim, renew it, or take over one that has ended: each is one statement that one caller wins. Return
     the claim that stands now, and whether it is the wanted one."""
     for _ in range(TRIES):
@@ -321,7 +322,7 @@ def _take(wanted: EventClaim, flow: Flow, bump: bool, now: datetime) -> tuple[Ev
         found = EventClaim.objects.filter(unique_key=wanted.unique_key).first()
         if found is None:
             continue  # released this instant
-        mine = (found.owner_kind, found.owner_id) == (flow.kind, flow.pk)
+        mine = (found.owner_kind, found.owner_id) == (owner.kind, owner.pk)
         if not mine and not bump and wanted.priority <= found.priority and stands(found, now):
             return found, False
         values = {

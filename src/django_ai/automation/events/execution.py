@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import Cause, rested
+from ..queues.cause import CurrentRun, rested
 from ..queues.clock import Clock
 from ..queues.parking import because, take_back
 from .callbacks import Callback, callbacks_of, find_callback
@@ -43,7 +43,7 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         row,
         work,
         rescue,
-        cause=Cause(f"callback:{row.pk}", _links(row, callback), row.idempotency_key),
+        current=CurrentRun(f"callback:{row.pk}", _links(row, callback), row.idempotency_key),
         atomic=callback.atomic,
         timeout=callback.timeout,
         clock=clock,

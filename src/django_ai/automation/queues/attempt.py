@@ -31,7 +31,7 @@ from django.db import connections, models, transaction
 from django.db.models import F
 
 from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
-from .cause import Cause, causing
+from .cause import CurrentRun, running
 from .clock import Clock
 from .database import comes_from_elsewhere, is_database_failure, let_go_of_broken, touched_nothing, was_closed
 from .heartbeat import bounded, keep_lease_for
@@ -87,7 +87,7 @@ def attempt(
     work: Callable[[], Progress],
     rescue: Callable[[Exception], Progress],
     *,
-    cause: Cause,
+    current: CurrentRun,
     atomic: bool,
     timeout: timedelta,
     clock: Clock,
@@ -118,7 +118,7 @@ def attempt(
         return made
 
     try:
-        with causing(cause):
+        with running(current):
             failure, progress = _run(row, make, connection.alias, atomic)
             if failure is None and progress is not None:
                 failure = _committed(row, progress)

@@ -1,7 +1,8 @@
-"""The chain of causes: what the code that runs now was started by, and how deep the chain is.
+"""``CurrentRun``: which step, handler or callback runs now, and the chain of causes that it is a link of.
 
-A worker sets the cause around user code; whatever that code saves or sends carries it on. That is how an event storm
-is seen, and how the admin can say why something happened. Outside a worker there is no cause.
+``attempt`` sets it around user code, and nothing else says what is running: claims ask it for their owner, a run that
+ends itself leaves its end there, and whatever the code saves or sends carries the cause on. That is how an event storm
+is seen, and how the admin can say why something happened. Outside a worker there is no current run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from django.utils import timezone
 
@@ -27,27 +29,34 @@ def rested(delay: timedelta | None) -> bool:
     return delay is not None and delay >= REST
 
 
-@dataclass(slots=True)
-class Flow:
-    """The run that is at work: what may own something. ``namespace``: of which events, where its class names one.
-    ``holds_claims``: it has come to own some just now."""
+class Owner(NamedTuple):
+    """A run of a workflow or an agent: what may own claims. ``namespace``: of which events, where its class names
+    one."""
 
     kind: str
     pk: int
     namespace: str | None = None
-    holds_claims: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """What runs now: ``label`` names the row (``"workflow:12:step"``), ``links`` counts its chain of causes when it
-    began, ``key`` is its idempotency key, ``flow`` the run that it is a part of, if it is."""
+@dataclass(slots=True)
+class CurrentRun:
+    """One attempt of user code, while it runs."""
 
     label: str
+    """The row and the code: ``"workflow:12:step"``."""
     links: int
+    """The length of its chain of causes when it began."""
     key: str
-    flow: Flow | None = None
+    """Its idempotency key."""
+    owner: Owner | None = None
+    """The run that it is a part of, if it is."""
     began: datetime = field(default_factory=lambda: timezone.now())
+    view: Any = None
+    """What the layer above lets the code see, while it is the project's own (see ``inside``)."""
+    ending: tuple[Any, str] | None = None
+    """The status with which the code has asked for the end of its own run, and why."""
+    holds_claims: bool = False
+    """Whether it has come to own claims."""
 
     @property
     def depth(self) -> int:
@@ -56,20 +65,57 @@ class Cause:
         return 1 if timezone.now() - self.began >= REST else self.links
 
 
-_current: ContextVar[Cause | None] = ContextVar("automation_cause", default=None)
+_current: ContextVar[CurrentRun | None] = ContextVar("automation_current_run", default=None)
 
 
 @contextmanager
-def causing(cause: Cause) -> Iterator[None]:
-    token = _current.set(cause)
+def running(current: CurrentRun | None) -> Iterator[None]:
+    token = _current.set(current)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def current_cause() -> Cause | None:
+@contextmanager
+def inside(view: Any) -> Iterator[CurrentRun]:
+    """Let the project's code of the current run see ``view``, and end its own run, until the block is left."""
+    current = _current.get()
+    assert current is not None
+    current.view, current.ending = view, None
+    try:
+        yield current
+    finally:
+        current.view = None
+
+
+def current_cause() -> CurrentRun | None:
+    """Return what runs now, as the cause of what it saves or sends."""
     return _current.get()
+
+
+def current_run(kind: str) -> CurrentRun | None:
+    """Return what runs now if that is the project's own code of a run of ``kind``: a step or a handler."""
+    current = _current.get()
+    if current is None or current.view is None or current.owner is None or current.owner.kind != kind:
+        return None
+    return current
+
+
+def own_run_pk(kind: str) -> int | None:
+    """Return the primary key of the run of ``kind`` whose code runs now, or None."""
+    current = current_run(kind)
+    return current.owner.pk if current is not None and current.owner is not None else None
+
+
+def end_own_run(kind: str, pk: int, status: Any, reason: str) -> bool:
+    """Return whether the code that runs now is that of the run ``pk``; the run then ends with its commit, and is not
+    touched behind its worker's back."""
+    current = current_run(kind)
+    if current is None or own_run_pk(kind) != pk:
+        return False
+    current.ending = (status, reason)
+    return True
 
 
 def next_depth(what: str) -> int:

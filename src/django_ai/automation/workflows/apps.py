@@ -21,6 +21,7 @@ class WorkflowsConfig(AppConfig):
         from ..queues.resumption import Kind, register_kind
         from . import checks
         from .bridge import Bridge
+        from .context import KIND
         from .models import Signal, WorkflowRun
         from .retention import remove_runs, remove_signals
 
@@ -31,6 +32,6 @@ class WorkflowsConfig(AppConfig):
         undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
         register_kind(Kind("signal", Signal, "name", parked=undelivered))
         register_kind(Kind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True))
-        register_owner("workflow", WorkflowRun.objects.unfinished)
+        register_owner(KIND, WorkflowRun.objects.unfinished)
         subscribe(Bridge())
         register(checks.check_workflows)

@@ -10,10 +10,11 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from ..events.claims import release_all
+from ..queues.cause import end_own_run
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb
-from .context import end_own_run
+from .context import KIND
 from .models import Signal, Wait, WorkflowRun, WorkflowStatus
 
 
@@ -41,7 +42,7 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
     alias = alias_of(WorkflowRun)
     with transaction.atomic(using=alias):
         for run in runs:
-            if end_own_run(run.pk, status, reason):
+            if end_own_run(KIND, run.pk, status, reason):
                 ended += 1
                 continue
             changed = disturb(
@@ -54,7 +55,7 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
             if changed:
                 ended += 1
                 Wait.objects.filter(run=run.pk).delete()
-                release_all("workflow", run.pk)
+                release_all(KIND, run.pk)
                 wake_parent(run, {"status": status.value, "data": run.data, "error": reason}, now)
                 children = WorkflowRun.objects.unfinished().filter(parent=run.pk)
                 ended += end_runs(children, status, f"Its parent {run} ended: {reason}", now)

@@ -13,6 +13,7 @@ from django.utils import timezone
 from ..events.definitions import sources_of
 from ..events.models import Event
 from ..exceptions import NotResumableError, UnknownRunError
+from ..queues.cause import own_run_pk
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH, new_call_key
@@ -21,7 +22,7 @@ from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parke
 from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
 from ..queues.writer import AutomationModel, WriterQuerySet
-from .context import own_run_pk
+from .context import KIND
 from .wait_keys import channel_key
 
 
@@ -55,7 +56,7 @@ class WorkflowRunQuerySet(WriterQuerySet["WorkflowRun"]):
     def not_begun(self) -> WorkflowRunQuerySet:
         """Planned runs whose first step has not committed anything yet, but for the one whose step runs now: what it
         saves may end its event's condition, and it has begun."""
-        planned, own = self.filter(planned=True, started_at=None, status=WorkflowStatus.WAITING), own_run_pk()
+        planned, own = self.filter(planned=True, started_at=None, status=WorkflowStatus.WAITING), own_run_pk(KIND)
         return planned if own is None else planned.exclude(pk=own)
 
     def waiting_under(self, keys: list[str]) -> WorkflowRunQuerySet:

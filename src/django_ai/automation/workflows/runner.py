@@ -30,7 +30,7 @@ from ..exceptions import (
     UnknownStepError,
 )
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import Cause, Flow, rested
+from ..queues.cause import CurrentRun, Owner, inside, rested
 from ..queues.clock import Clock, shift
 from ..queues.contexts import as_stored, dump_context, merge, replaced
 from ..queues.database import is_database_failure
@@ -40,7 +40,7 @@ from ..queues.positions import bound_at
 from ..queues.sealing import check_readable
 from ..queues.signals import row_parked
 from ..queues.versions import Restored, restore
-from .context import Current, Wake, WakeReason, running
+from .context import KIND, View, Wake, WakeReason
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow, workflow_of
 from .ending import wake_parent
 from .models import EVENT_CHANNEL, FINISHED, SUBFLOW, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
@@ -179,16 +179,11 @@ def _is_claimed(run: WorkflowRun, clock: Clock) -> bool:
     """End a run whose event somebody else keeps to himself; say whether it was so."""
     event = run.event
     assert event is not None
-    claim = claim_against(event, flow_of(run), clock())
+    claim = claim_against(event, Owner(KIND, run.pk), clock())
     if claim is None:
         return False
     advance(run, ended(WorkflowStatus.CANCELLED, f"Skipped: {claim}.", clock()))
     return True
-
-
-def flow_of(run: WorkflowRun, namespace: str | None = None) -> Flow:
-    """Return the run as an owner of claims. ``namespace``: the one that its workflow names."""
-    return Flow("workflow", run.pk, namespace)
 
 
 def _withdraw(run: WorkflowRun, event: Event) -> None:
@@ -230,7 +225,6 @@ class Walk:
         self.event = run.event if run.has_no_context else None
         self.instance: Any = None
         self.depth = run.depth
-        self.flow = flow_of(run, definition.namespace)
 
     def enter(self, entry: Entry) -> bool:
         """Run one try of a step, and commit it; say whether the run goes on at once in this worker."""
@@ -239,11 +233,17 @@ class Walk:
         self.waits: tuple[Wait, ...] = ()
         self.merged = False
         self.depth = 0 if run.depth and self._has_rested(entry) else run.depth
+        self.current = CurrentRun(
+            f"workflow:{run.pk}:{step.name}",
+            self.depth + 1,
+            run.idempotency_key,
+            Owner(KIND, run.pk, self.definition.namespace),
+        )
         committed = attempt(
             run,
             lambda: self._work(entry),
             lambda error: self._rescue(entry, error),
-            cause=Cause(f"workflow:{run.pk}:{step.name}", self.depth + 1, run.idempotency_key, self.flow),
+            current=self.current,
             atomic=step.atomic,
             timeout=step.timeout,
             clock=self.clock,
@@ -280,8 +280,7 @@ class Walk:
         # A new one for each step: what is to outlive a step is in the Context, and not only while one worker has it.
         self.instance = definition.cls()
         self.instance.context = context
-        current = Current(self.instance, wake, run)
-        with running(current):
+        with inside(View(self.instance, wake, run)) as current:
             outcome: Outcome = getattr(self.instance, step.name)()
         context = self.context = self._kept()
         moment = Moment(self.started, self.clock())
@@ -395,7 +394,7 @@ class Walk:
                 changes["position"] = self.run.position
         if self.run.wake_step:
             changes["wake_step"] = ""
-        if self.flow.holds_claims and not self.run.holds_claims:
+        if self.current.holds_claims and not self.run.holds_claims:
             changes["holds_claims"] = True
         return changes
 
@@ -418,8 +417,8 @@ class Walk:
             found.append(lambda: self._call_on_fail(error, context))
         if run.parent_id is not None:
             found.append(lambda: wake_parent(run, ending_of(run), self.clock()))
-        if run.holds_claims or self.flow.holds_claims:
-            found.append(lambda: release_all(self.flow.kind, self.flow.pk))
+        if run.holds_claims or self.current.holds_claims:
+            found.append(lambda: release_all(KIND, run.pk))
         return tuple(found)
 
     def _call_on_fail(self, error: str, context: BaseModel | None) -> None:
@@ -428,7 +427,7 @@ class Walk:
             with transaction.atomic(using=alias_of(WorkflowRun)):
                 instance = self.definition.cls()
                 instance.context = context
-                with running(Current(instance, Wake(), run)):
+                with inside(View(instance, Wake(), run)):
                     getattr(instance, str(self.definition.on_fail))(error)
                 if context is None:
                     return
@@ -453,7 +452,7 @@ class Walk:
         else:
             changes = retried(definition, step, run.attempt + 1, text, now)
         common: dict[str, Any] = {} if entry.waits else {"current_step": step.name, "wake_reason": entry.reason.value}
-        if self.flow.holds_claims:
+        if self.current.holds_claims:
             common["holds_claims"] = True  # held outside a transaction (atomic=False), it outlives the failure
         self.waits = ()
         if self.context is not None:
