@@ -14,6 +14,7 @@ from django_ai.automation.events import lookback
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.lease import claim_these
 from tests.app.models import Reservation
 from tests.desk.companions import Entity, of_guest
 from tests.desk.looking import agents, answers, book, change, the_agent, write
@@ -123,7 +124,8 @@ class TestCatchUp:
                 leave("due")
 
         with monkeypatch.context() as patch:
-            patch.setattr(CommitBatch, "__call__", lambda self: None)  # the process dies after its commit
+            # The process dies after its commit, with the event in its hands.
+            patch.setattr(CommitBatch, "__call__", lambda self: claim_these(Event, list(self._due), clock()))
             booking = book(starts_at=clock.tick(SECOND))
         work(clock.tick(SECOND))
         assert status_of(booking, "stay_due") == "processed"

@@ -34,7 +34,7 @@ from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import keep_lease_for
 from ..queues.jsontext import encode, storable
-from ..queues.lease import advance, alias_of, disturb, insert_ignoring, new_token
+from ..queues.lease import advance, alias_of, claim_these, disturb, insert_ignoring, unlocked
 from ..queues.parking import because, parked
 from ..queues.retry import Retry
 from ..queues.signals import row_parked
@@ -61,17 +61,15 @@ from .timing import (
 class CommitBatch:
     """The events of one connection that are due at its commit: the hook that makes them occur.
 
-    Registered as often as something is added, it runs once a commit. What a rolled back transaction has added is not
-    found when it runs: it does no harm.
+    It claims them like a worker, all of one commit at once, and leaves what somebody else has or is about to change.
+    What a rolled back transaction has added is due no more, or anybody's business: it does no harm.
     """
 
     SIZE = 500
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self.token = new_token()
-        self.__qualname__ = type(self).__name__  # Django names a hook that fails
-        self._pks: list[int] = []
+        self._due: dict[int, datetime] = {}
 
     @classmethod
     def of(cls, alias: str) -> CommitBatch:
@@ -82,33 +80,39 @@ class CommitBatch:
             batch = _batches[connection] = cls(alias)
         return batch
 
-    @property
-    def is_of_this_transaction(self) -> bool:
-        """Whether the open transaction has added something to it. Hooks of others may save in transactions of their own
-        between a commit and this hook."""
-        return any(hook is self for _, hook, *_ in connections[self.alias].run_on_commit)
+    def has(self, event: Event) -> bool:
+        """Return whether the open transaction makes ``event`` occur. What a savepoint has taken back does not count."""
+        hooks = (hook for _, hook, *_ in connections[self.alias].run_on_commit)
+        return any(isinstance(hook, _Added) and hook.batch is self and event.pk in hook.pks for hook in hooks)
 
     def add(self, events: Sequence[Event]) -> None:
-        self._pks += [event.pk for event in events]
-        transaction.on_commit(self, using=self.alias, robust=True)
-
-    def make_occur(self) -> int:
-        """Do now, in a transaction that never commits (a ``TestCase``), what is done after a commit; say for how many.
-
-        Not for those that are remembered: what a test class has set up is there again for each of its tests.
-        """
-        rows = Event.objects.filter(lease=self.token, wake_at__isnull=False).order_by("pk")
-        self._pks = list(rows.values_list("pk", flat=True))
-        found = len(self._pks)
-        self()
-        return found
+        """Make ``events``, which the open transaction has made due, occur after its commit."""
+        self._due |= {event.pk: event.wake_at for event in events if event.wake_at is not None}
+        transaction.on_commit(_Added(self, frozenset(event.pk for event in events)), using=self.alias, robust=True)
 
     def __call__(self) -> None:
-        pks, self._pks = list(dict.fromkeys(self._pks)), []
+        due, self._due = self._due, {}
+        pks = list(due)
         for start in range(0, len(pks), self.SIZE):
             chunk = pks[start : start + self.SIZE]
-            found = {row.pk: row for row in Event.objects.filter(pk__in=chunk, lease=self.token)}
-            perform_events([found[pk] for pk in chunk if pk in found], timezone.now)
+            # Not before the save's own moment: the clock may have been set back since.
+            now = max(timezone.now(), *(due[pk] for pk in chunk))
+            rows = {row.pk: row for row in claim_these(Event, chunk, now)}
+            if len(rows) < len(chunk):
+                ring_after_commit(self.alias)  # for what is somebody else's, should he roll back
+            if rows:
+                perform_events([rows[pk] for pk in chunk if pk in rows], timezone.now)
+
+
+class _Added:
+    """What one save adds to its connection's batch. The first of a commit that is called makes all of them occur."""
+
+    def __init__(self, batch: CommitBatch, pks: frozenset[int]) -> None:
+        self.batch, self.pks = batch, pks
+        self.__qualname__ = CommitBatch.__name__  # Django names a hook that fails
+
+    def __call__(self) -> None:
+        self.batch()
 
 
 _batches: WeakKeyDictionary[BaseDatabaseWrapper, CommitBatch] = WeakKeyDictionary()
@@ -143,16 +147,34 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     # Before they are read: reading decides what there is to tell now, and this is what somebody left untold.
     untold = [News(event, beat) for event in events if event.telling for beat in event.untold]
     readings = list(_read_all(events, now))
-    with transaction.atomic(using=alias_of(Event)):
-        _allot(readings)
-        kept = [reading for reading in readings if _write(reading)]
-        _fan_out(kept, now)
+    kept = _occur(readings, now)
     for reading in kept:
         if reading.event.status == EventStatus.PARKED and not reading.known:
             row_parked.send_robust(Event, row=reading.event, reason=reading.event.error)
     _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock)
     _tell(untold, clock)
     ring_after_commit(alias_of(Event))
+
+
+def _occur(readings: Sequence[Reading], now: datetime) -> list[Reading]:
+    """Write what was read, all in one transaction, and return of which the lease was still ours.
+
+    Who saves several entities locks their events in his order, so nothing is waited for with locks in hand: what
+    somebody has locked is written afterwards, by itself.
+    """
+    free, busy = list(readings), []
+    with transaction.atomic(using=alias_of(Event)):
+        if len(free) > 1 and connections[alias_of(Event)].features.has_select_for_update:
+            rows = Event.objects.filter(pk__in=[reading.event.pk for reading in readings])
+            mine = set(unlocked(rows).order_by().values_list("pk", flat=True))
+            free = [reading for reading in readings if reading.event.pk in mine]
+            busy = [reading for reading in readings if reading.event.pk not in mine]
+        _allot(free)
+        kept = [reading for reading in free if _write(reading)]
+        _fan_out(kept, now)
+    for reading in busy:
+        kept += _occur([reading], now)
+    return kept
 
 
 def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Reading]:
@@ -414,10 +436,24 @@ def _tell(news: Sequence[News], clock: Clock) -> None:
         event.telling, event.untold = False, []
         by_wake.setdefault(next_wake(event, definition, now) if definition else None, []).append(event)
     for wake_at, group in by_wake.items():
-        # Fenced on the lease alone: whoever changed a row since has cleared it.
-        Event.objects.filter(pk__in=[event.pk for event in group], lease=group[0].lease, telling=True).update(
-            telling=False, untold=[], wake_at=wake_at, lease=None
-        )
+        _let_go(group, wake_at)
+
+
+def _let_go(events: Sequence[Event], wake_at: datetime | None) -> None:
+    """Give back events that were told, in one statement, or one by one where somebody has locked some of them: he may
+    be waiting for the others."""
+    # Fenced on the lease alone: whoever changed a row since has cleared it.
+    rows = Event.objects.filter(pk__in=[event.pk for event in events], lease=events[0].lease, telling=True)
+    told: dict[str, Any] = {"telling": False, "untold": [], "wake_at": wake_at, "lease": None}
+    if len(events) == 1 or not connections[alias_of(Event)].features.has_select_for_update:
+        rows.update(**told)
+        return
+    with transaction.atomic(using=alias_of(Event)):
+        free = list(unlocked(rows).order_by().values_list("pk", flat=True))
+        rows.filter(pk__in=free).update(**told)
+    for event in events:
+        if event.pk not in free:
+            _let_go([event], wake_at)
 
 
 def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:

@@ -3,8 +3,8 @@
 The first save inserts a PENDING row for each definition (one statement); later saves read them (one statement) and
 write only what changed: a date that moved, a condition that flipped, a field that is watched. Where a definition lets
 its event occur again, the old row becomes history and a new one takes its place (``_renew``). An immediate event whose
-condition is true becomes due under a lease of this process, and ``occurrence.CommitBatch`` makes it occur after the
-commit; if the process dies in between, the lease runs out and a worker does it.
+condition is true becomes due at once, and ``occurrence.CommitBatch`` makes it occur after the commit; if the process
+dies in between, a worker does it.
 
 Django sends ``post_save`` after the statement of a save in autocommit mode has committed. So that event and entity
 commit together, ``save_base`` of models that declare events is wrapped in ``atomic``.
@@ -407,12 +407,11 @@ def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool, tri
     wanted = [each for each in wanted if _needs_row(each)]
     if not wanted:
         return 0
-    batch = CommitBatch.of(alias_of(Event))
-    rows = [_new_row(each, now, raw, batch) for each in wanted]
+    rows = [_new_row(each, now, raw) for each in wanted]
     insert_ignoring(Event, rows, key="active_key")
     refused = [each for each, row in zip(wanted, rows, strict=True) if row.pk is None]
     rows = [row for row in rows if row.pk is not None]
-    _follow(rows, now, batch, fresh=True)
+    _follow(rows, now, fresh=True)
     if not refused or raw:
         return len(rows)
     present = _present(refused)
@@ -455,7 +454,7 @@ def _bury(rows: list[Event], now: datetime) -> None:
         listener.withdrawn(rows, now)
 
 
-def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch, *, again: bool = False) -> Event:
+def _new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) -> Event:
     """Return the unsaved row for what is wanted. ``again``: it takes the place of one that was there before."""
     definition = wanted.definition
     cause = current_cause()
@@ -488,12 +487,12 @@ def _new_row(wanted: Wanted, now: datetime, raw: bool, batch: CommitBatch, *, ag
         row.status, row.error = EventStatus.EXPIRED, "Loaded from a fixture with its date already past."
     if raw:
         row.fired = [CREATED]
-    _set_timer(row, wanted, now, batch)
+    _set_timer(row, wanted, now)
     return row
 
 
-def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> None:
-    """Set ``wake_at``; what is due this instant is leased to this process's commit."""
+def _set_timer(row: Event, wanted: Wanted, now: datetime) -> None:
+    """Set ``wake_at``."""
     definition = wanted.definition
     if not definition.is_scheduled and row.armed and row.at is None and row.status == EventStatus.PENDING:
         row.at = now
@@ -505,31 +504,35 @@ def _set_timer(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) ->
             f"(last by {row.caused_by}); AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the circle, then resume.",
             now,
         )
-    row.wake_at, row.lease, row.planned_for = next_wake(row, definition, now), None, plan_of(row.declared_as)
-    occurs = not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed
-    if row.wake_at is not None and row.wake_at <= now and (occurs or hears(row, CREATED)):
-        row.wake_at, row.lease = now + conf().LEASE, batch.token
+    row.wake_at, row.planned_for = next_wake(row, definition, now), plan_of(row.declared_as)
+
+
+def _occurs_at_commit(row: Event, now: datetime) -> bool:
+    """Return whether the process that saves makes ``row`` occur, or tells of it, as soon as it has committed."""
+    definition = row.definition
+    if row.wake_at is None or row.wake_at > now or definition is None:
+        return False
+    return hears(row, CREATED) or (not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed)
 
 
 def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
-    batch = CommitBatch.of(alias_of(Event))
     changed, renewed = [], []
     for known, wanted in pairs:
         row: Event | None = known
         for _ in range(TRIES):
             if row is None:  # deleted or buried meanwhile: it starts afresh
-                row = _new_row(wanted, now, False, batch)
+                row = _new_row(wanted, now, False)
                 if insert_ignoring(Event, [row], key="active_key"):
                     renewed.append(row)
                     break
             elif not _differs(row, wanted):
                 break
             elif _is_another(row, wanted, now):
-                new = _renew(row, wanted, now, batch)
+                new = _renew(row, wanted, now)
                 if new is not None:
                     renewed.append(new)
                     break
-            elif _write(row, wanted, now, batch):
+            elif _write(row, wanted, now):
                 changed.append(row)
                 break
             row = Event.objects.filter(active_key=wanted.key).first()
@@ -538,8 +541,8 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
                 f"{known} changes under our hands, and this transaction does not see how. Use the isolation level READ "
                 "COMMITTED (Django's default), or save again."
             )
-    _follow(changed, now, batch, fresh=False)
-    _follow(renewed, now, batch, fresh=True)
+    _follow(changed, now, fresh=False)
+    _follow(renewed, now, fresh=True)
     return len(changed) + len(renewed)
 
 
@@ -557,16 +560,15 @@ WRITTEN = (
     "caused_by",
     "depth",
     "wake_at",
-    "lease",
     "planned_for",
 )
 
 
-def _write(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> bool:
+def _write(row: Event, wanted: Wanted, now: datetime) -> bool:
     """Write what the entity says now to its row. Compare and set: a worker may have made the event occur since we read
     it; then nothing is written."""
     seq = row.seq
-    _adopt(row, wanted, now, batch)
+    _adopt(row, wanted, now)
     if not disturb(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in WRITTEN}):
         return False
     row.seq = seq + 1
@@ -597,8 +599,7 @@ def _counts(row: Event, wanted: Wanted) -> bool:
         return False
     if not row.armed or row.status != EventStatus.PENDING:
         return True
-    batch = CommitBatch.of(alias_of(Event))
-    return row.lease != batch.token or not batch.is_of_this_transaction
+    return not CommitBatch.of(alias_of(Event)).has(row)
 
 
 def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
@@ -617,7 +618,7 @@ def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
     )
 
 
-def _renew(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Event | None:
+def _renew(row: Event, wanted: Wanted, now: datetime) -> Event | None:
     """Let ``row`` become history and put a new one in its place. None: somebody else was faster."""
     old = Event.objects.filter(pk=row.pk, active_key=wanted.key, seq=row.seq)
     if wanted.definition.is_scheduled:
@@ -636,11 +637,11 @@ def _renew(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Eve
     if wanted.definition.is_scheduled:
         for listener in listeners():
             listener.withdrawn([row], now)
-    new = _new_row(wanted, now, False, batch, again=True)
+    new = _new_row(wanted, now, False, again=True)
     return new if insert_ignoring(Event, [new], key="active_key") else None
 
 
-def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> None:
+def _adopt(row: Event, wanted: Wanted, now: datetime) -> None:
     """Take over what the entity says now."""
     definition, at = wanted.definition, _date(row, wanted)
     armed, counts = wanted.armed, bool(definition.triggers) and _counts(row, wanted)
@@ -675,10 +676,10 @@ def _adopt(row: Event, wanted: Wanted, now: datetime, batch: CommitBatch) -> Non
         row.fired = [*row.fired, *too_late(row, definition, now)]
     if wanted.error:
         row.set_parked(wanted.error, now)
-    _set_timer(row, wanted, now, batch)
+    _set_timer(row, wanted, now)
 
 
-def _follow(rows: list[Event], now: datetime, batch: CommitBatch, *, fresh: bool) -> None:
+def _follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
     if not rows:
         return
     for row in rows:
@@ -686,11 +687,11 @@ def _follow(rows: list[Event], now: datetime, batch: CommitBatch, *, fresh: bool
             row_parked.send_robust(Event, row=row, reason=row.error)
     for listener in listeners():
         listener.plan(rows, now, fresh=fresh)
-    mine = [row for row in rows if row.lease == batch.token]
+    mine = [row for row in rows if _occurs_at_commit(row, now)]
     if mine:
-        batch.add(mine)
+        CommitBatch.of(alias_of(Event)).add(mine)
     elif any(row.wake_at is not None and row.wake_at <= now for row in rows):
-        ring_after_commit(batch.alias)
+        ring_after_commit(alias_of(Event))
 
 
 @from_writer()
@@ -743,7 +744,6 @@ def _skipped_by_deletion(rows: Iterable[Event]) -> dict[str, Any]:
 
 def _record_deletions(entity: models.Model, now: datetime) -> None:
     """Record the events that a deletion makes occur. They have no key: nothing can ask for them twice."""
-    batch = CommitBatch.of(alias_of(Event))
     rows = []
     for declared in declared_on(type(entity)):
         definition = declared.definition
@@ -757,7 +757,7 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
         _ask(wanted, entity, raw=False)
         if not (wanted.armed or wanted.error):
             continue
-        row = _new_row(wanted, now, False, batch, again=True)
+        row = _new_row(wanted, now, False, again=True)
         row.active_key, row.snapshot, row.entity = None, take_snapshot(entity), entity
         if row.status == EventStatus.PENDING:
             # The payload is asked for now, while what the entity belongs to may still be there.
@@ -770,9 +770,9 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
                 row.set_parked(
                     storable(f"The payload function of {definition!r} raised:\n{traceback.format_exc()}"), now
                 )
-        row.save(force_insert=True, using=batch.alias)
+        row.save(force_insert=True, using=alias_of(Event))
         rows.append(row)
-    _follow(rows, now, batch, fresh=True)
+    _follow(rows, now, fresh=True)
 
 
 @from_writer()

@@ -1,9 +1,10 @@
 """Leases: take due rows, and write to them only while they are still yours.
 
 ``claim`` takes a batch of due rows in one statement: it writes a fresh token into ``lease`` and pushes ``wake_at`` to
-the lease's end. ``advance`` is the only way to write progress: it is fenced on (``lease``, ``seq``), raises ``seq``,
-and where nothing matched it raises ``LeaseLostError``, so that the whole transaction goes. ``release`` gives a row back
-untouched. ``disturb`` is for everybody else: it changes rows from outside and clears their lease in the same write.
+the lease's end; ``claim_these`` takes given rows, as far as nobody else has them. ``advance`` is the only way to write
+progress: it is fenced on (``lease``, ``seq``), raises ``seq``, and where nothing matched it raises ``LeaseLostError``,
+so that the whole transaction goes. ``release`` gives a row back untouched. ``disturb`` is for everybody else: it
+changes rows from outside and clears their lease in the same write.
 
 The statements are written here by hand because they are the hot path: one round trip for a claim, one for a step's
 commit together with its history row, where the database has UPDATE ... RETURNING.
@@ -73,6 +74,48 @@ def claim(model: type[W], now: datetime, limit: int, since: datetime | None = No
         rows.sort(key=lambda row: row.pk)
         return rows
     return _claim_in_two(model, connection, now, limit, token, since)
+
+
+def claim_these(model: type[W], pks: Sequence[int], now: datetime) -> list[W]:
+    """Take those rows of ``pks`` that are due, under one fresh lease, and return them in the order of their keys.
+
+    What somebody has leased or locked, or has lost before, is left to the workers: nothing is waited for. Commits at
+    once.
+    """
+    connection = connections[alias_of(model)]
+    free = model._base_manager.using(connection.alias).filter(
+        pk__in=pks, wake_at__lte=now, lease__isnull=True, losses=0
+    )
+    token, until = new_token(), now + conf().LEASE
+    if connection.vendor not in ("postgresql", "sqlite") or not connection.features.can_return_columns_from_insert:
+        with transaction.atomic(using=connection.alias):
+            rows = list(unlocked(free).order_by("pk"))
+            model._base_manager.using(connection.alias).filter(pk__in=[row.pk for row in rows]).update(
+                lease=token, wake_at=until
+            )
+        for row in rows:
+            row.lease, row.wake_at = token, until
+        return rows
+    adapt = connection.ops.adapt_datetimefield_value
+    sql = _claim_these_sql(model, connection.vendor, 1 if connection.vendor == "postgresql" else len(pks))
+    wanted = [list(pks)] if connection.vendor == "postgresql" else pks
+    found = model._base_manager.using(connection.alias).raw(sql, [*wanted, adapt(now), token, adapt(until)])
+    return sorted(found, key=lambda row: row.pk)
+
+
+@lru_cache(maxsize=64)
+def _claim_these_sql(model: type[Wakeable], vendor: str, count: int) -> str:
+    quote = connections[alias_of(model)].ops.quote_name
+    table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
+    columns = ", ".join(f"{table}.{quote(_column(field))}" for field in model._meta.concrete_fields)
+    among = "= ANY(%s)" if vendor == "postgresql" else f"IN ({', '.join(['%s'] * count)})"
+    locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
+    return f"""
+        WITH free AS (
+            SELECT {pk} AS id FROM {table}
+            WHERE {pk} {among} AND wake_at <= %s AND lease IS NULL AND losses = 0 {locking}
+        )
+        UPDATE {table} SET lease = %s, wake_at = %s WHERE {pk} IN (SELECT id FROM free) RETURNING {columns}"""
 
 
 @lru_cache(maxsize=64)
@@ -248,6 +291,12 @@ def locked(rows: QuerySet[M], *, skip_locked: bool = False) -> QuerySet[M]:
     those that somebody else has locked."""
     no_key = connections[rows.db].features.has_select_for_no_key_update
     return rows.select_for_update(no_key=no_key, skip_locked=skip_locked)
+
+
+def unlocked(rows: QuerySet[M]) -> QuerySet[M]:
+    """Return ``rows`` so that reading them locks them, and passes by what somebody else has locked. Where the database
+    has no locks of rows, nobody else writes meanwhile."""
+    return rows.select_for_update(skip_locked=connections[rows.db].features.has_select_for_update_skip_locked)
 
 
 def release(row: Wakeable, wake_at: datetime, **changes: Any) -> bool:

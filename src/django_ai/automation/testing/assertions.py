@@ -150,7 +150,7 @@ def _line(row: Event, entity: Model | None) -> str:
     if row.status == EventStatus.PENDING:
         if not row.armed:
             parts.append("its condition is false")
-        elif row.lease is not None:
+        elif row.definition is not None and not row.definition.is_scheduled and not row.attempt:
             parts.append("it waits for the commit, or for process()")
         elif row.wake_at is not None:
             parts.append(f"due {row.wake_at.isoformat()}")

@@ -5,8 +5,8 @@ its goal ``advance`` stops at each moment at which a row is due and calls ``queu
 a worker does; there is no second path through the engine. What a worker would do in parallel is done here in turn, so
 the order is always the same.
 
-Inside a ``TestCase`` nothing ever commits, so what the process itself does after a commit (``CommitBatch``) is done
-here by hand, each time before the drain. Hooks that belong to others are left alone.
+Inside a ``TestCase`` nothing ever commits, so no hook runs after a commit: what a process does there is due, and done
+by the drain. Hooks that belong to others are left alone.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from typing import Any
 
 from dateutil.relativedelta import relativedelta
 from django.conf import settings
-from django.db import connections
 from django.utils import timezone
 
-from ..events.models import Event
-from ..events.occurrence import CommitBatch
+from ..events.models import Event, EventStatus
 from ..exceptions import AutomationError, DefinitionError
 from ..queues import executor
 from ..queues.clock import aware, shift
 from ..queues.drain import drain, draining
-from ..queues.lease import alias_of
+from ..queues.lease import disturb
 from ..queues.registry import due_models, due_times
 from .assertions import assert_not_occurred, assert_occurred, runs_of
 from .watching import Watch
@@ -56,6 +54,7 @@ class TimeMachine:
         self._travel = travel
         self._watch = watch
         self._raise_errors = raise_errors
+        self._is_fresh = True
 
     @property
     def now(self) -> datetime:
@@ -129,14 +128,11 @@ class TimeMachine:
 
     def _perform(self) -> int:
         """Perform until nothing is due at this moment."""
-        performed = 0
-        while True:
-            self._watch.count_round(_due_rows)
-            done = _make_occur() + drain(budget=BREATH)
-            performed += done
-            # What the budget left is due, and so is met again; only what waits for a commit that never comes is not.
-            if not done or not connections[alias_of(Event)].in_atomic_block:
-                return performed
+        if self._is_fresh:
+            self._is_fresh = False
+            _bring_forward(self.now)
+        self._watch.count_round(_due_rows)
+        return drain(budget=BREATH)
 
 
 @contextmanager
@@ -220,10 +216,13 @@ def _next_due() -> datetime | None:
     return min(due_times().values(), default=None)
 
 
-def _make_occur() -> int:
-    """Do what this process does after a commit, for saves of which no commit comes: those inside a ``TestCase``."""
-    alias = alias_of(Event)
-    return CommitBatch.of(alias).make_occur() if connections[alias].in_atomic_block else 0
+def _bring_forward(now: datetime) -> None:
+    """Make immediate events due that were saved at a later time than ``now``: for the whole class, before the machine
+    was switched on."""
+    for event in Event.objects.filter(status=EventStatus.PENDING, armed=True, event_created_at__gt=now, attempt=0):
+        definition = event.definition
+        if definition is not None and not definition.is_scheduled:
+            disturb(Event.objects.filter(pk=event.pk), wake_at=now)
 
 
 def _due_rows() -> list[Any]:
