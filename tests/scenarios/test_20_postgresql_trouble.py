@@ -354,7 +354,7 @@ def test_20_a_lock_timeout_is_the_databases_trouble(two_rows):
 
 
 def test_20_the_web_process_loses_its_session_right_after_its_commit(gate):
-    """The save was committed; a worker finds what follows from it when the lease of the web process has run out."""
+    """The save was committed; a worker finds what follows from it though the web process could not claim it."""
     from django_ai.automation.events.occurrence import CommitBatch
 
     Reservation.objects.create(status="pending")
