@@ -49,6 +49,10 @@ class ControlFlowError(AutomationError, RuntimeError):
     may_pass = True
 
 
+class OpenTransactionError(AutomationError, RuntimeError):
+    """User code left a transaction open."""
+
+
 class EventStormError(AutomationError):
     """Events cause each other without end."""
 

@@ -32,11 +32,12 @@ from ..queues.attempt import trace_of
 from ..queues.clock import Clock
 from ..queues.database import is_database_failure
 from ..queues.executor import ring_after_commit
-from ..queues.heartbeat import keep_lease_for
+from ..queues.heartbeat import is_working, keep_lease_for
 from ..queues.jsontext import encode, storable
 from ..queues.lease import advance, alias_of, claim_these, disturb, insert_ignoring, unlocked
 from ..queues.parking import because, parked
 from ..queues.retry import Retry
+from ..queues.session import kept_session
 from ..queues.signals import row_parked
 from ..queues.writer import from_writer
 from .callbacks import CANCELLED, CREATED, callbacks_of
@@ -146,7 +147,8 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     now = clock()
     # Before they are read: reading decides what there is to tell now, and this is what somebody left untold.
     untold = [News(event, beat) for event in events if event.telling for beat in event.untold]
-    readings = list(_read_all(events, now))
+    with kept_session(connections[alias_of(Event)], is_ours=is_working()):
+        readings = list(_read_all(events, now))
     kept = _occur(readings, now)
     for reading in kept:
         if reading.event.status == EventStatus.PARKED and not reading.known:

@@ -34,10 +34,11 @@ from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
 from .cause import CurrentRun, running
 from .clock import Clock
 from .database import comes_from_elsewhere, is_database_failure, let_go_of_broken, touched_nothing, was_closed
-from .heartbeat import bounded, keep_lease_for
+from .heartbeat import bounded, is_working, keep_lease_for
 from .jsontext import storable
 from .lease import advance, alias_of, release
 from .models import Wakeable
+from .session import Session
 from .signals import attempt_finished, row_failed
 
 DATABASE_PAUSE = timedelta(seconds=1)
@@ -97,6 +98,7 @@ def attempt(
     ``rescue`` turns an exception of ``work`` into the progress to commit instead.
     """
     connection = connections[alias_of(type(row))]
+    session = Session(connection)
     keep_lease_for(timeout)
     started = time.monotonic()
     before = dict(row.__dict__)
@@ -108,7 +110,7 @@ def attempt(
     def make() -> Progress:
         nonlocal made
         try:
-            with bounded(timeout, connection):
+            with session.watched(), bounded(timeout, connection):
                 made = work()
         except (Exception, SystemExit, KeyboardInterrupt):
             raise
@@ -119,7 +121,10 @@ def attempt(
 
     try:
         with running(current):
-            failure, progress = _run(row, make, connection.alias, atomic)
+            try:
+                failure, progress = _run(row, make, connection.alias, atomic)
+            finally:
+                session.settle(is_ours=is_working())
             if failure is None and progress is not None:
                 failure = _committed(row, progress)
             if isinstance(failure, AttemptTimeoutError) and not connection.in_atomic_block:

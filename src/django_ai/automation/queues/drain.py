@@ -21,12 +21,13 @@ from ..exceptions import LeaseLostError
 from .attempt import DATABASE_PAUSE, BrokenOffError, give_back, trace_of
 from .clock import Clock, clock_at
 from .database import is_database_failure, let_go_of_broken
-from .heartbeat import Hands, take_up
+from .heartbeat import Hands, is_working, take_up
 from .lease import ENGINE_FAILED, alias_of, claim
 from .lookout import beginning, look
 from .models import Wakeable
 from .presence import presence
 from .registry import due_models, wakeables
+from .session import kept_session
 from .signals import perform_failed
 
 _state = threading.local()
@@ -140,7 +141,8 @@ def _perform(row: Wakeable, clock: Clock) -> None:
                     )
                 row.park(known, clock)
                 return
-        row.perform(clock)
+        with kept_session(connections[alias_of(type(row))], is_ours=is_working()):
+            row.perform(clock)
     except LeaseLostError:
         pass  # moved, cancelled or taken over meanwhile: whoever did that has seen to what comes next
     except BrokenOffError:

@@ -114,6 +114,12 @@ def current_hands() -> Hands | None:
     return getattr(_local, "hands", None)
 
 
+def is_working() -> bool:
+    """Return whether this thread is a worker, which shares its connection with nobody."""
+    hands = current_hands()
+    return hands is not None and hands.beating
+
+
 def keep_lease_for(timeout: timedelta) -> None:
     """Called where user code starts: keep the lease of the row in hand for as long as ``timeout``."""
     hands = current_hands()

@@ -34,10 +34,12 @@ from ..queues.cause import CurrentRun, Owner, inside, rested
 from ..queues.clock import Clock, shift
 from ..queues.contexts import as_stored, dump_context, merge, replaced
 from ..queues.database import is_database_failure
+from ..queues.heartbeat import is_working
 from ..queues.lease import advance, alias_of
 from ..queues.parking import because, parked, take_back
 from ..queues.positions import bound_at
 from ..queues.sealing import check_readable
+from ..queues.session import kept_session
 from ..queues.signals import row_parked
 from ..queues.versions import Restored, restore
 from .context import KIND, View, Wake, WakeReason
@@ -151,8 +153,9 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     assert event is not None
     try:
         occurred = event.occurred_at is not None
-        valid = event.has_date if occurred and not definition.recheck else event.is_valid
-        at = event.current_date() if valid else event.at
+        with kept_session(connections[alias_of(WorkflowRun)], is_ours=is_working()):
+            valid = event.has_date if occurred and not definition.recheck else event.is_valid
+            at = event.current_date() if valid else event.at
     except Exception as error:
         if is_database_failure(error, connections[alias_of(WorkflowRun)]):
             raise
@@ -427,7 +430,7 @@ class Walk:
             with transaction.atomic(using=alias_of(WorkflowRun)):
                 instance = self.definition.cls()
                 instance.context = context
-                with inside(View(instance, Wake(), run)):
+                with inside(View(instance, Wake(), run)), kept_session(connections[alias_of(WorkflowRun)]):
                     getattr(instance, str(self.definition.on_fail))(error)
                 if context is None:
                     return
