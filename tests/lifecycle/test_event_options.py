@@ -32,7 +32,7 @@ from django_ai.automation.workflows.core import (
 )
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Chore, Document, Errand, Guest, LongStay, Reservation, Room, Suite, Ticket
-from tests.lifecycle.looking import effects, leave, the_run
+from tests.lifecycle.looking import effects, leave, the_run, use_up_attempts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -395,14 +395,16 @@ def test_an_update_that_a_callback_makes_ends_as_a_storm(declare, work, settings
     assert "EventStormError" in found[-1].error
 
 
-def test_a_condition_that_raises_parks_that_occurrence_and_not_the_save(declare):
+def test_a_condition_that_raises_delays_that_occurrence_and_not_the_save(declare, work):
     declare(Reservation, EventDefinition("updated", lambda stay: 1 / len(stay.note) > 0, trigger=UPDATE))
     stay = Reservation.objects.create()
     change(stay, note="")
     (row,) = rows("updated")
-    assert (row.status, "ZeroDivisionError" in row.error) == ("parked", True)
+    assert (row.status, row.attempt, "ZeroDivisionError" in row.error) == ("pending", 1, True)
     change(stay, note="fine")
     assert occurred("updated") == 1
+    work(row.wake_at)
+    assert occurred("updated") == 2
 
 
 def test_a_cancelled_occurrence_stays_so_and_the_next_update_is_another(declare, work):
@@ -997,12 +999,13 @@ def test_a_cancelled_event_does_not_occur_though_it_could_again(declare):
     assert [row.status for row in rows("on")] == ["cancelled"]
 
 
-def test_a_parked_event_is_not_armed_again(declare):
+def test_a_parked_event_is_not_armed_again(declare, work):
     declare(Reservation, EventDefinition("on", lambda stay: stay.status in stay.note[0], rearm=True))
     stay = Reservation.objects.create()
+    use_up_attempts(rows("on")[0], work)
     assert [row.status for row in rows("on")] == ["parked"]
     change(stay, note="pending")
-    assert len(rows("on")) == 1
+    assert [row.status for row in rows("on")] == ["parked"]
 
 
 @pytest.fixture
@@ -1603,14 +1606,18 @@ def test_a_wait_in_a_namespace_for_its_own_entity(spaces, declare, work):
 
 
 @pytest.mark.parametrize(
-    ("namespace", "named"),
-    [(lambda stay: 1 / 0, "ZeroDivisionError"), (lambda stay: "x" * 101, "100"), (lambda stay: 5, "returned 5")],
+    ("namespace", "named", "status"),
+    [
+        (lambda stay: 1 / 0, "ZeroDivisionError", "pending"),
+        (lambda stay: "x" * 101, "100", "parked"),
+        (lambda stay: 5, "returned 5", "parked"),
+    ],
 )
-def test_a_namespace_function_that_fails_parks_the_event_and_not_the_save(declare, namespace, named):
+def test_a_namespace_function_that_fails_sets_the_event_aside_and_not_the_save(declare, namespace, named, status):
     declare(Reservation, EventDefinition("on", confirmed, namespace=namespace))
     stay = Reservation.objects.create(status="confirmed")
     (row,) = rows("on")
-    assert (row.status, named in row.error) == ("parked", True)
+    assert (row.status, named in row.error) == (status, True)
     assert Reservation.objects.filter(pk=stay.pk).exists()
     assert rows("on")[0].namespace == ""
 
@@ -1627,8 +1634,7 @@ def test_a_namespace_function_that_is_mended(declare, work):
     Reservation.objects.create(status="confirmed")
     trouble.clear()
     (row,) = rows("on")
-    row.resume()
-    work()
+    work(row.wake_at)
     (row,) = rows("on")
     assert (row.status, row.namespace) == ("processed", "north")
 
@@ -1741,10 +1747,11 @@ def test_a_name_of_a_relation(declare, work):
     assert effects() == [f"uploaded:O'Brien {document.pk}"]
 
 
-def test_a_relation_that_is_empty_parks_the_event_and_not_the_save(declare):
+def test_a_relation_that_is_empty_parks_the_event_and_not_the_save(declare, work):
     declare(Document, EventDefinition("uploaded:{{ instance.reservation.guest.name }}"))
     Document.objects.create(reservation=Reservation.objects.create())
     (row,) = Event.objects.filter(entity_type="app.document")
+    use_up_attempts(row, work)
     assert (row.status, "AttributeError" in row.error) == ("parked", True)
     assert row.event_name == "uploaded:{{ instance.reservation.guest.name }}"
 

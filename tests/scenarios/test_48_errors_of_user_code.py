@@ -10,11 +10,12 @@ from datetime import timedelta
 
 import pytest
 from django.db import InterfaceError, OperationalError, connection, connections
+from django.utils import timezone
 from pydantic import BaseModel
 
-from django_ai.automation import Retry, complete, engine, step, workflow
-from tests.app.models import Effect
-from tests.lifecycle.looking import effects, leave
+from django_ai.automation import EventDefinition, Retry, complete, engine, on_event, step, workflow
+from tests.app.models import Effect, Reservation
+from tests.lifecycle.looking import effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -111,3 +112,32 @@ def test_48_a_lost_connection_of_our_own_costs_no_attempt(work):
     work(run.wake_at)
     run.refresh_from_db()
     assert run.status == "completed"
+
+
+@pytest.mark.parametrize("where", ["in a save", "when it is due"])
+def test_48_a_condition_that_asks_a_database_that_is_away_is_asked_again_with_a_backoff(declare, work, where):
+    away: list[object] = []
+
+    def condition(stay: Reservation) -> bool:
+        if away:
+            asks_a_database_that_is_away()
+        return True
+
+    declare(Reservation, EventDefinition("arrived", condition, date_field="checkin_at"))
+    on_event("arrived", name="heard")(lambda event: leave("heard"))
+    if where == "in a save":
+        away.append(where)
+    stay = Reservation.objects.create(checkin_at=timezone.now())
+    away.append(where)
+    if where != "in a save":
+        work()
+    event, delays = event_of(stay, "arrived"), []
+    for _ in range(3):
+        now = event.wake_at
+        work(now)
+        event.refresh_from_db()
+        delays.append((event.wake_at - now).total_seconds())
+    assert delays == [2, 4, 8]
+    away.clear()
+    work(event.wake_at)
+    assert effects() == ["heard"]

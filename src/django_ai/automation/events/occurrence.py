@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -30,7 +30,7 @@ from ..exceptions import AutomationError, DefinitionError, LeaseLostError, Unkno
 from ..queues import positions
 from ..queues.attempt import trace_of
 from ..queues.clock import Clock
-from ..queues.database import is_database_failure
+from ..queues.database import told_apart
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import is_working, keep_lease_for
 from ..queues.jsontext import encode, storable
@@ -183,12 +183,15 @@ def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Reading]:
     load_entities([event for event in events if not event.telling])
     for event in events:
         if not event.telling:
-            yield _read(event, now)
+            with told_apart(connections[alias_of(Event)]) as is_ours:
+                reading = _read(event, now, is_ours)
+            yield reading
 
 
 @from_writer()
-def _read(event: Event, now: datetime) -> Reading:
-    """Decide what the event does now. Runs user code: its condition and its payload."""
+def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool]) -> Reading:
+    """Decide what the event does now. Runs user code: its condition and its payload. ``is_ours``: says whether an error
+    is that of the automations' database."""
     definition = event.definition
     reading = Reading(event, definition)
     deletion = event.trigger == EventTrigger.DELETE
@@ -242,7 +245,7 @@ def _read(event: Event, now: datetime) -> Reading:
                 event.at = now
             reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
     except Exception as error:
-        if is_database_failure(error, connections[alias_of(Event)]):
+        if is_ours(error):
             raise  # nobody's fault: the row is looked at again when its lease runs out
         return _failed(event, error, now)
     if _hears_now(event, CREATED):

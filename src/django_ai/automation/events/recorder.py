@@ -32,7 +32,7 @@ from ..conf import conf
 from ..exceptions import AutomationError, EventStormError, WrongDatabaseError
 from ..queues.cause import current_cause
 from ..queues.clock import aware, later
-from ..queues.database import is_database_failure
+from ..queues.database import told_apart
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.keys import digest
@@ -53,20 +53,22 @@ from .definitions import (
 from .listeners import listeners
 from .matching import canonical
 from .models import Event, EventStatus, active_key, take_snapshot
-from .occurrence import CommitBatch, extra_payload
+from .occurrence import RETRY, CommitBatch, extra_payload
 from .stored import may_differ
 from .timing import hears, held_back, lies_ahead, moves_again, next_wake, plan_of, skip_note, too_late, unfire, unfired
 
 UNKNOWN = object()
 TRIES = 20
+FOR_GOOD = " at a deletion, and cannot be asked again: the row is gone."
 
 
 @dataclass(slots=True)
 class Wanted:
     """What an entity says about one of its events now. ``at`` and ``watched`` are UNKNOWN where the save did not touch
     the date or the watched fields. ``write``: which kind of write this is, if the definition counts writes of its kind;
-    ``armed`` then says whether the condition held at it. ``already``: it held before the save that
-    first shows the entity to this definition."""
+    ``armed`` then says whether the condition held at it. ``error``: what a function of the project raised, and
+    ``may_pass``: another time it may not. ``already``: it held before the save that first shows the entity to this
+    definition."""
 
     declared: Declared
     entity_id: str
@@ -77,6 +79,7 @@ class Wanted:
     armed: bool
     write: EventTrigger | None = None
     error: str = ""
+    may_pass: bool = False
     already: bool = False
 
     @property
@@ -251,9 +254,12 @@ def _judge_the_past(unseen: Sequence[Wanted], before: models.Model | None, now: 
     """Say of what is seen for the first time whether it held before."""
     for wanted in unseen:
         definition = wanted.definition
-        if not wanted.armed or definition.triggers or definition.existing == "fire":
+        if not (wanted.armed or wanted.error) or definition.triggers or definition.existing == "fire":
             continue
         if definition.is_scheduled and (wanted.at is UNKNOWN or wanted.at is None or wanted.at > now):
+            continue
+        if wanted.error:
+            wanted.may_pass = False  # asked later, nobody could tell whether it held before
             continue
         if saved:
             wanted.already = before is not None and _held_before(wanted, before, now)
@@ -311,18 +317,22 @@ def _wanted(
 def _ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
     """Ask the functions of the definition. What they raise is the event's trouble and never the save's."""
     definition = wanted.definition
-    try:
-        with _condition_of(entity):
-            wanted.name = definition.name_for(entity)
-            wanted.namespace = definition.namespace_of(entity)
-            if wanted.write or not definition.triggers:
-                wanted.armed = definition.holds_for(entity)
-    except Exception as raised:
-        if is_database_failure(raised, connections[alias_of(Event)]):
-            raise  # a deadlock or a lost connection: the user's transaction is over anyway
-        # In a fixture the rows that a condition reads may come later: its verdict waits for the first real save.
-        wanted.armed = False
-        wanted.error = "" if raw else storable(f"A function of {definition!r} raised:\n{traceback.format_exc()}")
+    with told_apart(connections[alias_of(Event)]) as is_ours:
+        try:
+            with _condition_of(entity):
+                wanted.name = definition.name_for(entity)
+                wanted.namespace = definition.namespace_of(entity)
+                if wanted.write or not definition.triggers:
+                    wanted.armed = definition.holds_for(entity)
+        except Exception as raised:
+            if is_ours(raised):
+                raise  # a deadlock or a lost connection: the user's transaction is over anyway
+            # In a fixture the rows that a condition reads may come later: its verdict waits for the first real save.
+            wanted.armed = False
+            is_last = wanted.write == EventTrigger.DELETE
+            what = f"A function of {definition!r} raised{FOR_GOOD if is_last else ':'}"
+            wanted.error = "" if raw else storable(f"{what}\n{traceback.format_exc()}")
+            wanted.may_pass = not isinstance(raised, AutomationError) and not is_last
 
 
 def _columns(entity: models.Model, names: Iterable[str]) -> set[str]:
@@ -475,7 +485,7 @@ def _new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) -
         caused_by=cause.label if cause else "",
         depth=cause.depth if cause else 0,
     )
-    if wanted.error:
+    if wanted.error and not wanted.may_pass:
         row.set_parked(wanted.error, now)
     elif wanted.already:
         row.status, row.error, row.fired = EventStatus.EXPIRED, ALREADY, [CREATED]
@@ -488,7 +498,15 @@ def _new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) -
     if raw:
         row.fired = [CREATED]
     _set_timer(row, wanted, now)
+    if wanted.error and row.status == EventStatus.PENDING:
+        _ask_again(row, wanted.error, now)
     return row
+
+
+def _ask_again(row: Event, error: str, now: datetime) -> None:
+    """Let a worker ask once more what raised in a save: the first attempt of ``occurrence.RETRY``."""
+    row.attempt, row.error, row.lease = 1, error, None
+    row.wake_at = now + RETRY.base_delay
 
 
 def _set_timer(row: Event, wanted: Wanted, now: datetime) -> None:
@@ -556,6 +574,7 @@ WRITTEN = (
     "fired",
     "status",
     "error",
+    "attempt",
     "parked_at",
     "caused_by",
     "depth",
@@ -584,8 +603,12 @@ def _differs(row: Event, wanted: Wanted) -> bool:
         return _counts(row, wanted) or wanted.watched not in (UNKNOWN, row.watched)
     if row.status == EventStatus.CANCELLED:
         return False
+    if wanted.error and row.attempt:
+        return row.status == EventStatus.PENDING and row.at != _date(row, wanted)  # a worker is about to ask again
     if wanted.error:
         return row.status == EventStatus.PENDING
+    if row.attempt and not row.armed:
+        return True  # what raised has been answered
     names = (wanted.name, wanted.namespace)
     renamed = row.status == EventStatus.PENDING and (row.event_name, row.namespace) != names
     return renamed or (row.at, row.armed) != (_date(row, wanted), wanted.armed)
@@ -606,7 +629,8 @@ def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
     """Say whether the event is to occur once more, in a row of its own."""
     definition, at = wanted.definition, _date(row, wanted)
     if definition.triggers:
-        return _counts(row, wanted) and (row.armed or row.status != EventStatus.PENDING)
+        is_another = row.armed or row.attempt > 0 or row.status != EventStatus.PENDING
+        return _counts(row, wanted) and is_another
     if not definition.rearm or wanted.error:
         return False
     if not definition.is_scheduled:
@@ -674,9 +698,17 @@ def _adopt(row: Event, wanted: Wanted, now: datetime) -> None:
             row.error = skip_note(late, "recheck=True, and its condition turned true only after its grace")
     if is_quiet:
         row.fired = [*row.fired, *too_late(row, definition, now)]
-    if wanted.error:
+    if wanted.error and not wanted.may_pass:
         row.set_parked(wanted.error, now)
+    is_asked = bool(row.attempt) and (bool(wanted.error) or bool(definition.triggers))
+    if row.attempt and not is_asked:
+        row.attempt, row.error = 0, ""
+    asked_at = row.wake_at if row.lease is None else now + RETRY.base_delay
     _set_timer(row, wanted, now)
+    if is_asked and row.status == EventStatus.PENDING:
+        row.wake_at, row.lease = asked_at, None
+    elif wanted.error and row.status == EventStatus.PENDING:
+        _ask_again(row, wanted.error, now)
 
 
 def _follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
@@ -761,15 +793,15 @@ def _record_deletions(entity: models.Model, now: datetime) -> None:
         row.active_key, row.snapshot, row.entity = None, take_snapshot(entity), entity
         if row.status == EventStatus.PENDING:
             # The payload is asked for now, while what the entity belongs to may still be there.
-            try:
-                with _condition_of(entity):
-                    row.payload = extra_payload(row, definition)
-            except Exception as raised:
-                if is_database_failure(raised, connections[alias_of(Event)]):
-                    raise
-                row.set_parked(
-                    storable(f"The payload function of {definition!r} raised:\n{traceback.format_exc()}"), now
-                )
+            with told_apart(connections[alias_of(Event)]) as is_ours:
+                try:
+                    with _condition_of(entity):
+                        row.payload = extra_payload(row, definition)
+                except Exception as raised:
+                    if is_ours(raised):
+                        raise
+                    what = f"The payload function of {definition!r} raised{FOR_GOOD}"
+                    row.set_parked(storable(f"{what}\n{traceback.format_exc()}"), now)
         row.save(force_insert=True, using=alias_of(Event))
         rows.append(row)
     _follow(rows, now, fresh=True)

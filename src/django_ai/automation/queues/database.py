@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
@@ -66,6 +67,17 @@ def comes_from_elsewhere(error: BaseException, connection: BaseDatabaseWrapper, 
     if session is None or connection.connection is not session or not _is_lost_connection(error):
         return False
     return not connection.in_atomic_block and bool(connection.is_usable())
+
+
+@contextlib.contextmanager
+def told_apart(connection: BaseDatabaseWrapper) -> Iterator[Callable[[BaseException], bool]]:
+    """Yield a function that says whether an error of the block is the trouble of ``connection``, and not that of
+    another database of the project, or made up by user code: Django notes on a connection that it had errors."""
+    before, connection.errors_occurred = connection.errors_occurred, False
+    try:
+        yield lambda error: connection.errors_occurred and is_database_failure(error, connection)
+    finally:
+        connection.errors_occurred = connection.errors_occurred or before
 
 
 def was_closed(connection: BaseDatabaseWrapper) -> bool:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
+from ..events.occurrence import RETRY
 from ..exceptions import (
     AutomationError,
     CodeError,
@@ -33,7 +34,7 @@ from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import CurrentRun, Owner, inside, rested
 from ..queues.clock import Clock, shift
 from ..queues.contexts import as_stored, dump_context, merge, replaced
-from ..queues.database import is_database_failure
+from ..queues.database import is_database_failure, told_apart
 from ..queues.heartbeat import is_working
 from ..queues.lease import advance, alias_of
 from ..queues.parking import because, parked, take_back
@@ -151,16 +152,19 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     """Say whether a planned run begins now. Its event may have changed behind Django's back."""
     event = run.event
     assert event is not None
-    try:
-        occurred = event.occurred_at is not None
-        with kept_session(connections[alias_of(WorkflowRun)], is_ours=is_working()):
-            valid = event.has_date if occurred and not definition.recheck else event.is_valid
-            at = event.current_date() if valid else event.at
-    except Exception as error:
-        if is_database_failure(error, connections[alias_of(WorkflowRun)]):
-            raise
-        run.park(f"The condition of {event} raised:\n{trace_of(error)}", clock)
-        return False
+    connection = connections[alias_of(WorkflowRun)]
+    with told_apart(connection) as is_ours:
+        try:
+            occurred = event.occurred_at is not None
+            with kept_session(connection, is_ours=is_working()):
+                valid = event.has_date if occurred and not definition.recheck else event.is_valid
+                at = event.current_date() if valid else event.at
+        except Exception as error:
+            if is_ours(error):
+                raise
+            _ask_again(run, event, error, clock)
+            return False
+    run.attempt = 0  # those of its condition are not its first step's
     if not valid:
         if occurred and event.has_date:
             reason = f"Skipped: recheck=True, and the condition of {event} was not true when this was to begin."
@@ -170,12 +174,23 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
         return False
     due = None if at is None else shift(at, definition.offset)
     if due is not None and due > clock():
-        advance(run, {"wake_at": due, "lease": None})
+        advance(run, {"attempt": 0, "error": "", "wake_at": due, "lease": None})
         return False
     # It begins at its date, however late this worker is: what has come since then is heard.
     begins = run.created_at - SLACK
     run.position = bound_at(begins if due is None else max(due, begins), clock())
     return True
+
+
+def _ask_again(run: WorkflowRun, event: Event, error: Exception, clock: Clock) -> None:
+    """Look at a planned run again after a backoff, as at an event whose condition raises, or park it."""
+    text = f"The condition of {event} raised:\n{trace_of(error)}"
+    delay = None if isinstance(error, AutomationError) else RETRY.delay(run.attempt + 1)
+    if delay is None:
+        run.park(text, clock)
+    else:
+        changes = {"attempt": run.attempt + 1, "error": text, "wake_at": clock() + delay, "lease": None}
+        advance(run, changes)
 
 
 def _is_claimed(run: WorkflowRun, clock: Clock) -> bool:
