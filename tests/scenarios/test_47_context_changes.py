@@ -6,10 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from pydantic import BaseModel, Field
 
 from django_ai.automation import (
+    AgentManager,
     Retry,
+    agent,
     complete,
     engine,
     event_workflow,
@@ -17,14 +20,18 @@ from django_ai.automation import (
     get_context,
     get_wake,
     goto,
+    handler,
     on_fail,
     step,
     wait,
     wait_for_event,
     workflow,
 )
+from django_ai.automation.agents.models import AgentRun
+from django_ai.automation.testing import time_machine
 from django_ai.automation.workflows.models import WorkflowRun
 from django_ai.automation.workflows.outcomes import run_subflow
+from tests.desk.models import Message, Person
 from tests.lifecycle.looking import effects, leave, the_run
 from tests.story.models import Probe
 
@@ -314,3 +321,92 @@ def test_47_a_payload_is_merged_after_a_resume_of_a_step_that_ended_unstorable(w
     row.resume()
     found = again(row, work)
     assert (found.status, found.data["n"]) == ("completed", 5)
+
+
+# -- agents ------------------------------------------------------------------------------------------------------------
+
+
+class Shelf(BaseModel):
+    n: int = 0
+    text: str = ""
+    anything: Any = None
+
+
+def keeper(heard, **options) -> AgentRun:
+    """Spawn an agent that hears messages."""
+
+    @agent("keeper", default_retry=TWICE, **options)
+    class Keeper:
+        Context = Shelf
+
+        @handler("message_received")
+        def hears(self, ctx, event):
+            heard(self, ctx, event.entity.text)
+
+    return AgentManager.spawn("keeper", n=3, text="a" if options else "")
+
+
+def messages(found: AgentRun, work, *texts: str) -> AgentRun:
+    sender = Person.objects.create()
+    with transaction.atomic():
+        for text in texts:
+            Message.objects.create(sender=sender, text=text)
+    work()
+    found.refresh_from_db()
+    return found
+
+
+def test_47_a_context_that_a_handler_assigns_is_kept(work):
+    def heard(self, ctx, text):
+        self.context = self.context.model_copy(update={"n": self.context.n + 1})
+        self.context.text += text
+
+    found = messages(keeper(heard), work, "a", "b")
+    assert (found.data["n"], found.data["text"]) == (5, "ab")
+
+
+def test_47_a_context_that_a_handler_assigns_is_kept_when_it_raises(work):
+    def heard(self, ctx, text):
+        if self.context.n == 3:
+            self.context = Shelf(n=7)
+            raise LookupError("not yet")
+
+    found = messages(keeper(heard), work, "a")
+    assert (found.data["n"], found.executions.get().status) == (7, "completed")
+
+
+def test_47_a_handler_can_assign_only_a_context(work):
+    def heard(self, ctx, text):
+        self.context = {"n": 7}
+
+    found = messages(keeper(heard), work, "a")
+    execution = found.executions.get()
+    assert (found.data["n"], execution.status) == (3, "failed")
+    assert "keeper set self.context to {'n': 7}; it must be a Shelf" in execution.error
+    assert "What the handler had changed in its Context is lost" in execution.error
+
+
+def test_47_each_handler_sees_the_context_as_it_is_stored(work):
+    """Whether one worker runs both or each has its own, and in the time machine, too."""
+    seen = []
+
+    def heard(self, ctx, text):
+        seen.append(ctx.anything)
+        ctx.anything = ("a", 1)
+
+    found = messages(keeper(heard), work, "a", "b")
+    assert seen == [None, ["a", 1]]
+    with time_machine() as machine:
+        messages(found, lambda: machine.process(), "c", "d")
+    assert seen == [None, ["a", 1], ["a", 1], ["a", 1]]
+
+
+def test_47_an_assigned_context_routes_the_agent(work):
+    def heard(self, ctx, text):
+        leave(text)
+        self.context = Shelf(text="b")
+
+    found = keeper(heard, match={"text": "{{ ctx.text }}"})
+    messages(found, work, "a")
+    messages(found, work, "a", "b")
+    assert effects() == ["a", "b"]

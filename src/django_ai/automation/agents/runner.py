@@ -25,7 +25,7 @@ from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostErro
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
 from ..queues.cause import CurrentRun, Owner, inside, rested
 from ..queues.clock import Clock
-from ..queues.contexts import dump_context
+from ..queues.contexts import dump_context, replaced
 from ..queues.database import is_database_failure
 from ..queues.lease import advance, alias_of, release
 from ..queues.parking import because, take_back
@@ -104,6 +104,7 @@ class Shift:
         stored = restore(definition, run.data, run.version, str(run))
         self.context, self.moved = stored.context, stored.moved
         self.routes = self._routes()
+        self.instance: Any = None
         self.lost = False
 
     def settle_in(self, *, was_parked: bool) -> None:
@@ -127,6 +128,12 @@ class Shift:
             "routing": fingerprint(self.definition),
         }
         commit(run, Progress(changes, None, (lambda: reroute(run, keys, before, singleton),)))
+
+    def _kept(self) -> BaseModel:
+        """Return the Context that the handler has left, which may be another object than it was given."""
+        if self.instance is None:
+            return self.context
+        return replaced(self.context, self.instance.context, f"{self.definition.name} set self.context to")
 
     def _load(self) -> BaseModel:
         return restore(self.definition, self.run.data, self.run.version, str(self.run)).context
@@ -192,8 +199,13 @@ class Shift:
         if not committed:
             self._let_go()
             return False
+        if run.lease is None:
+            self.routes = self._routes()
+            return False
+        # As it was stored: a handler sees the same whether its worker had the one before it or not.
+        self.context = self._load()
         self.routes = self._routes()
-        return run.lease is not None
+        return True
 
     def _missing(self, execution: HandlerExecution) -> str:
         """Say which handler is gone, and what to do."""
@@ -238,7 +250,7 @@ class Shift:
         started: datetime,
         rest: Sequence[HandlerExecution],
     ) -> Progress:
-        context, event = self.context, execution.event
+        context, event, self.instance = self.context, execution.event, None
         # A copy of the row: what a handler does to it, or reads anew, must not touch the worker's fence.
         given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(self.run)}
         with inside(self.run) as current:
@@ -246,10 +258,11 @@ class Shift:
                 self.context = self._load()  # a question changes nothing
                 return self._ended(execution, HandlerStatus.SKIPPED, "Its condition was false.", started, rest)
             # A new one for each handler: what is to outlive it is in the Context.
-            instance = self.definition.cls()
-            instance.context = context
-            getattr(instance, handler.method)(**{name: given[name] for name in handler.takes})
-        changes: dict[str, Any] = {"data": dump_context(context, f"The Context of {self.run}")}
+            self.instance = self.definition.cls()
+            self.instance.context = context
+            getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes})
+        self.context = self._kept()
+        changes: dict[str, Any] = {"data": dump_context(self.context, f"The Context of {self.run}")}
         progress = self._ended(execution, HandlerStatus.COMPLETED, "", started, rest, changes)
         if current.ending is None:
             return progress
@@ -277,6 +290,7 @@ class Shift:
             text, delay = f"{type(error).__name__}: {error}\n\n{text}", None
         try:
             # The Context keeps what the handler changed before it raised; its database writes are rolled back.
+            self.context = self._kept()
             changes["data"] = dump_context(self.context, f"The Context of {self.run}")
             after = self._routes()
             if after[1] != self.routes[1]:
