@@ -9,7 +9,9 @@ from dateutil.relativedelta import relativedelta
 from django.db import transaction
 from pydantic import BaseModel
 
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation import EventDefinition, engine
+from django_ai.automation.exceptions import NotResumableError
+from django_ai.automation.queues.tasks import cleanup_old, poll_due
 from django_ai.automation.workflows.core import complete, event_workflow, sleep, step
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation
@@ -41,6 +43,14 @@ def flow(offset, event="checkin_due", name="planned"):
 
 def book(clock, ahead=5 * HOUR, **values) -> Reservation:
     return Reservation.objects.create(**{"status": "confirmed", "checkin_at": clock() + ahead, **values})
+
+
+def withdrawn() -> str:
+    """Why the one run was taken back."""
+    run = the_run()
+    assert (run.status, run.wake_at, run.lease, run.started_at) == ("withdrawn", None, None, None)
+    assert run.finished_at is not None
+    return run.error.removeprefix("Withdrawn before it was to begin: ").removesuffix(".")
 
 
 @pytest.mark.exact_times
@@ -117,9 +127,10 @@ def test_there_is_none_while_the_condition_is_false_and_one_when_it_turns_true(c
         assert the_run().wake_at == clock() + 4 * HOUR
         stay.status = "cancelled"
         stay.save()
-        assert not WorkflowRun.objects.exists()
+        assert withdrawn() == "the condition of its event is not true any more"
     stay.status = "confirmed"
     stay.save()
+    assert (the_run().status, the_run().error, the_run().finished_at) == ("waiting", "", None)
     clock.tick(5 * HOUR)
     work()
     assert effects() == [f"planned {stay.pk}"]
@@ -139,7 +150,7 @@ def test_it_goes_with_the_date(clock):
     stay = book(clock)
     stay.checkin_at = None
     stay.save()
-    assert not WorkflowRun.objects.exists()
+    assert withdrawn() == "its event has no date any more"
     stay.checkin_at = clock() + DAY
     stay.save()
     assert the_run().wake_at == clock() + DAY - HOUR
@@ -149,7 +160,7 @@ def test_it_goes_with_the_entity(clock, work):
     flow(-HOUR)
     stay = book(clock)
     stay.delete()
-    assert not WorkflowRun.objects.exists()
+    assert withdrawn() == "its entity was deleted"
     clock.tick(DAY)
     work()
     assert effects() == []
@@ -161,10 +172,10 @@ def test_it_goes_with_the_event(clock):
     flow(-HOUR)
     stay = book(clock)
     event_of(stay, "checkin_due").cancel()
-    assert not WorkflowRun.objects.exists()
+    assert withdrawn() == "its event is cancelled"
     stay.checkin_at += HOUR
     stay.save()
-    assert not WorkflowRun.objects.exists()
+    assert the_run().status == "withdrawn"
 
 
 def test_it_starts_once(clock, work):
@@ -337,7 +348,7 @@ def test_a_condition_that_an_update_made_false_is_noticed_when_it_wakes(clock, w
     Reservation.objects.filter(pk=stay.pk).update(status="cancelled")
     clock.tick(4 * HOUR)
     work()
-    assert (effects(), WorkflowRun.objects.count()) == ([], 0)
+    assert (effects(), withdrawn()) == ([], "the condition of its event is not true any more")
     stay.refresh_from_db()
     stay.status = "confirmed"
     stay.save()
@@ -392,3 +403,74 @@ def test_a_workflow_that_is_gone_parks_its_planned_runs(clock, work):
     run.resume()
     work()
     assert effects() == [f"planned {stay.pk}"]
+
+
+def test_it_goes_with_the_name_of_its_event(clock, declare):
+    declare(Reservation, EventDefinition("stay_in:{{ instance.note }}", date_field="checkin_at"))
+    flow(-HOUR, event="stay_in:north")
+    stay = book(clock, note="north")
+    stay.note = "south"
+    stay.save()
+    assert withdrawn() == "its event goes by the name 'stay_in:south' now"
+    stay.note = "north"
+    stay.save()
+    assert the_run().status == "waiting"
+
+
+def test_a_date_that_moves_to_where_it_comes_too_late_withdraws_it(clock):
+    flow(-HOUR)
+    stay = book(clock)
+    stay.checkin_at = clock() - timedelta(days=400)
+    stay.save()
+    assert withdrawn() == "the date of its event has moved to where it comes too late"
+
+
+@pytest.mark.exact_times
+def test_one_that_is_planned_anew_counts_from_then(clock, work):
+    """What it may hear, and how often it is tried, is that of a new one."""
+    flow(-HOUR)
+    stay = book(clock)
+    planned_at = clock()
+    for status in ("cancelled", "confirmed"):
+        clock.tick(HOUR)
+        stay.status = status
+        stay.save()
+    run = the_run()
+    assert (run.status, run.created_at, run.wake_at) == ("waiting", clock(), planned_at + 4 * HOUR)
+    assert run.attempt == 0
+
+
+def test_one_that_a_person_has_cancelled_is_not_planned_anew(clock, work):
+    flow(-HOUR)
+    stay = book(clock)
+    engine.cancel(the_run())
+    for status in ("cancelled", "confirmed"):
+        stay.status = status
+        stay.save()
+    assert the_run().status == "cancelled"
+
+
+def test_what_was_withdrawn_is_kept_for_the_retention(clock, work):
+    """Also where its event lives on: it has not begun, so nothing is done twice without it."""
+    flow(-HOUR)
+    stay = book(clock, ahead=400 * DAY)
+    stay.status = "cancelled"
+    stay.save()
+    for _ in range(2):
+        cleanup_old(clock())
+        assert the_run().status == "withdrawn"
+        clock.tick(29 * DAY)
+    cleanup_old(clock())
+    assert not WorkflowRun.objects.exists()
+    stay.status = "confirmed"
+    stay.save()
+    assert the_run().status == "waiting"
+
+
+def test_a_withdrawn_run_cannot_be_resumed_or_cancelled(clock):
+    flow(-HOUR)
+    book(clock).delete()
+    run = the_run()
+    with pytest.raises(NotResumableError, match="is withdrawn"):
+        run.resume()
+    assert engine.cancel(run) is False

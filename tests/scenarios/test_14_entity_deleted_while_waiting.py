@@ -74,7 +74,13 @@ def test_14_a_planned_run(delete, clock, work):
     delete(stay)
     time_goes_on(clock, work)
     assert effects() == []
-    assert WorkflowRun.objects.count() == 0
+    run = WorkflowRun.objects.get()
+    assert (run.status, run.wake_at) == ("withdrawn", None)
+    assert run.error == (
+        "Withdrawn before it was to begin: its entity was deleted."
+        if delete is by_the_orm
+        else "Withdrawn before it was to begin: its entity is gone."
+    )
     assert Event.objects.get(event_name="checkin_due").status == "cancelled"
 
 

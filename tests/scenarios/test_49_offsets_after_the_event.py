@@ -186,7 +186,9 @@ def test_49_before_the_event_a_false_condition_takes_everything(clock, work):
     flow(SCHEDULED, offset=2 * HOUR)
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
     turn_false(stay, "save")
-    assert not WorkflowRun.objects.exists()
+    run = WorkflowRun.objects.get()
+    assert (run.status, run.wake_at) == ("withdrawn", None)
+    assert "the condition of its event is not true any more" in run.error
     clock.tick(3 * DAY)
     work()
     event = event_of(stay, SCHEDULED)

@@ -38,7 +38,7 @@ def promises() -> Iterator[Promise]:
     yield Promise("An answer lost outside: two calls, one key card", called_once)
     yield Promise("A signal wakes the night audit", signalled)
     yield Promise("Its worker is killed: another one does it, once", done_again)
-    yield Promise("Cleo cancels, and what was planned is gone", withdrawn)
+    yield Promise("Cleo cancels, and what was planned is withdrawn", withdrawn)
     yield Promise("Dan's deletion is noted", deleted)
     yield Promise("Eve departs, a child workflow cleans", departed)
     yield Promise("Finn has not paid: it fails, the manager knows", refused)
@@ -156,9 +156,10 @@ def withdrawn(day: Day) -> str | None:
     if timezone.now() < day.at(6):
         return None  # long enough for a reminder, if there were one
     assert day.planned_for_cleo == 2, f"{day.planned_for_cleo} runs were planned instead of 2"
-    assert day.left_for_cleo == 0 == day.runs("Cleo").count(), "a planned run is still there"
+    left = day.runs("Cleo").exclude(status="withdrawn").count()
+    assert day.left_for_cleo == 0 == left, "a planned run is still there"
     assert message(day, "Cleo", "in two hours") is None, "a reminder went out"
-    return "two planned runs gone with the save, no reminder"
+    return "two planned runs withdrawn with the save, no reminder"
 
 
 def deleted(day: Day) -> str | None:

@@ -133,7 +133,7 @@ def cancel_cleo(day: Day) -> None:
     day.planned_for_cleo = day.runs("Cleo").filter(status="waiting").count()
     cleo.status = Reservation.Status.CANCELLED
     cleo.save()
-    day.left_for_cleo = day.runs("Cleo").count()
+    day.left_for_cleo = day.runs("Cleo").exclude(status="withdrawn").count()
 
 
 def delete_dan(day: Day) -> None:

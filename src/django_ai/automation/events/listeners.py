@@ -45,8 +45,9 @@ class Listener:
         process that died before it had told, or had told all: this must be idempotent, and a position says who is too
         young to hear of them."""
 
-    def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
-        """These events were cancelled, expired or disarmed for good: what is planned for them must go."""
+    def withdrawn(self, events: Sequence[Event], now: datetime, reason: str = "") -> None:
+        """These events were cancelled, expired or disarmed for good: what is planned for them must not begin.
+        ``reason``: why, where the events do not say it themselves."""
 
     def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
         """This entity was deleted."""

@@ -461,7 +461,7 @@ def _bury(rows: list[Event], now: datetime) -> None:
         status=Case(When(status=EventStatus.PENDING, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
     )
     for listener in listeners():
-        listener.withdrawn(rows, now)
+        listener.withdrawn(rows, now, "its entity is gone")
 
 
 def _new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) -> Event:
@@ -660,7 +660,7 @@ def _renew(row: Event, wanted: Wanted, now: datetime) -> Event | None:
         return None
     if wanted.definition.is_scheduled:
         for listener in listeners():
-            listener.withdrawn([row], now)
+            listener.withdrawn([row], now, "the date of its event has moved, and the new one has a run of its own")
     new = _new_row(wanted, now, False, again=True)
     return new if insert_ignoring(Event, [new], key="active_key") else None
 
@@ -752,7 +752,7 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
             **_skipped_by_deletion(rows),
         )
         for listener in listeners():
-            listener.withdrawn(rows, now)
+            listener.withdrawn(rows, now, "its entity was deleted")
         ring_after_commit(using)
     if getattr(instance, "_automation_is_there", True):
         _record_deletions(instance, now)

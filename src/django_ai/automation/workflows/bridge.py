@@ -2,7 +2,7 @@
 
 A workflow with an offset has a *planned run* for each event that could start it: a WAITING row whose ``wake_at`` is the
 timer. It is there while the condition holds (once the event has occurred: whatever that says), moves with the date in
-the same transaction, and goes with the event.
+the same transaction, and is withdrawn with the event: then it says why, and a later save may plan it anew.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.positions import lower_bound
 from .arrivals import tell_of
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
-from .ending import end_runs, withdraw
+from .ending import end_runs, why_not, withdraw
 from .models import WorkflowRun, WorkflowStatus
-from .start import origin_key, run_for
+from .start import origin_key, plan_anew, run_for
 from .transitions import ended
 from .wait_keys import own_key
 from .waits import counts_deletions, deletions_to_come
@@ -42,22 +42,26 @@ class Bridge(Listener):
             if definition.offset is not None
         ]
         if not fresh:
-            self._withdraw_others(events)
+            self._withdraw_others(events, now)
         if not pairs:
             return
         known: dict[str | None, WorkflowRun] = {}
         if not fresh:
             keys = [origin_key(event, definition) for event, definition in pairs]
             known = {run.origin_key: run for run in WorkflowRun.objects.filter(origin_key__in=keys)}
-        missing = []
+        missing, anew = [], []
         for event, definition in pairs:
             run = known.get(origin_key(event, definition))
             wanted = _is_wanted(event, definition, now)
             if run is None:
                 if wanted:
                     missing.append(run_for(event, definition, now))
+            elif run.status == WorkflowStatus.WITHDRAWN:
+                if wanted:
+                    anew.append(run_for(event, definition, now))
+                    plan_anew(run, anew[-1])
             elif not wanted:
-                withdraw(WorkflowRun.objects.filter(pk=run.pk))
+                withdraw(WorkflowRun.objects.filter(pk=run.pk), why_not(event), now)
             elif event.at is not None and run.attempt == 0:
                 wake_at = shift(event.at, definition.offset)
                 if wake_at != run.wake_at and run.lease is None:
@@ -66,20 +70,23 @@ class Bridge(Listener):
                     # A worker is just beginning it, and its date was put off: take it back.
                     disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
         insert_ignoring(WorkflowRun, missing)
-        if any(run.wake_at is not None and run.wake_at <= now for run in missing):
+        if any(run.wake_at is not None and run.wake_at <= now for run in [*missing, *anew]):
             ring_after_commit(alias_of(WorkflowRun))
 
-    def _withdraw_others(self, events: Sequence[Event]) -> None:
-        """Remove what is planned for events that go by another name or namespace now."""
+    def _withdraw_others(self, events: Sequence[Event], now: datetime) -> None:
+        """Take back what is planned for events that go by another name or namespace now."""
         renamed = [event for event in events if (found := event.definition) is not None and found.may_be_renamed]
         if not renamed:
             return
         by_pk = {event.pk: event for event in renamed}
         known = {definition.name for definition in newest_workflows()}
         for run in WorkflowRun.objects.not_begun().filter(event__in=by_pk):
-            meant = {definition.name for definition in workflows_on(by_pk[run.event_id or 0])}
+            event = by_pk[run.event_id or 0]
+            meant = {definition.name for definition in workflows_on(event)}
             if run.name in known - meant:
-                withdraw(WorkflowRun.objects.filter(pk=run.pk))
+                where = f" in the namespace {event.namespace!r}" if event.namespace else ""
+                reason = f"its event goes by the name {event.event_name!r}{where} now"
+                withdraw(WorkflowRun.objects.filter(pk=run.pk), reason, now)
 
     def has_begun(self, event: Event) -> bool:
         return WorkflowRun.objects.filter(event=event.pk, planned=True, started_at__isnull=False).exists()
@@ -104,17 +111,21 @@ class Bridge(Listener):
         if occurred:
             tell_of(occurred, shapes, now)
 
-    def withdrawn(self, events: Sequence[Event], now: datetime) -> None:
+    def withdrawn(self, events: Sequence[Event], now: datetime, reason: str = "") -> None:
         events = [event for event in events if workflows_on(event)]
         if not events:
             return
         occurred = [event.pk for event in events if event.status == EventStatus.PROCESSED]
         if occurred:
-            reason = "Skipped: the entity of its event was deleted, or its date moved, before this was to begin."
+            text = "Skipped: the entity of its event was deleted, or its date moved, before this was to begin."
             begun = WorkflowRun.objects.not_begun().filter(event__in=occurred)
-            disturb(begun, **ended(WorkflowStatus.CANCELLED, reason, now))
-        if len(occurred) < len(events):
-            withdraw(WorkflowRun.objects.filter(event__in={event.pk for event in events}.difference(occurred)))
+            disturb(begun, **ended(WorkflowStatus.CANCELLED, text, now))
+        by_reason: dict[str, list[int]] = {}
+        for event in events:
+            if event.status != EventStatus.PROCESSED:
+                by_reason.setdefault(reason or why_not(event), []).append(event.pk)
+        for each, pks in by_reason.items():
+            withdraw(WorkflowRun.objects.filter(event__in=pks), each, now)
 
     def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
         """End the runs that wait for an event of this entity: it cannot come any more."""

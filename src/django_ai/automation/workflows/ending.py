@@ -7,29 +7,38 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import QuerySet
 
 from ..events.claims import release_all
+from ..events.models import Event, EventStatus
 from ..queues.cause import end_own_run
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import storable
 from ..queues.lease import alias_of, disturb
 from .context import KIND
-from .models import Signal, Wait, WorkflowRun, WorkflowStatus
+from .models import Signal, Wait, WorkflowRun, WorkflowRunQuerySet, WorkflowStatus
 
 
-def withdraw(runs: QuerySet[WorkflowRun]) -> int:
-    """Remove those of ``runs`` that are planned and have not begun, as if they had never been; say how many.
+def withdraw(runs: WorkflowRunQuerySet, reason: str, now: datetime) -> int:
+    """Take back those of ``runs`` that are planned and have not begun; return how many. They stay and say why, until
+    ``RETENTION_RUNS`` is over or they are planned anew."""
+    return disturb(runs.not_begun(), **withdrawn(reason, now))
 
-    In the caller's transaction. They are taken from their workers first: a delete by itself would remove a run that
-    begins at this moment.
-    """
-    ids = list(runs.values_list("pk", flat=True))
-    taken = WorkflowRun.objects.not_begun().filter(pk__in=ids)
-    if not ids or not disturb(taken, status=WorkflowStatus.CANCELLED, wake_at=None):
-        return 0
-    gone = WorkflowRun.objects.filter(pk__in=ids, planned=True, started_at=None, status=WorkflowStatus.CANCELLED)
-    return gone.delete()[0]
+
+def withdrawn(reason: str, now: datetime) -> dict[str, Any]:
+    """Return the changes that take back a planned run."""
+    text = storable(f"Withdrawn before it was to begin: {reason}.")
+    return {"status": WorkflowStatus.WITHDRAWN, "error": text, "finished_at": now, "wake_at": None}
+
+
+def why_not(event: Event) -> str:
+    """Return why nothing is planned for ``event`` as it stands."""
+    if event.status in (EventStatus.CANCELLED, EventStatus.EXPIRED):
+        return f"its event is {event.status}" + (f": {event.error.rstrip('.')}" if event.error else "")
+    if event.at is None:
+        return "its event has no date any more"
+    if not event.armed:
+        return "the condition of its event is not true any more"
+    return "the date of its event has moved to where it comes too late"
 
 
 def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, now: datetime) -> int:

@@ -33,10 +33,11 @@ class WorkflowStatus(models.TextChoices):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    WITHDRAWN = "withdrawn"  # it was planned, and its event took that back before it began: ``error`` says why
     PARKED = "parked"  # for a person: ``error`` says why
 
 
-FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED)
+FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED, WorkflowStatus.WITHDRAWN)
 
 
 SUBFLOW = "subflow"

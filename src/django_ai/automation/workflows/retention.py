@@ -15,11 +15,12 @@ def remove_runs(now: datetime, until: float) -> int:
     """Remove runs that ended longer ago than ``RETENTION_RUNS``, with their history.
 
     A run of an event that can still be told stays: its ``origin_key`` keeps it from being started twice. Its history
-    goes, unless somebody may resume it: then that says what it has consumed.
+    goes, unless somebody may resume it: then that says what it has consumed. One that was withdrawn has not begun.
     """
     before = now - conf().kept("RUNS")
     ended = WorkflowRun.objects.filter(status__in=FINISHED, finished_at__lt=before)
-    removed = sweep(ended.filter(Q(event=None) | Q(event__active_key=None)), "created_at", before, until)
+    withdrawn = Q(status=WorkflowStatus.WITHDRAWN)
+    removed = sweep(ended.filter(Q(event=None) | Q(event__active_key=None) | withdrawn), "created_at", before, until)
     over = [WorkflowStatus.COMPLETED, WorkflowStatus.CANCELLED]
     history = StepExecution.objects.filter(run__status__in=over, run__finished_at__lt=before)
     return removed + sweep(history, "finished", before, until)

@@ -45,7 +45,7 @@ from ..queues.signals import row_parked
 from ..queues.versions import Restored, restore
 from .context import KIND, View, Wake, WakeReason
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow, workflow_of
-from .ending import wake_parent
+from .ending import wake_parent, withdrawn
 from .models import EVENT_CHANNEL, FINISHED, SUBFLOW, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
 from .outcomes import Outcome, Subflow
 from .start import insert_run
@@ -170,7 +170,7 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
             reason = f"Skipped: recheck=True, and the condition of {event} was not true when this was to begin."
             advance(run, ended(WorkflowStatus.CANCELLED, reason, clock()))
         else:
-            _withdraw(run, event)
+            _withdraw(run, event, clock())
         return False
     due = None if at is None else shift(at, definition.offset)
     if due is not None and due > clock():
@@ -204,11 +204,13 @@ def _is_claimed(run: WorkflowRun, clock: Clock) -> bool:
     return True
 
 
-def _withdraw(run: WorkflowRun, event: Event) -> None:
-    """Remove a planned run whose condition is false; when it turns true again, the next save plans it anew."""
+def _withdraw(run: WorkflowRun, event: Event, now: datetime) -> None:
+    """Take back a planned run whose condition is false; when it turns true again, the next save plans it anew."""
+    reason = "the condition of its event is not true any more"
+    if event.entity is None or not event.has_date:
+        reason = "its entity is gone" if event.entity is None else "its event has no date any more"
     with transaction.atomic(using=alias_of(WorkflowRun)):
-        advance(run, {"status": WorkflowStatus.CANCELLED, "wake_at": None, "lease": None})
-        WorkflowRun.objects.filter(pk=run.pk).delete()
+        advance(run, {**withdrawn(reason, now), "lease": None})
         Event.objects.filter(pk=event.pk).update(armed=False)
 
 

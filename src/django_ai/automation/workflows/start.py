@@ -15,7 +15,7 @@ from ..queues.clock import shift
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
 from ..queues.keys import digest
-from ..queues.lease import alias_of
+from ..queues.lease import alias_of, disturb
 from ..queues.positions import lower_bound
 from .definitions import WorkflowDefinition
 from .models import WorkflowRun, WorkflowStatus
@@ -69,3 +69,13 @@ def run_for(event: Event, definition: WorkflowDefinition, now: datetime, *, posi
         caused_by=f"event:{event.pk}",
         depth=depth_after(event, definition.offset),
     )
+
+
+PLANNED = ("version", "status", "current_step", "created_at", "wake_at", "caused_by", "depth")
+
+
+def plan_anew(run: WorkflowRun, wanted: WorkflowRun) -> None:
+    """Plan a run that was withdrawn once more, as ``wanted``, which has the same key."""
+    rows = WorkflowRun.objects.filter(pk=run.pk, status=WorkflowStatus.WITHDRAWN)
+    values = {name: getattr(wanted, name) for name in PLANNED}
+    disturb(rows, **values, attempt=0, error="", finished_at=None)

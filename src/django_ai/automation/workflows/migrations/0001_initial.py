@@ -25,7 +25,7 @@ class Migration(migrations.Migration):
                 ('parked_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('name', models.CharField(editable=False, max_length=200)),
                 ('version', models.CharField(default='1', editable=False, max_length=50)),
-                ('status', models.CharField(choices=[('running', 'Running'), ('waiting', 'Waiting'), ('suspended', 'Suspended'), ('completed', 'Completed'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('parked', 'Parked')], default='running', editable=False, max_length=10)),
+                ('status', models.CharField(choices=[('running', 'Running'), ('waiting', 'Waiting'), ('suspended', 'Suspended'), ('completed', 'Completed'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('withdrawn', 'Withdrawn'), ('parked', 'Parked')], default='running', editable=False, max_length=10)),
                 ('current_step', models.CharField(blank=True, default='', editable=False, max_length=200)),
                 ('data', models.JSONField(blank=True, default=dict, editable=False)),
                 ('error', models.TextField(blank=True, default='', editable=False)),
