@@ -1,9 +1,11 @@
 """The fourth benchmark: what many rows cost that are near, or due, at once. On PostgreSQL.
 
-    python bench/bulk.py [--rows 10000] [--only reconcile,due] [--json FILE]
+    python bench/bulk.py [--rows 10000] [--only reconcile,due,doorbells] [--json FILE]
 
 ``reconcile``: so many entities with a date that is near are in line with their events, and a pass of ``poll_due`` looks
-at them. ``due``: so many events are due at once, and one process makes them occur.
+at them. ``due``: so many events are due at once, and one process makes them occur. ``doorbells``: one-step runs are
+started one by one, at most 270 in a second, while five workers LISTEN, all of them for runs or one of them; counted are
+all transactions of the database: starting a run, ringing, and its step are three or four.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import argparse
 import contextlib
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,16 +31,16 @@ Figures = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--only", default="reconcile,due")
+    parser.add_argument("--only", default="reconcile,due,doorbells")
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
-    os.environ["BENCH_EXECUTOR"] = "silent"
+    os.environ["BENCH_EXECUTOR"] = "worker" if wanted.only == "doorbells" else "silent"
     figures: Figures = {}
     with database():
         for name in wanted.only.split(","):
             empty()
-            figures |= {"reconcile": reconcile, "due": due}[name](wanted.rows)
+            figures |= {"reconcile": reconcile, "due": due, "doorbells": doorbells}[name](wanted.rows)
     for name, value in figures.items():
         print(f"{name}: {value:,.2f}")
     if wanted.json:
@@ -90,6 +94,61 @@ def due(number: int) -> Figures:
     took = timed(lambda: drain(heartbeat=True))
     assert Event.objects.filter(declared_as="eventful_due", status="processed").count() == number
     return {f"events a second, of {number:,} that are due at once": number / (took / 1000)}
+
+
+RATE = 270
+SECONDS = 5
+
+
+def doorbells(number: int) -> Figures:
+    """Return how many transactions each run costs that is started by itself."""
+    from django_ai.automation.queues.executor import WorkerExecutor, set_executor
+
+    set_executor(WorkerExecutor())
+    try:
+        return {
+            "transactions a doorbell, five workers for all queues": ring(["", "", "", "", ""]),
+            "transactions a doorbell, one worker for runs and four for agents": ring(
+                ["workflows", "agents", "agents", "agents", "agents"]
+            ),
+        }
+    finally:
+        set_executor(None)
+
+
+def ring(queues: list[str]) -> float:
+    from django_ai.automation.workflows.core import engine
+    from django_ai.automation.workflows.models import WorkflowRun
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    command = [sys.executable, "-m", "django", "automation_worker", "--no-upkeep"]
+    workers = [
+        subprocess.Popen([*command, *(["--queues", each] if each else [])], env=environment, cwd=ROOT)
+        for each in queues
+    ]
+    try:
+        time.sleep(5)
+        before, started = transactions(), time.monotonic()
+        for n in range(RATE * SECONDS):
+            time.sleep(max(0.0, started + n / RATE - time.monotonic()))
+            engine.start("one", number=n)
+        while WorkflowRun.objects.unfinished().exists():
+            time.sleep(0.2)
+        return (transactions() - before) / (RATE * SECONDS)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait(30)
+
+
+def transactions() -> float:
+    from django.db import connection
+
+    time.sleep(1.5)  # until the sessions have said what they did
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
+        return float(cursor.fetchone()[0])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Counting:
     def __init__(self):
         self.rings = 0
 
-    def ring(self, alias):
+    def ring(self, alias, queues=()):
         self.rings += 1
 
 
@@ -72,7 +72,7 @@ class TestExecutors:
 
     def test_a_broken_executor_breaks_no_request(self, caplog):
         class Broken:
-            def ring(self, alias):
+            def ring(self, alias, queues=()):
                 raise OSError("the broker is down")
 
         executor.set_executor(Broken())

@@ -134,7 +134,7 @@ class TestOptions:
         class Counting:
             rings = 0
 
-            def ring(self, alias):
+            def ring(self, alias, queues=()):
                 self.rings += 1
 
         Probe.objects.create(name="due", due_at=timezone.now() + timedelta(hours=1))

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import timedelta
 
 import pytest
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
+from pydantic import BaseModel
 
 from django_ai.automation.events import reconcile
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
-from django_ai.automation.events.models import Event
+from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.events.reconcile import reconcile_dates
 from django_ai.automation.queues.clock import aware
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.executor import ring_after_commit, set_executor
+from django_ai.automation.queues.listen import notify
+from django_ai.automation.queues.watch import Watch
+from django_ai.automation.workflows.core import complete, engine, step, wait, workflow
+from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Reservation, Room, Suite, Ticket, Ware
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -138,3 +147,138 @@ def test_51_a_model_without_its_table_stops_no_other(clock, caplog):
             cursor.execute("ALTER TABLE app_gone RENAME TO app_reservation")
     assert set(Event.objects.values_list("event_name", flat=True)) == {"ticket_due", "inspection_due"}
     assert "Reconciling 'checkin_due' of app.reservation failed" in caplog.text
+
+
+# -- doorbells ---------------------------------------------------------------------------------------------------------
+
+
+class Bell:
+    def __init__(self):
+        self.rung = []
+
+    def ring(self, alias, queues=()):
+        self.rung.append(set(queues))
+
+
+@pytest.fixture
+def bell():
+    found = Bell()
+    set_executor(found)
+    yield found
+    set_executor(None)
+
+
+def test_51_a_doorbell_names_what_became_due(bell, declare):
+    @workflow("fifty-one", version=1)
+    class Waiting:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def first(self):
+            return wait("go", then=self.last)
+
+        @step()
+        def last(self):
+            return complete()
+
+    engine.start("fifty-one")
+    assert bell.rung.pop() == {"workflows"}
+    drain(models=[WorkflowRun])
+    engine.signal("go")
+    assert bell.rung.pop() == {"signals"}
+    drain(models=[Signal])
+    assert bell.rung.pop() == {"workflows"}
+    with transaction.atomic():
+        engine.start("fifty-one")
+        engine.signal("gone")
+    assert bell.rung.pop() == {"workflows", "signals"}
+    with transaction.atomic():
+        engine.start("fifty-one")
+        ring_after_commit("default")
+    assert bell.rung.pop() == set()
+    engine.start("fifty-one")
+    assert bell.rung.pop() == {"workflows"}
+    Ticket.objects.create(open=True)
+    assert bell.rung == []
+    on_event("ticket_closed")(lambda event: None)
+    Ticket.objects.create(open=False)
+    assert bell.rung == [{"callbacks"}]
+
+
+@pytest.fixture
+def watch():
+    found = []
+
+    def of(*models):
+        found.append(Watch(10, models=models or None))
+        found[-1].sleep(1)  # begins to LISTEN, and looks once more before it sleeps
+        found[-1].look()
+        return found[-1]
+
+    yield of
+    for each in found:
+        each.close()
+
+
+def slept(watch, seconds):
+    started = time.monotonic()
+    watch.sleep(seconds)
+    return time.monotonic() - started
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="NOTIFY is PostgreSQL's")
+def test_51_a_worker_of_other_queues_sleeps_on(watch):
+    mine = watch(CallbackExecution, Event)
+    notify("default", ["workflows", "agents"])
+    assert slept(mine, 0.3) >= 0.3
+    for queues in (["callbacks"], ["agents", "events"], []):
+        notify("default", queues)
+        assert slept(mine, 10) < 5
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="NOTIFY is PostgreSQL's")
+def test_51_a_burst_of_doorbells_is_answered_by_few_looks(watch):
+    everything, looks = watch(), 0
+
+    def burst():
+        for _ in range(40):
+            notify("default", ["workflows"])
+            time.sleep(0.002)
+        connection.close()
+
+    ringing = threading.Thread(target=burst)
+    ringing.start()
+    while slept(everything, 1) < 1:
+        assert everything.look() == 10
+        looks += 1
+    ringing.join()
+    assert 1 <= looks <= 15
+
+
+class Rung:
+    """A listener that is always rung, and notes for how long it is to rest."""
+
+    def __init__(self):
+        self.rests = []
+
+    def wait(self, seconds, also=None):
+        return True
+
+    def rest(self, seconds, also=None):
+        self.rests.append(seconds)
+
+
+def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
+    monkeypatch.setattr("django_ai.automation.queues.watch.time.monotonic", lambda: 100.0)
+    found = Watch(10)
+    found._listener = Rung()
+    found.look()
+    for _ in range(6):
+        found.sleep(10)
+        assert found.look() == 10
+    engine.start("story:count", steps=1)
+    assert found.look() == 0
+    found.came_to(1)
+    found.sleep(10)
+    assert found._listener.rests == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.1, 0.1, 0.01])

@@ -39,6 +39,7 @@ from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import CurrentRun, Owner
 from ..queues.clock import Clock, shift
 from ..queues.contexts import dump_context
+from ..queues.executor import ring_after_commit
 from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, insert_ignoring, locked, release
 from ..queues.positions import lower_bound
@@ -66,7 +67,9 @@ def spawn(events: Sequence[Event], now: datetime) -> None:
     if not wanted:
         return
     bound = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
-    insert_ignoring(AgentRun, [run_for(event, each, now, _position_of(event, bound, now)) for event, each in wanted])
+    runs = [run_for(event, each, now, _position_of(event, bound, now)) for event, each in wanted]
+    if insert_ignoring(AgentRun, runs):
+        ring_after_commit(alias_of(AgentRun), AgentRun)
 
 
 def run_for(event: Event, definition: AgentDefinition, now: datetime, position: int) -> AgentRun:

@@ -51,7 +51,7 @@ def touch(run_pks: Iterable[int]) -> None:
     pks = sorted(set(run_pks))
     for start in range(0, len(pks), CHUNK):
         _wake(AgentRun.objects.filter(pk__in=pks[start : start + CHUNK]))
-    ring_after_commit(alias_of(AgentRun))
+    ring_after_commit(alias_of(AgentRun), AgentRun)
 
 
 def touch_after_commit(run_pks: Iterable[int]) -> None:

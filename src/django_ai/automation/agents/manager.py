@@ -101,7 +101,7 @@ def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> Ag
             if event is not None and event.occurred_at is not None:
                 _leave_for_the_key(run, event)
             run = living
-        ring_after_commit(alias_of(AgentRun))
+        ring_after_commit(alias_of(AgentRun), AgentRun)
         return run
     raise AutomationError(
         f"The agent {definition.name!r} lives and ends too fast to be spawned or found, or this transaction does "

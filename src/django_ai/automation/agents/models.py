@@ -155,7 +155,7 @@ class AgentRun(Wakeable):
         again = {"status": self.unparked, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
         if not disturb(rows, **again, wake_at=aware(now or timezone.now(), "now")):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed agent can be resumed.")
-        ring_after_commit(alias_of(AgentRun))
+        ring_after_commit(alias_of(AgentRun), AgentRun)
         self.refresh_from_db()
 
 

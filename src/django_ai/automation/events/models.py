@@ -306,7 +306,7 @@ class Event(Wakeable):
         changed = disturb(parked, status=self.unparked, error="", parked_at=None, wake_at=moment)
         if not changed:
             raise NotResumableError(f"{self} is {self.status}; only a parked event can be resumed.")
-        ring_after_commit(alias_of(Event))
+        ring_after_commit(alias_of(Event), Event)
         self.refresh_from_db()
 
     def cancel(self, now: datetime | None = None) -> bool:
@@ -574,7 +574,7 @@ class CallbackExecution(Wakeable):
         again = {"status": ExecutionStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
         if not disturb(rows, **again, wake_at=moment):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
-        ring_after_commit(alias_of(CallbackExecution))
+        ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
         self.refresh_from_db()
 
 

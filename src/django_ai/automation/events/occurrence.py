@@ -100,7 +100,7 @@ class CommitBatch:
             now = max(timezone.now(), *(due[pk] for pk in chunk))
             rows = {row.pk: row for row in claim_these(Event, chunk, now)}
             if len(rows) < len(chunk):
-                ring_after_commit(self.alias)  # for what is somebody else's, should he roll back
+                ring_after_commit(self.alias, Event)  # for what is somebody else's, should he roll back
             if rows:
                 perform_events([rows[pk] for pk in chunk if pk in rows], timezone.now)
 
@@ -155,7 +155,6 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
             row_parked.send_robust(Event, row=reading.event, reason=reading.event.error)
     _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock)
     _tell(untold, clock)
-    ring_after_commit(alias_of(Event))
 
 
 def _occur(readings: Sequence[Reading], now: datetime) -> list[Reading]:
@@ -174,6 +173,7 @@ def _occur(readings: Sequence[Reading], now: datetime) -> list[Reading]:
         _allot(free)
         kept = [reading for reading in free if _write(reading)]
         _fan_out(kept, now)
+        _ring_for((reading.changes["wake_at"] for reading in kept), now)
     for reading in busy:
         kept += _occur([reading], now)
     return kept
@@ -413,7 +413,8 @@ def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
         for callback in callbacks_of(reading.event.event_name, reading.event.namespace)
         if callback.beat == beat
     ]
-    insert_ignoring(CallbackExecution, executions)
+    if insert_ignoring(CallbackExecution, executions):
+        ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
     replanned = [reading.event for reading in readings if reading.replan and not reading.withdrawn]
     occurred = [reading.event for reading in readings if "" in reading.beats]
     withdrawn = [reading.event for reading in readings if reading.withdrawn]
@@ -424,6 +425,12 @@ def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
             listener.occurred(occurred, now)
         if withdrawn:
             listener.withdrawn(withdrawn, now)
+
+
+def _ring_for(wakes: Iterable[datetime | None], now: datetime) -> None:
+    """Ring for events that are due again at once."""
+    if any(wake_at is not None and wake_at <= now for wake_at in wakes):
+        ring_after_commit(alias_of(Event), Event)
 
 
 def _tell(news: Sequence[News], clock: Clock) -> None:
@@ -442,6 +449,7 @@ def _tell(news: Sequence[News], clock: Clock) -> None:
         by_wake.setdefault(next_wake(event, definition, now) if definition else None, []).append(event)
     for wake_at, group in by_wake.items():
         _let_go(group, wake_at)
+    _ring_for(by_wake, now)
 
 
 def _let_go(events: Sequence[Event], wake_at: datetime | None) -> None:
@@ -472,5 +480,5 @@ def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
         if rows:
             for listener in listeners():
                 listener.withdrawn(rows, now)
-            ring_after_commit(alias_of(Event))
+            ring_after_commit(alias_of(Event), Event)
     return len(rows)

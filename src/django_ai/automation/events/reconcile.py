@@ -26,7 +26,7 @@ from django.db.models.functions import Cast, Concat, Substr
 from ..conf import conf
 from ..queues.clock import aware, shift
 from ..queues.database import is_database_failure
-from ..queues.lease import alias_of, locked
+from ..queues.lease import alias_of, unlocked
 from .definitions import Declared, declared_on, declaring_models
 from .listeners import listeners
 from .models import Event, EventStatus, active_key
@@ -167,8 +167,7 @@ def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime)
     keys = [active_key(declared.label, declared.entity_id_of(entity), declared.definition.name) for entity in entities]
     live = [EventStatus.PENDING, EventStatus.PROCESSED]
     # Nobody is waited for: what somebody else has locked is left to the next look.
-    found = Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0)
-    rows = list(locked(found, skip_locked=connections[found.db].features.has_select_for_update_skip_locked))
+    rows = list(unlocked(Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0)))
     plan, written = plan_of(declared.definition.name), 0
     for row in rows:
         late = too_late(row, declared.definition, now)

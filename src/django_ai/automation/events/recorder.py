@@ -723,7 +723,7 @@ def _follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
     if mine:
         CommitBatch.of(alias_of(Event)).add(mine)
     elif any(row.wake_at is not None and row.wake_at <= now for row in rows):
-        ring_after_commit(alias_of(Event))
+        ring_after_commit(alias_of(Event), Event)
 
 
 @from_writer()
@@ -753,7 +753,7 @@ def on_delete(sender: type[models.Model], instance: models.Model, using: str, **
         )
         for listener in listeners():
             listener.withdrawn(rows, now, "its entity was deleted")
-        ring_after_commit(using)
+        ring_after_commit(using, Event)
     if getattr(instance, "_automation_is_there", True):
         _record_deletions(instance, now)
     for label, entity_id in {(each.label, each.entity_id_of(instance)) for each in keys.values()}:

@@ -56,7 +56,10 @@ class Watching(Broker):  # type: ignore[misc]
             # A fresh cluster may run new code: let it find what that code wants timers for.
             return [(None, doorbell(RECONCILE))], 0.0
         pause = self.watch.look()
-        return ([], pause) if pause else ([(None, doorbell())], 0.0)
+        if pause:
+            return [], pause
+        self.watch.came_to(1)  # of what the workers find we hear nothing
+        return [(None, doorbell())], 0.0
 
     def info(self) -> str:
         return f"{super().info()} with automation rows"

@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Collection
 from typing import Any
 
 from celery import current_app, shared_task
@@ -90,7 +91,7 @@ class CeleryExecutor:
     def __init__(self) -> None:
         self._silent_until = 0.0
 
-    def ring(self, alias: str) -> None:
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         if time.monotonic() < self._silent_until:
             return
         try:

@@ -10,6 +10,7 @@ doorbell of a process waits at most: a commit rings only if the last one is no l
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -68,7 +69,7 @@ class TasksExecutor:
         self._last: Any = None
         self._rung = 0.0
 
-    def ring(self, alias: str) -> None:
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         # This comes after the commit: whoever begins with a doorbell that still waits will see what was committed.
         if not self._waits():
             self._last = self.doorbell.enqueue()

@@ -1,12 +1,14 @@
 """The seam to whatever runs workers: an ``Executor`` is a doorbell, nothing more.
 
-``ring_after_commit`` is what the floors above call when something became due now: after the commit, and once a commit,
-the executor is rung. A ring that is lost loses nothing: the database knows what is due, and workers look there anyway.
+``ring_after_commit`` is what the floors above call when something became due now, and of which kinds: after the commit,
+and once a commit, the executor is rung for all of them. A ring that is lost loses nothing: the database knows what is
+due, and workers look there anyway.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -21,6 +23,7 @@ from ..conf import conf
 from ..exceptions import SettingsError
 from .drain import drain, draining
 from .listen import notify
+from .models import Wakeable
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -28,29 +31,30 @@ logger = logging.getLogger("django_ai.automation")
 class Executor(Protocol):
     """Something that makes a worker call ``drain`` soon."""
 
-    def ring(self, alias: str) -> None:
-        """Wake a worker: rows in the database ``alias`` have become due. May raise; nothing depends on it."""
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
+        """Wake a worker: rows in the database ``alias`` have become due. ``queues``: of which kinds they are, as in
+        ``automation_worker --queues``; none: of any. May raise; nothing depends on it."""
 
 
 class InlineExecutor:
     """Performs what is due at once, in the thread that committed it: for tests, notebooks and small scripts."""
 
-    def ring(self, alias: str) -> None:
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         drain(heartbeat=True)
 
 
 class SilentExecutor:
     """Does nothing: workers find due rows by looking, or a test calls ``drain`` when it wants to."""
 
-    def ring(self, alias: str) -> None:
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         pass
 
 
 class WorkerExecutor:
     """Wakes ``manage.py automation_worker``: with a NOTIFY on PostgreSQL; elsewhere its next look is soon enough."""
 
-    def ring(self, alias: str) -> None:
-        notify(alias)
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
+        notify(alias, queues)
 
 
 _NAMES = {
@@ -108,34 +112,44 @@ class _Ring:
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
+        self.queues: set[str] | None = set()
         self.wanted = False
         self.__qualname__ = type(self).__name__  # Django names a hook that fails
 
     def __call__(self) -> None:
         if self.wanted:
-            self.wanted = False
-            ring(self.alias)
+            queues, self.queues, self.wanted = self.queues or (), set(), False
+            ring(self.alias, queues)
+
+    def want(self, due: Sequence[type[Wakeable]]) -> None:
+        """Ring for these kinds of rows, too; for none: for any."""
+        self.wanted = True
+        if not due or self.queues is None:
+            self.queues = None
+        else:
+            self.queues.update(model.queue for model in due)
 
 
 _rings: WeakKeyDictionary[BaseDatabaseWrapper, _Ring] = WeakKeyDictionary()
 
 
-def ring_after_commit(alias: str) -> None:
-    """Ring the executor when the current transaction has committed (at once outside one), once however often asked."""
+def ring_after_commit(alias: str, *due: type[Wakeable]) -> None:
+    """Ring the executor when the current transaction has committed (at once outside one), once however often asked.
+    ``due``: the kinds of rows that became due (default: any may have)."""
     connection = connections[alias]
     hook = _rings.get(connection)
     if hook is None:
         hook = _rings[connection] = _Ring(alias)
-    hook.wanted = True
+    hook.want(due)
     # Registered each time: Django drops hooks of a savepoint that is rolled back, and a test may run but a part.
     transaction.on_commit(hook, using=alias, robust=True)
 
 
-def ring(alias: str) -> None:
+def ring(alias: str, queues: Collection[str] = ()) -> None:
     """Ring now. An executor that fails is logged, not raised: its work is safe and will be found."""
     if draining():
         return  # this thread's own loop sees it in its next round
     try:
-        get_executor().ring(alias)
+        get_executor().ring(alias, queues)
     except Exception:
         logger.exception("The executor could not be rung; workers will find the work by looking.")

@@ -286,11 +286,10 @@ def _insert_sql(record: type[models.Model], connection: BaseDatabaseWrapper) -> 
     return f"INSERT INTO {quote(record._meta.db_table)} ({names_of}) SELECT {slots} FROM kept"
 
 
-def locked(rows: QuerySet[M], *, skip_locked: bool = False) -> QuerySet[M]:
-    """Return ``rows`` so that reading them locks them, but nobody who only refers to them. ``skip_locked``: without
-    those that somebody else has locked."""
+def locked(rows: QuerySet[M]) -> QuerySet[M]:
+    """Return ``rows`` so that reading them locks them, but nobody who only refers to them."""
     no_key = connections[rows.db].features.has_select_for_no_key_update
-    return rows.select_for_update(no_key=no_key, skip_locked=skip_locked)
+    return rows.select_for_update(no_key=no_key)
 
 
 def unlocked(rows: QuerySet[M]) -> QuerySet[M]:

@@ -1,5 +1,7 @@
 """NOTIFY and LISTEN on PostgreSQL: how a commit wakes an idle worker. Elsewhere a worker only sleeps.
 
+A NOTIFY names the kinds of rows that became due, so that a worker of other kinds sleeps on.
+
 A pooler in transaction mode (PgBouncer) gives each transaction another session, so what LISTENs there hears nothing:
 a worker behind one notices it and only polls. NOTIFY goes through a pooler as any statement does.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import logging
 import select
 import time
+from collections.abc import Collection
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
@@ -22,49 +25,77 @@ AGAIN = 1.0
 """Seconds after which a process that could not LISTEN tries it again; until then it polls."""
 
 
-def notify(alias: str) -> None:
-    """Wake whoever LISTENs on PostgreSQL. Its commit need not wait for the disk: a lost NOTIFY loses nothing."""
+def notify(alias: str, queues: Collection[str] = ()) -> None:
+    """Wake whoever LISTENs on PostgreSQL for one of ``queues`` (none: whoever LISTENs). Its commit need not wait for
+    the disk: a lost NOTIFY loses nothing."""
     connection = connections[alias]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(
-                "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, '')",
-                [CHANNEL],
+                "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)",
+                [CHANNEL, ",".join(sorted(queues))],
             )
 
 
 class Listener:
-    """A connection of its own that LISTENs; without PostgreSQL and psycopg 3, or behind a pooler, it only sleeps."""
+    """A connection of its own that LISTENs; without PostgreSQL and psycopg 3, or behind a pooler, it only sleeps.
+    ``queues``: the kinds of rows that it is rung for (default: all)."""
 
-    def __init__(self, alias: str) -> None:
+    def __init__(self, alias: str, queues: Collection[str] | None = None) -> None:
         self.alias = alias
+        self.queues = queues
         self._connection: Any = None
         self._deaf_until = 0.0
 
-    def wait(self, seconds: float, also: int | None = None) -> None:
-        """Sleep for ``seconds``, until somebody rings, or until the file descriptor ``also`` can be read.
+    def wait(self, seconds: float, also: int | None = None) -> bool:
+        """Sleep for ``seconds``, until somebody rings, or until the file descriptor ``also`` can be read; return
+        whether somebody rang.
 
         Never raises: a broken connection is made anew, a little later.
         """
         if seconds <= 0:
-            return
+            return False
         started = time.monotonic()
         was_listening = self._connection is not None
         try:
             raw = self._listening()
             if raw is not None and not was_listening:
-                return  # who rang before was not heard: look once more before the first sleep
+                return False  # who rang before was not heard: look once more before the first sleep
             if raw is None:
                 _pause(seconds, also)
-                return
-            select.select([raw.fileno(), *([] if also is None else [also])], [], [], seconds)
-            raw.pgconn.consume_input()
-            while raw.pgconn.notifies() is not None:
-                pass
+                return False
+            while True:
+                left = seconds - (time.monotonic() - started)
+                if self._concerned(raw):
+                    return True
+                if left <= 0 or _can_be_read(also):
+                    return False
+                select.select([raw.fileno(), *([] if also is None else [also])], [], [], left)
         except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
             self.close()
             self._deaf_until = time.monotonic() + AGAIN
             _pause(seconds - (time.monotonic() - started), also)
+        return False
+
+    def rest(self, seconds: float, also: int | None = None) -> None:
+        """Sleep for ``seconds``, whoever rings; what has rung by then is heard. Never raises."""
+        _pause(seconds, also)
+        try:
+            if self._connection is not None:
+                self._concerned(self._connection.connection)
+        except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
+            self.close()
+
+    def _concerned(self, raw: Any) -> bool:
+        """Take what has arrived; return whether some of it is for us."""
+        raw.pgconn.consume_input()
+        concerned = False
+        while (found := raw.pgconn.notifies()) is not None:
+            named = found.extra.decode()
+            concerned = (
+                concerned or not named or self.queues is None or not set(self.queues).isdisjoint(named.split(","))
+            )
+        return concerned
 
     def _listening(self) -> Any:
         if self._connection is not None:
@@ -98,6 +129,10 @@ class Listener:
             except DatabaseError:
                 pass
         self._connection = None
+
+
+def _can_be_read(file: int | None) -> bool:
+    return file is not None and bool(select.select([file], [], [], 0)[0])
 
 
 def _pause(seconds: float, also: int | None) -> None:

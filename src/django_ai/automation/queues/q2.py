@@ -6,6 +6,7 @@ elsewhere. With any other broker a doorbell task is queued. Doorbell tasks carry
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -59,7 +60,7 @@ def doorbell(func: str = DOORBELL) -> str:
 class Q2Executor:
     """Rings the Django-Q2 cluster."""
 
-    def ring(self, alias: str) -> None:
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         from django_q.conf import Conf
         from django_q.tasks import async_task
 
@@ -67,7 +68,7 @@ class Q2Executor:
             drain()
             return
         if watches_database(Conf.BROKER_CLASS):
-            notify(alias)
+            notify(alias, queues)
             return
         async_task(DOORBELL, q_options={"save": False, "timeout": doorbell_timeout()})
 

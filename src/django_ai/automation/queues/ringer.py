@@ -83,6 +83,7 @@ class Ringer:
             pause = self._watch.look()
             if not pause:
                 self._ring()
+                self._watch.came_to(1)  # of what the workers find we hear nothing
             return pause
         finally:
             # Of the drivers only psycopg knows in which process a connection was made, and leaves the parent's alone.

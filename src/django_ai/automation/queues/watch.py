@@ -24,6 +24,10 @@ from .models import Wakeable
 from .registry import wakeables
 
 FIRST_GAP = 0.02
+LEAST_REST = 0.01
+"""Seconds between two looks that a doorbell calls for: what rings meanwhile is answered by one look."""
+LONGEST_REST = 0.1
+"""After looks that others were quicker than, a doorbell calls for the next one at the latest after so many seconds."""
 
 
 class Watch:
@@ -32,6 +36,9 @@ class Watch:
     ``poll``: the longest sleep between two looks, in seconds. ``models``: the kinds of rows to look at (default: all).
     ``longest_gap``: while rows stay due, the process is sent to work ever more seldom, at last after this many seconds:
     the first time at once, a second time for the next worker soon after, and then a trickle.
+
+    A doorbell wakes everybody who may answer it, and one of them gets the row. So a burst of doorbells is answered by
+    one look, and who has looked in vain rests longer before the next one: the fewer looks, the more are idle.
     """
 
     def __init__(
@@ -42,11 +49,15 @@ class Watch:
         self.longest_gap = longest_gap
         self._gap = 0.0
         self._last = 0.0
+        self._looked = 0.0
+        self._rest = LEAST_REST
+        self._was_rung = False
         self._listener: Listener | None = None
         self._alarm: tuple[int, int] | None = None
 
     def look(self) -> float:
         """Return for how many seconds there is nothing to do; 0: rows are due. Raises what the database raises."""
+        self._looked = time.monotonic()
         moments = [due for model, due in look().items() if self.models is None or model in self.models]
         if not moments:
             return self._idle(self.poll)
@@ -62,13 +73,26 @@ class Watch:
 
     def _idle(self, seconds: float) -> float:
         self._gap = 0.0
+        self.came_to(0)
         return seconds
+
+    def came_to(self, performed: int) -> None:
+        """Say how many rows were performed after a look: none, where others were quicker."""
+        if performed:
+            self._rest = LEAST_REST
+        elif self._was_rung:
+            self._rest = min(self._rest * 2, LONGEST_REST)
+        self._was_rung = False
 
     def sleep(self, seconds: float) -> None:
         """Sleep, or be woken by a NOTIFY or an alarm."""
         if self._listener is None:
-            self._listener = Listener(automation_alias())
-        self._listener.wait(seconds, also=self._alarm[0] if self._alarm else None)
+            queues = None if self.models is None else {model.queue for model in self.models}
+            self._listener = Listener(automation_alias(), queues)
+        alarm = self._alarm[0] if self._alarm else None
+        self._was_rung = self._listener.wait(seconds, also=alarm)
+        if self._was_rung:
+            self._listener.rest(self._looked + self._rest - time.monotonic(), also=alarm)
 
     def alarm(self) -> Callable[[], None]:
         """Return what ends this and every later sleep: for another thread, or a signal handler, that says stop."""

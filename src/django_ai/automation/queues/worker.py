@@ -87,7 +87,7 @@ class Shift:
             self._keep_up()
             pause = self._watch.look()
             if not pause:
-                drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True)
+                self._watch.came_to(drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True))
                 _freshen()
                 return
         except DatabaseTrouble as error:

@@ -71,7 +71,7 @@ class Bridge(Listener):
                     disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
         insert_ignoring(WorkflowRun, missing)
         if any(run.wake_at is not None and run.wake_at <= now for run in [*missing, *anew]):
-            ring_after_commit(alias_of(WorkflowRun))
+            ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
 
     def _withdraw_others(self, events: Sequence[Event], now: datetime) -> None:
         """Take back what is planned for events that go by another name or namespace now."""
@@ -99,9 +99,9 @@ class Bridge(Listener):
         if any(definition.offset is None for _, definition in started):
             # Behind these events, too: what occurs in the same commit is heard.
             position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
-        insert_ignoring(
-            WorkflowRun, [run_for(event, definition, now, position=position) for event, definition in started]
-        )
+        runs = [run_for(event, definition, now, position=position) for event, definition in started]
+        if insert_ignoring(WorkflowRun, runs):
+            ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
 
     def wants_telling(self, event: Event, beat: str) -> bool:
         return beat == "" and bool(all_workflows())

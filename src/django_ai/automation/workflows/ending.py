@@ -79,3 +79,4 @@ def wake_parent(run: WorkflowRun, payload: Mapping[str, Any], now: datetime) -> 
         Signal.objects.create(
             name=run.parent_channel, payload=dict(payload), run_id=run.parent_id, sent_at=now, wake_at=now
         )
+        ring_after_commit(alias_of(Signal), Signal)

@@ -70,7 +70,7 @@ class Engine:
             wake_at=now,
             caused_by=cause.label if cause else "",
         )
-        ring_after_commit(alias_of(Signal))
+        ring_after_commit(alias_of(Signal), Signal)
         return signal
 
     def handle_event_occurred(self, event: Event) -> None:
@@ -81,7 +81,6 @@ class Engine:
         if event.status != EventStatus.PROCESSED:
             raise DefinitionError(f"{event} is {event.status}; only an event that has occurred starts workflows.")
         Bridge().occurred([event], timezone.now())
-        ring_after_commit(alias_of(WorkflowRun))
 
     def cancel(self, run: WorkflowRun | int, reason: str = "Cancelled.") -> bool:
         """End a run now, with its children; say whether it was still unfinished.

@@ -241,7 +241,7 @@ class WorkflowRun(Wakeable):
             raise NotResumableError(f"{self} is {now_is}; only a parked or failed run can be resumed.")
         if step is not None:
             self.waits.all().delete()
-        ring_after_commit(alias_of(WorkflowRun))
+        ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
         self.refresh_from_db()
 
     def _heard_of_child(self) -> Signal | None:
@@ -379,6 +379,7 @@ def wake(
     if count:
         gone = Wait.objects.filter(run__in=among)
         (gone if count == len(among) else gone.exclude(run__status=WorkflowStatus.SUSPENDED)).delete()
+        ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
     return count
 
 
@@ -470,5 +471,5 @@ class Signal(Wakeable):
         rows = Signal.objects.filter(pk=self.pk, delivered_at=None)
         if not disturb(rows, wake_at=aware(now or timezone.now(), "now"), error="", parked_at=None):
             raise NotResumableError(f"{self} was delivered already.")
-        ring_after_commit(alias_of(Signal))
+        ring_after_commit(alias_of(Signal), Signal)
         self.refresh_from_db()

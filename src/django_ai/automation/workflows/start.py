@@ -40,7 +40,7 @@ def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime
         **{"caused_by": cause.label if cause else "", "depth": depth, **columns},
     )
     run.save(force_insert=True, using=alias_of(WorkflowRun))
-    ring_after_commit(alias_of(WorkflowRun))
+    ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
     return run
 
 

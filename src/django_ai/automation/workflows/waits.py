@@ -37,7 +37,6 @@ from ..events.models import Event, RoutingShape
 from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
 from ..queues.clock import Clock
-from ..queues.executor import ring_after_commit
 from ..queues.lease import advance, alias_of, disturb
 from .arrivals import answers_by_hand
 from .context import WakeReason
@@ -158,7 +157,6 @@ def settle(run: WorkflowRun, clock: Clock, waits: list[Wait] | None = None) -> N
             untaken = Signal.objects.filter(pk=found.pk, consumed_at=None)
             if not disturb(untaken, consumed_at=clock(), delivered_at=clock(), wake_at=None):
                 transaction.set_rollback(True, using=alias)  # delivered this instant: the run is woken by that
-    ring_after_commit(alias)
 
 
 def is_there(run: WorkflowRun, waits: list[Wait]) -> bool:
