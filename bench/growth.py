@@ -6,7 +6,7 @@
 First so many finished runs are put into the table, and due runs are claimed among them, one by one. Then somebody opens
 a transaction with a snapshot and leaves it open, as a backup or a forgotten shell does, while runs come and go: what
 they leave in the index cannot be cleaned away until that transaction ends. Measured is a worker's look (when is
-something due?) and its claim, in milliseconds. The last lines are about ``cleanup_old``: how long it takes to pass by
+something due?) and its claim, in milliseconds. The last lines are about pruning: how long it takes to pass by
 runs that must stay, and how many old ones it removes in a second, with one step of history each.
 """
 
@@ -150,8 +150,9 @@ def retention(kept: int) -> Figures:
     from django.utils import timezone
 
     from django_ai.automation.events.models import Event
+    from django_ai.automation.queues.maintenance import Turn
     from django_ai.automation.workflows.models import StepExecution, WorkflowRun
-    from django_ai.automation.workflows.retention import remove_runs
+    from django_ai.automation.workflows.retention import prune_runs
 
     empty()
     labels = {"entity_type": "load.note", "entity_id": "1", "event_name": "x", "declared_as": "x"}
@@ -160,7 +161,7 @@ def retention(kept: int) -> Figures:
     WorkflowRun.objects.update(event=living)
     later = timezone.now() + timedelta(days=90)
     analyze()
-    passing = timed(lambda: remove_runs(later, float("inf")))
+    passing = timed(lambda: prune_runs(Turn(later)))
     assert WorkflowRun.objects.count() == kept
     finish(gone := kept // 5)
     execute(
@@ -170,7 +171,7 @@ def retention(kept: int) -> Figures:
         WHERE event_id IS NULL"""
     )
     analyze()
-    removing = timed(lambda: remove_runs(later, float("inf")))
+    removing = timed(lambda: prune_runs(Turn(later)))
     assert (WorkflowRun.objects.count(), StepExecution.objects.count()) == (kept, 0)
     return {
         f"seconds to pass by {kept:,} old runs that must stay": passing / 1000,

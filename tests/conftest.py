@@ -15,6 +15,7 @@ from django.utils import timezone
 from django_ai.automation.agents import definitions as agent_definitions
 from django_ai.automation.events import callbacks
 from django_ai.automation.events import definitions as event_definitions
+from django_ai.automation.queues import maintenance
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows import definitions as workflow_definitions
 
@@ -64,6 +65,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
     stopped = StoppedClock(datetime(2030, 1, 7, 12, tzinfo=UTC))
     monkeypatch.setattr(timezone, "now", stopped)
     return stopped
+
+
+@pytest.fixture(autouse=True)
+def unattended() -> None:
+    """Forget that the rows of maintenance were there: a test begins without them."""
+    maintenance._attended.clear()
 
 
 @pytest.fixture

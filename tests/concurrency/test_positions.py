@@ -12,6 +12,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from django_ai.automation.queues import positions
+from django_ai.automation.queues.maintenance import Turn
 from django_ai.automation.queues.models import Arrival
 from django_ai.automation.queues.positions import allot, bound_at, lower_bound, prune_arrivals
 from tests.trouble import Together
@@ -172,9 +173,9 @@ def test_a_known_bound_costs_one_query(django_assert_num_queries):
 
 def test_old_arrivals_go_and_the_newest_stays():
     low, high = arrive(), arrive(3)
-    assert prune_arrivals(timezone.now(), float("inf")) == 0
+    assert prune_arrivals(Turn(timezone.now())).done == 0
     Arrival.objects.update(at=timezone.now() - timedelta(days=1000))
-    assert prune_arrivals(timezone.now(), float("inf")) == 3
+    assert prune_arrivals(Turn(timezone.now())).done == 3
     assert low < high
     assert list(Arrival.objects.values_list("pk", flat=True)) == [high]
     assert lower_bound() == high

@@ -386,13 +386,14 @@ class TestClaimsInBetween:
         assert effects() == ["came"]
 
     def test_ended_claims_are_found_in_a_few_statements(self, clock, owner):
-        from django_ai.automation.events.claims import remove_ended
+        from django_ai.automation.events.claims import prune_claims
+        from django_ai.automation.queues.maintenance import Turn
 
         for number in range(100):
             claims.hold("document_uploaded", {"kind": str(number)}, owner=owner, expires_in=None)
         AgentRun.objects.update(status="completed")
         with CaptureQueriesContext(connection) as queries:
-            assert remove_ended(clock.now + timedelta(days=31)) == 100
+            assert prune_claims(Turn(clock.now + timedelta(days=31))).done == 100
         assert len(queries) <= 30
         assert not EventClaim.objects.exists()
 

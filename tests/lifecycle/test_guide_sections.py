@@ -396,7 +396,7 @@ def test_section_6_an_operators_changes_stay():
     Schedule.objects.filter(name="Events: poll_due").update(minutes=10, func="old.path")
     install_schedules()
     row = Schedule.objects.get(name="Events: poll_due")
-    assert (row.minutes, row.func) == (10, "django_ai.automation.queues.tasks.poll_due")
+    assert (row.minutes, row.func) == (10, "django_ai.automation.queues.tasks.hasten_reconciliation")
 
 
 @pytest.mark.parametrize("task", [tasks.process_scheduled, tasks.drain_due])

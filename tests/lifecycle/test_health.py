@@ -137,6 +137,7 @@ def test_json_is_one_line_that_a_machine_reads(clock):
         "in_hand": 0,
         "last_worker": None,
         "last_worked_at": None,
+        "maintenance": [],
     }
 
 
@@ -367,7 +368,7 @@ def test_agents_and_their_mailboxes_say_what_they_wait_for(clock, work):
     claim(AgentRun, clock.now + MINUTE, 1)
     assert reasons(clock.now, "handler execution") == [f"its agent {run}"]
     AgentRun.objects.update(lease=None, wake_at=None)
-    assert reasons(clock.now, "handler execution") == [f"the sweep of poll_due: its agent {run} does not know of it"]
+    assert reasons(clock.now, "handler execution") == [f"the next reconciliation: its agent {run} does not know of it"]
     HandlerExecution.objects.update(status="parked", error="x\ngone")
     assert reasons(clock.now, "handler execution") == ["a person, to resume it: gone"]
 

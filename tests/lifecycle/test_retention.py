@@ -18,7 +18,7 @@ from django_ai.automation import AgentManager, EventDefinition, agent, complete,
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.conf import conf, problems
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues import cleaning, q2
+from django_ai.automation.queues import cleaning, maintenance, q2
 from django_ai.automation.queues.tasks import cleanup_old
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun, WorkflowStatus
 from tests.app.models import Reservation
@@ -44,6 +44,13 @@ def with_steps(runs: list[WorkflowRun], number: int) -> None:
         StepExecution(run=run, step="s", visit=each, attempt=1, finished=run.finished_at, outcome="goto")
         for run in runs
         for each in range(number)
+    )
+
+
+def living_event() -> Event:
+    (stay,) = Reservation.objects.bulk_create([Reservation(pk=1)])
+    return Event.objects.create(
+        entity_type="app.reservation", entity_id=str(stay.pk), event_name="x", declared_as="x", active_key="living"
     )
 
 
@@ -198,9 +205,7 @@ def test_a_run_of_a_living_event_stays_and_is_not_started_twice(clock, work, dec
 
 
 def test_the_history_of_a_run_that_stays_goes_unless_it_may_be_resumed(clock):
-    living = Event.objects.create(
-        entity_type="app.reservation", entity_id="1", event_name="x", declared_as="x", active_key="living"
-    )
+    living = living_event()
     over, failed = ended_runs(2, 40 * DAY, clock(), event=living)
     young, *_ = ended_runs(1, 5 * DAY, clock(), event=living)
     WorkflowRun.objects.filter(pk=failed.pk).update(status="failed")
@@ -260,9 +265,7 @@ def test_it_stops_when_its_time_is_used_up_and_the_next_goes_on(clock, small, mo
 
 def test_what_must_stay_is_passed_by_once(clock, small, work):
     """The rows of a thousand living events cost a look each, and not one for each batch that goes."""
-    living = Event.objects.create(
-        entity_type="app.reservation", entity_id="1", event_name="x", declared_as="x", active_key="living"
-    )
+    living = living_event()
     for _ in range(20):
         ended_runs(4, 40 * DAY, clock(), event=living)
         ended_runs(4, 40 * DAY, clock())
@@ -317,11 +320,12 @@ def test_a_project_that_listens_to_deletions_hears_of_them(clock):
 def test_no_kind_uses_up_the_time_of_the_others(clock, monkeypatch):
     given = []
 
-    def greedy(now, until):
-        given.append(until - time.monotonic())
-        return 0
+    def greedy(turn):
+        given.append(turn.until - time.monotonic())
+        return maintenance.Bite()
 
-    monkeypatch.setattr("django_ai.automation.queues.tasks.cleaners", lambda: (greedy, greedy, greedy))
+    tasks = {str(each): maintenance.Task(str(each), maintenance.PRUNE, greedy, DAY) for each in range(3)}
+    monkeypatch.setattr(maintenance, "_tasks", tasks)
     with kept(CLEANUP_BUDGET=timedelta(seconds=9)):
         cleanup_old()
     assert 2.5 < given[0] <= 3

@@ -158,7 +158,7 @@ class TestOptions:
         ("options", "message"),
         [
             (["--queues", "workflow"], "Did you mean 'workflows'"),
-            (["--queues", "mail"], "agents, callbacks, events, signals, workflows"),
+            (["--queues", "mail"], "agents, callbacks, events, maintenance, signals, workflows"),
             (["--processes", "0"], "--processes=0 must be at least 1"),
             (["--poll", "0"], "--poll=0 must be more than zero"),
             (["--grace", "-1"], "--grace=-1"),

@@ -62,9 +62,9 @@ class Conf:
     RETENTION_SIGNALS: timedelta | None = None
     """How long delivered signals are kept."""
     CLEANUP_BUDGET: timedelta = timedelta(minutes=5)
-    """How long one ``cleanup_old`` may take; the next one goes on."""
+    """How long ``cleanup_old()`` may take, which removes at once what maintenance removes bite by bite."""
     RECONCILE_HORIZON: timedelta = timedelta(minutes=15)
-    """How far ahead ``poll_due`` looks for dates that were changed behind Django's back."""
+    """How far ahead the reconciliation looks for dates that were changed behind Django's back."""
     SQLITE_TUNING: bool = True
     """Give SQLite connections write-ahead logging, IMMEDIATE transactions and a patient busy timeout."""
 

@@ -17,20 +17,20 @@ class AgentsConfig(AppConfig):
 
         from ..events.claims import register_owner
         from ..events.listeners import subscribe
-        from ..queues import registry
+        from ..queues import maintenance, registry
         from ..queues.resumption import Kind, register_kind
         from . import checks
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import reconcile_agents
-        from .retention import remove_agents, remove_executions
+        from .retention import prune_agents, prune_executions
         from .switchboard import Switchboard
 
         registry.register(AgentRun)
         registry.register_explained(HandlerExecution)
-        registry.register_reconciler(reconcile_agents)
-        registry.register_cleaner(remove_agents)
-        registry.register_cleaner(remove_executions)
+        maintenance.register_reconciler("reconcile agents", reconcile_agents)
+        maintenance.register_pruner("prune agents", prune_agents)
+        maintenance.register_pruner("prune handlers", prune_executions)
         living = ~Q(run__status__in=FINISHED)
         register_kind(Kind("agent", AgentRun, "name", failed=Q(status="failed")))
         register_kind(

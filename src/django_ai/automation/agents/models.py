@@ -249,7 +249,7 @@ class HandlerExecution(AutomationModel):
             return f"its agent {self.run}"
         if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
             return f"its agent {self.run}, {at_text(max(self.run.wake_at, self.due_at))}"
-        return f"the sweep of poll_due: its agent {self.run} does not know of it"
+        return f"the next reconciliation: its agent {self.run} does not know of it"
 
     def resume(self, now: datetime | None = None) -> None:
         """Try a failed or parked execution again, with a fresh budget of attempts.

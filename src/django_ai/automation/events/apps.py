@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 from django.apps import AppConfig
 from django.core.checks import register
 
@@ -15,20 +17,21 @@ class EventsConfig(AppConfig):
     def ready(self) -> None:
         from django.db.models import Q
 
-        from ..queues import registry
+        from ..queues import maintenance, registry
         from ..queues.resumption import Kind, register_kind
         from . import checks, recorder
-        from .claims import remove_ended
+        from .claims import prune_claims
         from .models import CallbackExecution, Event
         from .reconcile import reconcile_dates
-        from .retention import remove_events, remove_executions
+        from .retention import prune_events, prune_executions, release_orphans
 
         registry.register(Event)
         registry.register(CallbackExecution)
-        registry.register_reconciler(reconcile_dates)
-        registry.register_cleaner(remove_executions)
-        registry.register_cleaner(remove_events)
-        registry.register_cleaner(remove_ended)
+        maintenance.register_reconciler("reconcile dates", reconcile_dates)
+        maintenance.register_pruner("prune callbacks", prune_executions)
+        maintenance.register_pruner("release orphaned events", release_orphans, timedelta(days=1))
+        maintenance.register_pruner("prune events", prune_events)
+        maintenance.register_pruner("prune claims", prune_claims)
         register_kind(Kind("event", Event, "event_name"))
         register_kind(Kind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
         recorder.connect()

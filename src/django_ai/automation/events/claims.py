@@ -27,6 +27,7 @@ from ..queues.cleaning import sweep
 from ..queues.clock import check_duration
 from ..queues.keys import digest
 from ..queues.lease import alias_of, insert_ignoring
+from ..queues.maintenance import Bite, Turn
 from .definitions import sources_of
 from .matching import Address, address, entity_keys, plain, satisfies, trouble_with, within
 from .models import Event, EventClaim, RoutingShape, Shapes
@@ -205,15 +206,13 @@ def owners_of(claims: Sequence[EventClaim]) -> dict[int, models.Model]:
     return found
 
 
-def remove_ended(now: datetime, until: float = float("inf")) -> int:
+def prune_claims(turn: Turn) -> Bite:
     """Remove claims that ended longer ago than ``RETENTION``, or were held before and whose run has ended."""
-    before = now - conf().RETENTION
-    removed = sweep(EventClaim.objects.filter(expires_at__lt=before), "held_at", before, until)
+    before = turn.now - conf().RETENTION
+    over = Q(expires_at__lt=before)
     for kind, living in _owners.items():
-        old = EventClaim.objects.filter(owner_kind=kind, held_at__lt=before)
-        old = old.filter(~Q(owner_id__in=living().values("pk")) | Q(events_left=0))
-        removed += sweep(old, "held_at", before, until)
-    return removed
+        over |= Q(owner_kind=kind, held_at__lt=before) & (~Q(owner_id__in=living().values("pk")) | Q(events_left=0))
+    return sweep(EventClaim.objects.filter(over), "held_at", before, turn)
 
 
 def _check(what: str, priority: Any, expires_in: Any, expires_after_events: Any) -> None:

@@ -1,34 +1,42 @@
-"""What ``cleanup_old`` may remove on this floor: finished executions, and events of entities that are gone.
+"""What maintenance may remove on this floor: finished executions, and events of entities that are gone.
 
 The latest row of a living entity stays, however old: it is what keeps the event from occurring twice. So does what a
-floor above still needs.
+floor above still needs. An entity that raw SQL has deleted left no word of it, so its old events are asked for it.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections import defaultdict
+from contextlib import suppress
+from typing import Any
 
-from django.db.models import Exists, OuterRef
+from django.apps import apps
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 
 from ..conf import conf
-from ..queues.cleaning import sweep
+from ..queues.cleaning import WINDOW, sweep
+from ..queues.lease import alias_of, disturb, locked
+from ..queues.maintenance import Bite, Turn
+from .definitions import entity_id_of
 from .listeners import listeners
-from .models import CallbackExecution, Event, ExecutionStatus
+from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, is_installed
 
 
-def remove_executions(now: datetime, until: float) -> int:
+def prune_executions(turn: Turn) -> Bite:
     """Remove what ended longer ago than ``RETENTION_EXECUTIONS``."""
-    before = now - conf().kept("EXECUTIONS")
+    before = turn.now - conf().kept("EXECUTIONS")
     finished = [ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED]
     # A finished execution of a living event stays with it: its unique key is what says "done".
     rows = CallbackExecution.objects.filter(status__in=finished, finished_at__lt=before, event__active_key=None)
-    return sweep(rows, "created_at", before, until)
+    return sweep(rows, "created_at", before, turn)
 
 
-def remove_events(now: datetime, until: float) -> int:
+def prune_events(turn: Turn) -> Bite:
     """Remove events that are over since longer than ``RETENTION_EVENTS``, and what they called."""
-    before = now - conf().kept("EVENTS")
-    executed = min(before, now - conf().kept("EXECUTIONS"))
+    before = turn.now - conf().kept("EVENTS")
+    executed = min(before, turn.now - conf().kept("EXECUTIONS"))
     dead = (
         Event.objects.filter(active_key=None, wake_at=None, event_created_at__lt=before)
         .exclude(occurred_at__gte=before)
@@ -47,4 +55,59 @@ def remove_events(now: datetime, until: float) -> int:
     for listener in listeners():
         for needed in listener.still_needs():
             dead = dead.exclude(needed)
-    return sweep(dead, "event_created_at", before, until)
+    return sweep(dead, "event_created_at", before, turn)
+
+
+ASKED = 500
+"""Keys of entities in one query."""
+
+
+def release_orphans(turn: Turn) -> Bite:
+    """Let go of events whose entity was deleted past Django (raw SQL, a cascade of the database), as its deletion would
+    have: they are removed then like those of any other entity that is gone. Only events are asked that are old
+    enough."""
+    before = turn.now - conf().kept("EVENTS")
+    after, released = turn.position or 0, 0
+    resting = Q(active_key__isnull=False, wake_at=None, lease=None, event_created_at__lt=before)
+    while True:
+        window = list(Event.objects.filter(pk__gt=after).order_by("pk").values_list("pk", "event_created_at")[:WINDOW])
+        if not any(moment < before for _, moment in window):
+            return Bite(released)
+        events = Event.objects.filter(resting, pk__gt=after, pk__lte=window[-1][0])
+        by_type: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+        for label, pk, entity_id in events.values_list("entity_type", "pk", "entity_id"):
+            by_type[label].append((pk, entity_id))
+        for label, found in by_type.items():
+            for start in range(0, len(found), ASKED):
+                released += _release(label, found[start : start + ASKED], resting)
+        after = window[-1][0]
+        if turn.is_over:
+            return Bite(released, after)
+
+
+def _release(label: str, found: list[tuple[int, str]], resting: Q) -> int:
+    if not is_installed(label):
+        return 0  # its model may come back
+    model = apps.get_model(label)
+    gone = _missing(model, {entity_id for _, entity_id in found})
+    pks = [pk for pk, entity_id in found if entity_id in gone]
+    if not pks:
+        return 0
+    with transaction.atomic(using=alias_of(Event)):
+        # Whoever saves such an entity anew either has its row by now, or finds the key free.
+        rows = list(locked(Event.objects.filter(resting, pk__in=pks)).values_list("pk", "entity_id"))
+        gone = _missing(model, {entity_id for _, entity_id in rows})
+        pks = [pk for pk, entity_id in rows if entity_id in gone]
+        was_pending = Q(status__in=[EventStatus.PENDING, EventStatus.PARKED], occurred_at=None)
+        status = Case(When(was_pending, then=Value(EventStatus.CANCELLED.value)), default=F("status"))
+        return disturb(Event.objects.filter(pk__in=pks), active_key=None, status=status) if pks else 0
+
+
+def _missing(model: type[models.Model], entity_ids: set[str]) -> set[str]:
+    """Return which of these entities are not in their table, whatever the model's managers hide."""
+    keys = {}
+    for entity_id in entity_ids:
+        with suppress(ValidationError):  # of a key that was of another type: that entity cannot be asked for
+            keys[model._meta.pk.to_python(entity_id)] = entity_id
+    there = models.QuerySet[Any, Any](model, using=alias_of(model)).filter(pk__in=list(keys)).order_by()
+    return set(keys.values()) - {entity_id_of(model, pk) for pk in there.values_list("pk", flat=True)}

@@ -26,7 +26,7 @@ from django.utils.timesince import timesince, timeuntil
 
 from ..exceptions import AutomationError
 from .admin_fields import json_field, time_field
-from .models import Worker
+from .models import Maintenance, Worker
 from .resumption import awaits_code
 from .texts import last_line
 
@@ -316,3 +316,11 @@ class WorkerAdmin(RowAdmin):
 
     list_display = ("name", time_field("started_at"), time_field("worked_at"), "performed")
     ordering = ("-worked_at",)
+
+
+@admin.register(Maintenance)
+class MaintenanceAdmin(RowAdmin):
+    """The periodic tasks of the engine: when each is due, what it has done, and why it failed."""
+
+    list_display = ("name", "due", time_field("completed_at"), "done", "failures", "last_line")
+    ordering = ("name",)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import timedelta
 from importlib import import_module
 
 from django.apps import AppConfig
@@ -22,17 +23,19 @@ class QueuesConfig(AppConfig):
         from .database import connect_tuning
         from .discovery import discover
         from .fork import connect_fork_hook
+        from .maintenance import register_pruner, register_reconciler
         from .mariadb import compare_exactly
+        from .orphans import prune_orphans
         from .parking import look_at_once
         from .positions import prune_arrivals
-        from .registry import register_cleaner, register_reconciler
         from .schedules import install_schedules
         from .signals import connect_logging
 
         connect_logging()
         connect_tuning()
-        register_reconciler(look_at_once)
-        register_cleaner(prune_arrivals)
+        register_reconciler("look for code", look_at_once)
+        register_pruner("prune arrivals", prune_arrivals)
+        register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
         post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")

@@ -19,7 +19,7 @@ from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 from django_q.models import OrmQ
 
-from .q2 import RECONCILE, doorbell
+from .q2 import doorbell
 from .watch import Watch, automation_alias, close_connection
 
 try:
@@ -47,14 +47,9 @@ class Watching(Broker):  # type: ignore[misc]
 
     def _begin(self) -> None:
         self.watch = Watch(Conf.POLL)
-        self._greeted = False
 
     def doorbells(self) -> tuple[list[Task], float]:
         """Return the doorbells to hand out now, and for how many seconds there is nothing to look at."""
-        if not self._greeted:
-            self._greeted = True
-            # A fresh cluster may run new code: let it find what that code wants timers for.
-            return [(None, doorbell(RECONCILE))], 0.0
         pause = self.watch.look()
         if pause:
             return [], pause

@@ -52,18 +52,6 @@ def drain_due() -> None:
     tasks.drain_due()
 
 
-@shared_task(name="django_ai.automation.poll_due", **OPTIONS)  # type: ignore[untyped-decorator]
-def poll_due() -> None:
-    """Put right what changed behind Django's back, and perform what is due."""
-    tasks.poll_due()
-
-
-@shared_task(name="django_ai.automation.cleanup_old", **OPTIONS)  # type: ignore[untyped-decorator]
-def cleanup_old() -> None:
-    """Remove what is finished and old."""
-    tasks.cleanup_old()
-
-
 def send(task: Any) -> None:
     """Send a task without arguments. Raises what the broker's client raises, after at most a second or two."""
     app = current_app
@@ -152,7 +140,7 @@ def start_clock(**kwargs: Any) -> None:
         _forks = Forks()
         _forks.watch()
     if _ringer is None:
-        _ringer = Ringer(lambda: send(drain_due), lambda: send(poll_due), lambda: send(cleanup_old), guard=_forks)
+        _ringer = Ringer(lambda: send(drain_due), guard=_forks)
         threading.Thread(target=_ringer.run, name="automation-clock", daemon=True).start()
 
 

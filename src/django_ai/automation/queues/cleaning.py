@@ -1,9 +1,10 @@
-"""How old rows go: in short transactions, in the order of their keys, as long as the time lasts.
+"""How old rows go: in short transactions, in the order of their keys, bite by bite.
 
 A sweep walks over a table once, a window of keys at a time, so that millions of rows that must stay are passed by and
-not looked at again for each batch. It begins at a random place and goes round: where one share of time is not enough
-for the whole table, the next ones get everywhere. The rows of a batch are locked and asked once more before they go, so
-nothing is removed that a person resumes at that moment; what somebody else has locked stays for the next time.
+not looked at again for each batch. It begins at a random place and goes round: one that is ended early, or by an error,
+does not keep what lies behind from its turn. The rows of a batch are locked and asked once more before they go, so
+nothing is removed that a person resumes at that moment; what somebody else has locked stays for the next time. After a
+sweep that has passed by much for nothing there is a rest, so that rows that stay cost little however many there are.
 
 Needs no index but the primary key: keys rise with time, and where a window holds nothing that was made long enough ago,
 the rest of the table is younger still. So finishing a row costs nothing for the sake of its removal.
@@ -14,55 +15,80 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connections, models, transaction
 from django.db.models import Max, Min
 from django.db.models.signals import post_delete, pre_delete
 
+from .maintenance import Bite, Turn
+
 WINDOW = 2000
 """Keys that are looked at in one query."""
 BATCH = 500
 """Rows that go in one transaction, with what hangs on them."""
+IDLE_REST = 10
+"""After a sweep there is a rest of so many times what it spent on windows in which nothing could go ..."""
+LONGEST_REST = timedelta(hours=1)
+"""... but never a longer one."""
 
 OURS = __name__.rpartition(".queues.")[0] + "."
 
 
-def sweep(rows: models.QuerySet[Any], born: str, before: datetime, until: float = float("inf")) -> int:
-    """Remove ``rows`` and what hangs on them; return how many rows went, those that hung on them not counted.
+@dataclass(slots=True)
+class Walk:
+    """How far a sweep has come: ``after`` this key, to ``last``, and ``then`` from one key to another. ``idle``: the
+    seconds that it spent on windows in which nothing could go."""
 
-    ``born``: the column that says when a row was made. ``before``: none that was made later is among ``rows``.
-    ``until``: stop at this moment (of ``time.monotonic``); at least one window is swept.
+    after: int
+    last: int
+    then: tuple[int, int] | None
+    idle: float = 0.0
+
+
+def sweep(rows: models.QuerySet[Any], born: str, before: datetime, turn: Turn) -> Bite:
+    """Remove ``rows`` and what hangs on them, as long as the turn lasts; ``done`` does not count those that hung on
+    them.
+
+    ``born``: the column that says when a row was made. ``before``: none that was made later is among ``rows``. At least
+    one window is swept.
     """
-    found = rows.model._base_manager.using(rows.db).aggregate(first=Min("pk"), last=Max("pk"))
-    if found["first"] is None:
-        return 0
-    start = random.randint(found["first"], found["last"])
-    removed, after = _walk(rows, start - 1, found["last"], born, before, until)
-    if after is not None:
-        removed += _walk(rows, found["first"] - 1, start - 1, born, before, until)[0]
-    return removed
-
-
-def _walk(
-    rows: models.QuerySet[Any], after: int, last: int, born: str, before: datetime, until: float
-) -> tuple[int, int | None]:
-    """Sweep the keys above ``after``, to ``last``; return how many rows went, and None if the time was used up."""
     everything = rows.model._base_manager.using(rows.db)
+    walk = Walk(**turn.position) if turn.position else _begin(everything)
     removed = 0
-    while after < last:
-        window = list(everything.filter(pk__gt=after, pk__lte=last).order_by("pk").values_list("pk", born)[:WINDOW])
+    while walk is not None:
+        started = time.monotonic()
+        keys = everything.filter(pk__gt=walk.after, pk__lte=walk.last).order_by("pk")
+        window = list(keys.values_list("pk", born)[:WINDOW])
         if not any(moment < before for _, moment in window):
-            break
-        low, after = after, window[-1][0]
-        batch = BATCH
+            if walk.then is None:
+                return Bite(removed, rest=min(IDLE_REST * timedelta(seconds=walk.idle), LONGEST_REST))
+            (walk.after, walk.last), walk.then = walk.then, None
+            continue
+        found, batch = 0, BATCH
         while batch == BATCH:
-            batch = _remove_batch(rows.filter(pk__gt=low, pk__lte=after))
-            removed += batch
-            if time.monotonic() >= until:
-                return removed, None
-    return removed, after
+            batch = _remove_batch(rows.filter(pk__gt=walk.after, pk__lte=window[-1][0]))
+            found += batch
+            if turn.is_over:
+                break
+        if batch < BATCH:
+            walk.after = window[-1][0]
+        if not found:
+            walk.idle += time.monotonic() - started
+        removed += found
+        if turn.is_over:
+            return Bite(removed, asdict(walk))
+    return Bite(removed)
+
+
+def _begin(everything: models.QuerySet[Any]) -> Walk | None:
+    found = everything.aggregate(first=Min("pk"), last=Max("pk"))
+    if found["first"] is None:
+        return None
+    start = random.randint(found["first"], found["last"])
+    return Walk(start - 1, found["last"], (found["first"] - 1, start - 1))
 
 
 def _remove_batch(rows: models.QuerySet[Any]) -> int:
@@ -74,11 +100,11 @@ def _remove_batch(rows: models.QuerySet[Any]) -> int:
         )
         pks = [row.pk for row in taken.only("pk")[:BATCH]]
         if pks:
-            _remove(rows.model, pks, rows.db)
+            remove(rows.model, pks, rows.db)
     return len(pks)
 
 
-def _remove(model: type[models.Model], pks: Sequence[Any], alias: str) -> None:
+def remove(model: type[models.Model], pks: Sequence[Any], alias: str) -> None:
     """Delete rows by key and, before them, what hangs on them, in statements of bounded size.
 
     Django's own ``delete()`` would load all that hangs on them first, however much that is. It is left to it where the
@@ -97,7 +123,7 @@ def _remove(model: type[models.Model], pks: Sequence[Any], alias: str) -> None:
             theirs.update(**{reverse.field.name: None})
         else:
             while found := list(theirs.values_list("pk", flat=True)[:WINDOW]):
-                _remove(reverse.related_model, found, alias)
+                remove(reverse.related_model, found, alias)
     rows: Any = model._base_manager.using(alias).filter(pk__in=pks)
     if is_watched:
         rows.only("pk").delete()  # nobody needs to read, or decrypt, what goes

@@ -1,8 +1,9 @@
 """``drain`` is the only loop: take what is due, perform it, until nothing is due or the budget is spent.
 
 Every runtime calls it, and so do the tests; there is no second path. Per round it asks once which models have due rows
-(timers first), claims a batch of each, and performs row by row. A row that the engine itself cannot perform does not
-stop the others: its lease runs out, the loss is counted, and after three losses it is parked.
+(timers first), claims a batch of each, and performs row by row. Maintenance has one bite in a round without work, or
+when it has waited for too long. A row that the engine itself cannot perform does not stop the others: its lease runs
+out, the loss is counted, and after three losses it is parked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 
 from django.db import Error as DatabaseTrouble
@@ -24,9 +25,10 @@ from .database import is_database_failure, let_go_of_broken
 from .heartbeat import Hands, is_working, take_up
 from .lease import ENGINE_FAILED, alias_of, claim
 from .lookout import beginning, look
-from .models import Wakeable
+from .maintenance import PATIENCE, attend
+from .models import Maintenance, Wakeable
 from .presence import presence
-from .registry import due_models, wakeables
+from .registry import due_models, due_times, wakeables
 from .session import kept_session
 from .signals import perform_failed
 
@@ -53,13 +55,13 @@ def drain(
     stop: Callable[[], bool] = _never,
     expendable: bool = False,
 ) -> int:
-    """Perform everything that is due, and return how many rows were performed.
+    """Perform everything that is due, and return how many rows of work were performed; maintenance is not counted.
 
     ``now``: a fixed moment to work at (tests, replays); default: the wall clock. ``budget``: stop after this time
     (default: when nothing is due). ``heartbeat``: keep leases of slow work alive in a thread (workers do). ``models``:
-    only rows of these kinds (default: all). ``stop``: asked between two rows; once it says true, nothing more is begun
-    and what was claimed goes back. ``expendable``: the process may end where user code cannot be interrupted after its
-    timeout, because something starts another (workers).
+    only rows of these kinds (default: all work, and with ``heartbeat`` and the wall clock maintenance, too). ``stop``:
+    asked between two rows; once it says true, nothing more is begun and what was claimed goes back. ``expendable``: the
+    process may end where user code cannot be interrupted after its timeout, because something starts another (workers).
 
     Must not be called inside a transaction of a live system; a nested call returns 0
     at once.
@@ -72,7 +74,7 @@ def drain(
     clock = clock_at(now)
     hands = Hands(beating=heartbeat, clock=clock, expendable=expendable)
     deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
-    _state.draining, _state.partly = True, models is not None
+    _state.draining, _state.partly = True, models is not None and not set(wakeables()) <= set(models)
     take_up(hands)
     try:
         return _drain(clock, hands, models, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None)
@@ -91,10 +93,14 @@ def _drain(
     enough: Callable[[], bool],
     watching: bool,
 ) -> int:
-    performed = 0
+    performed, bites = 0, 0
+    maintains = watching if models is None else Maintenance in models
     while True:
-        before = performed
-        for model in due_models(clock(), look() if watching else None, models):
+        before = performed + bites
+        if maintains and watching:
+            attend(clock())
+        times = look() if watching else due_times(maintenance=maintains)
+        for model in _in_turn(due_models(clock(), times, models), times, clock()):
             begun = performed
             rows = claim(model, clock(), _share(model), beginning(model) if watching else None)
             started = time.monotonic()
@@ -102,7 +108,8 @@ def _drain(
             try:
                 for row in rows:
                     if hands.start(row):
-                        performed += 1
+                        performed += model is not Maintenance
+                        bites += model is Maintenance
                         _perform(row, clock)
                         hands.finish()
                     if enough():
@@ -114,8 +121,19 @@ def _drain(
                     presence.worked(performed - begun, clock())
             if rows:
                 _pace[model] = (time.monotonic() - started) / len(rows)
-        if performed == before:
+        if performed + bites == before:
             return performed
+
+
+def _in_turn(
+    due: list[type[Wakeable]], times: Mapping[type[Wakeable], datetime], now: datetime
+) -> list[type[Wakeable]]:
+    """Leave maintenance out while there is work. When it has waited for ``PATIENCE`` it has one bite, before a budget
+    is spent on what never ends."""
+    if len(due) < 2 or due[-1] is not Maintenance:
+        return due
+    *work, maintenance = due
+    return work if times[Maintenance] > now - PATIENCE else [maintenance, *work]
 
 
 _pace: dict[type[Wakeable], float] = {}
@@ -123,7 +141,10 @@ _pace: dict[type[Wakeable], float] = {}
 
 
 def _share(model: type[Wakeable]) -> int:
-    """Return how many rows to claim: as many as take about a quarter of a second, so that other workers get some."""
+    """Return how many rows to claim: as many as take about a quarter of a second, so that other workers get some. Of
+    maintenance it is one: work may become due meanwhile."""
+    if model is Maintenance:
+        return 1
     return max(1, min(conf().BATCH, int(0.25 / max(_pace.get(model, 0.05), 1e-6))))
 
 

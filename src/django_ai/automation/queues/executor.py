@@ -8,7 +8,9 @@ due, and workers look there anyway.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 from functools import lru_cache
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -23,7 +25,9 @@ from ..conf import conf
 from ..exceptions import SettingsError
 from .drain import drain, draining
 from .listen import notify
-from .models import Wakeable
+from .maintenance import BITE_SECONDS
+from .models import Maintenance, Wakeable
+from .registry import wakeables
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -37,10 +41,19 @@ class Executor(Protocol):
 
 
 class InlineExecutor:
-    """Performs what is due at once, in the thread that committed it: for tests, notebooks and small scripts."""
+    """Performs what is due at once, in the thread that committed it: for tests, notebooks and small scripts. Now and
+    then it does its part of the maintenance: a bite or a few small ones, and none inside somebody's transaction."""
+
+    MAINTENANCE_SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self._maintains_at = 0.0
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
-        drain(heartbeat=True)
+        drain(heartbeat=True, models=wakeables())
+        if time.monotonic() >= self._maintains_at and not connections[alias].in_atomic_block:
+            self._maintains_at = time.monotonic() + self.MAINTENANCE_SECONDS
+            drain(heartbeat=True, models=[Maintenance], budget=timedelta(seconds=BITE_SECONDS))
 
 
 class SilentExecutor:

@@ -20,6 +20,7 @@ from django.db import models
 
 from ..conf import conf
 from .lease import alias_of
+from .maintenance import Trouble, troubles
 from .models import Wakeable, Worker, at_text
 from .registry import explained, wakeables
 from .texts import one_line
@@ -41,7 +42,8 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What ``examine`` found. ``in_hand``: rows that a worker has now, with a lease that it keeps alive."""
+    """What ``examine`` found. ``in_hand``: rows that a worker has now, with a lease that it keeps alive.
+    ``maintenance``: periodic tasks that raise or that nobody takes, which are neither work nor progress."""
 
     now: datetime
     tolerance: timedelta
@@ -49,6 +51,7 @@ class Health:
     in_hand: int
     last_worker: str
     last_worked_at: datetime | None
+    maintenance: tuple[Trouble, ...] = ()
 
     @property
     def makes_progress(self) -> bool:
@@ -70,6 +73,10 @@ class Health:
             "in_hand": self.in_hand,
             "last_worker": self.last_worker or None,
             "last_worked_at": _iso(self.last_worked_at),
+            "maintenance": [
+                {"task": each.task, "due": _iso(each.since), "failures": each.failures, "error": each.error or None}
+                for each in self.maintenance
+            ],
         }
 
     def __str__(self) -> str:
@@ -77,6 +84,8 @@ class Health:
             last = "No worker has ever reported."
         else:
             last = f"{self.last_worker} worked last, {at_text(self.last_worked_at)}."
+        if self.maintenance:
+            last = f"{last} Maintenance: {'; '.join(map(str, self.maintenance))}."
         hand = f" {self.in_hand} in hand." if self.in_hand else ""
         if not self.overdue:
             return f"Healthy: nothing is overdue.{hand} {last}"
@@ -105,6 +114,7 @@ def examine(now: datetime, tolerance: timedelta = OVERDUE) -> Health:
         in_hand=in_hand,
         last_worker=str(last) if last is not None else "",
         last_worked_at=last.worked_at if last is not None else None,
+        maintenance=tuple(troubles(now - tolerance)),
     )
 
 

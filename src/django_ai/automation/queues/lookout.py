@@ -47,11 +47,11 @@ _last = Lookout()
 
 
 def look() -> dict[type[Wakeable], datetime]:
-    """Return for each Wakeable model when its next row is due, as ``due_times`` does."""
+    """Return for each Wakeable model when its next row is due, as ``due_times`` does; of maintenance, too."""
     global _last
     started, now, last = time.monotonic(), timezone.now(), _last
     partial = started < last.until
-    times = due_times(last.since if partial else {})
+    times = due_times(last.since if partial else {}, maintenance=True)
     latest = now - SLACK
     if partial:
         _last = Lookout(True, last.until, {model: min(times.get(model, latest), latest) for model in last.since})

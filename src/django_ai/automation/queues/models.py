@@ -6,9 +6,9 @@
 worker's late write is refused. ``losses`` counts the leases that ran out since the last progress. ``parked_at`` says
 since when a row has been parked, or was when it was ended.
 
-Events, executions, signals and runs are Wakeables of the floors above. This app has two tables of its own: ``Worker``
+Events, executions, signals and runs are Wakeables of the floors above. This app has three tables of its own: ``Worker``
 says who worked last, for a person and ``automation_health``, and nothing that is promised depends on it; ``Arrival``
-numbers all that comes for those who wait (``positions``).
+numbers all that comes for those who wait (``positions``); ``Maintenance`` has a row for each periodic task.
 """
 
 from __future__ import annotations
@@ -124,6 +124,23 @@ def at_text(moment: datetime) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}"
 
 
+def wake_index(label: str) -> PartialIndex:
+    """Return the index that finds due rows of the model that is called ``label``."""
+    return PartialIndex(fields=["wake_at"], name=f"{label}_wake", condition=models.Q(wake_at__isnull=False))
+
+
+def entity_index(label: str) -> PartialIndex:
+    """Return the index that finds the runs of one entity, of the model that is called ``label``."""
+    return PartialIndex(
+        fields=["entity_id", "entity_type"], name=f"{label}_entity", condition=models.Q(entity_id__gt="")
+    )
+
+
+def parked_index(label: str) -> PartialIndex:
+    """Return the index that finds parked rows of the model that is called ``label``, however many have ended."""
+    return PartialIndex(fields=["parked_at"], name=f"{label}_parked", condition=models.Q(status="parked"))
+
+
 class Worker(AutomationModel):
     """A process that performs due rows, and when it last did. Written every few seconds by a process that works."""
 
@@ -162,18 +179,47 @@ ARRIVAL_SQL = {
 """The database's own clock, as ``Arrival.at`` has it."""
 
 
-def wake_index(label: str) -> PartialIndex:
-    """Return the index that finds due rows of the model that is called ``label``."""
-    return PartialIndex(fields=["wake_at"], name=f"{label}_wake", condition=models.Q(wake_at__isnull=False))
+class Maintenance(Wakeable):
+    """A periodic task of the engine (``maintenance``): due again and again, in small bites. ``position``: where its
+    sweep goes on; null: it begins anew. ``done``: how many rows it has removed or put right. ``failures``: how often in
+    a row it raised ``error``."""
 
+    name = models.CharField(max_length=100, editable=False)
+    position = models.JSONField(null=True, blank=True, editable=False)
+    completed_at = models.DateTimeField(null=True, blank=True, editable=False)
+    done = models.BigIntegerField(default=0, editable=False)
+    failures = models.PositiveSmallIntegerField(default=0, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
 
-def entity_index(label: str) -> PartialIndex:
-    """Return the index that finds the runs of one entity, of the model that is called ``label``."""
-    return PartialIndex(
-        fields=["entity_id", "entity_type"], name=f"{label}_entity", condition=models.Q(entity_id__gt="")
-    )
+    drain_order: ClassVar[int] = 90
+    queue: ClassVar[str] = "maintenance"
 
+    class Meta:
+        verbose_name = "maintenance task"
+        constraints = [unique("automation_maintenance_name", "name")]
+        indexes = [wake_index("automation_maintenance")]
 
-def parked_index(label: str) -> PartialIndex:
-    """Return the index that finds parked rows of the model that is called ``label``, however many have ended."""
-    return PartialIndex(fields=["parked_at"], name=f"{label}_parked", condition=models.Q(status="parked"))
+    def __str__(self) -> str:
+        return f"maintenance {self.name!r}"
+
+    def perform(self, clock: Clock) -> None:
+        from .maintenance import perform
+
+        perform(self, clock)
+
+    def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
+        """Try again later, as after an error: nobody else would do this row's work."""
+        from .maintenance import put_off
+
+        put_off(self, reason, clock())
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[Any]:
+        return cls.objects.all()
+
+    @property
+    def is_finished(self) -> bool:
+        return False
+
+    def rests_until(self, now: datetime) -> str:
+        return "" if self.wake_at is None else f"its next turn, {at_text(self.wake_at)}"

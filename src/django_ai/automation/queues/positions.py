@@ -19,7 +19,6 @@ comes, and is passed over as soon as it is known:
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise, takewhile
@@ -31,6 +30,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..conf import conf
 from .lease import alias_of
+from .maintenance import Bite, Turn
 from .models import ARRIVAL_SQL, Arrival
 
 SETTLED_SECONDS = 60
@@ -228,7 +228,7 @@ def _nobody_holds(connection: BaseDatabaseWrapper, low: int, high: int) -> bool:
         return not cursor.fetchall()  # one that has committed since is found by the next look
 
 
-def prune_arrivals(now: datetime, until: float) -> int:
+def prune_arrivals(turn: Turn) -> Bite:
     """Remove arrivals that are older than the events that they number, by the database's clock; the newest stays.
 
     From the lowest key on: ages fall as keys rise.
@@ -245,5 +245,7 @@ def prune_arrivals(now: datetime, until: float) -> int:
             if old:
                 cursor.execute(f"DELETE FROM {table} WHERE id <= %s", [old[-1]])
                 removed += len(old)
-        if len(old) < PAGE or time.monotonic() >= until:
-            return removed
+        if len(old) < PAGE:
+            return Bite(removed)
+        if turn.is_over:
+            return Bite(removed, position={"after": old[-1]})

@@ -20,7 +20,6 @@ from .listen import notify
 from .registry import longest_timeout
 
 DOORBELL = "django_ai.automation.queues.tasks.drain_due"
-RECONCILE = "django_ai.automation.queues.tasks.poll_due"
 
 
 def doorbell_timeout() -> int:
@@ -37,7 +36,7 @@ def within_timeout(budget: timedelta) -> timedelta:
     return min(budget, timedelta(seconds=Conf.TIMEOUT) / 2) if Conf.TIMEOUT else budget
 
 
-def doorbell(func: str = DOORBELL) -> str:
+def doorbell() -> str:
     """Return a signed doorbell task that was never stored, as a broker hands it to the cluster."""
     from django_q.humanhash import uuid
     from django_q.signing import SignedPackage
@@ -46,7 +45,7 @@ def doorbell(func: str = DOORBELL) -> str:
     task: dict[str, Any] = {
         "id": tag,
         "name": "automations",
-        "func": func,
+        "func": DOORBELL,
         "args": (),
         "kwargs": {},
         "started": timezone.now(),

@@ -1,4 +1,4 @@
-"""What the floors above hand down: which rows move in time, and what the periodic tasks do for them.
+"""What the floors above hand down: which rows move in time, and when the next of them is due.
 
 Floors register in their ``AppConfig.ready()``; this floor names none of them.
 """
@@ -16,15 +16,10 @@ from django.db.models import Model
 
 from ..conf import conf
 from .lease import alias_of
-from .models import Wakeable
-
-Chore = Callable[[datetime], int]
-Cleaner = Callable[[datetime, float], int]
+from .models import Maintenance, Wakeable
 
 _wakeables: list[type[Wakeable]] = []
 _explained: list[type[Model]] = []
-_reconcilers: list[Chore] = []
-_cleaners: list[Cleaner] = []
 _longest_timeout = timedelta(0)
 
 
@@ -42,19 +37,6 @@ def register_explained(model: type[Model]) -> None:
         _explained.append(model)
 
 
-def register_reconciler(chore: Chore) -> None:
-    """Let ``poll_due`` call ``chore(now)``; it returns how many rows it put right."""
-    if chore not in _reconcilers:
-        _reconcilers.append(chore)
-
-
-def register_cleaner(cleaner: Cleaner) -> None:
-    """Let ``cleanup_old`` call ``cleaner(now, until)``; it returns how many rows it removed, and stops at ``until`` (of
-    ``time.monotonic``)."""
-    if cleaner not in _cleaners:
-        _cleaners.append(cleaner)
-
-
 def declare_timeout(timeout: timedelta) -> None:
     """Tell the queue that user code may run as long as this, so that it does not kill the worker before."""
     global _longest_timeout
@@ -66,18 +48,20 @@ def longest_timeout() -> timedelta:
 
 
 def wakeables() -> tuple[type[Wakeable], ...]:
+    """Return the models whose rows are work. ``Maintenance``, the engine's own, is none of them."""
     return tuple(_wakeables)
 
 
 def of_queues(names: Collection[str]) -> tuple[type[Wakeable], ...]:
     """Return the models whose rows are called so in ``--queues``. Raises ``ValueError`` for a name that none has."""
-    known = {model.queue: model for model in _wakeables}
+    everything: list[type[Wakeable]] = [*_wakeables, Maintenance]
+    known = {model.queue: model for model in everything}
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"There is no queue {name!r}.{hint} There are: {', '.join(sorted(known))}.")
-    return tuple(model for model in _wakeables if model.queue in names)
+    return tuple(model for model in everything if model.queue in names)
 
 
 def explained() -> tuple[type[Any], ...]:
@@ -85,18 +69,13 @@ def explained() -> tuple[type[Any], ...]:
     return (*_wakeables, *_explained)
 
 
-def reconcilers() -> tuple[Chore, ...]:
-    return tuple(_reconcilers)
-
-
-def cleaners() -> tuple[Cleaner, ...]:
-    return tuple(_cleaners)
-
-
-def due_times(since: Mapping[type[Wakeable], datetime] | None = None) -> dict[type[Wakeable], datetime]:
+def due_times(
+    since: Mapping[type[Wakeable], datetime] | None = None, *, maintenance: bool = False
+) -> dict[type[Wakeable], datetime]:
     """Return for each Wakeable model when its next row is due: one cheap query, answered from the indexes.
 
-    ``since``: from where on to look at a model's rows (default: at all; see ``lookout``).
+    ``since``: from where on to look at a model's rows (default: at all; see ``lookout``). ``maintenance``: also of
+    ``Maintenance``.
     """
     if not _wakeables:
         return {}
@@ -104,16 +83,17 @@ def due_times(since: Mapping[type[Wakeable], datetime] | None = None) -> dict[ty
     quote = connection.ops.quote_name
     # min() over an index, not EXISTS: the same answer says whether anything is due and how long to sleep if not.
     begin = {model: connection.ops.adapt_datetimefield_value(moment) for model, moment in (since or {}).items()}
+    asked: list[type[Wakeable]] = [*_wakeables, Maintenance] if maintenance else _wakeables
     sql = " UNION ALL ".join(
         f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} "
         f"WHERE wake_at {'>= %s' if model in begin else 'IS NOT NULL'}"
-        for number, model in enumerate(_wakeables)
+        for number, model in enumerate(asked)
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [begin[model] for model in _wakeables if model in begin])
+        cursor.execute(sql, [begin[model] for model in asked if model in begin])
         rows = cursor.fetchall()
     convert = _converter(connection)
-    return {_wakeables[number]: convert(value) for number, value in rows if value is not None}
+    return {asked[number]: convert(value) for number, value in rows if value is not None}
 
 
 def _converter(connection: BaseDatabaseWrapper) -> Callable[[object], datetime]:
@@ -137,9 +117,10 @@ def due_models(
     times: Mapping[type[Wakeable], datetime] | None = None,
     models: Collection[type[Wakeable]] | None = None,
 ) -> list[type[Wakeable]]:
-    """Return the models that have a due row, in the order of draining. ``times``: what ``due_times`` has said.
-    ``models``: only these (default: all)."""
+    """Return the models that have a due row, in the order of draining: maintenance last. ``times``: what ``due_times``
+    has said. ``models``: only these (default: all that is in ``times``)."""
     if times is None:
         times = due_times()
-    asked = [model for model in _wakeables if models is None or model in models]
+    everything: list[type[Wakeable]] = [*_wakeables, Maintenance]
+    asked = [model for model in everything if models is None or model in models]
     return [model for model in asked if model in times and times[model] <= now]

@@ -1,4 +1,4 @@
-"""``Ringer``: the clock of a runtime whose workers wait for messages: it rings while rows are due, and for the upkeep.
+"""``Ringer``: the clock of a runtime whose workers wait for messages: it rings while rows are due.
 
 It is the floor below such a runtime's doorbells. Those that were lost, with a broker that was flushed or down, are rung
 again; timers ring when they are due, with no need of a broker's ETA or schedules.
@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from django.db import Error as DatabaseTrouble
 from django.db import connections
 
-from .upkeep import Upkeep
 from .watch import Watch, automation_alias
 
 logger = logging.getLogger("django_ai.automation")
@@ -23,9 +22,8 @@ LONGEST_GAP = 10.0
 
 
 class Ringer:
-    """Looks until it is stopped. ``ring``: wake a worker. ``look_behind``, ``clean``: do, or ask a worker to do, the
-    periodic tasks. ``poll``: seconds between two looks, where no timer is due before and no NOTIFY comes. All three
-    may raise: the next look tries again.
+    """Looks until it is stopped. ``ring``: wake a worker; it may raise, and the next look tries again. ``poll``:
+    seconds between two looks, where no timer is due before and no NOTIFY comes.
 
     ``guard``: where the process forks (a pool of workers), what keeps it from doing so while it is held. It is held
     while there is anything in hand that a fork must not copy: a lock, a connection in use, or one that would be closed
@@ -35,8 +33,6 @@ class Ringer:
     def __init__(
         self,
         ring: Callable[[], object],
-        look_behind: Callable[[], object],
-        clean: Callable[[], object],
         poll: float = 1.0,
         guard: AbstractContextManager[object] | None = None,
     ) -> None:
@@ -44,7 +40,6 @@ class Ringer:
         self._forks = guard is not None
         self._guard = guard or nullcontext()
         self._watch = Watch(poll, longest_gap=LONGEST_GAP)
-        self._upkeep = Upkeep(look_behind, clean)
         self._stopping = False
         self._wake = self._watch.alarm()
 
@@ -79,7 +74,6 @@ class Ringer:
 
     def _look(self) -> float:
         try:
-            self._upkeep.run()
             pause = self._watch.look()
             if not pause:
                 self._ring()

@@ -17,8 +17,8 @@ from .q2 import doorbell_timeout
 
 SCHEDULES = (
     ("Workflows: process_scheduled", "django_ai.automation.queues.tasks.process_scheduled", "I", 1),
-    ("Events: poll_due", "django_ai.automation.queues.tasks.poll_due", "I", 5),
-    ("Events: cleanup_old", "django_ai.automation.queues.tasks.cleanup_old", "D", None),
+    ("Events: poll_due", "django_ai.automation.queues.tasks.hasten_reconciliation", "I", 5),
+    ("Events: cleanup_old", "django_ai.automation.queues.tasks.hasten_pruning", "D", None),
 )
 
 

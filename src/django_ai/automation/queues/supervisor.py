@@ -92,7 +92,7 @@ class Supervisor:
             child.process = self._start(child, lifeline)
 
     def _start(self, child: Child, lifeline: int) -> subprocess.Popen[bytes]:
-        mine = ["--lifeline", str(lifeline), *([] if child.number == 1 else ["--no-upkeep"])]
+        mine = ["--lifeline", str(lifeline)]
         return subprocess.Popen(
             [sys.executable, "-P", "-c", BEGIN, os.pathsep.join(sys.path), "automation_worker", *self.arguments, *mine],
             pass_fds=[lifeline],

@@ -20,8 +20,9 @@ from .drain import drain
 from .executor import get_executor
 from .lease import alias_of
 from .lookout import look
+from .maintenance import PRUNE, RECONCILE, hasten, run_all
 from .q2 import within_timeout
-from .registry import cleaners, due_models, reconcilers, wakeables
+from .registry import due_models, wakeables
 from .schedules import skip_missed
 
 logger = logging.getLogger("django_ai.automation")
@@ -32,9 +33,11 @@ def drain_due() -> int:
 
     A database that does not answer is no failure of the task: it is logged, and the next doorbell tries again.
     """
+    budget, started = conf().DRAIN_BUDGET, time.monotonic()
     try:
-        performed = drain(budget=conf().DRAIN_BUDGET, heartbeat=True, expendable=True)
-        if performed and due_models(timezone.now(), look()):
+        performed = drain(budget=budget, heartbeat=True, expendable=True)
+        is_used_up = time.monotonic() - started >= budget.total_seconds()
+        if is_used_up and due_models(timezone.now(), look()):
             get_executor().ring(alias_of(wakeables()[0]))
     except DatabaseTrouble as error:
         if not is_database_failure(error, connections[alias_of(wakeables()[0])]):
@@ -53,30 +56,35 @@ def process_scheduled() -> int:
 
 
 def poll_due(now: datetime | None = None) -> int:
-    """Put right what changed behind Django's back (dates set with ``QuerySet.update`` or raw SQL), then perform what
-    is due. Scheduled each five minutes. Returns the number of rows put right or performed."""
+    """Put right what changed behind Django's back (dates set with ``QuerySet.update`` or raw SQL), and perform what is
+    due, at once. Workers do both by themselves. Returns the number of rows put right or performed."""
     found = put_right(now)
     return found + (drain_due() if now is None else drain(now))
 
 
 def put_right(now: datetime | None = None) -> int:
     """Put right what changed behind Django's back, and perform nothing. Returns the number of rows put right."""
-    moment = now or timezone.now()
-    return sum(reconcile(moment) for reconcile in reconcilers())
+    return run_all(RECONCILE, now or timezone.now())
 
 
 def cleanup_old(now: datetime | None = None) -> int:
     """Remove what is finished and older than ``AUTOMATION["RETENTION"]`` (or what that is for its kind), but nothing
-    that once-only needs. Scheduled daily.
+    that once-only needs: at once, where workers do it bite by bite.
 
-    Short transactions; stops after ``AUTOMATION["CLEANUP_BUDGET"]``, and the next one goes on. Returns the number of
-    removed rows.
+    Short transactions; stops after ``AUTOMATION["CLEANUP_BUDGET"]``. Returns the number of removed rows.
     """
-    moment, removed = now or timezone.now(), 0
     until = time.monotonic() + within_timeout(conf().CLEANUP_BUDGET).total_seconds()
-    todo = list(cleaners())
-    while todo:
-        # Each gets its part of the time that is left, so that none can use up all of it day after day.
-        part = max(until - time.monotonic(), 0.0) / len(todo)
-        removed += todo.pop(0)(moment, time.monotonic() + part)
-    return removed
+    return run_all(PRUNE, now or timezone.now(), until)
+
+
+def hasten_reconciliation() -> int:
+    """Let workers put right now what changed behind Django's back, without waiting for their own time; perform what is
+    due. Scheduled each five minutes."""
+    hasten(RECONCILE, timezone.now())
+    return drain_due()
+
+
+def hasten_pruning() -> int:
+    """Let workers remove now what is old, without waiting for their own time; perform what is due. Scheduled daily."""
+    hasten(PRUNE, timezone.now())
+    return drain_due()

@@ -20,7 +20,8 @@ from django.utils import timezone
 from .lease import alias_of
 from .listen import Listener
 from .lookout import look
-from .models import Wakeable
+from .maintenance import attend, begin
+from .models import Maintenance, Wakeable
 from .registry import wakeables
 
 FIRST_GAP = 0.02
@@ -54,10 +55,14 @@ class Watch:
         self._was_rung = False
         self._listener: Listener | None = None
         self._alarm: tuple[int, int] | None = None
+        self._is_new = True
 
     def look(self) -> float:
         """Return for how many seconds there is nothing to do; 0: rows are due. Raises what the database raises."""
         self._looked = time.monotonic()
+        if self.models is None or Maintenance in self.models:
+            begin(timezone.now()) if self._is_new else attend(timezone.now())
+            self._is_new = False
         moments = [due for model, due in look().items() if self.models is None or model in self.models]
         if not moments:
             return self._idle(self.poll)

@@ -1,6 +1,6 @@
 """``Shift``: what one process of ``automation_worker`` does from its start until it is told to stop.
 
-It looks for due rows with the ``Watch`` that all runtimes share, performs them with ``drain``, and does the upkeep.
+It looks for due rows with the ``Watch`` that all runtimes share, and performs them with ``drain``.
 SIGTERM and SIGINT end it: nothing new is claimed, what was claimed but not begun goes back at once, and the step in
 hand finishes; after the grace, or at a second signal, ``BrokenOffError`` ends the step, and ``attempt`` gives its
 row back. A process that is killed leaves its rows to the end of their leases. A supervisor that is gone is noticed by
@@ -22,13 +22,14 @@ from typing import Any
 
 from django.db import Error as DatabaseTrouble
 from django.db import connections
+from django.utils import timezone
 
 from .attempt import BrokenOffError
 from .drain import drain
 from .heartbeat import give_back, in_hand
-from .models import Wakeable
-from .tasks import cleanup_old, put_right
-from .upkeep import Upkeep
+from .maintenance import begin
+from .models import Maintenance, Wakeable
+from .registry import wakeables
 from .watch import Watch
 
 logger = logging.getLogger("django_ai.automation")
@@ -39,10 +40,10 @@ TROUBLE = 1.0
 
 
 class Shift:
-    """One process's work. ``models``: the kinds of rows that it performs (default: all). ``poll``: seconds between two
-    looks, where no NOTIFY comes and no timer is due before. ``grace``: how long the step in hand may go on after
-    SIGTERM. ``upkeep``: whether this process does the periodic tasks, too. ``lifeline``: a file descriptor that ends
-    when the supervisor does.
+    """One process's work. ``models``: the kinds of rows that it performs (default: all). ``maintenance``: whether rows
+    of maintenance are among them. ``poll``: seconds between two looks, where no NOTIFY comes and no timer is due
+    before. ``grace``: how long the step in hand may go on after SIGTERM. ``lifeline``: a file descriptor that ends when
+    the supervisor does.
     """
 
     def __init__(
@@ -51,18 +52,19 @@ class Shift:
         models: Collection[type[Wakeable]] | None = None,
         poll: float = 1.0,
         grace: timedelta = timedelta(seconds=25),
-        upkeep: bool = True,
+        maintenance: bool = True,
         lifeline: int | None = None,
     ) -> None:
+        if models is not None or not maintenance:
+            work = wakeables() if models is None else models
+            models = {*work, Maintenance} if maintenance else {*work} - {Maintenance}
         self.models = models
         self.grace = grace
         self.lifeline = lifeline
         self.stopping = False
         self._ended = False
         self._releasing = False
-        self._in_upkeep = False
         self._watch = Watch(poll, models=models)
-        self._upkeep = Upkeep(put_right, cleanup_old) if upkeep else None
         self._wake = self._watch.alarm()
         self._told, self._tell = os.pipe()
 
@@ -84,7 +86,6 @@ class Shift:
 
     def _round(self) -> None:
         try:
-            self._keep_up()
             pause = self._watch.look()
             if not pause:
                 self._watch.came_to(drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True))
@@ -97,24 +98,12 @@ class Shift:
         if not self.stopping:
             self._watch.sleep(pause)
 
-    def _keep_up(self) -> None:
-        """Do the periodic tasks that are due. They may be broken off anywhere: the next process does them again."""
-        self._in_upkeep = True
-        try:
-            if self._upkeep is not None and not self.stopping:
-                self._upkeep.run()
-        except DatabaseTrouble:
-            raise
-        except Exception:
-            logger.exception("The upkeep failed, and is tried again.")
-        finally:
-            self._in_upkeep = False
-
     def burst(self) -> int:
         """Perform what is due, and return the number of rows. Raises what the database raises."""
         before = self._hear()
         try:
-            self._keep_up()
+            if self.models is None or Maintenance in self.models:
+                begin(timezone.now())
             return drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True)
         except SystemExit:
             if not self.stopping:
@@ -139,7 +128,7 @@ class Shift:
         self._wake()
         with suppress(OSError):
             os.write(self._tell, b"!")
-        if self._in_upkeep or (self._releasing and in_hand()):
+        if self._releasing and in_hand():
             raise BrokenOffError(0)
 
     def _leave(self) -> None:

@@ -17,18 +17,19 @@ class WorkflowsConfig(AppConfig):
 
         from ..events.claims import register_owner
         from ..events.listeners import subscribe
-        from ..queues import registry
+        from ..queues import maintenance, registry
         from ..queues.resumption import Kind, register_kind
         from . import checks
         from .bridge import Bridge
         from .context import KIND
         from .models import Signal, WorkflowRun
-        from .retention import remove_runs, remove_signals
+        from .retention import prune_history, prune_runs, prune_signals
 
         registry.register(Signal)
         registry.register(WorkflowRun)
-        registry.register_cleaner(remove_signals)
-        registry.register_cleaner(remove_runs)
+        maintenance.register_pruner("prune signals", prune_signals)
+        maintenance.register_pruner("prune runs", prune_runs)
+        maintenance.register_pruner("prune steps", prune_history)
         undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
         register_kind(Kind("signal", Signal, "name", parked=undelivered))
         register_kind(Kind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True))

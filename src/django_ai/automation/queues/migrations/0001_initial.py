@@ -1,3 +1,4 @@
+import django_ai.automation.queues.models
 from django.db import migrations, models
 
 
@@ -17,6 +18,28 @@ class Migration(migrations.Migration):
             ],
             options={
                 'verbose_name': 'arrival',
+            },
+        ),
+        migrations.CreateModel(
+            name='Maintenance',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('wake_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                ('lease', models.CharField(blank=True, editable=False, max_length=100, null=True)),
+                ('seq', models.PositiveIntegerField(default=0, editable=False)),
+                ('losses', models.PositiveSmallIntegerField(default=0, editable=False)),
+                ('parked_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                ('name', models.CharField(editable=False, max_length=100)),
+                ('position', models.JSONField(blank=True, editable=False, null=True)),
+                ('completed_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                ('done', models.BigIntegerField(default=0, editable=False)),
+                ('failures', models.PositiveSmallIntegerField(default=0, editable=False)),
+                ('error', models.TextField(blank=True, default='', editable=False)),
+            ],
+            options={
+                'verbose_name': 'maintenance task',
+                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_maintenance_wake')],
+                'constraints': [models.UniqueConstraint(fields=('name',), name='automation_maintenance_name')],
             },
         ),
         migrations.CreateModel(

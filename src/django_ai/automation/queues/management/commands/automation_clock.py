@@ -9,13 +9,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ...executor import get_executor
 from ...ringer import Ringer
-from ...tasks import cleanup_old, put_right
 from ...watch import automation_alias
 
 
 class Command(BaseCommand):
     help = (
-        "Ring AUTOMATION['EXECUTOR'] while rows are due, and do the upkeep, until SIGTERM. For workers of Django tasks "
+        "Ring AUTOMATION['EXECUTOR'] while rows are due, until SIGTERM. For workers of Django tasks "
         "and of other queues that have no clock of ours; it performs nothing itself."
     )
 
@@ -32,7 +31,7 @@ class Command(BaseCommand):
         if options["poll"] <= 0:
             raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
         alias = automation_alias()
-        ringer = Ringer(lambda: get_executor().ring(alias), put_right, cleanup_old, options["poll"])
+        ringer = Ringer(lambda: get_executor().ring(alias), options["poll"])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ringer.stop())
         ringer.run()

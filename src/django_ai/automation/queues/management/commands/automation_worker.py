@@ -25,7 +25,7 @@ class Command(BaseCommand):
             default="",
             metavar="NAMES",
             help="which kinds of rows to perform, with commas between them: events, callbacks, signals, workflows, "
-            "agents (default: all)",
+            "agents, maintenance (default: all; maintenance is done in any case)",
         )
         parser.add_argument(
             "--poll",
@@ -46,9 +46,9 @@ class Command(BaseCommand):
         )
         parser.add_argument("--lifeline", type=int, help="used by the supervisor for its children")
         parser.add_argument(
-            "--no-upkeep",
+            "--no-maintenance",
             action="store_true",
-            help="leave the periodic tasks (poll_due, cleanup_old) to others",
+            help="leave it to others to put right what changed behind Django's back and to remove what is old",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -73,7 +73,7 @@ class Command(BaseCommand):
                 models=models,
                 poll=options["poll"],
                 grace=grace,
-                upkeep=not options["no_upkeep"],
+                maintenance=not options["no_maintenance"],
                 lifeline=options["lifeline"],
             )
             if options["once"]:
@@ -104,6 +104,6 @@ class Command(BaseCommand):
         ]
         if names:
             found += ["--queues", ",".join(names)]
-        if options["no_upkeep"]:
-            found.append("--no-upkeep")
+        if options["no_maintenance"]:
+            found.append("--no-maintenance")
         return found

@@ -1,0 +1,603 @@
+"""Maintenance is rows like any other work: it runs beside the work and never in front of it, and a backlog does not end
+it; what raises, or dies, does not stop the rest; and what raw SQL left behind goes, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from io import StringIO
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import OperationalError, connection, connections
+from django.utils import timezone
+from pydantic import BaseModel
+
+from django_ai.automation import EventDefinition, complete, engine, on_event, sleep, step, workflow
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.conf import conf
+from django_ai.automation.events import retention
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues import cleaning, maintenance
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.executor import InlineExecutor
+from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.maintenance import PRUNE, RECONCILE, Bite, Task, Turn
+from django_ai.automation.queues.models import Maintenance, Worker
+from django_ai.automation.queues.registry import due_times
+from django_ai.automation.queues.tasks import cleanup_old, drain_due, hasten_pruning, poll_due
+from django_ai.automation.queues.watch import Watch
+from django_ai.automation.queues.worker import Shift
+from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
+from tests.app.models import Reservation
+from tests.lifecycle.looking import effects, leave
+from tests.runtimes.cluster import ROOT, environment, until
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+DAY = timedelta(days=1)
+Take = Callable[[Turn], Bite]
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``only(name=take)``: these are all the tasks that there are."""
+
+    def replace(**tasks: Take) -> None:
+        found = {name: Task(name, PRUNE, take, timedelta(minutes=1)) for name, take in tasks.items()}
+        monkeypatch.setattr(maintenance, "_tasks", found)
+
+    return replace
+
+
+def old_runs(number: int, ago: timedelta = 40 * DAY) -> list[WorkflowRun]:
+    moment = timezone.now() - ago
+    rows = [WorkflowRun(name="old", status="completed", created_at=moment, finished_at=moment) for _ in range(number)]
+    return WorkflowRun.objects.bulk_create(rows)
+
+
+def maintain() -> None:
+    """Do what is due of maintenance, as a worker does."""
+    maintenance.attend(timezone.now())
+    drain(models=[Maintenance])
+
+
+# -- beside the work, never in front of it -----------------------------------------------------------------------------
+
+
+def test_34_timers_go_on_while_a_big_prune_runs(only):
+    """A prune without end, in one process; of the bites at most the one that had begun comes before a timer."""
+    begun: list[float] = []
+    fired: dict[int, float] = {}
+
+    def endless(turn: Turn) -> Bite:
+        begun.append(time.time())
+        while not turn.is_over:
+            time.sleep(0.005)
+        return Bite(1, position=len(begun))
+
+    only(endless=endless)
+
+    @workflow("timer")
+    class Timer:
+        class Context(BaseModel):
+            number: int
+
+        @step(start=True)
+        def ring(self):
+            fired[self.context.number] = time.time()
+            return complete()
+
+    due = {}
+    for number in range(8):
+        run = engine.start("timer", number=number)
+        at = timezone.now() + timedelta(seconds=0.25 * (number + 1))
+        WorkflowRun.objects.filter(pk=run.pk).update(wake_at=at)
+        due[number] = at.timestamp()
+    drain(heartbeat=True, stop=lambda: len(fired) == len(due), budget=timedelta(seconds=30))
+    assert len(begun) >= 4
+    for number, at in due.items():
+        assert fired[number] >= at
+        assert sum(at < moment < fired[number] for moment in begun) <= 1
+    row = Maintenance.objects.get()
+    assert (row.position, row.done, row.lease) == (len(begun), len(begun), None)
+
+
+def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
+    """A bite for each few rows; another process takes the next one."""
+    monkeypatch.setattr(cleaning, "WINDOW", 4)
+    monkeypatch.setattr(cleaning, "BATCH", 3)
+    monkeypatch.setattr(maintenance, "BITE_SECONDS", 0.0)
+    monkeypatch.setattr(cleaning.random, "randint", lambda low, high: low + 5)
+    old_runs(20)
+    young = old_runs(3, ago=DAY)
+    maintenance.attend(clock())
+    mine = Maintenance.objects.filter(name="prune runs")
+    Maintenance.objects.exclude(name="prune runs").update(wake_at=clock() + DAY)
+    left, bites = [WorkflowRun.objects.count()], 0
+    while mine.filter(wake_at__lte=clock()).exists():
+        drain(models=[Maintenance], budget=timedelta(microseconds=1))
+        left.append(WorkflowRun.objects.count())
+        bites += 1
+    assert left[-1] == len(young)
+    assert all(before - after <= 3 for before, after in pairwise(left))
+    row = mine.get()
+    assert (row.position, row.done, row.completed_at) == (None, 20, clock())
+    assert row.wake_at == clock() + timedelta(minutes=1)
+
+
+def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
+    """Work that is due without end: maintenance waits for as long as it is patient, has a bite, and waits again."""
+    monkeypatch.setattr(maintenance, "PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr("django_ai.automation.queues.drain.PATIENCE", timedelta(seconds=0.2))
+    order: list[str] = []
+
+    def bite(turn: Turn) -> Bite:
+        order.append("bite")
+        return Bite(0, position=len(order))
+
+    only(patient=bite)
+
+    @workflow("endless")
+    class Endless:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def again(self):
+            order.append("work")
+            return sleep(timedelta(microseconds=1))
+
+    for _ in range(30):
+        engine.start("endless")
+    started = time.monotonic()
+    for _ in range(200):  # as doorbells do, whose budget the work alone would use up
+        drain(heartbeat=True, budget=timedelta(seconds=0.1), stop=lambda: order.count("bite") >= 2)
+        if order.count("bite") >= 2:
+            break
+    assert order.count("bite") == 2
+    assert time.monotonic() - started >= 0.4
+    assert order.index("bite") > 0
+    assert WorkflowRun.objects.filter(wake_at__lte=timezone.now()).exists()
+
+
+def test_34_reconciliation_and_pruning_go_on_under_a_backlog(monkeypatch, declare):
+    """The real ones: a date that SQL has moved is found, and an old run goes, while work is due without end."""
+    monkeypatch.setattr("django_ai.automation.queues.drain.PATIENCE", timedelta(0))
+    declare(Reservation, EventDefinition("soon", date_field="checkin_at"))
+
+    @workflow("endless")
+    class Endless:
+        class Context(BaseModel):
+            pass
+
+        @step(start=True)
+        def again(self):
+            return sleep(timedelta(microseconds=1))
+
+    stay = Reservation.objects.create(checkin_at=timezone.now() + 3 * DAY)
+    Reservation.objects.filter(pk=stay.pk).update(checkin_at=timezone.now() + timedelta(minutes=5))
+    (old,) = old_runs(1)
+    engine.start("endless")
+
+    def is_done() -> bool:
+        moved = Event.objects.filter(at__lt=timezone.now() + DAY).exists()
+        return moved and not WorkflowRun.objects.filter(pk=old.pk).exists()
+
+    deadline = time.monotonic() + 30
+    drain(heartbeat=True, stop=lambda: is_done() or time.monotonic() > deadline)
+    assert is_done()
+
+
+def test_34_one_worker_has_a_task_and_the_others_have_other_ones(only):
+    only(one=lambda turn: Bite(), other=lambda turn: Bite())
+    maintenance.attend(timezone.now())
+    first, second = (claim(Maintenance, timezone.now(), 1) for _ in range(2))
+    assert {first[0].name, second[0].name} == {"one", "other"}
+    assert claim(Maintenance, timezone.now(), 1) == []
+
+
+# -- what raises, and what dies ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError("broken on purpose"), asyncio.CancelledError("broken on purpose")])
+def test_34_a_task_that_raises_does_not_stop_the_others(only, clock, caplog, error):
+    done: list[str] = []
+
+    def sick(turn: Turn) -> Bite:
+        raise error
+
+    def sound(turn: Turn) -> Bite:
+        done.append("sound")
+        return Bite(2)
+
+    only(a_sick=sick, b_sound=sound)
+    maintain()
+    assert done == ["sound"]
+    row = Maintenance.objects.get(name="a_sick")
+    assert "in sick" in row.error
+    assert row.error.strip().endswith("broken on purpose")
+    assert (row.failures, row.wake_at) == (1, clock() + timedelta(seconds=10))
+    pauses = []
+    for _ in range(12):
+        clock.now = Maintenance.objects.get(name="a_sick").wake_at
+        maintain()
+        row.refresh_from_db()
+        pauses.append((row.wake_at - clock.now).total_seconds())
+    assert pauses[:3] == [20, 40, 80]
+    assert pauses[-1] == 3600
+    only(a_sick=sound)
+    clock.now = row.wake_at
+    maintain()
+    row.refresh_from_db()
+    assert (row.error, row.failures, row.done) == ("", 0, 2)
+
+
+def test_34_health_and_admin_show_what_is_wrong_and_call_none_of_it_work(only, admin_client):
+    def sick(turn: Turn) -> Bite:
+        raise ValueError("broken on purpose")
+
+    only(sick=sick, late=lambda turn: Bite())
+    maintenance.attend(timezone.now())
+    Maintenance.objects.filter(name="sick").update(wake_at=timezone.now() - timedelta(hours=2))
+    drain(models=[Maintenance], budget=timedelta(microseconds=1))
+    Maintenance.objects.filter(name="late").update(wake_at=timezone.now() - timedelta(hours=1))
+    out = StringIO()
+    call_command("automation_health", stdout=out)
+    assert "nothing is overdue" in out.getvalue()
+    assert "'sick' failed 1 time(s)" in out.getvalue()
+    assert "ValueError: broken on purpose" in out.getvalue()
+    assert "'late' is due since" in out.getvalue()
+    out = StringIO()
+    call_command("automation_health", "--json", stdout=out)
+    found = {each["task"]: each for each in json.loads(out.getvalue())["maintenance"]}
+    assert (found["sick"]["failures"], found["late"]["failures"]) == (1, 0)
+    assert due_times() == {}
+    assert not Worker.objects.exists()
+    page = admin_client.get("/admin/automation_queues/maintenance/").content.decode()
+    assert "ValueError: broken on purpose" in page
+    row = Maintenance.objects.get(name="sick")
+    assert admin_client.get(f"/admin/automation_queues/maintenance/{row.pk}/change/").status_code == 200
+    assert admin_client.post(f"/admin/automation_queues/maintenance/{row.pk}/delete/").status_code == 403
+
+
+def test_34_maintenance_is_no_progress_of_a_worker(only):
+    only(idle=lambda turn: Bite(1))
+    assert drain(heartbeat=True) == 0
+    assert Maintenance.objects.get().done == 1
+    assert not Worker.objects.exists()
+
+
+def test_34_a_database_failure_is_no_failure_of_the_task(only, clock):
+    tries: list[int] = []
+
+    def broken(turn: Turn) -> Bite:
+        tries.append(1)
+        if len(tries) == 1:
+            raise refused()
+        return Bite(1)
+
+    only(broken=broken)
+    maintain()
+    row = Maintenance.objects.get()
+    assert (row.failures, row.error, row.losses) == (0, "", 0)
+    clock.tick(timedelta(seconds=1))
+    maintain()
+    row.refresh_from_db()
+    assert (row.done, row.failures) == (1, 0)
+
+
+def refused() -> OperationalError:
+    """Return what Django raises when the database says "busy", or "deadlock"."""
+    error = OperationalError("once more, please")
+    if connection.vendor == "sqlite":
+        import sqlite3
+
+        error.__cause__ = sqlite3.OperationalError("database is locked")
+        error.__cause__.sqlite_errorcode = 5  # type: ignore[attr-defined]
+    elif connection.vendor == "mysql":
+        error.__cause__ = Exception(1213, "Deadlock found")
+    else:
+        from psycopg import errors
+
+        error.__cause__ = errors.DeadlockDetected("deadlock detected")
+    return error
+
+
+DYING = """
+import time
+from django_ai.automation.queues import maintenance
+from django_ai.automation.queues.drain import drain
+
+def hang(turn):
+    time.sleep(60)
+
+maintenance._tasks.clear()
+maintenance.register("hanging", maintenance.PRUNE, hang, maintenance.FIRST_BACKOFF)
+print("ready", flush=True)
+drain(heartbeat=True)
+"""
+
+
+def test_34_a_process_that_dies_in_a_bite_is_followed_by_another(only):
+    if connection.vendor == "sqlite" and ":memory:" in str(connection.settings_dict["NAME"]):
+        pytest.skip("another process cannot open a database in memory")
+    only(hanging=lambda turn: Bite(1, None if turn.position else "restarted"))
+    maintenance.attend(timezone.now())
+    Maintenance.objects.update(position="half way")
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import django\ndjango.setup()\n{DYING}"],
+        cwd=ROOT, env=environment(TEST_LEASE_SECONDS="1"),
+    )  # fmt: skip
+    try:
+        until(lambda: Maintenance.objects.exclude(lease=None).exists(), 30, "The claim of another process")
+        before = Maintenance.objects.get()
+        time.sleep(1.2)  # longer than its lease: it keeps that alive
+        assert Maintenance.objects.get().lease == before.lease
+        drain(models=[Maintenance])
+        assert Maintenance.objects.get().done == 0
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def is_done() -> bool:
+        drain(models=[Maintenance])
+        return Maintenance.objects.get().done == 1
+
+    until(is_done, 30, "The bite of this process")
+    row = Maintenance.objects.get()
+    assert (row.position, row.losses, row.lease) == (None, 0, None)
+    assert row.completed_at is not None
+
+
+def test_34_what_kills_its_workers_is_tried_again_and_never_set_aside(only, clock):
+    only(deadly=lambda turn: Bite(1))
+    maintenance.attend(clock())
+    for _ in range(conf().MAX_LOSSES):
+        assert claim(Maintenance, clock(), 1)
+        clock.tick(conf().LEASE)
+    drain(models=[Maintenance])
+    row = Maintenance.objects.get()
+    assert "workers in a row died" in row.error
+    assert (row.failures, row.done, row.parked_at) == (1, 0, None)
+    clock.now = row.wake_at
+    drain(models=[Maintenance])
+    row.refresh_from_db()
+    assert (row.error, row.done) == ("", 1)
+
+
+# -- which rows there are ----------------------------------------------------------------------------------------------
+
+
+def test_34_rows_follow_the_code(only, clock):
+    only(old=lambda turn: Bite())
+    maintain()
+    only(new=lambda turn: Bite())
+    maintain()
+    assert set(Maintenance.objects.values_list("name", flat=True)) == {"old"}, "it looks once a minute"
+    maintenance._attended.clear()
+    maintain()
+    assert set(Maintenance.objects.values_list("name", flat=True)) == {"old", "new"}
+    clock.tick(timedelta(hours=1))
+    maintain()
+    assert set(Maintenance.objects.values_list("name", flat=True)) == {"new"}
+
+
+def test_34_a_fresh_process_looks_for_what_its_code_wants(clock):
+    maintain()
+    clock.tick(timedelta(seconds=1))
+    assert Watch(1.0).look() == 0.0
+    due = Maintenance.objects.filter(wake_at__lte=clock())
+    wanted = {task.name for task in maintenance.tasks_for(RECONCILE)}
+    assert set(due.values_list("name", flat=True)) == wanted
+    drain(models=[Maintenance])
+    assert Watch(1.0, models={WorkflowRun}).look() > 0
+    assert not due.exists()
+
+
+def test_34_a_schedule_makes_it_due(clock):
+    maintain()
+    old_runs(2)
+    drain_due()
+    assert WorkflowRun.objects.count() == 2
+    hasten_pruning()
+    assert WorkflowRun.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"maintenance": False}, False),
+        ({"models": [WorkflowRun]}, True),
+        ({"models": [WorkflowRun], "maintenance": False}, False),
+        ({"models": [Maintenance]}, True),
+    ],
+)
+def test_34_who_of_the_workers_maintains(options, expected):
+    models = Shift(**options).models
+    assert (models is None or Maintenance in models) is expected
+
+
+def test_34_inline_does_its_part_and_none_inside_a_transaction(only):
+    only(mine=lambda turn: Bite(1))
+    ringer = InlineExecutor()
+    from django.db import transaction
+
+    with transaction.atomic():
+        ringer.ring(connection.alias)
+        assert not Maintenance.objects.exists()
+    ringer.ring(connection.alias)
+    ringer.ring(connection.alias)
+    assert Maintenance.objects.get().done == 1
+
+
+def test_34_at_once_in_the_foreground_an_error_does_not_stop_the_rest(only):
+    done: list[str] = []
+
+    def sick(turn: Turn) -> Bite:
+        raise ValueError("broken on purpose")
+
+    only(a_sick=sick, b_sound=lambda turn: done.append("sound") or Bite(1))
+    with pytest.raises(ValueError, match="on purpose"):
+        cleanup_old()
+    assert done == ["sound"]
+    assert poll_due() == 0
+
+
+# -- orphans of raw deletes --------------------------------------------------------------------------------------------
+
+
+def raw_delete(model: Any, *pks: Any) -> None:
+    with connection.cursor() as cursor:
+        for pk in pks:
+            cursor.execute(f"DELETE FROM {model._meta.db_table} WHERE {model._meta.pk.column} = %s", [pk])
+
+
+def test_34_events_of_an_entity_that_sql_has_deleted_go(clock, work, declare):
+    declare(Reservation, EventDefinition("made"), EventDefinition("paid", condition=lambda each: each.status == "paid"))
+    on_event("made", name="call")(lambda event: leave("called"))
+    stays, goes = Reservation.objects.create(), Reservation.objects.create()
+    work()
+    raw_delete(Reservation, goes.pk)
+    maintain()
+    assert Event.objects.count() == 4
+    clock.tick(40 * DAY)
+    maintenance.attend(clock())
+    maintain()
+    clock.tick(DAY)
+    maintain()
+    assert set(Event.objects.values_list("entity_id", flat=True)) == {str(stays.pk)}
+    assert CallbackExecution.objects.get().event.entity_id == str(stays.pk)
+    # What lives keeps its key, and what comes again with a key of before is new.
+    Reservation.objects.get(pk=stays.pk).save()
+    Reservation.objects.create(pk=goes.pk)
+    work()
+    assert effects() == ["called"] * 3
+
+
+def test_34_an_orphan_that_a_save_takes_back_at_this_moment_stays(clock, work, declare, monkeypatch):
+    declare(Reservation, EventDefinition("made"))
+    goes = Reservation.objects.create()
+    work()
+    raw_delete(Reservation, goes.pk)
+    clock.tick(40 * DAY)
+    genuine, asked = retention._missing, []
+
+    def late(model, entity_ids):
+        found = genuine(model, entity_ids)
+        if not asked:
+            Reservation.objects.create(pk=goes.pk)
+        asked.append(found)
+        return found
+
+    monkeypatch.setattr(retention, "_missing", late)
+    assert retention.release_orphans(Turn(clock())).done == 0
+    assert len(asked) == 2
+    assert Event.objects.filter(active_key__isnull=False).count() == 1
+
+
+@contextmanager
+def without_constraints() -> Iterator[None]:
+    off, on = {
+        "sqlite": ("PRAGMA foreign_keys = OFF", "PRAGMA foreign_keys = ON"),
+        "mysql": ("SET foreign_key_checks = 0", "SET foreign_key_checks = 1"),
+        "postgresql": ("SET session_replication_role = replica", "SET session_replication_role = DEFAULT"),
+    }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(off)
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(on)
+
+
+def test_34_rows_whose_parent_sql_has_deleted_go(monkeypatch):
+    monkeypatch.setattr("django_ai.automation.queues.orphans.WINDOW", 2)
+    now = timezone.now()
+    event = Event.objects.create(entity_type="x.y", entity_id="1", event_name="x", declared_as="x")
+    agent = AgentRun.objects.create(name="x", event=event)
+    parent, child, stays = old_runs(3, ago=DAY)
+    WorkflowRun.objects.filter(pk=child.pk).update(parent=parent, event=event)
+    for run in (parent, stays):
+        for visit in range(3):
+            StepExecution.objects.create(run=run, step="s", visit=visit, attempt=1, finished=now, outcome="goto")
+        Signal.objects.create(name="x", run=run, sent_at=now)
+    for number in range(5):
+        CallbackExecution.objects.create(event=event, callback="x", unique_key=f"{number}", created_at=now)
+    HandlerExecution.objects.create(run=agent, event=event, handler="x", unique_key="x", created_at=now, due_at=now)
+    with without_constraints():
+        raw_delete(WorkflowRun, parent.pk)
+        raw_delete(Event, event.pk)
+    maintain()
+    assert set(WorkflowRun.objects.values_list("pk", "parent", "event")) == {
+        (child.pk, None, None),
+        (stays.pk, None, None),
+    }
+    assert StepExecution.objects.filter(run=stays).count() == StepExecution.objects.count() == 3
+    assert Signal.objects.get().run_id == stays.pk
+    assert not CallbackExecution.objects.exists()
+    assert not HandlerExecution.objects.exists()
+    assert AgentRun.objects.get().event_id is None
+
+
+def test_34_what_must_stay_is_not_walked_over_again_at_once(clock, monkeypatch):
+    """After a sweep that has passed by much for nothing there is a rest."""
+    young = old_runs(3, ago=DAY)
+    WorkflowRun.objects.filter(pk=young[0].pk).update(created_at=clock() - 90 * DAY)
+    genuine = cleaning._remove_batch
+
+    def slow(rows):
+        time.sleep(0.05)
+        return genuine(rows)
+
+    monkeypatch.setattr(cleaning, "_remove_batch", slow)
+    bite = maintenance._tasks["prune runs"].take(Turn(clock()))
+    assert (bite.done, bite.position) == (0, None)
+    assert bite.rest >= timedelta(seconds=0.5)
+
+
+def test_34_two_threads_never_have_one_task_at_once(only):
+    if connection.vendor == "sqlite" and connection.is_in_memory_db():
+        pytest.skip("threads share one database in memory")
+    running, most, lock = 0, 0, threading.Lock()
+
+    def alone(turn: Turn) -> Bite:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return Bite(1, position="more")
+
+    only(alone=alone)
+    maintenance.attend(timezone.now())
+
+    def worker() -> None:
+        try:
+            drain(models=[Maintenance], budget=timedelta(seconds=0.5))
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=worker) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert Maintenance.objects.get().done >= 2
