@@ -414,6 +414,32 @@ def test_everything_lives_in_one_database(label, check, id, monkeypatch):
 # -- options of events, names and matches ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({}, True),
+        ({"condition": lambda stay: True}, True),
+        ({"trigger": EventTrigger.UPDATE, "watch_fields": ["status"]}, False),
+        ({"trigger": EventTrigger.CREATE}, False),
+        ({"rearm": True, "condition": lambda stay: True}, False),
+        ({"date_field": "checkin_at"}, False),
+    ],
+)
+def test_w113_an_event_that_occurs_once_under_a_name_that_may_change(declare, options, warns):
+    declare(Reservation, EventDefinition("stay_{{ instance.status }}", **options))
+    found = [each for each in check_definitions(None) if each.id == "automation.W113"]
+    assert len(found) == warns
+    if warns:
+        assert "named after what 'status' is then" in found[0].msg
+        assert "watch_fields=['status']" in found[0].hint
+
+
+@pytest.mark.parametrize("name", ["stay_{{ instance.pk }}", "stay_{{ instance.guest.name }}", "stay_{{ instance.id }}"])
+def test_names_that_do_not_change_are_no_problem(declare, name):
+    declare(Reservation, EventDefinition(name))
+    assert "automation.W113" not in {each.id for each in check_definitions(None)}
+
+
 def test_e108_a_watched_field_that_does_not_exist(declare):
     declare(Ticket, EventDefinition("ticket_changed", watch_fields=["title", "titel"]))
     problem = only(check_definitions(None))
@@ -445,7 +471,7 @@ def test_e109_a_name_of_a_field_that_does_not_exist(declare):
 
 @pytest.mark.parametrize("slot", ["pk", "id", "guest_id", "guest.name", "status", "documents", "__str__"[2:5]])
 def test_names_that_the_model_can_fill_in(declare, slot):
-    declare(Reservation, EventDefinition(f"saved:{{{{ instance.{slot} }}}}"))
+    declare(Reservation, EventDefinition(f"saved:{{{{ instance.{slot} }}}}", trigger=EventTrigger.CREATE))
     assert [problem.id for problem in check_definitions(None)] == ([] if slot != "str" else ["automation.E109"])
 
 

@@ -14,7 +14,23 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from pydantic import BaseModel
 
-from django_ai.automation import AgentManager, EventDefinition, agent, complete, engine, event_workflow, handler, step
+from django_ai.automation import (
+    AgentManager,
+    EventDefinition,
+    agent,
+    complete,
+    engine,
+    event_workflow,
+    get_wake,
+    goto,
+    handler,
+    run_subflow,
+    sleep,
+    step,
+    wait,
+    wait_for_event,
+    workflow,
+)
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.conf import conf, problems
 from django_ai.automation.events.models import CallbackExecution, Event
@@ -330,3 +346,150 @@ def test_no_kind_uses_up_the_time_of_the_others(clock, monkeypatch):
         cleanup_old()
     assert 2.5 < given[0] <= 3
     assert given[1] >= given[0]
+
+
+# -- runs that never end -----------------------------------------------------------------------------------------------
+
+
+class Days(BaseModel):
+    days: int = 0
+    heard: list[str] = []
+
+
+def live(clock, work, days: int) -> None:
+    for _ in range(days):
+        clock.tick(DAY)
+        work()
+
+
+def test_a_run_that_never_ends_keeps_no_more_history_than_others(clock, work):
+    @workflow("daily")
+    class Daily:
+        Context = Days
+
+        @step(start=True)
+        def again(self):
+            self.context.days += 1
+            return sleep(DAY, then=self.again)
+
+    run = engine.start("daily")
+    work()
+    live(clock, work, 50)
+    with kept(RETENTION_HISTORY=10 * DAY):
+        cleanup_old(clock())
+    run.refresh_from_db()
+    assert (run.status, run.data["days"]) == ("waiting", 51)
+    assert 10 <= run.steps.count() <= 11
+    live(clock, work, 1)
+    run.refresh_from_db()
+    assert run.data["days"] == 52
+
+
+def test_the_last_visits_stay_however_old(clock, work):
+    @workflow("sleepy")
+    class Sleepy:
+        Context = Days
+
+        @step(start=True)
+        def first(self):
+            return goto(self.second)
+
+        @step()
+        def second(self):
+            return goto(self.third)
+
+        @step()
+        def third(self):
+            return wait("bell", then=self.first)
+
+    run = engine.start("sleepy")
+    work()
+    clock.tick(400 * DAY)
+    cleanup_old(clock())
+    assert [each.step for each in run.steps.order_by("pk")] == ["third"]
+    engine.signal("bell", run=run)
+    work()
+    assert [each.step for each in run.steps.order_by("pk")] == ["third", "first", "second", "third"]
+
+
+@pytest.mark.parametrize("channel", ["event", "signal"])
+def test_what_a_living_run_has_consumed_is_not_heard_again(clock, work, channel):
+    """Its ledger stays as long as what it names."""
+
+    @workflow("hears")
+    class Hears:
+        Context = Days
+
+        @step(start=True)
+        def listen(self):
+            if get_wake().reason != "first":
+                self.context.days += 1
+            if channel == "signal":
+                return wait("bell", then=self.listen)
+            return wait_for_event("reservation_confirmed", match={"id__gt": 0}, then=self.listen)
+
+    def send() -> None:
+        if channel == "signal":
+            engine.signal("bell")
+        else:
+            Reservation.objects.create(status="confirmed")
+        live(clock, work, 1)
+
+    run = engine.start("hears")
+    work()
+    for _ in range(4):
+        send()
+    with kept(RETENTION_HISTORY=DAY, RETENTION_SIGNALS=90 * DAY):
+        clock.tick(60 * DAY)
+        cleanup_old(clock())
+        send()  # it waits anew, and looks at what came before
+    run.refresh_from_db()
+    assert (run.status, run.data["days"]) == ("suspended", 5)
+    with kept(RETENTION=DAY):
+        clock.tick(60 * DAY)
+        cleanup_old(clock())
+        cleanup_old(clock())
+        assert run.steps.count() == (1 if channel == "signal" else 5)
+        send()
+    run.refresh_from_db()
+    assert (run.status, run.data["days"]) == ("suspended", 6)
+
+
+def test_a_step_whose_child_is_there_stays(clock, work):
+    """It says that another child would be a second one."""
+
+    @workflow("parent")
+    class Parent:
+        Context = Days
+
+        @step(start=True)
+        def asks(self):
+            return run_subflow("child", then=self.waits)
+
+        @step()
+        def waits(self):
+            self.context.days += 1
+            return goto(self.more) if self.context.days < 4 else wait("bell", then=self.waits)
+
+        @step()
+        def more(self):
+            return goto(self.waits)
+
+    @workflow("child")
+    class Child:
+        Context = Days
+
+        @step(start=True)
+        def only(self):
+            return complete()
+
+    run = engine.start("parent")
+    work()
+    with kept(RETENTION_HISTORY=DAY, RETENTION_RUNS=60 * DAY):
+        clock.tick(10 * DAY)
+        cleanup_old(clock())
+        assert "asks" in run.steps.values_list("step", flat=True)
+        clock.tick(60 * DAY)
+        cleanup_old(clock())
+        cleanup_old(clock())
+    assert "asks" not in run.steps.values_list("step", flat=True)

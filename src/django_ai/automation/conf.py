@@ -50,13 +50,15 @@ class Conf:
     CONTEXT_KEYS: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Secrets of ``FernetCodec``: the first encrypts, all decrypt; none: ``SECRET_KEY`` and its fallbacks."""
     RETENTION: timedelta = timedelta(days=30)
-    """How long what is finished is kept, where the next five do not say otherwise."""
+    """How long what is finished is kept, where the next six do not say otherwise."""
     RETENTION_EVENTS: timedelta | None = None
     """How long events are kept that are over for good: of deleted entities, and earlier ones of living entities."""
     RETENTION_EXECUTIONS: timedelta | None = None
     """How long finished calls of functions and handlers are kept."""
     RETENTION_RUNS: timedelta | None = None
     """How long finished runs of workflows are kept, with their history."""
+    RETENTION_HISTORY: timedelta | None = None
+    """How long the steps of runs that live on are kept, but for what their runs still need."""
     RETENTION_AGENTS: timedelta | None = None
     """How long ended agents are kept, with their mailboxes."""
     RETENTION_SIGNALS: timedelta | None = None

@@ -50,6 +50,7 @@ def check_definitions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             if declared.owner is model:
                 found += _check_date_field(model, declared)
                 found += _check_field_names(model, declared)
+                found += _check_changing_name(model, declared.definition)
         if router.db_for_write(model) != alias_of(Event):
             found.append(
                 Error(
@@ -201,6 +202,27 @@ def _check_field_names(model: type[models.Model], declared: Declared) -> Iterato
                 obj=model,
                 id="automation.E109",
             )
+
+
+def _check_changing_name(model: type[models.Model], definition: EventDefinition) -> Iterator[CheckMessage]:
+    """Warn of an event that occurs once and is named after a field that may change: only the first value is heard."""
+    if definition.is_scheduled or definition.triggers or definition.rearm:
+        return
+    slots = set(slots_of(definition.name))
+    changing = [field.name for field in model._meta.concrete_fields if field.name in slots and _may_change(field)]
+    if changing:
+        yield Warning(
+            f"{model._meta.label}: the event {definition.name!r} occurs once for an entity, named after what "
+            f"{changing[0]!r} is then; when that changes later, it does not occur again.",
+            hint=f"To occur at each change, add trigger=EventTrigger.UPDATE and watch_fields={changing!r}; where the "
+            "value never changes, say trigger=EventTrigger.CREATE, or editable=False on the field.",
+            obj=model,
+            id="automation.W113",
+        )
+
+
+def _may_change(field: Any) -> bool:
+    return not (field.primary_key or field.unique or field.is_relation) and field.editable
 
 
 def check_callbacks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

@@ -23,13 +23,14 @@ class WorkflowsConfig(AppConfig):
         from .bridge import Bridge
         from .context import KIND
         from .models import Signal, WorkflowRun
-        from .retention import prune_history, prune_runs, prune_signals
+        from .retention import prune_history, prune_living_history, prune_runs, prune_signals
 
         registry.register(Signal)
         registry.register(WorkflowRun)
         maintenance.register_pruner("prune signals", prune_signals)
         maintenance.register_pruner("prune runs", prune_runs)
         maintenance.register_pruner("prune steps", prune_history)
+        maintenance.register_pruner("prune steps of living runs", prune_living_history)
         undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
         register_kind(Kind("signal", Signal, "name", parked=undelivered))
         register_kind(Kind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True))

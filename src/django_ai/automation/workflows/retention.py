@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db.models import Exists, OuterRef, Q
 
 from ..conf import conf
+from ..events.models import Event
 from ..queues.cleaning import sweep
 from ..queues.maintenance import Bite, Turn
 from .models import FINISHED, Signal, StepExecution, WorkflowRun, WorkflowStatus
@@ -28,6 +29,25 @@ def prune_history(turn: Turn) -> Bite:
     before = turn.now - conf().kept("RUNS")
     over = [WorkflowStatus.COMPLETED, WorkflowStatus.CANCELLED]
     history = StepExecution.objects.filter(run__status__in=over, run__finished_at__lt=before)
+    return sweep(history, "finished", before, turn)
+
+
+def prune_living_history(turn: Turn) -> Bite:
+    """Remove what runs that live on did longer ago than ``RETENTION_HISTORY``: a run in a circle never ends.
+
+    What such a run still needs stays: its last two visits (attempts, losses, when it last did something); what it has
+    consumed, as long as that is there and could be heard once more; and which step has started a child that is there.
+    """
+    before = turn.now - conf().kept("HISTORY")
+    run = WorkflowRun.objects.filter(pk=OuterRef("run")).unfinished()
+    children = WorkflowRun.objects.filter(parent=OuterRef("run"), created_at__lt=before)
+    signal, event = (Exists(each.objects.filter(pk=OuterRef("wake_ref"))) for each in (Signal, Event))
+    consumed = Q(signal, wake_reason="signal") | Q(event, wake_reason="event")
+    history = (
+        StepExecution.objects.filter(Exists(run.filter(visit__gt=OuterRef("visit") + 1)), finished__lt=before)
+        .exclude(consumed)
+        .exclude(Q(Exists(children), outcome="subflow"))
+    )
     return sweep(history, "finished", before, turn)
 
 
