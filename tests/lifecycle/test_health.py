@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
+import time
 from datetime import timedelta
 
 import pytest
@@ -31,17 +34,24 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues import health as health_module
+from django_ai.automation.queues import heartbeat, tasks
 from django_ai.automation.queues import presence as presence_module
+from django_ai.automation.queues.django_tasks import automation_drain_due
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.health import examine, explain
+from django_ai.automation.queues.executor import InlineExecutor, set_executor
+from django_ai.automation.queues.health import count_failed_and_parked, examine, explain
+from django_ai.automation.queues.heartbeat import Hands, enlist
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.models import Worker
-from django_ai.automation.queues.presence import Presence
+from django_ai.automation.queues.models import DatabaseNow, Worker
+from django_ai.automation.queues.presence import DEAD_AFTER, Presence, presence
+from django_ai.automation.queues.q2 import enlist_at_doorbell
+from django_ai.automation.queues.registry import longest_timeout
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Reservation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 
 
@@ -63,19 +73,50 @@ def probe(*arguments: str) -> tuple[int, str]:
     return 0, out.getvalue()
 
 
+def living(queues: str = "", ago: timedelta = timedelta(0), **worked: float) -> Worker:
+    """Record a worker that was seen so long ago, and had worked in its queues so many seconds before."""
+    return Worker.objects.create(
+        name=f"host:7:{Worker.objects.count()}",
+        runtime="test",
+        host="host",
+        pid=7,
+        queues=queues,
+        started_at=DatabaseNow() - ago,
+        seen_at=DatabaseNow() - ago,
+        worked=worked,
+    )
+
+
+def broken(now, *, failed: int, parked: int) -> None:
+    """Make runs that have ended badly, and one that has ended well."""
+    for _ in range(failed):
+        WorkflowRun.objects.create(name="x", status="failed", error="E", finished_at=now)
+    for _ in range(parked):
+        WorkflowRun.objects.create(name="x", status="parked", error="E", parked_at=now)
+    WorkflowRun.objects.create(name="x", status="completed", finished_at=now)
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """The monotonic clock of this process, which stands."""
+    found = [time.monotonic()]
+    monkeypatch.setattr(presence_module.time, "monotonic", lambda: found[0])
+    return found
+
+
 # -- health
 
 
 def test_nothing_to_do_is_healthy(clock):
     health = examine(clock.now)
     assert health.is_healthy
-    assert str(health) == "Healthy: nothing is overdue. No worker has ever reported."
+    assert str(health) == "Healthy: nothing is overdue. No worker is alive, and none has ever reported."
     assert probe()[0] == 0
 
 
 def test_due_work_that_nobody_takes_is_an_illness_after_the_tolerance(clock):
     engine.start("story:count", steps=1)
-    clock.tick(90 * timedelta(seconds=1) - timedelta(milliseconds=1))
+    clock.tick(90 * SECOND - timedelta(milliseconds=1))
     assert examine(clock.now).is_healthy
     clock.tick(timedelta(milliseconds=1))
     health = examine(clock.now)
@@ -83,43 +124,102 @@ def test_due_work_that_nobody_takes_is_an_illness_after_the_tolerance(clock):
     assert [(each.kind, each.count) for each in health.overdue] == [("workflow run", 1)]
     code, text = probe()
     assert code == 1
-    assert "NOT HEALTHY, nobody makes progress. Overdue: 1 workflow run(s) since 2030-01-07 13:00:00" in text
-    assert "restart the workers" in text
+    assert "NOT HEALTHY. Overdue: 1 workflow run(s) since 2030-01-07 13:00:00, and no living worker looks at" in text
+    assert "no worker is alive: start the workers" in text
     assert probe("--overdue", "3600")[0] == 0
+
+
+def test_nobody_is_called_healthy_while_rows_wait_and_no_worker_is_alive(clock):
+    living(ago=2 * MINUTE)
+    assert str(examine(clock.now)).startswith("Healthy: nothing is overdue. No worker is alive; host:7 was seen last, ")
+    engine.start("story:count", steps=1)
+    text = str(examine(clock.now))
+    assert text.startswith("No worker is alive; host:7 was seen last, ")
+    assert text.endswith("Rows wait for one; nothing is overdue yet.")
 
 
 def test_a_worker_that_makes_progress_with_a_long_queue_is_healthy(clock):
     runs = [engine.start("story:count", steps=1) for _ in range(3)]
     clock.tick(10 * MINUTE)
     assert not examine(clock.now).is_healthy
-    Presence().worked(1, clock.now - MINUTE)
+    worker = living(workflows=80)
     health = examine(clock.now)
     assert health.overdue[0].count == len(runs)
     assert health.is_healthy
     assert str(health).startswith("Healthy but behind. Overdue: 3 workflow run(s) since")
-    clock.tick(MINUTE)
-    assert not examine(clock.now).is_healthy, "that was progress of long ago"
+    assert "1 worker is alive." in str(health)
+    Worker.objects.filter(pk=worker.pk).update(worked={"workflows": 100})
+    health = examine(clock.now)
+    assert not health.is_healthy, "that was progress of long ago"
+    assert "and no progress by 1 living worker" in str(health)
+    assert "nobody makes progress with it: restart the workers" in probe()[1]
 
 
-def test_a_row_in_hand_is_progress_and_one_whose_lease_ran_out_is_not(clock):
+@pytest.mark.parametrize("how", ["dead", "stopped"])
+def test_who_is_dead_or_stopped_makes_no_progress(clock, how):
+    engine.start("story:count", steps=1)
+    clock.tick(10 * MINUTE)
+    worker = living(workflows=1)
+    assert examine(clock.now).is_healthy
+    if how == "dead":
+        Worker.objects.filter(pk=worker.pk).update(seen_at=DatabaseNow() - DEAD_AFTER)
+    else:
+        Worker.objects.filter(pk=worker.pk).update(stopped_at=DatabaseNow())
+    health = examine(clock.now)
+    assert (health.is_healthy, health.workers, health.overdue[0].workers) == (False, 0, 0)
+
+
+def test_the_time_since_the_last_sign_of_life_counts(clock):
+    engine.start("story:count", steps=1)
+    clock.tick(10 * MINUTE)
+    living(ago=30 * SECOND, workflows=55)
+    assert examine(clock.now).is_healthy
+    assert not examine(clock.now, 80 * SECOND).is_healthy
+
+
+def test_progress_is_that_of_each_queue(clock):
+    engine.start("story:count", steps=1)
+    clock.tick(10 * MINUTE)
+    living("events,callbacks", callbacks=1)
+    health = examine(clock.now)
+    assert (health.is_healthy, health.workers) == (False, 1)
+    assert health.living == {"events": 1, "signals": 0, "workflows": 0, "agents": 0, "callbacks": 1}
+    code, text = probe()
+    assert code == 1
+    assert "1 workflow run(s) since 2030-01-07 13:00:00, and no living worker looks at 'workflows'" in text
+    assert "start one for workflows" in text
+    living("workflows", workflows=1)
+    assert examine(clock.now).is_healthy
+
+
+def test_a_worker_may_be_busy_with_another_queue_for_as_long_as_a_step_takes(clock):
+    engine.start("story:count", steps=1)
+    living(callbacks=1)
+    clock.tick(90 * SECOND + longest_timeout() - SECOND)
+    assert examine(clock.now).is_healthy
+    clock.tick(SECOND)
+    health = examine(clock.now)
+    assert not health.is_healthy, "it must have had its turn by now"
+    assert health.overdue[0].workers == 1
+    living(workflows=1)
+    assert examine(clock.now).is_healthy
+
+
+def test_rows_in_the_hands_of_web_processes_are_no_progress(clock):
     engine.start("story:count", steps=1)
     engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
-    (row,) = claim(WorkflowRun, clock.now, 1)
-    health = examine(clock.now)
-    assert (health.is_healthy, health.in_hand) == (True, 1)
-    assert row.wake_at is not None
-    clock.now = row.wake_at + 2 * MINUTE
-    health = examine(clock.now)
-    assert (health.is_healthy, health.in_hand) == (False, 0)
-    assert health.overdue[0].count == 2
+    assert claim(WorkflowRun, clock.now, 1)
+    drain(heartbeat=True, models=[CallbackExecution])
+    assert not Worker.objects.exists()
+    assert not examine(clock.now).is_healthy
 
 
-def test_a_timer_of_tomorrow_is_neither_overdue_nor_in_hand(clock, work):
+def test_a_timer_of_tomorrow_is_not_overdue(clock, work):
     Reservation.objects.create(status="confirmed", checkin_at=clock.now + timedelta(days=1))
     work()
     health = examine(clock.now + 10 * MINUTE)
-    assert (health.overdue, health.in_hand) == ((), 0)
+    assert (health.overdue, health.is_idle) == ((), False)
 
 
 @pytest.mark.exact_times
@@ -133,11 +233,24 @@ def test_json_is_one_line_that_a_machine_reads(clock):
         "healthy": False,
         "checked_at": "2030-01-07T12:10:00+00:00",
         "tolerance_seconds": 90.0,
-        "overdue": [{"kind": "workflow run", "count": 1, "since": "2030-01-07T12:00:00+00:00"}],
-        "in_hand": 0,
+        "overdue": [
+            {
+                "kind": "workflow run",
+                "queue": "workflows",
+                "count": 1,
+                "since": "2030-01-07T12:00:00+00:00",
+                "workers": 0,
+                "makes_progress": False,
+            }
+        ],
+        "workers": 0,
+        "workers_by_queue": {"events": 0, "signals": 0, "workflows": 0, "agents": 0, "callbacks": 0},
         "last_worker": None,
+        "last_seen_at": None,
         "last_worked_at": None,
         "maintenance": [],
+        "failed": {},
+        "parked": {},
     }
 
 
@@ -155,6 +268,7 @@ def test_a_database_that_does_not_answer_has_an_exit_code_of_its_own(clock, monk
     ("arguments", "complaint"),
     [
         (["--overdue", "0"], "--overdue=0 must be more than zero seconds"),
+        (["--max-failed", "-1"], "--max-failed=-1 must not be less than zero"),
         (["--explain", "--kind", "workflows"], "there is no 'workflows'; there are 'event', 'signal', 'workflow run'"),
     ],
 )
@@ -168,61 +282,222 @@ def test_the_probe_asks_a_few_questions_however_much_there_is(clock, django_asse
     for _ in range(20):
         engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
-    with django_assert_max_num_queries(16):
+    with django_assert_max_num_queries(10):
         examine(clock.now)
 
 
-# -- who worked last
+# -- who is a worker
 
 
 @pytest.mark.exact_times
-def test_a_worker_says_that_it_worked_and_how_much(clock, monkeypatch):
-    monkeypatch.setattr("django_ai.automation.queues.drain.presence", Presence())
-    for _ in range(3):
-        engine.start("story:count", steps=1)
-    drain(heartbeat=True)
-    (worker,) = Worker.objects.all()
-    assert worker.name.startswith(str(worker))
-    assert (worker.started_at, worker.worked_at) == (clock.now, clock.now)
-    assert worker.performed >= 1
-
-
-def test_a_drain_without_a_heartbeat_is_no_worker(clock):
+def test_a_worker_says_that_it_lives_and_what_it_performed(clock):
+    enlist("test")
     engine.start("story:count", steps=1)
-    assert drain() == 1
+    (worker,) = Worker.objects.all()
+    assert (str(worker), worker.runtime) == (f"{socket.gethostname()[:60]}:{os.getpid()}", "test")
+    assert (worker.performed, worker.worked, worker.worked_at, worker.queues) == (0, {}, None, "")
+    assert worker.seen_at - worker.started_at < MINUTE
+    assert abs(worker.seen_at.timestamp() - time.time()) < 3600, "by the database's clock, not by that of this process"
+    drain(heartbeat=True)
+    presence.dismiss()
+    worker.refresh_from_db()
+    assert (worker.performed, worker.stopped_at) == (1, worker.seen_at)
+
+
+def test_a_worker_of_some_queues_says_which():
+    enlist("test", [WorkflowRun, CallbackExecution])
+    assert Worker.objects.get().queues == "workflows,callbacks"
+
+
+def test_who_has_not_enlisted_is_no_worker():
+    engine.start("story:count", steps=1)
+    assert drain(heartbeat=True) == 1
+    presence.sign()
     assert not Worker.objects.exists()
 
 
-def test_signs_of_life_are_few_and_add_up(clock, monkeypatch, django_assert_num_queries):
-    seconds = [100.0]
-    monkeypatch.setattr(presence_module.time, "monotonic", lambda: seconds[0])
+def test_signs_of_life_are_few_and_add_up(seconds, django_assert_num_queries):
     mine = Presence()
-    mine.worked(5, clock.now)
+    assert mine.enlist("test")
+    assert not mine.enlist("other"), "one process, one runtime"
+    mine.sign()
+    mine.worked("workflows", 5)
     with django_assert_num_queries(0):
-        mine.worked(7, clock.now + MINUTE)
-    seconds[0] += presence_module.EVERY
-    mine.worked(1, clock.now + 2 * MINUTE)
+        mine.sign()
+    seconds[0] += presence_module.BUSY - 1
+    mine.worked("callbacks", 7)
+    with django_assert_num_queries(0):
+        mine.sign()
+    seconds[0] += 1
+    with django_assert_num_queries(1):
+        mine.sign()
     (worker,) = Worker.objects.all()
-    assert (worker.performed, worker.worked_at) == (13, clock.now + 2 * MINUTE)
+    assert (worker.performed, worker.runtime) == (12, "test")
+    assert worker.worked == {"workflows": 5.0, "callbacks": 1.0}
+    assert worker.worked_at == worker.seen_at - SECOND
+    seconds[0] += presence_module.EVERY - 0.5
+    with django_assert_num_queries(0):
+        mine.sign()
+    seconds[0] += 0.5
+    mine.sign(in_hand=["agents"])
+    (worker,) = Worker.objects.all()
+    assert worker.performed == 12
+    assert worker.worked == {"workflows": 25.0, "callbacks": 21.0, "agents": 0.0}
 
 
-def test_workers_of_long_ago_are_forgotten_when_a_new_one_begins(clock):
-    Presence().worked(1, clock.now - timedelta(days=2))
-    Presence().worked(1, clock.now)
-    assert [each.worked_at for each in Worker.objects.all()] == [clock.now]
+def test_a_row_in_hand_is_progress_until_its_timeout(seconds, clock):
+    """The heartbeat says so; it would renew the lease just as long."""
+    engine.start("story:count", steps=1)
+    (row,) = claim(WorkflowRun, clock.now, 1)
+    enlist("test")
+    hands = Hands()
+    hands.hold([row])
+    assert hands.start(row)
+    hands.keep_for(MINUTE)
+    seconds[0] += presence_module.EVERY
+    heartbeat._beat_all([hands])
+    assert Worker.objects.get().worked == {"workflows": 0.0}
+    seconds[0] += 100
+    heartbeat._beat_all([hands])
+    assert Worker.objects.get().worked == {"workflows": 100.0}
 
 
-def test_a_worker_that_cannot_write_its_sign_of_life_works_on(clock, monkeypatch):
-    def refuse(self, now):
+def test_workers_of_long_ago_are_forgotten_when_a_new_one_begins():
+    living(ago=timedelta(days=2))
+    recent = living(ago=timedelta(hours=2))
+    mine = Presence()
+    mine.enlist("test")
+    mine.sign()
+    assert Worker.objects.count() == 2
+    assert Worker.objects.filter(pk=recent.pk).exists()
+
+
+def test_a_worker_that_cannot_write_its_sign_of_life_works_on_and_tries_again(seconds, monkeypatch):
+    written, tries = Presence._write, []
+
+    def refuse(*arguments):
+        tries.append(seconds[0])
         raise OperationalError("no")
 
     monkeypatch.setattr(Presence, "_write", refuse)
-    monkeypatch.setattr("django_ai.automation.queues.drain.presence", Presence())
+    enlist("test")
     run = engine.start("story:count", steps=1)
     drain(heartbeat=True)
     run.refresh_from_db()
     assert run.status == "completed"
+    presence.sign()
+    assert len(tries) == 1, "not at once"
+    seconds[0] += presence_module.AGAIN
+    presence.sign()
+    assert len(tries) == 2
+    monkeypatch.setattr(Presence, "_write", written)
+    seconds[0] += presence_module.AGAIN
+    presence.sign()
+    assert Worker.objects.get().performed == 1
+
+
+def test_a_worker_that_was_cleaned_away_says_again_that_it_lives(seconds):
+    enlist("test")
+    Worker.objects.all().delete()
+    seconds[0] += presence_module.EVERY
+    presence.sign()
+    assert Worker.objects.get().runtime == "test"
+
+
+def test_who_could_not_write_lately_does_not_wait_for_the_database_at_its_end(seconds, django_assert_num_queries):
+    enlist("test")
+    seconds[0] += DEAD_AFTER.total_seconds()
+    with django_assert_num_queries(0):
+        presence.dismiss()
+    assert not presence.is_enlisted
+
+
+def test_a_burst_is_a_worker_while_it_lasts():
+    engine.start("story:count", steps=1)
+    call_command("automation_worker", "--once", "--queues", "workflows", stdout=io.StringIO())
+    (worker,) = Worker.objects.all()
+    assert (worker.runtime, worker.queues, worker.performed) == ("worker", "workflows", 1)
+    assert worker.stopped_at is not None
+    assert not presence.is_enlisted
+
+
+def test_what_a_commit_performs_makes_no_worker(settings):
+    """Neither inline nor by a queue that performs at once what it is given, in the process that gives it."""
+
+    class Eager:
+        def ring(self, alias, queues):
+            enlist_at_doorbell(None, tasks.drain_due, {"sync": True})
+            automation_drain_due.func()
+
+    for executor in (InlineExecutor(), Eager()):
+        set_executor(executor)
+        try:
+            run = engine.start("story:count", steps=1)
+        finally:
+            set_executor(None)
+        run.refresh_from_db()
+        assert run.status == "completed"
     assert not Worker.objects.exists()
+
+
+def test_processes_of_queues_enlist_at_their_first_doorbell():
+    enlist_at_doorbell(None, len, {})
+    assert not presence.is_enlisted, "a task of the project's own"
+    enlist_at_doorbell(None, tasks.drain_due, {})
+    assert Worker.objects.get().runtime == "q2"
+    presence.dismiss()
+    automation_drain_due.func()
+    assert Worker.objects.get(stopped_at=None).runtime == "tasks"
+
+
+# -- what has failed, and what is parked
+
+
+def test_failed_and_parked_rows_are_counted_by_kind(clock):
+    assert count_failed_and_parked().as_dict() == {"failed": {}, "parked": {}}
+    broken(clock.now, failed=3, parked=2)
+    Reservation.objects.create(checkin_at=clock.now + timedelta(days=1))
+    event = Event.objects.latest("pk")
+    CallbackExecution.objects.create(event=event, callback="f", status="failed", unique_key="c")
+    Signal.objects.create(name="x", error="E", parked_at=clock.now)
+    assert count_failed_and_parked().as_dict() == {
+        "failed": {"workflow run": 3, "callback execution": 1},
+        "parked": {"workflow run": 2, "signal": 1},
+    }
+    code, text = probe()
+    assert code == 0
+    assert "Failed: 1 callback execution(s), 3 workflow run(s). Parked: 1 signal(s), 2 workflow run(s)." in text
+    assert json.loads(probe("--json")[1])["failed"] == {"workflow run": 3, "callback execution": 1}
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected", "complaint"),
+    [
+        (["--max-failed", "3", "--max-parked", "2"], 0, ""),
+        (["--max-failed", "2"], 3, "3 rows have failed, and --max-failed=2"),
+        (["--max-parked", "0"], 3, "2 rows are parked, and --max-parked=0"),
+        (["--max-failed", "0", "--max-parked", "0"], 3, "--max-failed=0; 2 rows are parked"),
+    ],
+)
+def test_limits_of_failed_and_parked_rows_have_an_exit_code_of_their_own(clock, limits, expected, complaint):
+    broken(clock.now, failed=3, parked=2)
+    code, text = probe(*limits)
+    assert code == expected
+    assert complaint in text
+
+
+def test_overdue_work_goes_before_the_limits(clock):
+    broken(clock.now, failed=1, parked=0)
+    engine.start("story:count", steps=1)
+    clock.tick(10 * MINUTE)
+    assert probe("--max-failed", "0")[0] == 1
+
+
+def test_counting_stops_above_its_limit(clock):
+    broken(clock.now, failed=4, parked=3)
+    found = count_failed_and_parked(limit=3)
+    assert (found.failed, found.parked) == ({"workflow run": 4}, {"workflow run": 3})
+    assert str(found) == "Failed: more than 3 workflow run(s). Parked: 3 workflow run(s)."
 
 
 # -- what each row waits for

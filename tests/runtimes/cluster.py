@@ -58,6 +58,8 @@ from datetime import timedelta
 django.setup()
 from django.db import Error
 from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.heartbeat import enlist
+enlist("test")
 while True:
     try:
         drain(budget=timedelta(seconds=1), heartbeat=True)

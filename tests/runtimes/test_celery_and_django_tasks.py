@@ -18,6 +18,7 @@ from django.utils import timezone
 from django_ai.automation import engine
 from django_ai.automation.exceptions import SettingsError
 from django_ai.automation.queues.executor import Executor, get_executor, set_executor
+from django_ai.automation.queues.models import Worker
 from django_ai.automation.queues.registry import longest_timeout
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.databases import REDIS_URL
@@ -134,6 +135,7 @@ class TestCelery:
             assert celery_runtime.drain_due.apply().successful()
         assert completed(run)
         assert Mark.objects.count() == 1
+        assert not Worker.objects.exists(), "this process is none of Celery's"
 
     def test_an_eager_app_performs_at_the_commit(self):
         from celery import current_app
@@ -145,6 +147,7 @@ class TestCelery:
         finally:
             current_app.conf.task_always_eager = False
         assert completed(run)
+        assert not Worker.objects.exists()
 
     def test_nobody_forks_while_the_clock_has_a_connection_in_use(self):
         forks = celery_runtime.Forks()

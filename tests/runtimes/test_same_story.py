@@ -12,6 +12,7 @@ import pytest
 from django.core.management import call_command
 from django.db import transaction
 
+from django_ai.automation.queues.models import Worker
 from django_ai.automation.testing import time_machine
 from tests.runtimes.cluster import until
 from tests.runtimes.runtimes import RUNTIMES, runtime
@@ -83,7 +84,12 @@ def test_real_seconds_every_runtime_lives_through_the_same(tmp_path, name):
     declare(hour)
     with runtime(name, log, STORY_HOUR=str(hour.total_seconds())):
         found = live(hour, lambda condition, what: until(condition, 60, what, log))
-    assert found == expected
+        assert found == expected
+        kind = {"q2": "q2", "worker": "worker", "celery": "celery", "django": "tasks"}.get(name.partition("-")[0])
+        assert set(Worker.objects.values_list("runtime", flat=True)) == ({kind} if kind else set())
+        assert not Worker.objects.exclude(stopped_at=None).exists()
+    said = Worker.objects.exclude(stopped_at=None).count()
+    assert said == Worker.objects.count(), "each said that it ended"
 
 
 def clean():

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 from django.apps import apps
-from django.db import connection
+from django.db import connection, transaction
+from django.utils import timezone
+
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.health import failed_of, parked_of
+from django_ai.automation.queues.resumption import kinds
+from django_ai.automation.workflows.models import Signal
 
 LABELS = ["automation_queues", "automation_events", "automation_workflows", "automation_agents"]
 MODELS = [model for label in LABELS for model in apps.get_app_config(label).get_models()]
@@ -27,3 +34,46 @@ def test_57_each_text_key_has_one_index(model):
     columns = [tuple(each["columns"]) for each in found.values() if each["index"] or each["unique"]]
     assert len(columns) == len(set(columns))
     assert not [field.name for field in model._meta.local_fields if field.unique and not field.primary_key]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("what", ["failed", "parked"])
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_57_what_failed_or_is_parked_is_counted_from_an_index(name, what):
+    """However many rows there are: those that have ended well are not in it, or behind another status."""
+    kind = kinds()[name]
+    rows = failed_of(kind) if what == "failed" else parked_of(kind)
+    if rows is None:
+        pytest.skip("does not fail")
+    table = kind.model._meta.db_table
+    fill(kind.model)
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE TABLE {table}" if connection.vendor == "mysql" else f"ANALYZE {table}")
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL enable_seqscan = off")  # a table of this size it would rather read
+        lines = rows[:100].explain().splitlines()
+    plan = [line for line in lines if table in line and "Cond:" not in line]
+    assert plan
+    for line in plan:
+        assert "_failures" in line or "_failed" in line or "_parked" in line, plan
+
+
+def fill(model) -> None:
+    """Insert some hundred rows that have neither failed nor been parked."""
+    now, number = timezone.now(), 300
+    entity = {"entity_type": "x", "entity_id": "1"}
+    if model in (CallbackExecution, HandlerExecution):
+        event = Event.objects.create(event_name="e", **entity)
+        given = {"event": event, "status": "completed", "finished_at": now}
+        if model is HandlerExecution:
+            given |= {"run": AgentRun.objects.create(name="a"), "due_at": now}
+        rows = [model(**given, unique_key=str(each)) for each in range(number)]
+    elif model is Event:
+        rows = [Event(event_name="e", **entity) for _ in range(number)]
+    elif model is Signal:
+        rows = [Signal(name="s", delivered_at=now) for _ in range(number)]
+    else:
+        rows = [model(name="n", status="completed", finished_at=now) for _ in range(number)]
+    model.objects.bulk_create(rows)

@@ -19,7 +19,16 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH, new_call_key
 from ..queues.lease import alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
+from ..queues.models import (
+    PartialIndex,
+    Wakeable,
+    at_text,
+    entity_index,
+    failed_index,
+    parked_index,
+    unique,
+    wake_index,
+)
 from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
 from ..queues.writer import AutomationModel, WriterQuerySet
@@ -94,6 +103,7 @@ class AgentRun(Wakeable):
         indexes = [
             wake_index("automation_agent"),
             parked_index("automation_agent"),
+            failed_index("automation_agent"),
             entity_index("automation_agent"),
             models.Index(fields=["name", "status", "routing"], name="automation_agent_name"),
         ]
@@ -226,6 +236,7 @@ class HandlerExecution(AutomationModel):
                 fields=["run", "status"], name="automation_handler_failed", condition=models.Q(status="failed")
             ),
             parked_index("automation_handler"),
+            failed_index("automation_handler"),
         ]
 
     def __str__(self) -> str:

@@ -39,7 +39,7 @@ from ..queues.executor import ring_after_commit
 from ..queues.jsontext import encode
 from ..queues.keys import KEY_LENGTH, digest, new_call_key
 from ..queues.lease import alias_of, disturb, insert_ignoring
-from ..queues.models import PartialIndex, Wakeable, at_text, parked_index, unique, wake_index
+from ..queues.models import PartialIndex, Wakeable, at_text, failed_index, parked_index, unique, wake_index
 from ..queues.texts import last_line
 from ..queues.writer import AutomationModel, WriterQuerySet, from_writer
 from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, entity_id_of, find_declared
@@ -541,7 +541,11 @@ class CallbackExecution(Wakeable):
         permissions = [
             ("resume_callbackexecution", "Can resume callback executions"),
         ]
-        indexes = [wake_index("automation_callback"), parked_index("automation_callback")]
+        indexes = [
+            wake_index("automation_callback"),
+            parked_index("automation_callback"),
+            failed_index("automation_callback"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.callback} for event {self.event_id}"

@@ -26,7 +26,8 @@ from django.utils.timesince import timesince, timeuntil
 
 from ..exceptions import AutomationError
 from .admin_fields import json_field, time_field
-from .models import Maintenance, Worker
+from .models import DatabaseNow, Maintenance, Worker, at_text
+from .presence import DEAD_AFTER
 from .resumption import awaits_code
 from .texts import last_line
 
@@ -312,10 +313,41 @@ def _shown(field: Any) -> Any:
 
 @admin.register(Worker)
 class WorkerAdmin(RowAdmin):
-    """Who performs the work, and since when."""
+    """Which processes perform the work, and which of them are alive."""
 
-    list_display = ("name", time_field("started_at"), time_field("worked_at"), "performed")
-    ordering = ("-worked_at",)
+    list_display = (
+        "process",
+        "runtime",
+        "looks_at",
+        "state",
+        time_field("started_at"),
+        time_field("seen_at"),
+        "last_worked",
+        "performed",
+    )
+    ordering = ("-seen_at",)
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
+        rows: models.QuerySet[Any] = super().get_queryset(request).annotate(asked_at=DatabaseNow())
+        return rows
+
+    @admin.display(description="worker", ordering="host")
+    def process(self, row: Worker) -> str:
+        return str(row)
+
+    @admin.display(description="queues", ordering="queues")
+    def looks_at(self, row: Worker) -> str:
+        return row.queues.replace(",", ", ") or "all"
+
+    @admin.display(description="state")
+    def state(self, row: Any) -> str:
+        if row.stopped_at is not None:
+            return f"stopped {at_text(row.stopped_at)}"
+        return "alive" if row.asked_at - row.seen_at < DEAD_AFTER else "dead"
+
+    @admin.display(description="worked at", empty_value="-")
+    def last_worked(self, row: Worker) -> str | None:
+        return None if row.worked_at is None else at_text(row.worked_at)
 
 
 @admin.register(Maintenance)

@@ -28,6 +28,7 @@ class QueuesConfig(AppConfig):
         from .orphans import prune_orphans
         from .parking import look_at_once
         from .positions import prune_arrivals
+        from .q2 import connect_enlisting
         from .schedules import install_schedules
         from .signals import connect_logging
 
@@ -37,6 +38,7 @@ class QueuesConfig(AppConfig):
         register_pruner("prune arrivals", prune_arrivals)
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()
+        connect_enlisting()
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
         post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")
         register(checks.check_settings)

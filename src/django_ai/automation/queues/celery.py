@@ -18,10 +18,12 @@ from collections.abc import Collection
 from typing import Any
 
 from celery import current_app, shared_task
-from celery.signals import worker_ready, worker_shutdown
+from celery.signals import worker_process_shutdown, worker_ready, worker_shutdown
 from kombu.pools import producers
 
 from . import tasks
+from .heartbeat import enlist
+from .presence import presence
 from .q2 import doorbell_timeout
 from .ringer import Ringer
 
@@ -46,10 +48,17 @@ FORGOTTEN = 3600
 OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_retries": 0, "serializer": "json"}
 
 
-@shared_task(name="django_ai.automation.drain_due", **OPTIONS)  # type: ignore[untyped-decorator]
-def drain_due() -> None:
+@shared_task(name="django_ai.automation.drain_due", bind=True, **OPTIONS)  # type: ignore[untyped-decorator]
+def drain_due(task: Any) -> None:
     """Perform what is due."""
+    _enlist(task)
     tasks.drain_due()
+
+
+def _enlist(task: Any) -> None:
+    """Make a process that Celery has given a doorbell a worker."""
+    if not (task.request.called_directly or task.request.is_eager):
+        enlist("celery")
 
 
 def send(task: Any) -> None:
@@ -152,5 +161,12 @@ def stop_clock(**kwargs: Any) -> None:
         _ringer = None
 
 
+def dismiss(**kwargs: Any) -> None:
+    """Say that a process of the pool ends, or the main one where that performs tasks itself."""
+    presence.dismiss()
+
+
+worker_process_shutdown.connect(dismiss, dispatch_uid="django_ai.automation.presence")
+worker_shutdown.connect(dismiss, dispatch_uid="django_ai.automation.presence")
 worker_ready.connect(start_clock, dispatch_uid="django_ai.automation.clock")
 worker_shutdown.connect(stop_clock, dispatch_uid="django_ai.automation.clock")

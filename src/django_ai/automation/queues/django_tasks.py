@@ -20,6 +20,8 @@ from django.utils.module_loading import import_string
 
 from ..exceptions import SettingsError
 from . import tasks
+from .executor import is_ringing
+from .heartbeat import enlist
 
 
 def _module() -> Any:
@@ -49,6 +51,8 @@ def _serves(name: str) -> bool:
 @_module().task  # type: ignore[untyped-decorator]
 def automation_drain_due() -> None:
     """Perform what is due."""
+    if not is_ringing():  # else its backend performs it in the process that has enqueued it
+        enlist("tasks")
     tasks.drain_due()
 
 

@@ -118,7 +118,7 @@ def _drain(
                 hands.finish()
                 hands.drop()
                 if hands.beating and performed > begun:
-                    presence.worked(performed - begun, clock())
+                    presence.worked(model.queue, performed - begun)
             if rows:
                 _pace[model] = (time.monotonic() - started) / len(rows)
         if performed + bites == before:

@@ -8,6 +8,7 @@ due, and workers look there anyway.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Collection, Sequence
 from datetime import timedelta
@@ -162,7 +163,19 @@ def ring(alias: str, queues: Collection[str] = ()) -> None:
     """Ring now. An executor that fails is logged, not raised: its work is safe and will be found."""
     if draining():
         return  # this thread's own loop sees it in its next round
+    _state.is_ringing = True
     try:
         get_executor().ring(alias, queues)
     except Exception:
         logger.exception("The executor could not be rung; workers will find the work by looking.")
+    finally:
+        _state.is_ringing = False
+
+
+_state = threading.local()
+
+
+def is_ringing() -> bool:
+    """Return whether this thread is ringing after a commit: who performs rows now is no worker, but a process that has
+    saved something, such as a web process, whose queue performs at once what it is given."""
+    return getattr(_state, "is_ringing", False)

@@ -1,9 +1,16 @@
-"""Health: is due work overdue while nobody makes progress, and what does each unfinished row wait for?
+"""Health: is work overdue while no worker makes progress, what has failed, and what does each unfinished row wait for?
 
-``examine`` is the question of a container's liveness probe: a few look-ups in indexes, however many rows there are.
-Work that is overdue is no illness by itself (a thousand runs may have started at once); it is one when no worker has
-performed anything for as long, and none has a row in hand. A queue that has wedged looks like that from outside, for
-instance Django-Q2's cluster after an idle worker of it was killed.
+``examine`` is the question of a monitor: a few look-ups in indexes, however many rows there are. Work that is overdue
+is no illness by itself (a thousand runs may have started at once); it is one when no living worker looks at its queue,
+or when those that do make no progress with it. Workers are processes that have enlisted (``presence``): a web process
+that performs what it has committed makes no progress with what others wait for. A queue that has wedged looks like that
+from outside, for instance Django-Q2's cluster after an idle worker of it was killed.
+
+A worker that is busy with rows of another queue makes no progress with this one, and may have good reason: it has
+that reason for as long as one step may take.
+
+What is work is what ``registry.wakeables`` says. How long ago a worker was seen the database says, so that machines may
+differ about the time.
 
 ``explain`` goes through every unfinished row and names the one thing that it waits for. A row without one would hang
 for ever: there is none unless the engine has a bug.
@@ -11,18 +18,19 @@ for ever: there is none unless the engine has a bug.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import models
 
-from ..conf import conf
 from .lease import alias_of
 from .maintenance import Trouble, troubles
-from .models import Wakeable, Worker, at_text
-from .registry import explained, wakeables
+from .models import DatabaseNow, Wakeable, Worker, at_text
+from .presence import DEAD_AFTER
+from .registry import due_times, explained, longest_timeout, wakeables
+from .resumption import Kind, kinds
 from .texts import one_line
 
 OVERDUE = timedelta(seconds=90)
@@ -32,36 +40,58 @@ CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
+class Living:
+    """A worker that is alive. ``worked``: for each queue how long ago it made progress with it."""
+
+    name: str
+    queues: frozenset[str]
+    worked: Mapping[str, timedelta]
+
+    def looks_at(self, queue: str) -> bool:
+        return not self.queues or queue in self.queues
+
+
+@dataclass(frozen=True, slots=True)
 class Overdue:
-    """Rows of one kind that nobody has taken for too long. ``count`` stops at ``COUNTED``."""
+    """Rows of one kind that nobody has taken for too long. ``count`` stops at ``COUNTED``. ``workers``: how many living
+    workers look at them; ``moves``: whether one of those makes progress."""
 
     kind: str
+    queue: str
     count: int
     since: datetime
+    workers: int
+    moves: bool
+
+    def __str__(self) -> str:
+        text = f"{self.count}{'+' if self.count == COUNTED else ''} {self.kind}(s) since {at_text(self.since)}"
+        if self.moves:
+            return text
+        if not self.workers:
+            return f"{text}, and no living worker looks at {self.queue!r}"
+        return f"{text}, and no progress by {_counted(self.workers, 'living worker')}"
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What ``examine`` found. ``in_hand``: rows that a worker has now, with a lease that it keeps alive.
-    ``maintenance``: periodic tasks that raise or that nobody takes, which are neither work nor progress."""
+    """What ``examine`` found. ``living``: how many living workers look at each queue. ``is_idle``: no row waits for a
+    time or a worker. ``last_worker``: the one that was seen last, alive or not. ``maintenance``: periodic tasks that
+    raise or that nobody takes, which are neither work nor progress."""
 
     now: datetime
     tolerance: timedelta
     overdue: tuple[Overdue, ...]
-    in_hand: int
+    workers: int
+    living: Mapping[str, int]
+    is_idle: bool
     last_worker: str
+    last_seen_at: datetime | None
     last_worked_at: datetime | None
     maintenance: tuple[Trouble, ...] = ()
 
     @property
-    def makes_progress(self) -> bool:
-        """Whether some worker performed a row within the tolerance, or has one in hand."""
-        recently = self.last_worked_at is not None and self.now - self.last_worked_at <= self.tolerance
-        return recently or self.in_hand > 0
-
-    @property
     def is_healthy(self) -> bool:
-        return not self.overdue or self.makes_progress
+        return all(each.moves for each in self.overdue)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values; moments in ISO 8601."""
@@ -69,9 +99,21 @@ class Health:
             "healthy": self.is_healthy,
             "checked_at": self.now.isoformat(),
             "tolerance_seconds": self.tolerance.total_seconds(),
-            "overdue": [{"kind": each.kind, "count": each.count, "since": _iso(each.since)} for each in self.overdue],
-            "in_hand": self.in_hand,
+            "overdue": [
+                {
+                    "kind": each.kind,
+                    "queue": each.queue,
+                    "count": each.count,
+                    "since": _iso(each.since),
+                    "workers": each.workers,
+                    "makes_progress": each.moves,
+                }
+                for each in self.overdue
+            ],
+            "workers": self.workers,
+            "workers_by_queue": dict(self.living),
             "last_worker": self.last_worker or None,
+            "last_seen_at": _iso(self.last_seen_at),
             "last_worked_at": _iso(self.last_worked_at),
             "maintenance": [
                 {"task": each.task, "due": _iso(each.since), "failures": each.failures, "error": each.error or None}
@@ -80,53 +122,119 @@ class Health:
         }
 
     def __str__(self) -> str:
-        if self.last_worked_at is None:
-            last = "No worker has ever reported."
+        late = "; ".join(map(str, self.overdue))
+        if not self.is_healthy:
+            text = f"NOT HEALTHY. Overdue: {late}. {self._who}"
+        elif self.overdue:
+            text = f"Healthy but behind. Overdue: {late}. {self._who}"
+        elif self.workers or self.is_idle:
+            text = f"Healthy: nothing is overdue. {self._who}"
         else:
-            last = f"{self.last_worker} worked last, {at_text(self.last_worked_at)}."
-        if self.maintenance:
-            last = f"{last} Maintenance: {'; '.join(map(str, self.maintenance))}."
-        hand = f" {self.in_hand} in hand." if self.in_hand else ""
-        if not self.overdue:
-            return f"Healthy: nothing is overdue.{hand} {last}"
-        late = ", ".join(
-            f"{each.count}{'+' if each.count == COUNTED else ''} {each.kind}(s) since {at_text(each.since)}"
-            for each in self.overdue
-        )
-        state = "Healthy but behind" if self.is_healthy else "NOT HEALTHY, nobody makes progress"
-        return f"{state}. Overdue: {late}.{hand} {last}"
+            text = f"{self._who} Rows wait for one; nothing is overdue yet."
+        return f"{text} Maintenance: {'; '.join(map(str, self.maintenance))}." if self.maintenance else text
+
+    @property
+    def _who(self) -> str:
+        if self.workers:
+            return f"{_counted(self.workers, 'worker')} {'is' if self.workers == 1 else 'are'} alive."
+        if self.last_seen_at is None:
+            return "No worker is alive, and none has ever reported."
+        return f"No worker is alive; {self.last_worker} was seen last, {at_text(self.last_seen_at)}."
 
 
 def examine(now: datetime, tolerance: timedelta = OVERDUE) -> Health:
-    """Look whether work is overdue by more than ``tolerance``, and who worked last. Reads only.
+    """Look whether work is overdue by more than ``tolerance``, and who works. Reads only.
 
     Raises what the database raises when it cannot be asked.
     """
-    last = Worker.objects.using(alias_of(Worker)).order_by("-worked_at").first()
-    late = [found for model in wakeables() if (found := _overdue(model, now - tolerance)) is not None]
-    # A lease that is kept alive ends soon: what is further ahead are timers, perhaps millions of them.
-    soon = {"wake_at__gt": now, "wake_at__lte": now + 2 * conf().LEASE}
-    in_hand = sum(_count(model, **soon, lease__isnull=False) for model in wakeables())
+    living = _living()
+    late = [found for model in wakeables() if (found := _overdue(model, now, tolerance, living)) is not None]
+    last = Worker.objects.using(alias_of(Worker)).order_by("-seen_at").first()
     return Health(
         now=now,
         tolerance=tolerance,
         overdue=tuple(late),
-        in_hand=in_hand,
+        workers=len(living),
+        living={model.queue: sum(each.looks_at(model.queue) for each in living) for model in wakeables()},
+        is_idle=not due_times(),
         last_worker=str(last) if last is not None else "",
+        last_seen_at=last.seen_at if last is not None else None,
         last_worked_at=last.worked_at if last is not None else None,
         maintenance=tuple(troubles(now - tolerance)),
     )
 
 
-def _overdue(model: type[Wakeable], before: datetime) -> Overdue | None:
-    since = model._base_manager.using(alias_of(model)).filter(wake_at__lte=before).order_by("wake_at").first()
-    if since is None or since.wake_at is None:
+def _living() -> list[Living]:
+    found = []
+    workers = Worker.objects.using(alias_of(Worker)).filter(stopped_at=None, seen_at__gt=DatabaseNow() - DEAD_AFTER)
+    for worker in workers.annotate(asked_at=DatabaseNow()):
+        unseen = worker.asked_at - worker.seen_at
+        worked = {queue: unseen + timedelta(seconds=age) for queue, age in worker.worked.items()}
+        found.append(Living(worker.name, frozenset(filter(None, worker.queues.split(","))), worked))
+    return found
+
+
+def _overdue(model: type[Wakeable], now: datetime, tolerance: timedelta, living: Sequence[Living]) -> Overdue | None:
+    before = now - tolerance
+    rows = model._base_manager.using(alias_of(model)).filter(wake_at__lte=before)
+    since = rows.order_by("wake_at").values_list("wake_at", flat=True).first()
+    if since is None:
         return None
-    return Overdue(kind_of(model), _count(model, wake_at__lte=before), since.wake_at)
+    looking = [each for each in living if each.looks_at(model.queue)]
+    ages = [age for each in looking if (age := each.worked.get(model.queue)) is not None]
+    if since > before - longest_timeout():
+        ages += [age for each in looking for age in each.worked.values()]  # busy with others, and for a while it may be
+    count = rows.values("pk")[:COUNTED].count()
+    return Overdue(kind_of(model), model.queue, count, since, len(looking), any(age <= tolerance for age in ages))
 
 
-def _count(model: type[Wakeable], **lookups: Any) -> int:
-    return len(model._base_manager.using(alias_of(model)).filter(**lookups).values_list("pk")[:COUNTED])
+@dataclass(frozen=True, slots=True)
+class FailedAndParked:
+    """How many rows have failed for good, and how many are parked: of each kind that has some. A count stops one above
+    ``limit``."""
+
+    failed: Mapping[str, int]
+    parked: Mapping[str, int]
+    limit: int = field(default=COUNTED)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"failed": dict(self.failed), "parked": dict(self.parked)}
+
+    def __str__(self) -> str:
+        return f"Failed: {self._said(self.failed)}. Parked: {self._said(self.parked)}."
+
+    def _said(self, found: Mapping[str, int]) -> str:
+        texts = [
+            f"more than {self.limit} {kind}(s)" if count > self.limit else f"{count} {kind}(s)"
+            for kind, count in found.items()
+        ]
+        return ", ".join(texts) or "none"
+
+
+def count_failed_and_parked(limit: int = COUNTED) -> FailedAndParked:
+    """Count what has failed and what is parked, as ``automation_resume --failed`` would list it: from indexes that hold
+    little else. Reads only."""
+    failed: dict[str, int] = {}
+    parked: dict[str, int] = {}
+    for kind in kinds().values():
+        for found, rows in ((failed, failed_of(kind)), (parked, parked_of(kind))):
+            if rows is not None and (count := rows[: limit + 1].count()):
+                found[kind_of(kind.model)] = count
+    return FailedAndParked(failed, parked, limit)
+
+
+def failed_of(kind: Kind) -> models.QuerySet[Any] | None:
+    """Return the keys of what has failed of a kind that can."""
+    return None if kind.failed is None else _keys(kind, kind.failed)
+
+
+def parked_of(kind: Kind) -> models.QuerySet[Any]:
+    """Return the keys of what is parked of a kind."""
+    return _keys(kind, kind.parked & models.Q(parked_at__isnull=False))  # always so; MariaDB needs it for its index
+
+
+def _keys(kind: Kind, condition: models.Q) -> models.QuerySet[Any]:
+    return kind.model._base_manager.using(alias_of(kind.model)).filter(condition).order_by().values("pk")
 
 
 def kind_of(model: type[models.Model]) -> str:
@@ -174,3 +282,7 @@ def _in_chunks(rows: models.QuerySet[Any]) -> Iterator[Any]:
 
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,9 +1,10 @@
-"""One thread a process keeps the leases of the work in hand alive.
+"""One thread a process keeps the leases of the work in hand alive, and says that the worker lives.
 
 ``Hands`` is what a worker holds: rows of a claimed batch, some started, some not yet. At each beat the thread renews
 the lease of the started row, until its timeout, and gives the rows that were not started back, so that nobody waits
 behind a slow neighbour. The thread has its own database connection while there is work, and dies with the process.
-Inline and in tests there is none.
+Inline and in tests there is none. For a process that has enlisted as a worker the thread also gives the signs of life
+(``presence``), while it is idle, too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing.util import Finalize
 
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -28,6 +30,7 @@ from .database import unpooled
 from .interrupt import SECONDS_TO_RETURN, Deadline, watchdog
 from .lease import alias_of, release, renew
 from .models import Wakeable
+from .presence import presence
 from .registry import wakeables
 
 logger = logging.getLogger("django_ai.automation")
@@ -95,10 +98,15 @@ class Hands:
                     self._waiting |= {row.pk: row for row in rows}
                 raise
 
+    @property
+    def kept(self) -> Wakeable | None:
+        """The started row whose lease is kept alive: user code is busy with it, and may be."""
+        with self._lock:
+            return self._started if time.monotonic() < self._deadline else None
+
     def beat(self) -> None:
         self.drop()
-        with self._lock:
-            row = self._started if time.monotonic() < self._deadline else None
+        row = self.kept
         lease = row.lease if row is not None else None
         if row is not None and lease is not None:
             renew(row, lease, self.clock())
@@ -148,13 +156,33 @@ def take_up(hands: Hands | None) -> None:
             _hands.discard(previous)
 
 
+def enlist(runtime: str, models: Collection[type[Wakeable]] | None = None) -> None:
+    """Make this process a worker of ``runtime`` that performs rows of ``models`` (default: all), which gives signs of
+    life until it ends. Does nothing in one that is a worker already.
+
+    Called by our runtimes. A runtime of your own calls it in each of its worker processes, before it performs anything.
+    """
+    queues = [] if models is None else [each.queue for each in wakeables() if each in models]
+    if not presence.enlist(runtime, [] if len(queues) == len(wakeables()) else queues):
+        return
+    presence.sign()
+    with _guard:
+        _start_thread()
+    # Of processes that multiprocessing has started, too, which know no atexit.
+    Finalize(None, presence.dismiss, exitpriority=0)
+
+
 def _beat(hands: Hands) -> None:
-    global _thread
     with _guard:
         _hands.add(hands)
-        if _thread is None or not _thread.is_alive():
-            _thread = threading.Thread(target=_run, name="automation-heartbeat", daemon=True)
-            _thread.start()
+        _start_thread()
+
+
+def _start_thread() -> None:
+    global _thread
+    if _thread is None or not _thread.is_alive():
+        _thread = threading.Thread(target=_run, name="automation-heartbeat", daemon=True)
+        _thread.start()
 
 
 def give_back() -> None:
@@ -186,7 +214,7 @@ def _run() -> None:
         if time.monotonic() < last + conf().HEARTBEAT.total_seconds():
             continue
         last = time.monotonic()
-        if not all_hands:
+        if not all_hands and not presence.is_due:
             connections.close_all()  # this thread's own: an idle worker needs none
         elif connections[alias].vendor == "sqlite":
             # The process may fork at any moment, and no connection to SQLite may be open then.
@@ -242,6 +270,14 @@ def _beat_all(all_hands: list[Hands]) -> None:
             # on in any case.
             logger.warning("The heartbeat could not renew its leases, and tries again: %s", error)
             connections.close_all()
+    try:
+        busy = [row for hands in all_hands if (row := hands.kept) is not None]
+        presence.sign(row.queue for row in busy if type(row) in wakeables())
+    except Exception as error:
+        logger.warning("The sign of life of this worker could not be written, and is tried again: %s", error)
+        connections.close_all()
+    if not all_hands:
+        connections.close_all()
 
 
 def _after_fork() -> None:

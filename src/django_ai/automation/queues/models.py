@@ -7,13 +7,13 @@ worker's late write is refused. ``losses`` counts the leases that ran out since 
 since when a row has been parked, or was when it was ended.
 
 Events, executions, signals and runs are Wakeables of the floors above. This app has three tables of its own: ``Worker``
-says who worked last, for a person and ``automation_health``, and nothing that is promised depends on it; ``Arrival``
-numbers all that comes for those who wait (``positions``); ``Maintenance`` has a row for each periodic task.
+says which processes work, for a person and ``automation_health``, and nothing that is promised depends on it;
+``Arrival`` numbers all that comes for those who wait (``positions``); ``Maintenance`` has a row for each periodic task.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.db import models
@@ -141,21 +141,44 @@ def parked_index(label: str) -> PartialIndex:
     return PartialIndex(fields=["parked_at"], name=f"{label}_parked", condition=models.Q(status="parked"))
 
 
+def failed_index(label: str) -> PartialIndex:
+    """Return the index that finds failed rows of the model that is called ``label``, however many have ended.
+
+    It begins with the status for MariaDB, where it holds all rows.
+    """
+    return PartialIndex(fields=["status", "finished_at"], name=f"{label}_failures", condition=models.Q(status="failed"))
+
+
 class Worker(AutomationModel):
-    """A process that performs due rows, and when it last did. Written every few seconds by a process that works."""
+    """A process that performs due rows (``presence``). Its times are the database's: machines may differ about theirs.
+
+    ``queues``: which rows it looks at, with commas; empty: all. ``worked``: for each queue, how many seconds before
+    ``seen_at`` the process last performed a row of it, or had one in hand. ``stopped_at``: it ended in good order.
+    """
 
     name = models.CharField(max_length=100, editable=False)
+    runtime = models.CharField(max_length=50, editable=False)
+    host = models.CharField(max_length=60, editable=False)
+    pid = models.PositiveBigIntegerField(editable=False)
+    queues = models.CharField(max_length=500, blank=True, default="", editable=False)
     started_at = models.DateTimeField(editable=False)
-    worked_at = models.DateTimeField(editable=False)
+    seen_at = models.DateTimeField(editable=False)
+    stopped_at = models.DateTimeField(null=True, blank=True, editable=False)
+    worked = models.JSONField(default=dict, blank=True, editable=False)
     performed = models.BigIntegerField(default=0, editable=False)
 
     class Meta:
         verbose_name = "worker"
         constraints = [unique("automation_worker_name", "name")]
-        indexes = [models.Index(fields=["worked_at"], name="automation_worker_at")]
+        indexes = [models.Index(fields=["seen_at"], name="automation_worker_seen")]
 
     def __str__(self) -> str:
-        return self.name.rsplit(":", 1)[0]
+        return f"{self.host}:{self.pid}"
+
+    @property
+    def worked_at(self) -> datetime | None:
+        """When it last performed a row, or had one in hand, as far as its last sign of life says."""
+        return self.seen_at - timedelta(seconds=min(self.worked.values())) if self.worked else None
 
 
 class Arrival(AutomationModel):
@@ -177,6 +200,16 @@ ARRIVAL_SQL = {
     "mysql": "UTC_TIMESTAMP(6)",
 }
 """The database's own clock, as ``Arrival.at`` has it."""
+
+
+class DatabaseNow(models.Expression):
+    """The database's own clock as an expression. ``Now`` of Django is the start of the transaction on PostgreSQL."""
+
+    def __init__(self) -> None:
+        super().__init__(output_field=models.DateTimeField())
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[str | int, ...]]:
+        return ARRIVAL_SQL[connection.vendor], ()
 
 
 class Maintenance(Wakeable):

@@ -16,9 +16,11 @@ from django.utils.module_loading import import_string
 
 from ..conf import conf
 from .drain import drain
+from .heartbeat import enlist
 from .listen import notify
 from .registry import longest_timeout
 
+TASKS = "django_ai.automation.queues.tasks"
 DOORBELL = "django_ai.automation.queues.tasks.drain_due"
 
 
@@ -54,6 +56,20 @@ def doorbell() -> str:
     }
     package: str = SignedPackage.dumps(task)
     return package
+
+
+def enlist_at_doorbell(sender: Any, func: Any, task: dict[str, Any], **kwargs: Any) -> None:
+    """Make a process of the cluster a worker of ours when it begins with a task of ours. Connected to Q2's signal."""
+    if getattr(func, "__module__", "") == TASKS and not task.get("sync"):
+        enlist("q2")
+
+
+def connect_enlisting() -> None:
+    """Listen to the cluster's processes, where Q2 is installed."""
+    if apps.is_installed("django_q"):
+        import_string("django_q.signals.pre_execute").connect(
+            enlist_at_doorbell, dispatch_uid="django_ai.automation.presence"
+        )
 
 
 class Q2Executor:

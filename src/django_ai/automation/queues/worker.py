@@ -26,9 +26,10 @@ from django.utils import timezone
 
 from .attempt import BrokenOffError
 from .drain import drain
-from .heartbeat import give_back, in_hand
+from .heartbeat import enlist, give_back, in_hand
 from .maintenance import begin
 from .models import Maintenance, Wakeable
+from .presence import presence
 from .registry import wakeables
 from .watch import Watch
 
@@ -72,6 +73,7 @@ class Shift:
         """Work until a signal or the supervisor's end. Must be called in the main thread."""
         self._hear()
         try:
+            enlist("worker", self.models)
             while not self.stopping:
                 self._round()
         except SystemExit:
@@ -81,6 +83,7 @@ class Shift:
                 logger.warning("The step in hand did not end within the grace, and was given back.")
         finally:
             self._ended = True
+            presence.dismiss()
             self._watch.close()
             connections.close_all()
 
@@ -102,6 +105,7 @@ class Shift:
         """Perform what is due, and return the number of rows. Raises what the database raises."""
         before = self._hear()
         try:
+            enlist("worker", self.models)
             if self.models is None or Maintenance in self.models:
                 begin(timezone.now())
             return drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True)
@@ -111,6 +115,7 @@ class Shift:
             return 0
         finally:
             self._ended = True
+            presence.dismiss()
             os.write(self._tell, b"!")
             for number, handler in before.items():
                 signal.signal(number, handler)

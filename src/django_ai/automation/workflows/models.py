@@ -18,7 +18,16 @@ from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.keys import KEY_LENGTH, new_call_key
 from ..queues.lease import alias_of, disturb
-from ..queues.models import PartialIndex, Wakeable, at_text, entity_index, parked_index, unique, wake_index
+from ..queues.models import (
+    PartialIndex,
+    Wakeable,
+    at_text,
+    entity_index,
+    failed_index,
+    parked_index,
+    unique,
+    wake_index,
+)
 from ..queues.sealing import SealedJSONField
 from ..queues.texts import last_line
 from ..queues.writer import AutomationModel, WriterQuerySet
@@ -118,6 +127,7 @@ class WorkflowRun(Wakeable):
         indexes = [
             wake_index("automation_run"),
             parked_index("automation_run"),
+            failed_index("automation_run"),
             entity_index("automation_run"),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
         ]
@@ -442,6 +452,9 @@ class Signal(Wakeable):
         ]
         indexes = [
             wake_index("automation_signal"),
+            PartialIndex(
+                fields=["parked_at"], name="automation_signal_parked", condition=models.Q(parked_at__isnull=False)
+            ),
             models.Index(fields=["name", "position"], name="automation_signal_position"),
         ]
 

@@ -96,6 +96,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='agentrun',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_agent_failures'),
+        ),
+        migrations.AddIndex(
+            model_name='agentrun',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_agent_entity'),
         ),
         migrations.AddIndex(
@@ -125,6 +129,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='handlerexecution',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_handler_parked'),
+        ),
+        migrations.AddIndex(
+            model_name='handlerexecution',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_handler_failures'),
         ),
         migrations.AddConstraint(
             model_name='handlerexecution',

@@ -120,7 +120,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'callback execution',
                 'permissions': [('resume_callbackexecution', 'Can resume callback executions')],
-                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_callback_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_callback_parked')],
+                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_callback_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_callback_parked'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_callback_failures')],
                 'constraints': [models.UniqueConstraint(fields=('unique_key',), name='automation_callback_unique')],
             },
         ),

@@ -128,6 +128,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='workflowrun',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_run_failures'),
+        ),
+        migrations.AddIndex(
+            model_name='workflowrun',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_run_entity'),
         ),
         migrations.AddIndex(
@@ -149,6 +153,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='signal',
             index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_signal_wake'),
+        ),
+        migrations.AddIndex(
+            model_name='signal',
+            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('parked_at__isnull', False)), fields=['parked_at'], name='automation_signal_parked'),
         ),
         migrations.AddIndex(
             model_name='signal',

@@ -1,0 +1,113 @@
+"""Health counts workers, and says so when there are none."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from django_ai.automation import engine, on_event
+from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.heartbeat import enlist
+from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.models import DatabaseNow, Worker
+from django_ai.automation.queues.presence import DEAD_AFTER, presence
+from tests.runtimes.cluster import automation_worker, children_of, until
+from tests.story.models import Probe
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+
+def probe(*arguments: str) -> tuple[int, str]:
+    out = io.StringIO()
+    try:
+        call_command("automation_health", *arguments, stdout=out)
+    except CommandError as error:
+        return error.returncode, out.getvalue() + str(error)
+    return 0, out.getvalue()
+
+
+def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
+    """A callback is three hours overdue, and web processes save, lease and perform what their commits bring."""
+
+    @on_event("probe_ready")
+    def invoice(event):
+        pass
+
+    Probe.objects.create(name="first", ready=True)
+    CallbackExecution.objects.update(wake_at=clock.now)
+    stopped = enlisted()
+    presence.dismiss()
+    clock.tick(timedelta(hours=3))
+    for number in range(20):
+        Probe.objects.create(name=str(number), ready=True)
+        Event.objects.update(wake_at=clock.now)
+        assert claim(Event, clock.now, 1), "a web process has it in hand"
+        code, text = probe()
+        assert code == 1
+        assert "no living worker looks at 'callbacks'" in text
+        assert f"No worker is alive; {stopped} was seen last" in text
+    assert Worker.objects.count() == 1, "no web process is a worker"
+
+
+def test_42_progress_in_one_queue_is_none_in_another(clock):
+    engine.start("story:count", steps=1)
+    clock.tick(timedelta(minutes=10))
+    worker = enlisted()
+    for queues, worked, expected in [
+        ("events,callbacks", {"callbacks": 0.1}, 1),
+        ("events,callbacks,workflows", {"callbacks": 0.1}, 1),
+        ("events,callbacks,workflows", {"callbacks": 0.1, "workflows": 5}, 0),
+    ]:
+        Worker.objects.filter(pk=worker.pk).update(queues=queues, worked=worked, seen_at=DatabaseNow())
+        assert probe()[0] == expected, (queues, worked)
+
+
+def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatch):
+    settings.AUTOMATION = {**settings.AUTOMATION, "HEARTBEAT": timedelta(milliseconds=50)}
+    monkeypatch.setattr("django_ai.automation.queues.presence.EVERY", 0.1)
+    worker = enlisted()
+    until(lambda: Worker.objects.get().seen_at > worker.seen_at + timedelta(milliseconds=300), 20, "A sign of life")
+    presence.dismiss()
+    stopped = Worker.objects.get()
+    assert stopped.stopped_at is not None
+    time.sleep(0.3)
+    assert Worker.objects.get().seen_at == stopped.seen_at
+
+
+def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye(tmp_path):
+    log = tmp_path / "worker.log"
+    with automation_worker(log, "--queues", "workflows") as process:
+        worker = until(Worker.objects.first, 30, "The enlisting of an idle worker", log)
+        (child,) = children_of(process.pid)
+        assert (worker.pid, worker.runtime, worker.queues) == (child, "worker", "workflows")
+        assert "1 worker is alive." in probe()[1]
+        os.kill(child, signal.SIGKILL)
+        successor = until(lambda: Worker.objects.exclude(pk=worker.pk).first(), 30, "The next worker", log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    worker.refresh_from_db()
+    successor.refresh_from_db()
+    assert (worker.stopped_at, successor.stopped_at is None) == (None, False)
+    Worker.objects.filter(pk=worker.pk).update(seen_at=DatabaseNow() - DEAD_AFTER)
+    assert "No worker is alive" in probe()[1]
+
+
+def enlisted() -> Worker:
+    """Make this process a worker for this test."""
+    enlist("test")
+    return Worker.objects.get()
+
+
+def test_42_a_clock_that_is_wrong_kills_no_worker(clock):
+    """How long ago a worker was seen the database says."""
+    enlisted()
+    for years in (-1, 1):
+        clock.now = timezone.now() + timedelta(days=365 * years)
+        assert "1 worker is alive." in probe()[1]
