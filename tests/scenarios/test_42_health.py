@@ -1,8 +1,10 @@
-"""Health counts workers, and says so when there are none."""
+"""Health: that of the whole system counts workers, and says so when there are none; that of one process needs no
+database."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import time
@@ -10,6 +12,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.utils import timezone
 
 from django_ai.automation import engine, on_event
@@ -18,6 +21,7 @@ from django_ai.automation.queues.heartbeat import enlist
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import DatabaseNow, Worker
 from django_ai.automation.queues.presence import DEAD_AFTER, presence
+from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import automation_worker, children_of, until
 from tests.story.models import Probe
 
@@ -99,10 +103,54 @@ def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye
     assert "No worker is alive" in probe()[1]
 
 
+@pytest.mark.alone
+def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
+    """With the database away each process is alive and says so; the system's health says that it cannot be asked."""
+    log, beat = tmp_path / "worker.log", tmp_path / "beat"
+    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(beat)) as process:
+        until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
+        children = children_of(process.pid)
+        server.stop_at_once()
+        stopped = time.time()
+        until(lambda: touched(beat) > stopped + 6 and touched(f"{beat}.2") > stopped + 6, 30, "Signs of life", log)
+        assert probe("--liveness", str(beat), "--max-age", "8") == (0, "Alive.\n")
+        connection.close()
+        assert probe()[0] == 2
+        server.start()
+        connection.close()
+        run = engine.start("story:count", steps=1)
+        until(lambda: WorkflowRun.objects.filter(pk=run.pk, status="completed").exists(), 30, "The work", log)
+        assert children_of(process.pid) == children, "nobody was restarted"
+        assert probe()[0] == 0
+
+
+@pytest.mark.alone
+def test_42_real_seconds_a_process_that_hangs_is_not_alive(tmp_path):
+    log, beat = tmp_path / "worker.log", tmp_path / "beat"
+    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(beat)) as process:
+        until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
+        second = int((tmp_path / "beat.2").read_text())
+        assert second in children_of(process.pid)
+        assert probe("--liveness", str(beat))[0] == 0
+        os.kill(second, signal.SIGSTOP)
+        try:
+            until(lambda: probe("--liveness", str(beat), "--max-age", "9")[0] == 1, 30, "The red light", log)
+            found = json.loads(probe("--liveness", str(beat), "--max-age", "9", "--json")[1].splitlines()[0])
+            ages = found["seconds_since_touched"]
+            assert ages[str(beat)] < 9 < ages[f"{beat}.2"]
+        finally:
+            os.kill(second, signal.SIGCONT)
+        until(lambda: probe("--liveness", str(beat), "--max-age", "9")[0] == 0, 30, "The green light", log)
+
+
 def enlisted() -> Worker:
     """Make this process a worker for this test."""
     enlist("test")
     return Worker.objects.get()
+
+
+def touched(path: object) -> float:
+    return os.stat(str(path)).st_mtime
 
 
 def test_42_a_clock_that_is_wrong_kills_no_worker(clock):

@@ -10,7 +10,7 @@ A worker that is busy with rows of another queue makes no progress with this one
 that reason for as long as one step may take.
 
 What is work is what ``registry.wakeables`` says. How long ago a worker was seen the database says, so that machines may
-differ about the time.
+differ about the time. Whether one process is alive is another question, which needs no database (``pulse``).
 
 ``explain`` goes through every unfinished row and names the one thing that it waits for. A row without one would hang
 for ever: there is none unless the engine has a bug.

@@ -24,7 +24,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from ..conf import conf
-from . import fork
+from . import fork, pulse
 from .clock import Clock
 from .database import unpooled
 from .interrupt import SECONDS_TO_RETURN, Deadline, watchdog
@@ -65,6 +65,7 @@ class Hands:
             if self._waiting.pop(row.pk, None) is None:
                 return False
             self._started = row
+            pulse.expect()
             # Until user code says how long it may take, the row gets no more than its first lease.
             self._deadline = 0.0
             return True
@@ -74,6 +75,7 @@ class Hands:
         with self._lock:
             # And a little longer: what is interrupted has still to write what came of it.
             self._deadline = time.monotonic() + timeout.total_seconds() + SECONDS_TO_RETURN
+            pulse.expect(timeout.total_seconds() + SECONDS_TO_RETURN)
 
     @property
     def has_started(self) -> bool:
@@ -82,6 +84,7 @@ class Hands:
     def finish(self) -> None:
         with self._lock:
             self._started = None
+            pulse.expect()
 
     def drop(self) -> None:
         """Give back what was not started. Waits for another thread that is just doing so: its process may end next."""
@@ -152,6 +155,7 @@ def take_up(hands: Hands | None) -> None:
     previous = current_hands()
     _local.hands = hands
     if hands is None and previous is not None:
+        pulse.rest()
         with _guard:
             _hands.discard(previous)
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from django.db import Error as DatabaseTrouble
 from django.db import connections
 
+from . import pulse
 from .watch import Watch, automation_alias
 
 logger = logging.getLogger("django_ai.automation")
@@ -49,6 +50,7 @@ class Ringer:
             while not self._stopping:
                 self._round()
         finally:
+            pulse.rest()
             self._watch.close()
             connections.close_all()
 
@@ -59,6 +61,7 @@ class Ringer:
 
     def _round(self) -> None:
         pause = self._watch.poll
+        pulse.expect(pause)
         try:
             with self._guard:
                 pause = self._look()

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
 
+from .pulse import file_of, files_of
+
 logger = logging.getLogger("django_ai.automation")
 
 BEGIN = """\
@@ -59,11 +61,15 @@ class Child:
 
 class Supervisor:
     """Runs ``processes`` children of ``manage.py automation_worker`` with the options ``arguments``. ``grace``: how
-    long a child may go on after SIGTERM."""
+    long a child may go on after SIGTERM. ``heartbeat_file``: what the first child touches while it is alive; the others
+    have files beside it."""
 
-    def __init__(self, processes: int, arguments: Sequence[str], grace: timedelta) -> None:
+    def __init__(
+        self, processes: int, arguments: Sequence[str], grace: timedelta, heartbeat_file: str | None = None
+    ) -> None:
         self.arguments = arguments
         self.grace = grace
+        self.heartbeat_file = heartbeat_file
         self._children = [Child(number) for number in range(1, processes + 1)]
         self._signals = 0
 
@@ -71,6 +77,8 @@ class Supervisor:
         """Keep the children alive until SIGTERM or SIGINT; return 0 if all ended by themselves then, else 1."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
+        for left_over in files_of(self.heartbeat_file) if self.heartbeat_file else ():
+            os.unlink(left_over)  # of a worker that had more processes, perhaps
         lifeline, held = os.pipe()
         while not self._signals:
             for child in self._children:
@@ -93,6 +101,8 @@ class Supervisor:
 
     def _start(self, child: Child, lifeline: int) -> subprocess.Popen[bytes]:
         mine = ["--lifeline", str(lifeline)]
+        if self.heartbeat_file:
+            mine += ["--heartbeat-file", file_of(self.heartbeat_file, child.number)]
         return subprocess.Popen(
             [sys.executable, "-P", "-c", BEGIN, os.pathsep.join(sys.path), "automation_worker", *self.arguments, *mine],
             pass_fds=[lifeline],

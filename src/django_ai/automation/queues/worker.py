@@ -24,6 +24,7 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections
 from django.utils import timezone
 
+from . import pulse
 from .attempt import BrokenOffError
 from .drain import drain
 from .heartbeat import enlist, give_back, in_hand
@@ -72,6 +73,7 @@ class Shift:
     def run(self) -> None:
         """Work until a signal or the supervisor's end. Must be called in the main thread."""
         self._hear()
+        pulse.expect()
         try:
             enlist("worker", self.models)
             while not self.stopping:
@@ -83,15 +85,18 @@ class Shift:
                 logger.warning("The step in hand did not end within the grace, and was given back.")
         finally:
             self._ended = True
+            pulse.rest()
             presence.dismiss()
             self._watch.close()
             connections.close_all()
 
     def _round(self) -> None:
         try:
+            pulse.expect(self._watch.poll)
             pause = self._watch.look()
             if not pause:
                 self._watch.came_to(drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True))
+                pulse.expect()
                 _freshen()
                 return
         except DatabaseTrouble as error:

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ...executor import get_executor
+from ...pulse import start_pulse
 from ...ringer import Ringer
 from ...watch import automation_alias
 
@@ -27,6 +28,12 @@ class Command(BaseCommand):
             help="the longest time between two looks at the database (default: 1)",
         )
 
+        parser.add_argument(
+            "--heartbeat-file",
+            metavar="FILE",
+            help="touch FILE every few seconds while this clock is alive, for automation_health --liveness FILE",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         if options["poll"] <= 0:
             raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
@@ -34,4 +41,5 @@ class Command(BaseCommand):
         ringer = Ringer(lambda: get_executor().ring(alias), options["poll"])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ringer.stop())
+        start_pulse(options["heartbeat_file"])
         ringer.run()

@@ -1,4 +1,5 @@
-"""``manage.py automation_health``: for a monitor, and for a person who asks why nothing happens."""
+"""``manage.py automation_health``: for a monitor, for a container's liveness probe (``--liveness``), and for a person
+who asks why nothing happens."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
+from ... import pulse
 from ...health import COUNTED, OVERDUE, FailedAndParked, Health, count_failed_and_parked, examine, explain, known_kinds
 
 UNHEALTHY = 1
@@ -21,7 +23,8 @@ class Command(BaseCommand):
     help = (
         "Say whether due work is overdue while no worker makes progress with it, and how much has failed or is parked. "
         "Exit code 0: healthy; 1: not, or with --explain a row waits for nothing; 2: the database could not be asked; "
-        "3: more has failed or is parked than --max-failed or --max-parked."
+        "3: more has failed or is parked than --max-failed or --max-parked. With --liveness: whether the worker with "
+        "that heartbeat file is alive (0) or not (1), without asking the database."
     )
     requires_system_checks: list[str] = []
 
@@ -47,9 +50,24 @@ class Command(BaseCommand):
             default=[],
             help="with --explain: only rows of this kind, as 'workflow run'; may be given again",
         )
+        parser.add_argument(
+            "--liveness",
+            metavar="FILE",
+            help="ask only whether the processes of the worker that runs here with --heartbeat-file FILE are alive",
+        )
+        parser.add_argument(
+            "--max-age",
+            type=float,
+            default=pulse.MAX_AGE_SECONDS,
+            metavar="SECONDS",
+            help="with --liveness: how long ago the file may have been touched (default: 30)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         self._refuse(options)
+        if options["liveness"]:
+            self._say_liveness(options)
+            return
         now = timezone.now()
         limits = [limit for limit in (options["max_failed"], options["max_parked"]) if limit is not None]
         try:
@@ -73,14 +91,24 @@ class Command(BaseCommand):
             )
 
     def _refuse(self, options: dict[str, Any]) -> None:
-        if options["overdue"] <= 0:
-            raise CommandError(f"--overdue={options['overdue']:g} must be more than zero seconds.")
+        for name in ("overdue", "max_age"):
+            if options[name] <= 0:
+                raise CommandError(f"--{name.replace('_', '-')}={options[name]:g} must be more than zero seconds.")
         for name in ("max_failed", "max_parked"):
             if options[name] is not None and options[name] < 0:
                 raise CommandError(f"--{name.replace('_', '-')}={options[name]} must not be less than zero.")
         unknown = [each for each in options["kind"] if each not in known_kinds()]
         if unknown:
             raise CommandError(f"--kind: there is no {unknown[0]!r}; there are {', '.join(map(repr, known_kinds()))}.")
+
+    def _say_liveness(self, options: dict[str, Any]) -> None:
+        found = pulse.look(options["liveness"], options["max_age"])
+        if options["json"]:
+            self.stdout.write(json.dumps({"alive": found.is_alive, "seconds_since_touched": found.ages}))
+        if not found.is_alive:
+            raise CommandError(str(found), returncode=UNHEALTHY)
+        if not options["json"]:
+            self.stdout.write(str(found))
 
     def _explain(self, now: datetime, options: dict[str, Any]) -> int:
         """Print the explanations; return how many rows hang."""

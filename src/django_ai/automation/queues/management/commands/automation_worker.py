@@ -7,6 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from ...pulse import start_pulse
 from ...registry import of_queues, wakeables
 from ...supervisor import Supervisor
 from ...worker import Shift
@@ -44,6 +45,12 @@ class Command(BaseCommand):
         parser.add_argument(
             "--once", "--burst", action="store_true", help="perform what is due now and exit, for instance under cron"
         )
+        parser.add_argument(
+            "--heartbeat-file",
+            metavar="FILE",
+            help="touch FILE every few seconds while this worker is alive, for automation_health --liveness FILE; the "
+            "second process touches FILE.2, and so on",
+        )
         parser.add_argument("--lifeline", type=int, help="used by the supervisor for its children")
         parser.add_argument(
             "--no-maintenance",
@@ -58,6 +65,8 @@ class Command(BaseCommand):
             raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
         if options["grace"] < 0:
             raise CommandError(f"--grace={options['grace']:g} must not be less than zero seconds.")
+        if options["once"] and options["heartbeat_file"]:
+            raise CommandError("--once ends by itself: leave --heartbeat-file out.")
         if options["once"] and options["processes"] > 1:
             raise CommandError("--once works in one process: start the command several times instead.")
         names = [name.strip() for name in options["queues"].split(",") if name.strip()]
@@ -79,13 +88,14 @@ class Command(BaseCommand):
             if options["once"]:
                 self.stdout.write(f"Performed {shift.burst()}.")
             else:
+                start_pulse(options["heartbeat_file"])
                 shift.run()
             return
         if options["verbosity"]:
             count, what = options["processes"], ", ".join(names) or "everything"
             self.stdout.write(f"{count} process(es) work on {what}. SIGTERM or Ctrl-C ends them in good order.")
             self.stdout.flush()
-        supervisor = Supervisor(options["processes"], self._passed_on(names, options), grace)
+        supervisor = Supervisor(options["processes"], self._passed_on(names, options), grace, options["heartbeat_file"])
         if code := supervisor.run():
             raise CommandError(
                 "Not every worker process ended by itself; its rows are free when their leases end.", returncode=code

@@ -1,0 +1,187 @@
+"""The heartbeat file of a process: touched while each thread that works comes back in time, and asks no database."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from django_ai.automation.queues import pulse
+from django_ai.automation.queues.heartbeat import Hands, take_up
+from django_ai.automation.queues.pulse import STALL_SECONDS, Pulse
+from django_ai.automation.queues.ringer import Ringer
+from django_ai.automation.queues.supervisor import Supervisor
+from django_ai.automation.workflows.models import WorkflowRun
+
+
+@pytest.fixture(autouse=True)
+def seconds(monkeypatch):
+    """The monotonic clock, which stands; nothing is expected of anybody before and after."""
+    found = [time.monotonic()]
+    monkeypatch.setattr(pulse.time, "monotonic", lambda: found[0])
+    monkeypatch.setattr(pulse, "_until", {})
+    return found
+
+
+def probe(*arguments: str) -> tuple[int, str]:
+    out = io.StringIO()
+    try:
+        call_command("automation_health", *arguments, stdout=out)
+    except CommandError as error:
+        return error.returncode, out.getvalue() + str(error)
+    return 0, out.getvalue()
+
+
+def age(path, by: float) -> None:
+    os.utime(path, (time.time() - by, time.time() - by))
+
+
+class TestFile:
+    def test_a_process_of_which_nothing_is_expected_is_alive(self, tmp_path):
+        path = tmp_path / "beat"
+        mine = Pulse(path)
+        assert path.read_text() == f"{os.getpid()}\n"
+        age(path, 100)
+        mine.touch()
+        assert pulse.look(str(path)).is_alive
+
+    def test_a_thread_that_does_not_come_back_ends_it_until_it_does(self, tmp_path, seconds, caplog):
+        path = tmp_path / "beat"
+        mine = Pulse(path)
+        pulse.expect(60)
+        age(path, 100)
+        seconds[0] += 60 + STALL_SECONDS
+        mine.touch()
+        mine.touch()
+        assert not pulse.look(str(path)).is_alive
+        assert caplog.text.count("does not come back") == 1
+        pulse.expect()
+        mine.touch()
+        assert pulse.look(str(path)).is_alive
+
+    def test_one_thread_is_no_excuse_for_another(self, seconds):
+        other = threading.Thread(target=pulse.expect)
+        other.start()
+        other.join()
+        seconds[0] += STALL_SECONDS
+        pulse.expect()
+        assert not pulse.beats()
+        pulse._until.pop(other.ident)
+        assert pulse.beats()
+
+    def test_a_file_that_cannot_be_touched_stops_nothing(self, tmp_path, caplog):
+        folder = tmp_path / "gone"
+        folder.mkdir()
+        mine = Pulse(folder / "beat")
+        (folder / "beat").unlink()
+        mine.touch()
+        assert (folder / "beat").exists(), "somebody had removed it"
+        (folder / "beat").unlink()
+        folder.rmdir()
+        mine.touch()
+        assert "could not be touched" in caplog.text
+
+    def test_a_file_that_cannot_be_written_is_said_at_the_start(self, tmp_path):
+        with pytest.raises(CommandError, match=r"--heartbeat-file=.*nowhere/beat cannot be written"):
+            pulse.start_pulse(str(tmp_path / "nowhere" / "beat"))
+
+
+class TestExpectations:
+    def test_a_row_in_hand_may_take_as_long_as_its_timeout(self, seconds):
+        hands = Hands(beating=True)
+        row = WorkflowRun(pk=1)
+        hands._waiting = {1: row}
+        take_up(hands)
+        assert hands.start(row)
+        seconds[0] += STALL_SECONDS - 1
+        assert pulse.beats()
+        hands.keep_for(timedelta(hours=1))
+        seconds[0] += 3600
+        assert pulse.beats(), "its step may be under way"
+        seconds[0] += STALL_SECONDS + 60
+        assert not pulse.beats(), "its timeout has ended nothing"
+        hands.finish()
+        assert pulse.beats()
+        seconds[0] += STALL_SECONDS
+        assert not pulse.beats()
+        take_up(None)
+        assert pulse.beats(), "a worker of a queue that waits for its next message"
+
+    def test_a_clock_that_hangs_in_a_look_is_not_alive(self, seconds, monkeypatch):
+        found = []
+        ringer = Ringer(lambda: None, poll=7)
+
+        def hang():
+            found.append(pulse.beats())
+            seconds[0] += STALL_SECONDS + 6
+            found.append(pulse.beats())
+            seconds[0] += 1
+            found.append(pulse.beats())
+            ringer.stop()
+            return 0.0
+
+        monkeypatch.setattr(ringer, "_look", hang)
+        ringer.run()
+        assert found == [True, True, False]
+        assert pulse.beats()
+
+
+class TestProbe:
+    def test_no_file_is_not_alive(self, tmp_path):
+        code, text = probe("--liveness", str(tmp_path / "beat"))
+        assert code == 1
+        assert "there is no file" in text
+        assert f"--heartbeat-file={tmp_path / 'beat'}" in text
+
+    def test_each_process_of_a_worker_must_be_alive(self, tmp_path):
+        path = tmp_path / "beat"
+        for number in (1, 2, 3):
+            Pulse(tmp_path / pulse.file_of("beat", number))
+        (tmp_path / "beat.txt").write_text("of somebody else")
+        age(tmp_path / "beat.txt", 1000)
+        assert probe("--liveness", str(path)) == (0, "Alive.\n")
+        age(tmp_path / "beat.2", 45)
+        code, text = probe("--liveness", str(path))
+        assert code == 1
+        assert "beat.2 was touched 45 s ago" in text
+        assert probe("--liveness", str(path), "--max-age", "60")[0] == 0
+        found = json.loads(probe("--liveness", str(path), "--json")[1].splitlines()[0])
+        assert found["alive"] is False
+        assert sorted(found["seconds_since_touched"]) == [str(path), f"{path}.2", f"{path}.3"]
+
+    def test_it_needs_a_sensible_age(self, tmp_path):
+        code, text = probe("--liveness", str(tmp_path / "beat"), "--max-age", "0")
+        assert (code, text) == (1, "--max-age=0 must be more than zero seconds.")
+
+
+class TestSupervisor:
+    def test_it_gives_each_child_a_file_and_removes_what_others_left(self, tmp_path, monkeypatch):
+        path = tmp_path / "beat"
+        for number in (1, 2, 3):
+            Pulse(tmp_path / pulse.file_of("beat", number))
+        (tmp_path / "beat.txt").write_text("of somebody else")
+        begun = []
+        supervisor = Supervisor(2, [], timedelta(0), str(path))
+
+        class Started:
+            def __init__(self, command, **options):
+                begun.append(command[command.index("--heartbeat-file") + 1])
+                supervisor._signals = len(begun) // 2
+
+            def poll(self):
+                return 0 if supervisor._signals else None
+
+            def terminate(self):
+                pass
+
+        monkeypatch.setattr("django_ai.automation.queues.supervisor.subprocess.Popen", Started)
+        monkeypatch.setattr("django_ai.automation.queues.supervisor.signal.signal", lambda *arguments: None)
+        assert supervisor.run() == 0
+        assert begun == [str(path), f"{path}.2"]
+        assert [each.name for each in tmp_path.iterdir()] == ["beat.txt"]
