@@ -41,6 +41,7 @@ bench: $(INSTALLED)  ## throughput, latency, the cost of save(), routing among a
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/growth.py
 	$(BIN)/python bench/bulk.py
+	$(BIN)/python bench/pruning.py
 
 migrations: $(INSTALLED)  ## write the one initial migration of each app anew from its models
 	$(BIN)/python tools/migrations.py
