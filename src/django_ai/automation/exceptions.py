@@ -61,6 +61,10 @@ class NotStorableError(AutomationError, ValueError):
     """A value cannot be stored as JSON in every database."""
 
 
+class SnapshotFieldError(AutomationError, LookupError):
+    """The snapshot of a deleted entity does not hold this field."""
+
+
 class OutcomeError(AutomationError, TypeError):
     """A step returned something that is not an outcome."""
 

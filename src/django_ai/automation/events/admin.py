@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
 
 from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
-from ..queues.admin_fields import time_field
+from ..queues.admin_fields import json_field, time_field
 from .callbacks import all_callbacks
 from .claims import owner_kinds, owners_of
 from .definitions import declared_events, declaring_models
@@ -54,6 +55,7 @@ class EventAdmin(RowAdmin):
     exact_search = ("entity_id", "event_name")
     head = ("event_name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
     private_fields = ("payload", "snapshot")
+    displays: ClassVar[dict[str, Any]] = {"snapshot": json_field("snapshot", of="data")}
     inlines = (ExecutionInline,)
     actions = ("resume", "cancel")
 

@@ -19,11 +19,11 @@ class EventsConfig(AppConfig):
 
         from ..queues import maintenance, registry
         from ..queues.resumption import Kind, register_kind
-        from . import checks, recorder
+        from . import checks, hooks
         from .claims import prune_claims
         from .models import CallbackExecution, Event
         from .reconcile import reconcile_dates
-        from .retention import prune_events, prune_executions, release_orphans
+        from .retention import prune_events, prune_executions, prune_snapshots, release_orphans
 
         registry.register(Event)
         registry.register(CallbackExecution)
@@ -31,9 +31,10 @@ class EventsConfig(AppConfig):
         maintenance.register_pruner("prune callbacks", prune_executions)
         maintenance.register_pruner("release orphaned events", release_orphans, timedelta(days=1))
         maintenance.register_pruner("prune events", prune_events)
+        maintenance.register_pruner("prune snapshots", prune_snapshots)
         maintenance.register_pruner("prune claims", prune_claims)
         register_kind(Kind("event", Event, "event_name"))
         register_kind(Kind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
-        recorder.connect()
+        hooks.connect()
         register(checks.check_definitions)
         register(checks.check_callbacks)

@@ -180,7 +180,7 @@ def _column_of(expression: Any) -> str:
 
 
 def _check_field_names(model: type[models.Model], declared: Declared) -> Iterator[CheckMessage]:
-    """Check what ``watch_fields=`` and the slots of a templated name read."""
+    """Check what ``watch_fields=``, ``snapshot_fields=`` and the slots of a templated name read."""
     definition = declared.definition
     columns = {field.name for field in model._meta.concrete_fields}
     attributes = {field.attname for field in model._meta.concrete_fields}
@@ -192,6 +192,15 @@ def _check_field_names(model: type[models.Model], declared: Declared) -> Iterato
                 "themselves, and may declare events.",
                 obj=model,
                 id="automation.E108",
+            )
+    for name in definition.snapshot_fields or ():
+        if name not in columns and name not in attributes:
+            yield Error(
+                f"{model._meta.label}: snapshot_fields= of the event {definition.name!r} names {name!r}, which is no "
+                "column of it.",
+                hint=did_you_mean(name, columns),
+                obj=model,
+                id="automation.E115",
             )
     for name in slots_of(definition.name):
         if name != "pk" and not hasattr(model, name) and name not in columns:

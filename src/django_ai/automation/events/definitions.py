@@ -61,6 +61,9 @@ class EventDefinition:
     ``existing``: what becomes of rows that are older than the definition. ``"baseline"``: what already held before the
     first save that the definition sees is recorded and does not occur. ``"fire"``: it occurs at that save.
 
+    ``snapshot_fields``: names of fields. When an entity is deleted, its events keep a snapshot of it, one for all of
+    them, for those who react later; it holds the fields that its definitions name here (default: every column).
+
     Raises ``DefinitionError`` for arguments that make no sense.
     """
 
@@ -77,6 +80,7 @@ class EventDefinition:
         rearm: bool = False,
         namespace: Namespace | None = None,
         existing: str = "baseline",
+        snapshot_fields: Iterable[str] | None = None,
     ) -> None:
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
             raise DefinitionError(f"EventDefinition({name!r}): the name must be a text of 1 to {MAX_NAME} characters.")
@@ -105,7 +109,10 @@ class EventDefinition:
         if existing not in ("baseline", "fire"):
             raise DefinitionError(f'{what}: existing={existing!r} must be "baseline" or "fire".')
         self.existing = existing
-        self.watch_fields = _field_names(watch_fields, what)
+        self.watch_fields = _field_names(watch_fields, f"{what}: watch_fields") if watch_fields is not None else ()
+        self.snapshot_fields = (
+            None if snapshot_fields is None else _field_names(snapshot_fields, f"{what}: snapshot_fields")
+        )
         self.triggers = _triggers(trigger, bool(self.watch_fields), what)
         if self.triggers and date_field is not None:
             raise DefinitionError(
@@ -170,11 +177,9 @@ def _note_class_body() -> None:
 
 
 def _field_names(names: Any, what: str) -> tuple[str, ...]:
-    if names is None:
-        return ()
     found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
     if not found or not all(isinstance(each, str) and each for each in found):
-        raise DefinitionError(f'{what}: watch_fields={names!r} must list names of fields, as in ["status"].')
+        raise DefinitionError(f'{what}={names!r} must list names of fields, as in ["status"].')
     return found
 
 
@@ -252,6 +257,17 @@ def declared_on(model: type[models.Model]) -> tuple[Declared, ...]:
     if found is None:
         found = _declarations[model] = tuple(_declared(model))
     return found
+
+
+def kept_fields(model: type[models.Model]) -> set[str] | None:
+    """Return the names of the fields that a snapshot of a deleted ``model`` holds; None: all of them."""
+    kept: set[str] = set()
+    for declared in declared_on(model):
+        names = declared.definition.snapshot_fields
+        if names is None:
+            return None
+        kept |= {model._meta.get_field(name).name for name in names}
+    return kept
 
 
 _by_name: dict[str, list[Declared]] = {}

@@ -49,8 +49,8 @@ class Listener:
         """These events were cancelled, expired or disarmed for good: what is planned for them must not begin.
         ``reason``: why, where the events do not say it themselves."""
 
-    def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
-        """This entity was deleted."""
+    def entities_deleted(self, label: str, entity_ids: Sequence[str], now: datetime) -> None:
+        """These entities of the model ``label`` were deleted."""
 
     def still_needs(self) -> Sequence[Q]:
         """Return which events must not be cleaned up yet, whatever their age."""

@@ -46,7 +46,7 @@ def _met(
     # MariaDB takes "bob" for "Bob"; keys don't.
     is_exact = connections[entities.db].vendor != "mysql"
     for event in _with_entities(events):
-        if event.snapshot is None and are_few and is_exact:
+        if event.snapshot_id is None and are_few and is_exact:
             yield event
             continue
         theirs = entity_keys(scope, event.entity, [where.shape])

@@ -18,10 +18,13 @@ attempts with a backoff it is parked.
 
 A living entity has at most one row of a definition with an ``active_key``. Where a definition lets an event occur
 again, the old row gives up its key and stays as history, and a new one takes its place.
+
+``Snapshot`` is what an entity was when it was deleted, one for all of its events.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, time
 from difflib import get_close_matches
@@ -33,7 +36,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 
-from ..exceptions import NotResumableError, NotStorableError, UnknownEventError
+from ..exceptions import NotResumableError, NotStorableError, SnapshotFieldError, UnknownEventError
 from ..queues.clock import Clock, aware
 from ..queues.executor import ring_after_commit
 from ..queues.jsontext import encode
@@ -42,7 +45,15 @@ from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.models import PartialIndex, Wakeable, at_text, failed_index, parked_index, unique, wake_index
 from ..queues.texts import last_line
 from ..queues.writer import AutomationModel, WriterQuerySet, from_writer
-from .definitions import EventDefinition, EventTrigger, concrete_ancestors, declared_on, entity_id_of, find_declared
+from .definitions import (
+    EventDefinition,
+    EventTrigger,
+    concrete_ancestors,
+    declared_on,
+    entity_id_of,
+    find_declared,
+    kept_fields,
+)
 from .names import pattern_of
 
 if TYPE_CHECKING:
@@ -110,7 +121,9 @@ class Event(Wakeable):
     watched = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     planned_for = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     payload = models.JSONField(null=True, blank=True, editable=False)
-    snapshot = models.JSONField(null=True, blank=True, editable=False)
+    snapshot = models.ForeignKey(
+        "Snapshot", models.SET_NULL, null=True, blank=True, editable=False, db_index=False, related_name="+"
+    )
     error = models.TextField(blank=True, default="", editable=False)
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
     caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
@@ -139,6 +152,9 @@ class Event(Wakeable):
                 fields=["event_name", "entity_type", "position"],
                 name="automation_event_deleted",
                 condition=models.Q(snapshot__isnull=False),
+            ),
+            PartialIndex(
+                fields=["snapshot"], name="automation_event_snapshot", condition=models.Q(snapshot__isnull=False)
             ),
         ]
 
@@ -200,16 +216,16 @@ class Event(Wakeable):
             model = apps.get_model(self.entity_type)
         except (LookupError, ValueError):
             return None
-        if self.snapshot is None and self.active_key is None:
+        if self.snapshot_id is None and self.active_key is None:
             _take_over_snapshots(self.entity_type, [self])
         if self.snapshot is not None:
-            return restore_snapshot(self.snapshot)
+            return self.snapshot.restore()
         pk = model._meta.pk.to_python(self.entity_id)
         found: models.Model | None = model._base_manager.using(alias_of(model)).filter(pk=pk).first()
         if found is None and self.active_key is not None:
             # Deleted since this row was read, perhaps.
-            self.snapshot = Event.objects.filter(pk=self.pk).values_list("snapshot", flat=True).first()
-            return None if self.snapshot is None else restore_snapshot(self.snapshot)
+            self.snapshot_id = Event.objects.filter(pk=self.pk).values_list("snapshot", flat=True).first()
+            return None if self.snapshot is None else self.snapshot.restore()
         return found
 
     def current_date(self) -> datetime | None:
@@ -236,7 +252,7 @@ class Event(Wakeable):
         definition = self.definition
         if self.trigger == EventTrigger.DELETE:
             return definition is not None
-        if definition is None or self.entity is None or self.snapshot is not None:
+        if definition is None or self.entity is None or self.snapshot_id is not None:
             return False
         return definition.date_field is None or getattr(self.entity, definition.date_field) is not None
 
@@ -328,8 +344,9 @@ def is_installed(label: str) -> bool:
 def load_entities(events: Iterable[Event]) -> None:
     """Read the entities of ``events``, one query for each model. Those of deleted ones are their snapshots."""
     by_model: dict[str, list[Event]] = {}
+    events = list(events)
     for event in events:
-        if event.snapshot is None:
+        if event.snapshot_id is None:
             by_model.setdefault(event.entity_type, []).append(event)
     for label, group in by_model.items():
         try:
@@ -337,11 +354,15 @@ def load_entities(events: Iterable[Event]) -> None:
         except (LookupError, ValueError):
             continue
         _take_over_snapshots(label, [event for event in group if event.active_key is None])
-        group = [event for event in group if event.snapshot is None]
+        group = [event for event in group if event.snapshot_id is None]
         pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
         entities = model._base_manager.using(alias_of(model)).in_bulk(list(set(pks.values())))
         for event in group:
             event.entity = entities.get(pks[event.pk])
+    deleted = [event for event in events if event.snapshot_id is not None and "_entity" not in event.__dict__]
+    snapshots = Snapshot.objects.in_bulk({event.snapshot_id for event in deleted}) if deleted else {}
+    for event in deleted:
+        event.snapshot = snapshots.get(event.snapshot_id)
 
 
 class _Exactly(DjangoJSONEncoder):
@@ -356,7 +377,7 @@ def _take_over_snapshots(label: str, history: Sequence[Event]) -> None:
     the next deletion, for the same primary key may have come again since."""
     if not history:
         return
-    found: dict[tuple[str, str], list[tuple[int, dict[str, Any] | None]]] = {}
+    found: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
     taken = Event.objects.filter(
         entity_type=label, entity_id__in={event.entity_id for event in history}, snapshot__isnull=False
     )
@@ -366,12 +387,31 @@ def _take_over_snapshots(label: str, history: Sequence[Event]) -> None:
         found.setdefault((entity_id, declared_as), []).append((pk, snapshot))
     for event in history:
         later = (each for each in found.get((event.entity_id, event.declared_as), ()) if each[0] > (event.pk or 0))
-        event.snapshot = next((snapshot for _, snapshot in later), None)
+        event.snapshot_id = next((snapshot for _, snapshot in later), None)
+
+
+class Snapshot(AutomationModel):
+    """What a deleted entity was, once for all of its events: the values of its columns, or of those that its
+    definitions keep (``snapshot_fields=``)."""
+
+    taken_at = models.DateTimeField(editable=False)
+    data = models.JSONField(editable=False)
+
+    class Meta:
+        verbose_name = "snapshot"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.data['model']} {self.data['pk']}, deleted at {self.taken_at.isoformat()}"
+
+    def restore(self) -> models.Model | None:
+        """Return an unsaved instance with these values."""
+        return restore_snapshot(self.data)
 
 
 @from_writer()
 def take_snapshot(entity: models.Model) -> dict[str, Any]:
-    """Return the entity's own columns as JSON values."""
+    """Return the entity's own columns as JSON values, or those of them that its definitions keep."""
     import json
 
     (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_Exactly))
@@ -382,8 +422,15 @@ def take_snapshot(entity: models.Model) -> dict[str, Any]:
     for fields in reversed(parents):
         snapshot["fields"] = {**fields, **snapshot["fields"]}
     snapshot["model"] = entity._meta.label_lower
+    kept = kept_fields(type(entity))
+    if kept is not None:
+        snapshot["left_out"] = sorted(set(snapshot["fields"]) - kept)
     # A value that JSON cannot hold in every database (NaN) is left out: it must not keep anybody from deleting a row.
-    snapshot["fields"] = {name: value for name, value in snapshot["fields"].items() if _is_storable(value)}
+    snapshot["fields"] = {
+        name: value
+        for name, value in snapshot["fields"].items()
+        if (kept is None or name in kept) and _is_storable(value)
+    }
     return dict(snapshot)
 
 
@@ -416,7 +463,21 @@ def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
         setattr(entity, parent._meta.pk.attname, entity.pk)
     entity._state.adding = False
     entity._automation_snapshot = True  # type: ignore[attr-defined]
+    for name in snapshot.get("left_out", ()):
+        field = next((each for each in model._meta.concrete_fields if each.name == name), None)
+        if field is not None and not field.primary_key:
+            del entity.__dict__[field.attname]  # asked for, it is "read again"
+    if "left_out" in snapshot:
+        entity.refresh_from_db = functools.partial(_refuse_left_out, entity)  # type: ignore[method-assign]
     return entity
+
+
+def _refuse_left_out(entity: models.Model, *args: Any, fields: Iterable[str] = (), **kwargs: Any) -> None:
+    names = ", ".join(fields) or "its fields"
+    raise SnapshotFieldError(
+        f"{entity._meta.label} {entity.pk} was deleted, and its snapshot does not hold {names}: add it to "
+        "snapshot_fields= of one of its EventDefinitions, or leave snapshot_fields out."
+    )
 
 
 class RoutingShape(AutomationModel):

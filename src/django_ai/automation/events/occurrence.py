@@ -205,7 +205,7 @@ def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool])
     assert definition is not None
     if event.status == EventStatus.PARKED:  # for code, which is here now
         event.status, event.error, event.parked_at = event.unparked, "", None
-    if (event.entity is None or event.snapshot is not None) and not deletion:
+    if (event.entity is None or event.snapshot_id is not None) and not deletion:
         reading.withdrawn = True
         event.wake_at = None
         if event.status == EventStatus.PENDING:

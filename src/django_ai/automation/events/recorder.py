@@ -5,28 +5,20 @@ write only what changed: a date that moved, a condition that flipped, a field th
 its event occur again, the old row becomes history and a new one takes its place (``_renew``). An immediate event whose
 condition is true becomes due at once, and ``occurrence.CommitBatch`` makes it occur after the commit; if the process
 dies in between, a worker does it.
-
-Django sends ``post_save`` after the statement of a save in autocommit mode has committed. So that event and entity
-commit together, ``save_base`` of models that declare events is wrapped in ``atomic``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from django.core.exceptions import ObjectDoesNotExist
-from django.db import DatabaseError, connections, models, router, transaction
-from django.db.models import Case, F, Q, Value, When
-from django.db.models.signals import class_prepared, post_delete, post_save, pre_delete, pre_save
-from django.utils import timezone
+from django.db import connections, models, transaction
+from django.db.models import Case, F, Value, When
 
 from ..conf import conf
 from ..exceptions import AutomationError, EventStormError, WrongDatabaseError
@@ -39,21 +31,18 @@ from ..queues.keys import digest
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.signals import row_parked
 from ..queues.writer import from_writer
-from .baseline import ALREADY, before_save, keep_what_is_loaded, known_since, look_before_save, remember_new
-from .callbacks import CANCELLED, CREATED
+from .baseline import ALREADY, before_save, known_since
+from .callbacks import CREATED
 from .definitions import (
     Declared,
     EventDefinition,
     EventTrigger,
-    concrete_ancestors,
     declared_on,
-    forget_declarations,
-    listed,
 )
 from .listeners import listeners
 from .matching import canonical
-from .models import Event, EventStatus, active_key, take_snapshot
-from .occurrence import RETRY, CommitBatch, extra_payload
+from .models import Event, EventStatus, active_key
+from .occurrence import RETRY, CommitBatch
 from .stored import may_differ
 from .timing import hears, held_back, lies_ahead, moves_again, next_wake, plan_of, skip_note, too_late, unfire, unfired
 
@@ -89,108 +78,6 @@ class Wanted:
     @property
     def key(self) -> str:
         return active_key(self.declared.label, self.entity_id, self.declared.definition.name)
-
-
-def watch(model: type[models.Model]) -> None:
-    """Record the events of ``model`` from now on. Idempotent."""
-    if model._meta.abstract or model._meta.swapped or not listed(model):
-        return
-    forget_declarations()
-    uid = f"django_ai.automation.recorder:{model._meta.label}"
-    pre_save.connect(refuse_early, sender=model, dispatch_uid=uid)
-    pre_delete.connect(before_delete, sender=model, dispatch_uid=uid)
-    post_save.connect(on_save, sender=model, dispatch_uid=uid)
-    post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
-    keep_what_is_loaded(model)
-    if not getattr(model.save_base, "commits_events", False):
-        model.save_base = _in_one_transaction(model.save_base)  # type: ignore[method-assign]
-
-
-def _in_one_transaction(save_base: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(save_base)
-    def wrapper(self: models.Model, *args: Any, using: str | None = None, **kwargs: Any) -> Any:
-        using = using or router.db_for_write(type(self), instance=self)
-        with _writes_to(type(self), using) as sent, transaction.atomic(using=using, savepoint=False):
-            try:
-                if not kwargs.get("raw"):
-                    look_before_save(self, using, bool(kwargs.get("force_insert")))
-                return save_base(self, *args, using=using, **kwargs)
-            except Exception as error:
-                # With anything of it in the database the transaction must go: an entity without its events.
-                if sent or isinstance(error, DatabaseError):
-                    raise
-                refused = error
-        raise refused
-
-    wrapper.alters_data = True  # type: ignore[attr-defined]
-    wrapper.commits_events = True  # type: ignore[attr-defined]
-    return wrapper
-
-
-@contextmanager
-def _writes_to(model: type[models.Model], using: str) -> Iterator[list[str]]:
-    """Collect the writes to the tables of ``model`` that are sent meanwhile."""
-    connection = connections[using]
-    tables = [connection.ops.quote_name(each._meta.db_table) for each in concrete_ancestors(model)]
-    sent: list[str] = []
-
-    def note(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
-        text = str(sql)
-        if text.startswith(("INSERT", "UPDATE")) and any(table in text for table in tables):
-            sent.append(text)
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(note):
-        yield sent
-
-
-def connect() -> None:
-    """Watch every model that declares events, those that are loaded later too."""
-    from django.apps import apps
-
-    for model in apps.get_models():
-        watch(model)
-    class_prepared.connect(_on_class_prepared, dispatch_uid="django_ai.automation.recorder")
-    pre_save.connect(on_raw_event, sender=Event, dispatch_uid="django_ai.automation.recorder")
-
-
-def _on_class_prepared(sender: Any, **kwargs: Any) -> None:
-    watch(sender)
-
-
-def on_raw_event(sender: Any, instance: Event, raw: bool, using: str, **kwargs: Any) -> None:
-    """Let a fixture that holds both entities and events replace what loading the entity recorded."""
-    if raw and instance.active_key is not None:
-        Event.objects.using(using).filter(active_key=instance.active_key).exclude(pk=instance.pk).delete()
-
-
-def refuse_early(sender: type[models.Model], instance: models.Model, raw: bool, **kwargs: Any) -> None:
-    """Refuse a date without a time zone, and a key that is too long, before anything is written. Raises
-    ``NaiveDatetimeError`` and ``DefinitionError``."""
-    if raw:
-        return
-    for declared in declared_on(sender):
-        if instance.pk is not None:
-            declared.entity_id_of(instance)  # raises for one that is too long
-        name = declared.definition.date_field
-        value = instance.__dict__.get(name) if name else None
-        if isinstance(value, datetime):
-            aware(value, f"{sender._meta.label}.{name} of {instance.pk or 'a new row'}")
-
-
-def on_save(
-    sender: type[models.Model],
-    instance: models.Model,
-    created: bool,
-    raw: bool,
-    using: str,
-    update_fields: Any = None,
-    **kwargs: Any,
-) -> None:
-    refuse_other_database(sender, using)
-    record([instance], timezone.now(), created=created, raw=raw, update_fields=update_fields)
-    if created:
-        remember_new(instance)
 
 
 def refuse_other_database(model: type[models.Model], using: str) -> None:
@@ -274,7 +161,7 @@ def _held_before(wanted: Wanted, before: models.Model, now: datetime) -> bool:
         at = _date_of(before, definition.date_field)
         if at is None or at > now:
             return False
-    _ask(was, before, raw=False)
+    ask(was, before, raw=False)
     return was.armed
 
 
@@ -310,16 +197,16 @@ def _wanted(
                 entity, update_fields
             )
             wanted.watched = UNKNOWN if untouched else watched_values(entity, definition)
-        _ask(wanted, entity, raw)
+        ask(wanted, entity, raw)
         yield wanted
 
 
-def _ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
+def ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
     """Ask the functions of the definition. What they raise is the event's trouble and never the save's."""
     definition = wanted.definition
     with told_apart(connections[alias_of(Event)]) as is_ours:
         try:
-            with _condition_of(entity):
+            with condition_of(entity):
                 wanted.name = definition.name_for(entity)
                 wanted.namespace = definition.namespace_of(entity)
                 if wanted.write or not definition.triggers:
@@ -386,7 +273,7 @@ def _date_of(entity: models.Model, name: str) -> datetime | None:
 
 
 @contextmanager
-def _condition_of(entity: models.Model) -> Iterator[None]:
+def condition_of(entity: models.Model) -> Iterator[None]:
     """Let a function of the project query without harm: its first query opens a savepoint, so that an error of the
     database in it does not spoil the user's transaction. One that does not query costs nothing."""
     connection = connections[alias_of(Event)]
@@ -417,11 +304,11 @@ def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool, tri
     wanted = [each for each in wanted if _needs_row(each)]
     if not wanted:
         return 0
-    rows = [_new_row(each, now, raw) for each in wanted]
+    rows = [new_row(each, now, raw) for each in wanted]
     insert_ignoring(Event, rows, key="active_key")
     refused = [each for each, row in zip(wanted, rows, strict=True) if row.pk is None]
     rows = [row for row in rows if row.pk is not None]
-    _follow(rows, now, fresh=True)
+    follow(rows, now, fresh=True)
     if not refused or raw:
         return len(rows)
     present = _present(refused)
@@ -464,7 +351,7 @@ def _bury(rows: list[Event], now: datetime) -> None:
         listener.withdrawn(rows, now, "its entity is gone")
 
 
-def _new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) -> Event:
+def new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) -> Event:
     """Return the unsaved row for what is wanted. ``again``: it takes the place of one that was there before."""
     definition = wanted.definition
     cause = current_cause()
@@ -539,7 +426,7 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
         row: Event | None = known
         for _ in range(TRIES):
             if row is None:  # deleted or buried meanwhile: it starts afresh
-                row = _new_row(wanted, now, False)
+                row = new_row(wanted, now, False)
                 if insert_ignoring(Event, [row], key="active_key"):
                     renewed.append(row)
                     break
@@ -559,8 +446,8 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
                 f"{known} changes under our hands, and this transaction does not see how. Use the isolation level READ "
                 "COMMITTED (Django's default), or save again."
             )
-    _follow(changed, now, fresh=False)
-    _follow(renewed, now, fresh=True)
+    follow(changed, now, fresh=False)
+    follow(renewed, now, fresh=True)
     return len(changed) + len(renewed)
 
 
@@ -661,7 +548,7 @@ def _renew(row: Event, wanted: Wanted, now: datetime) -> Event | None:
     if wanted.definition.is_scheduled:
         for listener in listeners():
             listener.withdrawn([row], now, "the date of its event has moved, and the new one has a run of its own")
-    new = _new_row(wanted, now, False, again=True)
+    new = new_row(wanted, now, False, again=True)
     return new if insert_ignoring(Event, [new], key="active_key") else None
 
 
@@ -711,7 +598,7 @@ def _adopt(row: Event, wanted: Wanted, now: datetime) -> None:
         _ask_again(row, wanted.error, now)
 
 
-def _follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
+def follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
     if not rows:
         return
     for row in rows:
@@ -724,100 +611,3 @@ def _follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
         CommitBatch.of(alias_of(Event)).add(mine)
     elif any(row.wake_at is not None and row.wake_at <= now for row in rows):
         ring_after_commit(alias_of(Event), Event)
-
-
-@from_writer()
-def on_delete(sender: type[models.Model], instance: models.Model, using: str, **kwargs: Any) -> None:
-    """Cancel what is pending, keep a snapshot, and free the keys: the same primary key may come again."""
-    refuse_other_database(sender, using)
-    now = timezone.now()
-    # Those of a parent go with its own row, which may stay (keep_parents=True).
-    mine = [each for each in declared_on(sender) if each.owner._meta.concrete_model is sender._meta.concrete_model]
-    keys = {active_key(each.label, each.entity_id_of(instance), each.definition.name): each for each in mine}
-    rows = list(Event.objects.filter(active_key__in=keys))
-    if rows:
-        snapshot = take_snapshot(instance)
-        audible = [row.pk for row in rows if hears(row, CANCELLED)]
-        was_pending = Q(status__in=[EventStatus.PENDING, EventStatus.PARKED], occurred_at=None)
-        disturb(
-            Event.objects.filter(pk__in=[row.pk for row in rows]),
-            active_key=None,
-            snapshot=snapshot,
-            wake_at=Case(
-                When(Q(telling=True) | (was_pending & Q(pk__in=audible)), then=Value(now)),
-                default=Value(None),
-                output_field=Event._meta.get_field("wake_at"),
-            ),
-            status=Case(When(was_pending, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
-            **_skipped_by_deletion(rows),
-        )
-        for listener in listeners():
-            listener.withdrawn(rows, now, "its entity was deleted")
-        ring_after_commit(using, Event)
-    if getattr(instance, "_automation_is_there", True):
-        _record_deletions(instance, now)
-    for label, entity_id in {(each.label, each.entity_id_of(instance)) for each in keys.values()}:
-        for listener in listeners():
-            listener.entity_deleted(label, entity_id, now)
-
-
-def _skipped_by_deletion(rows: Iterable[Event]) -> dict[str, Any]:
-    """Return what is written to say which later offsets a deletion drops, of events that have occurred."""
-    notes = {
-        row.pk: skip_note(beats, "its entity was deleted")
-        for row in rows
-        if row.status == EventStatus.PROCESSED and (beats := unfired(row))
-    }
-    if not notes:
-        return {}
-    whens = [When(pk=pk, then=Value(note)) for pk, note in notes.items()]
-    return {"error": Case(*whens, default=F("error"), output_field=Event._meta.get_field("error"))}
-
-
-def _record_deletions(entity: models.Model, now: datetime) -> None:
-    """Record the events that a deletion makes occur. They have no key: nothing can ask for them twice."""
-    rows = []
-    for declared in declared_on(type(entity)):
-        definition = declared.definition
-        if EventTrigger.DELETE not in definition.triggers:
-            continue
-        if declared.owner._meta.concrete_model is not entity._meta.concrete_model:
-            continue  # its own part is deleted by itself, or stays (keep_parents=True)
-        wanted = Wanted(
-            declared, declared.entity_id_of(entity), definition.name, "", now, "", False, EventTrigger.DELETE
-        )
-        _ask(wanted, entity, raw=False)
-        if not (wanted.armed or wanted.error):
-            continue
-        row = _new_row(wanted, now, False, again=True)
-        row.active_key, row.snapshot, row.entity = None, take_snapshot(entity), entity
-        if row.status == EventStatus.PENDING:
-            # The payload is asked for now, while what the entity belongs to may still be there.
-            with told_apart(connections[alias_of(Event)]) as is_ours:
-                try:
-                    with _condition_of(entity):
-                        row.payload = extra_payload(row, definition)
-                except Exception as raised:
-                    if is_ours(raised):
-                        raise
-                    what = f"The payload function of {definition!r} raised{FOR_GOOD}"
-                    row.set_parked(storable(f"{what}\n{traceback.format_exc()}"), now)
-        row.save(force_insert=True, using=alias_of(Event))
-        rows.append(row)
-    _follow(rows, now, fresh=True)
-
-
-@from_writer()
-def before_delete(sender: type[models.Model], instance: models.Model, using: str, **kwargs: Any) -> None:
-    """Read what the snapshot will need while it is there, and see whether there is anything to delete.
-
-    Django sends its signals for instances whose rows are gone, too; the lock decides between two who delete one.
-    """
-    is_there = True
-    if any(EventTrigger.DELETE in declared.definition.triggers for declared in declared_on(sender)):
-        rows = sender._base_manager.using(using).select_for_update().filter(pk=instance.pk).order_by()
-        is_there = bool(rows.values_list("pk", flat=True)[:1])
-    instance._automation_is_there = is_there  # type: ignore[attr-defined]
-    if is_there and (deferred := instance.get_deferred_fields()):
-        with contextlib.suppress(ObjectDoesNotExist):
-            instance.refresh_from_db(using=using, fields=deferred)

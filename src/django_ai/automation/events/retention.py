@@ -21,7 +21,7 @@ from ..queues.lease import alias_of, disturb, locked
 from ..queues.maintenance import Bite, Turn
 from .definitions import entity_id_of
 from .listeners import listeners
-from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, is_installed
+from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, Snapshot, is_installed
 
 
 def prune_executions(turn: Turn) -> Bite:
@@ -56,6 +56,13 @@ def prune_events(turn: Turn) -> Bite:
         for needed in listener.still_needs():
             dead = dead.exclude(needed)
     return sweep(dead, "event_created_at", before, turn)
+
+
+def prune_snapshots(turn: Turn) -> Bite:
+    """Remove the snapshots of deleted entities whose last event has gone."""
+    before = turn.now - conf().kept("EVENTS")
+    needed = Event.objects.filter(snapshot=OuterRef("pk"))
+    return sweep(Snapshot.objects.filter(~Exists(needed), taken_at__lt=before), "taken_at", before, turn)
 
 
 ASKED = 500

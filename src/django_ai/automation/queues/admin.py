@@ -136,6 +136,8 @@ class RowAdmin(ModelAdmin):
     """What only they see who may see data."""
     head: ClassVar[tuple[str, ...]] = ()
     """What comes first on the page of a row: names of fields and of methods."""
+    displays: ClassVar[dict[str, Any]] = {}
+    """How fields are shown whose value says too little."""
     exact_search: tuple[str, ...] = ()
     """Fields that a search compares exactly, so that their indexes serve; a number is compared with the key, too."""
 
@@ -204,9 +206,17 @@ class RowAdmin(ModelAdmin):
     def _groups(self, request: HttpRequest) -> list[tuple[str | None, list[Any]]]:
         hidden = () if self.may("view_data", request) else self.private_fields
         fields = [field for field in self.model._meta.fields if field.name not in (*hidden, *self.head)]
-        rest = [_shown(field) for field in fields if field.name not in TECHNICAL]
-        technical = [_shown(field) for field in fields if field.name in TECHNICAL]
+        rest = [self._shown(field) for field in fields if field.name not in TECHNICAL]
+        technical = [self._shown(field) for field in fields if field.name in TECHNICAL]
         return [(None, [*self.head, *rest]), ("Technical", technical)]
+
+    def _shown(self, field: Any) -> Any:
+        """Return how a field is shown: times to the second, JSON with indentation."""
+        if field.name in self.displays:
+            return self.displays[field.name]
+        if isinstance(field, models.DateTimeField):
+            return time_field(field.name)
+        return json_field(field.name) if isinstance(field, models.JSONField) else field.name
 
     @admin.display(description="due", ordering="wake_at")
     def due(self, row: Any) -> str:
@@ -302,13 +312,6 @@ def _link(page: str, key: str, text: str) -> str:
     except NoReverseMatch:
         return text
     return format_html('<a href="{}">{}</a>', url, text)
-
-
-def _shown(field: Any) -> Any:
-    """Return how a field is shown: times to the second, JSON with indentation."""
-    if isinstance(field, models.DateTimeField):
-        return time_field(field.name)
-    return json_field(field.name) if isinstance(field, models.JSONField) else field.name
 
 
 @admin.register(Worker)

@@ -31,12 +31,15 @@ def time_field(name: str) -> Column:
 
 
 @lru_cache(maxsize=256)
-def json_field(name: str) -> Column:
-    """Return a column that shows the JSON value ``name`` of a row with indentation."""
+def json_field(name: str, of: str = "") -> Column:
+    """Return a column that shows the JSON value ``name`` of a row with indentation; ``of``: where it is a row itself,
+    which of its fields."""
 
     @admin.display(description=name.replace("_", " "), empty_value="-")
     def shown(row: Any) -> str | None:
         value = getattr(row, name)
+        if value is not None and of:
+            value = getattr(value, of)
         if value is None:
             return None
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str)

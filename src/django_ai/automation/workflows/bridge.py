@@ -24,7 +24,7 @@ from ..queues.positions import lower_bound
 from .arrivals import tell_of
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
 from .ending import end_runs, why_not, withdraw
-from .models import WorkflowRun, WorkflowStatus
+from .models import Wait, WorkflowRun, WorkflowStatus
 from .start import origin_key, plan_anew, run_for
 from .transitions import ended
 from .wait_keys import own_key
@@ -127,23 +127,31 @@ class Bridge(Listener):
         for each, pks in by_reason.items():
             withdraw(WorkflowRun.objects.filter(event__in=pks), each, now)
 
-    def entity_deleted(self, label: str, entity_id: str, now: datetime) -> None:
-        """End the runs that wait for an event of this entity: it cannot come any more."""
+    def entities_deleted(self, label: str, entity_ids: Sequence[str], now: datetime) -> None:
+        """End the runs that wait for an event of these entities: it cannot come any more."""
         if not all_workflows():
             return
         declared = [each.definition for each in declared_on(apps.get_model(label))]
-        to_come = deletions_to_come(label, entity_id) if any(map(counts_deletions, declared)) else set()
-        names = [each.name for each in declared if each.name not in to_come]
-        keys = [own_key(name, label, entity_id) for name in names]
-        namespaces = {each.namespace for each in declared if isinstance(each.namespace, str)}
+        theirs = Event.objects.filter(entity_type=label, entity_id__in=entity_ids)
+        to_come = deletions_to_come(label, entity_ids) if any(map(counts_deletions, declared)) else set()
+        spaces = {(entity_id, "") for entity_id in entity_ids}
+        for namespace in {each.namespace for each in declared if isinstance(each.namespace, str)}:
+            spaces |= {(entity_id, namespace) for entity_id in entity_ids}
         if any(callable(each.namespace) for each in declared):
-            theirs = Event.objects.filter(entity_type=label, entity_id=entity_id)
-            namespaces |= set(theirs.values_list("namespace", flat=True)) - {""}
-        keys += [within(namespace, key) for namespace in namespaces for key in keys]
-        waiting = WorkflowRun.objects.waiting_under(keys)
-        end_runs(
-            waiting, WorkflowStatus.CANCELLED, f"{label} {entity_id}, whose event it waited for, was deleted.", now
-        )
+            spaces |= set(theirs.values_list("entity_id", "namespace"))
+        keys = {
+            within(namespace, key) if namespace else key: entity_id
+            for entity_id, namespace in spaces
+            for each in declared
+            if (entity_id, each.name) not in to_come
+            for key in [own_key(each.name, label, entity_id)]
+        }
+        waiting: dict[str, set[int]] = {}
+        for wait in Wait.objects.under(list(keys)):
+            waiting.setdefault(keys[wait.key], set()).add(wait.run_id)
+        for entity_id, pks in waiting.items():
+            reason = f"{label} {entity_id}, whose event it waited for, was deleted."
+            end_runs(WorkflowRun.objects.filter(pk__in=pks), WorkflowStatus.CANCELLED, reason, now)
 
     def still_needs(self) -> Sequence[Q]:
         waiting = WorkflowRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()

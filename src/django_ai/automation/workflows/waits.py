@@ -21,6 +21,7 @@ has consumed. No clock is asked: neither when a worker got to it, nor which of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -229,10 +230,10 @@ def counts_deletions(definition: EventDefinition) -> bool:
     return EventTrigger.DELETE in definition.triggers
 
 
-def deletions_to_come(label: str, entity_id: str) -> set[str]:
-    """Return the events of an entity's deletion that were recorded, and have not occurred yet."""
-    deletions = Event.objects.filter(entity_type=label, entity_id=entity_id, trigger=EventTrigger.DELETE)
-    return set(deletions.filter(occurred_at=None).values_list("declared_as", flat=True))
+def deletions_to_come(label: str, entity_ids: Sequence[str]) -> set[tuple[str, str]]:
+    """Return which events of the deletion of which entities were recorded, and have not occurred yet."""
+    deletions = Event.objects.filter(entity_type=label, entity_id__in=entity_ids, trigger=EventTrigger.DELETE)
+    return set(deletions.filter(occurred_at=None).values_list("entity_id", "declared_as"))
 
 
 def _waits_in_vain(run: WorkflowRun, wait: Wait) -> bool:
@@ -241,7 +242,7 @@ def _waits_in_vain(run: WorkflowRun, wait: Wait) -> bool:
     if own is None or wait.match != {"pk": run.entity_id}:
         return False
     name = own.definition.name
-    if counts_deletions(own.definition) and name in deletions_to_come(own.label, run.entity_id):
+    if counts_deletions(own.definition) and (run.entity_id, name) in deletions_to_come(own.label, [run.entity_id]):
         return False
     pk = own.owner._meta.pk.to_python(run.entity_id)
     return not own.owner._base_manager.using(alias_of(own.owner)).filter(pk=pk).exists()

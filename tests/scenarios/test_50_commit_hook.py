@@ -79,7 +79,7 @@ def statuses() -> list[str]:
     return [row.status for row in Event.objects.filter(declared_as="confirmed").order_by("entity_id")]
 
 
-def test_what_another_request_has_locked_before_the_claim_is_left_alone(two, monkeypatch, caplog):
+def test_50_what_another_request_has_locked_before_the_claim_is_left_alone(two, monkeypatch, caplog):
     one, other = two
     gate = Gate(monkeypatch, CommitBatch, "__call__")
     hook = Together(together(other, one))
@@ -99,7 +99,7 @@ def test_what_another_request_has_locked_before_the_claim_is_left_alone(two, mon
 
 @pytest.mark.parametrize("locked", [0, 1])
 @pytest.mark.parametrize("stage", ["_occur", "_let_go"])
-def test_what_another_request_has_locked_after_the_claim_holds_up_nothing_else(two, monkeypatch, caplog, stage, locked):
+def test_50_what_another_request_has_locked_after_the_claim_holds_up_nothing(two, monkeypatch, caplog, stage, locked):
     @agent("ear", spawn_on="confirmed")
     class Ear:
         Context = BaseModel
@@ -127,7 +127,7 @@ def test_what_another_request_has_locked_after_the_claim_holds_up_nothing_else(t
     assert statuses() == expected
 
 
-def test_a_lock_that_is_let_go_without_a_change_is_followed_by_a_doorbell(two, monkeypatch):
+def test_50_a_lock_that_is_let_go_without_a_change_is_followed_by_a_doorbell(two, monkeypatch):
     one, _ = two
     rung = []
 
@@ -151,7 +151,7 @@ def test_a_lock_that_is_let_go_without_a_change_is_followed_by_a_doorbell(two, m
     assert statuses() == ["processed", "pending"]
 
 
-def test_only_what_is_free_and_due_is_claimed(two):
+def test_50_only_what_is_free_and_due_is_claimed(two):
     now = timezone.now()
     rows = [
         Event.objects.create(
