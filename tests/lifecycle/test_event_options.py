@@ -1522,6 +1522,10 @@ def test_a_namespace_that_changes_behind_djangos_back_is_read_when_it_occurs(clo
     assert pass_by(clock, work, 2) == [f"due {stay.pk}"]
 
 
+def planned() -> list[str]:
+    return sorted(run.name for run in WorkflowRun.objects.exclude(status="withdrawn"))
+
+
 @pytest.mark.parametrize("offset", [-HOUR, HOUR])
 def test_planned_runs_follow_the_namespace(clock, spaces, work, offset):
     starts("due", "north", namespace="north", offset=offset)
@@ -1529,7 +1533,7 @@ def test_planned_runs_follow_the_namespace(clock, spaces, work, offset):
     stay = Reservation.objects.create(note="north", checkin_at=clock() + 3 * HOUR)
     assert [run.name for run in WorkflowRun.objects.all()] == ["north"]
     change(stay, note="south")
-    assert [run.name for run in WorkflowRun.objects.all()] == ["south"]
+    assert planned() == ["south"]
     assert pass_by(clock, work, 5) == ["south"]
 
 
@@ -1786,7 +1790,7 @@ def test_planned_runs_follow_the_name(clock, declare, work, offset):
     starts("due:*", "all", offset=offset)
     stay = Reservation.objects.create(note="a", checkin_at=clock() + 3 * HOUR)
     change(stay, note="b")
-    assert sorted(run.name for run in WorkflowRun.objects.all()) == ["all", "b"]
+    assert planned() == ["all", "b"]
     assert sorted(pass_by(clock, work, 5)) == ["all", "b"]
 
 
