@@ -108,7 +108,7 @@ def test_the_end_of_the_process_gives_the_row_back(end, losses):
 
 
 def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypatch):
-    enter = runner.Walk.enter
+    enter = runner.RunSession.enter
 
     def enter_the_first(walk, entry):
         if entry.step.name == "two":
@@ -116,7 +116,7 @@ def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypat
         return enter(walk, entry)
 
     run = engine.start("attempt:quiet")
-    monkeypatch.setattr(runner.Walk, "enter", enter_the_first)
+    monkeypatch.setattr(runner.RunSession, "enter", enter_the_first)
     with pytest.raises(BrokenOffError):
         drain()
     run.refresh_from_db()

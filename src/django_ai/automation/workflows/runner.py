@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -35,22 +35,23 @@ from ..queues.cause import CurrentRun, Owner, inside, rested
 from ..queues.clock import Clock, shift
 from ..queues.contexts import as_stored, dump_context, merge, replaced
 from ..queues.database import is_database_failure, told_apart
+from ..queues.failures import Raised
 from ..queues.heartbeat import is_working
 from ..queues.lease import advance, alias_of
-from ..queues.parking import because, parked, take_back
+from ..queues.parking import because, take_back
 from ..queues.positions import bound_at
 from ..queues.sealing import check_readable
 from ..queues.session import kept_session
 from ..queues.signals import row_parked
-from ..queues.versions import Restored, restore
+from ..queues.versions import restore
 from .context import KIND, View, Wake, WakeReason
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow, workflow_of
 from .ending import wake_parent, withdrawn
-from .models import EVENT_CHANNEL, FINISHED, SUBFLOW, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
-from .outcomes import Outcome, Subflow
+from .models import EVENT_CHANNEL, SUBFLOW, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
+from .outcomes import Outcome
 from .start import insert_run
-from .transitions import Moment, ended, name_of, retried, subflow_channel, transition
-from .waits import is_there, look_again, settle, time_out, waits_of
+from .transitions import Decision, Returned, State, decide, ended, subflow_channel
+from .waits import is_there, look_again, registration, settle, time_out, waits_of
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -60,8 +61,8 @@ SLACK = timedelta(seconds=5)
 has written and the database's has not: so much may they differ."""
 
 
-@dataclass(slots=True)
-class Entry:
+@dataclass(frozen=True, slots=True)
+class StepEntry:
     """Which step a run enters now, and why. ``waits``: what its ``@wait_for_event`` asks for has still to come."""
 
     step: StepDefinition
@@ -70,10 +71,18 @@ class Entry:
 
 
 def perform_run(run: WorkflowRun, clock: Clock) -> None:
-    """Do what the run is due for."""
+    """Do what the run is due for: load it, prepare it, and then try, decide and record, step by step."""
     if run.is_finished:
         advance(run, {"wake_at": None, "lease": None})
         return
+    session = _load(run, clock)
+    if session is not None and session.prepare():
+        session.work()
+
+
+def _load(run: WorkflowRun, clock: Clock) -> RunSession | None:
+    """Find the class, step and Context of the run. None where it goes on waiting, or was parked because this worker's
+    code does not have them."""
     was_parked = run.status == WorkflowStatus.PARKED
     if was_parked:
         run.status = run.unparked
@@ -81,55 +90,24 @@ def perform_run(run: WorkflowRun, clock: Clock) -> None:
     rests = bool(waits) and (all(not wait.is_over(clock()) for wait in waits) or is_there(run, waits))
     if rests and not was_parked:
         look_again(run, clock, waits)
-        return
+        return None
     try:
         definition = workflow_of(run)
-        entry = _entry(run, definition, waits)
-        stored = _stored(run, definition, entry)
-        moved = None
-        if stored is not None and stored.moved:
-            moved = _moved(run, stored.context)
+        session = RunSession(run, definition, _entry(run, definition, waits), clock)
     except CodeError as error:
         run.park(because(run, error), clock, for_code=True)
-        return
+        return None
     if was_parked:
         take_back(run, run.status)
     if rests:
         look_again(run, clock, waits)
-        return
+        return None
     if waits:
         time_out(run, waits)
-    if run.planned and run.started_at is None and not _still_planned(run, definition, clock):
-        return
-    if run.has_no_context and not definition.ignores_claims and _is_claimed(run, clock):
-        return
-    if moved is not None:
-        advance(run, {"version": definition.version, "data": moved, "losses": run.losses})
-    elif run.version != definition.version:
-        advance(run, {"version": definition.version, "losses": run.losses})
-    _go(run, definition, entry, stored.context if stored else None, clock)
+    return session
 
 
-def _stored(run: WorkflowRun, definition: WorkflowDefinition, entry: Entry) -> Restored | None:
-    """Return the run's Context, or None if it is still to be made of its event. Raises ``CodeError``."""
-    if not run.has_no_context:
-        return restore(definition, run.data, run.version, f"{run} ({entry.step.name})")
-    assert run.event is not None
-    run.event.check_known(declared=run.planned)
-    return None
-
-
-def _moved(run: WorkflowRun, context: BaseModel) -> str:
-    """Return a migrated Context as it is stored. Raises ``ContextError``, which parks the run, where it cannot be."""
-    try:
-        return dump_context(context, f"The Context of {run}")
-    except Exception as error:
-        if is_database_failure(error, connections[alias_of(WorkflowRun)]):
-            raise
-        raise ContextError(f"{run}: migrate_context made what cannot be stored.\n{trace_of(error)}") from error
-
-
-def _entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait] = ()) -> Entry:
+def _entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait] = ()) -> StepEntry:
     name, reason = run.current_step or definition.start, WakeReason(run.wake_reason)
     if run.has_no_context and name not in definition.steps:
         name = definition.start  # it has not begun, so the first step may go by another name by now
@@ -145,7 +123,17 @@ def _entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wai
             f"manage.py automation_resume workflow --pk {run.pk} --step NAME."
         ) from None
     came = name == run.current_step and reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT)
-    return Entry(step, reason, waits=step.wait is not None and not came)
+    return StepEntry(step, reason, waits=step.wait is not None and not came)
+
+
+def _moved(run: WorkflowRun, context: BaseModel) -> str:
+    """Return a migrated Context as it is stored. Raises ``ContextError``, which parks the run, where it cannot be."""
+    try:
+        return dump_context(context, f"The Context of {run}")
+    except Exception as error:
+        if is_database_failure(error, connections[alias_of(WorkflowRun)]):
+            raise
+        raise ContextError(f"{run}: migrate_context made what cannot be stored.\n{trace_of(error)}") from error
 
 
 def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Clock) -> bool:
@@ -214,42 +202,58 @@ def _withdraw(run: WorkflowRun, event: Event, now: datetime) -> None:
         Event.objects.filter(pk=event.pk).update(armed=False)
 
 
-def _go(
-    run: WorkflowRun, definition: WorkflowDefinition, entry: Entry, context: BaseModel | None, clock: Clock
-) -> None:
-    """Enter one step after the other, until the run rests or the share of time is used."""
-    until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
-    walk = Walk(run, definition, context, clock, until)
-    while walk.enter(entry):
-        try:
-            entry = _entry(run, definition)
-            walk.reload()
-        except CodeError as error:
-            run.park(because(run, error), clock, for_code=True)
-            return
+class RunSession:
+    """One worker's time with a run: the Context in memory, from step to step.
 
+    Raises ``CodeError`` where the Context that is stored is none for this code, or the run's event is not known.
+    """
 
-class Walk:
-    """One worker's way through a run: the Context in memory, from step to step."""
-
-    def __init__(
-        self, run: WorkflowRun, definition: WorkflowDefinition, context: BaseModel | None, clock: Clock, until: float
-    ) -> None:
+    def __init__(self, run: WorkflowRun, definition: WorkflowDefinition, entry: StepEntry, clock: Clock) -> None:
         self.run = run
         self.definition = definition
-        self.context = context
+        self.entry = entry
         self.clock = clock
-        self.until = until
-        self.started = clock()
         self.leased = time.monotonic()
         self.event = run.event if run.has_no_context else None
-        self.instance: Any = None
-        self.depth = run.depth
+        self.context: BaseModel | None = None
+        self.moved: str | None = None
+        if self.event is not None:
+            self.event.check_known(declared=run.planned)
+        else:
+            stored = restore(definition, run.data, run.version, f"{run} ({entry.step.name})")
+            self.context = stored.context
+            self.moved = _moved(run, stored.context) if stored.moved else None
 
-    def enter(self, entry: Entry) -> bool:
-        """Run one try of a step, and commit it; say whether the run goes on at once in this worker."""
+    def prepare(self) -> bool:
+        """Return whether the run goes on now, as what today's code has made of it. A planned one may be too early or
+        not wanted any more, and its event claimed."""
+        run, definition, clock = self.run, self.definition, self.clock
+        if run.planned and run.started_at is None and not _still_planned(run, definition, clock):
+            return False
+        if run.has_no_context and not definition.ignores_claims and _is_claimed(run, clock):
+            return False
+        if self.moved is not None:
+            advance(run, {"version": definition.version, "data": self.moved, "losses": run.losses})
+        elif run.version != definition.version:
+            advance(run, {"version": definition.version, "losses": run.losses})
+        return True
+
+    def work(self) -> None:
+        """Enter one step after the other, until the run rests or the worker's share of time is used."""
+        self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
+        while self.enter(self.entry):
+            try:
+                self.entry = _entry(self.run, self.definition)
+                self.reload()
+            except CodeError as error:
+                self.run.park(because(self.run, error), self.clock, for_code=True)
+                return
+
+    def enter(self, entry: StepEntry) -> bool:
+        """Run one try of a step, and commit it; return whether the run goes on at once in this worker."""
         run, step = self.run, entry.step
         self.started = self.clock()
+        self.instance: Any = None
         self.waits: tuple[Wait, ...] = ()
         self.merged = False
         self.depth = 0 if run.depth and self._has_rested(entry) else run.depth
@@ -276,7 +280,7 @@ class Walk:
             row_parked.send_robust(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
 
-    def _has_rested(self, entry: Entry) -> bool:
+    def _has_rested(self, entry: StepEntry) -> bool:
         """Return whether so much time has passed since the run last did something that what it does now is no part of a
         storm: it waited in vain, or for long until a signal was sent, or a failed attempt was a while ago."""
         run = self.run
@@ -290,38 +294,80 @@ class Walk:
         last = run.steps.order_by("-pk").values_list("finished", flat=True).first()
         return sent_at is not None and last is not None and rested(sent_at - last)
 
-    def _work(self, entry: Entry) -> Progress:
-        run, step, definition = self.run, entry.step, self.definition
-        if entry.waits:
-            return self._wait_first(entry)
+    def _work(self, entry: StepEntry) -> Progress:
+        """Try the step, decide what becomes of the run, and record that with the Context that the step has left."""
+        outcome, ending = self._try(entry)
+        context = self.context = self._kept()
+        state = self._state(entry)
+        decision = decide(state, Returned(outcome, type(context), ending))
+        if decision.fields:
+            merge(context, decision.fields, f"complete() of {self.definition.name}.{entry.step.name}")
+        more: dict[str, Any] = {"data": dump_context(context, self._name_of_context(entry))}
+        if "wake_at" not in decision.changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
+            # Going on in this worker, and the heartbeat may have been kept out (SQLite: by this very transaction).
+            more["wake_at"] = state.finished + conf().LEASE
+            self.leased = time.monotonic()
+        return self._record(state, replace(decision, changes={**decision.changes, **more}))
+
+    def _rescue(self, entry: StepEntry, error: Exception) -> Progress:
+        """Turn an exception into another try, or into the end of the run."""
+        data, note = self._salvaged(entry)
+        state = self._state(entry)
+        return self._record(state, decide(state, Raised(error, trace_of(error), data, note)))
+
+    def _try(self, entry: StepEntry) -> tuple[Outcome, tuple[WorkflowStatus, str] | None]:
+        """Run the step; return its outcome, and how it has ended its own run, if it has. One below
+        ``@wait_for_event`` that was not reached by a goto is entered when that has come."""
         context = self.context = self._made()
         wake = self._wake(entry, context)
+        if entry.waits:
+            assert entry.step.wait is not None
+            return entry.step.wait, None
         self.merged = True
         # A new one for each step: what is to outlive a step is in the Context, and not only while one worker has it.
-        self.instance = definition.cls()
+        self.instance = self.definition.cls()
         self.instance.context = context
-        with inside(View(self.instance, wake, run)) as current:
-            outcome: Outcome = getattr(self.instance, step.name)()
-        context = self.context = self._kept()
-        moment = Moment(self.started, self.clock())
-        changes = self._common(entry)
-        if current.ending is not None:
-            changes |= ended(*current.ending, moment.finished)
+        with inside(View(self.instance, wake, self.run)) as current:
+            return getattr(self.instance, entry.step.name)(), current.ending
+
+    def _state(self, entry: StepEntry) -> State:
+        return State(
+            self.run,
+            self.definition,
+            entry.step,
+            entry.reason,
+            self.started,
+            self.clock(),
+            depth=self.depth,
+            waits_first=entry.waits,
+            took_payload=self.merged,
+            is_share_used=time.monotonic() >= self.until,
+            holds_claims=self.current.holds_claims,
+        )
+
+    def _record(self, state: State, decision: Decision) -> Progress:
+        """Return the commit of an attempt: the run's changes, its history, what it waits for, and what else hangs on
+        it."""
+        run = self.run
+        if decision.wait is not None:
+            step = str(decision.changes["current_step"])
+            self.waits = (registration(run, step, decision.wait, self.context, state.finished),)
         else:
-            share_used = time.monotonic() >= self.until
-            changes |= self._transition(step, outcome, context, moment, yielding=share_used)
-        changes["visit"] = run.visit + 1
-        changes["data"] = dump_context(context, f"The Context of {definition.name}.{step.name}")
-        if "wake_at" not in changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
-            # Going on in this worker, and the heartbeat may have been kept out (SQLite: by this very transaction).
-            changes["wake_at"] = moment.finished + conf().LEASE
-            self.leased = time.monotonic()
-        if "error" not in changes and run.error:
-            changes["error"] = ""
-        together = self._together(outcome, changes, context)
-        record = self._record(entry, name_of(outcome), moment, changes.get("error", ""))
-        failed = (run, str(changes["error"])) if changes["status"] == WorkflowStatus.FAILED else None
-        return Progress(changes, record, together, failed, self.waits)
+            self.waits = ()
+        history = StepExecution(
+            run_id=run.pk,
+            step=state.step.name,
+            visit=run.visit,
+            attempt=run.attempt + 1,
+            started=state.started,
+            finished=state.finished,
+            outcome=decision.outcome,
+            error=decision.error,
+            wake_reason=state.reason.value,
+            wake_ref=run.wake_ref,
+        )
+        failed = None if decision.failure is None else (run, decision.failure)
+        return Progress(decision.changes, history, self._together(decision), failed, self.waits)
 
     def _made(self) -> BaseModel:
         """Return the Context, made of the run's event if it is not there yet: as a later load would give it."""
@@ -337,6 +383,23 @@ class Walk:
             return self.context
         return replaced(self.context, self.instance.context, f"{self.definition.name} set self.context to")
 
+    def _name_of_context(self, entry: StepEntry) -> str:
+        return f"The Context of {self.definition.name}.{entry.step.name}"
+
+    def _salvaged(self, entry: StepEntry) -> tuple[str | None, str]:
+        """Return the Context as the step has left it before it raised, or None and why it cannot be kept. The step's
+        database writes are rolled back."""
+        if self.context is None:
+            return None, ""
+        try:
+            self.context = self._kept()
+            return dump_context(self.context, self._name_of_context(entry)), ""
+        except Exception as error:
+            if is_database_failure(error, connections[alias_of(WorkflowRun)]):
+                raise
+            self._forget()
+            return None, f"\nWhat the step had changed in its Context is lost: {type(error).__name__}: {error}"
+
     def _forget(self) -> None:
         """Go back to the Context that is stored, for ``@on_fail``; to none where there is none yet."""
         self.instance = None
@@ -351,27 +414,7 @@ class Walk:
         """Take the Context as it was stored: a step sees the same whether its worker had the one before it or not."""
         self.context = restore(self.definition, self.run.data, self.run.version, str(self.run)).context
 
-    def _transition(
-        self, step: StepDefinition, outcome: Outcome, context: BaseModel, moment: Moment, *, yielding: bool = False
-    ) -> dict[str, Any]:
-        found = transition(self.run, self.definition, step, outcome, context, moment, yielding=yielding)
-        self.waits = found.waits
-        return found.changes
-
-    def _wait_first(self, entry: Entry) -> Progress:
-        """A step below ``@wait_for_event`` that was not reached by a goto: register its wait, and enter it later."""
-        run, step, definition = self.run, entry.step, self.definition
-        assert step.wait is not None
-        self.context = self._made()
-        self._wake(entry, self.context)
-        moment = Moment(self.started, self.clock())
-        changes = self._common(entry)
-        changes |= self._transition(step, step.wait, self.context, moment)
-        changes["visit"] = run.visit + 1
-        changes["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
-        return Progress(changes, self._record(entry, "wait", moment, ""), inserts=self.waits)
-
-    def _wake(self, entry: Entry, context: BaseModel) -> Wake:
+    def _wake(self, entry: StepEntry, context: BaseModel) -> Wake:
         """Return why the step is entered. The payload is merged into the Context until that has been committed, which
         the run's ``wake_step`` says."""
         run = self.run
@@ -402,47 +445,25 @@ class Walk:
                 raise PayloadError(str(error)) from error
         return Wake(entry.reason, payload)
 
-    def _common(self, entry: Entry) -> dict[str, Any]:
-        """Return the changes that every commit of a try has."""
-        changes: dict[str, Any] = {"current_step": entry.step.name}
-        if self.depth != self.run.depth:
-            changes["depth"] = self.depth
-        if self.run.started_at is None:
-            changes["started_at"] = self.started
-            self.run.started_at = self.started
-            if self.run.planned:
-                changes["position"] = self.run.position
-        if self.run.wake_step:
-            changes["wake_step"] = ""
-        if self.current.holds_claims and not self.run.holds_claims:
-            changes["holds_claims"] = True
-        return changes
-
-    def _together(self, outcome: Outcome, changes: Mapping[str, Any], context: BaseModel) -> Any:
+    def _together(self, decision: Decision) -> tuple[Callable[[], None], ...]:
         run = self.run
-        if isinstance(outcome, Subflow) and changes["status"] not in FINISHED:
-            child = find_workflow(outcome.workflow)
-            made = child.make_context(None, **outcome.arguments)
+        if decision.child is not None:
+            child = find_workflow(decision.child.workflow)
+            made = child.make_context(None, **decision.child.arguments)
             channel = subflow_channel(run)
             return (lambda: _start_child(run, child, channel, made, self.clock()),)
-        if changes["status"] == WorkflowStatus.FAILED:
-            return self._ending(changes["error"], context)
-        if changes["status"] in FINISHED:
-            return self._ending(None, context)
-        return ()
-
-    def _ending(self, error: str | None, context: BaseModel | None) -> tuple[Any, ...]:
-        run, found = self.run, []
+        found: list[Callable[[], None]] = []
+        error = decision.failure
         if error is not None and self.definition.on_fail is not None:
-            found.append(lambda: self._call_on_fail(error, context))
-        if run.parent_id is not None:
+            found.append(lambda: self._call_on_fail(error))
+        if decision.ends and run.parent_id is not None:
             found.append(lambda: wake_parent(run, ending_of(run), self.clock()))
-        if run.holds_claims or self.current.holds_claims:
+        if decision.ends and (run.holds_claims or self.current.holds_claims):
             found.append(lambda: release_all(KIND, run.pk))
         return tuple(found)
 
-    def _call_on_fail(self, error: str, context: BaseModel | None) -> None:
-        run = self.run
+    def _call_on_fail(self, error: str) -> None:
+        run, context = self.run, self.context
         try:
             with transaction.atomic(using=alias_of(WorkflowRun)):
                 instance = self.definition.cls()
@@ -460,61 +481,6 @@ class Walk:
             if is_database_failure(raised, connections[alias_of(WorkflowRun)]):
                 raise
             logger.exception("@on_fail of %s raised; the run has failed all the same.", self.run)
-
-    def _rescue(self, entry: Entry, error: Exception) -> Progress:
-        """Turn an exception into another try, or into the end of the run."""
-        run, step, definition = self.run, entry.step, self.definition
-        now, text = self.clock(), trace_of(error)
-        if isinstance(error, AutomationError) and not error.may_pass:
-            # Wrong use of this package is wrong again at the next try.
-            text = f"{type(error).__name__}: {error}\n\n{text}"
-            changes: Mapping[str, Any] | None = None
-        else:
-            changes = retried(definition, step, run.attempt + 1, text, now)
-        common: dict[str, Any] = {} if entry.waits else {"current_step": step.name, "wake_reason": entry.reason.value}
-        if self.current.holds_claims:
-            common["holds_claims"] = True  # held outside a transaction (atomic=False), it outlives the failure
-        self.waits = ()
-        if self.context is not None:
-            # The Context keeps what the step changed before it raised; its database writes are rolled back.
-            try:
-                self.context = self._kept()
-                common["data"] = dump_context(self.context, f"The Context of {definition.name}.{step.name}")
-            except Exception as unstorable:
-                if is_database_failure(unstorable, connections[alias_of(WorkflowRun)]):
-                    raise
-                text += f"\nWhat the step had changed in its Context is lost: {type(unstorable).__name__}: {unstorable}"
-                self._forget()
-            else:
-                # A run has begun once it has stored a Context; without one its next try makes it anew.
-                common["started_at"] = run.started_at = run.started_at or self.started
-                if run.planned:
-                    common["position"] = run.position
-                if run.wake_step and not entry.waits and self.merged:
-                    common["wake_step"] = ""  # the payload of what woke the run is merged and stored
-        record = self._record(entry, "error", Moment(self.started, now), text)
-        if isinstance(error, PayloadError):
-            # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
-            return Progress(common | parked(run, text, now, for_code=False), record)
-        if changes is not None:
-            return Progress(common | {**changes, "error": text}, record)
-        final = common | ended(WorkflowStatus.FAILED, text, now) | {"attempt": run.attempt + 1}
-        return Progress(final, record, self._ending(text, self.context), failed=(run, text))
-
-    def _record(self, entry: Entry, outcome: str, moment: Moment, error: str) -> StepExecution:
-        run = self.run
-        return StepExecution(
-            run_id=run.pk,
-            step=entry.step.name,
-            visit=run.visit,
-            attempt=run.attempt + 1,
-            started=moment.started,
-            finished=moment.finished,
-            outcome=outcome,
-            error=error,
-            wake_reason=entry.reason.value,
-            wake_ref=run.wake_ref,
-        )
 
 
 def _check_payload(signal: Signal, run: WorkflowRun) -> None:

@@ -1,45 +1,203 @@
-"""Outcomes become changes of the run: one ``match``, no exceptions as control flow, no database.
+"""``decide``: what the attempt of a step gave becomes the changes of its run.
 
-Each function returns the columns that the fenced commit of the try writes. ``None`` is left out, and unchanged columns
-too, so that a ``goto`` rewrites no indexed column.
+Pure: no database, no clock, no code of the project. The runner tries, asks ``decide``, and records what that says: the
+columns of the fenced commit, and what commits with them. Unchanged columns are left out, so that a ``goto`` rewrites no
+indexed column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
 from ..conf import conf
-from ..exceptions import ContextError, OutcomeError
+from ..exceptions import ContextError, OutcomeError, PayloadError
 from ..queues.cause import REST
-from ..queues.contexts import merge
+from ..queues.failures import Raised
 from ..queues.jsontext import storable
+from ..queues.parking import parked
 from .context import WakeReason
 from .definitions import StepDefinition, WorkflowDefinition
-from .models import SUBFLOW, WorkflowRun, WorkflowStatus
-from .models import Wait as WaitRow
+from .models import FINISHED, SUBFLOW, WorkflowRun, WorkflowStatus
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait
-from .waits import registration
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """When a try began and when it ended."""
+class State:
+    """What a decision depends on, beside what the attempt gave: the run as it was claimed, and its attempt."""
 
+    run: WorkflowRun
+    definition: WorkflowDefinition
+    step: StepDefinition
+    reason: WakeReason
     started: datetime
     finished: datetime
+    depth: int = 0
+    waits_first: bool = False
+    """Whether the step is not entered, because what its ``@wait_for_event`` asks for has still to come."""
+    took_payload: bool = False
+    """Whether the payload of what woke the run is merged into the Context."""
+    is_share_used: bool = False
+    """Whether the worker's share of time is used, so that a ``goto`` gives the run back."""
+    holds_claims: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Transition:
-    """What an outcome changes on the run, and what the run waits for then."""
+class Returned:
+    """What an attempt gave that returned. ``ending``: how the code has ended its own run by itself, and why."""
 
-    changes: dict[str, Any]
-    waits: tuple[WaitRow, ...] = ()
+    outcome: Outcome
+    context: type[BaseModel]
+    ending: tuple[WorkflowStatus, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of the run."""
+
+    changes: Mapping[str, Any]
+    outcome: str = "error"
+    """What the history calls it."""
+    error: str = ""
+    """What the history says of it."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What is merged into the Context before that is stored."""
+    wait: Wait | None = None
+    """What the run waits for now, and goes on with ``changes["current_step"]``."""
+    child: Subflow | None = None
+    """Which child run starts."""
+
+    @property
+    def ends(self) -> bool:
+        return self.changes["status"] in FINISHED
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run has failed for good, if it has."""
+        return str(self.changes["error"]) if self.changes["status"] == WorkflowStatus.FAILED else None
+
+
+def decide(state: State, gave: Returned | Raised) -> Decision:
+    """Return what becomes of the run.
+
+    Raises ``OutcomeError`` for what is no outcome, ``UnknownStepError`` for a target that does not exist, and
+    ``ContextError`` for fields that the Context does not have: then the attempt has raised that.
+    """
+    if isinstance(gave, Raised):
+        return _failed(state, gave)
+    run = state.run
+    if gave.ending is not None:
+        decision = Decision(ended(*gave.ending, state.finished))
+    else:
+        decision = _after(state, gave.outcome, gave.context)
+    changes: dict[str, Any] = {"current_step": state.step.name, "visit": run.visit + 1}
+    if state.depth != run.depth:
+        changes["depth"] = state.depth
+    if run.started_at is None:
+        changes |= _begun(state)
+    if run.wake_step:
+        changes["wake_step"] = ""
+    if state.holds_claims and not run.holds_claims:
+        changes["holds_claims"] = True
+    if run.error:
+        changes["error"] = ""
+    changes |= decision.changes
+    return replace(decision, changes=changes, outcome=name_of(gave.outcome), error=changes.get("error", ""))
+
+
+def _begun(state: State) -> dict[str, Any]:
+    """Return the changes of a run that has come to have a Context. A planned one listens from its date on."""
+    position = {"position": state.run.position} if state.run.planned else {}
+    return {"started_at": state.run.started_at or state.started, **position}
+
+
+def _after(state: State, outcome: Outcome, context: type[BaseModel]) -> Decision:
+    definition, step, finished = state.definition, state.step, state.finished
+    match outcome:
+        case Goto(target):
+            entered = definition.step(target)
+            if entered.wait is not None:
+                return _suspended(state, entered.name, entered.wait)
+            changes = _enter(target, WakeReason.FIRST, WorkflowStatus.RUNNING)
+            return Decision(changes | ({"wake_at": finished, "lease": None} if state.is_share_used else {}))
+        case Sleep(duration, until, then):
+            target = definition.step(then).name if then else step.name
+            wake_at = until or finished + (duration or timedelta(0))
+            rested = {"depth": 0} if state.run.depth and wake_at - finished >= REST else {}
+            entered_at = {"wake_at": wake_at, "lease": None} | rested
+            return Decision(_enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | entered_at)
+        case Wait():
+            return _suspended(state, step.name, outcome)
+        case Subflow(then=then):
+            return replace(_suspended(state, step.name, Wait(subflow_channel(state.run), then=then)), child=outcome)
+        case Complete(fields):
+            unknown = [name for name in fields if name not in context.model_fields]
+            if unknown:
+                raise ContextError(
+                    f"{definition.name}.{step.name} returned complete({', '.join(unknown)}=...), and its Context has "
+                    f"no such field. It has: {', '.join(context.model_fields)}."
+                )
+            return Decision(ended(WorkflowStatus.COMPLETED, "", finished), fields=fields)
+        case Fail(reason):
+            return Decision(ended(WorkflowStatus.FAILED, storable(reason), finished))
+    raise OutcomeError(
+        f"{definition.name}.{step.name} returned {outcome!r:.200}, which is no outcome. A step returns goto(...), "
+        "sleep(...), wait(...), wait_for_event(...), complete(...) or fail(...)."
+        + (" Did you forget `return complete()`?" if outcome is None else "")
+    )
+
+
+def _failed(state: State, raised: Raised) -> Decision:
+    """Try the step again after its backoff, or end the run. What the step has changed in its Context is kept."""
+    run, text, now = state.run, raised.text, state.finished
+    changes: dict[str, Any] = {}
+    if not state.waits_first:
+        changes |= {"current_step": state.step.name, "wake_reason": state.reason.value}
+    if state.holds_claims:
+        changes["holds_claims"] = True  # held outside a transaction (atomic=False), it outlives the failure
+    if raised.data is not None:
+        # A run has begun once it has stored a Context; without one its next try makes it anew.
+        changes |= {"data": raised.data, **_begun(state)}
+        if run.wake_step and state.took_payload:
+            changes["wake_step"] = ""
+    delay = raised.delay(state.definition.retry_of(state.step), run.attempt + 1)
+    if isinstance(raised.error, PayloadError):
+        # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
+        changes |= parked(run, text, now, for_code=False)
+    elif delay is None:
+        changes |= {"attempt": run.attempt + 1, **ended(WorkflowStatus.FAILED, text, now)}
+    else:
+        changes |= {"attempt": run.attempt + 1, "status": WorkflowStatus.WAITING, "error": text}
+        changes |= {"wake_at": now + delay, "lease": None}
+    return Decision(changes, error=text)
+
+
+def _enter(step: str, reason: WakeReason, status: WorkflowStatus) -> dict[str, Any]:
+    return {"current_step": step, "wake_reason": reason.value, "wake_ref": None, "status": status, "attempt": 0}
+
+
+def _suspended(state: State, step: str, wait: Wait) -> Decision:
+    for target in (wait.then, wait.on_timeout):
+        if target is not None:
+            state.definition.step(target)
+    if wait.namespace is None:
+        wait = replace(wait, namespace=state.definition.namespace)
+    # Due soon, in case this worker dies before it has looked for what is there already.
+    changes = _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
+    return Decision(changes | {"lease": None, "wake_at": state.finished + conf().LEASE}, wait=wait)
+
+
+def ended(status: WorkflowStatus, error: str, now: datetime) -> dict[str, Any]:
+    """Return the changes that end a run."""
+    return {"status": status, "error": error, "finished_at": now, "wake_at": None, "lease": None}
+
+
+def subflow_channel(run: WorkflowRun) -> str:
+    return f"{SUBFLOW}:{run.pk}:{run.visit}"
 
 
 def name_of(outcome: Any) -> str:
@@ -58,99 +216,3 @@ def name_of(outcome: Any) -> str:
         case Subflow():
             return "subflow"
     return "error"
-
-
-def transition(
-    run: WorkflowRun,
-    definition: WorkflowDefinition,
-    step: StepDefinition,
-    outcome: Outcome,
-    context: BaseModel,
-    moment: Moment,
-    *,
-    yielding: bool,
-) -> Transition:
-    """Return what ``outcome`` changes. ``yielding``: the worker's share of time is used, so a goto lets the lease go.
-
-    Raises ``OutcomeError`` for what is no outcome, ``UnknownStepError`` for a target that does not exist, and
-    ``ContextError`` for fields that the Context does not have.
-    """
-    let_go: dict[str, Any] = {"lease": None}
-    match outcome:
-        case Goto(target):
-            entered = definition.step(target)
-            if entered.wait is not None:
-                return _suspend(run, definition, entered.name, entered.wait, context, moment)
-            changes = _enter(target, WakeReason.FIRST, WorkflowStatus.RUNNING)
-            return Transition(changes | ({"wake_at": moment.finished} | let_go if yielding else {}))
-        case Sleep(duration, until, then):
-            target = definition.step(then).name if then else step.name
-            wake_at = until or moment.finished + (duration or timedelta(0))
-            rested = {"depth": 0} if run.depth and wake_at - moment.finished >= REST else {}
-            entered_at = {"wake_at": wake_at} | rested | let_go
-            return Transition(_enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | entered_at)
-        case Wait():
-            return _suspend(run, definition, step.name, outcome, context, moment)
-        case Subflow(then=then):
-            wait = Wait(subflow_channel(run), then=then)
-            return _suspend(run, definition, step.name, wait, context, moment)
-        case Complete(fields):
-            unknown = [name for name in fields if name not in type(context).model_fields]
-            if unknown:
-                raise ContextError(
-                    f"{definition.name}.{step.name} returned complete({', '.join(unknown)}=...), and its Context has "
-                    f"no such field. It has: {', '.join(type(context).model_fields)}."
-                )
-            if fields:
-                merge(context, fields, f"complete() of {definition.name}.{step.name}")
-            return Transition(ended(WorkflowStatus.COMPLETED, "", moment.finished))
-        case Fail(reason):
-            return Transition(ended(WorkflowStatus.FAILED, storable(reason), moment.finished))
-    raise OutcomeError(
-        f"{definition.name}.{step.name} returned {outcome!r:.200}, which is no outcome. A step returns goto(...), "
-        "sleep(...), wait(...), wait_for_event(...), complete(...) or fail(...)."
-        + (" Did you forget `return complete()`?" if outcome is None else "")
-    )
-
-
-def subflow_channel(run: WorkflowRun) -> str:
-    return f"{SUBFLOW}:{run.pk}:{run.visit}"
-
-
-def _enter(step: str, reason: WakeReason, status: WorkflowStatus) -> dict[str, Any]:
-    return {"current_step": step, "wake_reason": reason.value, "wake_ref": None, "status": status, "attempt": 0}
-
-
-def _suspend(
-    run: WorkflowRun, definition: WorkflowDefinition, step: str, wait: Wait, context: BaseModel, moment: Moment
-) -> Transition:
-    for target in (wait.then, wait.on_timeout):
-        if target is not None:
-            definition.step(target)
-    if wait.namespace is None:
-        wait = replace(wait, namespace=definition.namespace)
-    # Due soon, in case this worker dies before it has looked for what is there already.
-    changes = _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
-    changes |= {"lease": None, "wake_at": moment.finished + conf().LEASE}
-    return Transition(changes, (registration(run, step, wait, context, moment.finished),))
-
-
-def ended(status: WorkflowStatus, error: str, now: datetime) -> dict[str, Any]:
-    """Return the changes that end a run."""
-    return {"status": status, "error": error, "finished_at": now, "wake_at": None, "lease": None}
-
-
-def retried(
-    definition: WorkflowDefinition, step: StepDefinition, attempt: int, error: str, now: datetime
-) -> Mapping[str, Any] | None:
-    """Return the changes after try number ``attempt`` failed, or None if the budget is spent."""
-    delay = definition.retry_of(step).delay(attempt)
-    if delay is None:
-        return None
-    return {
-        "attempt": attempt,
-        "status": WorkflowStatus.WAITING,
-        "error": error,
-        "wake_at": now + delay,
-        "lease": None,
-    }

@@ -1,0 +1,36 @@
+"""An attempt that raised: what is said of it, and when it is tried again. Pure, for the ``decide`` of each kind of
+run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ..exceptions import AutomationError
+from .retry import Retry
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What an attempt gave that ended with an exception."""
+
+    error: Exception
+    trace: str
+    data: str | None = None
+    """The Context as the code has left it; None where it cannot be kept, or is still to be made."""
+    note: str = ""
+    """Why it cannot be kept."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it would be the same again: wrong use of this package."""
+        return isinstance(self.error, AutomationError) and not self.error.may_pass
+
+    @property
+    def text(self) -> str:
+        head = f"{type(self.error).__name__}: {self.error}\n\n" if self.is_final else ""
+        return f"{head}{self.trace}{self.note}"
+
+    def delay(self, retry: Retry, attempt: int) -> timedelta | None:
+        """Return how long to wait before the next attempt, or None if ``attempt`` (from 1) was the last."""
+        return None if self.is_final else retry.delay(attempt)
