@@ -34,12 +34,13 @@ from ..events.listeners import News
 from ..events.lookback import met
 from ..events.models import Event, EventStatus
 from ..events.names import ANY, is_pattern
-from ..exceptions import AutomationError, HandedOnError, SingletonTakenError
+from ..exceptions import HandedOnError, SingletonTakenError
 from ..queues.attempt import Progress, attempt, trace_of
 from ..queues.cause import CurrentRun, Owner
 from ..queues.clock import Clock, shift
 from ..queues.contexts import dump_context
 from ..queues.executor import ring_after_commit
+from ..queues.failures import Raised
 from ..queues.keys import digest
 from ..queues.lease import advance, alias_of, insert_ignoring, locked, release
 from ..queues.positions import lower_bound
@@ -184,10 +185,8 @@ def _take_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
 
 
 def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
-    delay = definition.default_retry.delay(run.attempt + 1)
-    if isinstance(error, AutomationError) and not error.may_pass:
-        delay = None
     text = trace_of(error)
+    delay = Raised(error, text).delay(definition.default_retry, run.attempt + 1)
     changes = {"attempt": run.attempt + 1, "error": text, "lease": None}
     if delay is None:
         changes |= {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None}

@@ -27,6 +27,7 @@ from ..queues.cause import CurrentRun, Owner, inside, rested
 from ..queues.clock import Clock
 from ..queues.contexts import dump_context, replaced
 from ..queues.database import is_database_failure
+from ..queues.failures import Raised
 from ..queues.lease import advance, alias_of, release
 from ..queues.parking import because, take_back
 from ..queues.signals import row_parked
@@ -37,13 +38,32 @@ from .ending import KIND, clear_up
 from .mailbox import pending_in, touch
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 from .routes import Keys, fingerprint, keys_of, reroute, singleton_key
+from .transitions import Decision, Returned, Skipped, State, Unknown, decide
 
 
 def perform_agent(run: AgentRun, clock: Clock) -> None:
-    """Do what the agent is due for."""
+    """Do what the agent is due for: load it, prepare it, and then try, decide and record, execution by execution."""
     if run.is_finished:
         advance(run, {"wake_at": None, "lease": None})
         return
+    session = _load(run, clock)
+    if session is None:
+        return
+    before = dict(run.__dict__)
+    try:
+        session.prepare()
+        before = {}  # what is committed from here on stays
+        session.work()
+    except LeaseLostError:
+        raise
+    except Exception as error:
+        run.__dict__.update(before)
+        _park(run, error, clock)
+
+
+def _load(run: AgentRun, clock: Clock) -> AgentSession | None:
+    """Find the class of the agent, and bring it to life if it is new. None where it does not live yet, or was parked
+    because this worker's code does not have it."""
     was_parked = run.status == AgentStatus.PARKED
     if was_parked:
         run.status = run.unparked
@@ -53,29 +73,14 @@ def perform_agent(run: AgentRun, clock: Clock) -> None:
             run.event.check_known()
     except CodeError as error:
         run.park(because(run, error), clock, for_code=True)
-        return
+        return None
     if run.status == AgentStatus.PENDING:
         if was_parked:
             take_back(run, run.status)
             was_parked = False
         if not begin(run, definition, clock):
-            return
-    before = dict(run.__dict__)
-    try:
-        shift = Shift(run, definition, clock)
-        shift.settle_in(was_parked=was_parked)
-    except LeaseLostError:
-        raise
-    except Exception as error:
-        run.__dict__.update(before)
-        _park(run, error, clock)
-        return
-    try:
-        shift.work()
-    except LeaseLostError:
-        raise
-    except Exception as error:
-        _park(run, error, clock)
+            return None
+    return AgentSession(run, definition, clock, was_parked=was_parked)
 
 
 def _park(run: AgentRun, error: Exception, clock: Clock) -> None:
@@ -87,36 +92,38 @@ def _park(run: AgentRun, error: Exception, clock: Clock) -> None:
     run.park(reason, clock, for_code=True)
 
 
-class Shift:
-    """One worker's time with an agent: the Context in memory, from execution to execution.
+class AgentSession:
+    """One worker's time with an agent: the Context in memory, from execution to execution."""
 
-    Raises ``ContextError`` where what is stored is no Context any more.
-    """
+    context: BaseModel
+    routes: tuple[Keys, str | None]
 
-    def __init__(self, run: AgentRun, definition: AgentDefinition, clock: Clock) -> None:
+    def __init__(self, run: AgentRun, definition: AgentDefinition, clock: Clock, *, was_parked: bool) -> None:
         self.run = run
         self.definition = definition
         self.clock = clock
+        self.was_parked = was_parked
         self.owner = Owner(KIND, run.pk, definition.namespace)
         self.current: CurrentRun | None = None
         self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
         self.leased = time.monotonic()
-        stored = restore(definition, run.data, run.version, str(run))
-        self.context, self.moved = stored.context, stored.moved
-        self.routes = self._routes()
         self.instance: Any = None
         self.lost = False
 
-    def settle_in(self, *, was_parked: bool) -> None:
-        """Take back an agent that was parked, and write the Context of one that an older version has left, with the
-        routes that come of it.
+    def prepare(self) -> None:
+        """Restore the Context, take back an agent that was parked, and write the Context of one that an older version
+        has left, with the routes that come of it.
 
-        Raises ``SingletonTakenError`` where another one lives for its new match, and ``NotStorableError``.
+        Raises ``ContextError`` where what is stored is no Context any more, ``SingletonTakenError`` where another one
+        lives for its new match, and ``NotStorableError``.
         """
-        run, (keys, singleton), before = self.run, self.routes, self.run.singleton or None
-        if was_parked and not self.moved:
+        run, before = self.run, self.run.singleton or None
+        stored = restore(self.definition, run.data, run.version, str(run))
+        self.context = stored.context
+        self.routes = keys, singleton = self._routes()
+        if self.was_parked and not stored.moved:
             take_back(run, run.status)
-        if not self.moved:
+        if not stored.moved:
             return
         changes = {
             "status": run.status,
@@ -135,7 +142,7 @@ class Shift:
             return self.context
         return replaced(self.context, self.instance.context, f"{self.definition.name} set self.context to")
 
-    def _load(self) -> BaseModel:
+    def _restored(self) -> BaseModel:
         return restore(self.definition, self.run.data, self.run.version, str(self.run)).context
 
     def _routes(self) -> tuple[Keys, str | None]:
@@ -163,26 +170,25 @@ class Shift:
             touch([run.pk])
 
     def handle(self, execution: HandlerExecution, rest: Sequence[HandlerExecution]) -> bool:
-        """Run one try of an execution and commit it; say whether the agent is still in this worker's hands.
+        """Run one try of an execution and commit it; return whether the agent is still leased by this worker.
 
         ``rest``: what is pending after it, the earliest first.
         """
-        run, event = self.run, execution.event
+        run, event, now = self.run, execution.event, self.clock()
         handler = self.definition.find_handler(execution.handler, event, execution.beat)
-        now = self.clock()
         try:
             if handler is None:
                 raise UnknownHandlerError(self._missing(execution))
             event.check_known()
         except CodeError as error:
             reason = because(run, error)
-            done = self._commit(self._ended(execution, HandlerStatus.PARKED, reason, now, rest))
+            done = self._commit(execution, now, rest, Unknown(reason))
             row_parked.send_robust(HandlerExecution, row=execution, reason=reason)
             return done
         judged = handler.ignores_claims or execution.attempt > 0  # once, when it is about to start
         claim = None if judged else claim_against(event, self.owner, now)
         if claim is not None:
-            return self._commit(self._ended(execution, HandlerStatus.SKIPPED, f"Skipped: {claim}.", now, rest))
+            return self._commit(execution, now, rest, Skipped(f"Skipped: {claim}."))
         found = handler
         self.current = CurrentRun(
             f"agent:{run.pk}:{handler.method}", self._depth(found, execution), execution.idempotency_key, self.owner
@@ -203,7 +209,7 @@ class Shift:
             self.routes = self._routes()
             return False
         # As it was stored: a handler sees the same whether its worker had the one before it or not.
-        self.context = self._load()
+        self.context = self._restored()
         self.routes = self._routes()
         return True
 
@@ -227,11 +233,18 @@ class Shift:
             return max(depth, run.depth + 1)
         return depth
 
-    def _commit(self, progress: Progress) -> bool:
-        """Commit what needs no try; say whether the agent is still in this worker's hands."""
+    def _commit(
+        self,
+        execution: HandlerExecution,
+        now: datetime,
+        rest: Sequence[HandlerExecution],
+        gave: Skipped | Unknown,
+    ) -> bool:
+        """Commit what needs no try; return whether the agent is still leased by this worker."""
         before = dict(self.run.__dict__)
+        state = self._state(execution, None, now, rest)
         try:
-            commit(self.run, progress)
+            commit(self.run, self._record(execution, state, decide(state, gave)))
         except LeaseLostError:
             self.run.__dict__.update(before)
             self._let_go()
@@ -250,29 +263,14 @@ class Shift:
         started: datetime,
         rest: Sequence[HandlerExecution],
     ) -> Progress:
-        context, event, self.instance = self.context, execution.event, None
-        # A copy of the row: what a handler does to it, or reads anew, must not touch the worker's fence.
-        given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(self.run)}
-        with inside(self.run) as current:
-            if handler.condition is not None and not handler.condition(**given):
-                self.context = self._load()  # a question changes nothing
-                return self._ended(execution, HandlerStatus.SKIPPED, "Its condition was false.", started, rest)
-            # A new one for each handler: what is to outlive it is in the Context.
-            self.instance = self.definition.cls()
-            self.instance.context = context
-            getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes})
-        self.context = self._kept()
-        changes: dict[str, Any] = {"data": dump_context(self.context, f"The Context of {self.run}")}
-        progress = self._ended(execution, HandlerStatus.COMPLETED, "", started, rest, changes)
-        if current.ending is None:
-            return progress
-        return self._last(progress, *current.ending)
-
-    def _last(self, progress: Progress, status: AgentStatus, reason: str) -> Progress:
-        """Let the agent end with this commit."""
-        now, pk = self.clock(), self.run.pk
-        ended = {"status": status, "error": reason, "finished_at": now, "wake_at": None, "lease": None}
-        return Progress({**progress.changes, **ended}, None, (*progress.together, lambda: clear_up(pk, now)))
+        """Try the handler, decide what becomes of its execution, and record that with the Context that it has left."""
+        gave = self._try(execution, handler)
+        state = self._state(execution, handler, started, rest)
+        decision = decide(state, gave)
+        if isinstance(gave, Returned):
+            data = dump_context(self.context, f"The Context of {self.run}")
+            decision = replace(decision, agent={**decision.agent, "data": data})
+        return self._record(execution, state, decision)
 
     def _rescue(
         self,
@@ -283,81 +281,77 @@ class Shift:
         rest: Sequence[HandlerExecution],
     ) -> Progress:
         """Turn an exception into another try later, or into the end of the execution. The agent lives on."""
-        text, changes = trace_of(error), {}
-        delay = self.definition.retry_of(handler).delay(execution.attempt + 1)
-        if isinstance(error, AutomationError) and not error.may_pass:
-            # Wrong use of this package is wrong again at the next try.
-            text, delay = f"{type(error).__name__}: {error}\n\n{text}", None
-        try:
-            # The Context keeps what the handler changed before it raised; its database writes are rolled back.
-            self.context = self._kept()
-            changes["data"] = dump_context(self.context, f"The Context of {self.run}")
-            after = self._routes()
-            if after[1] != self.routes[1]:
-                raise ContextError("it would make a second life of a singleton's match, or give up its own")
-        except Exception as unusable:
-            if is_database_failure(unusable, connections[alias_of(AgentRun)]):
-                raise
-            text += f"\nWhat the handler had changed in its Context is lost: {type(unusable).__name__}: {unusable}"
-            changes, self.context = {}, self._load()
-        if delay is None:
-            ended = self._ended(execution, HandlerStatus.FAILED, text, started, rest, changes)
-            return replace(ended, failed=(execution, text))
-        due_at = self.clock() + delay
-        values = {"attempt": execution.attempt + 1, "error": text, "started_at": started, "due_at": due_at}
-        return self._progress(execution, values, changes, rest, due_at)
+        data, note = self._salvaged()
+        state = self._state(execution, handler, started, rest)
+        return self._record(execution, state, decide(state, Raised(error, trace_of(error), data, note)))
 
-    def _ended(
+    def _try(self, execution: HandlerExecution, handler: HandlerDefinition) -> Returned | Skipped:
+        context, event, self.instance = self.context, execution.event, None
+        # A copy of the row: what a handler does to it, or reads anew, must not touch the worker's fence.
+        given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(self.run)}
+        with inside(self.run) as current:
+            if handler.condition is not None and not handler.condition(**given):
+                self.context = self._restored()  # a question changes nothing
+                return Skipped("Its condition was false.")
+            # A new one for each handler: what is to outlive it is in the Context.
+            self.instance = self.definition.cls()
+            self.instance.context = context
+            getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes})
+        self.context = self._kept()
+        return Returned(current.ending)
+
+    def _salvaged(self) -> tuple[str | None, str]:
+        """Return the Context as the handler has left it before it raised, or None and why it cannot be kept. The
+        handler's database writes are rolled back."""
+        try:
+            self.context = self._kept()
+            data = dump_context(self.context, f"The Context of {self.run}")
+            if self._routes()[1] != self.routes[1]:
+                raise ContextError("it would make a second life of a singleton's match, or give up its own")
+            return data, ""
+        except Exception as error:
+            if is_database_failure(error, connections[alias_of(AgentRun)]):
+                raise
+            self.context = self._restored()
+            return None, f"\nWhat the handler had changed in its Context is lost: {type(error).__name__}: {error}"
+
+    def _state(
         self,
         execution: HandlerExecution,
-        status: HandlerStatus,
-        error: str,
+        handler: HandlerDefinition | None,
         started: datetime,
         rest: Sequence[HandlerExecution],
-        changes: dict[str, Any] | None = None,
-    ) -> Progress:
-        tried = status not in (HandlerStatus.SKIPPED, HandlerStatus.PARKED)
-        values = {
-            "status": status,
-            "error": error,
-            "attempt": execution.attempt + tried,
-            "started_at": started,
-            "finished_at": self.clock(),
-            "parked_at": started if status == HandlerStatus.PARKED else None,
-        }
-        return self._progress(execution, values, changes or {}, rest, None)
+    ) -> State:
+        return State(
+            execution.attempt,
+            self.definition.default_retry if handler is None else self.definition.retry_of(handler),
+            started,
+            self.clock(),
+            next_due=rest[0].due_at if rest else None,
+            is_share_used=time.monotonic() >= self.until,
+        )
 
-    def _progress(
-        self,
-        execution: HandlerExecution,
-        values: dict[str, Any],
-        changes: dict[str, Any],
-        rest: Sequence[HandlerExecution],
-        again: datetime | None,
-    ) -> Progress:
-        """Return the commit of one try: the execution's ``values`` and the agent's ``changes``. ``again``: when the
-        execution is due once more."""
-        now = self.clock()
-        goes_on = bool(rest) and rest[0].due_at <= now and time.monotonic() < self.until
-        if not goes_on:
-            nearest = [each for each in (rest[0].due_at if rest else None, again) if each is not None]
-            changes |= {"wake_at": min(nearest, default=None), "lease": None}
-        elif time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
+    def _record(self, execution: HandlerExecution, state: State, decision: Decision) -> Progress:
+        """Return the commit of an attempt: the agent's changes, and with them the execution's and the routes'."""
+        run, changes = self.run, dict(decision.agent)
+        if "wake_at" not in changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
             # The heartbeat may have been kept out (SQLite: by this very transaction).
-            changes["wake_at"] = now + conf().LEASE
+            changes["wake_at"] = state.finished + conf().LEASE
             self.leased = time.monotonic()
-        after = self._routes()
-        if after != self.routes:
+        before, after = self.routes, self._routes()
+        if after != before:
             changes |= {"singleton": after[1] or "", "routing": fingerprint(self.definition)}
-        if self.current is not None and self.current.holds_claims and not self.run.holds_claims:
+        if self.current is not None and self.current.holds_claims and not run.holds_claims:
             changes["holds_claims"] = True
-        before = self.routes
 
         def write() -> None:
-            kept = HandlerExecution.objects.filter(pk=execution.pk, status=HandlerStatus.PENDING).update(**values)
-            if kept != 1:
+            pending = HandlerExecution.objects.filter(pk=execution.pk, status=HandlerStatus.PENDING)
+            if pending.update(**decision.execution) != 1:
                 raise LeaseLostError(f"{execution} was changed while a worker had it.")
             if after != before:
-                reroute(self.run, after[0], before[1], after[1])
+                reroute(run, after[0], before[1], after[1])
+            if decision.ends:
+                clear_up(run.pk, state.finished)
 
-        return Progress(changes, None, (write,))
+        failed = None if decision.failure is None else (execution, decision.failure)
+        return Progress(changes, None, (write,), failed)
