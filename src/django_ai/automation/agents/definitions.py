@@ -6,7 +6,7 @@ A definition is immutable. Unlike a workflow's run, a living agent follows the c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from difflib import get_close_matches
@@ -183,7 +183,7 @@ def all_agents() -> list[AgentDefinition]:
     return list(_registry.values())
 
 
-def handlers_hearing(event: Event) -> list[HandlerDefinition]:
+def handlers_hearing(event: Event) -> Sequence[HandlerDefinition]:
     """Return the handlers of all agents that are for ``event``."""
     return subscriptions.hearing(HandlerDefinition, event.event_name, event.namespace)
 

@@ -6,7 +6,7 @@ For each beat that fires, a ``CallbackExecution`` row is made in the same transa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ class Callback(Subscription):
         return self._timeout or conf().STEP_TIMEOUT
 
 
-def callbacks_of(event_name: str, namespace: str) -> list[Callback]:
+def callbacks_of(event_name: str, namespace: str) -> Sequence[Callback]:
     """Return the functions that hear an event."""
     return subscriptions.hearing(Callback, event_name, namespace)
 

@@ -55,7 +55,7 @@ class SubscriptionTable:
 
     def _forget_lookups(self) -> None:
         # New dicts: a lookup of another thread that has just read the old table fills a cache that nobody reads.
-        self._by_name: dict[str, dict[type[Subscription], list[Any]]] = {}
+        self._matches: dict[tuple[str, str | None], dict[type[Subscription], list[Any]]] = {}
         self._reach: dict[str, list[Offset]] = {}
         self._plans: dict[str, str] = {}
 
@@ -76,18 +76,18 @@ class SubscriptionTable:
 
     def meaning(self, kind: type[S], event_name: str) -> Sequence[S]:
         """Return the subscriptions that mean events of this name, of whatever namespace."""
-        return self._meaning(event_name).get(kind, ())
+        return self._matching(event_name, None).get(kind, ())
 
-    def hearing(self, kind: type[S], event_name: str, namespace: str) -> list[S]:
+    def hearing(self, kind: type[S], event_name: str, namespace: str) -> Sequence[S]:
         """Return the subscriptions that an event of this name and namespace is for, in the order of declaration."""
-        return [each for each in self.meaning(kind, event_name) if in_namespace(each.namespace, namespace)]
+        return self._matching(event_name, namespace).get(kind, ())
 
     def offsets(self, event_name: str, namespace: str) -> dict[str, Offset]:
         """Return the distinct offsets at which subscribers are told of such an event, by the key of their beat."""
         return {
             each.beat: each.offset
-            for each in chain.from_iterable(self._meaning(event_name).values())
-            if each.offset is not None and each.is_told and in_namespace(each.namespace, namespace)
+            for each in chain.from_iterable(self._matching(event_name, namespace).values())
+            if each.offset is not None and each.is_told
         }
 
     def reach(self, declared_as: str) -> list[Offset]:
@@ -116,17 +116,18 @@ class SubscriptionTable:
             found = cache[declared_as] = digest("plan", *sorted(wishes))
         return found
 
-    def _meaning(self, event_name: str) -> dict[type[Subscription], list[Any]]:
-        cache = self._by_name
-        found = cache.get(event_name)
+    def _matching(self, event_name: str, namespace: str | None) -> dict[type[Subscription], list[Any]]:
+        cache, key = self._matches, (event_name, namespace)
+        found = cache.get(key)
         if found is None:
             found = {}
             for (kind, _), declared in self._declared.items():
-                mine = [each for each in declared if means(each.event_name, event_name)]
-                if mine:
-                    found.setdefault(kind, []).extend(mine)
+                for each in declared:
+                    is_in = namespace is None or in_namespace(each.namespace, namespace)
+                    if is_in and means(each.event_name, event_name):
+                        found.setdefault(kind, []).append(each)
             if len(cache) < MAX_CACHED_NAMES:
-                cache[event_name] = found
+                cache[key] = found
         return found
 
 
