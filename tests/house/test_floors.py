@@ -124,3 +124,17 @@ def test_retry_is_one_class():
 
 def test_the_package_is_typed():
     assert (ROOT / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    "module", ["agents/transitions", "events/timing", "queues/failures", "queues/retry", "workflows/transitions"]
+)
+def test_what_decides_imports_neither_a_database_nor_a_clock(module):
+    names = imported(ROOT / f"{module}.py")
+    assert not {each for each in names if each.startswith(("django.db", "django.utils.timezone", "time."))}
+
+
+def test_one_context_variable_says_what_runs_now():
+    """The other one says of a block of code that it reads from the writer."""
+    holders = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "ContextVar(" in path.read_text()}
+    assert holders == {"queues/cause.py", "queues/writer.py"}
