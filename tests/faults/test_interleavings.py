@@ -153,6 +153,8 @@ def test_a_planned_run_that_begins_while_it_is_withdrawn_is_kept(monkeypatch):
 def test_reconciliation_does_not_write_over_a_save(monkeypatch):
     """It read the entity, then somebody saved it, then it writes."""
     ticket = Ticket.objects.create(due_at=timezone.now() + timedelta(minutes=5))
+    # Nobody heard of this: its row differs now, so that the reconciliation reads it.
+    Ticket.objects.filter(pk=ticket.pk).update(due_at=timezone.now() + timedelta(minutes=6))
     original = reconcile.record
 
     def save_first(entities, now, **options):
