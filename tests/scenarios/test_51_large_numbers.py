@@ -20,6 +20,7 @@ from django_ai.automation.queues.clock import aware
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import ring_after_commit, set_executor
 from django_ai.automation.queues.listen import notify
+from django_ai.automation.queues.registry import wakeables
 from django_ai.automation.queues.watch import Watch
 from django_ai.automation.workflows.core import complete, engine, step, wait, workflow
 from django_ai.automation.workflows.models import Signal, WorkflowRun
@@ -211,7 +212,7 @@ def watch():
     found = []
 
     def of(*models):
-        found.append(Watch(10, models=models or None))
+        found.append(Watch(10, models=models or wakeables()))
         found[-1].sleep(1)  # begins to LISTEN, and looks once more before it sleeps
         found[-1].look()
         return found[-1]
@@ -271,7 +272,7 @@ class Rung:
 
 def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
     monkeypatch.setattr("django_ai.automation.queues.watch.time.monotonic", lambda: 100.0)
-    found = Watch(10)
+    found = Watch(10, models=wakeables())
     found._listener = Rung()
     found.look()
     for _ in range(6):

@@ -22,13 +22,13 @@ class AgentsConfig(AppConfig):
         from . import checks
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
-        from .reconcile import reconcile_agents
+        from .reconcile import take_agents
         from .retention import prune_agents, prune_executions
         from .switchboard import Switchboard
 
         registry.register(AgentRun)
         registry.register_explained(HandlerExecution)
-        maintenance.register_reconciler("reconcile agents", reconcile_agents)
+        maintenance.register_reconciler("reconcile agents", take_agents)
         maintenance.register_pruner("prune agents", prune_agents)
         maintenance.register_pruner("prune handlers", prune_executions)
         living = ~Q(run__status__in=FINISHED)

@@ -6,7 +6,6 @@ Routes are only added here, never removed: code of before may still be at work b
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 
 from django.db import transaction
@@ -15,6 +14,7 @@ from django.db.models import Q
 from ..events.models import is_installed
 from ..exceptions import AutomationError
 from ..queues.lease import alias_of, insert_ignoring, locked
+from ..queues.maintenance import Bite, Turn
 from ..queues.versions import restore
 from .definitions import AgentDefinition, all_agents, check_release, has_handler
 from .mailbox import touch, wake_forgotten
@@ -23,15 +23,29 @@ from .routes import fingerprint, keys_of, singleton_key
 
 CHUNK = 200
 AT_ONCE = 10_000
-SHARE = 10.0
-"""Seconds that one sweep takes at most; the next one goes on."""
+MOST_BROKEN = 1000
+"""So many agents of a name that get no routes are passed by; then it is the next name's turn."""
 
 
 def reconcile_agents(now: datetime) -> int:
-    """Bring agents in line with the code and with their mailboxes; return how many were."""
-    until = time.monotonic() + SHARE
-    routed = sum(_add_routes(definition, until) for definition in all_agents())
-    return routed + resume_found(now) + wake_forgotten(now)
+    """Bring all agents in line with the code and with their mailboxes; return how many were."""
+    return take_agents(Turn(now)).done
+
+
+def take_agents(turn: Turn) -> Bite:
+    """Bring agents in line with the code, as long as the turn lasts, and in the last one with their mailboxes. The
+    position: at which agent it stopped, and which of its runs get no routes."""
+    place, routed = turn.position or {}, 0
+    known = {definition.name: definition for definition in all_agents()}
+    for name in sorted(known):
+        if name < place.get("agent", ""):
+            continue
+        broken: list[int] = place["broken"] if name == place.get("agent") else []
+        count, is_complete = _add_routes(known[name], turn, broken)
+        routed += count
+        if not is_complete:
+            return Bite(routed, {"agent": name, "broken": broken})
+    return Bite(routed + resume_found(turn.now) + wake_forgotten(turn.now))
 
 
 def resume_found(now: datetime) -> int:
@@ -56,19 +70,21 @@ def resume_found(now: datetime) -> int:
     return found
 
 
-def _add_routes(definition: AgentDefinition, until: float) -> int:
+def _add_routes(definition: AgentDefinition, turn: Turn, broken: list[int]) -> tuple[int, bool]:
+    """Return how many runs have got their routes, and whether those were all; add to ``broken`` the others."""
     print_of, written = fingerprint(definition), 0
-    broken: list[int] = []
     # Two ranges, not "other than": the index finds the next ones, however many are right already.
     for others in (Q(routing__lt=print_of), Q(routing__gt=print_of)):
         old = AgentRun.objects.active().filter(others, name=definition.name).order_by("routing")
-        while time.monotonic() < until and (chunk := list(old.exclude(pk__in=broken)[:CHUNK])):
+        while len(broken) < MOST_BROKEN and (chunk := list(old.exclude(pk__in=broken)[:CHUNK])):
             for run in chunk:
                 if _add(run, definition, print_of):
                     written += 1
                 else:
                     broken.append(run.pk)
-    return written
+                if turn.is_over:
+                    return written, False
+    return written, True
 
 
 def _add(run: AgentRun, definition: AgentDefinition, print_of: str) -> int:

@@ -22,12 +22,12 @@ class EventsConfig(AppConfig):
         from . import checks, hooks
         from .claims import prune_claims
         from .models import CallbackExecution, Event
-        from .reconcile import reconcile_dates
+        from .reconcile import take_dates
         from .retention import prune_events, prune_executions, prune_snapshots, release_orphans
 
         registry.register(Event)
         registry.register(CallbackExecution)
-        maintenance.register_reconciler("reconcile dates", reconcile_dates)
+        maintenance.register_reconciler("reconcile dates", take_dates)
         maintenance.register_pruner("prune callbacks", prune_executions)
         maintenance.register_pruner("release orphaned events", release_orphans, timedelta(days=1))
         maintenance.register_pruner("prune events", prune_events)

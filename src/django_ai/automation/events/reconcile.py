@@ -24,10 +24,13 @@ from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Cast, Concat, Substr
 
 from ..conf import conf
+from ..exceptions import AutomationError
+from ..queues.attempt import trace_of
 from ..queues.clock import aware, shift
 from ..queues.database import is_database_failure
 from ..queues.lease import alias_of, unlocked
-from .definitions import Declared, declared_on, declaring_models
+from ..queues.maintenance import Bite, Turn
+from .definitions import Declared, declared_on, declaring_models, entity_id_of
 from .listeners import listeners
 from .models import Event, EventStatus, active_key
 from .recorder import record
@@ -35,7 +38,7 @@ from .timing import next_wake, plan_of, reach_of, too_late
 
 logger = logging.getLogger("django_ai.automation")
 
-CHUNK = 500
+CHUNK = 200
 """Entities that are read and brought in line in one transaction."""
 PAGE = 10_000
 """Keys that one query finds."""
@@ -44,26 +47,48 @@ DAYS = 50
 
 
 def reconcile_dates(now: datetime) -> int:
-    """Bring the rows of scheduled events near ``now`` in line with their entities; return how many were written.
+    """Bring all rows of scheduled events near ``now`` in line with their entities; return how many were written."""
+    return take_dates(Turn(now)).done
+
+
+def take_dates(turn: Turn) -> Bite:
+    """Bring rows of scheduled events in line with their entities, as long as the turn lasts.
 
     A model whose entities cannot be read or judged does not stop the others: its error is raised after them. A
-    database failure is raised at once.
+    database failure is raised at once. The position: the declaration at which it stopped, ``after`` which entity, and
+    what has failed before.
     """
-    written, failed = 0, None
-    for model in declaring_models():
-        for declared in declared_on(model):
-            if declared.owner is not model or not declared.definition.date_field:
-                continue
-            try:
-                written += _reconcile(model, declared, now)
-            except Exception as error:
-                if is_database_failure(error, connections[alias_of(Event)]):
-                    raise
-                logger.exception("Reconciling %r of %s failed", declared.definition.name, declared.label)
-                failed = failed or error
+    place = turn.position or {}
+    todo = {
+        f"{declared.label}:{declared.definition.name}": (model, declared)
+        for model in declaring_models()
+        for declared in declared_on(model)
+        if declared.owner is model and declared.definition.date_field
+    }
+    names = list(todo)
+    if place.get("at") not in todo:  # it begins, or the code has changed meanwhile
+        place = {}
+    written, failed, told = 0, None, place.get("failed", "")
+    for number in range(names.index(place["at"]) if place else 0, len(names)):
+        model, declared = todo[names[number]]
+        after: list[str] | None = None
+        try:
+            count, after = _reconcile(model, declared, turn, place.get("after"))
+            written += count
+        except Exception as error:
+            if is_database_failure(error, connections[alias_of(Event)]):
+                raise
+            logger.exception("Reconciling %r of %s failed", declared.definition.name, declared.label)
+            failed, told = failed or error, told or trace_of(error)
+        place = {}
+        following = names[number : number + 1] if after else names[number + 1 : number + 2]
+        if turn.is_over and following:
+            return Bite(written, {"at": following[0], "after": after, "failed": told})
     if failed is not None:
         raise failed
-    return written
+    if told:
+        raise AutomationError(f"An event could not be reconciled:\n{told}")
+    return Bite(written)
 
 
 def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
@@ -75,30 +100,47 @@ def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
     )
 
 
-def _reconcile(model: type[models.Model], declared: Declared, now: datetime) -> int:
-    rows, written = model._base_manager.using(alias_of(model)), 0
-    for page in _pages(model, declared, now):
+def _reconcile(
+    model: type[models.Model], declared: Declared, turn: Turn, after: list[str] | None
+) -> tuple[int, list[str] | None]:
+    """Return how many rows were written, and the date and key after which the next bite goes on, if there is more."""
+    rows, written, now = model._base_manager.using(alias_of(model)), 0, turn.now
+    for page in _pages(model, declared, now, after):
         for start in range(0, len(page), CHUNK):
+            part = page[start : start + CHUNK]
             with transaction.atomic(using=alias_of(Event)):
-                chunk = list(rows.filter(pk__in=page[start : start + CHUNK]).order_by("pk"))
+                chunk = list(rows.filter(pk__in=[pk for _, pk in part]).order_by("pk"))
                 if chunk:
                     written += record(chunk, now, read_before=True, only=declared) + _rewake(chunk, declared, now)
-    return written
+            if turn.is_over:
+                moment, pk = part[-1]
+                return written, [moment.isoformat(), entity_id_of(model, pk)]
+    return written, None
 
 
-def _pages(model: type[models.Model], declared: Declared, now: datetime) -> Iterator[list[Any]]:
-    """Yield the keys of the entities that seem to differ from their event rows, in the order of their dates."""
+def _pages(
+    model: type[models.Model], declared: Declared, now: datetime, after: list[str] | None
+) -> Iterator[list[tuple[Any, Any]]]:
+    """Yield the dates and keys of the entities that seem to differ from their event rows, in that order, those
+    ``after`` a date and key."""
     name = str(declared.definition.date_field)
+    field: Any = model._meta.get_field(name)
+    reached = after and (field.to_python(after[0]), model._meta.pk.to_python(after[1]))
     for first, last, at in _spans(model, name, *_window(declared, now)):
         found = model._base_manager.using(alias_of(model)).alias(automation_at=at)
         if (key := _stored_key(model)) is not None:
             found = found.alias(automation_key=key).exclude(Exists(_in_line(declared)))
         found = found.order_by(name, "pk").values_list(name, "pk")
-        rest = Q(**{f"{name}__range": (first, last)})
-        while page := list(islice(found.filter(rest)[:PAGE], PAGE)):
-            yield [pk for _, pk in page]
-            moment, pk = page[-1]
-            rest = Q(**{f"{name}__range": (moment, last)}) & (Q(**{f"{name}__gt": moment}) | Q(pk__gt=pk))
+        while reached is None or reached[0] <= last:
+            rest = Q(**{f"{name}__range": (first, last)})
+            if reached is not None:
+                rest = Q(**{f"{name}__range": (max(first, reached[0]), last)})
+                rest &= Q(**{f"{name}__gt": reached[0]}) | Q(**{name: reached[0]}, pk__gt=reached[1])
+            page = list(islice(found.filter(rest)[:PAGE], PAGE))
+            if not page:
+                break
+            yield page
+            reached = page[-1]
 
 
 def _spans(

@@ -23,7 +23,7 @@ class QueuesConfig(AppConfig):
         from .database import connect_tuning
         from .discovery import discover
         from .fork import connect_fork_hook
-        from .maintenance import register_pruner, register_reconciler
+        from .maintenance import Bite, register_pruner, register_reconciler
         from .mariadb import compare_exactly
         from .orphans import prune_orphans
         from .parking import look_at_once
@@ -34,7 +34,7 @@ class QueuesConfig(AppConfig):
 
         connect_logging()
         connect_tuning()
-        register_reconciler("look for code", look_at_once)
+        register_reconciler("look for code", lambda turn: Bite(look_at_once(turn.now)))
         register_pruner("prune arrivals", prune_arrivals)
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()

@@ -96,15 +96,13 @@ def register(name: str, purpose: str, take: Callable[[Turn], Bite], every: timed
     _tasks[name] = Task(name, purpose, take, every)
 
 
-def register_reconciler(name: str, reconcile: Callable[[datetime], int]) -> None:
-    """Let ``reconcile(now)`` be called each five minutes, and by ``poll_due``; it returns how many rows it put
-    right."""
-    register(name, RECONCILE, lambda turn: Bite(reconcile(turn.now)), timedelta(minutes=5))
+def register_reconciler(name: str, reconcile: Callable[[Turn], Bite]) -> None:
+    """Let ``reconcile`` be called every five minutes, bite by bite, and by ``poll_due``; it counts rows put right."""
+    register(name, RECONCILE, reconcile, timedelta(minutes=5))
 
 
 def register_pruner(name: str, prune: Callable[[Turn], Bite], every: timedelta = timedelta(minutes=1)) -> None:
-    """Let ``prune`` be called each minute, bite by bite, and by ``cleanup_old``; it returns how many rows it
-    removed."""
+    """Let ``prune`` be called every minute, bite by bite, and by ``cleanup_old``; it counts rows that it removed."""
     register(name, PRUNE, prune, every)
 
 
