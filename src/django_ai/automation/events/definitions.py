@@ -18,7 +18,9 @@ from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import connections, models, router
+from django.db.models import F, Value
+from django.db.models.functions import Cast, Concat, Substr
 
 from ..conf import conf
 from ..exceptions import DefinitionError
@@ -238,6 +240,22 @@ def entity_id_of(model: type[models.Model], pk: Any) -> str:
             f"those of entities with events have at most {MAX_ENTITY_ID}. Use a shorter key."
         )
     return text
+
+
+def stored_entity_id(model: type[models.Model]) -> Any:
+    """Return an expression for what ``entity_id_of`` stores of the primary key, to compare rows where they are. None:
+    only Python knows that."""
+    field: Any = model._meta.pk
+    while field.is_relation:
+        field = field.target_field
+    features = connections[router.db_for_write(model)].features
+    if isinstance(field, models.UUIDField) and not features.has_native_uuid_field:
+        parts = [Substr("pk", start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
+        dashed = [each for part in parts for each in (Value("-"), part)][1:]
+        return Concat(*dashed, output_field=models.CharField())
+    if isinstance(field, models.IntegerField | models.UUIDField):
+        return Cast("pk", models.CharField(max_length=36))
+    return F("pk") if isinstance(field, models.CharField | models.TextField) else None
 
 
 def listed(model: type[models.Model]) -> list[EventDefinition]:

@@ -1,8 +1,9 @@
 """Looking back: which committed events does a match mean? For whoever begins to listen and must not miss what came
 while it was not known yet.
 
-The entities that match are found through their own table, and their events by entity; where too many match, the events
-are gone through instead. Entities that were deleted since are compared by the snapshots that their events carry.
+The entities that match are found through their own table, and their events by entity; where too many match, the
+database joins the two, or the events are gone through instead. Entities that were deleted since are compared by the
+snapshots that their events carry.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from django.db import connections
 from django.db.models import Q, QuerySet
 
 from ..queues.lease import alias_of
-from .definitions import Declared, entity_id_of
+from .definitions import Declared, entity_id_of, stored_entity_id
 from .matching import Address, ask, entity_keys, satisfies
 from .models import Event, load_entities
 
@@ -62,7 +63,8 @@ def occurred_of(
     where: Address,
 ) -> Iterator[Event]:
     """Yield those of ``events`` that have occurred and whose entity matches ``values``, in the order in which they
-    came. They are found by entity, through an index, where few entities match."""
+    came. They are found by entity, through an index, where few entities match, and joined by the database where many
+    do."""
     return merge(*(_occurred_of(events, each, scope, values, where) for each in sources), key=_position)
 
 
@@ -78,10 +80,14 @@ def _occurred_of(
         keys = entity_keys(scope, event.entity, [where.shape])
         return not set(where.keys).isdisjoint(keys) and bool(event.entity) and satisfies(event.entity, where.residual)
 
+    ids: Any = pks
     if len(pks) > FEW:
-        return filter(fits, _as_they_came(theirs))
+        key = stored_entity_id(source.owner)
+        if key is None:
+            return filter(fits, _as_they_came(theirs))
+        ids = entities.filter(**values).annotate(automation_key=key).values("automation_key")
     living: Iterator[Event] = (
-        _as_they_came(theirs.filter(entity_id__in=pks, snapshot__isnull=True)) if pks else iter(())
+        _as_they_came(theirs.filter(entity_id__in=ids, snapshot__isnull=True)) if pks else iter(())
     )
     if connections[entities.db].vendor == "mysql":  # it takes "bob" for "Bob"; keys don't
         living = filter(fits, living)

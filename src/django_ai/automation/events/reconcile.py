@@ -21,7 +21,6 @@ from typing import Any
 
 from django.db import connections, models, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
-from django.db.models.functions import Cast, Concat, Substr
 
 from ..conf import conf
 from ..exceptions import AutomationError
@@ -30,7 +29,7 @@ from ..queues.clock import aware, shift
 from ..queues.database import is_database_failure
 from ..queues.lease import alias_of, unlocked
 from ..queues.maintenance import Bite, Turn
-from .definitions import Declared, declared_on, declaring_models, entity_id_of
+from .definitions import Declared, declared_on, declaring_models, entity_id_of, stored_entity_id
 from .listeners import listeners
 from .models import Event, EventStatus, active_key
 from .recorder import record
@@ -128,7 +127,7 @@ def _pages(
     reached = after and (field.to_python(after[0]), model._meta.pk.to_python(after[1]))
     for first, last, at in _spans(model, name, *_window(declared, now)):
         found = model._base_manager.using(alias_of(model)).alias(automation_at=at)
-        if (key := _stored_key(model)) is not None:
+        if (key := stored_entity_id(model)) is not None:
             found = found.alias(automation_key=key).exclude(Exists(_in_line(declared)))
         found = found.order_by(name, "pk").values_list(name, "pk")
         while reached is None or reached[0] <= last:
@@ -167,22 +166,6 @@ def _days_after(day: date, number: int) -> date | None:
         return day + timedelta(days=number)
     except OverflowError:  # the end of the calendar
         return None
-
-
-def _stored_key(model: type[models.Model]) -> Any:
-    """Return an expression for what ``entity_id_of`` stores of the primary key. None: only Python knows that, and every
-    entity is compared there."""
-    field: Any = model._meta.pk
-    while field.is_relation:
-        field = field.target_field
-    features = connections[alias_of(model)].features
-    if isinstance(field, models.UUIDField) and not features.has_native_uuid_field:
-        parts = [Substr("pk", start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
-        dashed = [each for part in parts for each in (Value("-"), part)][1:]
-        return Concat(*dashed, output_field=models.CharField())
-    if isinstance(field, models.IntegerField | models.UUIDField):
-        return Cast("pk", models.CharField(max_length=36))
-    return F("pk") if isinstance(field, models.CharField | models.TextField) else None
 
 
 def _in_line(declared: Declared) -> models.QuerySet[Event, Event]:
