@@ -1,11 +1,12 @@
 """The fourth benchmark: what many rows cost that are near, or due, at once. On PostgreSQL.
 
-    python bench/bulk.py [--rows 10000] [--only reconcile,due,doorbells] [--json FILE]
+    python bench/bulk.py [--rows 10000] [--only reconcile,due,waits,doorbells] [--json FILE]
 
 ``reconcile``: so many entities with a date that is near are in line with their events, and a pass of ``poll_due`` looks
-at them. ``due``: so many events are due at once, and one process makes them occur. ``doorbells``: one-step runs are
-started one by one, at most 270 in a second, while five workers LISTEN, all of them for runs or one of them; counted are
-all transactions of the database: starting a run, ringing, and its step are three or four.
+at them. ``due``: so many events are due at once, and one process makes them occur. ``waits``: ten times so many events
+have occurred since a run began, and it looks for one of those that its match means; there is none. ``doorbells``:
+one-step runs are started one by one, at most 270 in a second, while five workers LISTEN, all of them for runs or one of
+them; counted are all transactions of the database: starting a run, ringing, and its step are about eight.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Figures = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--only", default="reconcile,due,doorbells")
+    parser.add_argument("--only", default="reconcile,due,waits,doorbells")
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
@@ -40,7 +41,7 @@ def main() -> None:
     with database():
         for name in wanted.only.split(","):
             empty()
-            figures |= {"reconcile": reconcile, "due": due, "doorbells": doorbells}[name](wanted.rows)
+            figures |= {"reconcile": reconcile, "due": due, "waits": waits, "doorbells": doorbells}[name](wanted.rows)
     for name, value in figures.items():
         print(f"{name}: {value:,.2f}")
     if wanted.json:
@@ -94,6 +95,37 @@ def due(number: int) -> Figures:
     took = timed(lambda: drain(heartbeat=True))
     assert Event.objects.filter(declared_as="eventful_due", status="processed").count() == number
     return {f"events a second, of {number:,} that are due at once": number / (took / 1000)}
+
+
+def waits(number: int) -> Figures:
+    """Return the milliseconds of a look for an event of ten, and of 2,000 entities, none of which has had any."""
+    from bench.growth import execute
+    from django_ai.automation.events.definitions import sources_of
+    from django_ai.automation.events.lookback import occurred_of
+    from django_ai.automation.events.matching import address
+    from django_ai.automation.events.models import Event
+
+    execute(
+        """INSERT INTO load_note (owner)
+        SELECT CASE WHEN n <= 2000 THEN 1 WHEN n <= 2010 THEN 2 ELSE n END FROM generate_series(1, %s) AS n""",
+        number * 10 + 2010,
+    )
+    Event.objects.all().delete()
+    execute(
+        """INSERT INTO automation_events_event (seq, losses, entity_type, entity_id, event_name, declared_as, namespace,
+        trigger, status, event_created_at, armed, fired, position, fired_position, beat_positions, telling, untold,
+        watched, planned_for, error, attempt, caused_by, depth, active_key)
+        SELECT 1, 0, 'load.note', id::text, 'note_taken', 'note_taken', '', '', 'processed', now(), true, '[]', id, id,
+        '{}', false, '[]', '', '', '', 0, '', 0, 'k' || id FROM load_note WHERE owner > 2"""
+    )
+    analyze()
+    found, sources = {}, sources_of("note_taken")
+    for owner, matching in ((2, "ten"), (1, "2,000")):
+        values = {"owner": owner}
+        where = address("note_taken", values, sources)
+        took = timed(lambda: list(occurred_of(Event.objects.all(), sources, "note_taken", values, where)))  # noqa: B023
+        found[f"ms to look among {number * 10:,} events for those of {matching} entities that match"] = took
+    return found
 
 
 RATE = 270

@@ -51,7 +51,7 @@ def test_09_the_name_gives_no_right_to_the_row(orphan):
     namesake.lease = new_token()
     assert claim(WorkflowRun, orphan.wake_at - timedelta(microseconds=1), 1) == []
     assert release(namesake, timezone.now()) is False
-    renew(namesake, namesake.lease, timezone.now())
+    renew([namesake], namesake.lease, timezone.now())
     with pytest.raises(LeaseLostError):
         advance(namesake, {"status": "completed"})
     assert WorkflowRun.objects.values().get(pk=orphan.pk) == before
@@ -64,7 +64,7 @@ def test_09_the_row_is_reclaimed_when_the_lease_ends(orphan):
     # And what the dead one sent late is refused, although it bears this worker's name.
     with pytest.raises(LeaseLostError):
         advance(orphan, {"status": "failed"})
-    renew(orphan, orphan.lease, timezone.now() + timedelta(hours=1))
+    renew([orphan], orphan.lease, timezone.now() + timedelta(hours=1))
     assert release(orphan, timezone.now()) is False
     mine.perform(timezone.now)
     drain()

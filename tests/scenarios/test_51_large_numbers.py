@@ -11,14 +11,21 @@ from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from pydantic import BaseModel
 
-from django_ai.automation.events import reconcile
+from django_ai.automation.events import lookback, occurrence, reconcile
 from django_ai.automation.events.callbacks import on_event
-from django_ai.automation.events.definitions import EventDefinition
+from django_ai.automation.events.definitions import EventDefinition, sources_of
+from django_ai.automation.events.listeners import Listener
+from django_ai.automation.events.lookback import occurred_of
+from django_ai.automation.events.matching import address
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.events.reconcile import reconcile_dates
+from django_ai.automation.queues.attempt import BrokenOffError
 from django_ai.automation.queues.clock import aware
+from django_ai.automation.queues.drain import _pace as pace
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import ring_after_commit, set_executor
+from django_ai.automation.queues.heartbeat import Hands
+from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.listen import notify
 from django_ai.automation.queues.registry import wakeables
 from django_ai.automation.queues.watch import Watch
@@ -283,3 +290,128 @@ def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
     found.came_to(1)
     found.sleep(10)
     assert found._listener.rests == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.1, 0.1, 0.01])
+
+
+# -- one wait, many occurrences ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("few", [1000, 1])
+@pytest.mark.parametrize("model", [Reservation, Ticket, Room])
+def test_51_a_wait_reads_no_occurrence_of_others(few, model, clock, monkeypatch, declare):
+    monkeypatch.setattr(lookback, "FEW", few)
+    declare(model, EventDefinition("saved"))
+    field = {Reservation: "status", Ticket: "title"}.get(model, "is_clean")
+    mine, other = (True, False) if model is Room else ("mine", "other")
+    rows = make(model, 12, clock())
+    for number, row in enumerate(rows):
+        setattr(row, field, mine if number in (3, 7, 9) else other)
+        row.save()
+    read = []
+    load = lookback.load_entities
+    monkeypatch.setattr(lookback, "load_entities", lambda events: (read.extend(events), load(events))[1])
+    sources, values = sources_of("saved"), {field: mine}
+    found = list(occurred_of(Event.objects.all(), sources, "saved", values, address("saved", values, sources)))
+    assert [event.entity_id for event in found] == [str(rows[number].pk) for number in (3, 7, 9)]
+    assert len(read) == 3
+
+
+# -- many events that are due at once ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A worker that has found events to be quick: it claims as many as it may."""
+    monkeypatch.setitem(pace, Event, 0.0001)
+
+
+def due_tickets(number, clock):
+    """Save so many tickets, and let their date come."""
+    tickets = make(Ticket, number, clock())
+    for ticket in tickets:
+        ticket.save()
+    clock.tick(HOUR)
+    return tickets
+
+
+def test_51_events_that_are_due_together_occur_together(clock, quick):
+    on_event("ticket_due", name="told")(lambda event: None)
+    due_tickets(60, clock)
+    with CaptureQueriesContext(connection) as queries:
+        assert drain(clock(), models=[Event]) == 60
+    assert Event.objects.filter(declared_as="ticket_due", status="processed").count() == 60
+    assert CallbackExecution.objects.values("event").distinct().count() == CallbackExecution.objects.count() == 60
+    assert sum(each["sql"].startswith("UPDATE") for each in queries) <= (2 if connection.vendor == "postgresql" else 62)
+    assert sum(not each["sql"].startswith("UPDATE") for each in queries) <= 30
+    positions = Event.objects.filter(declared_as="ticket_due").order_by("pk").values_list("position", flat=True)
+    assert list(positions) == sorted(set(positions))
+
+
+def test_51_one_bad_event_does_not_stop_its_batch(clock, quick, monkeypatch):
+    tickets = due_tickets(9, clock)
+    bad, asked = str(tickets[4].pk), []
+
+    class Trouble(Listener):
+        def occurred(self, events, now):
+            asked.append(len(events))
+            if any(event.entity_id == bad for event in events):
+                raise RuntimeError("a bug in this floor")
+
+    monkeypatch.setattr(occurrence, "listeners", lambda: (Trouble(),))
+    assert drain(clock(), models=[Event]) == 9
+    assert asked == [9] + [1] * 9
+    rows = Event.objects.filter(declared_as="ticket_due")
+    assert rows.filter(status="processed").count() == 8
+    left = rows.get(entity_id=bad)
+    assert (left.status, left.losses, left.lease) == ("pending", 1, None)
+    assert "a bug in this floor" in left.error
+
+
+def test_51_what_somebody_changes_meanwhile_is_left_out_of_the_batch(clock, quick, declare):
+    def moves_the_first(ticket):
+        if clock() > begun and ticket.title == "last":
+            first = Ticket.objects.get(title="first")
+            first.due_at = clock() + HOUR
+            first.save()
+        return True
+
+    declare(Ticket, EventDefinition("ticket_due", moves_the_first, date_field="due_at"))
+    begun = clock()
+    tickets = make(Ticket, 5, begun)
+    tickets[0].title, tickets[-1].title = "first", "last"
+    for ticket in tickets:
+        ticket.save()
+    clock.tick(HOUR)
+    drain(clock(), models=[Event])
+    statuses = dict(Event.objects.values_list("entity_id", "status"))
+    assert statuses.pop(str(tickets[0].pk)) == "pending"
+    assert set(statuses.values()) == {"processed"}
+    clock.tick(2 * HOUR)
+    drain(clock(), models=[Event])
+    assert Event.objects.get(entity_id=str(tickets[0].pk)).at == begun + 2 * HOUR
+
+
+def test_51_the_leases_of_a_whole_batch_are_kept(clock):
+    due_tickets(4, clock)
+    rows = claim(Event, clock(), 10)
+    hands = Hands(beating=False, clock=clock)
+    hands.hold(list(rows))
+    assert hands.start_together(rows[:3]) == rows[:3]
+    hands.keep_for(HOUR)
+    before = rows[0].wake_at
+    clock.tick(HOUR / 3600)
+    hands.beat()
+    found = {row.pk: row for row in Event.objects.filter(declared_as="ticket_due")}
+    assert [found[row.pk].wake_at for row in rows[:3]] == [before + HOUR / 3600] * 3
+    assert found[rows[3].pk].lease is None
+
+
+def test_51_a_batch_that_is_broken_off_is_given_back(clock, quick, monkeypatch):
+    due_tickets(4, clock)
+
+    def end(events, clock):
+        raise BrokenOffError(0)
+
+    monkeypatch.setattr(occurrence, "perform_events", end)
+    with pytest.raises(BrokenOffError):
+        drain(clock(), models=[Event])
+    assert list(Event.objects.due(clock()).values_list("lease", "losses")) == [(None, 0)] * 4

@@ -134,6 +134,7 @@ class Event(Wakeable):
 
     drain_order: ClassVar[int] = 10
     queue: ClassVar[str] = "events"
+    together: ClassVar[int] = 10
 
     class Meta:
         verbose_name = "event"
@@ -314,6 +315,12 @@ class Event(Wakeable):
         from .occurrence import perform_events
 
         perform_events([self], clock)
+
+    @classmethod
+    def perform_together(cls, rows: Sequence[Event], clock: Clock) -> None:
+        from .occurrence import perform_events
+
+        perform_events(rows, clock)
 
     def resume(self, now: datetime | None = None) -> None:
         """Let a parked event go on: it is looked at again at once. Raises ``NotResumableError`` if it is not parked."""

@@ -34,7 +34,7 @@ from ..queues.database import told_apart
 from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import is_working, keep_lease_for
 from ..queues.jsontext import encode, storable
-from ..queues.lease import advance, alias_of, claim_these, disturb, insert_ignoring, unlocked
+from ..queues.lease import advance, advance_together, alias_of, claim_these, disturb, insert_ignoring, unlocked
 from ..queues.parking import because, parked
 from ..queues.retry import Retry
 from ..queues.session import kept_session
@@ -170,8 +170,7 @@ def _occur(readings: Sequence[Reading], now: datetime) -> list[Reading]:
             mine = set(unlocked(rows).order_by().values_list("pk", flat=True))
             free = [reading for reading in readings if reading.event.pk in mine]
             busy = [reading for reading in readings if reading.event.pk not in mine]
-        _allot(free)
-        kept = [reading for reading in free if _write(reading)]
+        kept = _write(free)
         _fan_out(kept, now)
         _ring_for((reading.changes["wake_at"] for reading in kept), now)
     for reading in busy:
@@ -383,26 +382,28 @@ def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
     return found
 
 
-def _allot(readings: Sequence[Reading]) -> None:
-    """Take the positions of what arrives now: in one statement, or none where each write takes its own."""
+def _write(readings: Sequence[Reading]) -> list[Reading]:
+    """Write what was read, and return of which the lease was still ours. What arrives takes its position."""
     connection = connections[alias_of(Event)]
+    if len(readings) == 1 and positions.is_folded(connection):
+        return _write_alone(readings[0], connection)
     arriving = [reading for reading in readings if reading.arrives]
-    if not arriving:
-        return
-    if positions.is_folded(connection):
+    if arriving:
+        for reading, position in zip(arriving, positions.allot(len(arriving)), strict=True):
+            reading.changes |= dict.fromkeys(reading.arrives, position)
+    kept = advance_together([(reading.event, reading.changes) for reading in readings]) if readings else set()
+    return [reading for reading in readings if reading.event.pk in kept]
+
+
+def _write_alone(reading: Reading, connection: BaseDatabaseWrapper) -> list[Reading]:
+    """Write one reading together with its position, in one statement."""
+    if reading.arrives:
         positions.note_arrivals(connection)
-        return
-    for reading, position in zip(arriving, positions.allot(len(arriving)), strict=True):
-        reading.changes |= dict.fromkeys(reading.arrives, position)
-
-
-def _write(reading: Reading) -> bool:
-    arrives = reading.arrives if positions.is_folded(connections[alias_of(Event)]) else ()
     try:
-        advance(reading.event, reading.changes, arrives=arrives)
+        advance(reading.event, reading.changes, arrives=reading.arrives)
     except LeaseLostError:
-        return False
-    return True
+        return []
+    return [reading]
 
 
 def _fan_out(readings: Sequence[Reading], now: datetime) -> None:

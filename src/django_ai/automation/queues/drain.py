@@ -1,9 +1,10 @@
 """``drain`` is the only loop: take what is due, perform it, until nothing is due or the budget is spent.
 
 Every runtime calls it, and so do the tests; there is no second path. Per round it asks once which models have due rows
-(timers first), claims a batch of each, and performs row by row. Maintenance has one bite in a round without work, or
-when it has waited for too long. A row that the engine itself cannot perform does not stop the others: its lease runs
-out, the loss is counted, and after three losses it is parked.
+(timers first), claims a batch of each, and performs row by row, or together what says that it can be (events); a batch
+that fails is performed row by row, too. Maintenance has one bite in a round without work, or when it has waited for too
+long. A row that the engine itself cannot perform does not stop the others: its lease runs out, the loss is counted, and
+after three losses it is parked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from django.db import Error as DatabaseTrouble
 from django.db import connections
@@ -31,6 +33,8 @@ from .presence import presence
 from .registry import due_models, due_times, wakeables
 from .session import kept_session
 from .signals import perform_failed
+
+W = TypeVar("W", bound=Wakeable)
 
 _state = threading.local()
 # A child that is forked inside ``drain`` is not in it.
@@ -103,9 +107,14 @@ def _drain(
         for model in _in_turn(due_models(clock(), times, models), times, clock()):
             begun = performed
             rows = claim(model, clock(), _share(model), beginning(model) if watching else None)
-            started = time.monotonic()
+            started, claimed = time.monotonic(), len(rows)
             hands.hold(list(rows))
             try:
+                if model.together > 1 and len(rows) > 1:
+                    together, rows = _perform_together(rows, hands, clock)
+                    performed += together
+                    if enough():
+                        return performed
                 for row in rows:
                     if hands.start(row):
                         performed += model is not Maintenance
@@ -119,8 +128,8 @@ def _drain(
                 hands.drop()
                 if hands.beating and performed > begun:
                     presence.worked(model.queue, performed - begun)
-            if rows:
-                _pace[model] = (time.monotonic() - started) / len(rows)
+            if claimed:
+                _pace[model] = (time.monotonic() - started) / claimed
         if performed + bites == before:
             return performed
 
@@ -145,7 +154,33 @@ def _share(model: type[Wakeable]) -> int:
     maintenance it is one: work may become due meanwhile."""
     if model is Maintenance:
         return 1
-    return max(1, min(conf().BATCH, int(0.25 / max(_pace.get(model, 0.05), 1e-6))))
+    most = conf().BATCH * model.together
+    return max(1, min(most, int(0.25 / max(_pace.get(model, 0.05), 1e-6))))
+
+
+def _perform_together(rows: list[W], hands: Hands, clock: Clock) -> tuple[int, list[W]]:
+    """Perform ``rows`` of one kind in one go; return how many were, and those that are to be performed one by one."""
+    mine = hands.start_together(rows)
+    if not mine:
+        return 0, []
+    model, lease, before = type(mine[0]), mine[0].lease, {row.pk: row.seq for row in mine}
+    connection = connections[alias_of(model)]
+    try:
+        with kept_session(connection, is_ours=is_working()):
+            model.perform_together(mine, clock)
+        return len(mine), []
+    except BrokenOffError:
+        for row in mine:
+            give_back(row, lease, {before[row.pk], row.seq}, clock())
+        raise
+    except Exception:
+        # Each by itself says who is to blame. Read again, for this may have changed them in memory.
+        let_go_of_broken(connection)
+        left = list(model._base_manager.using(connection.alias).filter(pk__in=before, lease=lease).order_by("pk"))
+        hands.hold(list(left))
+        return len(mine) - len(left), left
+    finally:
+        hands.finish()
 
 
 def _perform(row: Wakeable, clock: Clock) -> None:

@@ -1,10 +1,10 @@
 """One thread a process keeps the leases of the work in hand alive, and says that the worker lives.
 
 ``Hands`` is what a worker holds: rows of a claimed batch, some started, some not yet. At each beat the thread renews
-the lease of the started row, until its timeout, and gives the rows that were not started back, so that nobody waits
-behind a slow neighbour. The thread has its own database connection while there is work, and dies with the process.
-Inline and in tests there is none. For a process that has enlisted as a worker the thread also gives the signs of life
-(``presence``), while it is idle, too.
+the lease of the started row (of all that are performed together), until its timeout, and gives the rows that were not
+started back, so that nobody waits behind a slow neighbour. The thread has its own database connection while there is
+work, and dies with the process. Inline and in tests there is none. For a process that has enlisted as a worker it also
+gives the signs of life (``presence``), while it is idle, too.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.util import Finalize
+from typing import TypeVar
 
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -35,6 +36,8 @@ from .registry import wakeables
 
 logger = logging.getLogger("django_ai.automation")
 
+W = TypeVar("W", bound=Wakeable)
+
 
 @dataclass(eq=False)
 class Hands:
@@ -44,7 +47,7 @@ class Hands:
     clock: Clock = timezone.now
     expendable: bool = False
     _waiting: dict[int, Wakeable] = field(default_factory=dict)
-    _started: Wakeable | None = None
+    _started: tuple[Wakeable, ...] = ()
     _deadline: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _dropping: threading.Lock = field(default_factory=threading.Lock)
@@ -61,14 +64,18 @@ class Hands:
 
     def start(self, row: Wakeable) -> bool:
         """Say whether ``row`` is still in hand, and begin with it."""
+        return bool(self.start_together([row]))
+
+    def start_together(self, rows: Sequence[W]) -> list[W]:
+        """Begin with those of ``rows`` that are still in hand, and return them."""
         with self._lock:
-            if self._waiting.pop(row.pk, None) is None:
-                return False
-            self._started = row
-            pulse.expect()
-            # Until user code says how long it may take, the row gets no more than its first lease.
-            self._deadline = 0.0
-            return True
+            mine = [row for row in rows if self._waiting.pop(row.pk, None) is not None]
+            if mine:
+                self._started = tuple(mine)
+                pulse.expect()
+                # Until user code says how long it may take, a row gets no more than its first lease.
+                self._deadline = 0.0
+            return mine
 
     def keep_for(self, timeout: timedelta) -> None:
         """Keep the started row's lease alive for as long as ``timeout``."""
@@ -79,11 +86,11 @@ class Hands:
 
     @property
     def has_started(self) -> bool:
-        return self._started is not None
+        return bool(self._started)
 
     def finish(self) -> None:
         with self._lock:
-            self._started = None
+            self._started = ()
             pulse.expect()
 
     def drop(self) -> None:
@@ -102,17 +109,16 @@ class Hands:
                 raise
 
     @property
-    def kept(self) -> Wakeable | None:
-        """The started row whose lease is kept alive: user code is busy with it, and may be."""
+    def kept(self) -> tuple[Wakeable, ...]:
+        """The started rows whose leases are kept alive: user code is busy with them, and may be."""
         with self._lock:
-            return self._started if time.monotonic() < self._deadline else None
+            return self._started if time.monotonic() < self._deadline else ()
 
     def beat(self) -> None:
         self.drop()
-        row = self.kept
-        lease = row.lease if row is not None else None
-        if row is not None and lease is not None:
-            renew(row, lease, self.clock())
+        rows = self.kept
+        for lease in {row.lease for row in rows} - {None}:
+            renew(rows, str(lease), self.clock())
 
 
 _local = threading.local()
@@ -275,8 +281,8 @@ def _beat_all(all_hands: list[Hands]) -> None:
             logger.warning("The heartbeat could not renew its leases, and tries again: %s", error)
             connections.close_all()
     try:
-        busy = [row for hands in all_hands if (row := hands.kept) is not None]
-        presence.sign(row.queue for row in busy if type(row) in wakeables())
+        busy = [row for hands in all_hands for row in hands.kept]
+        presence.sign({row.queue for row in busy if type(row) in wakeables()})
     except Exception as error:
         logger.warning("The sign of life of this worker could not be written, and is tried again: %s", error)
         connections.close_all()

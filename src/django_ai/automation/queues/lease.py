@@ -12,6 +12,7 @@ commit together with its history row, where the database has UPDATE ... RETURNIN
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -190,8 +191,7 @@ def advance(
     ``arrives``: columns that take a new position (see ``positions``), on PostgreSQL only, and without ``records``.
     """
     connection = connections[alias_of(type(row))]
-    forgotten = {"error": ""} if str(getattr(row, "error", "")).startswith(ENGINE_FAILED) else {}
-    changes = {"losses": 0, **forgotten, **changes}
+    changes = _progress(row, changes)
     names = tuple(changes)
     params = _values(type(row), changes, connection)
     fence = [row.seq + 1, row.pk, row.lease, row.seq]
@@ -213,6 +213,70 @@ def advance(
                     record.save(force_insert=True, using=connection.alias)
     if kept != 1:
         raise LeaseLostError(f"{row._meta.label} {row.pk} was taken over or changed while this worker had it.")
+    _adopt(row, changes)
+
+
+def advance_together(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]]) -> set[Any]:
+    """Write changes to rows of one model, each fenced as ``advance`` does it; return the primary keys of those whose
+    lease was still this worker's. The others are left out.
+
+    On PostgreSQL this is one statement for all that change the same columns; elsewhere one for each.
+    """
+    if len(rows) == 1 or connections[alias_of(type(rows[0][0]))].vendor != "postgresql":
+        kept = set()
+        for row, changes in rows:
+            with contextlib.suppress(LeaseLostError):
+                advance(row, changes)
+                kept.add(row.pk)
+        return kept
+    alike: dict[tuple[str, ...], list[tuple[Wakeable, dict[str, Any]]]] = {}
+    for row, changes in rows:
+        progress = _progress(row, changes)
+        alike.setdefault(tuple(progress), []).append((row, progress))
+    return {pk for names, group in alike.items() for pk in _advance_alike(names, group)}
+
+
+def _advance_alike(names: tuple[str, ...], rows: Sequence[tuple[Wakeable, dict[str, Any]]]) -> set[Any]:
+    model = type(rows[0][0])
+    connection = connections[alias_of(model)]
+    quote = connection.ops.quote_name
+    fields = [_field(model, name) for name in ("id", "lease", "seq", *names)]
+    lists, sets = [], ["seq = kept.seq + 1"]
+    for number, field in enumerate(fields):
+        kind = str(field.db_type(connection)).split("(")[0]
+        is_json = isinstance(field, models.JSONField)
+        lists.append(f"%s::{'text' if is_json else kind}[]")
+        if number > 2:
+            sets.append(f"{quote(field.column)} = given.v{number}{'::jsonb' if is_json else ''}")
+    given = [[row.pk, row.lease, row.seq, *map(_bare, _values(model, changes, connection))] for row, changes in rows]
+    with connection.cursor() as cursor:
+        # A list for each column: the driver reads a statement with a parameter for each value for longer than it takes.
+        cursor.execute(
+            f"UPDATE {quote(model._meta.db_table)} AS kept SET {', '.join(sets)} "
+            f"FROM unnest({', '.join(lists)}) AS given ({', '.join(f'v{number}' for number in range(len(fields)))}) "
+            f"WHERE kept.id = given.v0 AND kept.lease = given.v1 AND kept.seq = given.v2 RETURNING kept.id",
+            list(map(list, zip(*given, strict=True))),
+        )
+        found = {pk for (pk,) in cursor.fetchall()}
+    for row, changes in rows:
+        if row.pk in found:
+            _adopt(row, changes)
+    return found
+
+
+def _bare(value: Any) -> Any:
+    """Return the text of a JSON value that Django has made ready for the driver."""
+    return (value.dumps or json.dumps)(value.obj) if hasattr(value, "obj") else value
+
+
+def _progress(row: Wakeable, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that is written with ``changes``."""
+    forgotten = {"error": ""} if str(getattr(row, "error", "")).startswith(ENGINE_FAILED) else {}
+    return {"losses": 0, **forgotten, **changes}
+
+
+def _adopt(row: Wakeable, changes: Mapping[str, Any]) -> None:
+    """Let ``row`` be as it was just written."""
     row.seq += 1
     for name, value in changes.items():
         encoded = isinstance(value, str) and isinstance(_field(type(row), name), models.JSONField)
@@ -319,14 +383,15 @@ def disturb(rows: QuerySet[M], **changes: Any) -> int:
     return rows.update(**{"lease": None, "losses": 0, "seq": F("seq") + 1, **changes})
 
 
-def renew(row: Wakeable, lease: str, now: datetime) -> None:
-    """Push the end of ``lease`` on a row in hand. Fenced on the token; ``seq`` stays, so the worker notices nothing.
+def renew(rows: Sequence[Wakeable], lease: str, now: datetime) -> None:
+    """Push the end of ``lease`` on rows in hand, of one kind. Fenced on the token; ``seq`` stays, so the worker notices
+    nothing.
 
-    The token is given, not read from the row: its worker may let go of the row at this moment.
+    The token is given, not read from the rows: their worker may let go of them at this moment.
     """
-    model = type(row)
+    model = type(rows[0])
     manager = model._base_manager.using(alias_of(model))
-    manager.filter(pk=row.pk, lease=lease).update(wake_at=now + conf().LEASE)
+    manager.filter(pk__in=[row.pk for row in rows], lease=lease).update(wake_at=now + conf().LEASE)
 
 
 def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -> int:

@@ -13,6 +13,7 @@ says which processes work, for a person and ``automation_health``, and nothing t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -67,11 +68,21 @@ class Wakeable(AutomationModel):
     queue: ClassVar[str] = ""
     """What rows of this model are called in ``automation_worker --queues``."""
 
+    together: ClassVar[int] = 1
+    """How many times ``BATCH`` rows a claim may take, because ``perform_together`` performs them in one go; 1: they are
+    performed one by one."""
+
     class Meta:
         abstract = True
 
     def perform(self, clock: Clock) -> None:
         """Do what this row is due for. Called by ``drain`` with the row's lease in hand."""
+        raise NotImplementedError
+
+    @classmethod
+    def perform_together(cls, rows: Sequence[Any], clock: Clock) -> None:
+        """Do what ``rows`` are due for, with their leases in hand, in few transactions. What it raises is nobody's: the
+        rows that are still leased are then performed one by one."""
         raise NotImplementedError
 
     def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
