@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from datetime import timedelta
@@ -11,13 +12,14 @@ import pytest
 from django.core.management import call_command
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
+from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 from django_q.models import OrmQ, Schedule
 from django_q.signing import SignedPackage
 
 from django_ai.automation import engine
 from django_ai.automation.exceptions import SettingsError
-from django_ai.automation.queues import brokers, executor, heartbeat, tasks, watch
+from django_ai.automation.queues import brokers, executor, heartbeat, patience, tasks, watch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import InlineExecutor, SilentExecutor, get_executor, ring_after_commit
 from django_ai.automation.queues.lease import claim
@@ -192,6 +194,55 @@ class TestOrmBroker:
         monkeypatch.undo()
         engine.start("story:count", steps=1)
         assert broker.dequeue()
+
+    @pytest.mark.timeout(0)  # pytest-timeout has the alarm otherwise
+    @pytest.mark.skipif(connection.vendor == "mysql", reason="its driver listens to no signal while it waits")
+    def test_real_seconds_gives_up_a_look_that_nobody_answers(self, broker, monkeypatch, caplog):
+        """A network that loses the answer leaves a connection open for ever, and a cluster has one pusher."""
+
+        def waits_for_ever():
+            for _ in range(10):
+                if connection.vendor == "postgresql":
+                    with connection.cursor() as cursor:
+                        cursor.execute("SELECT pg_sleep(2)")
+                else:
+                    time.sleep(2)
+
+        alarm = signal.getsignal(signal.SIGALRM)
+        monkeypatch.setattr(patience, "FIRST_SECONDS", 0.2)
+        broker.watch.patience.seconds = 0.2
+        monkeypatch.setattr(watch, "look", waits_for_ever)
+        started = time.monotonic()
+        assert broker.dequeue() is None
+        assert time.monotonic() - started < 10
+        assert "there was no answer for 0.2 s" in caplog.text
+        assert broker.watch.patience.seconds == 0.4
+        monkeypatch.undo()
+        monkeypatch.setattr(patience, "FIRST_SECONDS", 0.2)
+        engine.start("story:count", steps=1)
+        assert broker.dequeue()
+        assert broker.watch.patience.seconds == 0.2
+        assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (alarm, (0.0, 0.0))
+
+    @pytest.mark.parametrize("failures", [1, 2])
+    def test_acknowledges_where_the_connection_breaks(self, broker, monkeypatch, caplog, failures):
+        """Q2's monitor calls it, and would die of the error."""
+        from django_q.tasks import async_task
+
+        async_task("builtins.print", "hello", broker=broker)
+        ((ack, _),) = broker.dequeue()
+        delete, left = ORM.delete, [None] * failures
+
+        def breaks(self, task_id):
+            if left:
+                left.pop()
+                raise OperationalError("server closed the connection unexpectedly")
+            delete(self, task_id)
+
+        monkeypatch.setattr(ORM, "delete", breaks)
+        broker.acknowledge(ack)
+        assert OrmQ.objects.count() == failures - 1
+        assert ("comes again" in caplog.text) == (failures == 2)
 
     def test_survives_pickling_as_spawned_processes_need(self, broker):
         import pickle

@@ -3,7 +3,8 @@
 Q2's pusher process calls ``dequeue`` over and over. Ours returns the tasks of Q2's own queue and, when automation rows
 are due, a doorbell task that was never stored. If there is neither, it sleeps until the next row is due, the next poll,
 or a NOTIFY. So a timer of two seconds takes two seconds, without a schedule, and a lost message costs nothing.
-Database and broker errors are caught here: Q2 itself would sleep ten seconds and restart the pusher.
+Database and broker errors are caught here: Q2 itself would sleep ten seconds and restart the pusher, and its monitor
+would die of one. A look that is not answered is given up (see ``patience``).
 """
 
 from __future__ import annotations
@@ -74,17 +75,34 @@ class OrmBroker(Watching, ORM):  # type: ignore[misc]
         """Return stored tasks and doorbells; sleep until the next look where there are none."""
         tasks: list[Task] = []
         try:
-            tasks = self._stored()
+            with self.watch.patience.bounded():
+                tasks = self._stored()
             bells, pause = self.doorbells()
         except DatabaseTrouble as error:
             logger.warning("The broker could not read the database, and tries again: %s", error)
-            for alias in {Conf.ORM or "default", automation_alias()}:
-                close_connection(alias)
+            self._recover()
             time.sleep(max(Conf.POLL, 0.5))
             return tasks or None
         if not tasks and not bells:
             self.watch.sleep(pause)
         return [*tasks, *bells] or None
+
+    def _recover(self) -> None:
+        for alias in {Conf.ORM or "default", automation_alias()}:
+            close_connection(alias)
+
+    def delete(self, task_id: Any) -> None:
+        """Remove a task that was performed, once more where the connection broke. In vain the task comes again after
+        Q2's ``retry``; Q2's monitor, which calls this, would die of the error."""
+        try:
+            try:
+                super().delete(task_id)
+            except DatabaseTrouble:
+                self._recover()
+                super().delete(task_id)
+        except DatabaseTrouble as error:
+            logger.warning("A task could not be acknowledged, and comes again: %s", error)
+            self._recover()
 
     def _stored(self) -> list[Task]:
         now = timezone.now()

@@ -22,6 +22,7 @@ from .listen import Listener
 from .lookout import look
 from .maintenance import attend, begin
 from .models import Maintenance, Wakeable
+from .patience import Patience
 from .registry import wakeables
 
 FIRST_GAP = 0.02
@@ -48,6 +49,7 @@ class Watch:
         self.poll = poll
         self.models = models
         self.longest_gap = longest_gap
+        self.patience = Patience()
         self._gap = 0.0
         self._last = 0.0
         self._looked = 0.0
@@ -58,12 +60,14 @@ class Watch:
         self._is_new = True
 
     def look(self) -> float:
-        """Return for how many seconds there is nothing to do; 0: rows are due. Raises what the database raises."""
+        """Return for how many seconds there is nothing to do; 0: rows are due. Raises what the database raises, and
+        ``OperationalError`` where that does not answer."""
         self._looked = time.monotonic()
-        if self.models is None or Maintenance in self.models:
-            begin(timezone.now()) if self._is_new else attend(timezone.now())
-            self._is_new = False
-        moments = [due for model, due in look().items() if self.models is None or model in self.models]
+        with self.patience.bounded():
+            if self.models is None or Maintenance in self.models:
+                begin(timezone.now()) if self._is_new else attend(timezone.now())
+                self._is_new = False
+            moments = [due for model, due in look().items() if self.models is None or model in self.models]
         if not moments:
             return self._idle(self.poll)
         ahead = (min(moments) - timezone.now()) / timedelta(seconds=1)
