@@ -127,7 +127,8 @@ def _pages(
     reached = after and (field.to_python(after[0]), model._meta.pk.to_python(after[1]))
     for first, last, at in _spans(model, name, *_window(declared, now)):
         found = model._base_manager.using(alias_of(model)).alias(automation_at=at)
-        if (key := stored_entity_id(model)) is not None:
+        # Rows of another database cannot be compared with event rows; a check refuses such a model (E101).
+        if (key := stored_entity_id(model)) is not None and alias_of(model) == alias_of(Event):
             found = found.alias(automation_key=key).exclude(Exists(_in_line(declared)))
         found = found.order_by(name, "pk").values_list(name, "pk")
         while reached is None or reached[0] <= last:
