@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
@@ -18,7 +19,8 @@ from pydantic import BaseModel
 from django_ai.automation import Retry, agent, complete, engine, fail, handler, on_event, step, workflow
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
-from django_ai.automation.queues.models import Worker
+from django_ai.automation.queues.models import DatabaseNow, Worker
+from django_ai.automation.queues.presence import DEAD_AFTER
 from django_ai.automation.queues.signals import row_failed
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.story.models import Probe
@@ -234,3 +236,37 @@ def test_61_the_command_says_what_will_be_parked_again():
     text = said("automation_resume", all=True)
     assert "Resumed: 1." in text
     assert "1 of them had been parked because their code was missing" in text
+
+
+# -- what health and the admin say of workers --------------------------------------------------------------------------
+
+
+def worker(name: str, **values: Any) -> Worker:
+    now = {"started_at": DatabaseNow(), "seen_at": DatabaseNow()}
+    return Worker.objects.create(name=name, runtime="worker", host=name, pid=1, **now | values)
+
+
+def test_61_health_says_that_nobody_works_and_counts_what_failed():
+    worker("late", stopped_at=DatabaseNow())
+    WorkflowRun.objects.create(name="x", status="failed", error="E", finished_at=timezone.now())
+    WorkflowRun.objects.create(name="x", status="parked", error="E", parked_at=timezone.now())
+    engine.start("story:nap", seconds=60)
+    text = said("automation_health", max_failed=0)
+    assert "Healthy" not in text
+    assert text.startswith("No worker is alive; late:1 was seen last")
+    assert "Failed: 1 workflow run(s). Parked: 1 workflow run(s)." in text
+    assert "EXIT: 1 rows have failed, and --max-failed=0." in text
+    worker("idle")
+    assert said("automation_health").startswith("Healthy: nothing is overdue. 1 worker is alive.")
+
+
+def test_61_the_admin_says_which_workers_are_alive(client):
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    worker("idle", queues="workflows,agents")
+    worker("killed", seen_at=DatabaseNow() - DEAD_AFTER)
+    worker("ended", stopped_at=DatabaseNow(), worked={"events": 3})
+    page = client.get(url(Worker, "changelist")).content.decode()
+    rows = {found[0]: found[1:] for found in re.findall(r"(idle|killed|ended):1<.*?state\">(\w+).*?</tr>", page, re.S)}
+    assert rows == {"idle": ("alive",), "killed": ("dead",), "ended": ("stopped",)}
+    assert "workflows, agents" in page
+    assert client.get(url(Worker, "change", Worker.objects.latest("pk").pk)).status_code == 200
