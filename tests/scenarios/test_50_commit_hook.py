@@ -19,7 +19,7 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import set_executor
-from django_ai.automation.queues.lease import claim_these
+from django_ai.automation.queues.lease import claim_these, renew
 from tests.app.models import Reservation
 from tests.trouble import Together, until_someone_waits
 
@@ -181,3 +181,13 @@ def test_50_only_what_is_free_and_due_is_claimed(two):
     assert (stored.lease, stored.wake_at, stored.losses) == (found[0].lease, found[0].wake_at, 0)
     assert stored.lease
     assert stored.wake_at > now
+
+
+def test_50_a_heartbeat_passes_by_what_another_request_has_locked(two):
+    now = timezone.now()
+    rows = list(Event.objects.filter(declared_as="confirmed").order_by("pk"))
+    Event.objects.update(lease="mine", wake_at=now)
+    with transaction.atomic():
+        list(Event.objects.select_for_update().filter(pk=rows[0].pk))
+        Together(lambda: renew(rows, "mine", now)).join()
+    assert [row.wake_at > now for row in Event.objects.filter(declared_as="confirmed").order_by("pk")] == [False, True]

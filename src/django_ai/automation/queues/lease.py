@@ -387,11 +387,16 @@ def renew(rows: Sequence[Wakeable], lease: str, now: datetime) -> None:
     """Push the end of ``lease`` on rows in hand, of one kind. Fenced on the token; ``seq`` stays, so the worker notices
     nothing.
 
-    The token is given, not read from the rows: their worker may let go of them at this moment.
+    The token is given, not read from the rows: their worker may let go of them at this moment. Of several rows those
+    are passed by that somebody has locked, until the next beat: he may be waiting for the others.
     """
     model = type(rows[0])
-    manager = model._base_manager.using(alias_of(model))
-    manager.filter(pk__in=[row.pk for row in rows], lease=lease).update(wake_at=now + conf().LEASE)
+    mine = model._base_manager.using(alias_of(model)).filter(pk__in=[row.pk for row in rows], lease=lease)
+    if len(rows) == 1 or not connections[mine.db].features.has_select_for_update:
+        mine.update(wake_at=now + conf().LEASE)
+        return
+    with transaction.atomic(using=mine.db):
+        mine.filter(pk__in=list(unlocked(mine).values_list("pk", flat=True))).update(wake_at=now + conf().LEASE)
 
 
 def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -> int:
