@@ -85,6 +85,7 @@ def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatc
     assert Worker.objects.get().seen_at == stopped.seen_at
 
 
+@pytest.mark.alone
 def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye(tmp_path):
     log = tmp_path / "worker.log"
     with automation_worker(log, "--queues", "workflows") as process:
