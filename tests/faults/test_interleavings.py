@@ -181,9 +181,9 @@ def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
     hands.keep_for(timedelta(minutes=1))
     original = heartbeat.renew
 
-    def finish_first(row, lease, now):
+    def finish_first(rows, lease, now):
         row.perform(timezone.now)  # the worker finishes between the beat's look and its write
-        original(row, lease, now)
+        original(rows, lease, now)
 
     monkeypatch.setattr(heartbeat, "renew", finish_first)
     hands.beat()
