@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
@@ -62,13 +62,10 @@ def _keepers(names: dict[str, str]) -> Iterator[Run]:
         yield Run(f"{names[run.entity_id]}:keeper", run.status, run.data.get("tally", []), run.started_at, run.error)
 
 
-def is_quiet(horizon: timedelta) -> bool:
-    """Say whether nothing is due before ``horizon`` has passed, and nobody has anything in hand."""
-    soon = timezone.now() + horizon
-    return not any(
-        model._base_manager.filter(wake_at__lt=soon).exists() or model._base_manager.exclude(lease=None).exists()
-        for model in wakeables()
-    )
+def restless(horizon: timedelta) -> int:
+    """Return how many rows are due before ``horizon`` has passed, or in somebody's hands."""
+    moves = Q(wake_at__lt=timezone.now() + horizon) | Q(lease__isnull=False)
+    return sum(model._base_manager.filter(moves).count() for model in wakeables())
 
 
 def without_reason(now: datetime) -> list[str]:

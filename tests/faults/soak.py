@@ -38,6 +38,8 @@ from tests.servers import NoBinariesError, Server, private_mariadb, private_post
 from .nursery import ROOT, Nursery, group_of, is_alive, kill_group
 
 LEASE = 1.5
+PATIENCE = 120
+"""Seconds without progress after which it does not come to rest any more."""
 SKIP = 77
 """Exit code where the binaries of a server are missing."""
 
@@ -211,11 +213,11 @@ class Soak:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _settle(self) -> list[str]:
-        """Let the fire go out, and work until nothing is due. What was parked because its workers died is resumed, as
-        an operator would."""
+        """Let the fire go out, and work until nothing is due, however long that takes as long as it becomes less. What
+        was parked because its workers died is resumed, as an operator would."""
         from django.utils import timezone
 
-        from .reading import is_quiet, resume_lost, without_reason
+        from .reading import restless, resume_lost, without_reason
 
         self._stop_cluster()
         if self.restarting is not None:
@@ -223,14 +225,18 @@ class Soak:
         self.chooser.finish()
         for pid in self.pids:
             self._signal(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 120
+        least, deadline = float("inf"), time.monotonic() + PATIENCE
         while True:
             self._respawn()
             self.count["resumed"] += resume_lost()
-            if is_quiet(timedelta(hours=1)):
+            left = restless(timedelta(hours=1))
+            if not left:
                 return without_reason(timezone.now())
+            if left < least:
+                least, deadline = left, time.monotonic() + PATIENCE
             if time.monotonic() > deadline:
-                return [f"it does not come to rest within two minutes\n{self._logs()}", *without_reason(timezone.now())]
+                stuck = f"it does not come to rest: for two minutes {left} rows have been due or leased"
+                return [f"{stuck}\n{self._logs()}", *without_reason(timezone.now())]
             time.sleep(0.2)
 
     def _verdict(self, world: object) -> list[str]:
