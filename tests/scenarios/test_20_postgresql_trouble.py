@@ -201,7 +201,9 @@ def test_20_a_deadlock_chooses_the_step(gate, locker, two_rows):
 
     def work():
         with connection.cursor() as cursor:
-            cursor.execute("SET deadlock_timeout = '50ms'")  # who looks first finds itself in a circle, and gives way
+            # Each looks once, when it has waited for so long, and who finds itself in a circle gives way. By then the
+            # other must be waiting, too.
+            cursor.execute("SET deadlock_timeout = '2s'")
         return drain()
 
     worker = Together(work)
@@ -304,7 +306,7 @@ def test_20_a_deadlock_in_a_callback_costs_no_try(gate, two_rows):
 
     def work():
         with connection.cursor() as cursor:
-            cursor.execute("SET deadlock_timeout = '50ms'")
+            cursor.execute("SET deadlock_timeout = '2s'")
         return drain()
 
     worker = Together(work)
