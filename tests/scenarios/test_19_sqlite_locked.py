@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import Retry, complete, engine, step, workflow
 from django_ai.automation.events.models import Event
+from django_ai.automation.queues.checks import check_settings
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.tasks import drain_due
 from tests.app.models import Effect, Reservation
@@ -261,3 +262,24 @@ def test_19_a_nested_block_of_the_user_waits_no_second_time(written):
     assert effects() == ["outer", "outer", "first", "second"]
     assert run.wake_at is None
     assert timedelta(0) < run.finished_at - run.created_at
+
+
+def test_19_django_is_not_told_that_there_is_no_json():
+    """Its check asks for JSON in a transaction, which would wait for the lock: manage.py refused to start then."""
+    features = connection.features
+    was = features.__dict__.pop("supports_json_field", None)
+    try:
+        with locked():
+            assert features.supports_json_field
+    finally:
+        if was is not None:
+            features.__dict__["supports_json_field"] = was
+
+
+def test_19_a_wrong_setting_is_found_by_its_check_and_not_by_the_connection(settings):
+    connection.close()
+    settings.AUTOMATION = {"LEAS": 1}
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    assert [each.id for each in check_settings(None)] == ["automation.E001"]
+    connection.close()

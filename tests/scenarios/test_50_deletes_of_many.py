@@ -235,7 +235,21 @@ def test_50_one_definition_without_snapshot_fields_keeps_everything(declare):
     assert gone()[0].entity.note == "kept"
 
 
-@pytest.mark.parametrize("wrong", ["status", [], [1], 5])
+def test_50_definitions_that_need_no_field(declare):
+    declare(
+        Reservation,
+        EventDefinition("confirmed", snapshot_fields=["pk"]),
+        EventDefinition("gone", trigger="delete", snapshot_fields=[]),
+    )
+    assert [each for each in check_definitions(None) if each.obj is Reservation] == []
+    stay = Reservation.objects.create(note="long")
+    pk = stay.pk
+    stay.delete()
+    assert gone()[0].snapshot.data["fields"] == {}
+    assert gone()[0].entity.pk == pk
+
+
+@pytest.mark.parametrize("wrong", ["status", "", [1], [""], 5])
 def test_50_snapshot_fields_lists_names(wrong):
     with pytest.raises(DefinitionError, match="snapshot_fields="):
         EventDefinition("gone", snapshot_fields=wrong)

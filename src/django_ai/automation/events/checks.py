@@ -193,8 +193,8 @@ def _check_field_names(model: type[models.Model], declared: Declared) -> Iterato
                 obj=model,
                 id="automation.E108",
             )
-    for name in definition.snapshot_fields or ():
-        if name not in columns and name not in attributes:
+    for name in definition.snapshot_fields:
+        if name != "pk" and name not in columns and name not in attributes:
             yield Error(
                 f"{model._meta.label}: snapshot_fields= of the event {definition.name!r} names {name!r}, which is no "
                 "column of it.",

@@ -64,7 +64,8 @@ class EventDefinition:
     first save that the definition sees is recorded and does not occur. ``"fire"``: it occurs at that save.
 
     ``snapshot_fields``: names of fields. When an entity is deleted, its events keep a snapshot of it, one for all of
-    them, for those who react later; it holds the fields that its definitions name here (default: every column).
+    them, for those who react later; it holds the key and the fields that its definitions name here (default: every
+    column; ``[]``: this definition needs none).
 
     Raises ``DefinitionError`` for arguments that make no sense.
     """
@@ -112,9 +113,9 @@ class EventDefinition:
             raise DefinitionError(f'{what}: existing={existing!r} must be "baseline" or "fire".')
         self.existing = existing
         self.watch_fields = _field_names(watch_fields, f"{what}: watch_fields") if watch_fields is not None else ()
-        self.snapshot_fields = (
-            None if snapshot_fields is None else _field_names(snapshot_fields, f"{what}: snapshot_fields")
-        )
+        is_given = snapshot_fields is not None and snapshot_fields not in ([], (), set())
+        self.snapshot_fields = _field_names(snapshot_fields, f"{what}: snapshot_fields") if is_given else ()
+        self.keeps_all = snapshot_fields is None
         self.triggers = _triggers(trigger, bool(self.watch_fields), what)
         if self.triggers and date_field is not None:
             raise DefinitionError(
@@ -281,10 +282,10 @@ def kept_fields(model: type[models.Model]) -> set[str] | None:
     """Return the names of the fields that a snapshot of a deleted ``model`` holds; None: all of them."""
     kept: set[str] = set()
     for declared in declared_on(model):
-        names = declared.definition.snapshot_fields
-        if names is None:
+        definition = declared.definition
+        if definition.keeps_all:
             return None
-        kept |= {model._meta.get_field(name).name for name in names}
+        kept |= {model._meta.get_field(name).name for name in definition.snapshot_fields if name != "pk"}
     return kept
 
 

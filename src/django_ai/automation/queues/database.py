@@ -10,8 +10,10 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
+from django.utils.functional import cached_property
 
 from ..conf import conf
+from ..exceptions import SettingsError
 from .lease import alias_of
 from .registry import wakeables
 
@@ -105,6 +107,14 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, InterfaceError | OperationalError)
 
 
+def fix_for(error: BaseException) -> str:
+    """Return what to do about an error of the database, where that is known."""
+    cause: Any = error.__cause__
+    is_missing = getattr(cause, "sqlstate", None) == "42P01" or getattr(cause, "args", ())[:1] == (1146,)
+    is_ours = "automation_" in str(error) and (is_missing or "no such table" in str(error))
+    return " Have the migrations been applied? Run: python manage.py migrate" if is_ours else ""
+
+
 def let_go_of_broken(connection: BaseDatabaseWrapper) -> None:
     """Close ``connection`` after a failure if it is of no use any more; the next query makes a new one."""
     if not connection.in_atomic_block:
@@ -141,8 +151,11 @@ def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
     models = wakeables()
     if connection.vendor != "sqlite" or not models or connection.alias != alias_of(models[0]):
         return
-    if not conf().SQLITE_TUNING:
-        return
+    try:
+        if not conf().SQLITE_TUNING:
+            return
+    except SettingsError:
+        return  # Django's checks connect before ours says what is wrong
     options = connection.settings_dict.get("OPTIONS", {})
     if options.get("transaction_mode") is None:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
@@ -155,5 +168,22 @@ def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
                 cursor.execute("PRAGMA journal_mode = WAL")
 
 
+def _supports_json(features: Any) -> bool:
+    with features.connection.cursor() as cursor:
+        try:
+            cursor.execute("SELECT JSON('{}')")
+        except OperationalError:
+            return False
+    return True
+
+
 def connect_tuning() -> None:
     connection_created.connect(tune_sqlite, dispatch_uid="django_ai.automation.tune_sqlite")
+    if any(each.vendor == "sqlite" for each in connections.all()):
+        from django.db.backends.sqlite3.features import DatabaseFeatures
+
+        # Django asks in a transaction, which waits for the write lock where it is IMMEDIATE, and takes "database is
+        # locked" for "no JSON".
+        probe: Any = cached_property(_supports_json)
+        probe.__set_name__(DatabaseFeatures, "supports_json_field")
+        DatabaseFeatures.supports_json_field = probe  # type: ignore[method-assign]

@@ -9,12 +9,21 @@ from __future__ import annotations
 import unicodedata
 
 LONGEST_LINE = 2_000
+PYDANTICS_PAGE = "For further information visit https://errors.pydantic.dev/"
 
 
 def last_line(error: str) -> str:
-    """Return the end of a traceback or reason: the line that says what happened, safe to print."""
-    lines = error.strip().splitlines()
-    return one_line(lines[-1]) if lines else ""
+    """Return the end of a traceback or reason: the line that says what happened, safe to print.
+
+    Of Pydantic's errors that is the last field with what is wrong with it, and not the address of a page about it.
+    """
+    lines = [line for line in error.strip().splitlines() if not line.strip().startswith(PYDANTICS_PAGE)]
+    if not lines:
+        return ""
+    last = lines[-1]
+    if last.startswith("  ") and len(lines) > 1 and "[type=" in last:
+        last = f"{lines[-2].strip()}: {last.strip()}"
+    return one_line(last)
 
 
 def one_line(text: object) -> str:

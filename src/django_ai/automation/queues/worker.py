@@ -26,6 +26,7 @@ from django.utils import timezone
 
 from . import pulse
 from .attempt import BrokenOffError
+from .database import fix_for
 from .drain import drain
 from .heartbeat import enlist, give_back, in_hand
 from .maintenance import begin
@@ -100,7 +101,7 @@ class Shift:
                 _freshen()
                 return
         except DatabaseTrouble as error:
-            logger.warning("The worker could not use the database, and tries again: %s", error)
+            logger.warning("The worker could not use the database, and tries again: %s%s", error, fix_for(error))
             self._watch.recover()
             pause = max(self._watch.poll, TROUBLE)
         if not self.stopping:
