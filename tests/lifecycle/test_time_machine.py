@@ -191,6 +191,10 @@ def test_advance_wants_a_duration(machine):
     for go in (lambda: machine.advance(), lambda: machine.advance(DAY, hours=1)):
         with pytest.raises(DefinitionError, match="either a timedelta or units"):
             go()
+    for wrong in (5, 0, "1 day", NOON):
+        with pytest.raises(DefinitionError, match=r"a timedelta, a relativedelta or units.*days=1"):
+            machine.advance(wrong)
+    assert machine.now == NOON
     with pytest.raises(TypeError):
         machine.advance(fortnights=1)
 

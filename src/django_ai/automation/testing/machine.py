@@ -89,6 +89,10 @@ class TimeMachine:
         """
         if (by is None) == (not units):
             raise DefinitionError("advance() takes either a timedelta or units, as in advance(days=1, hours=3).")
+        if by is not None and not isinstance(by, timedelta | relativedelta):
+            raise DefinitionError(
+                f"advance({by!r}): give a timedelta, a relativedelta or units, as in advance(days=1, hours=3)."
+            )
         return self.advance_to(shift(self.now, timedelta(**units) if by is None else by), raise_errors=raise_errors)
 
     def advance_to(self, target: datetime | str, *, raise_errors: bool | None = None) -> int:
