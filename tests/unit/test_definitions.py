@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import timedelta
 
 import pytest
@@ -94,6 +95,138 @@ def test_callbacks_refuse_nonsense(arguments, named):
     with pytest.raises(DefinitionError) as raised:
         on_event("a", **arguments)(lambda event: None)
     assert named in str(raised.value)
+
+
+def nothing():
+    pass
+
+
+def keyword(*, event):
+    pass
+
+
+class Heard:
+    def __call__(self, event):
+        pass
+
+    def method(self, event):
+        pass
+
+    @staticmethod
+    def static(event):
+        pass
+
+    @classmethod
+    def by_class(cls, event):
+        pass
+
+    def __init__(self, event=None):
+        pass
+
+
+class Deaf:
+    def __call__(self):
+        pass
+
+
+CALLBACKS = [on_event, on_event_created, on_event_cancelled]
+
+
+@pytest.mark.parametrize("decorator", CALLBACKS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        nothing,
+        keyword,
+        lambda event, run: None,
+        Deaf(),
+        Heard.method,
+        staticmethod(nothing),
+        functools.partial(Heard.static, 1),
+        functools.partial(Heard.static, event=1),
+    ],
+)
+def test_a_callback_that_cannot_take_the_event_is_refused(decorator, function):
+    with pytest.raises(DefinitionError, match=rf"@{decorator.__name__}\('a'\): .* is called with \(event\)"):
+        decorator("a", name="x")(function)
+
+
+def wrapper(*args):
+    """Takes what it wraps does not: it is the wrapper that is called."""
+    return nothing()
+
+
+@pytest.mark.parametrize("decorator", CALLBACKS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda event: None,
+        lambda other, /, more=1, *, most=2: None,
+        lambda event=None: None,
+        lambda *args: None,
+        lambda *args, **kwargs: None,
+        functools.partial(lambda first, event: None, 1),
+        functools.partial(lambda event, run: None, run=1),
+        functools.wraps(nothing)(wrapper),
+        Heard(),
+        Heard,
+        Heard().method,
+        Heard.static,
+        staticmethod(Heard.static),
+        Heard.by_class,
+        print,
+        str,
+        dict.fromkeys,
+    ],
+)
+def test_a_callback_that_can_take_the_event_is_taken(decorator, function):
+    decorator("a", name="x")(function)
+
+
+@pytest.mark.parametrize("function", [Heard(), functools.partial(Heard.static)])
+def test_a_callback_without_a_name_of_its_own_is_given_one(function):
+    with pytest.raises(DefinitionError, match=r"@on_event\('a'\): .* has no name of its own; give name="):
+        on_event("a")(function)
+
+
+def failing(method):
+    """Return a workflow of which ``method`` is the ``@on_fail``."""
+    return workflow("fails")(flow("Fails", failed=method))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        on_fail(lambda self: None),
+        on_fail(lambda: None),
+        on_fail(lambda self, run, error: None),
+        staticmethod(on_fail(lambda: None)),
+        classmethod(on_fail(lambda cls: None)),
+        on_fail(functools.partial(lambda: None)),
+        on_fail(Deaf()),
+    ],
+)
+def test_an_on_fail_that_cannot_take_the_error_is_refused(method):
+    with pytest.raises(
+        DefinitionError, match=r"@workflow\('fails'\) on Fails: @on_fail: .* is called with \(.*error\)"
+    ):
+        failing(method)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        on_fail(lambda self, error: None),
+        on_fail(lambda self, error=None, *, more=1: None),
+        on_fail(lambda *args: None),
+        staticmethod(on_fail(lambda error: None)),
+        classmethod(on_fail(lambda cls, error: None)),
+        on_fail(functools.partial(lambda first, error: None, 1)),
+        on_fail(Heard()),
+    ],
+)
+def test_an_on_fail_that_can_take_the_error_is_taken(method):
+    assert failing(method).__workflow__.on_fail == "failed"
 
 
 def test_two_functions_of_one_name_on_one_event_are_refused():

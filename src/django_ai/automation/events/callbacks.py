@@ -15,7 +15,7 @@ from ..conf import conf
 from ..exceptions import DefinitionError
 from ..queues.classes import is_same_place
 from ..queues.clock import Offset, beat_key, check_duration, check_offset, check_recheck
-from ..queues.plain import check_plain
+from ..queues.plain import check_plain, check_takes
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
 from .names import check_namespace, check_subscription
@@ -89,7 +89,7 @@ def on_event(
     name: str | None = None,
     namespace: str | None = None,
 ) -> Callable[[F], F]:
-    """Call the decorated function with the ``Event`` when ``event_name`` occurs.
+    """Call the decorated function with the ``Event``, and nothing else, when ``event_name`` occurs.
 
     ``event_name``: of one event, or of many with ``*`` for any text (``"task_done:*"``, ``"*"``). ``offset``: that
     much before (negative) or after the event's date, a timedelta or relativedelta. ``recheck``: ask the event's
@@ -114,7 +114,8 @@ def on_event_created(
     name: str | None = None,
     namespace: str | None = None,
 ) -> Callable[[F], F]:
-    """Call the decorated function when an event ``event_name`` has been recorded, long before it occurs perhaps.
+    """Call the decorated function with the ``Event`` when an event ``event_name`` has been recorded, long before it
+    occurs perhaps.
 
     The arguments are those of ``on_event``.
     """
@@ -130,8 +131,8 @@ def on_event_cancelled(
     name: str | None = None,
     namespace: str | None = None,
 ) -> Callable[[F], F]:
-    """Call the decorated function when a pending event ``event_name`` is cancelled: its entity was deleted, or
-    ``event.cancel()`` was called. ``event.entity`` is then a snapshot.
+    """Call the decorated function with the ``Event`` when a pending event ``event_name`` is cancelled: its entity was
+    deleted, or ``event.cancel()`` was called. ``event.entity`` is then a snapshot.
 
     The arguments are those of ``on_event``.
     """
@@ -165,6 +166,9 @@ def _register(
         if not callable(function):
             raise DefinitionError(f"{what} decorates a function, not {function!r}.")
         check_plain(function, what)
+        check_takes(function, what, "event")
+        if not name and not hasattr(function, "__qualname__"):
+            raise DefinitionError(f"{what}: {function!r} has no name of its own; give name=.")
         callback = Callback(
             name=name or f"{function.__module__}.{function.__qualname__}",
             event_name=event_name,

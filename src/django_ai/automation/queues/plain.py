@@ -1,4 +1,5 @@
-"""Refuses functions that a call does not run: a coroutine or generator function returns at once, with nothing done."""
+"""Refuses functions that a call does not run: a coroutine or generator function returns at once, with nothing done, and
+one that cannot take what it is given raises at each call."""
 
 from __future__ import annotations
 
@@ -21,6 +22,25 @@ def check_plain(function: Any, what: str) -> None:
             f"{what}: {name} must be a plain function, not async or a generator: a call would run nothing. "
             "Call async code in it with asgiref.sync.async_to_sync."
         )
+
+
+def check_takes(function: Any, what: str, *arguments: str) -> None:
+    """Raise ``DefinitionError`` if ``function`` cannot be called with ``arguments``, by position. What says nothing of
+    its parameters is taken."""
+    called = function.__func__ if isinstance(function, staticmethod) else function
+    try:
+        # What is called is a wrapper itself, and not what it wraps.
+        signature = inspect.signature(called, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", None) or repr(function)
+        given = ", ".join(arguments)
+        raise DefinitionError(
+            f"{what}: {name} takes {signature}, and is called with ({given}): {error}. Let it take ({given})."
+        ) from None
 
 
 def _inside(function: Any) -> list[Any]:

@@ -5,6 +5,7 @@ A definition is immutable. The register knows every name and version; a run keep
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from ..queues.classes import is_same_place
 from ..queues.clock import Offset, check_duration, check_offset, check_recheck
 from ..queues.contexts import context_class, make_context
-from ..queues.plain import check_plain
+from ..queues.plain import check_plain, check_takes
 from ..queues.registry import declare_timeout
 from ..queues.retry import Retry
 from ..queues.versions import Migration, check_version, is_newer, migration_of, version_order
@@ -293,6 +294,8 @@ def _register(
     hooks = [attribute for attribute in dir(cls) if getattr(getattr(cls, attribute), "__on_fail__", False)]
     if len(hooks) > 1:
         raise DefinitionError(f"{what}: only one method can be @on_fail; these are: {', '.join(map(repr, hooks))}.")
+    if hooks:
+        _check_hook(inspect.getattr_static(cls, hooks[0]), f"{what}: @on_fail")
     definition = WorkflowDefinition(
         name=name,
         version=check_version(version, what),
@@ -313,6 +316,16 @@ def _register(
         )
     register(definition)
     cls.__workflow__ = definition  # type: ignore[attr-defined]
+
+
+def _check_hook(method: Any, what: str) -> None:
+    """Raise ``DefinitionError`` if what the class keeps as its ``@on_fail`` cannot be called with the error."""
+    if inspect.isfunction(method):
+        check_takes(method, what, "self", "error")
+    elif isinstance(method, classmethod):
+        check_takes(method.__func__, what, "cls", "error")
+    elif isinstance(method, staticmethod | functools.partial) or not hasattr(type(method), "__get__"):
+        check_takes(method, what, "error")
 
 
 def _steps_of(cls: type) -> dict[str, StepDefinition]:
@@ -361,9 +374,9 @@ def step(
 
 
 def on_fail(method: F) -> F:
-    """Declare a method that is called with the error when its run has failed for good.
+    """Declare a method ``(self, error)`` that is called when its run has failed for good.
 
-    The error is a text: the reason given to ``fail()``, or the traceback of the last try, whose last line names it. It
+    ``error`` is a text: the reason given to ``fail()``, or the traceback of the last try, whose last line names it. It
     runs in the transaction that ends the run, so its database writes commit with the failure. What it raises is logged
     and changes nothing.
     """
