@@ -4,6 +4,8 @@ event is parked.
 
 from __future__ import annotations
 
+import logging
+import re
 from datetime import timedelta
 
 import pytest
@@ -308,3 +310,101 @@ def test_a_lost_connection_of_our_own_is_the_savers(closed):
     with pytest.raises(OperationalError, match="server closed"):
         Ticket.objects.create()
     assert not Ticket.objects.exists()
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+EVIL = "away\x1b[2J\nevent 'x' occurred"
+SAID = re.compile(r"event '(?P<name>\w*)' of app\.ticket \S+ failed after \d+\.\d{3} s: (?P<error>.*)")
+
+
+@pytest.fixture
+def said(caplog):
+    """What the log says of attempts that failed, oldest first: the name of the event and the error."""
+    caplog.set_level(logging.INFO, "django_ai.automation")
+
+    def read():
+        warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+        caplog.clear()
+        return [SAID.fullmatch(each).group("name", "error") for each in warnings]
+
+    return read
+
+
+@pytest.mark.parametrize("asked", ["condition", "namespace"])
+def test_what_raises_is_logged_in_the_save_and_at_each_attempt(asked, declare, work, said, caplog):
+    flaky = Flaky("north")
+    flaky.error, flaky.failures = ConnectionError(EVIL), 5
+    declare(Ticket, EventDefinition("boom", **{asked: flaky}))
+    Ticket.objects.create()
+    line = ("boom", "ConnectionError: away\\x1b[2J\\nevent 'x' occurred")
+    assert said() == [line]
+    event = Event.objects.get()
+    for _ in range(4):
+        event.refresh_from_db()
+        assert event.status == "pending"
+        work(event.wake_at)
+        event.refresh_from_db()
+        if event.status == "parked":
+            assert [each.levelname for each in caplog.records] == ["WARNING", "ERROR"]
+        assert said() == [line]
+    assert (event.status, flaky.failures) == ("parked", 0)
+
+
+def test_a_payload_that_raises_is_logged_at_each_attempt(event, work, payload, said, caplog):
+    payload.failures = 5
+    use_up_attempts(event, work)
+    assert [each.levelname for each in caplog.records] == ["WARNING"] * 5 + ["ERROR"]
+    assert said() == [("ticket_due", "ConnectionError: the price service is away")] * 5
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_save_that_raises_again_is_logged_though_it_writes_nothing(closed, work, said, is_listed):
+    ticket, event = saved(closed, 9)
+    use_up_attempts(event, work)
+    assert len(said()) == 5
+    ticket.save(update_fields=["title"] if is_listed else None)
+    assert said() == [("ticket_closed", "ConnectionError: the price service is away")]
+    event.refresh_from_db()
+    assert event.status == "parked"
+
+
+def test_a_reconciliation_does_not_log_what_it_does_not_write(declare, condition, work, clock, said):
+    declare(Ticket, EventDefinition("ticket_due", condition, date_field="due_at"))
+    _, event = saved(condition, 99, due_at=clock() + HOUR)
+    use_up_attempts(event, work)
+    assert len(said()) == 5
+    reconcile_dates(clock())
+    assert said() == []
+
+
+def test_an_old_row_whose_condition_raises_is_logged(declare, closed, said):
+    declare(Ticket)
+    ticket = Ticket.objects.create(open=False)
+    declare(Ticket, EventDefinition("ticket_closed", closed))
+    closed.failures = 1
+    ticket.save()
+    assert len(said()) == 1
+
+
+def test_what_a_fixture_makes_raise_is_not_logged(closed, said):
+    closed.failures = 1
+    Ticket(open=False).save_base(raw=True)
+    assert (said(), closed.failures) == ([], 0)
+
+
+@pytest.mark.parametrize("name", ["condition", "payload"])
+def test_what_a_deletion_makes_raise_is_logged_once(name, declare, condition, payload, request, said):
+    declare(Ticket, EventDefinition("ticket_gone", condition, trigger="delete", payload=payload))
+    ticket = Ticket.objects.create()
+    request.getfixturevalue(name).failures = 1
+    ticket.delete()
+    assert said() == [("ticket_gone", "ConnectionError: the price service is away")]
+
+
+def test_a_condition_that_raises_for_a_planned_run_is_logged(planned, work, condition, caplog):
+    condition.failures = 1
+    work()
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    assert str(planned) in caplog.text
+    assert "the price service is away" in caplog.text

@@ -718,12 +718,59 @@ def test_several_errors_come_as_a_group(machine):
 
 
 def test_a_parked_row_is_an_error(machine, declare):
-    declare(Ticket, EventDefinition("ticket_due", date_field="due_at", payload=lambda ticket: {"n": 1 / 0}))
+    declare(Ticket, EventDefinition("ticket_due", date_field="due_at"))
     Ticket.objects.create(due_at=NOON + HOUR)
-    with pytest.raises(AssertionError, match=r"(?s)ticket_due.*was parked at 2030-01-07T13:00.*ZeroDivisionError"):
-        machine.advance(hours=2, raise_errors=True)
+    declare(Ticket)
+    with pytest.raises(AssertionError, match=r"(?s)ticket_due.*was parked at 2030-01-07T13:00.*UnknownEventError"):
+        machine.advance(hours=1, raise_errors=True)
     assert issubclass(ParkedRowError, AutomationError)
     machine.process(raise_errors=True)
+
+
+def broken(entity):
+    raise LookupError(entity.title)
+
+
+@pytest.mark.parametrize("asked", ["condition", "namespace", "payload"])
+def test_what_an_event_asks_in_a_save_or_later_is_an_error(machine, declare, asked):
+    declare(Ticket, EventDefinition("boom", **{asked: broken}))
+    Ticket.objects.create(title="a")
+    with pytest.raises(LookupError, match="a") as caught:
+        machine.process(raise_errors=True)
+    assert [*machine.errors] == [caught.value]
+    machine.process(raise_errors=True)  # once
+    with pytest.raises(ExceptionGroup) as group:
+        machine.advance(hours=1, raise_errors=True)
+    # The last of five parks it: its own error says more than that.
+    assert [type(each) for each in group.value.exceptions] == [LookupError] * 4
+    assert [*machine.errors] == [caught.value, *group.value.exceptions]
+    assert Event.objects.get().status == "parked"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "status"),
+    [
+        ("at:{{ instance.title.year }}", AttributeError, "pending"),
+        (f"{'x' * 170}{{{{ instance.title }}}}", DefinitionError, "parked"),
+    ],
+    ids=["raises", "is too long"],
+)
+def test_a_name_that_raises_or_is_refused_is_an_error(machine, declare, name, error, status):
+    declare(Ticket, EventDefinition(name))
+    Ticket.objects.create(title="a" * 40)
+    with pytest.raises(error) as caught:
+        machine.process(raise_errors=True)
+    assert [*machine.errors] == [caught.value]
+    assert Event.objects.get().status == status
+
+
+def test_a_save_that_raises_again_before_a_worker_has_asked_is_an_error(db, declare):
+    declare(Ticket, EventDefinition("boom", broken))
+    ticket = Ticket.objects.create(title="a")
+    with machine_at(raise_errors=True) as machine:
+        ticket.save()
+        with pytest.raises(LookupError, match="a"):
+            machine.process()
 
 
 def test_a_row_that_its_own_error_parked_is_raised_once(machine):

@@ -14,6 +14,7 @@ row then is who deletes it.
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ from .callbacks import CANCELLED
 from .definitions import Declared, EventTrigger, declared_on
 from .listeners import listeners
 from .models import Event, EventStatus, Snapshot, active_key, take_snapshot
-from .occurrence import extra_payload
+from .occurrence import Trouble, extra_payload
 from .recorder import FOR_GOOD, Wanted, ask, condition_of, follow, new_row, refuse_other_database
 from .timing import hears, skip_note, unfired
 
@@ -231,6 +232,7 @@ def _deletions_of(entity: models.Model, declared: Iterable[Declared], now: datet
         row.active_key, row.entity = None, entity
         if row.status == EventStatus.PENDING:
             # The payload is asked for now, while what the entity belongs to may still be there.
+            started = time.monotonic()
             with told_apart(connections[alias_of(Event)]) as is_ours:
                 try:
                     with condition_of(entity):
@@ -238,6 +240,7 @@ def _deletions_of(entity: models.Model, declared: Iterable[Declared], now: datet
                 except Exception as raised:
                     if is_ours(raised):
                         raise
+                    row.trouble = Trouble(raised, time.monotonic() - started)
                     what = f"The payload function of {definition!r} raised{FOR_GOOD}"
                     row.set_parked(storable(f"{what}\n{traceback.format_exc()}"), now)
         yield row

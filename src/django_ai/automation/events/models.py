@@ -58,6 +58,7 @@ from .names import pattern_of
 
 if TYPE_CHECKING:
     from .callbacks import Callback
+    from .occurrence import Trouble
 
 
 class EventStatus(models.TextChoices):
@@ -158,6 +159,9 @@ class Event(Wakeable):
                 fields=["snapshot"], name="automation_event_snapshot", condition=models.Q(snapshot__isnull=False)
             ),
         ]
+
+    trouble: Trouble | None = None
+    """What its definition raised in the save that writes this row. Not stored."""
 
     def __str__(self) -> str:
         return f"event {self.event_name!r} of {self.entity_type} {self.entity_id}"

@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,10 +36,11 @@ from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import is_working, keep_lease_for
 from ..queues.jsontext import encode, storable
 from ..queues.lease import advance, advance_together, alias_of, claim_these, disturb, insert_ignoring, unlocked
+from ..queues.models import Wakeable
 from ..queues.parking import because, parked
 from ..queues.retry import Retry
 from ..queues.session import kept_session
-from ..queues.signals import row_parked
+from ..queues.signals import attempt_finished, row_parked
 from ..queues.writer import from_writer
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
@@ -119,6 +121,18 @@ class _Added:
 _batches: WeakKeyDictionary[BaseDatabaseWrapper, CommitBatch] = WeakKeyDictionary()
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What a function of the project raised that a row asked, and after how many seconds. ``tell`` says so, to those
+    who hear of attempts: that is what it was."""
+
+    error: Exception
+    seconds: float
+
+    def tell(self, row: Wakeable) -> None:
+        attempt_finished.send_robust(type(row), row=row, error=self.error, seconds=self.seconds)
+
+
 @dataclass(slots=True)
 class Reading:
     """What one event row does now."""
@@ -132,6 +146,7 @@ class Reading:
     gone: bool = False
     rests: bool = False
     known: bool = False
+    trouble: Trouble | None = None
 
     @property
     def arrives(self) -> tuple[str, ...]:
@@ -151,6 +166,8 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
         readings = list(_read_all(events, now))
     kept = _occur(readings, now)
     for reading in kept:
+        if reading.trouble is not None:
+            reading.trouble.tell(reading.event)
         if reading.event.status == EventStatus.PARKED and not reading.known:
             row_parked.send_robust(Event, row=reading.event, reason=reading.event.error)
     _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock)
@@ -218,6 +235,7 @@ def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool])
         return _settled(reading, now)
     if event.attempt:
         event.error = ""
+    started = time.monotonic()
     try:
         # A deletion is final: its condition was asked then.
         at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
@@ -246,7 +264,7 @@ def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool])
     except Exception as error:
         if is_ours(error):
             raise  # nobody's fault: the row is looked at again when its lease runs out
-        return _failed(event, error, now)
+        return _failed(event, Trouble(error, time.monotonic() - started), now)
     if _hears_now(event, CREATED):
         reading.beats.insert(0, CREATED)
     beats = [beat for beat in reading.beats if beat not in (CREATED, CANCELLED)]
@@ -328,14 +346,15 @@ RETRY = Retry(max_attempts=5)
 """How often a condition or payload that raises is asked again before its event is parked."""
 
 
-def _failed(event: Event, error: Exception, now: datetime) -> Reading:
+def _failed(event: Event, trouble: Trouble, now: datetime) -> Reading:
     """Ask again after a backoff, or park the event. What this package refuses is refused again: that parks at once."""
+    error = trouble.error
     delay = None if isinstance(error, AutomationError) else RETRY.delay(event.attempt + 1)
     if delay is None:
-        return _parked(event, trace_of(error), now, for_code=False)
+        return replace(_parked(event, trace_of(error), now, for_code=False), trouble=trouble)
     _as_stored(event)
     changes = {"attempt": event.attempt + 1, "error": storable(trace_of(error)), "wake_at": now + delay, "lease": None}
-    return Reading(event, None, changes)
+    return Reading(event, None, changes, trouble=trouble)
 
 
 def _parked(event: Event, reason: str, now: datetime, *, for_code: bool) -> Reading:

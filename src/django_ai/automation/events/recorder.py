@@ -10,6 +10,7 @@ dies in between, a worker does it.
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ from .definitions import (
 from .listeners import listeners
 from .matching import canonical
 from .models import Event, EventStatus, active_key
-from .occurrence import RETRY, CommitBatch
+from .occurrence import RETRY, CommitBatch, Trouble
 from .stored import may_differ
 from .timing import hears, held_back, lies_ahead, moves_again, next_wake, plan_of, skip_note, too_late, unfire, unfired
 
@@ -55,9 +56,9 @@ FOR_GOOD = " at a deletion, and cannot be asked again: the row is gone."
 class Wanted:
     """What an entity says about one of its events now. ``at`` and ``watched`` are UNKNOWN where the save did not touch
     the date or the watched fields. ``write``: which kind of write this is, if the definition counts writes of its kind;
-    ``armed`` then says whether the condition held at it. ``error``: what a function of the project raised, and
-    ``may_pass``: another time it may not. ``already``: it held before the save that first shows the entity to this
-    definition."""
+    ``armed`` then says whether the condition held at it. ``error`` and ``trouble``: what a function of the project
+    raised, and ``may_pass``: another time it may not. ``already``: it held before the save that first shows the entity
+    to this definition."""
 
     declared: Declared
     entity_id: str
@@ -69,6 +70,7 @@ class Wanted:
     write: EventTrigger | None = None
     error: str = ""
     may_pass: bool = False
+    trouble: Trouble | None = None
     already: bool = False
 
     @property
@@ -116,6 +118,8 @@ def record(
         if update_fields is not None or read_before or any(each.definition.watch_fields for each in wanted):
             doubtful = {each.entity_id for each in wanted if each.key not in known or _differs(known[each.key], each)}
             if not doubtful:
+                if not read_before:
+                    _tell_again([(known[each.key], each) for each in wanted])
                 return 0
             # The instance may hold values that this save left out, that were changed since it was read, or that the
             # database rounds; what counts is what is in the table.
@@ -204,6 +208,7 @@ def _wanted(
 def ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
     """Ask the functions of the definition. What they raise is the event's trouble and never the save's."""
     definition = wanted.definition
+    started = time.monotonic()
     with told_apart(connections[alias_of(Event)]) as is_ours:
         try:
             with condition_of(entity):
@@ -219,6 +224,7 @@ def ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
             is_last = wanted.write == EventTrigger.DELETE
             what = f"A function of {definition!r} raised{FOR_GOOD if is_last else ':'}"
             wanted.error = "" if raw else storable(f"{what}\n{traceback.format_exc()}")
+            wanted.trouble = None if raw else Trouble(raised, time.monotonic() - started)
             wanted.may_pass = not isinstance(raised, AutomationError) and not is_last
 
 
@@ -372,6 +378,7 @@ def new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) ->
         caused_by=cause.label if cause else "",
         depth=cause.depth if cause else 0,
     )
+    row.trouble = wanted.trouble
     if wanted.error and not wanted.may_pass:
         row.set_parked(wanted.error, now)
     elif wanted.already:
@@ -421,7 +428,7 @@ def _occurs_at_commit(row: Event, now: datetime) -> bool:
 
 
 def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
-    changed, renewed = [], []
+    changed, renewed, same = [], [], []
     for known, wanted in pairs:
         row: Event | None = known
         for _ in range(TRIES):
@@ -431,6 +438,7 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
                     renewed.append(row)
                     break
             elif not _differs(row, wanted):
+                same.append((row, wanted))
                 break
             elif _is_another(row, wanted, now):
                 new = _renew(row, wanted, now)
@@ -448,7 +456,15 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
             )
     follow(changed, now, fresh=False)
     follow(renewed, now, fresh=True)
+    _tell_again(same)
     return len(changed) + len(renewed)
+
+
+def _tell_again(pairs: Iterable[tuple[Event, Wanted]]) -> None:
+    """Say what has raised in a save that writes nothing: a worker is about to ask again, or the event is parked."""
+    for row, wanted in pairs:
+        if wanted.trouble is not None:
+            wanted.trouble.tell(row)
 
 
 WRITTEN = (
@@ -554,6 +570,7 @@ def _renew(row: Event, wanted: Wanted, now: datetime) -> Event | None:
 
 def _adopt(row: Event, wanted: Wanted, now: datetime) -> None:
     """Take over what the entity says now."""
+    row.trouble = wanted.trouble
     definition, at = wanted.definition, _date(row, wanted)
     armed, counts = wanted.armed, bool(definition.triggers) and _counts(row, wanted)
     if wanted.watched is not UNKNOWN:
@@ -602,6 +619,8 @@ def follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
     if not rows:
         return
     for row in rows:
+        if row.trouble is not None:
+            row.trouble.tell(row)
         if row.status == EventStatus.PARKED:
             row_parked.send_robust(Event, row=row, reason=row.error)
     for listener in listeners():

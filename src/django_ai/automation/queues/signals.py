@@ -1,6 +1,7 @@
 """Life-cycle signals of the engine. Logs, metrics and traces listen here; the engine itself does no logging.
 
-``attempt_finished(sender=model, row, error, seconds)``: user code of a row ran; ``error`` is its exception or None.
+``attempt_finished(sender=model, row, error, seconds)``: user code of a row ran; ``error`` is its exception or None. Of
+what an event asks (its condition, name, namespace, payload) only an exception is told; one in a save before its commit.
 ``row_failed(sender=model, row, reason)``: a run, callback or handler has failed for good: no attempt follows. Sent
 after the commit; alerts listen here.
 ``row_parked(sender=model, row, reason)``: a row needs a person.

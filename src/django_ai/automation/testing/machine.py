@@ -42,8 +42,9 @@ Move = Callable[[datetime], None]
 class TimeMachine:
     """What a test has in its hands while ``time_machine`` is on.
 
-    ``errors``: every exception that a step, callback or handler raised since the machine was switched on, and those of
-    the engine itself, in order. The assertions are here too, for those who like one name.
+    ``errors``: every exception that a step, callback or handler raised since the machine was switched on, or a
+    condition, name, namespace or payload of an event, in a ``save()`` or later, and those of the engine itself, in
+    order. The assertions are here too, for those who like one name.
     """
 
     assert_occurred = staticmethod(assert_occurred)
@@ -144,8 +145,8 @@ def time_machine(start: datetime | str | None = None, *, raise_errors: bool = Fa
     """Stop time in this process, and yield the ``TimeMachine`` that moves it.
 
     ``start``: a datetime, or an ISO text, with a time zone (default: the present moment). ``raise_errors``: let
-    ``process`` and ``advance`` raise what steps, callbacks and handlers raised, and ``ParkedRowError`` for rows that
-    were parked, once everything that was due is done and its state committed.
+    ``process`` and ``advance`` raise what ``errors`` has got since the last time, and ``ParkedRowError`` for rows that
+    were parked for another reason, once everything that was due is done and its state committed.
 
     Works in a ``TransactionTestCase`` and in a ``TestCase``. While it is on, commits ring no executor: nothing is
     performed but by the machine. Raises ``ImportError`` where the package time-machine is missing or too

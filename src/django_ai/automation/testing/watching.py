@@ -71,7 +71,7 @@ class Watch:
             return
         if len(fresh) == 1:
             raise fresh[0]
-        raise ExceptionGroup("Steps, callbacks or handlers failed while time passed.", fresh)
+        raise ExceptionGroup("Functions of the project failed while time passed.", fresh)
 
     def _attempted(self, sender: type[Wakeable], row: Wakeable, error: Exception | None, **kwargs: Any) -> None:
         self._tries[sender, row.pk] += 1

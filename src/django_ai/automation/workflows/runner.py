@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
-from ..events.occurrence import RETRY
+from ..events.occurrence import RETRY, Trouble
 from ..exceptions import (
     AutomationError,
     CodeError,
@@ -141,6 +141,7 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
     event = run.event
     assert event is not None
     connection = connections[alias_of(WorkflowRun)]
+    started = time.monotonic()
     with told_apart(connection) as is_ours:
         try:
             occurred = event.occurred_at is not None
@@ -150,6 +151,7 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
         except Exception as error:
             if is_ours(error):
                 raise
+            Trouble(error, time.monotonic() - started).tell(run)
             _ask_again(run, event, error, clock)
             return False
     run.attempt = 0  # those of its condition are not its first step's
