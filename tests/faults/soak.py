@@ -38,6 +38,8 @@ from tests.servers import NoBinariesError, Server, private_mariadb, private_post
 from .nursery import ROOT, Nursery, group_of, is_alive, kill_group
 
 LEASE = 1.5
+BACKLOG = 300
+"""Rows that may be due before the outside rests."""
 PATIENCE = 120
 """Seconds without progress after which it does not come to rest any more."""
 SKIP = 77
@@ -126,6 +128,7 @@ class Soak:
         self.cluster: subprocess.Popen[bytes] | None = None
         self.restarting: threading.Thread | None = None
         self.count = Counter[str]()
+        self.asked_again, self.behind = 0.0, False
 
     def run(self) -> list[str]:
         """Return what is wrong: nothing, if all is well."""
@@ -161,8 +164,26 @@ class Soak:
                 if now >= due[name]:
                     due[name] = now + self.random.uniform(0.5, 1.5) * every
                     act()
-            self.chooser.step()
+            if not self._is_behind(now):
+                self.chooser.step()
             time.sleep(self.random.uniform(0, 0.06))
+
+    def _is_behind(self, now: float) -> bool:
+        """Return whether so much is due that the outside rests: on a busy machine the workers would never come to the
+        end of it, and it would be a long queue that is tried and nothing else."""
+        from django.db import DatabaseError, connections
+
+        from .reading import restless
+
+        if now >= self.asked_again:
+            self.asked_again = now + 1
+            try:
+                self.behind = restless(timedelta(0)) > BACKLOG
+            except DatabaseError:
+                connections.close_all()
+                self.behind = False
+            self.count["rests"] += self.behind
+        return self.behind
 
     def _respawn(self) -> None:
         self.pids = [pid for pid in self.pids if is_alive(pid)]
