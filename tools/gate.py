@@ -1,13 +1,13 @@
 """The gate: what must pass before anything lands, in two tiers, and the full matrix.
 
 ``make test`` is the first: lint, types, and every test that is neither ``slow`` nor ``alone``, on SQLite and on
-PostgreSQL side by side. ``make test-ci`` is the rest: the slow tests on both, everything on MariaDB, the quick ones
-with the newest Python and Django that this machine has an interpreter for, the lifecycle once with a clock that moves
-at each reading and once with a replica that lags, the audit of dependencies; then the
-tests that start real workers (the mark ``alone``), all databases at once; last, with nothing beside them, those of
-the runtimes, which say how late a worker may be, on this Python and the newest. But for the lifecycle, no test runs
-twice on one database with one Python. Coverage is taken in the second tier. Both close with the test runner's own
-summary line.
+PostgreSQL side by side. ``make test-ci`` is the rest: the slow tests on both, all that needs a database on MariaDB,
+the quick ones on SQLite (on PostgreSQL the lifecycle) with the newest Python and Django that this machine has an
+interpreter for, the lifecycle once with a clock that moves at each reading and once with a replica that lags, the
+audit of dependencies; then the tests that start real workers (the mark ``alone``), all databases at once; last, with
+nothing beside them, those of the runtimes, which say how late a worker may be, on this Python and the newest. But for
+the lifecycle, no test runs twice on one database with one Python. Coverage is taken in the second tier. Both close
+with the test runner's own summary line.
 
 Whatever is missing is named, with a way to start it, and skipped; but what ``AUTOMATION_REQUIRE`` names, as CI does,
 must be there. ``make test-all`` (the tier ``all``) runs both, adds the oldest versions that pyproject.toml allows on
@@ -140,8 +140,10 @@ def plan(databases: dict[str, dict[str, str]], newest: Path | None, *, everythin
         share = {} if everything else {"CRASH_POINTS": f"{number}/3"}
         # What the first tier has run already is not run again; where it ran nothing, all of it is.
         marks = {"SQLite": SLOW, "PostgreSQL": SLOW, "MariaDB": TOGETHER}[title]
-        left_out = FAULTS if title == "PostgreSQL" else ()
-        options = ("-m", marks, *ignoring(left_out))
+        # The faults are a suite of their own where they are many, so that the suites end at about the same time.
+        left_out = () if title == "SQLite" else FAULTS
+        without = NO_DATABASE if title == "MariaDB" else ()
+        options = ("-m", marks, *ignoring((*left_out, *without)))
         few = marks == SLOW
         yield Suite(title, Path(sys.executable), {**database, **share}, options, covered=True, may_be_empty=few)
         if left_out:
@@ -154,7 +156,9 @@ def plan(databases: dict[str, dict[str, str]], newest: Path | None, *, everythin
     for title, database in databases.items() if newest else ():
         if everything or title != "MariaDB":
             marks = TOGETHER if everything else QUICK
-            yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", marks), covered=True)
+            # What the newest pair says on SQLite of all, PostgreSQL is asked of the lifecycle.
+            only = (LIFECYCLE,) if title == "PostgreSQL" and not everything else ()
+            yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", marks, *only), covered=True)
     if everything:
         groups = ["test", "mariadb"] if "MariaDB" in databases else ["test"]
         lowest = folder_of("lowest", sys.executable, *groups, "--lowest")

@@ -42,8 +42,9 @@ def runs(title: str, marks: set[str], folder: str) -> int:
 @pytest.mark.parametrize("marks", [set(each) - {""} for each in product(("", "slow"), ("", "alone"))], ids=str)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_test_runs_in_one_tier(title, marks, folder):
-    # What needs no database runs on SQLite, and with everything else on MariaDB.
-    without = title == "PostgreSQL" and folder in gate.NO_DATABASE and "alone" not in marks and "slow" not in marks
+    # What needs no database runs on SQLite.
+    without = folder in gate.NO_DATABASE and "alone" not in marks
+    without = without and (title == "MariaDB" or (title == "PostgreSQL" and "slow" not in marks))
     # The runtimes are tested on one database, and with the newest Python on two.
     without = without or (title != "PostgreSQL" and folder == gate.RUNTIMES and "alone" in marks)
     assert runs(title, marks, folder) == (0 if without else 1)
@@ -56,6 +57,15 @@ def test_the_lifecycle_runs_once_with_a_clock_that_moves_and_once_with_a_replica
     for title in ("A clock that moves", "A replica that lags"):
         assert [folder for folder in FOLDERS if selects(found[title], set(), folder)] == [gate.LIFECYCLE]
     assert not selects(found["A clock that moves"], {"exact_times"}, gate.LIFECYCLE)
+
+
+def test_with_the_newest_python_everything_quick_runs_on_sqlite_and_the_lifecycle_on_postgresql():
+    suites = [suite for suite in gate.plan(DATABASES, PYTHON, everything=False) if suite.python == PYTHON]
+    found = {suite.title: [folder for folder in FOLDERS if selects(suite, set(), folder)] for suite in suites}
+    assert found == {
+        "SQLite, newest Python and Django": FOLDERS,
+        "PostgreSQL, newest Python and Django": [gate.LIFECYCLE],
+    }
 
 
 def test_with_the_newest_python_the_runtimes_run_on_both_databases():
