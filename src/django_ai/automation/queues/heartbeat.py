@@ -186,6 +186,8 @@ def _beat(hands: Hands) -> None:
     with _guard:
         _hands.add(hands)
         _start_thread()
+    if hands.expendable:
+        _wait_until_guarded()
 
 
 def _start_thread() -> None:
@@ -244,6 +246,19 @@ SQLITE_PATIENCE_MS = 500
 _timer = threading.Condition()
 _wakes_at = float("inf")
 _nudged = False
+_guarded = False
+"""Whether the thread sleeps under the watchdog."""
+
+
+def _wait_until_guarded() -> None:
+    """Let the heartbeat's thread sleep under the watchdog before user code starts: code that holds the interpreter's
+    lock at once would keep it from waking up, and so from setting the watchdog."""
+    global _nudged
+    with _timer:
+        if not _guarded:
+            _nudged = True
+            _timer.notify_all()
+            _timer.wait_for(lambda: _guarded, timeout=1.0)  # in a long beat it comes later
 
 
 def wake_by(moment: float) -> None:
@@ -252,12 +267,12 @@ def wake_by(moment: float) -> None:
     if moment < _wakes_at:
         with _timer:
             _nudged = True
-            _timer.notify()
+            _timer.notify_all()
 
 
 def _sleep(until: float) -> None:
     """Sleep until the next beat, or the first deadline."""
-    global _wakes_at, _nudged
+    global _wakes_at, _nudged, _guarded
     with _timer:
         _wakes_at, _nudged = float("inf"), False  # who sets a deadline now is heard, also before this sleeps
     with _guard:
@@ -268,7 +283,10 @@ def _sleep(until: float) -> None:
             _wakes_at = min([until, *nearest])
             seconds = max(_wakes_at - time.monotonic(), 0.0)
             with watchdog(seconds) if expendable else nullcontext():
+                _guarded = expendable
+                _timer.notify_all()
                 _timer.wait(seconds)
+                _guarded = False
 
 
 def _beat_all(all_hands: list[Hands]) -> None:
@@ -291,8 +309,8 @@ def _beat_all(all_hands: list[Hands]) -> None:
 
 
 def _after_fork() -> None:
-    global _thread, _guard, _timer
-    _thread, _guard, _timer = None, threading.Lock(), threading.Condition()
+    global _thread, _guard, _timer, _guarded
+    _thread, _guard, _timer, _guarded = None, threading.Lock(), threading.Condition(), False
     _hands.clear()
     _local.__dict__.clear()
 
