@@ -109,11 +109,12 @@ class Fire:
             nonlocal cluster, started
             now = timezone.now()
             health = examine(now, TOLERANCE)
-            # Not by the signs of life, which come each five seconds: all may be done by then.
+            reports = health.last_worked_at is not None and health.last_worked_at > started
+            # Signs of life come each five seconds, and all may be done by then.
             latest = StepExecution.objects.order_by("pk").last()
-            works = latest is not None and latest.finished > started
+            works = reports or (latest is not None and latest.finished > started)
             # A probe gives a container its time to start; nor is one killed that has not begun to work.
-            is_ill = (works or now - started > STARTS_WITHIN) and not health.is_healthy
+            is_ill = (reports or now - started > STARTS_WITHIN) and not health.is_healthy
             if is_ill or cluster.poll() is not None:
                 self.count["clusters started anew"] += 1
                 kill_group(cluster)
