@@ -593,3 +593,28 @@ def test_an_entity_that_is_gone_by_raw_sql_before_its_event_occurs(work, monkeyp
     assert (event.status, event.entity) == ("cancelled", None)
     assert "gone" in event.error
     assert stay.pk
+
+
+def test_a_long_transaction_is_not_searched_for_events_that_it_has_not_made_due(monkeypatch):
+    """Each save asks whether its event is one of this transaction; the hooks are gone through for those alone."""
+    from django.db import connection, transaction
+
+    from django_ai.automation.events.models import Event
+    from django_ai.automation.events.occurrence import CommitBatch
+
+    class Hooks(list):
+        looked = 0
+
+        def __reversed__(self):
+            Hooks.looked += 1
+            return super().__reversed__()
+
+    batch = CommitBatch.of("default")
+    with transaction.atomic():
+        stay = Reservation.objects.create(status="confirmed")
+        mine = event_of(stay, CONFIRMED)
+        monkeypatch.setattr(connection, "run_on_commit", Hooks(connection.run_on_commit))
+        assert batch.has(mine)
+        assert Hooks.looked == 1
+        assert not batch.has(Event(pk=mine.pk + 1000))
+        assert Hooks.looked == 1

@@ -85,7 +85,9 @@ class CommitBatch:
 
     def has(self, event: Event) -> bool:
         """Return whether the open transaction makes ``event`` occur. What a savepoint has taken back does not count."""
-        hooks = (hook for _, hook, *_ in connections[self.alias].run_on_commit)
+        if event.pk not in self._due:
+            return False  # most are not, and a long transaction has many hooks
+        hooks = (hook for _, hook, *_ in reversed(connections[self.alias].run_on_commit))
         return any(isinstance(hook, _Added) and hook.batch is self and event.pk in hook.pks for hook in hooks)
 
     def add(self, events: Sequence[Event]) -> None:
