@@ -14,6 +14,8 @@ class BadNetwork:
     """Forwards to ``host:port``. Each chunk that passes meets a fault with the chance ``faults``: half the time the
     connection is cut, and else nothing passes on it for up to ``freeze`` seconds. ``met`` counts what it did.
 
+    A ``host`` that is a path is the directory of PostgreSQL's socket.
+
     ``lose_all()``: nothing passes any more on the connections that are open now, and nobody is told."""
 
     def __init__(self, host: str, port: int, *, faults: float, freeze: float, seed: int) -> None:
@@ -42,7 +44,11 @@ class BadNetwork:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there_reader, there_writer = await asyncio.open_connection(self.host, self.port)
+            if self.host.startswith("/"):
+                socket = f"{self.host}/.s.PGSQL.{self.port}"
+                there_reader, there_writer = await asyncio.open_unix_connection(socket)
+            else:
+                there_reader, there_writer = await asyncio.open_connection(self.host, self.port)
         except OSError:
             writer.transport.abort()
             return

@@ -37,7 +37,9 @@ def network(request) -> Iterator[BadNetwork]:
 
 
 def variables(network: BadNetwork) -> dict[str, str]:
-    return {"PGHOST": "127.0.0.1", "PGPORT": str(network.own_port), "DATABASE_URL": ""}
+    through = {"PGHOST": "127.0.0.1", "PGPORT": str(network.own_port), "DATABASE_URL": ""}
+    named = {f"PG{key}": str(connection.settings_dict[key]) for key in ("USER", "PASSWORD")}
+    return through | {name: value for name, value in named.items() if value}
 
 
 def all_done() -> bool:
