@@ -381,11 +381,11 @@ class TestHeartbeat:
         hands.hold(list(claim(WorkflowRun, timezone.now(), 1)))
         begun, go_on, second_done = threading.Event(), threading.Event(), threading.Event()
 
-        def slow_release(row, now):
+        def slow_release(row, now, wait):
             begun.set()
             go_on.wait(10)
 
-        monkeypatch.setattr(heartbeat, "release", slow_release)
+        monkeypatch.setattr(heartbeat, "give_up", slow_release)
         first = threading.Thread(target=hands.drop)
         second = threading.Thread(target=lambda: (hands.drop(), second_done.set()))
         first.start()

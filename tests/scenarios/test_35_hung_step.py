@@ -141,7 +141,7 @@ def tracer(frame, event, arg):
 def work():
     sys.settrace(tracer)
     for _ in range(50):
-        deadline = interrupt.Deadline(lambda at: None)
+        deadline = interrupt.Deadline()
         deadline.armed = deadline.fired = True
         deadline._disarm()
     seen.append(interrupt._said(1))
@@ -167,6 +167,27 @@ def test_35_real_seconds_with_other_rows_in_hand_and_a_beat_that_the_step_keeps_
     started = time.monotonic()
     drain(heartbeat=True)
     assert time.monotonic() - started < 20
+    for run in runs:
+        assert ended(run)[0] == "failed"
+        assert run.losses == 0
+
+
+def test_35_real_seconds_a_step_that_has_locked_its_own_row_and_those_of_others(settings):
+    """The heartbeat waits for none of these locks: neither the timeout nor the other rows in hand wait for it."""
+    settings.AUTOMATION = {
+        **settings.AUTOMATION, "LEASE": timedelta(seconds=20), "HEARTBEAT": timedelta(milliseconds=50),
+    }  # fmt: skip
+
+    def locks() -> None:
+        with transaction.atomic():
+            list(WorkflowRun.objects.select_for_update())
+            time.sleep(60)
+
+    hanging(locks, atomic=False)
+    runs = [engine.start("hanging") for _ in range(3)]
+    started = time.monotonic()
+    drain(heartbeat=True)
+    assert time.monotonic() - started < 15
     for run in runs:
         assert ended(run)[0] == "failed"
         assert run.losses == 0

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.util import Finalize
@@ -25,11 +25,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from ..conf import conf
-from . import fork, pulse
+from . import fork, interrupt, pulse
 from .clock import Clock
 from .database import unpooled
-from .interrupt import SECONDS_TO_RETURN, Deadline, watchdog
-from .lease import alias_of, release, renew
+from .interrupt import SECONDS_TO_RETURN, Deadline
+from .lease import alias_of, give_up, renew
 from .models import Wakeable
 from .presence import presence
 from .registry import wakeables
@@ -54,7 +54,7 @@ class Hands:
     bound: Deadline = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bound = Deadline(wake_by, expendable=self.expendable)
+        self.bound = Deadline(expendable=self.expendable)
 
     def hold(self, rows: list[Wakeable]) -> None:
         with self._lock:
@@ -93,20 +93,21 @@ class Hands:
             self._started = ()
             pulse.expect()
 
-    def drop(self) -> None:
-        """Give back what was not started. Waits for another thread that is just doing so: its process may end next."""
+    def drop(self, *, wait: bool = True) -> None:
+        """Give back what was not started. Waits for another thread that is just doing so: its process may end next.
+
+        ``wait``: also for what somebody has locked. Else that stays in hand, for this worker or the next beat.
+        """
         with self._dropping:
             with self._lock:
-                rows, self._waiting = list(self._waiting.values()), {}
+                rows, self._waiting = self._waiting, {}
             try:
-                while rows:
-                    release(rows[0], self.clock())
-                    rows.pop(0)
-            except Exception:
-                # They are still this worker's, until their lease ends: the next beat tries again.
+                for row in list(rows.values()):
+                    if give_up(row, self.clock(), wait=wait):
+                        del rows[row.pk]
+            finally:
                 with self._lock:
-                    self._waiting |= {row.pk: row for row in rows}
-                raise
+                    self._waiting |= rows
 
     @property
     def kept(self) -> tuple[Wakeable, ...]:
@@ -115,7 +116,7 @@ class Hands:
             return self._started if time.monotonic() < self._deadline else ()
 
     def beat(self) -> None:
-        self.drop()
+        self.drop(wait=False)
         rows = self.kept
         for lease in {row.lease for row in rows} - {None}:
             renew(rows, str(lease), self.clock())
@@ -162,6 +163,7 @@ def take_up(hands: Hands | None) -> None:
     _local.hands = hands
     if hands is None and previous is not None:
         pulse.rest()
+        interrupt.forget(previous.bound)
         with _guard:
             _hands.discard(previous)
 
@@ -186,8 +188,7 @@ def _beat(hands: Hands) -> None:
     with _guard:
         _hands.add(hands)
         _start_thread()
-    if hands.expendable:
-        _wait_until_guarded()
+    interrupt.watch_over(hands.bound)
 
 
 def _start_thread() -> None:
@@ -202,7 +203,7 @@ def give_back() -> None:
     with _guard:
         all_hands = list(_hands)
     for hands in all_hands:
-        hands.drop()
+        hands.drop(wait=False)
 
 
 def in_hand() -> bool:
@@ -216,23 +217,17 @@ def _run() -> None:
     if connections[alias].settings_dict["OPTIONS"].get("pool"):
         # A pool that is full must not cost the others their leases.
         connections[alias] = unpooled(alias)
-    last = time.monotonic()
     while True:
-        _sleep(last + conf().HEARTBEAT.total_seconds())
+        time.sleep(conf().HEARTBEAT.total_seconds())
         with _guard:
             all_hands = list(_hands)
-        for hands in all_hands:
-            hands.bound.watch()
-        if time.monotonic() < last + conf().HEARTBEAT.total_seconds():
-            continue
-        last = time.monotonic()
         if not all_hands and not presence.is_due:
             connections.close_all()  # this thread's own: an idle worker needs none
         elif connections[alias].vendor == "sqlite":
             # The process may fork at any moment, and no connection to SQLite may be open then.
             with fork.sqlite_in_use:
                 with suppress(DatabaseError), connections[alias].cursor() as cursor:
-                    # The step in hand may have the write lock itself: this thread must not miss a deadline for it.
+                    # The step in hand may have the write lock itself: the other leases must not wait for that.
                     cursor.execute(f"PRAGMA busy_timeout = {SQLITE_PATIENCE_MS}")
                 _beat_all(all_hands)
                 connections.close_all()
@@ -242,51 +237,6 @@ def _run() -> None:
 
 SQLITE_PATIENCE_MS = 500
 """How long a beat waits for the write lock of SQLite."""
-
-_timer = threading.Condition()
-_wakes_at = float("inf")
-_nudged = False
-_guarded = False
-"""Whether the thread sleeps under the watchdog."""
-
-
-def _wait_until_guarded() -> None:
-    """Let the heartbeat's thread sleep under the watchdog before user code starts: code that holds the interpreter's
-    lock at once would keep it from waking up, and so from setting the watchdog."""
-    global _nudged
-    with _timer:
-        if not _guarded:
-            _nudged = True
-            _timer.notify_all()
-            _timer.wait_for(lambda: _guarded, timeout=1.0)  # in a long beat it comes later
-
-
-def wake_by(moment: float) -> None:
-    """Let the heartbeat's thread look by ``moment`` (of ``time.monotonic``), if it would sleep for longer."""
-    global _nudged
-    if moment < _wakes_at:
-        with _timer:
-            _nudged = True
-            _timer.notify_all()
-
-
-def _sleep(until: float) -> None:
-    """Sleep until the next beat, or the first deadline."""
-    global _wakes_at, _nudged, _guarded
-    with _timer:
-        _wakes_at, _nudged = float("inf"), False  # who sets a deadline now is heard, also before this sleeps
-    with _guard:
-        nearest = [hands.bound.next_look for hands in _hands]
-        expendable = any(hands.expendable for hands in _hands)
-    with _timer:
-        if not _nudged:
-            _wakes_at = min([until, *nearest])
-            seconds = max(_wakes_at - time.monotonic(), 0.0)
-            with watchdog(seconds) if expendable else nullcontext():
-                _guarded = expendable
-                _timer.notify_all()
-                _timer.wait(seconds)
-                _guarded = False
 
 
 def _beat_all(all_hands: list[Hands]) -> None:
@@ -309,8 +259,8 @@ def _beat_all(all_hands: list[Hands]) -> None:
 
 
 def _after_fork() -> None:
-    global _thread, _guard, _timer, _guarded
-    _thread, _guard, _timer, _guarded = None, threading.Lock(), threading.Condition(), False
+    global _thread, _guard
+    _thread, _guard = None, threading.Lock()
     _hands.clear()
     _local.__dict__.clear()
 

@@ -1,10 +1,11 @@
 """Interrupting user code that has used up its ``timeout=``.
 
-The heartbeat's thread watches the deadline of what each worker thread runs. When that has passed it cancels the
-statement that the database is busy with, and raises ``AttemptTimeoutError`` inside the user code: in the main thread by
-a signal, which also ends a blocking system call (a socket without a timeout, ``time.sleep``), in other threads as an
-asynchronous exception, which Python raises at the next bytecode. Code that swallows it gets it again. Only user code is
-interrupted: ``Deadline.armed`` is false before the engine commits anything.
+One thread a process watches the deadline of what each worker thread runs. It needs no database, so a lock that user
+code holds, or a server that does not answer, keeps nobody waiting for a timeout. When a deadline has passed the thread
+raises ``AttemptTimeoutError`` inside the user code: in the main thread by a signal, which also ends a blocking system
+call (a socket without a timeout, ``time.sleep``), in other threads as an asynchronous exception, which Python raises at
+the next bytecode; and it cancels the statement that the database is busy with. Code that swallows it gets it again.
+Only user code is interrupted: ``Deadline.armed`` is false before the engine commits anything.
 
 Code that does not return for ``SECONDS_TO_RETURN`` after that (stuck in C, or in a thread's system call) cannot be
 interrupted. A worker process that somebody starts again then ends at once, and its row comes back by its lease; so does
@@ -20,14 +21,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ..conf import conf
 from ..exceptions import AttemptTimeoutError
 from .database import unpooled
 
@@ -45,9 +47,8 @@ SECONDS_WITHOUT_PYTHON = 15.0
 @dataclass(eq=False)
 class Deadline:
     """Until when the user code of one worker thread may run. ``expendable``: whether the process ends if that cannot be
-    interrupted, because something starts another. ``wake_by``: lets the watching thread look in time."""
+    interrupted, because something starts another."""
 
-    wake_by: Callable[[float], None]
     expendable: bool = False
     thread: int = field(default_factory=threading.get_ident)
     seconds: float = 0.0
@@ -72,10 +73,10 @@ class Deadline:
         self.connection, self.fired, self.seconds = connection, False, seconds
         self.session = _session_of(connection)
         self.at = self._next = time.monotonic() + seconds
-        self.armed = True
-        self.wake_by(self.at)
         try:
             try:
+                self.armed = True
+                _look_by(self.at)
                 yield
             finally:
                 while self.armed:
@@ -98,7 +99,7 @@ class Deadline:
                 _swallow_pending()
 
     def watch(self) -> None:
-        """Interrupt the user code if its time is over. Called by the heartbeat's thread."""
+        """Interrupt the user code if its time is over. Called by the thread that watches."""
         now = time.monotonic()
         if not self.armed or now < self._next:
             return
@@ -149,6 +150,98 @@ def watchdog(seconds: float) -> Iterator[None]:
 
 
 _deadlines: dict[int, Deadline] = {}
+
+
+# -- the thread that watches -------------------------------------------------------------------------------------------
+
+_watched: set[Deadline] = set()
+_thread: threading.Thread | None = None
+_guard = threading.Lock()
+_timer = threading.Condition()
+_looks_at = float("inf")
+_nudged = False
+_guarded = False
+"""Whether the thread sleeps under the watchdog."""
+
+
+def watch_over(deadline: Deadline) -> None:
+    """Watch ``deadline`` until ``forget``. Returns when the thread that watches can end an expendable process in which
+    C code holds the interpreter's lock."""
+    global _thread
+    with _guard:
+        _watched.add(deadline)
+        if _thread is None or not _thread.is_alive():
+            _thread = threading.Thread(target=_run, name="automation-deadlines", daemon=True)
+            _thread.start()
+    if deadline.expendable:
+        _wait_until_guarded()
+
+
+def forget(deadline: Deadline) -> None:
+    with _guard:
+        _watched.discard(deadline)
+
+
+def _wait_until_guarded() -> None:
+    """Let the thread sleep under the watchdog before user code starts: code that holds the interpreter's lock at once
+    would keep it from waking up, and so from setting the watchdog."""
+    global _nudged
+    with _timer:
+        if not _guarded:
+            _nudged = True
+            _timer.notify_all()
+            _timer.wait_for(lambda: _guarded, timeout=1.0)
+
+
+def _look_by(moment: float) -> None:
+    """Let the thread look by ``moment`` (of ``time.monotonic``), if it would sleep for longer."""
+    global _nudged
+    if moment < _looks_at:
+        with _timer:
+            _nudged = True
+            _timer.notify_all()
+
+
+def _run() -> None:
+    while True:
+        _sleep()
+        with _guard:
+            deadlines = list(_watched)
+        for each in deadlines:
+            each.watch()
+
+
+def _sleep() -> None:
+    """Sleep until the first deadline, and while an expendable process works no longer than ``HEARTBEAT``."""
+    global _looks_at, _nudged, _guarded
+    with _timer:
+        _looks_at, _nudged = float("inf"), False  # who sets a deadline now is heard, also before this sleeps
+    with _guard:
+        nearest = min([each.next_look for each in _watched], default=float("inf"))
+        expendable = any(each.expendable for each in _watched)
+    if expendable:
+        nearest = min(nearest, time.monotonic() + conf().HEARTBEAT.total_seconds())
+    with _timer:
+        if not _nudged:
+            _looks_at = nearest
+            seconds = max(nearest - time.monotonic(), 0.0)
+            with watchdog(seconds) if expendable else nullcontext():
+                _guarded = expendable
+                _timer.notify_all()
+                _timer.wait(seconds if seconds < threading.TIMEOUT_MAX else None)
+                _guarded = False
+
+
+def _after_fork() -> None:
+    global _thread, _guard, _timer, _guarded
+    _thread, _guard, _timer, _guarded = None, threading.Lock(), threading.Condition(), False
+    _watched.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+# -- how user code is reached ------------------------------------------------------------------------------------------
 
 
 def _said(seconds: float) -> str:

@@ -375,6 +375,23 @@ def release(row: Wakeable, wake_at: datetime, **changes: Any) -> bool:
     )
 
 
+def give_up(row: Wakeable, wake_at: datetime, *, wait: bool) -> bool:
+    """Give a row back as ``release`` does. Return whether that was done, or there was nothing to give back.
+
+    ``wait``: for who has locked it; without it, False is returned then.
+    """
+    if wait:
+        release(row, wake_at)
+        return True
+    model = type(row)
+    mine = model._base_manager.using(alias_of(model)).filter(pk=row.pk)
+    with transaction.atomic(using=mine.db):
+        if unlocked(mine).values_list("pk").first() is None:
+            return False
+        release(row, wake_at)
+        return True
+
+
 def disturb(rows: QuerySet[M], **changes: Any) -> int:
     """Change rows from outside: write ``changes``, clear every lease and raise ``seq``, in one statement.
 
@@ -387,12 +404,12 @@ def renew(rows: Sequence[Wakeable], lease: str, now: datetime) -> None:
     """Push the end of ``lease`` on rows in hand, of one kind. Fenced on the token; ``seq`` stays, so the worker notices
     nothing.
 
-    The token is given, not read from the rows: their worker may let go of them at this moment. Of several rows those
-    are passed by that somebody has locked, until the next beat: he may be waiting for the others.
+    The token is given, not read from the rows: their worker may let go of them at this moment. A row that somebody has
+    locked is passed by until the next beat: that may be the step in hand itself, or one who waits for other rows.
     """
     model = type(rows[0])
     mine = model._base_manager.using(alias_of(model)).filter(pk__in=[row.pk for row in rows], lease=lease)
-    if len(rows) == 1 or not connections[mine.db].features.has_select_for_update:
+    if not connections[mine.db].features.has_select_for_update:
         mine.update(wake_at=now + conf().LEASE)
         return
     with transaction.atomic(using=mine.db):
