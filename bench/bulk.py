@@ -69,7 +69,7 @@ def reconcile(number: int) -> Figures:
     """Return the seconds of a pass that finds nothing, the second of two."""
     from django.utils import timezone
 
-    from django_ai.automation.events.reconcile import reconcile_dates
+    from django_ai.automation.events.recording.reconcile import reconcile_dates
 
     save(number, minutes=10)
     reconcile_dates(timezone.now())
@@ -101,8 +101,8 @@ def waits(number: int) -> Figures:
     """Return the milliseconds of a look for an event of ten, and of 2,000 entities, none of which has had any."""
     from bench.growth import execute
     from django_ai.automation.events.definitions import sources_of
-    from django_ai.automation.events.lookback import occurred_of
-    from django_ai.automation.events.matching import address
+    from django_ai.automation.events.matching.lookback import occurred_of
+    from django_ai.automation.events.matching.match import address
     from django_ai.automation.events.models import Event
 
     execute(
@@ -134,7 +134,7 @@ SECONDS = 5
 
 def doorbells(number: int) -> Figures:
     """Return how many transactions each run costs that is started by itself."""
-    from django_ai.automation.queues.executor import WorkerExecutor, set_executor
+    from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
 
     set_executor(WorkerExecutor())
     try:

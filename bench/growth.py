@@ -119,8 +119,8 @@ def probe(probes: int) -> Figures:
     """Let runs become due one by one; return what it takes to see each, and to claim it."""
     from django.utils import timezone
 
+    from django_ai.automation.queues.due import beginning, look
     from django_ai.automation.queues.lease import claim
-    from django_ai.automation.queues.lookout import beginning, look
     from django_ai.automation.workflows.models import WorkflowRun
 
     looks, claims, idle = [], [], []

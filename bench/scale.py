@@ -103,7 +103,7 @@ def agents(size: int) -> None:
     """Let ``size`` agents live, each for an owner of its own."""
     from bench.load.automations import Keeper
     from django_ai.automation.agents.models import AgentRoute, AgentRun
-    from django_ai.automation.agents.routes import fingerprint, keys_of
+    from django_ai.automation.agents.routing import fingerprint, keys_of
 
     definition = Keeper.__agent__  # type: ignore[attr-defined]
     routing = fingerprint(definition)
@@ -151,7 +151,7 @@ def waits(size: int) -> None:
     """Let ``size`` runs wait, each for a note of an owner of its own."""
     from bench.load.automations import WaitForNote
     from django_ai.automation.events.definitions import sources_of
-    from django_ai.automation.events.matching import address
+    from django_ai.automation.events.matching.match import address
     from django_ai.automation.events.models import RoutingShape
     from django_ai.automation.workflows.models import Wait, WorkflowRun
     from django_ai.automation.workflows.wait_keys import WAITS

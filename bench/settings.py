@@ -25,7 +25,7 @@ else:
 Q_CLUSTER = {
     "name": "bench",
     "orm": "default",
-    "broker_class": "django_ai.automation.queues.brokers.OrmBroker",
+    "broker_class": "django_ai.automation.queues.runtimes.q2_brokers.OrmBroker",
     "workers": 2,
     "timeout": 60,
     "retry": 90,

@@ -17,7 +17,7 @@ from django_ai.automation.events import callbacks
 from django_ai.automation.events import definitions as event_definitions
 from django_ai.automation.queues import maintenance
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.presence import presence
+from django_ai.automation.queues.worker_status import presence
 from django_ai.automation.workflows import definitions as workflow_definitions
 
 STEP = timedelta(microseconds=int(os.environ.get("TEST_CLOCK_STEP", "0")))

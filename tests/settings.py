@@ -67,7 +67,7 @@ if "TEST_REPLICA" in os.environ:  # migrated, and never written
 Q_CLUSTER = {
     "name": "automation-tests",
     "orm": "default",
-    "broker_class": os.environ.get("TEST_BROKER", "django_ai.automation.queues.brokers.OrmBroker"),
+    "broker_class": os.environ.get("TEST_BROKER", "django_ai.automation.queues.runtimes.q2_brokers.OrmBroker"),
     "workers": 2,
     "timeout": 60,
     "retry": 90,

@@ -13,7 +13,7 @@ from typing import Any
 from django.utils import timezone
 
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.clock import offset_key
+from django_ai.automation.values.clock import offset_key
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.story.models import Mark, Paper, Stay
 

@@ -18,14 +18,14 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import AgentManager, agent, claims, handler
-from django_ai.automation.agents import birth, mailbox, runner, switchboard
+from django_ai.automation.agents import mailbox, runner, spawning, subscriber
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.conf import conf
 from django_ai.automation.events import occurrence
 from django_ai.automation.exceptions import ClaimedError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import new_token
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from tests.app.models import Effect
 from tests.concurrency.test_two_workers import together, together_with_workers
 from tests.desk.looking import agents, answers, book, change, the_agent, write
@@ -253,7 +253,7 @@ def test_the_worker_comes_while_the_event_is_told(companion, monkeypatch, name, 
     AgentManager.spawn("companion", guest_id=guest.pk)
     drain()
     write(guest, "first")
-    acted = once(monkeypatch, switchboard, name, **{moment: drain})
+    acted = once(monkeypatch, subscriber, name, **{moment: drain})
     write(guest, "second")
     assert acted
     drain()
@@ -284,7 +284,7 @@ def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
 
 BORN = [
     (runner, "begin", "before"),
-    (birth, "keys_of", "before"),
+    (spawning, "keys_of", "before"),
     (runner, "catch_up", "before"),  # its routes have committed, and it has not looked back
     (runner, "catch_up", "after"),  # it has looked back, and does not say so yet
     (runner, "pending_in", "before"),
@@ -318,7 +318,7 @@ def test_events_that_occur_while_an_agent_comes_to_life(companion, monkeypatch, 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_events_that_occur_between_install_and_commit(companion, monkeypatch, moment):
     booking = book()
-    acted = once(monkeypatch, birth, "install", **{moment: lambda: born_meanwhile(booking)})
+    acted = once(monkeypatch, spawning, "install", **{moment: lambda: born_meanwhile(booking)})
     drain()
     assert acted
     assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
@@ -420,7 +420,7 @@ def test_the_agent_is_ended_while_an_event_is_told(companion, monkeypatch):
     guest = Person.objects.create()
     run = AgentManager.spawn("companion", guest_id=guest.pk)
     drain()
-    once(monkeypatch, switchboard, "put", before=lambda: AgentManager.complete(run.pk))
+    once(monkeypatch, subscriber, "put", before=lambda: AgentManager.complete(run.pk))
     write(guest, "too late")
     drain()
     poll_due()

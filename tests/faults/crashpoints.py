@@ -38,7 +38,7 @@ from django_ai.automation.conf import conf
 from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.registry import due_times
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from tests.app.models import Effect
 from tests.runtimes.cluster import until

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connection
 
 from django_ai.automation.events import occurrence
-from django_ai.automation.queues import executor
+from django_ai.automation.queues import notifier
 
 
 class Died(BaseException):
@@ -45,4 +45,4 @@ def dying(at: int) -> Iterator[None]:
             connection.run_on_commit = []
             connection.close()
             occurrence._batches.clear()
-            executor._rings.clear()
+            notifier._rings.clear()

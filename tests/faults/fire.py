@@ -25,7 +25,7 @@ from django.db.models import Count
 from django.utils import timezone
 
 from django_ai.automation import engine
-from django_ai.automation.queues.health import examine, explain
+from django_ai.automation.queues.operations.health import examine, explain
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.runtimes.cluster import spawn
 from tests.soak.models import Effect

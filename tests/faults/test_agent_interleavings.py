@@ -31,13 +31,13 @@ from django_ai.automation import (
 )
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.agents.reconcile import reconcile_agents
-from django_ai.automation.agents.routes import keys_of
+from django_ai.automation.agents.routing import keys_of
 from django_ai.automation.events.definitions import EventDefinition
-from django_ai.automation.events.matching import address, canonical
+from django_ai.automation.events.matching.match import address, canonical
 from django_ai.automation.events.models import Event, EventClaim
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.testing import time_machine
-from django_ai.automation.workflows import bridge
+from django_ai.automation.workflows import subscriber
 from tests.app.models import Document, Reservation
 from tests.lifecycle.looking import effects, leave
 
@@ -181,7 +181,7 @@ class TestOtherCode:
         assert effects() == []
 
     def test_the_sweep_does_not_make_up_for_it_either(self, clock, work):
-        from django_ai.automation.queues.tasks import poll_due
+        from django_ai.automation.queues.runtimes.tasks import poll_due
 
         @on_event("checkin_due", offset=timedelta(days=30))
         def much_later(event):
@@ -366,7 +366,7 @@ class TestClaimsInBetween:
         assert effects() == ["done"]
 
     def test_occurrences_count_where_only_offsets_are_heard(self, clock, monkeypatch, owner, work):
-        monkeypatch.setattr(bridge, "all_workflows", list)
+        monkeypatch.setattr(subscriber, "all_workflows", list)
 
         @agent("late", spawn_on="reservation_confirmed")
         class Late:

@@ -29,12 +29,13 @@ from django_ai.automation import (
     wait_for_event,
     workflow,
 )
-from django_ai.automation.events import lookback, reconcile
+from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.models import Event
+from django_ai.automation.events.recording import reconcile
 from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import InlineExecutor, set_executor
 from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.notifier import InlineExecutor, set_executor
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.app.models import Document, Effect, Reservation, Ticket
 from tests.trouble import database_trouble

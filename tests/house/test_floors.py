@@ -12,7 +12,11 @@ import django_ai.automation
 
 ROOT = Path(django_ai.automation.__file__).parent
 PACKAGE = "django_ai.automation"
+HIGHER = {"queues", "events", "workflows", "agents", "testing"}
 ABOVE = {
+    "values": {"db", "state", *HIGHER},
+    "db": {"state", *HIGHER},
+    "state": HIGHER,
     "queues": {"events", "workflows", "agents", "testing"},
     "events": {"workflows", "agents", "testing"},
     "workflows": {"agents", "testing"},
@@ -116,7 +120,7 @@ def test_the_core_facades_hold_no_logic(floor):
 
 
 def test_retry_is_one_class():
-    from django_ai.automation.queues.retry import Retry
+    from django_ai.automation.values.retry import Retry
     from django_ai.automation.workflows import core
 
     assert core.Retry is Retry is django_ai.automation.Retry
@@ -127,7 +131,7 @@ def test_the_package_is_typed():
 
 
 @pytest.mark.parametrize(
-    "module", ["agents/transitions", "events/timing", "queues/failures", "queues/retry", "workflows/transitions"]
+    "module", ["agents/transitions", "events/timing", "values/failures", "values/retry", "workflows/transitions"]
 )
 def test_what_decides_imports_neither_a_database_nor_a_clock(module):
     names = imported(ROOT / f"{module}.py")
@@ -137,4 +141,4 @@ def test_what_decides_imports_neither_a_database_nor_a_clock(module):
 def test_one_context_variable_says_what_runs_now():
     """The other one says of a block of code that it reads from the writer."""
     holders = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "ContextVar(" in path.read_text()}
-    assert holders == {"queues/cause.py", "queues/writer.py"}
+    assert holders == {"queues/causation.py", "db/writer.py"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import OperationalError, transaction
 
-from django_ai.automation.queues.again import TRIES, after_deadlock
+from django_ai.automation.db.deadlocks import TRIES, after_deadlock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 from django_ai.automation import AgentManager, agent, handler
 from django_ai.automation.agents import manager
 from django_ai.automation.agents.models import HandlerExecution
-from django_ai.automation.events import lookback
+from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain

@@ -325,7 +325,7 @@ class TestManager:
             @handler("booking_created", atomic=False)
             def created(self, run):
                 from django_ai.automation.agents.ending import end_agents
-                from django_ai.automation.queues.cause import running
+                from django_ai.automation.queues.causation import running
 
                 with running(None):  # as another process
                     end_agents(AgentRun.objects.filter(pk=run.pk), "completed", "from outside", run.created_at)

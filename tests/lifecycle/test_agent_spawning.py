@@ -427,7 +427,7 @@ class TestSingleton:
         assert effects() == [f"context for {first.pk}"]
 
     def test_a_deployment_that_makes_it_a_singleton_counts_those_who_live(self, work):
-        from django_ai.automation.queues.tasks import poll_due
+        from django_ai.automation.queues.runtimes.tasks import poll_due
 
         of_guest(singleton=False)
         guest = Person.objects.create()

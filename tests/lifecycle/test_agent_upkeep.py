@@ -15,7 +15,7 @@ from django_ai.automation.agents.checks import check_agents
 from django_ai.automation.agents.definitions import find_agent, unregister
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.events.models import Event
-from django_ai.automation.queues.tasks import cleanup_old, poll_due
+from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due
 from tests.desk.looking import agents, answers, book, change, the_agent, the_answer, write
 from tests.desk.models import Booking, Case, Message, Person
 from tests.lifecycle.looking import effects, event_of, leave
@@ -208,12 +208,12 @@ class TestDeployments:
 
     def test_what_nobody_told_the_agent_is_found_by_poll_due(self, work, monkeypatch):
         """The process died between putting an execution into the mailbox and touching the agent."""
-        from django_ai.automation.agents import switchboard
+        from django_ai.automation.agents import subscriber
 
         of_booking(confirmed="booking_confirmed")
         booking = book()
         work()
-        monkeypatch.setattr(switchboard, "touch", lambda pks: None)
+        monkeypatch.setattr(subscriber, "touch", lambda pks: None)
         change(booking, status="confirmed")
         monkeypatch.undo()
         work()
@@ -224,18 +224,18 @@ class TestDeployments:
         assert effects() == [f"confirmed {booking.pk}"]
 
     def test_what_came_for_an_agent_that_had_ended_is_cancelled_by_poll_due(self, work, monkeypatch):
-        from django_ai.automation.agents import switchboard
+        from django_ai.automation.agents import subscriber
 
         of_booking(confirmed="booking_confirmed")
         booking = book()
         work()
-        put = switchboard.put
+        put = subscriber.put
 
         def first_the_end(executions):
             AgentManager.complete(the_agent())
             put(executions)
 
-        monkeypatch.setattr(switchboard, "put", first_the_end)
+        monkeypatch.setattr(subscriber, "put", first_the_end)
         change(booking, status="confirmed")
         monkeypatch.undo()
         work()
@@ -261,7 +261,7 @@ class TestDeployments:
 @pytest.mark.django_db(transaction=True)
 def test_trouble_after_the_commit_does_not_break_the_save(work, monkeypatch):
     """What goes wrong while an event is made to occur is the worker's to repeat, and nothing that the saver sees."""
-    from django_ai.automation.agents.switchboard import Switchboard
+    from django_ai.automation.agents.subscriber import Switchboard
 
     of_booking(created="booking_created")
 

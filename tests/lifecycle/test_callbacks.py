@@ -12,8 +12,8 @@ from django_ai.automation.events import callbacks
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.exceptions import NotResumableError
-from django_ai.automation.queues.cause import current_cause
-from django_ai.automation.queues.retry import Retry
+from django_ai.automation.queues.causation import current_cause
+from django_ai.automation.values.retry import Retry
 from tests.app.models import Guest, Reservation, Suite, Ticket
 from tests.lifecycle.looking import effects, event_of, leave, the_execution
 

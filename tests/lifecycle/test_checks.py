@@ -383,7 +383,9 @@ def test_i004_a_broker_that_looks_once_a_minute(settings):
         problem = only(check_broker(None))
     assert problem.id == "automation.I004"
     assert "OrmBroker" in problem.hint
-    with override_settings(Q_CLUSTER={**cluster, "broker_class": "django_ai.automation.queues.brokers.OrmBroker"}):
+    with override_settings(
+        Q_CLUSTER={**cluster, "broker_class": "django_ai.automation.queues.runtimes.q2_brokers.OrmBroker"}
+    ):
         assert check_broker(None) == []
 
 

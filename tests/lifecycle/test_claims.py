@@ -16,7 +16,7 @@ from django_ai.automation.events.claims import count
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event, EventClaim, RoutingShape
 from django_ai.automation.exceptions import ClaimedError, DefinitionError
-from django_ai.automation.queues.tasks import cleanup_old
+from django_ai.automation.queues.runtimes.tasks import cleanup_old
 from django_ai.automation.workflows.core import (
     Retry,
     complete,

@@ -19,13 +19,14 @@ from django_q.signing import SignedPackage
 
 from django_ai.automation import engine
 from django_ai.automation.exceptions import SettingsError
-from django_ai.automation.queues import brokers, executor, heartbeat, patience, tasks, watch
+from django_ai.automation.queues import heartbeat, notifier
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import InlineExecutor, SilentExecutor, get_executor, ring_after_commit
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import Maintenance
-from django_ai.automation.queues.q2 import DOORBELL, Q2Executor, doorbell_timeout
-from django_ai.automation.queues.schedules import SCHEDULES, install_schedules
+from django_ai.automation.queues.notifier import InlineExecutor, SilentExecutor, get_executor, ring_after_commit
+from django_ai.automation.queues.runtimes import poller, q2_brokers, query_timeout, tasks
+from django_ai.automation.queues.runtimes.q2 import DOORBELL, Q2Executor, doorbell_timeout
+from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.databases import REDIS_URL
 from tests.services import needs
@@ -45,9 +46,9 @@ class Counting:
 @pytest.fixture
 def bell():
     counting = Counting()
-    executor.set_executor(counting)
+    notifier.set_executor(counting)
     yield counting
-    executor.set_executor(None)
+    notifier.set_executor(None)
 
 
 class TestExecutors:
@@ -78,11 +79,11 @@ class TestExecutors:
             def ring(self, alias, queues=()):
                 raise OSError("the broker is down")
 
-        executor.set_executor(Broken())
+        notifier.set_executor(Broken())
         try:
             run = engine.start("story:count", steps=1)
         finally:
-            executor.set_executor(None)
+            notifier.set_executor(None)
         assert "could not be rung" in caplog.text
         drain()
         run.refresh_from_db()
@@ -136,7 +137,7 @@ def maintain():
 @pytest.fixture
 def broker(monkeypatch):
     monkeypatch.setattr(Conf, "POLL", 0.05)
-    found = brokers.OrmBroker(list_key="automation-tests")
+    found = q2_brokers.OrmBroker(list_key="automation-tests")
     assert found.dequeue()  # a new process: maintenance is due
     maintain()
     yield found
@@ -188,7 +189,7 @@ class TestOrmBroker:
         def broken():
             raise OperationalError("server closed the connection unexpectedly")
 
-        monkeypatch.setattr(watch, "look", broken)
+        monkeypatch.setattr(poller, "look", broken)
         assert broker.dequeue() is None
         assert "tries again" in caplog.text
         monkeypatch.undo()
@@ -209,16 +210,16 @@ class TestOrmBroker:
                     time.sleep(2)
 
         alarm = signal.getsignal(signal.SIGALRM)
-        monkeypatch.setattr(patience, "FIRST_SECONDS", 0.2)
+        monkeypatch.setattr(query_timeout, "FIRST_SECONDS", 0.2)
         broker.watch.patience.seconds = 0.2
-        monkeypatch.setattr(watch, "look", waits_for_ever)
+        monkeypatch.setattr(poller, "look", waits_for_ever)
         started = time.monotonic()
         assert broker.dequeue() is None
         assert time.monotonic() - started < 10
         assert "there was no answer for 0.2 s" in caplog.text
         assert broker.watch.patience.seconds == 0.4
         monkeypatch.undo()
-        monkeypatch.setattr(patience, "FIRST_SECONDS", 0.2)
+        monkeypatch.setattr(query_timeout, "FIRST_SECONDS", 0.2)
         engine.start("story:count", steps=1)
         assert broker.dequeue()
         assert broker.watch.patience.seconds == 0.2
@@ -259,7 +260,7 @@ class TestRedisBroker:
         needs("redis")
         monkeypatch.setattr(Conf, "POLL", 0.05)
         monkeypatch.setattr(Conf, "REDIS", REDIS_URL)
-        found = brokers.RedisBroker(list_key="automation-tests")
+        found = q2_brokers.RedisBroker(list_key="automation-tests")
         found.delete_queue()
         yield found
         found.delete_queue()
@@ -281,7 +282,7 @@ class TestRedisBroker:
         pytest.importorskip("redis")
         monkeypatch.setattr(Conf, "POLL", 0.05)
         monkeypatch.setattr(Conf, "REDIS", "redis://127.0.0.1:1/0")
-        broker = brokers.RedisBroker(list_key="automation-tests")
+        broker = q2_brokers.RedisBroker(list_key="automation-tests")
         assert broker.dequeue()
         maintain()
         assert broker.dequeue() is None
@@ -290,11 +291,11 @@ class TestRedisBroker:
 
 
 def test_without_the_redis_client_the_broker_says_what_is_missing(monkeypatch):
-    monkeypatch.delattr(brokers, "RedisBroker", raising=False)
+    monkeypatch.delattr(q2_brokers, "RedisBroker", raising=False)
     with pytest.raises(ImportError, match=r"django-ai-automation\[redis\]"):
-        getattr(brokers, "RedisBroker")  # noqa: B009
+        getattr(q2_brokers, "RedisBroker")  # noqa: B009
     with pytest.raises(AttributeError, match="NoBroker"):
-        getattr(brokers, "NoBroker")  # noqa: B009
+        getattr(q2_brokers, "NoBroker")  # noqa: B009
 
 
 class TestSchedules:

@@ -32,7 +32,7 @@ from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.conf import conf, problems
 from django_ai.automation.exceptions import SettingsError
 from django_ai.automation.queues.checks import check_settings
-from django_ai.automation.queues.sealing import FERNET, Unreadable
+from django_ai.automation.state.encryption import FERNET, Unreadable
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.desk.looking import book, change
 from tests.lifecycle.looking import effects, leave
@@ -327,10 +327,10 @@ def test_the_command_leaves_what_it_cannot_read_and_says_so(flow):
 
 def test_the_command_never_writes_over_what_a_worker_commits_meanwhile(sealed, flow, monkeypatch):
     """The worker commits between the command's look and its write: the other's Context stays."""
-    from django_ai.automation.queues import sealing
+    from django_ai.automation.state import encryption
 
     run = engine.start("calling", phone=SECRET)
-    genuine, raced = sealing.unseal, []
+    genuine, raced = encryption.unseal, []
 
     def race(value):
         found = genuine(value)
@@ -339,7 +339,7 @@ def test_the_command_never_writes_over_what_a_worker_commits_meanwhile(sealed, f
             WorkflowRun.objects.filter(pk=run.pk).update(data={"phone": "newer"}, seq=run.seq + 1)
         return found
 
-    monkeypatch.setattr(sealing, "unseal", race)
+    monkeypatch.setattr(encryption, "unseal", race)
     call_command("automation_reencrypt", stdout=StringIO())
     assert raced
     assert WorkflowRun.objects.get().data == {"phone": "newer"}

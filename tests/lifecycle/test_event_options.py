@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event
-from django_ai.automation.events.reconcile import reconcile_dates
-from django_ai.automation.queues.tasks import cleanup_old, poll_due
+from django_ai.automation.events.recording.reconcile import reconcile_dates
+from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due
 from django_ai.automation.workflows.core import (
     complete,
     engine,

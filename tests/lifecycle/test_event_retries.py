@@ -16,7 +16,7 @@ from django_ai.automation import Retry, complete, event_workflow, step
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
-from django_ai.automation.events.reconcile import reconcile_dates
+from django_ai.automation.events.recording.reconcile import reconcile_dates
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Ticket
 from tests.lifecycle.looking import effects, leave, use_up_attempts

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.services import EventProcessor, event_processor
-from django_ai.automation.queues import tasks
-from django_ai.automation.queues.executor import get_executor
-from django_ai.automation.queues.q2 import Q2Executor
-from django_ai.automation.queues.schedules import SCHEDULES, install_schedules
+from django_ai.automation.queues.notifier import get_executor
+from django_ai.automation.queues.runtimes import tasks
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules
 from django_ai.automation.workflows.core import (
     Retry,
     complete,
@@ -58,7 +58,7 @@ PATHS = {
     "django_ai.automation.queues.apps": ["QueuesConfig"],
     "django_ai.automation.events.apps": ["EventsConfig"],
     "django_ai.automation.workflows.apps": ["WorkflowsConfig"],
-    "django_ai.automation.queues.brokers": ["OrmBroker", "RedisBroker"],
+    "django_ai.automation.queues.runtimes.q2_brokers": ["OrmBroker", "RedisBroker"],
 }
 
 
@@ -396,7 +396,7 @@ def test_section_6_an_operators_changes_stay():
     Schedule.objects.filter(name="Events: poll_due").update(minutes=10, func="old.path")
     install_schedules()
     row = Schedule.objects.get(name="Events: poll_due")
-    assert (row.minutes, row.func) == (10, "django_ai.automation.queues.tasks.hasten_reconciliation")
+    assert (row.minutes, row.func) == (10, "django_ai.automation.queues.runtimes.tasks.hasten_reconciliation")
 
 
 @pytest.mark.parametrize("task", [tasks.process_scheduled, tasks.drain_due])

@@ -33,19 +33,20 @@ from django_ai.automation import (
 )
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues import health as health_module
-from django_ai.automation.queues import heartbeat, tasks
-from django_ai.automation.queues import presence as presence_module
-from django_ai.automation.queues.django_tasks import automation_drain_due
+from django_ai.automation.queues import heartbeat
+from django_ai.automation.queues import worker_status as presence_module
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import InlineExecutor, set_executor
-from django_ai.automation.queues.health import count_failed_and_parked, examine, explain
 from django_ai.automation.queues.heartbeat import Hands, enlist
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import DatabaseNow, Worker
-from django_ai.automation.queues.presence import DEAD_AFTER, Presence, presence
-from django_ai.automation.queues.q2 import enlist_at_doorbell
+from django_ai.automation.queues.notifier import InlineExecutor, set_executor
+from django_ai.automation.queues.operations import health as health_module
+from django_ai.automation.queues.operations.health import count_failed_and_parked, examine, explain
 from django_ai.automation.queues.registry import longest_timeout
+from django_ai.automation.queues.runtimes import tasks
+from django_ai.automation.queues.runtimes.django_tasks import automation_drain_due
+from django_ai.automation.queues.runtimes.q2 import enlist_at_doorbell
+from django_ai.automation.queues.worker_status import DEAD_AFTER, Presence, presence
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Reservation
 

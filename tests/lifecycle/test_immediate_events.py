@@ -9,10 +9,10 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models import F
 
-from django_ai.automation.events import recorder
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
+from django_ai.automation.events.recording import recorder
 from tests.app.models import Chore, Document, Errand, Guest, LongStay, Reservation, Room, Suite, Ticket, VipStay
 from tests.lifecycle.looking import definition_of, effects, event_of, leave, status_of, use_up_attempts
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from django_ai.automation import AgentManager, Retry, agent, complete, engine, handler, sleep, step, workflow
 from django_ai.automation.agents.models import AgentRoute, AgentRun
 from django_ai.automation.exceptions import NotResumableError, UnknownStepError
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows import definitions
 from tests.desk.looking import the_agent, write
 from tests.desk.models import Person

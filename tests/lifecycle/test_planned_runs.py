@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import EventDefinition, engine
 from django_ai.automation.exceptions import NotResumableError
-from django_ai.automation.queues.tasks import cleanup_old, poll_due
+from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due
 from django_ai.automation.workflows.core import complete, event_workflow, sleep, step
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation

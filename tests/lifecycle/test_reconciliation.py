@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from django_ai.automation import AgentManager, agent, handler
 from django_ai.automation.agents import reconcile as agents
 from django_ai.automation.agents.models import AgentRoute, AgentRun
-from django_ai.automation.events import reconcile
 from django_ai.automation.events.models import Event
+from django_ai.automation.events.recording import reconcile
 from django_ai.automation.exceptions import AutomationError
 from django_ai.automation.queues.maintenance import Turn
 from tests.app.models import Reservation, Room, Ticket

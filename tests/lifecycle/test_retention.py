@@ -34,8 +34,9 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.conf import conf, problems
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues import cleaning, maintenance, q2
-from django_ai.automation.queues.tasks import cleanup_old
+from django_ai.automation.queues import maintenance, pruning
+from django_ai.automation.queues.runtimes import q2
+from django_ai.automation.queues.runtimes.tasks import cleanup_old
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun, WorkflowStatus
 from tests.app.models import Reservation
 from tests.desk.looking import book
@@ -79,8 +80,8 @@ def kept(**durations: timedelta):
 @pytest.fixture
 def small(monkeypatch):
     """Windows and batches of a few rows."""
-    monkeypatch.setattr(cleaning, "WINDOW", 4)
-    monkeypatch.setattr(cleaning, "BATCH", 3)
+    monkeypatch.setattr(pruning, "WINDOW", 4)
+    monkeypatch.setattr(pruning, "BATCH", 3)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_wherever_it_begins_a_sweep_gets_everywhere(clock, small, monkeypatch, s
     WorkflowRun.objects.filter(pk=rows[7].pk).delete()
     pks = sorted(WorkflowRun.objects.values_list("pk", flat=True))
     place = {"first": pks[0], "middle": pks[len(pks) // 2], "last": pks[-1]}[start]
-    monkeypatch.setattr(cleaning.random, "randint", lambda low, high: place)
+    monkeypatch.setattr(pruning.random, "randint", lambda low, high: place)
     cleanup_old()
     left = WorkflowRun.objects.filter(finished_at__lt=clock() - 30 * DAY)
     assert not left.exists()
@@ -296,13 +297,13 @@ def test_what_a_person_resumes_at_this_moment_stays(clock, monkeypatch):
     """The row is asked again under its lock, in the transaction that removes it."""
     (run,) = ended_runs(1, 40 * DAY, clock())
     WorkflowRun.objects.filter(pk=run.pk).update(status=WorkflowStatus.FAILED, current_step="s")
-    genuine = cleaning._remove_batch
+    genuine = pruning._remove_batch
 
     def late(rows):
         WorkflowRun.objects.get(pk=run.pk).resume()
         return genuine(rows)
 
-    monkeypatch.setattr(cleaning, "_remove_batch", late)
+    monkeypatch.setattr(pruning, "_remove_batch", late)
     assert cleanup_old() == 0
     assert WorkflowRun.objects.get().status == WorkflowStatus.RUNNING
 

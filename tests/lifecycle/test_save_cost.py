@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import bridge
+from django_ai.automation.workflows import subscriber
 from django_ai.automation.workflows.core import complete, event_workflow, step
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Effect, Ticket
@@ -127,13 +127,13 @@ def test_the_occurrences_of_a_commit_are_one_batch():
 
 def test_an_occurrence_is_told_once(monkeypatch):
     told = []
-    tell_of = bridge.tell_of
+    tell_of = subscriber.tell_of
 
     def counting(events, *rest, **more):
         told.extend(event.event_name for event in events)
         tell_of(events, *rest, **more)
 
-    monkeypatch.setattr(bridge, "tell_of", counting)
+    monkeypatch.setattr(subscriber, "tell_of", counting)
     Ticket.objects.create(open=False)
     drain()
     assert told == ["ticket_closed"]

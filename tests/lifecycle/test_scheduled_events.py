@@ -13,7 +13,7 @@ from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import NaiveDatetimeError
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from tests.app.models import Reservation, Room, Suite, Ticket
 from tests.lifecycle.looking import definition_of, effects, event_of, leave, status_of, use_up_attempts
 

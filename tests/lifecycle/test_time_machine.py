@@ -25,19 +25,19 @@ from django_ai.automation.events.callbacks import on_event, on_event_cancelled, 
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.exceptions import AutomationError, DefinitionError, NaiveDatetimeError, UnknownWorkflowError
-from django_ai.automation.queues import executor
+from django_ai.automation.queues import notifier
 from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.queues.signals import attempt_finished, perform_failed, row_parked
-from django_ai.automation.queues.tasks import poll_due
 from django_ai.automation.testing import (
     ParkedRowError,
     TimeMachine,
     assert_not_occurred,
     assert_occurred,
     assertions,
+    errors,
     plugin,
     runs_of,
-    watching,
 )
 from django_ai.automation.testing import machine as machine_module
 from django_ai.automation.testing import time_machine as machine_at
@@ -206,18 +206,18 @@ def test_there_is_one_machine_at_a_time(machine):
 
 
 def test_after_an_error_everything_is_as_before(db):
-    before = executor.InlineExecutor()
-    executor.set_executor(before)
+    before = notifier.InlineExecutor()
+    notifier.set_executor(before)
     try:
         with pytest.raises(ZeroDivisionError), machine_at(NOON):
-            assert isinstance(executor.get_executor(), executor.SilentExecutor)
+            assert isinstance(notifier.get_executor(), notifier.SilentExecutor)
             raise ZeroDivisionError
-        assert executor.get_executor() is before
+        assert notifier.get_executor() is before
         assert abs(timezone.now() - NOON) > DAY
         with machine_at(NOON):
             pass
     finally:
-        executor.set_executor(None)
+        notifier.set_executor(None)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -817,7 +817,7 @@ def test_what_the_engine_cannot_perform_is_an_error_and_parked_in_the_end(machin
 
 @pytest.mark.parametrize("kind", ["sleep", "goto"])
 def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkeypatch):
-    monkeypatch.setattr(watching, "TRIES", 50)
+    monkeypatch.setattr(errors, "TRIES", 50)
 
     @workflow("circle")
     class Circle:
@@ -838,8 +838,8 @@ def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkey
 @pytest.mark.parametrize(("rounds", "rows", "tries"), [(0, 1, 50), (0, 500, 1), (50, 0, 0)])
 def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
     """One row again and again, or ever new rows, or rows that cannot be taken at all."""
-    monkeypatch.setattr(watching, "TRIES", 50)
-    watch = watching.Watch()
+    monkeypatch.setattr(errors, "TRIES", 50)
+    watch = errors.Watch()
     found = [WorkflowRun(pk=number, name="circle") for number in range(rows)]
     attempts = [(row, number) for number in range(tries) for row in found]
 
@@ -861,7 +861,7 @@ def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
 def test_a_row_that_another_connection_holds_is_no_endless_wait(monkeypatch):
     if connection.vendor != "postgresql":
         pytest.skip("rows have no locks of their own here")
-    monkeypatch.setattr(watching, "TRIES", 50)
+    monkeypatch.setattr(errors, "TRIES", 50)
     with machine_at(NOON) as machine:
         book(DAY)
         other = connections.create_connection("default")
@@ -878,7 +878,7 @@ def test_a_row_that_another_connection_holds_is_no_endless_wait(monkeypatch):
 
 
 def test_a_long_way_is_no_circle(machine, monkeypatch):
-    monkeypatch.setattr(watching, "TRIES", 50)
+    monkeypatch.setattr(errors, "TRIES", 50)
 
     @workflow("steps")
     class Steps:

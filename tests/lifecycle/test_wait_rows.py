@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pydantic import BaseModel
 
-from django_ai.automation.events import lookback
+from django_ai.automation.events.matching import lookback
 from django_ai.automation.workflows.core import complete, engine, get_wake, step, wait, wait_for_event, workflow
 from django_ai.automation.workflows.models import Wait, WorkflowRun
 from django_ai.automation.workflows.wait_keys import channel_key

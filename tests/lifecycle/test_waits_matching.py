@@ -12,8 +12,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pydantic import BaseModel
 
-from django_ai.automation.events import lookback, matching
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
+from django_ai.automation.events.matching import lookback, match
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError
 from django_ai.automation.workflows.core import complete, engine, get_wake, sleep, step, wait_for_event, workflow
@@ -133,14 +133,14 @@ MATCHES = {
 def test_lookups_that_are_more_than_equality(work, before):
     """Both sides come to the same: whoever waits when it occurs, and whoever begins to wait afterwards."""
     wrong = []
-    for title, (match, other, fits) in MATCHES.items():
+    for title, (wanted, other, fits) in MATCHES.items():
         first, second = Order.objects.create(), Order.objects.create()
 
         def occur(first=first, second=second, other=other, fits=fits):
             save(first, **other)
             save(second, **fits)
 
-        run = waiting(match, before=occur if before else None)
+        run = waiting(wanted, before=occur if before else None)
         work()
         if not before:
             if status(run) != "suspended":
@@ -624,7 +624,7 @@ def test_a_match_and_a_deployment_that_drops_the_field(declare, work, monkeypatc
 
 
 def test_a_huge_list_becomes_no_keys(work):
-    assert matching.MANY == 100
+    assert match.MANY == 100
     run = waiting({"status__in": [f"s{n}" for n in range(500)]})
     work()
     save(Order.objects.create(), status="s499")

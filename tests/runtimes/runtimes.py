@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from django_ai.automation.queues.executor import InlineExecutor, WorkerExecutor, set_executor
+from django_ai.automation.queues.notifier import InlineExecutor, WorkerExecutor, set_executor
 from tests.databases import REDIS_URL
 from tests.runtimes.cluster import automation_worker, qcluster, spawn, stop, until
 from tests.services import RABBITMQ_URL, needs
@@ -50,7 +50,7 @@ def inline(log: Path, **extra: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def q2_orm(log: Path, **extra: str) -> Iterator[None]:
-    from django_ai.automation.queues.q2 import Q2Executor
+    from django_ai.automation.queues.runtimes.q2 import Q2Executor
 
     set_executor(Q2Executor())
     with qcluster(log, **extra):
@@ -62,9 +62,9 @@ def q2_redis(log: Path, **extra: str) -> Iterator[None]:
     needs("redis")
     from django_q.conf import Conf
 
-    from django_ai.automation.queues.q2 import Q2Executor
+    from django_ai.automation.queues.runtimes.q2 import Q2Executor
 
-    broker = "django_ai.automation.queues.brokers.RedisBroker"
+    broker = "django_ai.automation.queues.runtimes.q2_brokers.RedisBroker"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Conf, "BROKER_CLASS", broker)
         patch.setattr(Conf, "REDIS", REDIS_URL)
@@ -115,7 +115,7 @@ def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[subprocess.P
 @contextlib.contextmanager
 def celery_rings(broker: str, queue: str) -> Iterator[object]:
     """Let this process ring through a broker as a web process of a Celery project would."""
-    from django_ai.automation.queues.celery import CeleryExecutor
+    from django_ai.automation.queues.runtimes.celery import CeleryExecutor
     from tests.celery_app import app
 
     app.conf.broker_url = broker
@@ -130,7 +130,7 @@ def celery_rings(broker: str, queue: str) -> Iterator[object]:
 @contextlib.contextmanager
 def django_tasks(log: Path, **extra: str) -> Iterator[None]:
     needs("tasks")
-    from django_ai.automation.queues.django_tasks import TasksExecutor
+    from django_ai.automation.queues.runtimes.django_tasks import TasksExecutor
 
     set_executor(TasksExecutor())
     extra = {"TEST_EXECUTOR": "tasks", **extra}

@@ -17,8 +17,8 @@ from django.utils import timezone
 
 from django_ai.automation import engine
 from django_ai.automation.exceptions import SettingsError
-from django_ai.automation.queues.executor import Executor, get_executor, set_executor
 from django_ai.automation.queues.models import Worker
+from django_ai.automation.queues.notifier import Executor, get_executor, set_executor
 from django_ai.automation.queues.registry import longest_timeout
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.databases import REDIS_URL
@@ -27,8 +27,8 @@ from tests.runtimes.runtimes import celery_rings, celery_worker
 from tests.services import needs
 from tests.story.models import Mark, Probe
 
-celery_runtime = pytest.importorskip("django_ai.automation.queues.celery")
-tasks_runtime = pytest.importorskip("django_ai.automation.queues.django_tasks")
+celery_runtime = pytest.importorskip("django_ai.automation.queues.runtimes.celery")
+tasks_runtime = pytest.importorskip("django_ai.automation.queues.runtimes.django_tasks")
 pytest.importorskip("django_tasks_db")
 from django_tasks_db.models import DBTaskResult  # noqa: E402
 

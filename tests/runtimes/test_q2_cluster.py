@@ -16,8 +16,8 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from django_ai.automation import engine
-from django_ai.automation.queues.executor import set_executor
-from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_executor
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.databases import REDIS_URL
 from tests.runtimes.cluster import qcluster, until
@@ -155,12 +155,12 @@ def test_with_the_redis_broker_and_redis_flushed(tmp_path, q2, monkeypatch):
 
     connection_to_redis = redis.from_url(REDIS_URL)
     connection_to_redis.flushdb()
-    monkeypatch.setattr(Conf, "BROKER_CLASS", "django_ai.automation.queues.brokers.RedisBroker")
+    monkeypatch.setattr(Conf, "BROKER_CLASS", "django_ai.automation.queues.runtimes.q2_brokers.RedisBroker")
     monkeypatch.setattr(Conf, "REDIS", REDIS_URL)
     nap, stumble = engine.start("story:nap", seconds=1), engine.start("story:stumble")
     connection_to_redis.flushdb()
     log = tmp_path / "cluster.log"
-    with qcluster(log, TEST_BROKER="django_ai.automation.queues.brokers.RedisBroker"):
+    with qcluster(log, TEST_BROKER="django_ai.automation.queues.runtimes.q2_brokers.RedisBroker"):
         until(lambda: finished(nap) and finished(stumble), 25, "The nap and the retry", log)
         Probe.objects.create(name="redis", ready=True)
         until(lambda: Mark.objects.filter(name="ready:redis").exists(), 10, "The event", log)

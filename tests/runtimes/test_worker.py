@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from django_ai.automation import engine
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.executor import WorkerExecutor, set_executor
+from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import automation_worker, children_of, until
 from tests.story.models import Mark, Probe

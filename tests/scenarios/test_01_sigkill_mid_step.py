@@ -11,8 +11,8 @@ from django.db import connection
 
 from django_ai.automation import engine
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import set_executor
-from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_executor
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, start_worker, until
 from tests.story.models import Mark

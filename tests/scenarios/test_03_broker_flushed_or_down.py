@@ -11,8 +11,8 @@ from django.db import transaction
 
 from django_ai.automation import engine
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import set_executor
-from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_executor
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, until
 from tests.runtimes.runtimes import celery_rings, celery_worker
@@ -21,7 +21,7 @@ from tests.story.models import Mark, Probe
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
 
-REDIS_BROKER = "django_ai.automation.queues.brokers.RedisBroker"
+REDIS_BROKER = "django_ai.automation.queues.runtimes.q2_brokers.RedisBroker"
 
 
 @pytest.fixture(autouse=True)

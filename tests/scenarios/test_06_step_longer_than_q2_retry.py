@@ -10,8 +10,8 @@ from django_q.conf import Conf
 
 from django_ai.automation import engine
 from django_ai.automation.queues.checks import check_queue_times
-from django_ai.automation.queues.executor import set_executor
-from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_executor
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, until
 from tests.story.models import Mark
@@ -19,7 +19,7 @@ from tests.story.models import Mark
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
 
 LEASE = 2.0
-OURS = "django_ai.automation.queues.brokers.OrmBroker"
+OURS = "django_ai.automation.queues.runtimes.q2_brokers.OrmBroker"
 
 
 def test_06_real_seconds_never_two_at_once(tmp_path, monkeypatch):

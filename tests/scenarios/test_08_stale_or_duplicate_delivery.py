@@ -13,7 +13,7 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import LeaseLostError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim, release
-from django_ai.automation.queues.tasks import drain_due, poll_due, process_scheduled
+from django_ai.automation.queues.runtimes.tasks import drain_due, poll_due, process_scheduled
 from django_ai.automation.workflows import arrivals
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.lifecycle.looking import effects

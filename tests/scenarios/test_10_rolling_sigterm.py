@@ -10,8 +10,8 @@ import pytest
 from django.utils import timezone
 
 from django_ai.automation import engine
-from django_ai.automation.queues.executor import WorkerExecutor, set_executor
-from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.runtimes.cluster import automation_worker, qcluster, until
 from tests.story.models import Mark

@@ -16,7 +16,7 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import LeaseLostError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Effect, Reservation
 from tests.lifecycle.looking import leave

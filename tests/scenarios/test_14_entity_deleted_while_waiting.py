@@ -23,7 +23,7 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events import occurrence
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation
 from tests.desk.models import Booking, Person

@@ -33,9 +33,9 @@ from django_ai.automation import (
 from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues import tasks
-from django_ai.automation.queues.schedules import SCHEDULES, install_schedules, skip_missed
-from django_ai.automation.queues.tasks import cleanup_old, poll_due, process_scheduled
+from django_ai.automation.queues.runtimes import tasks
+from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules, skip_missed
+from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due, process_scheduled
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation
 from tests.lifecycle.looking import effects, leave

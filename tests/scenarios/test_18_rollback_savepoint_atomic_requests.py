@@ -20,7 +20,7 @@ from django_ai.automation import agent, complete, engine, handler, on_event, ste
 from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.executor import InlineExecutor, set_executor
+from django_ai.automation.queues.notifier import InlineExecutor, set_executor
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Reservation
 from tests.lifecycle.looking import effects, leave, status_of

@@ -21,7 +21,7 @@ from django_ai.automation import Retry, complete, engine, step, workflow
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues.checks import check_settings
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.tasks import drain_due
+from django_ai.automation.queues.runtimes.tasks import drain_due
 from tests.app.models import Effect, Reservation
 from tests.lifecycle.looking import effects, leave
 from tests.runtimes.cluster import start_worker, until

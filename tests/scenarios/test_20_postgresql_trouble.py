@@ -17,9 +17,9 @@ from pydantic import BaseModel
 from django_ai.automation import Retry, complete, engine, on_event, step, workflow
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import set_executor
-from django_ai.automation.queues.q2 import Q2Executor
-from django_ai.automation.queues.tasks import drain_due
+from django_ai.automation.queues.notifier import set_executor
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.runtimes.tasks import drain_due
 from tests.app.models import Effect, Reservation, Ticket
 from tests.lifecycle.looking import effects, leave
 from tests.runtimes.cluster import qcluster, until
@@ -77,7 +77,7 @@ def test_20_the_server_says_that_it_starts_up(server):
     """57P03, and what else a server says that cannot be asked yet, is the database's trouble."""
     import psycopg
 
-    from django_ai.automation.queues.database import is_database_failure
+    from django_ai.automation.db.connections import is_database_failure
 
     for each in ("CannotConnectNow", "AdminShutdown", "CrashShutdown", "TooManyConnections", "ReadOnlySqlTransaction"):
         error = DatabaseError("the database system is starting up")

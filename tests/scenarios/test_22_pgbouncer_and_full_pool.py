@@ -15,10 +15,10 @@ import pytest
 from django.db import OperationalError, connection, connections
 
 from django_ai.automation import engine
+from django_ai.automation.db.notifications import Listener
 from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import WorkerExecutor, set_executor
-from django_ai.automation.queues.listen import Listener
+from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.runtimes.cluster import automation_worker, until
 from tests.services import PGBOUNCER, free_port, needs, wait_for_port

@@ -34,7 +34,7 @@ from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events import callbacks
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues import parking
-from django_ai.automation.queues.tasks import poll_due
+from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows import definitions
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation
@@ -679,7 +679,7 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
         "from datetime import timedelta\n"
         "from django_ai.automation import engine\n"
         "from django_ai.automation.queues.drain import drain\n"
-        "from django_ai.automation.queues.tasks import poll_due\n"
+        "from django_ai.automation.queues.runtimes.tasks import poll_due\n"
         "from tests.release.models import Order\n"
         "engine.start('release:ship', item='s'); engine.start('release:steps', item='t')\n"
         "drain()\n"

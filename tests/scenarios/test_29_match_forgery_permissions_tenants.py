@@ -36,10 +36,10 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
 from django_ai.automation.exceptions import DefinitionError
-from django_ai.automation.queues import brokers, q2, schedules, tasks
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.models import Maintenance
 from django_ai.automation.queues.registry import due_times
+from django_ai.automation.queues.runtimes import q2, q2_brokers, q2_schedules, tasks
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.desk.looking import book
 from tests.desk.models import Booking, Message, Person
@@ -171,7 +171,7 @@ def test_29_a_forged_message_is_refused_before_it_is_unpickled(task):
 
 def test_29_q2_drops_a_forged_message_and_takes_the_genuine_one():
     """Q2's own pusher on our broker: the forged message goes, and what is genuine gets through."""
-    broker = brokers.OrmBroker(list_key="scenario-29")
+    broker = q2_brokers.OrmBroker(list_key="scenario-29")
     OrmQ.objects.create(key="scenario-29", payload=forge({"func": "os.abort"}), lock=timezone.now())
     genuine = OrmQ.objects.create(key="scenario-29", payload=q2.doorbell(), lock=timezone.now())
     pushed: Queue[dict[str, object]] = Queue()
@@ -202,8 +202,8 @@ def test_29_messages_carry_no_arguments(monkeypatch):
         assert not {"hook", "group", "chain", "iter_count"} & set(task)
         # Nothing of the project is in it: plain values that any process could have made up.
         assert {type(value).__module__ for value in task.values()} <= {"builtins", "datetime"}
-    for name, func, *_ in schedules.SCHEDULES:
-        assert func.startswith("django_ai.automation.queues.tasks."), name
+    for name, func, *_ in q2_schedules.SCHEDULES:
+        assert func.startswith("django_ai.automation.queues.runtimes.tasks."), name
 
 
 def test_29_a_stale_or_doubled_message_only_looks_at_the_clock():
@@ -215,7 +215,7 @@ def test_29_a_stale_or_doubled_message_only_looks_at_the_clock():
     before = WorkflowRun.objects.filter(pk=sleeping.pk).values().get()
     marks = Mark.objects.count()
     for _ in range(5):
-        assert stale["func"] == "django_ai.automation.queues.tasks.drain_due"
+        assert stale["func"] == "django_ai.automation.queues.runtimes.tasks.drain_due"
         assert tasks.drain_due(*stale["args"], **stale["kwargs"]) == 0
     assert WorkflowRun.objects.filter(pk=sleeping.pk).values().get() == before
     assert Mark.objects.count() == marks

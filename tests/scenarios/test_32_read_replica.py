@@ -12,11 +12,11 @@ from django.apps import apps
 from django.db import connections, transaction
 from pydantic import BaseModel
 
-from django_ai.automation.events import recorder
+from django_ai.automation.db.writer import from_writer
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.models import Event
+from django_ai.automation.events.recording import recorder
 from django_ai.automation.exceptions import AutomationError
-from django_ai.automation.queues.writer import from_writer
 from django_ai.automation.workflows.core import complete, event_workflow, step
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Effect, Guest, Reservation, Ticket

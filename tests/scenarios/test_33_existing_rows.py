@@ -9,7 +9,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from django_ai.automation.events.models import Event
-from django_ai.automation.events.reconcile import reconcile_dates
+from django_ai.automation.events.recording.reconcile import reconcile_dates
 from tests.app.models import Effect, Reservation, Room, Ticket
 
 pytestmark = pytest.mark.django_db(transaction=True)

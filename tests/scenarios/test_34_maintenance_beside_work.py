@@ -30,16 +30,16 @@ from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.conf import conf
 from django_ai.automation.events import retention
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues import cleaning, maintenance
+from django_ai.automation.queues import maintenance, pruning
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import InlineExecutor
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.maintenance import PRUNE, RECONCILE, Bite, Task, Turn
 from django_ai.automation.queues.models import Maintenance, Worker
+from django_ai.automation.queues.notifier import InlineExecutor
 from django_ai.automation.queues.registry import due_times
-from django_ai.automation.queues.tasks import cleanup_old, drain_due, hasten_pruning, poll_due
-from django_ai.automation.queues.watch import Watch
-from django_ai.automation.queues.worker import Shift
+from django_ai.automation.queues.runtimes.poller import Watch
+from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due, hasten_pruning, poll_due
+from django_ai.automation.queues.runtimes.worker import Shift
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from tests.app.models import Reservation
 from tests.lifecycle.looking import effects, leave
@@ -117,10 +117,10 @@ def test_34_timers_go_on_while_a_big_prune_runs(only):
 
 def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
     """A bite for each few rows; another process takes the next one."""
-    monkeypatch.setattr(cleaning, "WINDOW", 4)
-    monkeypatch.setattr(cleaning, "BATCH", 3)
+    monkeypatch.setattr(pruning, "WINDOW", 4)
+    monkeypatch.setattr(pruning, "BATCH", 3)
     monkeypatch.setattr(maintenance, "BITE_SECONDS", 0.0)
-    monkeypatch.setattr(cleaning.random, "randint", lambda low, high: low + 5)
+    monkeypatch.setattr(pruning.random, "randint", lambda low, high: low + 5)
     old_runs(20)
     young = old_runs(3, ago=DAY)
     maintenance.attend(clock())
@@ -558,13 +558,13 @@ def test_34_what_must_stay_is_not_walked_over_again_at_once(clock, monkeypatch):
     """After a sweep that has passed by much for nothing there is a rest."""
     young = old_runs(3, ago=DAY)
     WorkflowRun.objects.filter(pk=young[0].pk).update(created_at=clock() - 90 * DAY)
-    genuine = cleaning._remove_batch
+    genuine = pruning._remove_batch
 
     def slow(rows):
         time.sleep(0.05)
         return genuine(rows)
 
-    monkeypatch.setattr(cleaning, "_remove_batch", slow)
+    monkeypatch.setattr(pruning, "_remove_batch", slow)
     bite = maintenance._tasks["prune runs"].take(Turn(clock()))
     assert (bite.done, bite.position) == (0, None)
     assert bite.rest >= timedelta(seconds=0.5)

@@ -11,7 +11,7 @@ from django.utils import timezone
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
-from django_ai.automation.queues.clock import aware, shift
+from django_ai.automation.values.clock import aware, shift
 from tests.app.models import Room
 from tests.lifecycle.looking import effects, leave
 

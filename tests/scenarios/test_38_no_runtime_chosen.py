@@ -6,7 +6,7 @@ import pytest
 from django.core.checks import run_checks
 
 from django_ai.automation import engine
-from django_ai.automation.queues import executor
+from django_ai.automation.queues import notifier
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 
@@ -20,7 +20,7 @@ def choose(settings):
     def chosen(name: str) -> None:
         settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_q"]
         settings.AUTOMATION = {**settings.AUTOMATION, "EXECUTOR": name}
-        executor.set_executor(None)
+        notifier.set_executor(None)
 
     return chosen
 
@@ -36,7 +36,7 @@ def deploy_warnings() -> list[str]:
 
 def test_38_by_default_a_request_performs_nothing(choose):
     choose("")
-    assert isinstance(executor.get_executor(), executor.WorkerExecutor)
+    assert isinstance(notifier.get_executor(), notifier.WorkerExecutor)
     engine.start("story:count", steps=1)
     assert status() == "running"
     drain(heartbeat=True)

@@ -20,7 +20,7 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.heartbeat import enlist
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import DatabaseNow, Worker
-from django_ai.automation.queues.presence import DEAD_AFTER, presence
+from django_ai.automation.queues.worker_status import DEAD_AFTER, presence
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import automation_worker, children_of, until
 from tests.story.models import Probe
@@ -75,7 +75,7 @@ def test_42_progress_in_one_queue_is_none_in_another(clock):
 
 def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatch):
     settings.AUTOMATION = {**settings.AUTOMATION, "HEARTBEAT": timedelta(milliseconds=50)}
-    monkeypatch.setattr("django_ai.automation.queues.presence.EVERY", 0.1)
+    monkeypatch.setattr("django_ai.automation.queues.worker_status.EVERY", 0.1)
     worker = enlisted()
     until(lambda: Worker.objects.get().seen_at > worker.seen_at + timedelta(milliseconds=300), 20, "A sign of life")
     presence.dismiss()

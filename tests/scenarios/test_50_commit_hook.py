@@ -18,8 +18,8 @@ from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import set_executor
 from django_ai.automation.queues.lease import claim_these, renew
+from django_ai.automation.queues.notifier import set_executor
 from tests.app.models import Reservation
 from tests.trouble import Together, until_someone_waits
 

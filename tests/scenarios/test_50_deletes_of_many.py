@@ -20,7 +20,7 @@ from django_ai.automation.events.models import Event, Snapshot
 from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.exceptions import DefinitionError, SnapshotFieldError
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.tasks import cleanup_old
+from django_ai.automation.queues.runtimes.tasks import cleanup_old
 from django_ai.automation.workflows.core import complete, event_workflow, step, wait_for_event
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Guest, Reservation, Suite

@@ -11,24 +11,26 @@ from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from pydantic import BaseModel
 
-from django_ai.automation.events import lookback, occurrence, reconcile
+from django_ai.automation.db.notifications import notify
+from django_ai.automation.events import occurrence
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition, sources_of
-from django_ai.automation.events.listeners import Listener
-from django_ai.automation.events.lookback import occurred_of
-from django_ai.automation.events.matching import address
+from django_ai.automation.events.matching import lookback
+from django_ai.automation.events.matching.lookback import occurred_of
+from django_ai.automation.events.matching.match import address
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.events.reconcile import reconcile_dates
+from django_ai.automation.events.recording import reconcile
+from django_ai.automation.events.recording.reconcile import reconcile_dates
+from django_ai.automation.events.subscribers import Listener
 from django_ai.automation.queues.attempt import BrokenOffError
-from django_ai.automation.queues.clock import aware
 from django_ai.automation.queues.drain import _pace as pace
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import ring_after_commit, set_executor
 from django_ai.automation.queues.heartbeat import Hands
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.listen import notify
+from django_ai.automation.queues.notifier import ring_after_commit, set_executor
 from django_ai.automation.queues.registry import wakeables
-from django_ai.automation.queues.watch import Watch
+from django_ai.automation.queues.runtimes.poller import Watch
+from django_ai.automation.values.clock import aware
 from django_ai.automation.workflows.core import complete, engine, step, wait, workflow
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Reservation, Room, Suite, Ticket, Ware
@@ -278,7 +280,7 @@ class Rung:
 
 
 def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
-    monkeypatch.setattr("django_ai.automation.queues.watch.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("django_ai.automation.queues.runtimes.poller.time.monotonic", lambda: 100.0)
     found = Watch(10, models=wakeables())
     found._listener = Rung()
     found.look()

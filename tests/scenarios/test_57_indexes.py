@@ -9,8 +9,8 @@ from django.utils import timezone
 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.health import failed_of, parked_of
-from django_ai.automation.queues.resumption import kinds
+from django_ai.automation.queues.operations.health import failed_of, parked_of
+from django_ai.automation.queues.operations.resume import kinds
 from django_ai.automation.workflows.models import Signal
 
 LABELS = ["automation_queues", "automation_events", "automation_workflows", "automation_agents"]

@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from pydantic import BaseModel
 
-from django_ai.automation import (
+from django_ai.automation import (  # fmt: skip
     EventDefinition,
     Retry,
     agent,
@@ -26,9 +26,9 @@ from django_ai.automation import (
     on_fail,
     step,
     workflow,
-)  # fmt: skip
+)
 from django_ai.automation.agents.models import AgentRun
-from django_ai.automation.queues import session
+from django_ai.automation.db import session
 from django_ai.automation.queues.drain import drain, draining
 from tests.app.models import Effect, Reservation
 from tests.lifecycle.looking import effects, event_of, leave, the_execution, the_run

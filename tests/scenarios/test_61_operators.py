@@ -20,8 +20,8 @@ from django_ai.automation import Retry, agent, complete, engine, fail, handler, 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
 from django_ai.automation.queues.models import DatabaseNow, Worker
-from django_ai.automation.queues.presence import DEAD_AFTER
 from django_ai.automation.queues.signals import row_failed
+from django_ai.automation.queues.worker_status import DEAD_AFTER
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.story.models import Probe
 

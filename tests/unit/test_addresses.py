@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from django_ai.automation.events.definitions import declared_events
-from django_ai.automation.events.matching import (
+from django_ai.automation.events.matching.match import (
     MANY,
     Match,
     address,

@@ -9,7 +9,7 @@ import pytest
 from dateutil.relativedelta import FR, relativedelta
 
 from django_ai.automation.exceptions import DefinitionError, NaiveDatetimeError
-from django_ai.automation.queues.clock import aware, check_duration, check_offset, clock_at, later, offset_key, shift
+from django_ai.automation.values.clock import aware, check_duration, check_offset, clock_at, later, offset_key, shift
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

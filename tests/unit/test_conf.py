@@ -9,8 +9,8 @@ from django.test import override_settings
 
 from django_ai.automation.conf import Conf, conf, problems
 from django_ai.automation.exceptions import SettingsError
-from django_ai.automation.queues.executor import InlineExecutor, SilentExecutor, get_executor
-from django_ai.automation.queues.q2 import Q2Executor
+from django_ai.automation.queues.notifier import InlineExecutor, SilentExecutor, get_executor
+from django_ai.automation.queues.runtimes.q2 import Q2Executor
 
 
 def test_defaults_without_any_setting():
@@ -58,7 +58,7 @@ def test_all_problems_are_told_at_once():
         ("silent", SilentExecutor),
         ("q2", Q2Executor),
         ("", Q2Executor),
-        ("django_ai.automation.queues.executor.InlineExecutor", InlineExecutor),
+        ("django_ai.automation.queues.notifier.InlineExecutor", InlineExecutor),
     ],
 )
 def test_the_executor_is_a_setting(name, kind):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from django_ai.automation import idempotency_key
-from django_ai.automation.queues.cause import (
+from django_ai.automation.queues.causation import (
     CurrentRun,
     Owner,
     current_cause,
@@ -15,7 +15,7 @@ from django_ai.automation.queues.cause import (
     own_run_pk,
     running,
 )
-from django_ai.automation.workflows.context import View, Wake, WakeReason, get_context, get_run, get_wake
+from django_ai.automation.workflows.current import View, Wake, WakeReason, get_context, get_run, get_wake
 
 
 def of(kind: str, pk: int) -> CurrentRun:

@@ -15,7 +15,7 @@ from django_ai.automation import Retry
 from django_ai.automation.agents.models import AgentStatus, HandlerStatus
 from django_ai.automation.agents.transitions import Returned, Skipped, State, Unknown, decide
 from django_ai.automation.exceptions import AttemptTimeoutError, ContextError, ControlFlowError, DefinitionError
-from django_ai.automation.queues.failures import Raised
+from django_ai.automation.values.failures import Raised
 
 STARTED = datetime(2030, 1, 1, tzinfo=UTC)
 NOW = STARTED + timedelta(seconds=2)

@@ -7,16 +7,7 @@ from datetime import timedelta
 from pydantic import BaseModel
 
 from django_ai.automation.workflows import core
-from django_ai.automation.workflows.core import (
-    complete,
-    goto,
-    run_subflow,
-    sleep,
-    step,
-    wait,
-    wait_for_event,
-    workflow,
-)
+from django_ai.automation.workflows.core import complete, goto, run_subflow, sleep, step, wait, wait_for_event, workflow
 from django_ai.automation.workflows.definitions import find_workflow
 from django_ai.automation.workflows.inspection import EventWait, Target, calls_of
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from django_ai.automation.exceptions import NotStorableError
-from django_ai.automation.queues.jsontext import encode
+from django_ai.automation.values.json_text import encode
 
 
 @pytest.mark.parametrize(

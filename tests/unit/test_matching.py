@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from django_ai.automation.events.definitions import declared_events
-from django_ai.automation.events.matching import (
+from django_ai.automation.events.matching.match import (
     Match,
     address,
     canonical,

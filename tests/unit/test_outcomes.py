@@ -8,16 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from django_ai.automation.exceptions import DefinitionError, NaiveDatetimeError
-from django_ai.automation.workflows.core import (
-    complete,
-    fail,
-    goto,
-    run_subflow,
-    sleep,
-    step,
-    wait,
-    wait_for_event,
-)
+from django_ai.automation.workflows.core import complete, fail, goto, run_subflow, sleep, step, wait, wait_for_event
 
 HOUR = timedelta(hours=1)
 

@@ -12,11 +12,11 @@ from datetime import timedelta
 import pytest
 from django.core.management import CommandError, call_command
 
-from django_ai.automation.queues import pulse
+from django_ai.automation.queues import liveness
 from django_ai.automation.queues.heartbeat import Hands, take_up
-from django_ai.automation.queues.pulse import STALL_SECONDS, Pulse
-from django_ai.automation.queues.ringer import Ringer
-from django_ai.automation.queues.supervisor import Supervisor
+from django_ai.automation.queues.liveness import STALL_SECONDS, Pulse
+from django_ai.automation.queues.runtimes.dispatcher import Ringer
+from django_ai.automation.queues.runtimes.supervisor import Supervisor
 from django_ai.automation.workflows.models import WorkflowRun
 
 
@@ -24,8 +24,8 @@ from django_ai.automation.workflows.models import WorkflowRun
 def seconds(monkeypatch):
     """The monotonic clock, which stands; nothing is expected of anybody before and after."""
     found = [time.monotonic()]
-    monkeypatch.setattr(pulse.time, "monotonic", lambda: found[0])
-    monkeypatch.setattr(pulse, "_until", {})
+    monkeypatch.setattr(liveness.time, "monotonic", lambda: found[0])
+    monkeypatch.setattr(liveness, "_until", {})
     return found
 
 
@@ -49,31 +49,31 @@ class TestFile:
         assert path.read_text() == f"{os.getpid()}\n"
         age(path, 100)
         mine.touch()
-        assert pulse.look(str(path)).is_alive
+        assert liveness.look(str(path)).is_alive
 
     def test_a_thread_that_does_not_come_back_ends_it_until_it_does(self, tmp_path, seconds, caplog):
         path = tmp_path / "beat"
         mine = Pulse(path)
-        pulse.expect(60)
+        liveness.expect(60)
         age(path, 100)
         seconds[0] += 60 + STALL_SECONDS
         mine.touch()
         mine.touch()
-        assert not pulse.look(str(path)).is_alive
+        assert not liveness.look(str(path)).is_alive
         assert caplog.text.count("does not come back") == 1
-        pulse.expect()
+        liveness.expect()
         mine.touch()
-        assert pulse.look(str(path)).is_alive
+        assert liveness.look(str(path)).is_alive
 
     def test_one_thread_is_no_excuse_for_another(self, seconds):
-        other = threading.Thread(target=pulse.expect)
+        other = threading.Thread(target=liveness.expect)
         other.start()
         other.join()
         seconds[0] += STALL_SECONDS
-        pulse.expect()
-        assert not pulse.beats()
-        pulse._until.pop(other.ident)
-        assert pulse.beats()
+        liveness.expect()
+        assert not liveness.beats()
+        liveness._until.pop(other.ident)
+        assert liveness.beats()
 
     def test_a_file_that_cannot_be_touched_stops_nothing(self, tmp_path, caplog):
         folder = tmp_path / "gone"
@@ -89,7 +89,7 @@ class TestFile:
 
     def test_a_file_that_cannot_be_written_is_said_at_the_start(self, tmp_path):
         with pytest.raises(CommandError, match=r"--heartbeat-file=.*nowhere/beat cannot be written"):
-            pulse.start_pulse(str(tmp_path / "nowhere" / "beat"))
+            liveness.start_pulse(str(tmp_path / "nowhere" / "beat"))
 
 
 class TestExpectations:
@@ -100,36 +100,36 @@ class TestExpectations:
         take_up(hands)
         assert hands.start(row)
         seconds[0] += STALL_SECONDS - 1
-        assert pulse.beats()
+        assert liveness.beats()
         hands.keep_for(timedelta(hours=1))
         seconds[0] += 3600
-        assert pulse.beats(), "its step may be under way"
+        assert liveness.beats(), "its step may be under way"
         seconds[0] += STALL_SECONDS + 60
-        assert not pulse.beats(), "its timeout has ended nothing"
+        assert not liveness.beats(), "its timeout has ended nothing"
         hands.finish()
-        assert pulse.beats()
+        assert liveness.beats()
         seconds[0] += STALL_SECONDS
-        assert not pulse.beats()
+        assert not liveness.beats()
         take_up(None)
-        assert pulse.beats(), "a worker of a queue that waits for its next message"
+        assert liveness.beats(), "a worker of a queue that waits for its next message"
 
     def test_a_clock_that_hangs_in_a_look_is_not_alive(self, seconds, monkeypatch):
         found = []
         ringer = Ringer(lambda: None, poll=7)
 
         def hang():
-            found.append(pulse.beats())
+            found.append(liveness.beats())
             seconds[0] += STALL_SECONDS + 6
-            found.append(pulse.beats())
+            found.append(liveness.beats())
             seconds[0] += 1
-            found.append(pulse.beats())
+            found.append(liveness.beats())
             ringer.stop()
             return 0.0
 
         monkeypatch.setattr(ringer, "_look", hang)
         ringer.run()
         assert found == [True, True, False]
-        assert pulse.beats()
+        assert liveness.beats()
 
 
 class TestProbe:
@@ -142,7 +142,7 @@ class TestProbe:
     def test_each_process_of_a_worker_must_be_alive(self, tmp_path):
         path = tmp_path / "beat"
         for number in (1, 2, 3):
-            Pulse(tmp_path / pulse.file_of("beat", number))
+            Pulse(tmp_path / liveness.file_of("beat", number))
         (tmp_path / "beat.txt").write_text("of somebody else")
         age(tmp_path / "beat.txt", 1000)
         assert probe("--liveness", str(path)) == (0, "Alive.\n")
@@ -164,7 +164,7 @@ class TestSupervisor:
     def test_it_gives_each_child_a_file_and_removes_what_others_left(self, tmp_path, monkeypatch):
         path = tmp_path / "beat"
         for number in (1, 2, 3):
-            Pulse(tmp_path / pulse.file_of("beat", number))
+            Pulse(tmp_path / liveness.file_of("beat", number))
         (tmp_path / "beat.txt").write_text("of somebody else")
         begun = []
         supervisor = Supervisor(2, [], timedelta(0), str(path))
@@ -180,8 +180,8 @@ class TestSupervisor:
             def terminate(self):
                 pass
 
-        monkeypatch.setattr("django_ai.automation.queues.supervisor.subprocess.Popen", Started)
-        monkeypatch.setattr("django_ai.automation.queues.supervisor.signal.signal", lambda *arguments: None)
+        monkeypatch.setattr("django_ai.automation.queues.runtimes.supervisor.subprocess.Popen", Started)
+        monkeypatch.setattr("django_ai.automation.queues.runtimes.supervisor.signal.signal", lambda *arguments: None)
         assert supervisor.run() == 0
         assert begun == [str(path), f"{path}.2"]
         assert [each.name for each in tmp_path.iterdir()] == ["beat.txt"]

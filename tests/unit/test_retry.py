@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from django_ai.automation.exceptions import AutomationError, DefinitionError
-from django_ai.automation.queues.retry import Retry
+from django_ai.automation.values.retry import Retry
 
 SECOND = timedelta(seconds=1)
 

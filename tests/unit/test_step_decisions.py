@@ -24,8 +24,7 @@ from django_ai.automation.exceptions import (
     PayloadError,
     UnknownStepError,
 )
-from django_ai.automation.queues.failures import Raised
-from django_ai.automation.workflows.context import WakeReason
+from django_ai.automation.values.failures import Raised
 from django_ai.automation.workflows.core import (
     complete,
     event_workflow,
@@ -37,6 +36,7 @@ from django_ai.automation.workflows.core import (
     wait,
     wait_for_event,
 )
+from django_ai.automation.workflows.current import WakeReason
 from django_ai.automation.workflows.models import FINISHED, WorkflowRun, WorkflowStatus
 from django_ai.automation.workflows.transitions import Returned, State, decide
 

@@ -8,8 +8,8 @@ import pytest
 from django.db import OperationalError, ProgrammingError
 from pydantic import BaseModel, ValidationError
 
-from django_ai.automation.queues.database import fix_for
-from django_ai.automation.queues.texts import last_line
+from django_ai.automation.db.connections import fix_for
+from django_ai.automation.values.text import last_line
 
 
 class Order(BaseModel):

@@ -12,8 +12,8 @@ from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, Root
 
 from django_ai.automation import agent, complete, handler, step, workflow
 from django_ai.automation.exceptions import ContextError, DefinitionError
-from django_ai.automation.queues.contexts import dump_context, load_context
-from django_ai.automation.queues.versions import is_newer, migration_of, restore
+from django_ai.automation.state.contexts import dump_context, load_context
+from django_ai.automation.state.versions import is_newer, migration_of, restore
 
 
 @pytest.mark.parametrize(

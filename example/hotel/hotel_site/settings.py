@@ -64,7 +64,7 @@ DATABASES = {
 Q_CLUSTER = {
     "name": "hotel",
     "orm": "default",
-    "broker_class": "django_ai.automation.queues.brokers.OrmBroker",
+    "broker_class": "django_ai.automation.queues.runtimes.q2_brokers.OrmBroker",
     "workers": 2,
     "timeout": 60,
     "retry": 90,

@@ -11,7 +11,7 @@ from django.db.models import Count
 from django.utils import timezone
 
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.health import examine, explain
+from django_ai.automation.queues.operations.health import examine, explain
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from hotel.models import HousekeepingTask, Message
 from hotel.pace import hours

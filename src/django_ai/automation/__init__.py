@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .events import claims
     from .events.callbacks import on_event, on_event_cancelled, on_event_created
     from .events.definitions import EventDefinition, EventTrigger
-    from .queues.cause import idempotency_key
-    from .queues.retry import Retry
+    from .queues.causation import idempotency_key
+    from .values.retry import Retry
     from .workflows.core import (
         Outcome,
         complete,
@@ -70,10 +70,10 @@ _HOMES = {
     "AgentManager": "agents.core",
     "EventDefinition": "events.definitions",
     "EventTrigger": "events.definitions",
-    "Retry": "queues.retry",
+    "Retry": "values.retry",
     "agent": "agents.core",
     "handler": "agents.core",
-    "idempotency_key": "queues.cause",
+    "idempotency_key": "queues.causation",
     "on_event": "events.callbacks",
     "on_event_cancelled": "events.callbacks",
     "on_event_created": "events.callbacks",

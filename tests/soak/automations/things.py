@@ -10,15 +10,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from django_ai.automation import (
-    AgentManager,
-    Retry,
-    agent,
-    handler,
-    idempotency_key,
-    on_event,
-    on_event_cancelled,
-)
+from django_ai.automation import AgentManager, Retry, agent, handler, idempotency_key, on_event, on_event_cancelled
 
 from ..models import Effect
 

@@ -16,15 +16,15 @@ class AgentsConfig(AppConfig):
         from django.db.models import Q
 
         from ..events.claims import register_owner
-        from ..events.listeners import subscribe
+        from ..events.subscribers import subscribe
         from ..queues import maintenance, registry
-        from ..queues.resumption import Kind, register_kind
+        from ..queues.operations.resume import Kind, register_kind
         from . import checks
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import take_agents
         from .retention import prune_agents, prune_executions
-        from .switchboard import Switchboard
+        from .subscriber import Switchboard
 
         registry.register(AgentRun)
         registry.register_explained(HandlerExecution)

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..conf import conf
-from ..events.matching import Match
+from ..events.matching.match import Match
 from ..events.names import check_namespace, check_subscription
 from ..events.subscriptions import Subscription, subscriptions
 from ..exceptions import DefinitionError, UnknownAgentError
-from ..queues.classes import is_same_place
-from ..queues.clock import Offset, check_duration, check_offset, check_recheck, offset_key
-from ..queues.contexts import context_class, make_context
-from ..queues.plain import check_plain
 from ..queues.registry import declare_timeout
-from ..queues.retry import Retry
-from ..queues.versions import Migration, check_version, is_newer, migration_of
+from ..state.contexts import context_class, make_context
+from ..state.versions import Migration, check_version, is_newer, migration_of
+from ..values.callables import check_plain
+from ..values.classes import is_same_place
+from ..values.clock import Offset, check_duration, check_offset, check_recheck, offset_key
+from ..values.retry import Retry
 
 if TYPE_CHECKING:
     from ..events.models import Event

@@ -11,15 +11,15 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from ..events.definitions import sources_of
-from ..events.listeners import News
-from ..events.matching import Match, satisfies
+from ..events.matching.match import Match, satisfies
 from ..events.models import Event
+from ..events.subscribers import News
 from ..exceptions import AutomationError
-from ..queues.versions import restore
+from ..state.versions import restore
 from .definitions import AgentDefinition, HandlerDefinition, find_agent, handlers_hearing
 from .mailbox import execution_of
 from .models import AgentRoute, AgentRun, HandlerExecution
-from .routes import keys_for, where
+from .routing import keys_for, where
 
 
 @dataclass(frozen=True, slots=True)

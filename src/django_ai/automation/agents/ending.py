@@ -10,9 +10,9 @@ from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Concat
 
 from ..events.claims import release_all
-from ..queues.cause import end_own_run
-from ..queues.jsontext import storable
+from ..queues.causation import end_own_run
 from ..queues.lease import alias_of, disturb
+from ..values.json_text import storable
 from .models import AgentRoute, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 
 KIND = "agent"

@@ -15,9 +15,9 @@ from django.db import transaction
 from django.db.models import F, OuterRef, Q, QuerySet, Subquery
 
 from ..events.models import Event
-from ..queues.executor import ring_after_commit
-from ..queues.keys import digest
 from ..queues.lease import alias_of, insert_ignoring
+from ..queues.notifier import ring_after_commit
+from ..values.digests import digest
 from .definitions import HandlerDefinition
 from .ending import cancel_executions
 from .models import FINISHED, AgentRun, AgentStatus, HandlerExecution, HandlerStatus

@@ -8,20 +8,20 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
+from ..db.deadlocks import after_deadlock
 from ..events.models import Event
 from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
-from ..queues.again import after_deadlock
-from ..queues.cause import current_cause, next_depth
-from ..queues.classes import declaration_of
-from ..queues.contexts import dump_context
-from ..queues.executor import ring_after_commit
+from ..queues.causation import current_cause, next_depth
 from ..queues.lease import alias_of, insert_ignoring
+from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
-from .birth import origin_key
+from ..state.contexts import dump_context
+from ..values.classes import declaration_of
 from .definitions import AgentDefinition, find_agent
 from .ending import end_agents
 from .models import AgentRun, AgentRunQuerySet, AgentStatus
-from .routes import fingerprint, install, keys_of, singleton_key, taken_by
+from .routing import fingerprint, install, keys_of, singleton_key, taken_by
+from .spawning import origin_key
 
 __all__ = ["AgentManager"]
 

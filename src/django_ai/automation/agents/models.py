@@ -13,11 +13,9 @@ from typing import ClassVar
 from django.db import models
 from django.utils import timezone
 
+from ..db.writer import AutomationModel, WriterQuerySet
 from ..events.models import Event
 from ..exceptions import NotResumableError
-from ..queues.clock import Clock, aware
-from ..queues.executor import ring_after_commit
-from ..queues.keys import KEY_LENGTH, new_call_key
 from ..queues.lease import alias_of, disturb
 from ..queues.models import (
     PartialIndex,
@@ -29,9 +27,11 @@ from ..queues.models import (
     unique,
     wake_index,
 )
-from ..queues.sealing import SealedJSONField
-from ..queues.texts import last_line
-from ..queues.writer import AutomationModel, WriterQuerySet
+from ..queues.notifier import ring_after_commit
+from ..state.encryption import SealedJSONField
+from ..values.clock import Clock, aware
+from ..values.digests import KEY_LENGTH, new_call_key
+from ..values.text import last_line
 
 
 class AgentStatus(models.TextChoices):

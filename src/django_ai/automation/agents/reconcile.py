@@ -15,11 +15,11 @@ from ..events.models import is_installed
 from ..exceptions import AutomationError
 from ..queues.lease import alias_of, insert_ignoring, locked
 from ..queues.maintenance import Bite, Turn
-from ..queues.versions import restore
+from ..state.versions import restore
 from .definitions import AgentDefinition, all_agents, check_release, has_handler
 from .mailbox import touch, wake_forgotten
 from .models import AgentRoute, AgentRun, HandlerExecution, HandlerStatus
-from .routes import fingerprint, keys_of, singleton_key
+from .routing import fingerprint, keys_of, singleton_key
 
 CHUNK = 200
 AT_ONCE = 10_000

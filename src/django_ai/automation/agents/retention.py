@@ -5,8 +5,8 @@ from __future__ import annotations
 from django.db.models import Q
 
 from ..conf import conf
-from ..queues.cleaning import sweep
 from ..queues.maintenance import Bite, Turn
+from ..queues.pruning import sweep
 from .models import FINISHED, AgentRun, HandlerExecution, HandlerStatus
 
 DONE = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED, HandlerStatus.CANCELLED)

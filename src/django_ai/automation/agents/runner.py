@@ -19,25 +19,25 @@ from django.db import connections
 from pydantic import BaseModel
 
 from ..conf import conf
+from ..db.connections import is_database_failure
 from ..events.claims import claim_against
 from ..events.timing import depth_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
-from ..queues.cause import CurrentRun, Owner, inside, rested
-from ..queues.clock import Clock
-from ..queues.contexts import dump_context, replaced
-from ..queues.database import is_database_failure
-from ..queues.failures import Raised
+from ..queues.causation import CurrentRun, Owner, inside, rested
 from ..queues.lease import advance, alias_of, release
 from ..queues.parking import because, take_back
 from ..queues.signals import row_parked
-from ..queues.versions import restore
-from .birth import begin, catch_up
+from ..state.contexts import dump_context, replaced
+from ..state.versions import restore
+from ..values.clock import Clock
+from ..values.failures import Raised
 from .definitions import AgentDefinition, HandlerDefinition, agent_of
 from .ending import KIND, clear_up
 from .mailbox import pending_in, touch
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
-from .routes import Keys, fingerprint, keys_of, reroute, singleton_key
+from .routing import Keys, fingerprint, keys_of, reroute, singleton_key
+from .spawning import begin, catch_up
 from .transitions import Decision, Returned, Skipped, State, Unknown, decide
 
 

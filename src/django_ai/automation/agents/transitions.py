@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ..queues.failures import Raised
-from ..queues.retry import Retry
+from ..values.failures import Raised
+from ..values.retry import Retry
 from .models import AgentStatus, HandlerStatus
 
 

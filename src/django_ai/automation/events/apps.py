@@ -18,11 +18,12 @@ class EventsConfig(AppConfig):
         from django.db.models import Q
 
         from ..queues import maintenance, registry
-        from ..queues.resumption import Kind, register_kind
-        from . import checks, hooks
+        from ..queues.operations.resume import Kind, register_kind
+        from . import checks
         from .claims import prune_claims
         from .models import CallbackExecution, Event
-        from .reconcile import take_dates
+        from .recording import model_signals
+        from .recording.reconcile import take_dates
         from .retention import prune_events, prune_executions, prune_snapshots, release_orphans
 
         registry.register(Event)
@@ -35,6 +36,6 @@ class EventsConfig(AppConfig):
         maintenance.register_pruner("prune claims", prune_claims)
         register_kind(Kind("event", Event, "event_name"))
         register_kind(Kind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
-        hooks.connect()
+        model_signals.connect()
         register(checks.check_definitions)
         register(checks.check_callbacks)

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from ..conf import conf
 from ..exceptions import DefinitionError
-from ..queues.classes import is_same_place
-from ..queues.clock import Offset, beat_key, check_duration, check_offset, check_recheck
-from ..queues.plain import check_plain, check_takes
 from ..queues.registry import declare_timeout
-from ..queues.retry import Retry
+from ..values.callables import check_plain, check_takes
+from ..values.classes import is_same_place
+from ..values.clock import Offset, beat_key, check_duration, check_offset, check_recheck
+from ..values.retry import Retry
 from .names import check_namespace, check_subscription
 from .subscriptions import Subscription, subscriptions
 

@@ -14,8 +14,8 @@ from django.db import models, router
 from django.db.models.expressions import OrderBy
 from django.db.models.indexes import IndexExpression
 
-from ..queues.clock import offset_key, shift
 from ..queues.lease import alias_of
+from ..values.clock import offset_key, shift
 from .callbacks import all_callbacks
 from .definitions import (
     Declared,
@@ -27,7 +27,7 @@ from .definitions import (
     is_family,
     sources_of,
 )
-from .matching import trouble_with
+from .matching.match import trouble_with
 from .models import Event
 from .names import slots_of
 

@@ -22,14 +22,14 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import AutomationError, ClaimedError, DefinitionError
-from ..queues.cause import CurrentRun, Owner, current_cause
-from ..queues.cleaning import sweep
-from ..queues.clock import check_duration
-from ..queues.keys import digest
+from ..queues.causation import CurrentRun, Owner, current_cause
 from ..queues.lease import alias_of, insert_ignoring
 from ..queues.maintenance import Bite, Turn
+from ..queues.pruning import sweep
+from ..values.clock import check_duration
+from ..values.digests import digest
 from .definitions import sources_of
-from .matching import Address, address, entity_keys, plain, satisfies, trouble_with, within
+from .matching.match import Address, address, entity_keys, plain, satisfies, trouble_with, within
 from .models import Event, EventClaim, RoutingShape, Shapes
 from .names import ANY, check_namespace, is_pattern, pattern_of
 

@@ -24,7 +24,7 @@ from django.db.models.functions import Cast, Concat, Substr
 
 from ..conf import conf
 from ..exceptions import DefinitionError
-from ..queues.plain import check_plain
+from ..values.callables import check_plain
 from .names import MAX_NAME, check_template, is_template, overlap, render
 
 Condition = Callable[[Any], bool]

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 
 from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import CurrentRun, rested
-from ..queues.clock import Clock
+from ..queues.causation import CurrentRun, rested
 from ..queues.parking import because, take_back
+from ..values.clock import Clock
 from .callbacks import Callback, callbacks_of, find_callback
 from .models import CallbackExecution, ExecutionStatus
 from .timing import depth_after

@@ -36,15 +36,15 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 
+from ..db.writer import AutomationModel, WriterQuerySet, from_writer
 from ..exceptions import NotResumableError, NotStorableError, SnapshotFieldError, UnknownEventError
-from ..queues.clock import Clock, aware
-from ..queues.executor import ring_after_commit
-from ..queues.jsontext import encode
-from ..queues.keys import KEY_LENGTH, digest, new_call_key
 from ..queues.lease import alias_of, disturb, insert_ignoring
 from ..queues.models import PartialIndex, Wakeable, at_text, failed_index, parked_index, unique, wake_index
-from ..queues.texts import last_line
-from ..queues.writer import AutomationModel, WriterQuerySet, from_writer
+from ..queues.notifier import ring_after_commit
+from ..values.clock import Clock, aware
+from ..values.digests import KEY_LENGTH, digest, new_call_key
+from ..values.json_text import encode
+from ..values.text import last_line
 from .definitions import (
     EventDefinition,
     EventTrigger,

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..exceptions import DefinitionError
-from .slots import SLOT, check_slots, path_of
+from .expressions import SLOT, check_slots, path_of
 
 MAX_NAME = 200
 ROOT = "instance"

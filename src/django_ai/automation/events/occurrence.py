@@ -27,26 +27,26 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from ..conf import conf
+from ..db.connections import told_apart
+from ..db.session import kept_session
+from ..db.writer import from_writer
 from ..exceptions import AutomationError, DefinitionError, LeaseLostError, UnknownEventError
 from ..queues import positions
 from ..queues.attempt import trace_of
-from ..queues.clock import Clock
-from ..queues.database import told_apart
-from ..queues.executor import ring_after_commit
 from ..queues.heartbeat import is_working, keep_lease_for
-from ..queues.jsontext import encode, storable
 from ..queues.lease import advance, advance_together, alias_of, claim_these, disturb, insert_ignoring, unlocked
 from ..queues.models import Wakeable
+from ..queues.notifier import ring_after_commit
 from ..queues.parking import because, parked
-from ..queues.retry import Retry
-from ..queues.session import kept_session
 from ..queues.signals import attempt_finished, row_parked
-from ..queues.writer import from_writer
+from ..values.clock import Clock
+from ..values.json_text import encode, storable
+from ..values.retry import Retry
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
 from .definitions import EventDefinition, EventTrigger
-from .listeners import News, listeners
 from .models import CallbackExecution, Event, EventStatus, RoutingShape, load_entities, new_execution
+from .subscribers import News, listeners
 from .timing import (
     due_beats,
     hears,

@@ -16,12 +16,12 @@ from django.db import models, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 
 from ..conf import conf
-from ..queues.cleaning import WINDOW, sweep
 from ..queues.lease import alias_of, disturb, locked
 from ..queues.maintenance import Bite, Turn
+from ..queues.pruning import WINDOW, sweep
 from .definitions import entity_id_of
-from .listeners import listeners
 from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, Snapshot, is_installed
+from .subscribers import listeners
 
 
 def prune_executions(turn: Turn) -> Bite:

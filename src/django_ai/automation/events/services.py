@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from ..queues.clock import aware
 from ..queues.drain import drain
+from ..values.clock import aware
 from .models import Event
 
 __all__ = ["EventProcessor", "event_processor"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from ..queues.clock import Offset, beat_key
-from ..queues.keys import digest
+from ..values.clock import Offset, beat_key
+from ..values.digests import digest
 from .names import in_namespace, means, overlap
 
 if TYPE_CHECKING:

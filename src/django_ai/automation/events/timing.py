@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from ..queues.cause import REST
-from ..queues.clock import RECHECK, Offset, later, shift
+from ..queues.causation import REST
+from ..values.clock import RECHECK, Offset, later, shift
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .definitions import EventDefinition
 from .models import Event, EventStatus

@@ -25,11 +25,11 @@ from django.utils.html import format_html
 from django.utils.timesince import timesince, timeuntil
 
 from ..exceptions import AutomationError
+from ..values.text import last_line
 from .admin_fields import json_field, time_field
 from .models import DatabaseNow, Maintenance, Worker, at_text
-from .presence import DEAD_AFTER
-from .resumption import awaits_code
-from .texts import last_line
+from .operations.resume import awaits_code
+from .worker_status import DEAD_AFTER
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]

@@ -19,17 +19,17 @@ class QueuesConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from ..db.connections import connect_tuning
+        from ..db.forking import connect_fork_hook
+        from ..db.mariadb import compare_exactly
         from . import checks
-        from .database import connect_tuning
         from .discovery import discover
-        from .fork import connect_fork_hook
         from .maintenance import Bite, register_pruner, register_reconciler
-        from .mariadb import compare_exactly
         from .orphans import prune_orphans
         from .parking import look_at_once
         from .positions import prune_arrivals
-        from .q2 import connect_enlisting
-        from .schedules import install_schedules
+        from .runtimes.q2 import connect_enlisting
+        from .runtimes.q2_schedules import install_schedules
         from .signals import connect_logging
 
         connect_logging()
@@ -52,4 +52,4 @@ class QueuesConfig(AppConfig):
         if getattr(settings, "AUTOMATION", None) and settings.AUTOMATION.get("EXECUTOR") == "celery":
             # A Celery worker must know the doorbell, and gets its clock. Without Celery a check says what is missing.
             with suppress(ImportError):
-                import_module(f"{self.name}.celery")
+                import_module(f"{self.name}.runtimes.celery")

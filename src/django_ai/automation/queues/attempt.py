@@ -30,15 +30,15 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections, models, transaction
 from django.db.models import F
 
+from ..db.connections import comes_from_elsewhere, is_database_failure, let_go_of_broken, touched_nothing, was_closed
+from ..db.session import Session
 from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
-from .cause import CurrentRun, running
-from .clock import Clock
-from .database import comes_from_elsewhere, is_database_failure, let_go_of_broken, touched_nothing, was_closed
+from ..values.clock import Clock
+from ..values.json_text import storable
+from .causation import CurrentRun, running
 from .heartbeat import bounded, is_working, keep_lease_for
-from .jsontext import storable
 from .lease import advance, alias_of, release
 from .models import Wakeable
-from .session import Session
 from .signals import attempt_finished, row_failed
 
 DATABASE_PAUSE = timedelta(seconds=1)

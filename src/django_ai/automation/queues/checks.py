@@ -13,12 +13,12 @@ from django.db.models import Model
 from .. import conf as conf_module
 from ..conf import conf
 from ..exceptions import SettingsError
-from .executor import get_executor
+from ..state.encryption import codec
 from .lease import alias_of
 from .models import Worker
-from .q2 import doorbell_timeout, watches_database
+from .notifier import get_executor
 from .registry import longest_timeout, wakeables
-from .sealing import codec
+from .runtimes.q2 import doorbell_timeout, watches_database
 
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -111,7 +111,8 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return [
         Info(
             "Q_CLUSTER names no broker of django_ai.automation, so timers are looked at once a minute.",
-            hint="Set Q_CLUSTER['broker_class'] = 'django_ai.automation.queues.brokers.OrmBroker' (or RedisBroker).",
+            hint="Set Q_CLUSTER['broker_class'] = 'django_ai.automation.queues.runtimes.q2_brokers.OrmBroker' "
+            "(or RedisBroker).",
             id="automation.I004",
         )
     ]
@@ -168,7 +169,7 @@ def check_queue_times(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 f"with the longest step ({longest_timeout()}): Q2 sends a second worker after it, for nothing.",
                 hint=(
                     f"Set Q_CLUSTER['retry'] to more than {longest}, or Q_CLUSTER['broker_class'] to "
-                    "'django_ai.automation.queues.brokers.OrmBroker', which stores no doorbells."
+                    "'django_ai.automation.queues.runtimes.q2_brokers.OrmBroker', which stores no doorbells."
                 ),
                 id="automation.W011",
             )

@@ -20,19 +20,19 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections
 
 from ..conf import conf
+from ..db.connections import is_database_failure, let_go_of_broken
+from ..db.session import kept_session
 from ..exceptions import LeaseLostError
+from ..values.clock import Clock, clock_at
 from .attempt import DATABASE_PAUSE, BrokenOffError, give_back, trace_of
-from .clock import Clock, clock_at
-from .database import is_database_failure, let_go_of_broken
+from .due import beginning, look
 from .heartbeat import Hands, is_working, take_up
 from .lease import ENGINE_FAILED, alias_of, claim
-from .lookout import beginning, look
 from .maintenance import PATIENCE, attend
 from .models import Maintenance, Wakeable
-from .presence import presence
 from .registry import due_models, due_times, wakeables
-from .session import kept_session
 from .signals import perform_failed
+from .worker_status import presence
 
 W = TypeVar("W", bound=Wakeable)
 

@@ -25,14 +25,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from ..conf import conf
-from . import fork, interrupt, pulse
-from .clock import Clock
-from .database import unpooled
+from ..db import forking
+from ..db.connections import unpooled
+from ..values.clock import Clock
+from . import interrupt, liveness
 from .interrupt import SECONDS_TO_RETURN, Deadline
 from .lease import alias_of, give_up, renew
 from .models import Wakeable
-from .presence import presence
 from .registry import wakeables
+from .worker_status import presence
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -72,7 +73,7 @@ class Hands:
             mine = [row for row in rows if self._waiting.pop(row.pk, None) is not None]
             if mine:
                 self._started = tuple(mine)
-                pulse.expect()
+                liveness.expect()
                 # Until user code says how long it may take, a row gets no more than its first lease.
                 self._deadline = 0.0
             return mine
@@ -82,7 +83,7 @@ class Hands:
         with self._lock:
             # And a little longer: what is interrupted has still to write what came of it.
             self._deadline = time.monotonic() + timeout.total_seconds() + SECONDS_TO_RETURN
-            pulse.expect(timeout.total_seconds() + SECONDS_TO_RETURN)
+            liveness.expect(timeout.total_seconds() + SECONDS_TO_RETURN)
 
     @property
     def has_started(self) -> bool:
@@ -91,7 +92,7 @@ class Hands:
     def finish(self) -> None:
         with self._lock:
             self._started = ()
-            pulse.expect()
+            liveness.expect()
 
     def drop(self, *, wait: bool = True) -> None:
         """Give back what was not started. Waits for another thread that is just doing so: its process may end next.
@@ -162,7 +163,7 @@ def take_up(hands: Hands | None) -> None:
     previous = current_hands()
     _local.hands = hands
     if hands is None and previous is not None:
-        pulse.rest()
+        liveness.rest()
         interrupt.forget(previous.bound)
         with _guard:
             _hands.discard(previous)
@@ -225,7 +226,7 @@ def _run() -> None:
             connections.close_all()  # this thread's own: an idle worker needs none
         elif connections[alias].vendor == "sqlite":
             # The process may fork at any moment, and no connection to SQLite may be open then.
-            with fork.sqlite_in_use:
+            with forking.sqlite_in_use:
                 with suppress(DatabaseError), connections[alias].cursor() as cursor:
                     # The step in hand may have the write lock itself: the other leases must not wait for that.
                     cursor.execute(f"PRAGMA busy_timeout = {SQLITE_PATIENCE_MS}")

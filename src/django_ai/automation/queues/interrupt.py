@@ -30,8 +30,8 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..conf import conf
+from ..db.connections import unpooled
 from ..exceptions import AttemptTimeoutError
-from .database import unpooled
 
 logger = logging.getLogger("django_ai.automation")
 

@@ -29,10 +29,10 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql import InsertQuery
 
 from ..conf import conf
+from ..db.mariadb import WARNINGS_KEPT, refuse_what_was_ignored
 from ..exceptions import LeaseLostError
-from .mariadb import WARNINGS_KEPT, refuse_what_was_ignored
+from ..state.encryption import SealedJSONField, seal
 from .models import ARRIVAL_SQL, Arrival, Wakeable
-from .sealing import SealedJSONField, seal
 
 ENGINE_FAILED = "The engine itself failed on this row"
 """What the error of a row begins with while the engine could not perform it."""

@@ -29,14 +29,14 @@ from django.db import connections
 from django.db.models import Q
 
 from ..conf import conf
+from ..db.connections import is_database_failure, let_go_of_broken
+from ..values.clock import Clock
+from ..values.json_text import storable
+from ..values.text import last_line
 from .attempt import trace_of
-from .clock import Clock
-from .database import is_database_failure, let_go_of_broken
 from .heartbeat import bounded, keep_lease_for
-from .jsontext import storable
 from .lease import advance, alias_of, insert_ignoring
 from .models import Maintenance, at_text
-from .texts import last_line
 
 logger = logging.getLogger("django_ai.automation")
 

@@ -21,9 +21,9 @@ from django.db import models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.utils import timezone
 
-from .clock import Clock
-from .texts import last_line
-from .writer import AutomationModel
+from ..db.writer import AutomationModel
+from ..values.clock import Clock
+from ..values.text import last_line
 
 
 class PartialIndex(models.Index):

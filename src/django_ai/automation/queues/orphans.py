@@ -14,9 +14,9 @@ from django.apps import apps
 from django.db import models, transaction
 from django.db.models import Exists, OuterRef
 
-from .cleaning import OURS, WINDOW, remove
 from .lease import alias_of
 from .maintenance import Bite, Turn
+from .pruning import OURS, WINDOW, remove
 
 
 def prune_orphans(turn: Turn) -> Bite:

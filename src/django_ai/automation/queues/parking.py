@@ -15,7 +15,7 @@ from typing import Any
 
 from django.db import models
 
-from .jsontext import storable
+from ..values.json_text import storable
 from .lease import advance, alias_of
 from .models import Wakeable
 from .signals import row_parked

@@ -16,7 +16,7 @@ from typing import Any
 
 from django.dispatch import Signal
 
-from .texts import last_line, one_line
+from ..values.text import last_line, one_line
 
 attempt_finished = Signal()
 row_failed = Signal()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .assertions import assert_not_occurred, assert_occurred, runs_of
+    from .errors import ParkedRowError
     from .machine import TimeMachine, time_machine
-    from .watching import ParkedRowError
 
 __all__ = [
     "ParkedRowError",
@@ -23,7 +23,7 @@ __all__ = [
     "time_machine",
 ]
 
-_HOMES = {"ParkedRowError": "watching", "TimeMachine": "machine", "time_machine": "machine"}
+_HOMES = {"ParkedRowError": "errors", "TimeMachine": "machine", "time_machine": "machine"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,13 +23,13 @@ from django.utils import timezone
 
 from ..events.models import Event, EventStatus
 from ..exceptions import AutomationError, DefinitionError
-from ..queues import executor
-from ..queues.clock import aware, shift
+from ..queues import notifier
 from ..queues.drain import drain, draining
 from ..queues.lease import disturb
 from ..queues.registry import due_models, due_times
+from ..values.clock import aware, shift
 from .assertions import assert_not_occurred, assert_occurred, runs_of
-from .watching import Watch
+from .errors import Watch
 
 INSTALL = 'Install it with: pip install "django-ai-automation[testing]"'
 
@@ -163,8 +163,8 @@ def time_machine(start: datetime | str | None = None, *, raise_errors: bool = Fa
     moment = timezone.now() if start is None else moment_of(start, "time_machine(...)")
     with _travelling() as travel:
         travel(moment)
-        before, watch = executor._override, Watch()
-        executor.set_executor(executor.SilentExecutor())
+        before, watch = notifier._override, Watch()
+        notifier.set_executor(notifier.SilentExecutor())
         watch.start()
         _on = True
         try:
@@ -172,7 +172,7 @@ def time_machine(start: datetime | str | None = None, *, raise_errors: bool = Fa
         finally:
             _on = False
             watch.stop()
-            executor.set_executor(before)
+            notifier.set_executor(before)
 
 
 _on = False

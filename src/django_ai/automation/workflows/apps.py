@@ -16,14 +16,14 @@ class WorkflowsConfig(AppConfig):
         from django.db.models import Q
 
         from ..events.claims import register_owner
-        from ..events.listeners import subscribe
+        from ..events.subscribers import subscribe
         from ..queues import maintenance, registry
-        from ..queues.resumption import Kind, register_kind
+        from ..queues.operations.resume import Kind, register_kind
         from . import checks
-        from .bridge import Bridge
-        from .context import KIND
+        from .current import KIND
         from .models import Signal, WorkflowRun
         from .retention import prune_history, prune_living_history, prune_runs, prune_signals
+        from .subscriber import Bridge
 
         registry.register(Signal)
         registry.register(WorkflowRun)

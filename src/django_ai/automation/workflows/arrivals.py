@@ -15,13 +15,13 @@ from typing import Any
 from django.db import connections, transaction
 
 from ..events.definitions import sources_of
-from ..events.matching import COMPARED, address, compares, entity_keys, satisfies, within
+from ..events.matching.match import COMPARED, address, compares, entity_keys, satisfies, within
 from ..events.models import Event, RoutingShape, Shapes
 from ..events.names import pattern_of
-from ..queues.clock import Clock
 from ..queues.lease import advance, alias_of
 from ..queues.positions import allot, is_folded, note_arrivals
-from .context import WakeReason
+from ..values.clock import Clock
+from .current import WakeReason
 from .models import EVENT_CHANNEL, Signal, Wait, WaitQuerySet, WorkflowRun, wake_runs
 from .wait_keys import WAITS, channel_key, own_key
 

@@ -1,20 +1,11 @@
 """The public names of workflows."""
 
-from ..queues.cause import idempotency_key
-from ..queues.retry import Retry
-from .context import Wake, WakeReason, get_context, get_run, get_wake
+from ..queues.causation import idempotency_key
+from ..values.retry import Retry
+from .current import Wake, WakeReason, get_context, get_run, get_wake
 from .definitions import event_workflow, on_fail, step, workflow
 from .engine import engine
-from .outcomes import (
-    Outcome,
-    complete,
-    fail,
-    goto,
-    run_subflow,
-    sleep,
-    wait,
-    wait_for_event,
-)
+from .outcomes import Outcome, complete, fail, goto, run_subflow, sleep, wait, wait_for_event
 
 __all__ = [
     "Outcome",

@@ -20,13 +20,13 @@ from ..conf import conf
 from ..events.names import check_namespace, check_subscription
 from ..events.subscriptions import Subscription, subscriptions
 from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
-from ..queues.classes import is_same_place
-from ..queues.clock import Offset, check_duration, check_offset, check_recheck
-from ..queues.contexts import context_class, make_context
-from ..queues.plain import check_plain, check_takes
 from ..queues.registry import declare_timeout
-from ..queues.retry import Retry
-from ..queues.versions import Migration, check_version, is_newer, migration_of, version_order
+from ..state.contexts import context_class, make_context
+from ..state.versions import Migration, check_version, is_newer, migration_of, version_order
+from ..values.callables import check_plain, check_takes
+from ..values.classes import is_same_place
+from ..values.clock import Offset, check_duration, check_offset, check_recheck
+from ..values.retry import Retry
 from .outcomes import StepName, Wait
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from django.db import transaction
 
 from ..events.claims import release_all
 from ..events.models import Event, EventStatus
-from ..queues.cause import end_own_run
-from ..queues.executor import ring_after_commit
-from ..queues.jsontext import storable
+from ..queues.causation import end_own_run
 from ..queues.lease import alias_of, disturb
-from .context import KIND
+from ..queues.notifier import ring_after_commit
+from ..values.json_text import storable
+from .current import KIND
 from .models import Signal, Wait, WorkflowRun, WorkflowRunQuerySet, WorkflowStatus
 
 

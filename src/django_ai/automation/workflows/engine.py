@@ -11,17 +11,17 @@ from django.utils import timezone
 
 from ..events.models import Event, EventStatus
 from ..exceptions import DefinitionError, UnknownRunError
-from ..queues.cause import current_cause
-from ..queues.classes import declaration_of
-from ..queues.executor import Executor, ring_after_commit, set_executor
-from ..queues.jsontext import encode
+from ..queues.causation import current_cause
 from ..queues.lease import alias_of
-from .bridge import Bridge
+from ..queues.notifier import Executor, ring_after_commit, set_executor
+from ..values.classes import declaration_of
+from ..values.json_text import encode
 from .definitions import find_workflow
 from .ending import end_runs
 from .models import Signal, WorkflowRun, WorkflowStatus
 from .outcomes import check_name
-from .start import insert_run
+from .starting import insert_run
+from .subscriber import Bridge
 
 __all__ = ["Engine", "engine"]
 

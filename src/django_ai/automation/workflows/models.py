@@ -10,13 +10,11 @@ from typing import Any, ClassVar
 from django.db import models, transaction
 from django.utils import timezone
 
+from ..db.writer import AutomationModel, WriterQuerySet
 from ..events.definitions import sources_of
 from ..events.models import Event
 from ..exceptions import NotResumableError, UnknownRunError
-from ..queues.cause import own_run_pk
-from ..queues.clock import Clock, aware
-from ..queues.executor import ring_after_commit
-from ..queues.keys import KEY_LENGTH, new_call_key
+from ..queues.causation import own_run_pk
 from ..queues.lease import alias_of, disturb
 from ..queues.models import (
     PartialIndex,
@@ -28,10 +26,12 @@ from ..queues.models import (
     unique,
     wake_index,
 )
-from ..queues.sealing import SealedJSONField
-from ..queues.texts import last_line
-from ..queues.writer import AutomationModel, WriterQuerySet
-from .context import KIND
+from ..queues.notifier import ring_after_commit
+from ..state.encryption import SealedJSONField
+from ..values.clock import Clock, aware
+from ..values.digests import KEY_LENGTH, new_call_key
+from ..values.text import last_line
+from .current import KIND
 from .wait_keys import channel_key
 
 

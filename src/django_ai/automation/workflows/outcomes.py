@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
-from ..events.matching import Match, check_expression
+from ..events.matching.match import Match, check_expression
 from ..events.names import check_namespace, is_pattern
 from ..exceptions import DefinitionError
-from ..queues.classes import declaration_of
-from ..queues.clock import aware
-from ..queues.jsontext import storable
+from ..values.classes import declaration_of
+from ..values.clock import aware
+from ..values.json_text import storable
 
 Target: TypeAlias = "str | Callable[..., Any]"
 

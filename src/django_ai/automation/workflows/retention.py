@@ -6,8 +6,8 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..conf import conf
 from ..events.models import Event
-from ..queues.cleaning import sweep
 from ..queues.maintenance import Bite, Turn
+from ..queues.pruning import sweep
 from .models import FINISHED, Signal, StepExecution, WorkflowRun, WorkflowStatus
 
 

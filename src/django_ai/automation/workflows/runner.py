@@ -19,37 +19,30 @@ from django.db import connections, transaction
 from pydantic import BaseModel
 
 from ..conf import conf
+from ..db.connections import is_database_failure, told_apart
+from ..db.session import kept_session
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
 from ..events.occurrence import RETRY, Trouble
-from ..exceptions import (
-    AutomationError,
-    CodeError,
-    ContextError,
-    PayloadError,
-    SealedError,
-    UnknownStepError,
-)
+from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, SealedError, UnknownStepError
 from ..queues.attempt import Progress, attempt, trace_of
-from ..queues.cause import CurrentRun, Owner, inside, rested
-from ..queues.clock import Clock, shift
-from ..queues.contexts import as_stored, dump_context, merge, replaced
-from ..queues.database import is_database_failure, told_apart
-from ..queues.failures import Raised
+from ..queues.causation import CurrentRun, Owner, inside, rested
 from ..queues.heartbeat import is_working
 from ..queues.lease import advance, alias_of
 from ..queues.parking import because, take_back
 from ..queues.positions import bound_at
-from ..queues.sealing import check_readable
-from ..queues.session import kept_session
 from ..queues.signals import row_parked
-from ..queues.versions import restore
-from .context import KIND, View, Wake, WakeReason
+from ..state.contexts import as_stored, dump_context, merge, replaced
+from ..state.encryption import check_readable
+from ..state.versions import restore
+from ..values.clock import Clock, shift
+from ..values.failures import Raised
+from .current import KIND, View, Wake, WakeReason
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow, workflow_of
 from .ending import wake_parent, withdrawn
 from .models import EVENT_CHANNEL, SUBFLOW, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
 from .outcomes import Outcome
-from .start import insert_run
+from .starting import insert_run
 from .transitions import Decision, Returned, State, decide, ended, subflow_channel
 from .waits import is_there, look_again, registration, settle, time_out, waits_of
 

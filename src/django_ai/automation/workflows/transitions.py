@@ -16,11 +16,11 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..exceptions import ContextError, OutcomeError, PayloadError
-from ..queues.cause import REST
-from ..queues.failures import Raised
-from ..queues.jsontext import storable
+from ..queues.causation import REST
 from ..queues.parking import parked
-from .context import WakeReason
+from ..values.failures import Raised
+from ..values.json_text import storable
+from .current import WakeReason
 from .definitions import StepDefinition, WorkflowDefinition
 from .models import FINISHED, SUBFLOW, WorkflowRun, WorkflowStatus
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..queues.keys import digest
+from ..values.digests import digest
 
 WAITS = "waits"
 """Whose the routing shapes are that waits ask for."""

@@ -32,15 +32,15 @@ from django.db.models import Exists, F, OuterRef, Q
 
 from ..conf import conf
 from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
-from ..events.lookback import occurred_of
-from ..events.matching import Address, address, evaluate, plain, trouble_with, within
+from ..events.matching.lookback import occurred_of
+from ..events.matching.match import Address, address, evaluate, plain, trouble_with, within
 from ..events.models import Event, RoutingShape
 from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
-from ..queues.clock import Clock
 from ..queues.lease import advance, alias_of, disturb
+from ..values.clock import Clock
 from .arrivals import answers_by_hand
-from .context import WakeReason
+from .current import WakeReason
 from .ending import end_runs
 from .models import EVENT_CHANNEL, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus, wake
 from .outcomes import Wait as WaitOutcome

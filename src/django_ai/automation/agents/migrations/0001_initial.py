@@ -1,7 +1,7 @@
 import django.db.models.deletion
 import django.utils.timezone
-import django_ai.automation.queues.keys
 import django_ai.automation.queues.models
+import django_ai.automation.values.digests
 from django.db import migrations, models
 
 
@@ -27,7 +27,7 @@ class Migration(migrations.Migration):
                 ('version', models.CharField(default='1', editable=False, max_length=50)),
                 ('status', models.CharField(choices=[('pending', 'Pending'), ('active', 'Active'), ('completed', 'Completed'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('parked', 'Parked')], default='pending', editable=False, max_length=10)),
                 ('data', models.JSONField(blank=True, default=dict, editable=False)),
-                ('call_key', models.CharField(default=django_ai.automation.queues.keys.new_call_key, editable=False, max_length=32)),
+                ('call_key', models.CharField(default=django_ai.automation.values.digests.new_call_key, editable=False, max_length=32)),
                 ('error', models.TextField(blank=True, default='', editable=False)),
                 ('attempt', models.PositiveSmallIntegerField(default=0, editable=False)),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
@@ -69,7 +69,7 @@ class Migration(migrations.Migration):
                 ('beat', models.CharField(blank=True, default='', editable=False, max_length=250)),
                 ('status', models.CharField(choices=[('pending', 'Pending'), ('completed', 'Completed'), ('skipped', 'Skipped'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('parked', 'Parked')], default='pending', editable=False, max_length=10)),
                 ('attempt', models.PositiveSmallIntegerField(default=0, editable=False)),
-                ('call_key', models.CharField(default=django_ai.automation.queues.keys.new_call_key, editable=False, max_length=32)),
+                ('call_key', models.CharField(default=django_ai.automation.values.digests.new_call_key, editable=False, max_length=32)),
                 ('error', models.TextField(blank=True, default='', editable=False)),
                 ('due_at', models.DateTimeField(editable=False)),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),

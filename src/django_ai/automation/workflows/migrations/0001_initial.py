@@ -1,7 +1,7 @@
 import django.db.models.deletion
 import django.utils.timezone
-import django_ai.automation.queues.keys
 import django_ai.automation.queues.models
+import django_ai.automation.values.digests
 from django.db import migrations, models
 
 
@@ -30,7 +30,7 @@ class Migration(migrations.Migration):
                 ('data', models.JSONField(blank=True, default=dict, editable=False)),
                 ('error', models.TextField(blank=True, default='', editable=False)),
                 ('visit', models.PositiveIntegerField(default=1, editable=False)),
-                ('call_key', models.CharField(default=django_ai.automation.queues.keys.new_call_key, editable=False, max_length=32)),
+                ('call_key', models.CharField(default=django_ai.automation.values.digests.new_call_key, editable=False, max_length=32)),
                 ('attempt', models.PositiveSmallIntegerField(default=0, editable=False)),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('started_at', models.DateTimeField(blank=True, editable=False, null=True)),

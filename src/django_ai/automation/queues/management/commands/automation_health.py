@@ -11,8 +11,17 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
-from ... import pulse
-from ...health import COUNTED, OVERDUE, FailedAndParked, Health, count_failed_and_parked, examine, explain, known_kinds
+from ... import liveness
+from ...operations.health import (
+    COUNTED,
+    OVERDUE,
+    FailedAndParked,
+    Health,
+    count_failed_and_parked,
+    examine,
+    explain,
+    known_kinds,
+)
 
 UNHEALTHY = 1
 UNANSWERED = 2
@@ -58,7 +67,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--max-age",
             type=float,
-            default=pulse.MAX_AGE_SECONDS,
+            default=liveness.MAX_AGE_SECONDS,
             metavar="SECONDS",
             help="with --liveness: how long ago the file may have been touched (default: 30)",
         )
@@ -102,7 +111,7 @@ class Command(BaseCommand):
             raise CommandError(f"--kind: there is no {unknown[0]!r}; there are {', '.join(map(repr, known_kinds()))}.")
 
     def _say_liveness(self, options: dict[str, Any]) -> None:
-        found = pulse.look(options["liveness"], options["max_age"])
+        found = liveness.look(options["liveness"], options["max_age"])
         if options["json"]:
             self.stdout.write(json.dumps({"alive": found.is_alive, "seconds_since_touched": found.ages}))
         if not found.is_alive:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ...resealing import reseal
+from ...operations.reencrypt import reseal
 
 
 class Command(BaseCommand):

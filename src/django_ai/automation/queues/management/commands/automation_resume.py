@@ -9,9 +9,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from ....values.text import one_line
 from ...lease import alias_of
-from ...resumption import Kind, Wish, kinds, resume_all
-from ...texts import one_line
+from ...operations.resume import Kind, Wish, kinds, resume_all
 
 SHOWN = 50
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ...pulse import start_pulse
+from ...liveness import start_pulse
 from ...registry import of_queues, wakeables
-from ...supervisor import Supervisor
-from ...worker import Shift
+from ...runtimes.supervisor import Supervisor
+from ...runtimes.worker import Shift
 
 
 class Command(BaseCommand):

@@ -1,0 +1,1 @@
+"""What the databases and their drivers need, whatever the tables are."""

@@ -1,0 +1,1 @@
+"""Recording: what saves, deletions and reconciliation do to event rows."""

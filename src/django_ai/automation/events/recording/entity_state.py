@@ -1,0 +1,115 @@
+"""What an entity was before the save that first shows it to a definition.
+
+An event that is declared on a table which is full already must not occur for what has long been so. So the values that
+an instance was loaded with are kept beside it (no copies, and no statement), and where a save finds no event row, the
+condition is asked of them, too. Where nobody knows them (an instance that was made by hand over a row, or refreshed)
+the row is read before it is overwritten.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from django.db import models
+
+from ..definitions import Declared
+from ..models import Event
+
+LOADED = "automation_loaded"
+
+
+def keep_what_is_loaded(model: type[models.Model]) -> None:
+    """Let instances of ``model`` remember what they were loaded with. Idempotent."""
+    if not getattr(model.from_db, "keeps_loaded", False):
+        model.from_db = classmethod(_from_db(model.from_db.__func__))  # type: ignore[attr-defined,assignment]
+    if not getattr(model.refresh_from_db, "forgets_loaded", False):
+        model.refresh_from_db = _refresh_from_db(model.refresh_from_db)  # type: ignore[method-assign]
+
+
+def _from_db(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapper(cls: type[models.Model], db: str | None, field_names: Any, values: Any, **kwargs: Any) -> Any:
+        instance = original(cls, db, field_names, values, **kwargs)
+        setattr(instance._state, LOADED, (tuple(field_names), tuple(values)))
+        return instance
+
+    wrapper.keeps_loaded = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _refresh_from_db(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapper(self: models.Model, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        fields = kwargs.get("fields", args[1] if len(args) > 1 else None)
+        known = {} if fields is None else _loaded(self)
+        if known is not None:
+            named = None if fields is None else set(fields)
+            for field in self._meta.concrete_fields:
+                if field.attname in self.__dict__ and (named is None or named & {field.name, field.attname}):
+                    known[field.attname] = self.__dict__[field.attname]
+            setattr(self._state, LOADED, known)
+
+    wrapper.forgets_loaded = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _loaded(instance: models.Model) -> dict[str, Any] | None:
+    """Return what the database held when ``instance`` was read. None: it was not read."""
+    found = getattr(instance._state, LOADED, None)
+    return found if found is None or isinstance(found, dict) else dict(zip(*found, strict=True))
+
+
+def look_before_save(instance: models.Model, using: str, is_inserted: bool) -> None:
+    """Read what the save may overwrite, where the instance does not know. It is asked nothing in an ordinary save."""
+    meta, loaded = instance._meta, _loaded(instance)
+    surely_new = is_inserted or instance.pk is None or (instance._state.adding and _has_default(instance))
+    if surely_new or (loaded is None and not instance._state.adding and hasattr(instance._state, LOADED)):
+        return
+    fields = [field.attname for field in meta.concrete_fields if field.attname in instance.__dict__]
+    if loaded is not None and loaded.get(meta.pk.attname) == instance.pk and set(fields) <= set(loaded):
+        return
+    row = type(instance)._base_manager.using(using).filter(pk=instance.pk).first()
+    setattr(instance._state, LOADED, None if row is None else _loaded(row))
+
+
+def _has_default(instance: models.Model) -> bool:
+    pk: Any = instance._meta.pk
+    return bool(pk.has_default() or pk.has_db_default())
+
+
+def remember_new(instance: models.Model) -> None:
+    """The row of ``instance`` is new: there was nothing before."""
+    setattr(instance._state, LOADED, None)
+
+
+def before_save(instance: models.Model) -> models.Model | None:
+    """Return ``instance`` as the database held it before this save. None: it did not, or nobody knows."""
+    loaded = _loaded(instance)
+    if loaded is None:
+        return None
+    before = copy.copy(instance)
+    fields: tuple[Any, ...] = before._meta.concrete_fields
+    for field in fields:
+        name = field.attname
+        if name in loaded and before.__dict__.get(name) != loaded[name]:
+            before.__dict__[name] = loaded[name]
+            if field.is_relation and field.is_cached(before):
+                field.delete_cached_value(before)
+    return before
+
+
+def known_since(declared: Declared) -> datetime | None:
+    """Return when the first event of a definition was recorded."""
+    rows = Event.objects.filter(entity_type=declared.label, declared_as=declared.definition.name)
+    return rows.order_by("pk").values_list("event_created_at", flat=True).first()
+
+
+ALREADY = (
+    "It held already before the event was declared here (or before its first save since); it does not occur for the "
+    'past. existing="fire" on the EventDefinition asks for it.'
+)

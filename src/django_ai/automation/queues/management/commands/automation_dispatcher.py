@@ -1,0 +1,45 @@
+"""``manage.py automation_clock``: keeps the time for a queue whose workers only wait for messages."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from ...liveness import start_pulse
+from ...notifier import get_executor
+from ...runtimes.dispatcher import Ringer
+from ...runtimes.poller import automation_alias
+
+
+class Command(BaseCommand):
+    help = (
+        "Ring AUTOMATION['EXECUTOR'] while rows are due, until SIGTERM. For workers of Django tasks "
+        "and of other queues that have no clock of ours; it performs nothing itself."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--poll",
+            type=float,
+            default=1.0,
+            metavar="SECONDS",
+            help="the longest time between two looks at the database (default: 1)",
+        )
+
+        parser.add_argument(
+            "--heartbeat-file",
+            metavar="FILE",
+            help="touch FILE every few seconds while this clock is alive, for automation_health --liveness FILE",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["poll"] <= 0:
+            raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
+        alias = automation_alias()
+        ringer = Ringer(lambda: get_executor().ring(alias), options["poll"])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ringer.stop())
+        start_pulse(options["heartbeat_file"])
+        ringer.run()

@@ -1,0 +1,1 @@
+"""Operations: what an operator asks of the engine: health, resuming, re-encrypting."""

@@ -1,0 +1,40 @@
+"""Writes sealed columns once more, after a key was rotated or the codec turned on or off.
+
+Row by row, fenced on ``seq``: what a worker commits meanwhile is newer, and sealed with today's key already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from django.db import transaction
+
+from ...state.encryption import SealedJSONField, Unreadable
+from ..lease import alias_of
+from ..models import Wakeable
+from ..registry import wakeables
+
+
+def reseal(batch: int) -> Iterator[tuple[str, str, int, int]]:
+    """Seal every column again, ``batch`` rows a transaction; yield the model, the column, and how many rows were
+    written and how many could not be read."""
+    for model in wakeables():
+        for field in model._meta.concrete_fields:
+            if isinstance(field, SealedJSONField):
+                yield model._meta.label, field.attname, *_reseal(model, field.attname, batch)
+
+
+def _reseal(model: type[Wakeable], column: str, batch: int) -> tuple[int, int]:
+    alias, after, written, unreadable = alias_of(model), 0, 0, 0
+    while True:
+        rows = model._base_manager.using(alias)
+        found = list(rows.filter(pk__gt=after).order_by("pk").values_list("pk", "seq", column)[:batch])
+        if not found:
+            return written, unreadable
+        after = found[-1][0]
+        with transaction.atomic(using=alias):
+            for pk, seq, value in found:
+                if isinstance(value, Unreadable):
+                    unreadable += 1
+                elif value:
+                    written += rows.filter(pk=pk, seq=seq).update(**{column: value})

@@ -1,0 +1,93 @@
+"""The Django-Q2 runtime: how its cluster is told that work is due.
+
+With one of our brokers the cluster looks for due rows itself, so the doorbell is a NOTIFY on PostgreSQL and nothing
+elsewhere. With any other broker a doorbell task is queued. Doorbell tasks carry no arguments and save no results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Any
+
+from django.apps import apps
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from ...conf import conf
+from ...db.notifications import notify
+from ..drain import drain
+from ..heartbeat import enlist
+from ..registry import longest_timeout
+
+TASKS = "django_ai.automation.queues.runtimes.tasks"
+DOORBELL = "django_ai.automation.queues.runtimes.tasks.drain_due"
+
+
+def doorbell_timeout() -> int:
+    """Return after how many seconds Q2 may kill a worker that answers a doorbell: longer than any step may take."""
+    return int((longest_timeout() + conf().DRAIN_BUDGET).total_seconds()) + 30
+
+
+def within_timeout(budget: timedelta) -> timedelta:
+    """Return ``budget``, or less where Q2 would kill a scheduled task that takes as long."""
+    if not apps.is_installed("django_q"):
+        return budget
+    from django_q.conf import Conf
+
+    return min(budget, timedelta(seconds=Conf.TIMEOUT) / 2) if Conf.TIMEOUT else budget
+
+
+def doorbell() -> str:
+    """Return a signed doorbell task that was never stored, as a broker hands it to the cluster."""
+    from django_q.humanhash import uuid
+    from django_q.signing import SignedPackage
+
+    _, tag = uuid()
+    task: dict[str, Any] = {
+        "id": tag,
+        "name": "automations",
+        "func": DOORBELL,
+        "args": (),
+        "kwargs": {},
+        "started": timezone.now(),
+        "save": False,
+        "timeout": doorbell_timeout(),
+    }
+    package: str = SignedPackage.dumps(task)
+    return package
+
+
+def enlist_at_doorbell(sender: Any, func: Any, task: dict[str, Any], **kwargs: Any) -> None:
+    """Make a process of the cluster a worker of ours when it begins with a task of ours. Connected to Q2's signal."""
+    if getattr(func, "__module__", "") == TASKS and not task.get("sync"):
+        enlist("q2")
+
+
+def connect_enlisting() -> None:
+    """Listen to the cluster's processes, where Q2 is installed."""
+    if apps.is_installed("django_q"):
+        import_string("django_q.signals.pre_execute").connect(
+            enlist_at_doorbell, dispatch_uid="django_ai.automation.presence"
+        )
+
+
+class Q2Executor:
+    """Rings the Django-Q2 cluster."""
+
+    def ring(self, alias: str, queues: Collection[str] = ()) -> None:
+        from django_q.conf import Conf
+        from django_q.tasks import async_task
+
+        if Conf.SYNC:
+            drain()
+            return
+        if watches_database(Conf.BROKER_CLASS):
+            notify(alias, queues)
+            return
+        async_task(DOORBELL, q_options={"save": False, "timeout": doorbell_timeout()})
+
+
+def watches_database(broker_class: str | None) -> bool:
+    """Say whether a broker of this class looks for due rows itself."""
+    return bool(broker_class) and getattr(import_string(str(broker_class)), "watches_database", False)

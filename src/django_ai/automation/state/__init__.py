@@ -1,0 +1,1 @@
+"""Contexts: how they are stored, migrated and encrypted."""

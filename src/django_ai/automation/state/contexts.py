@@ -1,0 +1,238 @@
+"""A Context on its way into being, to the database and back: what workflows and agents do alike with the Pydantic model
+of their state."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+
+from django.db import Error as DatabaseTrouble
+from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from ..exceptions import ContextError, DefinitionError, NotStorableError
+from ..queues.attempt import trace_of
+from ..values.callables import check_plain
+from ..values.json_text import MAX_NESTING, encode
+from .encryption import check_readable
+
+
+def context_class(cls: type, what: str) -> type[BaseModel]:
+    """Return the ``Context`` that ``cls`` declares. Raises ``DefinitionError`` unless it is a Pydantic model."""
+    context = getattr(cls, "Context", None)
+    check_plain(getattr(cls, "create_context", None), f"{what}: create_context")
+    if inspect.isclass(context) and issubclass(context, BaseModel):
+        return context
+    raise DefinitionError(
+        f"{what}: Context must be a Pydantic model, as in `class Context(BaseModel): ...`; it is {context!r}."
+    )
+
+
+def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[str, Any]) -> BaseModel:
+    """Call the class's ``create_context``, or build the Context from ``arguments`` and the event's ``entity_id``.
+
+    Raises what ``create_context`` raises, and ``DefinitionError`` when it returns something else than a Context.
+    """
+    create = getattr(cls, "create_context", None)
+    if create is None:
+        if event is not None and "entity_id" in model.model_fields:
+            arguments.setdefault("entity_id", event.entity_id)
+        made: Any = model(**arguments)
+    elif event is None:
+        made = create(**arguments)
+    else:
+        made = _call_with_event(create, event, arguments)
+    if not isinstance(made, model):
+        raise DefinitionError(
+            f"{cls.__qualname__}.create_context returned {made!r}; it must return a {cls.__qualname__}.Context."
+        )
+    return made
+
+
+def replaced(old: BaseModel, new: BaseModel, how: str) -> BaseModel:
+    """Return ``new``, which user code has set in place of the Context ``old``. Raises ``DefinitionError`` unless it is
+    of the same class. What ``old`` hands on for a newer release goes on with it."""
+    if new is not old:
+        if not isinstance(new, type(old)):
+            raise DefinitionError(f"{how} {new!r:.200}; it must be a {type(old).__qualname__}.")
+        if HANDED_ON in old.__dict__:
+            new.__dict__.setdefault(HANDED_ON, old.__dict__[HANDED_ON])
+    return new
+
+
+def as_stored(context: BaseModel, what: str) -> BaseModel:
+    """Return what a later load would make of ``context``. Raises what ``dump_context`` and ``load_context`` raise."""
+    return load_context(type(context), json.loads(dump_context(context, what)), what)
+
+
+def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str, Any]) -> Any:
+    parameters = inspect.signature(create).parameters.values()
+    if any(each.name == "event" or each.kind is each.VAR_KEYWORD for each in parameters):
+        return create(event=event, **arguments)
+    return create(event, **arguments) if parameters else create(**arguments)
+
+
+def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
+    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more or a
+    validator raises, and ``SealedError`` when no key opens it.
+
+    Values of fields that this code does not know, because a newer release wrote them, are handed on as they are by the
+    next ``dump_context``.
+    """
+    check_readable(data, what)
+    text = json.dumps(data)
+    try:
+        context = model.model_validate_json(text, by_name=True, by_alias=True)
+    except ValidationError as error:
+        raise ContextError(
+            f"{what}: what is stored does not fit its Context any more: {reasons(error)}. Give new fields a default, "
+            "or give the class a migrate_context(data, from_version); then this goes on by itself."
+        ) from error
+    except DatabaseTrouble:
+        raise  # a validator that asks the database: not the fault of what is stored
+    except Exception as error:
+        raise ContextError(
+            f"{what}: a validator of its Context raised. Mend it; then this goes on by itself.\n{trace_of(error)}"
+        ) from error
+    known = _known_names(model)
+    if known is not None and (unknown := data.keys() - known):
+        context.__dict__[HANDED_ON] = {name: data[name] for name in unknown}
+    return context
+
+
+HANDED_ON = "_automation_handed_on"
+
+
+@lru_cache(maxsize=1024)
+def _known_names(model: type[BaseModel]) -> frozenset[str] | None:
+    """Return under which names a Context's fields may be stored; None where the model has a say in the others, and what
+    was handed on might come back as the value of a field."""
+    validators = model.__pydantic_decorators__.model_validators.values()
+    if any(each.info.mode != "after" for each in validators) or issubclass(model, RootModel):
+        return None
+    if model.model_config.get("extra") == "allow":
+        return None
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        given = field.validation_alias
+        aliases = given.choices if isinstance(given, AliasChoices) else [given, field.serialization_alias, field.alias]
+        paths = [each.path[0] if isinstance(each, AliasPath) else each for each in aliases]
+        found |= {name, *(each for each in paths if isinstance(each, str))}
+    return frozenset(found)
+
+
+def dump_context(context: BaseModel, what: str) -> str:
+    """Return ``context`` as JSON text.
+
+    Raises ``NotStorableError`` for what no database could store alike, and ``ContextError`` for a value that the
+    Context would not accept when it is loaded again.
+    """
+    models: Counter[type] = Counter()
+    for name, value in context.__dict__.items():
+        if type(value) not in _PLAIN and name != HANDED_ON and (trouble := _silent_trouble(value, name, 0, models)):
+            raise NotStorableError(f"{what} cannot be stored as JSON: {trouble}.")
+    try:
+        values = context.model_dump(mode="json", round_trip=True, warnings="error")
+    except PydanticSerializationError as error:
+        # A field was set to a value of another type. Take it if it validates; else better now than at the next load.
+        values = _coerced(context, what, error)
+    if models and (loss := _lost_class(context, values, models)):
+        raise NotStorableError(f"{what} cannot be stored: {loss}.")
+    if (others := context.__dict__.get(HANDED_ON)) is not None:
+        values = {**others, **values}
+    return encode(values, what)
+
+
+_PLAIN = (str, int, bool, type(None))
+
+
+def _silent_trouble(value: Any, path: str, depth: int, models: Counter[type]) -> str:
+    """Return what in ``value`` Pydantic would write wrongly without a word, or a text without end: NaN and infinities
+    become null, and what contains itself never ends. Counts in ``models`` the classes of the models in it that inherit
+    from another model."""
+    if depth > MAX_NESTING:
+        return f"at {path[:60]!r}... it is nested too deeply, or contains itself"
+    if isinstance(value, float | Decimal):
+        return "" if math.isfinite(value) else f"at {path!r} is {value!r}, a number that JSON does not have (use None)"
+    if isinstance(value, BaseModel):
+        if any(issubclass(base, BaseModel) and base is not BaseModel for base in type(value).__mro__[1:]):
+            models[type(value)] += 1
+        value = value.__dict__
+    if isinstance(value, Mapping):
+        items: Any = ((f"{path}.{key}", item) for key, item in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        items = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    else:
+        return ""
+    for at, item in items:
+        if type(item) not in _PLAIN and (trouble := _silent_trouble(item, at, depth + 1, models)):
+            return trouble
+    return ""
+
+
+def _lost_class(context: BaseModel, values: Any, before: Counter[type]) -> str:
+    """Return which instances of a subclass would come back as their base class, without the subclass's fields."""
+    try:
+        loaded = type(context).model_validate_json(json.dumps(values), by_name=True, by_alias=True)
+    except ValidationError as error:
+        return f"it would not load again: {reasons(error)}"
+    after: Counter[type] = Counter()
+    _count_models(loaded, after)
+    for lost in before - after:
+        for found in after - before:
+            if found is not type(context) and issubclass(lost, found):
+                return (
+                    f"a {lost.__qualname__} would come back as a {found.__qualname__}, without its own fields. Declare "
+                    f"the field as a union ({found.__qualname__} | {lost.__qualname__}), best with a discriminator"
+                )
+    return ""
+
+
+def _count_models(value: Any, found: Counter[type]) -> None:
+    if isinstance(value, BaseModel):
+        found[type(value)] += 1
+        value = value.__dict__
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | frozenset):
+        return
+    for item in value:
+        if type(item) not in _PLAIN:
+            _count_models(item, found)
+
+
+def _coerced(context: BaseModel, what: str, reason: Exception) -> Any:
+    try:
+        values = {name: getattr(context, name) for name in type(context).model_fields}
+        return (
+            type(context).model_validate(values, by_name=True, by_alias=True).model_dump(mode="json", round_trip=True)
+        )
+    except (ValidationError, PydanticSerializationError) as error:
+        detail = reasons(error) if isinstance(error, ValidationError) else str(reason)
+        raise NotStorableError(f"{what} cannot be stored: {detail}.") from None
+
+
+def merge(context: BaseModel, fields: Mapping[str, Any], what: str) -> None:
+    """Set ``fields`` on ``context``, validated together. Raises ``ContextError``; then nothing was set."""
+    model = type(context)
+    values = {name: getattr(context, name) for name in model.model_fields}
+    try:
+        validated = model.model_validate({**values, **fields}, by_name=True, by_alias=True)
+    except ValidationError as error:
+        raise ContextError(f"{what} does not fit the Context: {reasons(error)}.") from error
+    for name in fields:
+        setattr(context, name, getattr(validated, name))
+
+
+def reasons(error: ValidationError) -> str:
+    """Return in words why a Context refuses values."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in each['loc']) or 'the whole'}: {each['msg']} (it is {each['input']!r:.100})"
+        for each in error.errors()[:5]
+    )

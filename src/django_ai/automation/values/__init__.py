@@ -1,0 +1,1 @@
+"""Pure values: no rows, no queries."""

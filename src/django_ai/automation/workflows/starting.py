@@ -1,0 +1,81 @@
+"""How runs come into being: by hand, by an event, by a parent. Inserting is all; a worker does the rest."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..events.models import Event
+from ..events.timing import depth_after
+from ..queues.causation import current_cause, next_depth
+from ..queues.lease import alias_of, disturb
+from ..queues.notifier import ring_after_commit
+from ..queues.positions import lower_bound
+from ..state.contexts import dump_context
+from ..values.clock import shift
+from ..values.digests import digest
+from .definitions import WorkflowDefinition
+from .models import WorkflowRun, WorkflowStatus
+
+
+def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime, **columns: Any) -> WorkflowRun:
+    """Insert a run that is due now, in the caller's transaction, and ring after its commit.
+
+    Raises ``EventStormError`` where runs start each other without end.
+    """
+    cause = current_cause()
+    depth = next_depth(f"A run of {definition.name}")
+    run = WorkflowRun(
+        name=definition.name,
+        version=definition.version,
+        status=WorkflowStatus.RUNNING,
+        current_step=definition.start,
+        data=json.loads(dump_context(context, f"The Context of {definition.name}")),
+        created_at=now,
+        wake_at=now,
+        position=lower_bound(),
+        **{"caused_by": cause.label if cause else "", "depth": depth, **columns},
+    )
+    run.save(force_insert=True, using=alias_of(WorkflowRun))
+    ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
+    return run
+
+
+def origin_key(event: Event, definition: WorkflowDefinition) -> str:
+    """Return the key that gives one event one run of a workflow, however often it is planned or told."""
+    return digest("run", event.pk, definition.name)
+
+
+def run_for(event: Event, definition: WorkflowDefinition, now: datetime, *, position: int = 0) -> WorkflowRun:
+    """Return the unsaved run that ``event`` starts: due now, or planned at its offset. Its Context is made when it
+    first wakes. ``position``: behind what it may hear; a planned run gets one when it begins."""
+    planned = definition.offset is not None
+    return WorkflowRun(
+        name=definition.name,
+        version=definition.version,
+        status=WorkflowStatus.WAITING if planned else WorkflowStatus.RUNNING,
+        current_step=definition.start,
+        created_at=now,
+        wake_at=shift(event.at or now, definition.offset) if planned else now,
+        event=event,
+        planned=planned,
+        position=0 if planned else position,
+        entity_type=event.entity_type,
+        entity_id=event.entity_id,
+        origin_key=origin_key(event, definition),
+        caused_by=f"event:{event.pk}",
+        depth=depth_after(event, definition.offset),
+    )
+
+
+PLANNED = ("version", "status", "current_step", "created_at", "wake_at", "caused_by", "depth")
+
+
+def plan_anew(run: WorkflowRun, wanted: WorkflowRun) -> None:
+    """Plan a run that was withdrawn once more, as ``wanted``, which has the same key."""
+    rows = WorkflowRun.objects.filter(pk=run.pk, status=WorkflowStatus.WITHDRAWN)
+    values = {name: getattr(wanted, name) for name in PLANNED}
+    disturb(rows, **values, attempt=0, error="", finished_at=None)

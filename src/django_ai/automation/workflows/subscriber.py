@@ -1,0 +1,171 @@
+"""The bridge from events to workflows: a listener that plans, starts, wakes and withdraws runs.
+
+A workflow with an offset has a *planned run* for each event that could start it: a WAITING row whose ``wake_at`` is the
+timer. It is there while the condition holds (once the event has occurred: whatever that says), moves with the date in
+the same transaction, and is withdrawn with the event: then it says why, and a later save may plan it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from django.apps import apps
+from django.db.models import Exists, OuterRef, Q
+
+from ..events.definitions import declared_on
+from ..events.matching.match import within
+from ..events.models import Event, EventStatus, Shapes
+from ..events.subscribers import Listener, News
+from ..queues.lease import alias_of, disturb, insert_ignoring
+from ..queues.notifier import ring_after_commit
+from ..queues.positions import lower_bound
+from ..values.clock import later, shift
+from .arrivals import tell_of
+from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
+from .ending import end_runs, why_not, withdraw
+from .models import Wait, WorkflowRun, WorkflowStatus
+from .starting import origin_key, plan_anew, run_for
+from .transitions import ended
+from .wait_keys import own_key
+from .waits import counts_deletions, deletions_to_come
+
+
+class Bridge(Listener):
+    """Follows events on behalf of the workflows."""
+
+    def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
+        pairs = [
+            (event, definition)
+            for event in events
+            for definition in workflows_on(event)
+            if definition.offset is not None
+        ]
+        if not fresh:
+            self._withdraw_others(events, now)
+        if not pairs:
+            return
+        known: dict[str | None, WorkflowRun] = {}
+        if not fresh:
+            keys = [origin_key(event, definition) for event, definition in pairs]
+            known = {run.origin_key: run for run in WorkflowRun.objects.filter(origin_key__in=keys)}
+        missing, anew = [], []
+        for event, definition in pairs:
+            run = known.get(origin_key(event, definition))
+            wanted = _is_wanted(event, definition, now)
+            if run is None:
+                if wanted:
+                    missing.append(run_for(event, definition, now))
+            elif run.status == WorkflowStatus.WITHDRAWN:
+                if wanted:
+                    anew.append(run_for(event, definition, now))
+                    plan_anew(run, anew[-1])
+            elif not wanted:
+                withdraw(WorkflowRun.objects.filter(pk=run.pk), why_not(event), now)
+            elif event.at is not None and run.attempt == 0:
+                wake_at = shift(event.at, definition.offset)
+                if wake_at != run.wake_at and run.lease is None:
+                    disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+                elif run.lease is not None and wake_at > now:
+                    # A worker is just beginning it, and its date was put off: take it back.
+                    disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+        insert_ignoring(WorkflowRun, missing)
+        if any(run.wake_at is not None and run.wake_at <= now for run in [*missing, *anew]):
+            ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
+
+    def _withdraw_others(self, events: Sequence[Event], now: datetime) -> None:
+        """Take back what is planned for events that go by another name or namespace now."""
+        renamed = [event for event in events if (found := event.definition) is not None and found.may_be_renamed]
+        if not renamed:
+            return
+        by_pk = {event.pk: event for event in renamed}
+        known = {definition.name for definition in newest_workflows()}
+        for run in WorkflowRun.objects.not_begun().filter(event__in=by_pk):
+            event = by_pk[run.event_id or 0]
+            meant = {definition.name for definition in workflows_on(event)}
+            if run.name in known - meant:
+                where = f" in the namespace {event.namespace!r}" if event.namespace else ""
+                reason = f"its event goes by the name {event.event_name!r}{where} now"
+                withdraw(WorkflowRun.objects.filter(pk=run.pk), reason, now)
+
+    def has_begun(self, event: Event) -> bool:
+        return WorkflowRun.objects.filter(event=event.pk, planned=True, started_at__isnull=False).exists()
+
+    def occurred(self, events: Sequence[Event], now: datetime) -> None:
+        started = [(event, definition) for event in events for definition in workflows_on(event)]
+        if not started:
+            return
+        position = 0
+        if any(definition.offset is None for _, definition in started):
+            # Behind these events, too: what occurs in the same commit is heard.
+            position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
+        runs = [run_for(event, definition, now, position=position) for event, definition in started]
+        if insert_ignoring(WorkflowRun, runs):
+            ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
+
+    def wants_telling(self, event: Event, beat: str) -> bool:
+        return beat == "" and bool(all_workflows())
+
+    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime) -> None:
+        occurred = [each.event for each in news if each.beat == ""]
+        if occurred:
+            tell_of(occurred, shapes, now)
+
+    def withdrawn(self, events: Sequence[Event], now: datetime, reason: str = "") -> None:
+        events = [event for event in events if workflows_on(event)]
+        if not events:
+            return
+        occurred = [event.pk for event in events if event.status == EventStatus.PROCESSED]
+        if occurred:
+            text = "Skipped: the entity of its event was deleted, or its date moved, before this was to begin."
+            begun = WorkflowRun.objects.not_begun().filter(event__in=occurred)
+            disturb(begun, **ended(WorkflowStatus.CANCELLED, text, now))
+        by_reason: dict[str, list[int]] = {}
+        for event in events:
+            if event.status != EventStatus.PROCESSED:
+                by_reason.setdefault(reason or why_not(event), []).append(event.pk)
+        for each, pks in by_reason.items():
+            withdraw(WorkflowRun.objects.filter(event__in=pks), each, now)
+
+    def entities_deleted(self, label: str, entity_ids: Sequence[str], now: datetime) -> None:
+        """End the runs that wait for an event of these entities: it cannot come any more."""
+        if not all_workflows():
+            return
+        declared = [each.definition for each in declared_on(apps.get_model(label))]
+        theirs = Event.objects.filter(entity_type=label, entity_id__in=entity_ids)
+        to_come = deletions_to_come(label, entity_ids) if any(map(counts_deletions, declared)) else set()
+        spaces = {(entity_id, "") for entity_id in entity_ids}
+        for namespace in {each.namespace for each in declared if isinstance(each.namespace, str)}:
+            spaces |= {(entity_id, namespace) for entity_id in entity_ids}
+        if any(callable(each.namespace) for each in declared):
+            spaces |= set(theirs.values_list("entity_id", "namespace"))
+        keys = {
+            within(namespace, key) if namespace else key: entity_id
+            for entity_id, namespace in spaces
+            for each in declared
+            if (entity_id, each.name) not in to_come
+            for key in [own_key(each.name, label, entity_id)]
+        }
+        waiting: dict[str, set[int]] = {}
+        for wait in Wait.objects.under(list(keys)):
+            waiting.setdefault(keys[wait.key], set()).add(wait.run_id)
+        for entity_id, pks in waiting.items():
+            reason = f"{label} {entity_id}, whose event it waited for, was deleted."
+            end_runs(WorkflowRun.objects.filter(pk__in=pks), WorkflowStatus.CANCELLED, reason, now)
+
+    def still_needs(self) -> Sequence[Q]:
+        waiting = WorkflowRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
+        return [Q(Exists(waiting))]
+
+
+def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
+    """Say whether a run is planned for the event as it stands."""
+    declaration = event.definition
+    if declaration is None or event.at is None:
+        return False
+    if event.status == EventStatus.PENDING and not (event.armed and declaration.is_scheduled):
+        return False  # an immediate one is planned when it occurs
+    if event.status not in (EventStatus.PENDING, EventStatus.PROCESSED):
+        return False
+    # Once it has occurred its condition takes no run away; with ``recheck`` it is asked when the run is to begin.
+    return now <= later(max(event.at, shift(event.at, definition.offset)), declaration.grace)
