@@ -18,7 +18,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from django_ai.automation import engine
-from django_ai.automation.db.connections import is_database_failure
+from django_ai.automation.db.errors import is_database_failure
 from django_ai.automation.events.models import Event
 from tests.soak import models as rows
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, goto, on_event, step, workflow
-from django_ai.automation.db.connections import is_database_failure
+from django_ai.automation.db.errors import is_database_failure
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import attempt as attempt_module
 from django_ai.automation.queues.attempt import BrokenOffError

@@ -8,9 +8,9 @@ from django.db import DataError, IntegrityError, connection
 from pydantic import BaseModel
 
 from django_ai.automation import engine
+from django_ai.automation.db.inserts import insert_ignoring
 from django_ai.automation.db.mariadb import EXACT, compare_exactly
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.lease import insert_ignoring
 from django_ai.automation.workflows.core import complete, step, wait, workflow
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Reservation

@@ -77,7 +77,7 @@ def test_20_the_server_says_that_it_starts_up(server):
     """57P03, and what else a server says that cannot be asked yet, is the database's trouble."""
     import psycopg
 
-    from django_ai.automation.db.connections import is_database_failure
+    from django_ai.automation.db.errors import is_database_failure
 
     for each in ("CannotConnectNow", "AdminShutdown", "CrashShutdown", "TooManyConnections", "ReadOnlySqlTransaction"):
         error = DatabaseError("the database system is starting up")

@@ -8,7 +8,7 @@ import pytest
 from django.db import OperationalError, ProgrammingError
 from pydantic import BaseModel, ValidationError
 
-from django_ai.automation.db.connections import fix_for
+from django_ai.automation.db.errors import fix_for
 from django_ai.automation.values.text import last_line
 
 

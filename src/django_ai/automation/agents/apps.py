@@ -15,18 +15,21 @@ class AgentsConfig(AppConfig):
     def ready(self) -> None:
         from django.db.models import Q
 
-        from ..events.claims import register_owner
+        from ..events.claim_owners import register_owner
         from ..events.subscribers import subscribe
         from ..queues import maintenance, registry
+        from ..queues.models import Behaviour
         from ..queues.operations.resume import Kind, register_kind
+        from ..queues.parking import set_aside as park
         from . import checks
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import take_agents
         from .retention import prune_agents, prune_executions
+        from .runner import perform_agent
         from .subscriber import Switchboard
 
-        registry.register(AgentRun)
+        registry.register(AgentRun, Behaviour(perform=perform_agent, park=park))
         registry.register_explained(HandlerExecution)
         maintenance.register_reconciler("reconcile agents", take_agents)
         maintenance.register_pruner("prune agents", prune_agents)

@@ -9,9 +9,10 @@ from django.db import transaction
 from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Concat
 
+from ..db.writer import alias_of
 from ..events.claims import release_all
 from ..queues.causation import end_own_run
-from ..queues.lease import alias_of, disturb
+from ..queues.lease import disturb
 from ..values.json_text import storable
 from .models import AgentRoute, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 

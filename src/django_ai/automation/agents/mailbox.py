@@ -8,21 +8,17 @@ process dies in between, the event is told again, or the sweep (``wake_forgotten
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from django.db import transaction
-from django.db.models import F, OuterRef, Q, QuerySet, Subquery
+from django.db.models import F, Q
 
+from ..db.inserts import insert_ignoring
 from ..events.models import Event
-from ..queues.lease import alias_of, insert_ignoring
-from ..queues.notifier import ring_after_commit
 from ..values.digests import digest
 from .definitions import HandlerDefinition
 from .ending import cancel_executions
-from .models import FINISHED, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
-
-CHUNK = 500
+from .models import FINISHED, AgentRun, AgentStatus, HandlerExecution, HandlerStatus, touch
 
 
 def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: datetime) -> HandlerExecution:
@@ -44,30 +40,6 @@ def put(executions: Sequence[HandlerExecution]) -> None:
     """Insert what is not there yet. Call ``touch`` for the agents after this has committed."""
     # In one order, whoever inserts: two who insert the same keys in different orders would wait for each other.
     insert_ignoring(HandlerExecution, sorted(executions, key=lambda each: (each.event_id, each.run_id, each.position)))
-
-
-def touch(run_pks: Iterable[int]) -> None:
-    """Let agents that are in nobody's hands wake for what is pending in their mailboxes."""
-    pks = sorted(set(run_pks))
-    for start in range(0, len(pks), CHUNK):
-        _wake(AgentRun.objects.filter(pk__in=pks[start : start + CHUNK]))
-    ring_after_commit(alias_of(AgentRun), AgentRun)
-
-
-def touch_after_commit(run_pks: Iterable[int]) -> None:
-    """Touch agents now, and once more when the caller's transaction has committed: a worker may have one in hand now,
-    and have let it go by then without seeing what is not committed yet."""
-    pks = list(run_pks)
-    touch(pks)
-    transaction.on_commit(lambda: touch(pks), using=alias_of(AgentRun), robust=True)
-
-
-def _wake(runs: QuerySet[AgentRun, AgentRun]) -> int:
-    pending = HandlerExecution.objects.filter(run=OuterRef("pk"), status=HandlerStatus.PENDING)
-    # Subqueries with a LIMIT stay one look into the index for each agent; EXISTS may become a hash of all mailboxes.
-    first = Subquery(pending.order_by("due_at").values("due_at")[:1])
-    resting = runs.filter(lease=None, status=AgentStatus.ACTIVE, started_at__isnull=False)
-    return resting.filter(Q(wake_at=None) | Q(wake_at__gt=first)).update(wake_at=first)
 
 
 def pending_in(run: AgentRun, limit: int) -> list[HandlerExecution]:

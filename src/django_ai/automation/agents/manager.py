@@ -9,10 +9,11 @@ from django.db import transaction
 from django.utils import timezone
 
 from ..db.deadlocks import after_deadlock
+from ..db.inserts import insert_ignoring
+from ..db.writer import alias_of
 from ..events.models import Event
 from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
 from ..queues.causation import current_cause, next_depth
-from ..queues.lease import alias_of, insert_ignoring
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
 from ..state.contexts import dump_context

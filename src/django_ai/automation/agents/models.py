@@ -7,26 +7,20 @@ handlers of one agent never overlap, and a retry that is put off does not hold u
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import ClassVar
 
-from django.db import models
+from django.db import models, transaction
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 
-from ..db.writer import AutomationModel, WriterQuerySet
+from ..db.indexes import PartialIndex, unique
+from ..db.writer import AutomationModel, WriterQuerySet, alias_of
 from ..events.models import Event
 from ..exceptions import NotResumableError
-from ..queues.lease import alias_of, disturb
-from ..queues.models import (
-    PartialIndex,
-    Wakeable,
-    at_text,
-    entity_index,
-    failed_index,
-    parked_index,
-    unique,
-    wake_index,
-)
+from ..queues.lease import disturb
+from ..queues.models import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
 from ..state.encryption import SealedJSONField
 from ..values.clock import Clock, aware
@@ -139,11 +133,6 @@ class AgentRun(Wakeable):
             what = "what is due in its mailbox" if self.status == AgentStatus.ACTIVE else "its next try to begin"
             return f"{what}, {at_text(self.wake_at)}"
         return "its events" if self.status == AgentStatus.ACTIVE and self.started_at else ""
-
-    def perform(self, clock: Clock) -> None:
-        from .runner import perform_agent
-
-        perform_agent(self, clock)
 
     def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
         first = self.executions.filter(status=HandlerStatus.PENDING).order_by("due_at", "pk").first()
@@ -267,8 +256,6 @@ class HandlerExecution(AutomationModel):
 
         Raises ``NotResumableError`` for one in another state, or of an agent that has ended.
         """
-        from .mailbox import touch_after_commit
-
         moment = aware(now or timezone.now(), "now")
         rows = HandlerExecution.objects.filter(
             pk=self.pk, status__in=[HandlerStatus.FAILED, HandlerStatus.PARKED], run__in=AgentRun.objects.unfinished()
@@ -280,3 +267,30 @@ class HandlerExecution(AutomationModel):
             )
         touch_after_commit([self.run_id])
         self.refresh_from_db()
+
+
+CHUNK = 500
+
+
+def touch(run_pks: Iterable[int]) -> None:
+    """Let agents that are in nobody's hands wake for what is pending in their mailboxes."""
+    pks = sorted(set(run_pks))
+    for start in range(0, len(pks), CHUNK):
+        _wake(AgentRun.objects.filter(pk__in=pks[start : start + CHUNK]))
+    ring_after_commit(alias_of(AgentRun), AgentRun)
+
+
+def touch_after_commit(run_pks: Iterable[int]) -> None:
+    """Touch agents now, and once more when the caller's transaction has committed: a worker may have one in hand now,
+    and have let it go by then without seeing what is not committed yet."""
+    pks = list(run_pks)
+    touch(pks)
+    transaction.on_commit(lambda: touch(pks), using=alias_of(AgentRun), robust=True)
+
+
+def _wake(runs: QuerySet[AgentRun, AgentRun]) -> int:
+    pending = HandlerExecution.objects.filter(run=OuterRef("pk"), status=HandlerStatus.PENDING)
+    # Subqueries with a LIMIT stay one look into the index for each agent; EXISTS may become a hash of all mailboxes.
+    first = Subquery(pending.order_by("due_at").values("due_at")[:1])
+    resting = runs.filter(lease=None, status=AgentStatus.ACTIVE, started_at__isnull=False)
+    return resting.filter(Q(wake_at=None) | Q(wake_at__gt=first)).update(wake_at=first)

@@ -11,14 +11,16 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Q
 
+from ..db.inserts import insert_ignoring
+from ..db.locks import locked
+from ..db.writer import alias_of
 from ..events.models import is_installed
 from ..exceptions import AutomationError
-from ..queues.lease import alias_of, insert_ignoring, locked
 from ..queues.maintenance import Bite, Turn
 from ..state.versions import restore
 from .definitions import AgentDefinition, all_agents, check_release, has_handler
-from .mailbox import touch, wake_forgotten
-from .models import AgentRoute, AgentRun, HandlerExecution, HandlerStatus
+from .mailbox import wake_forgotten
+from .models import AgentRoute, AgentRun, HandlerExecution, HandlerStatus, touch
 from .routing import fingerprint, keys_of, singleton_key
 
 CHUNK = 200

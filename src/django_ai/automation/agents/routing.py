@@ -17,14 +17,15 @@ from django.apps import apps
 from django.db import connections
 from pydantic import BaseModel
 
-from ..db.connections import is_database_failure
+from ..db.errors import is_database_failure
+from ..db.inserts import insert_ignoring
+from ..db.writer import alias_of
 from ..events.definitions import is_family, sources_of
 from ..events.matching.match import Address, Match, address, canonical, entity_keys
 from ..events.models import Event
 from ..exceptions import AutomationError, ContextError, SingletonTakenError
-from ..queues.attempt import trace_of
-from ..queues.lease import alias_of, insert_ignoring
 from ..values.digests import digest
+from ..values.text import trace_of
 from .definitions import AgentDefinition, HandlerDefinition
 from .models import AgentRoute, AgentRun
 

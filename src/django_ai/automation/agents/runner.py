@@ -19,23 +19,25 @@ from django.db import connections
 from pydantic import BaseModel
 
 from ..conf import conf
-from ..db.connections import is_database_failure
+from ..db.errors import is_database_failure
+from ..db.writer import alias_of
 from ..events.claims import claim_against
 from ..events.timing import depth_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
-from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit, trace_of
+from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit
 from ..queues.causation import CurrentRun, Owner, inside, rested
-from ..queues.lease import advance, alias_of, release
+from ..queues.lease import advance, release
 from ..queues.parking import because, take_back
 from ..queues.signals import row_parked
 from ..state.contexts import dump_context, replaced
 from ..state.versions import restore
 from ..values.clock import Clock
 from ..values.failures import Raised
+from ..values.text import trace_of
 from .definitions import AgentDefinition, HandlerDefinition, agent_of
 from .ending import KIND, clear_up
-from .mailbox import pending_in, touch
-from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
+from .mailbox import pending_in
+from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus, touch
 from .routing import Keys, fingerprint, keys_of, reroute, singleton_key
 from .spawning import begin, catch_up
 from .transitions import Decision, Returned, Skipped, State, Unknown, decide

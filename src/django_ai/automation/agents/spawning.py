@@ -29,15 +29,18 @@ from django.db.models import Min, Q, QuerySet
 from pydantic import BaseModel
 
 from ..conf import conf
+from ..db.inserts import insert_ignoring
+from ..db.locks import locked
+from ..db.writer import alias_of
 from ..events.definitions import EventTrigger, sources_of
 from ..events.matching.lookback import met
 from ..events.models import Event, EventStatus
 from ..events.names import ANY, is_pattern
 from ..events.subscribers import News
 from ..exceptions import HandedOnError, SingletonTakenError
-from ..queues.attempt import Progress, attempt, trace_of
+from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, Owner
-from ..queues.lease import advance, alias_of, insert_ignoring, locked, release
+from ..queues.lease import advance, release
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
 from ..state.contexts import dump_context
@@ -45,11 +48,12 @@ from ..state.versions import restore
 from ..values.clock import Clock, shift
 from ..values.digests import digest
 from ..values.failures import Raised
+from ..values.text import trace_of
 from .definitions import AgentDefinition, HandlerDefinition, agents_spawned_by
 from .delivery import executions_for
 from .ending import KIND
-from .mailbox import execution_of, put, touch
-from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
+from .mailbox import execution_of, put
+from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus, touch
 from .routing import Keys, fingerprint, install, keys_of, own_labels, scope_of, singleton_key, taken_by, where
 
 GIVEN = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED)

@@ -16,8 +16,8 @@ from ..events.models import Event, Shapes
 from ..events.subscribers import Listener, News
 from .definitions import all_agents, handlers_hearing
 from .delivery import executions_for
-from .mailbox import put, touch
-from .models import AgentRun, HandlerExecution, HandlerStatus
+from .mailbox import put
+from .models import AgentRun, HandlerExecution, HandlerStatus, touch
 from .spawning import spawn
 
 

@@ -1,85 +1,11 @@
-"""What the databases have in common, and where they differ: whose fault an error is, and how SQLite is best used."""
+"""Connections: a broken one is closed, a dedicated one stands outside the pool; whether a transaction was used."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.signals import connection_created
-from django.db.transaction import TransactionManagementError
-from django.utils.functional import cached_property
-
-from ..conf import conf
-from ..exceptions import SettingsError
-from ..queues.lease import alias_of
-from ..queues.registry import wakeables
-
-# PostgreSQL, appendix A: connection exceptions, transaction rollback (serialization, deadlock), insufficient resources,
-# operator intervention (not 57014: a statement that was cancelled would be so again), system errors; and single codes:
-# lock not available, a primary that has become a standby. Not 25P03: a transaction that idled would idle again.
-_PG_CLASSES = ("08", "40", "53", "57P", "58")
-_PG_CODES = ("55P03", "25006")
-# MariaDB: too many connections, server gone, lost connection, killed, lock wait timeout, deadlock, shutdown, record
-# changed, disk full, read-only.
-_MYSQL_CODES = {
-    1020, 1021, 1040, 1042, 1043, 1047, 1053, 1129, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1206, 1213, 1290,
-    1836, 1927, 2002, 2003, 2006, 2013, 2055, 4031,
-}  # fmt: skip
-# SQLite: busy, locked, input/output, full, cannot open, locking protocol (https://www.sqlite.org/rescode.html).
-_SQLITE_CODES = {5, 6, 10, 13, 14, 15}
-
-
-def is_database_failure(error: BaseException, connection: BaseDatabaseWrapper) -> bool:
-    """Say whether ``error`` is the database's trouble (connection, deadlock, lock) and not the fault of user code.
-
-    Such a failure costs the user's code no try. The driver's own error tells, so it may come from any of the project's
-    databases; ``connection`` is asked where that says nothing.
-    """
-    if isinstance(error, InterfaceError):
-        return True
-    if not isinstance(error, DatabaseError):
-        return False
-    cause: Any = error.__cause__
-    if isinstance(error, TransactionManagementError):
-        # Django's word for a statement after one that failed, which it names: that one is to blame.
-        return cause is not None and is_database_failure(cause, connection)
-    state, sqlite = getattr(cause, "sqlstate", None), getattr(cause, "sqlite_errorcode", None)
-    if isinstance(state, str):
-        return state.startswith(_PG_CLASSES) or state in _PG_CODES
-    if isinstance(sqlite, int):
-        return sqlite & 0xFF in _SQLITE_CODES  # the rest of the number is detail
-    if not isinstance(error, OperationalError):
-        return False
-    if connection.vendor == "mysql":
-        return cause is not None and bool(cause.args) and cause.args[0] in _MYSQL_CODES
-    # PostgreSQL's connection broke before the server could say why; nobody else fails without a code.
-    return connection.vendor == "postgresql"
-
-
-_LOST_MYSQL_CODES = {1040, 1042, 1043, 1047, 1053, 1129, 1203, 1927, 2002, 2003, 2006, 2013, 2055, 4031}
-
-
-def comes_from_elsewhere(error: BaseException, connection: BaseDatabaseWrapper, session: Any) -> bool:
-    """Return whether ``error``, which says that a connection was lost, is none of ``connection``'s: ``session``, which
-    it had before, still answers. Another database of the project is away then, or user code has used what it had
-    closed. (Django may have made a new session by now, where the old one was lost.)"""
-    if session is None or connection.connection is not session or not _is_lost_connection(error):
-        return False
-    return not connection.in_atomic_block and bool(connection.is_usable())
-
-
-@contextlib.contextmanager
-def told_apart(connection: BaseDatabaseWrapper) -> Iterator[Callable[[BaseException], bool]]:
-    """Yield a function that says whether an error of the block is the trouble of ``connection``, and not that of
-    another database of the project, or made up by user code: Django notes on a connection that it had errors."""
-    before, connection.errors_occurred = connection.errors_occurred, False
-    try:
-        yield lambda error: connection.errors_occurred and is_database_failure(error, connection)
-    finally:
-        connection.errors_occurred = connection.errors_occurred or before
 
 
 def was_closed(connection: BaseDatabaseWrapper) -> bool:
@@ -91,28 +17,6 @@ def was_closed(connection: BaseDatabaseWrapper) -> bool:
     if connection.vendor == "postgresql":
         return not raw.broken
     return connection.vendor == "sqlite" or not connection.errors_occurred
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    cause: Any = error.__cause__
-    state, sqlite = getattr(cause, "sqlstate", None), getattr(cause, "sqlite_errorcode", None)
-    if isinstance(error, TransactionManagementError):
-        return cause is not None and _is_lost_connection(cause)
-    if isinstance(state, str):
-        return state.startswith(("08", "57P"))
-    if isinstance(sqlite, int):
-        return sqlite & 0xFF == 14
-    if isinstance(error, OperationalError) and cause is not None and cause.args and isinstance(cause.args[0], int):
-        return cause.args[0] in _LOST_MYSQL_CODES
-    return isinstance(error, InterfaceError | OperationalError)
-
-
-def fix_for(error: BaseException) -> str:
-    """Return what to do about an error of the database, where that is known."""
-    cause: Any = error.__cause__
-    is_missing = getattr(cause, "sqlstate", None) == "42P01" or getattr(cause, "args", ())[:1] == (1146,)
-    is_ours = "automation_" in str(error) and (is_missing or "no such table" in str(error))
-    return " Have the migrations been applied? Run: python manage.py migrate" if is_ours else ""
 
 
 def let_go_of_broken(connection: BaseDatabaseWrapper) -> None:
@@ -139,51 +43,3 @@ def unpooled(alias: str) -> BaseDatabaseWrapper:
     connection = connections[alias].copy()
     connection.settings_dict.get("OPTIONS", {}).pop("pool", None)
     return connection
-
-
-def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-    """Make a fresh SQLite connection fit for several processes that write.
-
-    Write-ahead logging lets readers and the writer work side by side. IMMEDIATE transactions take the write lock at
-    BEGIN, where SQLite waits for it; a deferred one that reads first and writes later fails at once with "database is
-    locked" (https://www.sqlite.org/isolation.html). What the project sets itself in OPTIONS stays.
-    """
-    models = wakeables()
-    if connection.vendor != "sqlite" or not models or connection.alias != alias_of(models[0]):
-        return
-    try:
-        if not conf().SQLITE_TUNING:
-            return
-    except SettingsError:
-        return  # Django's checks connect before ours says what is wrong
-    options = connection.settings_dict.get("OPTIONS", {})
-    if options.get("transaction_mode") is None:
-        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
-    with connection.cursor() as cursor:
-        if "timeout" not in options:
-            cursor.execute("PRAGMA busy_timeout = 20000")
-        if "init_command" not in options and not connection.is_in_memory_db():  # type: ignore[attr-defined]
-            # A database that is read-only keeps the mode that it has.
-            with contextlib.suppress(OperationalError):
-                cursor.execute("PRAGMA journal_mode = WAL")
-
-
-def _supports_json(features: Any) -> bool:
-    with features.connection.cursor() as cursor:
-        try:
-            cursor.execute("SELECT JSON('{}')")
-        except OperationalError:
-            return False
-    return True
-
-
-def connect_tuning() -> None:
-    connection_created.connect(tune_sqlite, dispatch_uid="django_ai.automation.tune_sqlite")
-    if any(each.vendor == "sqlite" for each in connections.all()):
-        from django.db.backends.sqlite3.features import DatabaseFeatures
-
-        # Django asks in a transaction, which waits for the write lock where it is IMMEDIATE, and takes "database is
-        # locked" for "no JSON".
-        probe: Any = cached_property(_supports_json)
-        probe.__set_name__(DatabaseFeatures, "supports_json_field")
-        DatabaseFeatures.supports_json_field = probe  # type: ignore[method-assign]

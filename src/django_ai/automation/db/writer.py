@@ -68,3 +68,8 @@ class AutomationModel(models.Model):
     class Meta:
         abstract = True
         base_manager_name = "objects"
+
+
+def alias_of(model: type[models.Model]) -> str:
+    """Return the database that holds ``model``: the automation tables all live in one."""
+    return router.db_for_write(model)

@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
 from ..queues.admin_fields import json_field, time_field
 from .callbacks import all_callbacks
-from .claims import owner_kinds, owners_of
+from .claim_owners import owner_kinds, owners_of
 from .definitions import declared_events, declaring_models
 from .models import CallbackExecution, Event, EventClaim
 

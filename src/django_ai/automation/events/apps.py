@@ -18,16 +18,26 @@ class EventsConfig(AppConfig):
         from django.db.models import Q
 
         from ..queues import maintenance, registry
+        from ..queues.models import Behaviour
         from ..queues.operations.resume import Kind, register_kind
+        from ..queues.parking import set_aside as park
         from . import checks
         from .claims import prune_claims
+        from .execution import perform_callback
         from .models import CallbackExecution, Event
+        from .occurrence import cancel_events, perform_events
         from .recording import model_signals
         from .recording.reconcile import take_dates
         from .retention import prune_events, prune_executions, prune_snapshots, release_orphans
 
-        registry.register(Event)
-        registry.register(CallbackExecution)
+        events = Behaviour(
+            perform=lambda event, clock: perform_events([event], clock),
+            perform_batch=perform_events,
+            park=park,
+            cancel=cancel_events,
+        )
+        registry.register(Event, events)
+        registry.register(CallbackExecution, Behaviour(perform=perform_callback, park=park))
         maintenance.register_reconciler("reconcile dates", take_dates)
         maintenance.register_pruner("prune callbacks", prune_executions)
         maintenance.register_pruner("release orphaned events", release_orphans, timedelta(days=1))

@@ -14,7 +14,7 @@ from django.db import models, router
 from django.db.models.expressions import OrderBy
 from django.db.models.indexes import IndexExpression
 
-from ..queues.lease import alias_of
+from ..db.writer import alias_of
 from ..values.clock import offset_key, shift
 from .callbacks import all_callbacks
 from .definitions import (

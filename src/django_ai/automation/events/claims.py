@@ -12,7 +12,7 @@ The floors above say what can own a claim (``register_owner``), and ask ``claim_
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,13 +21,15 @@ from django.db.models import Q
 from django.utils import timezone
 
 from ..conf import conf
+from ..db.inserts import insert_ignoring
+from ..db.writer import alias_of
 from ..exceptions import AutomationError, ClaimedError, DefinitionError
 from ..queues.causation import CurrentRun, Owner, current_cause
-from ..queues.lease import alias_of, insert_ignoring
 from ..queues.maintenance import Bite, Turn
 from ..queues.pruning import sweep
 from ..values.clock import check_duration
 from ..values.digests import digest
+from .claim_owners import _owners
 from .definitions import sources_of
 from .matching.match import Address, address, entity_keys, plain, satisfies, trouble_with, within
 from .models import Event, EventClaim, RoutingShape, Shapes
@@ -38,15 +40,6 @@ __all__ = ["hold", "holder", "release"]
 CLAIMS = "claims"
 TRIES = 20
 MOST_EVENTS = 1000
-
-Living = Callable[[], models.QuerySet[Any]]
-
-_owners: dict[str, Living] = {}
-
-
-def register_owner(kind: str, living: Living) -> None:
-    """Let runs own claims, under the name ``kind``; ``living()`` returns those that are unfinished."""
-    _owners[kind] = living
 
 
 def hold(
@@ -183,27 +176,6 @@ def stands(claim: EventClaim, now: datetime, event: Event | None = None) -> bool
         return False
     living = _owners.get(claim.owner_kind)
     return living is not None and living().filter(pk=claim.owner_id).exists()
-
-
-def owner_of(claim: EventClaim) -> models.Model | None:
-    """Return the run that holds ``claim``, or None if it is gone."""
-    living = _owners.get(claim.owner_kind)
-    return living().model._base_manager.filter(pk=claim.owner_id).first() if living else None
-
-
-def owner_kinds() -> list[str]:
-    """Return the kinds of runs that may hold claims."""
-    return sorted(_owners)
-
-
-def owners_of(claims: Sequence[EventClaim]) -> dict[int, models.Model]:
-    """Return the runs that hold ``claims`` by the claims' keys: one query for each kind of owner."""
-    found: dict[int, models.Model] = {}
-    for kind, living in _owners.items():
-        mine = {claim.pk: claim.owner_id for claim in claims if claim.owner_kind == kind}
-        runs = living().model._base_manager.in_bulk(set(mine.values())) if mine else {}
-        found |= {pk: runs[owner] for pk, owner in mine.items() if owner in runs}
-    return found
 
 
 def prune_claims(turn: Turn) -> Bite:

@@ -7,10 +7,11 @@ from datetime import datetime
 from difflib import get_close_matches
 
 from ..exceptions import CodeError, UnknownCallbackError
-from ..queues.attempt import Progress, attempt, trace_of
+from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, rested
 from ..queues.parking import because, take_back
 from ..values.clock import Clock
+from ..values.text import trace_of
 from .callbacks import Callback, callbacks_of, find_callback
 from .models import CallbackExecution, ExecutionStatus
 from .timing import depth_after

@@ -36,15 +36,18 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 
-from ..db.writer import AutomationModel, WriterQuerySet, from_writer
+from ..db.indexes import PartialIndex, unique
+from ..db.inserts import insert_ignoring
+from ..db.writer import AutomationModel, WriterQuerySet, alias_of, from_writer
 from ..exceptions import NotResumableError, NotStorableError, SnapshotFieldError, UnknownEventError
-from ..queues.lease import alias_of, disturb, insert_ignoring
-from ..queues.models import PartialIndex, Wakeable, at_text, failed_index, parked_index, unique, wake_index
+from ..queues.lease import disturb
+from ..queues.models import Wakeable, at_text, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
-from ..values.clock import Clock, aware
+from ..values.clock import aware
 from ..values.digests import KEY_LENGTH, digest, new_call_key
 from ..values.json_text import encode
 from ..values.text import last_line
+from .claim_owners import owner_of
 from .definitions import (
     EventDefinition,
     EventTrigger,
@@ -315,17 +318,6 @@ class Event(Wakeable):
                 "and this goes on by itself, or cancel the event."
             )
 
-    def perform(self, clock: Clock) -> None:
-        from .occurrence import perform_events
-
-        perform_events([self], clock)
-
-    @classmethod
-    def perform_together(cls, rows: Sequence[Event], clock: Clock) -> None:
-        from .occurrence import perform_events
-
-        perform_events(rows, clock)
-
     def resume(self, now: datetime | None = None) -> None:
         """Let a parked event go on: it is looked at again at once. Raises ``NotResumableError`` if it is not parked."""
         moment = aware(now or timezone.now(), "now")
@@ -338,9 +330,7 @@ class Event(Wakeable):
 
     def cancel(self, now: datetime | None = None) -> bool:
         """Keep a pending event from occurring; ``on_event_cancelled`` runs. Says whether it was still pending."""
-        from .occurrence import cancel_events
-
-        return cancel_events(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
+        return self.behaviour.cancel(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
 
 
 def is_installed(label: str) -> bool:
@@ -574,8 +564,6 @@ class EventClaim(AutomationModel):
     @property
     def owner(self) -> Any:
         """The run that holds it, or None if that is gone."""
-        from .claims import owner_of
-
         return owner_of(self)
 
 
@@ -634,11 +622,6 @@ class CallbackExecution(Wakeable):
         if self.status == ExecutionStatus.PARKED:
             return self.lies_until()
         return f"its try number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
-
-    def perform(self, clock: Clock) -> None:
-        from .execution import perform_callback
-
-        perform_callback(self, clock)
 
     def resume(self, now: datetime | None = None) -> None:
         """Try a parked or failed execution again, with a fresh budget of attempts.

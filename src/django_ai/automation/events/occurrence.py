@@ -27,14 +27,15 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from ..conf import conf
-from ..db.connections import told_apart
+from ..db.errors import told_apart
+from ..db.inserts import insert_ignoring
+from ..db.locks import unlocked
 from ..db.session import kept_session
-from ..db.writer import from_writer
+from ..db.writer import alias_of, from_writer
 from ..exceptions import AutomationError, DefinitionError, LeaseLostError, UnknownEventError
 from ..queues import positions
-from ..queues.attempt import trace_of
 from ..queues.heartbeat import is_working, keep_lease_for
-from ..queues.lease import advance, advance_together, alias_of, claim_these, disturb, insert_ignoring, unlocked
+from ..queues.lease import advance, advance_together, claim_these, disturb
 from ..queues.models import Wakeable
 from ..queues.notifier import ring_after_commit
 from ..queues.parking import because, parked
@@ -42,6 +43,7 @@ from ..queues.signals import attempt_finished, row_parked
 from ..values.clock import Clock
 from ..values.json_text import encode, storable
 from ..values.retry import Retry
+from ..values.text import trace_of
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
 from .definitions import EventDefinition, EventTrigger

@@ -16,7 +16,9 @@ from django.db import models, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 
 from ..conf import conf
-from ..queues.lease import alias_of, disturb, locked
+from ..db.locks import locked
+from ..db.writer import alias_of
+from ..queues.lease import disturb
 from ..queues.maintenance import Bite, Turn
 from ..queues.pruning import WINDOW, sweep
 from .definitions import entity_id_of

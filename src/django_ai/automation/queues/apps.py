@@ -19,21 +19,24 @@ class QueuesConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from ..db.connections import connect_tuning
         from ..db.forking import connect_fork_hook
         from ..db.mariadb import compare_exactly
-        from . import checks
+        from ..db.sqlite import connect_tuning
+        from ..db.writer import alias_of
+        from . import checks, maintenance
+        from .deployment import look_at_once
         from .discovery import discover
         from .maintenance import Bite, register_pruner, register_reconciler
+        from .models import Behaviour, Maintenance, Worker
         from .orphans import prune_orphans
-        from .parking import look_at_once
         from .positions import prune_arrivals
         from .runtimes.q2 import connect_enlisting
         from .runtimes.q2_schedules import install_schedules
         from .signals import connect_logging
 
+        Maintenance.behaviour = Behaviour(perform=maintenance.perform, park=maintenance.put_off)
         connect_logging()
-        connect_tuning()
+        connect_tuning(lambda alias: alias == alias_of(Worker))
         register_reconciler("look for code", lambda turn: Bite(look_at_once(turn.now)))
         register_pruner("prune arrivals", prune_arrivals)
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))

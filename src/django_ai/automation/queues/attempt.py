@@ -20,7 +20,6 @@ write of this worker is fenced on the old one.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -30,14 +29,15 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections, models, transaction
 from django.db.models import F
 
-from ..db.connections import comes_from_elsewhere, is_database_failure, let_go_of_broken, touched_nothing, was_closed
+from ..db.connections import let_go_of_broken, touched_nothing, was_closed
+from ..db.errors import comes_from_elsewhere, is_database_failure
 from ..db.session import Session
+from ..db.writer import alias_of
 from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
 from ..values.clock import Clock
-from ..values.json_text import storable
 from .causation import CurrentRun, running
 from .heartbeat import bounded, is_working, keep_lease_for
-from .lease import advance, alias_of, release
+from .lease import advance, release
 from .models import Wakeable
 from .signals import attempt_finished, row_failed
 
@@ -237,9 +237,3 @@ def give_back(
                 return
     except DatabaseTrouble:
         connection.close()
-
-
-def trace_of(error: BaseException) -> str:
-    """Return the traceback of ``error`` as text that every database takes, at most 20,000 characters of its end."""
-    text = "".join(traceback.format_exception(error))
-    return storable(text[-20_000:])

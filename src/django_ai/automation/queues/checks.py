@@ -12,9 +12,9 @@ from django.db.models import Model
 
 from .. import conf as conf_module
 from ..conf import conf
+from ..db.writer import alias_of
 from ..exceptions import SettingsError
 from ..state.encryption import codec
-from .lease import alias_of
 from .models import Worker
 from .notifier import get_executor
 from .registry import longest_timeout, wakeables

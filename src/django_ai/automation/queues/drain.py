@@ -20,14 +20,17 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections
 
 from ..conf import conf
-from ..db.connections import is_database_failure, let_go_of_broken
+from ..db.connections import let_go_of_broken
+from ..db.errors import is_database_failure
 from ..db.session import kept_session
+from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..values.clock import Clock, clock_at
-from .attempt import DATABASE_PAUSE, BrokenOffError, give_back, trace_of
+from ..values.text import trace_of
+from .attempt import DATABASE_PAUSE, BrokenOffError, give_back
 from .due import beginning, look
 from .heartbeat import Hands, is_working, take_up
-from .lease import ENGINE_FAILED, alias_of, claim
+from .lease import ENGINE_FAILED, claim
 from .maintenance import PATIENCE, attend
 from .models import Maintenance, Wakeable
 from .registry import due_models, due_times, wakeables

@@ -27,10 +27,11 @@ from django.utils import timezone
 from ..conf import conf
 from ..db import forking
 from ..db.connections import unpooled
+from ..db.writer import alias_of
 from ..values.clock import Clock
 from . import interrupt, liveness
 from .interrupt import SECONDS_TO_RETURN, Deadline
-from .lease import alias_of, give_up, renew
+from .lease import give_up, renew
 from .models import Wakeable
 from .registry import wakeables
 from .worker_status import presence

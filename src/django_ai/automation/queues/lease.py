@@ -22,14 +22,14 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from django.db import connections, models, router, transaction
+from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, QuerySet
-from django.db.models.constants import OnConflict
-from django.db.models.sql import InsertQuery
 
 from ..conf import conf
-from ..db.mariadb import WARNINGS_KEPT, refuse_what_was_ignored
+from ..db.inserts import column_of, field_of, insertable_fields
+from ..db.locks import unlocked
+from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..state.encryption import SealedJSONField, seal
 from .models import ARRIVAL_SQL, Arrival, Wakeable
@@ -39,11 +39,6 @@ ENGINE_FAILED = "The engine itself failed on this row"
 
 W = TypeVar("W", bound=Wakeable)
 M = TypeVar("M", bound=models.Model)
-
-
-def alias_of(model: type[models.Model]) -> str:
-    """Return the database that holds ``model``: the automation tables all live in one."""
-    return router.db_for_write(model)
 
 
 @lru_cache(maxsize=1)
@@ -107,8 +102,8 @@ def claim_these(model: type[W], pks: Sequence[int], now: datetime) -> list[W]:
 @lru_cache(maxsize=64)
 def _claim_these_sql(model: type[Wakeable], vendor: str, count: int) -> str:
     quote = connections[alias_of(model)].ops.quote_name
-    table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
-    columns = ", ".join(f"{table}.{quote(_column(field))}" for field in model._meta.concrete_fields)
+    table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
+    columns = ", ".join(f"{table}.{quote(column_of(field))}" for field in model._meta.concrete_fields)
     among = "= ANY(%s)" if vendor == "postgresql" else f"IN ({', '.join(['%s'] * count)})"
     locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
     return f"""
@@ -122,8 +117,8 @@ def _claim_these_sql(model: type[Wakeable], vendor: str, count: int) -> str:
 @lru_cache(maxsize=64)
 def _claim_sql(model: type[Wakeable], vendor: str, has_beginning: bool) -> str:
     quote = connections[alias_of(model)].ops.quote_name
-    table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
-    columns = ", ".join(f"{table}.{quote(_column(field))}" for field in model._meta.concrete_fields)
+    table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
+    columns = ", ".join(f"{table}.{quote(column_of(field))}" for field in model._meta.concrete_fields)
     beginning = "AND wake_at >= %s" if has_beginning else ""
     # SKIP LOCKED: a row that another worker is just taking is not worth waiting for. SQLite has one writer anyway.
     locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
@@ -169,7 +164,7 @@ def _claim_in_two(
 def _due_sql(model: type[Wakeable], has_beginning: bool) -> str:
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
-    columns = ", ".join(quote(_column(field)) for field in model._meta.concrete_fields)
+    columns = ", ".join(quote(column_of(field)) for field in model._meta.concrete_fields)
     # Without the hint MariaDB reads and sorts the table where many rows are due, and all that it reads is locked.
     index = next(quote(each.name) for each in model._meta.indexes if each.fields == ["wake_at"])
     locking = connection.ops.for_update_sql(skip_locked=connection.features.has_select_for_update_skip_locked)
@@ -198,7 +193,7 @@ def advance(
     with connection.cursor() as cursor:
         if records and connection.vendor == "postgresql":
             for record in records:
-                values = {field.attname: getattr(record, field.attname) for field in _insertable(type(record))}
+                values = {field.attname: getattr(record, field.attname) for field in insertable_fields(type(record))}
                 fence += _values(type(record), values, connection)
             cursor.execute(_advance_sql(type(row), names, tuple(map(type, records))), [*params, *fence])
             kept = cursor.rowcount
@@ -240,7 +235,7 @@ def _advance_alike(names: tuple[str, ...], rows: Sequence[tuple[Wakeable, dict[s
     model = type(rows[0][0])
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
-    fields = [_field(model, name) for name in ("id", "lease", "seq", *names)]
+    fields = [field_of(model, name) for name in ("id", "lease", "seq", *names)]
     lists, sets = [], ["seq = kept.seq + 1"]
     for number, field in enumerate(fields):
         kind = str(field.db_type(connection)).split("(")[0]
@@ -279,33 +274,20 @@ def _adopt(row: Wakeable, changes: Mapping[str, Any]) -> None:
     """Let ``row`` be as it was just written."""
     row.seq += 1
     for name, value in changes.items():
-        encoded = isinstance(value, str) and isinstance(_field(type(row), name), models.JSONField)
+        encoded = isinstance(value, str) and isinstance(field_of(type(row), name), models.JSONField)
         setattr(row, name, json.loads(value) if encoded else value)
-
-
-def _column(field: models.Field[Any, Any]) -> str:
-    return str(field.column)
-
-
-def _insertable(model: type[models.Model]) -> list[models.Field[Any, Any]]:
-    return [field for field in model._meta.concrete_fields if not field.primary_key]
 
 
 def _values(model: type[models.Model], values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> list[Any]:
     """Return ``values`` as the database wants them. Encoded JSON passes as it is."""
     found = []
     for name, value in values.items():
-        field = _field(model, name)
+        field = field_of(model, name)
         if isinstance(field, models.JSONField) and isinstance(value, str):
             found.append(seal(value) if isinstance(field, SealedJSONField) else value)
         else:
             found.append(field.get_db_prep_save(value, connection))
     return found
-
-
-@lru_cache(maxsize=512)
-def _field(model: type[models.Model], name: str) -> Any:
-    return model._meta.get_field(name)
 
 
 @lru_cache(maxsize=256)
@@ -321,18 +303,18 @@ def _advance_sql(
     def slot(field: Any) -> str:
         return "%s::jsonb" if isinstance(field, models.JSONField) and connection.vendor == "postgresql" else "%s"
 
-    fields = [_field(model, name) for name in names]
-    table, pk = quote(model._meta.db_table), quote(_column(model._meta.pk))
+    fields = [field_of(model, name) for name in names]
+    table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
     sets = ", ".join(
         [f"{quote(field.column)} = {slot(field)}" for field in fields]
-        + [f"{quote(_field(model, name).column)} = (SELECT id FROM arrived)" for name in arrives]
+        + [f"{quote(field_of(model, name).column)} = (SELECT id FROM arrived)" for name in arrives]
     )
     update = f"UPDATE {table} SET {sets}, seq = %s WHERE {pk} = %s AND lease = %s AND seq = %s"
     if arrives:
         return (
             f"WITH arrived AS (INSERT INTO {quote(Arrival._meta.db_table)} (at) "
             f"VALUES ({ARRIVAL_SQL['postgresql']}) RETURNING id) "
-            f"{update} RETURNING {quote(_field(model, arrives[0]).column)}"
+            f"{update} RETURNING {quote(field_of(model, arrives[0]).column)}"
         )
     if not records:
         return update
@@ -343,23 +325,11 @@ def _advance_sql(
 
 def _insert_sql(record: type[models.Model], connection: BaseDatabaseWrapper) -> str:
     quote = connection.ops.quote_name
-    columns = _insertable(record)
-    names_of = ", ".join(quote(_column(field)) for field in columns)
+    columns = insertable_fields(record)
+    names_of = ", ".join(quote(column_of(field)) for field in columns)
     # Typed, because a SELECT list, unlike VALUES, gives parameters no types.
     slots = ", ".join(f"%s::{field.db_type(connection).split('(')[0]}" for field in columns)  # type: ignore[union-attr]
     return f"INSERT INTO {quote(record._meta.db_table)} ({names_of}) SELECT {slots} FROM kept"
-
-
-def locked(rows: QuerySet[M]) -> QuerySet[M]:
-    """Return ``rows`` so that reading them locks them, but nobody who only refers to them."""
-    no_key = connections[rows.db].features.has_select_for_no_key_update
-    return rows.select_for_update(no_key=no_key)
-
-
-def unlocked(rows: QuerySet[M]) -> QuerySet[M]:
-    """Return ``rows`` so that reading them locks them, and passes by what somebody else has locked. Where the database
-    has no locks of rows, nobody else writes meanwhile."""
-    return rows.select_for_update(skip_locked=connections[rows.db].features.has_select_for_update_skip_locked)
 
 
 def release(row: Wakeable, wake_at: datetime, **changes: Any) -> bool:
@@ -414,46 +384,3 @@ def renew(rows: Sequence[Wakeable], lease: str, now: datetime) -> None:
         return
     with transaction.atomic(using=mine.db):
         mine.filter(pk__in=list(unlocked(mine).values_list("pk", flat=True))).update(wake_at=now + conf().LEASE)
-
-
-def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -> int:
-    """Insert ``rows`` in one statement and leave out those that a unique key refuses; return how many went in.
-
-    Never raises on such a conflict, so it may run inside anybody's transaction. With ``key``, a unique column, the
-    primary keys of the rows that went in are filled in; the others keep ``None``.
-    """
-    if not rows:
-        return 0
-    connection = connections[alias_of(model)]
-    if connection.vendor != "mysql":
-        return _insert_ignoring(model, rows, key, connection)
-    with transaction.atomic(using=connection.alias, savepoint=False):
-        return _insert_ignoring(model, rows, key, connection)
-
-
-def _insert_ignoring(model: type[M], rows: Sequence[M], key: str | None, connection: BaseDatabaseWrapper) -> int:
-    is_mysql = connection.vendor == "mysql"
-    quote = connection.ops.quote_name
-    fields = _insertable(model)
-    size = max(connection.ops.bulk_batch_size(fields, rows), 1)
-    if is_mysql:
-        size = min(size, WARNINGS_KEPT)  # each row that is left out gives a warning, and all are looked at
-    returning = f" RETURNING {quote(_column(model._meta.pk))}, {quote(_column(_field(model, key)))}" if key else ""
-    inserted = 0
-    with connection.cursor() as cursor:
-        for start in range(0, len(rows), size):
-            chunk = rows[start : start + size]
-            query = InsertQuery(model, on_conflict=OnConflict.IGNORE)
-            query.insert_values(fields, list(chunk))
-            ((sql, params),) = query.get_compiler(connection.alias).as_sql()
-            cursor.execute(sql + returning, params)
-            if key:
-                pks = {value: pk for pk, value in cursor.fetchall()}
-                inserted += len(pks)
-                for row in chunk:
-                    row.pk = pks.get(getattr(row, key))
-            else:
-                inserted += cursor.rowcount
-            if is_mysql:
-                refuse_what_was_ignored(cursor, model._meta.label)
-    return inserted

@@ -29,13 +29,15 @@ from django.db import connections
 from django.db.models import Q
 
 from ..conf import conf
-from ..db.connections import is_database_failure, let_go_of_broken
+from ..db.connections import let_go_of_broken
+from ..db.errors import is_database_failure
+from ..db.inserts import insert_ignoring
+from ..db.writer import alias_of
 from ..values.clock import Clock
 from ..values.json_text import storable
-from ..values.text import last_line
-from .attempt import trace_of
+from ..values.text import last_line, trace_of
 from .heartbeat import bounded, keep_lease_for
-from .lease import advance, alias_of, insert_ignoring
+from .lease import advance
 from .models import Maintenance, at_text
 
 logger = logging.getLogger("django_ai.automation")
@@ -183,8 +185,9 @@ def perform(row: Maintenance, clock: Clock) -> None:
     advance(row, changes | {"completed_at": now} if is_complete else changes)
 
 
-def put_off(row: Maintenance, reason: str, now: datetime) -> None:
-    """Write why a task could not be done, and let it begin anew after a pause. Fenced; raises ``LeaseLostError``."""
+def put_off(row: Maintenance, reason: str, now: datetime, *, for_code: bool = False) -> None:
+    """Write why a task could not be done, and let it begin anew after a pause: nobody else would do its work. Fenced;
+    raises ``LeaseLostError``."""
     backoff = min(FIRST_BACKOFF * 2 ** min(row.failures, 16), LAST_BACKOFF)
     changes: dict[str, Any] = {
         "lease": None,

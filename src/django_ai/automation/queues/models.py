@@ -13,44 +13,32 @@ says which processes work, for a person and ``automation_health``, and nothing t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.db import models
-from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.utils import timezone
 
+from ..db.indexes import PartialIndex, unique
 from ..db.writer import AutomationModel
 from ..values.clock import Clock
 from ..values.text import last_line
 
 
-class PartialIndex(models.Index):
-    """An index on the rows that a condition picks, where the database has such indexes; on all rows elsewhere.
-
-    MariaDB has none, and Django would then leave the index out altogether.
-    """
-
-    def create_sql(
-        self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor, using: str = "", **kwargs: Any
-    ) -> Any:
-        if self.condition is not None and not schema_editor.connection.features.supports_partial_indexes:
-            return models.Index(fields=self.fields, name=self.name).create_sql(model, schema_editor, using, **kwargs)
-        return super().create_sql(model, schema_editor, using, **kwargs)
-
-    def check(self, model: type[models.Model], connection: Any) -> list[Any]:
-        """Skip Django's warning that the condition is ignored: here that is the plan (Django >= 6.0 asks here)."""
-        return []
+def _unsupported(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError("This model was registered without this part of its Behaviour.")
 
 
-def unique(name: str, field: str) -> models.UniqueConstraint:
-    """Return the constraint that keeps the texts of ``field`` unique.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """What the layer that owns a model does with its rows. A model is data, and imports nothing that works with it."""
 
-    Not ``unique=True``: on PostgreSQL Django would add a second index to such a field, for LIKE, which no query of ours
-    uses and which every insert pays for.
-    """
-    return models.UniqueConstraint(fields=[field], name=name)
+    perform: Callable[[Any, Clock], None]
+    park: Callable[..., None]
+    perform_batch: Callable[[Sequence[Any], Clock], None] = _unsupported
+    cancel: Callable[[models.QuerySet[Any], datetime], int] = _unsupported
 
 
 class Wakeable(AutomationModel):
@@ -75,22 +63,23 @@ class Wakeable(AutomationModel):
     class Meta:
         abstract = True
 
+    behaviour: ClassVar[Behaviour]
+    """What the engine does with these rows; ``registry.register`` sets it."""
+
     def perform(self, clock: Clock) -> None:
-        """Do what this row is due for. Called by ``drain`` with the row's lease in hand."""
-        raise NotImplementedError
+        """Do what this row is due for. Called by ``drain``, which has leased the row."""
+        self.behaviour.perform(self, clock)
 
     @classmethod
     def perform_together(cls, rows: Sequence[Any], clock: Clock) -> None:
-        """Do what ``rows`` are due for, with their leases in hand, in few transactions. What it raises is nobody's: the
-        rows that are still leased are then performed one by one."""
-        raise NotImplementedError
+        """Do what ``rows``, which are leased, are due for, in few transactions. An error of it belongs to no row: those
+        that are still leased are then performed one by one."""
+        cls.behaviour.perform_batch(rows, clock)
 
     def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
         """Set the row aside with ``reason``, until a person resumes it, or, ``for_code``, until a worker has the code
         that it needs. Fenced; raises ``LeaseLostError``."""
-        from .parking import set_aside
-
-        set_aside(self, reason, clock(), for_code=for_code)
+        self.behaviour.park(self, reason, clock(), for_code=for_code)
 
     def record_loss(self, clock: Clock) -> None:
         """Leave a trace of the lease that ran out; called when a lost row is claimed again."""
@@ -245,17 +234,6 @@ class Maintenance(Wakeable):
 
     def __str__(self) -> str:
         return f"maintenance {self.name!r}"
-
-    def perform(self, clock: Clock) -> None:
-        from .maintenance import perform
-
-        perform(self, clock)
-
-    def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
-        """Try again later, as after an error: nobody else would do this row's work."""
-        from .maintenance import put_off
-
-        put_off(self, reason, clock())
 
     @classmethod
     def unfinished(cls) -> models.QuerySet[Any]:

@@ -14,7 +14,7 @@ from django.apps import apps
 from django.db import models, transaction
 from django.db.models import Exists, OuterRef
 
-from .lease import alias_of
+from ..db.writer import alias_of
 from .maintenance import Bite, Turn
 from .pruning import OURS, WINDOW, remove
 

@@ -9,14 +9,11 @@ can. Code changes only with the process, so each new process lets all of them be
 
 from __future__ import annotations
 
-import os
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import models
-
 from ..values.json_text import storable
-from .lease import advance, alias_of
+from .lease import advance
 from .models import Wakeable
 from .signals import row_parked
 
@@ -24,10 +21,6 @@ PARKED = "parked"
 
 FIRST_LOOK = timedelta(seconds=5)
 LAST_LOOK = timedelta(hours=1)
-AT_ONCE = 10_000
-"""How many rows of a model a new process looks at once; the others keep their time."""
-
-_looked_in: int | None = None
 
 
 def next_look(parked_at: datetime, now: datetime) -> datetime:
@@ -67,23 +60,3 @@ def set_aside(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> N
 def take_back(row: Wakeable, status: str) -> None:
     """Let a row that was parked for code go on as ``status`` in this worker's hands. Fenced."""
     advance(row, {"status": status, "error": "", "parked_at": None, "losses": row.losses})
-
-
-def look_at_once(now: datetime) -> int:
-    """Let what is parked for code be looked at now: once in the life of each process. Return how many rows."""
-    global _looked_in
-    from .registry import wakeables
-
-    if _looked_in == os.getpid():
-        return 0
-    found = sum(_look(model, now) for model in wakeables() if any(each.name == "status" for each in model._meta.fields))
-    _looked_in = os.getpid()
-    return found
-
-
-def _look(model: Any, now: datetime) -> int:
-    rows: models.QuerySet[Any] = model._base_manager.using(alias_of(model)).filter(
-        status=PARKED, parked_at__isnull=False, lease=None, wake_at__gt=now
-    )
-    pks = list(rows.order_by("parked_at").values_list("pk", flat=True)[:AT_ONCE])
-    return sum(rows.filter(pk__in=pks[start : start + 1000]).update(wake_at=now) for start in range(0, len(pks), 1000))

@@ -29,7 +29,7 @@ from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..conf import conf
-from .lease import alias_of
+from ..db.writer import alias_of
 from .maintenance import Bite, Turn
 from .models import ARRIVAL_SQL, Arrival
 

@@ -15,16 +15,18 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 
 from ..conf import conf
-from .lease import alias_of
-from .models import Maintenance, Wakeable
+from ..db.writer import alias_of
+from .models import Behaviour, Maintenance, Wakeable
 
 _wakeables: list[type[Wakeable]] = []
 _explained: list[type[Model]] = []
 _longest_timeout = timedelta(0)
 
 
-def register(model: type[Wakeable]) -> None:
-    """Let ``drain`` care for ``model``; models with a lower ``drain_order`` come first."""
+def register(model: type[Wakeable], behaviour: Behaviour) -> None:
+    """Let ``drain`` perform rows of ``model``, as ``behaviour`` says; models with a lower ``drain_order`` come
+    first."""
+    model.behaviour = behaviour
     if model not in _wakeables:
         _wakeables.append(model)
         _wakeables.sort(key=lambda each: each.drain_order)

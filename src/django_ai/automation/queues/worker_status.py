@@ -24,7 +24,8 @@ from django.db import connections
 from django.db.models import F
 
 from ..db.connections import let_go_of_broken
-from .lease import alias_of, new_token
+from ..db.writer import alias_of
+from .lease import new_token
 from .models import DatabaseNow, Worker
 
 EVERY = 20.0

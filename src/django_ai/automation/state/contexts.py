@@ -17,9 +17,9 @@ from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationEr
 from pydantic_core import PydanticSerializationError
 
 from ..exceptions import ContextError, DefinitionError, NotStorableError
-from ..queues.attempt import trace_of
 from ..values.callables import check_plain
 from ..values.json_text import MAX_NESTING, encode
+from ..values.text import trace_of
 from .encryption import check_readable
 
 

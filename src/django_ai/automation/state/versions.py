@@ -18,8 +18,8 @@ from django.db import Error as DatabaseTrouble
 from pydantic import BaseModel, ValidationError
 
 from ..exceptions import ContextError, DefinitionError
-from ..queues.attempt import trace_of
 from ..values.callables import check_plain
+from ..values.text import trace_of
 from .contexts import load_context, reasons
 from .encryption import check_readable
 

@@ -6,7 +6,10 @@ line that nobody wrote. What is printed or logged goes through ``one_line`` firs
 
 from __future__ import annotations
 
+import traceback
 import unicodedata
+
+from .json_text import storable
 
 LONGEST_LINE = 2_000
 PYDANTICS_PAGE = "For further information visit https://errors.pydantic.dev/"
@@ -38,3 +41,9 @@ def _printable(character: str) -> str:
     if character == "\t" or character.isprintable() or unicodedata.category(character) == "Zs":
         return character
     return character.encode("unicode_escape").decode()
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of ``error`` as text that every database takes, at most 20,000 characters of its end."""
+    text = "".join(traceback.format_exception(error))
+    return storable(text[-20_000:])

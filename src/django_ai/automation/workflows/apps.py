@@ -15,18 +15,22 @@ class WorkflowsConfig(AppConfig):
     def ready(self) -> None:
         from django.db.models import Q
 
-        from ..events.claims import register_owner
+        from ..events.claim_owners import register_owner
         from ..events.subscribers import subscribe
         from ..queues import maintenance, registry
+        from ..queues.models import Behaviour
         from ..queues.operations.resume import Kind, register_kind
+        from ..queues.parking import set_aside as park
         from . import checks
+        from .arrivals import deliver
         from .current import KIND
         from .models import Signal, WorkflowRun
         from .retention import prune_history, prune_living_history, prune_runs, prune_signals
+        from .runner import perform_run
         from .subscriber import Bridge
 
-        registry.register(Signal)
-        registry.register(WorkflowRun)
+        registry.register(Signal, Behaviour(perform=deliver, park=park))
+        registry.register(WorkflowRun, Behaviour(perform=perform_run, park=park))
         maintenance.register_pruner("prune signals", prune_signals)
         maintenance.register_pruner("prune runs", prune_runs)
         maintenance.register_pruner("prune steps", prune_history)

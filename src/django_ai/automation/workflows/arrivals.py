@@ -14,11 +14,12 @@ from typing import Any
 
 from django.db import connections, transaction
 
+from ..db.writer import alias_of
 from ..events.definitions import sources_of
 from ..events.matching.match import COMPARED, address, compares, entity_keys, satisfies, within
 from ..events.models import Event, RoutingShape, Shapes
 from ..events.names import pattern_of
-from ..queues.lease import advance, alias_of
+from ..queues.lease import advance
 from ..queues.positions import allot, is_folded, note_arrivals
 from ..values.clock import Clock
 from .current import WakeReason

@@ -8,10 +8,11 @@ from typing import Any
 
 from django.db import transaction
 
+from ..db.writer import alias_of
 from ..events.claims import release_all
 from ..events.models import Event, EventStatus
 from ..queues.causation import end_own_run
-from ..queues.lease import alias_of, disturb
+from ..queues.lease import disturb
 from ..queues.notifier import ring_after_commit
 from ..values.json_text import storable
 from .current import KIND

@@ -9,10 +9,10 @@ from typing import Any
 
 from django.utils import timezone
 
+from ..db.writer import alias_of
 from ..events.models import Event, EventStatus
 from ..exceptions import DefinitionError, UnknownRunError
 from ..queues.causation import current_cause
-from ..queues.lease import alias_of
 from ..queues.notifier import Executor, ring_after_commit, set_executor
 from ..values.classes import declaration_of
 from ..values.json_text import encode

@@ -10,28 +10,21 @@ from typing import Any, ClassVar
 from django.db import models, transaction
 from django.utils import timezone
 
-from ..db.writer import AutomationModel, WriterQuerySet
+from ..db.indexes import PartialIndex, unique
+from ..db.writer import AutomationModel, WriterQuerySet, alias_of
 from ..events.definitions import sources_of
 from ..events.models import Event
 from ..exceptions import NotResumableError, UnknownRunError
 from ..queues.causation import own_run_pk
-from ..queues.lease import alias_of, disturb
-from ..queues.models import (
-    PartialIndex,
-    Wakeable,
-    at_text,
-    entity_index,
-    failed_index,
-    parked_index,
-    unique,
-    wake_index,
-)
+from ..queues.lease import disturb
+from ..queues.models import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
 from ..state.encryption import SealedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key
 from ..values.text import last_line
 from .current import KIND
+from .definitions import workflow_of
 from .wait_keys import channel_key
 
 
@@ -162,11 +155,6 @@ class WorkflowRun(Wakeable):
             what = f"its try number {self.attempt + 1}" if self.attempt else "its timer"
         return f"{what}, {at_text(self.wake_at)}"
 
-    def perform(self, clock: Clock) -> None:
-        from .runner import perform_run
-
-        perform_run(self, clock)
-
     def record_loss(self, clock: Clock) -> None:
         """Write the try that was lost into the history, once for each loss."""
         lost = self.steps.filter(visit=self.visit, attempt=self.attempt + 1, outcome=StepExecution.LOST).count()
@@ -284,8 +272,6 @@ class WorkflowRun(Wakeable):
 
     def _entering(self, step: str) -> dict[str, Any]:
         """Return the changes that let the run enter ``step`` next: a visit of its own."""
-        from .definitions import workflow_of
-
         workflow_of(self).step(step)
         return {
             "current_step": step,
@@ -473,11 +459,6 @@ class Signal(Wakeable):
         if self.error:
             return f"a person, to resume it: {last_line(self.error)}"
         return f"its delivery, {at_text(self.wake_at)}" if self.wake_at else ""
-
-    def perform(self, clock: Clock) -> None:
-        from .arrivals import deliver
-
-        deliver(self, clock)
 
     def resume(self, now: datetime | None = None) -> None:
         """Deliver a parked signal again. Raises ``NotResumableError`` for one that was delivered."""

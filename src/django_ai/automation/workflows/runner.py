@@ -19,16 +19,17 @@ from django.db import connections, transaction
 from pydantic import BaseModel
 
 from ..conf import conf
-from ..db.connections import is_database_failure, told_apart
+from ..db.errors import is_database_failure, told_apart
 from ..db.session import kept_session
+from ..db.writer import alias_of
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
 from ..events.occurrence import RETRY, Trouble
 from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, SealedError, UnknownStepError
-from ..queues.attempt import Progress, attempt, trace_of
+from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, Owner, inside, rested
 from ..queues.heartbeat import is_working
-from ..queues.lease import advance, alias_of
+from ..queues.lease import advance
 from ..queues.parking import because, take_back
 from ..queues.positions import bound_at
 from ..queues.signals import row_parked
@@ -37,6 +38,7 @@ from ..state.encryption import check_readable
 from ..state.versions import restore
 from ..values.clock import Clock, shift
 from ..values.failures import Raised
+from ..values.text import trace_of
 from .current import KIND, View, Wake, WakeReason
 from .definitions import StepDefinition, WorkflowDefinition, find_workflow, workflow_of
 from .ending import wake_parent, withdrawn

@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..db.writer import alias_of
 from ..events.models import Event
 from ..events.timing import depth_after
 from ..queues.causation import current_cause, next_depth
-from ..queues.lease import alias_of, disturb
+from ..queues.lease import disturb
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
 from ..state.contexts import dump_context

@@ -13,11 +13,13 @@ from datetime import datetime
 from django.apps import apps
 from django.db.models import Exists, OuterRef, Q
 
+from ..db.inserts import insert_ignoring
+from ..db.writer import alias_of
 from ..events.definitions import declared_on
 from ..events.matching.match import within
 from ..events.models import Event, EventStatus, Shapes
 from ..events.subscribers import Listener, News
-from ..queues.lease import alias_of, disturb, insert_ignoring
+from ..queues.lease import disturb
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
 from ..values.clock import later, shift

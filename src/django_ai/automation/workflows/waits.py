@@ -31,13 +31,14 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q
 
 from ..conf import conf
+from ..db.writer import alias_of
 from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
 from ..events.matching.lookback import occurred_of
 from ..events.matching.match import Address, address, evaluate, plain, trouble_with, within
 from ..events.models import Event, RoutingShape
 from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
-from ..queues.lease import advance, alias_of, disturb
+from ..queues.lease import advance, disturb
 from ..values.clock import Clock
 from .arrivals import answers_by_hand
 from .current import WakeReason

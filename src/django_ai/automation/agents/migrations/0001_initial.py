@@ -1,6 +1,6 @@
 import django.db.models.deletion
 import django.utils.timezone
-import django_ai.automation.queues.models
+import django_ai.automation.db.indexes
 import django_ai.automation.values.digests
 from django.db import migrations, models
 
@@ -88,19 +88,19 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='agentrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_agent_wake'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_agent_wake'),
         ),
         migrations.AddIndex(
             model_name='agentrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_agent_parked'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_agent_parked'),
         ),
         migrations.AddIndex(
             model_name='agentrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_agent_failures'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_agent_failures'),
         ),
         migrations.AddIndex(
             model_name='agentrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_agent_entity'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_agent_entity'),
         ),
         migrations.AddIndex(
             model_name='agentrun',
@@ -120,19 +120,19 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'pending')), fields=['run', 'status', 'due_at'], name='automation_handler_box'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'pending')), fields=['run', 'status', 'due_at'], name='automation_handler_box'),
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['run', 'status'], name='automation_handler_failed'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'failed')), fields=['run', 'status'], name='automation_handler_failed'),
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_handler_parked'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_handler_parked'),
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_handler_failures'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_handler_failures'),
         ),
         migrations.AddConstraint(
             model_name='handlerexecution',

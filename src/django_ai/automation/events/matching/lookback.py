@@ -15,7 +15,7 @@ from typing import Any
 from django.db import connections
 from django.db.models import Q, QuerySet
 
-from ...queues.lease import alias_of
+from ...db.writer import alias_of
 from ..definitions import Declared, entity_id_of, stored_entity_id
 from ..models import Event, load_entities
 from .match import Address, ask, entity_keys, satisfies

@@ -30,10 +30,9 @@ from django.db import connections, models, transaction
 from django.db.models import F
 from pydantic import BaseModel
 
-from ...db.connections import is_database_failure
-from ...db.writer import from_writer
+from ...db.errors import is_database_failure
+from ...db.writer import alias_of, from_writer
 from ...exceptions import DefinitionError
-from ...queues.lease import alias_of
 from ...values.digests import digest
 from ..definitions import Declared
 from ..expressions import SLOT, check_slots, path_of

@@ -1,6 +1,6 @@
 import django.db.models.deletion
 import django.utils.timezone
-import django_ai.automation.queues.models
+import django_ai.automation.db.indexes
 import django_ai.automation.values.digests
 from django.db import migrations, models
 
@@ -130,17 +130,17 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'callback execution',
                 'permissions': [('resume_callbackexecution', 'Can resume callback executions')],
-                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_callback_wake'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_callback_parked'), django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_callback_failures')],
+                'indexes': [django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_callback_wake'), django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_callback_parked'), django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_callback_failures')],
                 'constraints': [models.UniqueConstraint(fields=('unique_key',), name='automation_callback_unique')],
             },
         ),
         migrations.AddIndex(
             model_name='event',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_event_wake'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_event_wake'),
         ),
         migrations.AddIndex(
             model_name='event',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_event_parked'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_event_parked'),
         ),
         migrations.AddIndex(
             model_name='event',
@@ -152,11 +152,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='event',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('snapshot__isnull', False)), fields=['event_name', 'entity_type', 'position'], name='automation_event_deleted'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('snapshot__isnull', False)), fields=['event_name', 'entity_type', 'position'], name='automation_event_deleted'),
         ),
         migrations.AddIndex(
             model_name='event',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('snapshot__isnull', False)), fields=['snapshot'], name='automation_event_snapshot'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('snapshot__isnull', False)), fields=['snapshot'], name='automation_event_snapshot'),
         ),
         migrations.AddConstraint(
             model_name='event',

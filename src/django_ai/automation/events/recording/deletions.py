@@ -26,9 +26,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Case, F, Q, Value, When
 from django.utils import timezone
 
-from ...db.connections import told_apart
-from ...db.writer import from_writer
-from ...queues.lease import alias_of, disturb
+from ...db.errors import told_apart
+from ...db.writer import alias_of, from_writer
+from ...queues.lease import disturb
 from ...queues.notifier import ring_after_commit
 from ...values.json_text import storable
 from ..callbacks import CANCELLED

@@ -23,12 +23,13 @@ from django.db import connections, models, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 
 from ...conf import conf
-from ...db.connections import is_database_failure
+from ...db.errors import is_database_failure
+from ...db.locks import unlocked
+from ...db.writer import alias_of
 from ...exceptions import AutomationError
-from ...queues.attempt import trace_of
-from ...queues.lease import alias_of, unlocked
 from ...queues.maintenance import Bite, Turn
 from ...values.clock import aware, shift
+from ...values.text import trace_of
 from ..definitions import Declared, declared_on, declaring_models, entity_id_of, stored_entity_id
 from ..models import Event, EventStatus, active_key
 from ..subscribers import listeners

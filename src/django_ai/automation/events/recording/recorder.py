@@ -22,11 +22,12 @@ from django.db import connections, models, transaction
 from django.db.models import Case, F, Value, When
 
 from ...conf import conf
-from ...db.connections import told_apart
-from ...db.writer import from_writer
+from ...db.errors import told_apart
+from ...db.inserts import insert_ignoring
+from ...db.writer import alias_of, from_writer
 from ...exceptions import AutomationError, EventStormError, WrongDatabaseError
 from ...queues.causation import current_cause
-from ...queues.lease import alias_of, disturb, insert_ignoring
+from ...queues.lease import disturb
 from ...queues.notifier import ring_after_commit
 from ...queues.signals import row_parked
 from ...values.clock import aware, later

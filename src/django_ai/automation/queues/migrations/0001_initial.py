@@ -1,4 +1,4 @@
-import django_ai.automation.queues.models
+import django_ai.automation.db.indexes
 from django.db import migrations, models
 
 
@@ -38,7 +38,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'verbose_name': 'maintenance task',
-                'indexes': [django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_maintenance_wake')],
+                'indexes': [django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_maintenance_wake')],
                 'constraints': [models.UniqueConstraint(fields=('name',), name='automation_maintenance_name')],
             },
         ),

@@ -25,8 +25,8 @@ from typing import Any
 
 from django.db import models
 
+from ...db.writer import alias_of
 from ...values.text import one_line
-from ..lease import alias_of
 from ..maintenance import Trouble, troubles
 from ..models import DatabaseNow, Wakeable, Worker, at_text
 from ..registry import due_times, explained, longest_timeout, wakeables

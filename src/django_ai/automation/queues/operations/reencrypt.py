@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from django.db import transaction
 
+from ...db.writer import alias_of
 from ...state.encryption import SealedJSONField, Unreadable
-from ..lease import alias_of
 from ..models import Wakeable
 from ..registry import wakeables
 

@@ -15,8 +15,8 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
 
+from ...db.writer import alias_of
 from ...exceptions import AutomationError
-from ..lease import alias_of
 
 CHUNK = 100
 

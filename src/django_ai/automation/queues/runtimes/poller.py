@@ -18,8 +18,8 @@ from django.db import connections
 from django.utils import timezone
 
 from ...db.notifications import Listener
+from ...db.writer import alias_of
 from ..due import look
-from ..lease import alias_of
 from ..maintenance import attend, begin
 from ..models import Maintenance, Wakeable
 from ..registry import wakeables

@@ -15,10 +15,10 @@ from django.db import connections
 from django.utils import timezone
 
 from ...conf import conf
-from ...db.connections import is_database_failure
+from ...db.errors import is_database_failure
+from ...db.writer import alias_of
 from ..drain import drain
 from ..due import look
-from ..lease import alias_of
 from ..maintenance import PRUNE, RECONCILE, hasten, run_all
 from ..notifier import get_executor
 from ..registry import due_models, wakeables

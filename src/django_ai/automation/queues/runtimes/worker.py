@@ -24,7 +24,7 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections
 from django.utils import timezone
 
-from ...db.connections import fix_for
+from ...db.errors import fix_for
 from .. import liveness
 from ..attempt import BrokenOffError
 from ..drain import drain

@@ -1,6 +1,6 @@
 import django.db.models.deletion
 import django.utils.timezone
-import django_ai.automation.queues.models
+import django_ai.automation.db.indexes
 import django_ai.automation.values.digests
 from django.db import migrations, models
 
@@ -120,19 +120,19 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='workflowrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_run_wake'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_run_wake'),
         ),
         migrations.AddIndex(
             model_name='workflowrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_run_parked'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'parked')), fields=['parked_at'], name='automation_run_parked'),
         ),
         migrations.AddIndex(
             model_name='workflowrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_run_failures'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_run_failures'),
         ),
         migrations.AddIndex(
             model_name='workflowrun',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_run_entity'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_run_entity'),
         ),
         migrations.AddIndex(
             model_name='workflowrun',
@@ -148,15 +148,15 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='stepexecution',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_ref__isnull', False)), fields=['run', 'wake_ref'], name='automation_step_heard'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_ref__isnull', False)), fields=['run', 'wake_ref'], name='automation_step_heard'),
         ),
         migrations.AddIndex(
             model_name='signal',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_signal_wake'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_signal_wake'),
         ),
         migrations.AddIndex(
             model_name='signal',
-            index=django_ai.automation.queues.models.PartialIndex(condition=models.Q(('parked_at__isnull', False)), fields=['parked_at'], name='automation_signal_parked'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('parked_at__isnull', False)), fields=['parked_at'], name='automation_signal_parked'),
         ),
         migrations.AddIndex(
             model_name='signal',

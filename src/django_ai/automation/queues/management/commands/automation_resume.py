@@ -9,8 +9,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from ....db.writer import alias_of
 from ....values.text import one_line
-from ...lease import alias_of
 from ...operations.resume import Kind, Wish, kinds, resume_all
 
 SHOWN = 50

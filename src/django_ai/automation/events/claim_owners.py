@@ -1,0 +1,42 @@
+"""What can own a claim: the kinds of runs that the layers above register, and the run behind a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+
+if TYPE_CHECKING:
+    from .models import EventClaim
+
+Living = Callable[[], models.QuerySet[Any]]
+
+
+_owners: dict[str, Living] = {}
+
+
+def register_owner(kind: str, living: Living) -> None:
+    """Let runs own claims, under the name ``kind``; ``living()`` returns those that are unfinished."""
+    _owners[kind] = living
+
+
+def owner_of(claim: EventClaim) -> models.Model | None:
+    """Return the run that holds ``claim``, or None if it is gone."""
+    living = _owners.get(claim.owner_kind)
+    return living().model._base_manager.filter(pk=claim.owner_id).first() if living else None
+
+
+def owner_kinds() -> list[str]:
+    """Return the kinds of runs that may hold claims."""
+    return sorted(_owners)
+
+
+def owners_of(claims: Sequence[EventClaim]) -> dict[int, models.Model]:
+    """Return the runs that hold ``claims`` by the claims' keys: one query for each kind of owner."""
+    found: dict[int, models.Model] = {}
+    for kind, living in _owners.items():
+        mine = {claim.pk: claim.owner_id for claim in claims if claim.owner_kind == kind}
+        runs = living().model._base_manager.in_bulk(set(mine.values())) if mine else {}
+        found |= {pk: runs[owner] for pk, owner in mine.items() if owner in runs}
+    return found
