@@ -113,10 +113,10 @@ def waits(number: int) -> Figures:
     Event.objects.all().delete()
     execute(
         """INSERT INTO automation_events_event (seq, losses, entity_type, entity_id, event_name, declared_as, namespace,
-        trigger, status, event_created_at, armed, fired, position, fired_position, beat_positions, telling, untold,
-        watched, planned_for, error, attempt, caused_by, depth, active_key)
+        trigger, status, event_created_at, armed, fired, position, fired_position, milestone_positions,
+        pending_notifications, watched, planned_for, error, attempt, caused_by, depth, active_key)
         SELECT 1, 0, 'load.note', id::text, 'note_taken', 'note_taken', '', '', 'processed', now(), true, '[]', id, id,
-        '{}', false, '[]', '', '', '', 0, '', 0, 'k' || id FROM load_note WHERE owner > 2"""
+        '{}', '[]', '', '', '', 0, '', 0, 'k' || id FROM load_note WHERE owner > 2"""
     )
     analyze()
     found, sources = {}, sources_of("note_taken")
@@ -134,9 +134,9 @@ SECONDS = 5
 
 def doorbells(number: int) -> Figures:
     """Return how many transactions each run costs that is started by itself."""
-    from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
+    from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 
-    set_executor(WorkerExecutor())
+    set_notifier(WorkerNotifier())
     try:
         return {
             "transactions a doorbell, five workers for all queues": ring(["", "", "", "", ""]),
@@ -145,7 +145,7 @@ def doorbells(number: int) -> Figures:
             ),
         }
     finally:
-        set_executor(None)
+        set_notifier(None)
 
 
 def ring(queues: list[str]) -> float:
@@ -153,7 +153,7 @@ def ring(queues: list[str]) -> float:
     from django_ai.automation.workflows.models import WorkflowRun
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
-    command = [sys.executable, "-m", "django", "automation_worker", "--no-upkeep"]
+    command = [sys.executable, "-m", "django", "automation_worker", "--no-maintenance"]
     workers = [
         subprocess.Popen([*command, *(["--queues", each] if each else [])], env=environment, cwd=ROOT)
         for each in queues

@@ -150,7 +150,7 @@ def retention(kept: int) -> Figures:
     from django.utils import timezone
 
     from django_ai.automation.events.models import Event
-    from django_ai.automation.queues.maintenance import Turn
+    from django_ai.automation.queues.maintenance import TimeSlice
     from django_ai.automation.workflows.models import StepExecution, WorkflowRun
     from django_ai.automation.workflows.retention import prune_runs
 
@@ -161,7 +161,7 @@ def retention(kept: int) -> Figures:
     WorkflowRun.objects.update(event=living)
     later = timezone.now() + timedelta(days=90)
     analyze()
-    passing = timed(lambda: prune_runs(Turn(later)))
+    passing = timed(lambda: prune_runs(TimeSlice(later)))
     assert WorkflowRun.objects.count() == kept
     finish(gone := kept // 5)
     execute(
@@ -171,7 +171,7 @@ def retention(kept: int) -> Figures:
         WHERE event_id IS NULL"""
     )
     analyze()
-    removing = timed(lambda: prune_runs(Turn(later)))
+    removing = timed(lambda: prune_runs(TimeSlice(later)))
     assert (WorkflowRun.objects.count(), StepExecution.objects.count()) == (kept, 0)
     return {
         f"seconds to pass by {kept:,} old runs that must stay": passing / 1000,

@@ -101,11 +101,11 @@ def copy(model: Any, rows: Iterable[Any]) -> None:
 
 def agents(size: int) -> None:
     """Let ``size`` agents live, each for an owner of its own."""
-    from bench.load.automations import Keeper
+    from bench.load.automations import Versioned
     from django_ai.automation.agents.models import AgentRoute, AgentRun
     from django_ai.automation.agents.routing import fingerprint, keys_of
 
-    definition = Keeper.__agent__  # type: ignore[attr-defined]
+    definition = Versioned.__agent__  # type: ignore[attr-defined]
     routing = fingerprint(definition)
 
     def run(number: int) -> AgentRun:
@@ -123,7 +123,7 @@ def agents(size: int) -> None:
         pk = 0
         for number in range(1, size + 1):
             row = run(number)
-            for key in keys_of(definition, row, Keeper.Context(owner=number)):
+            for key in keys_of(definition, row, Versioned.Context(owner=number)):
                 pk += 1
                 yield AgentRoute(pk=pk, run_id=number, key=key)
 

@@ -33,4 +33,4 @@ Q_CLUSTER = {
     "log_level": "WARNING",
     "save_limit": -1,
 }
-AUTOMATION = {"EXECUTOR": os.environ.get("BENCH_EXECUTOR", "")}
+AUTOMATION = {"RUNTIME": os.environ.get("BENCH_EXECUTOR", "")}

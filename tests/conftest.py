@@ -17,7 +17,7 @@ from django_ai.automation.events import callbacks
 from django_ai.automation.events import definitions as event_definitions
 from django_ai.automation.queues import maintenance
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.worker_status import presence
+from django_ai.automation.queues.worker_status import worker_status
 from django_ai.automation.workflows import definitions as workflow_definitions
 
 STEP = timedelta(microseconds=int(os.environ.get("TEST_CLOCK_STEP", "0")))
@@ -88,7 +88,7 @@ def work() -> Callable[..., int]:
 def no_worker() -> Iterator[None]:
     """Let no test make a worker of the process that runs the next ones."""
     yield
-    presence.forget()
+    worker_status.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def marks(name: str) -> int:
 
 def rows(hour: timedelta, who: dict[str, str]) -> dict[str, list[Any]]:
     """Return what does not depend on the length of an hour, nor on the order of what happens at the same time."""
-    beats = {offset_key(number * hour): f"{number} h" for number in range(-20, 21) if number}
+    milestones = {offset_key(number * hour): f"{number} h" for number in range(-20, 21) if number}
     runs = list(WorkflowRun.objects.all())
 
     def of(row: Any) -> str:
@@ -71,7 +71,7 @@ def rows(hour: timedelta, who: dict[str, str]) -> dict[str, list[Any]]:
             for run in runs
         ),
         "callbacks": sorted(
-            (each.callback, of(each.event), beats.get(each.beat, each.beat), each.status, each.attempt)
+            (each.callback, of(each.event), milestones.get(each.milestone, each.milestone), each.status, each.attempt)
             for each in CallbackExecution.objects.select_related("event")
         ),
         "marks": sorted(Mark.objects.values_list("name", flat=True)),

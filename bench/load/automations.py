@@ -83,7 +83,7 @@ class Reaction:
 
 
 @agent("keeper", match={"owner": "{{ ctx.owner }}"})
-class Keeper:
+class Versioned:
     class Context(BaseModel):
         owner: int
         notes: int = 0

@@ -12,9 +12,9 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from django_ai.automation.queues import positions
-from django_ai.automation.queues.maintenance import Turn
+from django_ai.automation.queues.maintenance import TimeSlice
 from django_ai.automation.queues.models import Arrival
-from django_ai.automation.queues.positions import allot, bound_at, lower_bound, prune_arrivals
+from django_ai.automation.queues.positions import allocate, bound_at, lower_bound, prune_arrivals
 from tests.trouble import Together
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,7 +40,7 @@ def in_flight(commit: bool = True) -> Iterator[tuple[int, Callable[[], None]]]:
     def work() -> None:
         try:
             with transaction.atomic():
-                taken.extend(allot(1))
+                taken.extend(allocate(1))
                 has_taken.set()
                 assert go_on.wait(30)
                 if not commit:
@@ -63,7 +63,7 @@ def in_flight(commit: bool = True) -> Iterator[tuple[int, Callable[[], None]]]:
 
 def arrive(count: int = 1) -> int:
     with transaction.atomic():
-        return allot(count)[-1]
+        return allocate(count)[-1]
 
 
 @several_writers
@@ -145,7 +145,7 @@ def test_after_a_flush_the_bound_begins_anew():
 @pytest.mark.parametrize("count", [1, 2500])
 def test_many_arrivals_are_numbered_upwards(count):
     with transaction.atomic():
-        taken = allot(count)
+        taken = allocate(count)
     assert taken == sorted(set(taken))
     assert len(taken) == count
     assert lower_bound() == taken[-1]
@@ -173,9 +173,9 @@ def test_a_known_bound_costs_one_query(django_assert_num_queries):
 
 def test_old_arrivals_go_and_the_newest_stays():
     low, high = arrive(), arrive(3)
-    assert prune_arrivals(Turn(timezone.now())).done == 0
+    assert prune_arrivals(TimeSlice(timezone.now())).done == 0
     Arrival.objects.update(at=timezone.now() - timedelta(days=1000))
-    assert prune_arrivals(Turn(timezone.now())).done == 3
+    assert prune_arrivals(TimeSlice(timezone.now())).done == 3
     assert low < high
     assert list(Arrival.objects.values_list("pk", flat=True)) == [high]
     assert lower_bound() == high

@@ -14,7 +14,7 @@ from django.utils import timezone
 from django_ai.automation import engine
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import advance, claim, disturb, release
+from django_ai.automation.queues.lease import advance, claim, release, revoke
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
 from tests.app.models import Reservation
 from tests.story.models import Mark, Probe
@@ -135,7 +135,7 @@ def test_a_late_write_is_refused():
     with pytest.raises(LeaseLostError):
         advance(mine, {"status": WorkflowStatus.COMPLETED}, None)
     assert release(mine, timezone.now()) is False
-    disturb(WorkflowRun.objects.filter(pk=run.pk), status=WorkflowStatus.CANCELLED, wake_at=None)
+    revoke(WorkflowRun.objects.filter(pk=run.pk), status=WorkflowStatus.CANCELLED, wake_at=None)
     with pytest.raises(LeaseLostError):
         advance(thief, {"status": WorkflowStatus.COMPLETED})
     run.refresh_from_db()

@@ -184,7 +184,7 @@ def web(act: Callable[[], object], hours: float = 0) -> Act:
     return Act(timedelta(hours=hours), act)
 
 
-def sweep(hours: float = 0) -> Act:
+def prune_in_batches(hours: float = 0) -> Act:
     return Act(timedelta(hours=hours), lambda: poll_due(timezone.now()))
 
 
@@ -217,8 +217,8 @@ def picture() -> dict[str, Any]:
     return {
         "effects": sorted([name for name in effects if not name.startswith("outside")])
         + sorted({name for name in effects if name.startswith("outside")}),
-        "events": _rows(Event, "event_name", "status", "armed", "telling", "untold", "fired", "error"),
-        "callbacks": _rows(CallbackExecution, "callback", "beat", "status", "attempt"),
+        "events": _rows(Event, "event_name", "status", "armed", "pending_notifications", "fired", "error"),
+        "callbacks": _rows(CallbackExecution, "callback", "milestone", "status", "attempt"),
         "runs": _rows(WorkflowRun, "name", "status", "current_step", "data", "attempt", "visit", "waits__channel"),
         "steps": _rows(
             StepExecution.objects.exclude(outcome=StepExecution.LOST),
@@ -235,7 +235,9 @@ def picture() -> dict[str, Any]:
             )
         ],
         "agents": _rows(AgentRun, "name", "status", "data", "attempt"),
-        "answers": _rows(HandlerExecution, "run__name", "handler", "beat", "event__event_name", "status", "attempt"),
+        "answers": _rows(
+            HandlerExecution, "run__name", "handler", "milestone", "event__event_name", "status", "attempt"
+        ),
         "claims": _rows(EventClaim, "event_name", "owner_kind", "events_left"),
         "routes": AgentRoute.objects.count(),
         "leased": [str(row) for model in WAKEABLES for row in model._base_manager.exclude(lease=None)],

@@ -90,7 +90,7 @@ class World:
     effects: Sequence[Effect]
     runs: Sequence[Run]
     occurrences: Sequence[Occurrence]
-    beats: Sequence[Beat]
+    milestones: Sequence[Beat]
     now: datetime
     slack: timedelta = timedelta(0)
     skew: timedelta = timedelta(0)
@@ -229,16 +229,17 @@ def _dates(world: World, made: Deed) -> list[tuple[datetime | None, datetime, da
 def _of_dates(world: World, made: Deed) -> Iterator[str]:
     """No timer is early: when a beat fired, a date was in force whose time for it had come."""
     dates = _dates(world, made)
-    for beat in world.beats:
-        if beat.key not in BEATS or beat.owner.partition(":")[0] != made.target:
+    for milestone in world.milestones:
+        if milestone.key not in BEATS or milestone.owner.partition(":")[0] != made.target:
             continue
         in_force = [
-            date + BEATS[beat.key]
+            date + BEATS[milestone.key]
             for date, first, last in dates
-            if date is not None and first <= beat.fired + world.slack and last >= beat.fired - world.skew
+            if date is not None and first <= milestone.fired + world.slack and last >= milestone.fired - world.skew
         ]
-        if not any(due <= beat.fired for due in in_force):
-            yield f"{beat.owner} {beat.key} fired at {beat.fired}, and was due at {[str(due) for due in in_force]}"
+        if not any(due <= milestone.fired for due in in_force):
+            due_at = [str(due) for due in in_force]
+            yield f"{milestone.owner} {milestone.key} fired at {milestone.fired}, and was due at {due_at}"
 
 
 def _of_keeper(world: World, made: Deed, gone: bool, calls: Counter[str], kept: Counter[str]) -> Iterator[str]:

@@ -34,7 +34,7 @@ def world_of(outside: Outside, slack: timedelta = timedelta(0), skew: timedelta 
             Occurrence(names[each.entity_id], each.event_name, each.pk, each.occurred_at)
             for each in Event.objects.filter(entity_type="soak.thing")
         ],
-        beats=[
+        milestones=[
             Beat(f"{names[each.event.entity_id]}:call", each.callback.removeprefix("soak:"), each.event_id, at, "")
             for each in CallbackExecution.objects.filter(callback__startswith="soak:").select_related("event")
             if (at := each.created_at)

@@ -47,9 +47,9 @@ from tests.faults.crashpoints import (
     Program,
     differences,
     picture,
+    prune_in_batches,
     recover,
     run_in_child,
-    sweep,
     web,
     wipe,
     work,
@@ -152,7 +152,7 @@ EVENTS = Program(
         work(4.5),
         web(gone, 5),
         work(5.5),
-        sweep(6),
+        prune_in_batches(6),
     ],
     ["cancelled", "filed", "now", "planned", "soon", "stumble", "welcome", "outside slow"],
 )
@@ -290,7 +290,7 @@ WAITS = Program(
         work(2.5),
         web(document, 3),
         work(3.5),
-        sweep(4),
+        prune_in_batches(4),
     ],
     [
         "end event",
@@ -412,7 +412,7 @@ PLANNED = Program(
         work(7),
         web(gone, 8),  # and the one that waits for its check-out ends
         work(9),
-        sweep(10),
+        prune_in_batches(10),
     ],
     ["docs True", "greet", "prepare"],
 )
@@ -510,7 +510,7 @@ AGENTS = Program(
         work(2),
         web(noted, 3),
         work(3.5),
-        sweep(4),
+        prune_in_batches(4),
     ],
     [
         "created 9001",
@@ -551,7 +551,7 @@ BY_HAND = Program(
         work(1),
         web(ended, 2),
         work(2.5),
-        sweep(3),
+        prune_in_batches(3),
     ],
     ["heard one"],
 )

@@ -35,7 +35,7 @@ from django_ai.automation.events.recording import reconcile
 from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.notifier import InlineExecutor, set_executor
+from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.app.models import Document, Effect, Reservation, Ticket
 from tests.trouble import database_trouble
@@ -138,7 +138,7 @@ def test_a_planned_run_that_begins_while_it_is_withdrawn_is_kept(monkeypatch):
     from django_ai.automation.workflows import ending
 
     stay = plan(lambda found: Effect.objects.create(name="began"))
-    original = ending.disturb
+    original = ending.revoke
 
     def begin_first(rows, **changes):
         monkeypatch.setattr(ending, "disturb", original)
@@ -176,7 +176,7 @@ def test_reconciliation_does_not_write_over_a_save(monkeypatch):
 def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, timezone.now(), 1)
-    hands = heartbeat.Hands()
+    hands = heartbeat.HeldLeases()
     hands.hold([row])
     hands.start(row)
     hands.keep_for(timedelta(minutes=1))
@@ -187,7 +187,7 @@ def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
         original(rows, lease, now)
 
     monkeypatch.setattr(heartbeat, "renew", finish_first)
-    hands.beat()
+    hands.milestone()
     row.refresh_from_db()
     assert (row.status, row.wake_at, row.lease) == (WorkflowStatus.COMPLETED, None, None)
 
@@ -393,7 +393,7 @@ def test_the_end_of_a_child_is_told_and_not_merged():
 
 
 def test_a_planned_run_that_is_due_at_once_rings():
-    set_executor(InlineExecutor())
+    set_notifier(InlineNotifier())
     try:
 
         @event_workflow("checkin_due", offset=timedelta(hours=-1), name="late booking")
@@ -408,7 +408,7 @@ def test_a_planned_run_that_is_due_at_once_rings():
         Reservation.objects.create(status="confirmed", checkin_at=timezone.now() + timedelta(minutes=10))
         assert the_run("late booking").status == WorkflowStatus.COMPLETED
     finally:
-        set_executor(None)
+        set_notifier(None)
 
 
 def test_trouble_of_the_database_in_a_condition_parks_nothing(monkeypatch):

@@ -16,7 +16,7 @@ SETTINGS = """
     USE_TZ = True
     DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
     DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-    AUTOMATION = {"EXECUTOR": "inline"}
+    AUTOMATION = {"RUNTIME": "inline"}
     INSTALLED_APPS = ["hostel", "django_ai.automation.queues", "django_ai.automation.events",
                       "django_ai.automation.workflows", "django_ai.automation.agents"]
 """

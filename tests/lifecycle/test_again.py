@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import OperationalError, transaction
 
-from django_ai.automation.db.deadlocks import TRIES, after_deadlock
+from django_ai.automation.db.deadlocks import TRIES, retry_on_deadlock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -25,26 +25,26 @@ class Work:
 
 def test_a_deadlock_is_tried_again():
     work = Work(2)
-    assert after_deadlock("default", work) == "done"
+    assert retry_on_deadlock("default", work) == "done"
     assert work.calls == 3
 
 
 def test_not_for_ever():
     work = Work(TRIES)
     with pytest.raises(OperationalError):
-        after_deadlock("default", work)
+        retry_on_deadlock("default", work)
     assert work.calls == TRIES
 
 
 def test_other_trouble_is_not():
     work = Work(1, code=2006)  # the connection broke: perhaps it has been committed
     with pytest.raises(OperationalError):
-        after_deadlock("default", work)
+        retry_on_deadlock("default", work)
     assert work.calls == 1
 
 
 def test_the_callers_transaction_is_the_callers():
     work = Work(1)
     with pytest.raises(OperationalError), transaction.atomic():
-        after_deadlock("default", work)
+        retry_on_deadlock("default", work)
     assert work.calls == 1

@@ -144,10 +144,10 @@ class TestCatchUp:
         work()
         assert effects() == [f"created {booking.pk}", "heard told by nobody"]
         event = event_of(message, "message_received")
-        assert event.telling
+        assert event.pending_notifications
         work(event.wake_at)
         event.refresh_from_db()
-        assert not event.telling
+        assert not event.pending_notifications
         assert effects() == [f"created {booking.pk}", "heard told by nobody"]
 
     def test_an_event_told_late_still_reaches_an_agent_that_was_there(self, work, monkeypatch):
@@ -177,7 +177,7 @@ class TestCatchUp:
         booking = book(guest)
         work()
         work(event_of(message, "message_received").wake_at)
-        assert not event_of(message, "message_received").telling
+        assert not event_of(message, "message_received").pending_notifications
         assert effects() == [f"created {booking.pk}"]
 
     def test_a_machine_whose_clock_is_behind_loses_nothing(self, clock, work):

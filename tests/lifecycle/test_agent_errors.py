@@ -39,7 +39,7 @@ class Named(BaseModel):
 
 
 @pytest.fixture
-def listeners():
+def subscribers():
     """Declare agents that hear urgent messages: their match compares what no key says."""
 
     @agent("listeners", match={"urgency__gte": "{{ ctx.urgency }}"})
@@ -60,7 +60,7 @@ def spawned(*names: str) -> list[AgentRun]:
     return [AgentManager.spawn("listeners", name=name) for name in names]
 
 
-def test_a_validator_that_raises_anything_stops_its_own_agent_only(listeners, clock, work):
+def test_a_validator_that_raises_anything_stops_its_own_agent_only(subscribers, clock, work):
     bad, _ = spawned("bad", "good")
     work()
     broken.add("bad")
@@ -106,7 +106,7 @@ def test_a_value_that_cannot_be_read_stops_its_own_agent_only(work):
     assert "KeyError: 'bad'" in bad.error
 
 
-def test_what_a_handler_sets_and_a_validator_raises_over_fails_that_execution(listeners, clock, work):
+def test_what_a_handler_sets_and_a_validator_raises_over_fails_that_execution(subscribers, clock, work):
     (run,) = spawned("alone")
     work()
     broken.add("set by the handler")
@@ -122,7 +122,7 @@ def test_what_a_handler_sets_and_a_validator_raises_over_fails_that_execution(li
     assert (run.status, run.losses, run.data["name"]) == ("active", 0, "alone")
 
 
-def test_an_error_of_the_engine_keeps_its_traceback(listeners, monkeypatch, work):
+def test_an_error_of_the_engine_keeps_its_traceback(subscribers, monkeypatch, work):
     (run,) = spawned("alone")
     work()
     monkeypatch.setattr("django_ai.automation.agents.runner.pending_in", lambda *args: 1 / 0)
@@ -136,7 +136,7 @@ def test_an_error_of_the_engine_keeps_its_traceback(listeners, monkeypatch, work
 
 
 @pytest.mark.parametrize("end", [AgentManager.complete, AgentManager.cancel])
-def test_an_execution_that_is_parked_ends_with_its_agent(listeners, work, end):
+def test_an_execution_that_is_parked_ends_with_its_agent(subscribers, work, end):
     (run,) = spawned("alone")
     work()
     HandlerExecution.objects.create(
@@ -154,7 +154,7 @@ def test_an_execution_that_is_parked_ends_with_its_agent(listeners, work, end):
     assert not HandlerExecution.unfinished().exists()
 
 
-def test_an_agent_shows_how_many_of_its_executions_have_failed(listeners, clock, work, admin_client):
+def test_an_agent_shows_how_many_of_its_executions_have_failed(subscribers, clock, work, admin_client):
     (run,) = spawned("alone")
     work()
     assert run_line(run) == "its events"

@@ -261,18 +261,18 @@ class TestDeployments:
 @pytest.mark.django_db(transaction=True)
 def test_trouble_after_the_commit_does_not_break_the_save(work, monkeypatch):
     """What goes wrong while an event is made to occur is the worker's to repeat, and nothing that the saver sees."""
-    from django_ai.automation.agents.subscriber import Switchboard
+    from django_ai.automation.agents.subscriber import AgentSubscriber
 
     of_booking(created="booking_created")
 
     def broken(*arguments, **options):
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(Switchboard, "tell", broken)
+    monkeypatch.setattr(AgentSubscriber, "tell", broken)
     booking = book()
     monkeypatch.undo()
     event = event_of(booking, "booking_created")
-    assert event.telling
+    assert event.pending_notifications
     work(event.wake_at)
     assert effects() == [f"created {booking.pk}"]
 

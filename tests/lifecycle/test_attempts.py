@@ -14,7 +14,7 @@ from django_ai.automation import complete, engine, goto, on_event, step, workflo
 from django_ai.automation.db.errors import is_database_failure
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import attempt as attempt_module
-from django_ai.automation.queues.attempt import BrokenOffError
+from django_ai.automation.queues.attempt import ShutdownInterrupt
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows import runner
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
@@ -92,7 +92,7 @@ def test_a_fault_of_the_user_in_sql_is_an_ordinary_failure():
     assert Effect.objects.count() == 0
 
 
-@pytest.mark.parametrize(("end", "losses"), [(SystemExit, 1), (KeyboardInterrupt, 1), (BrokenOffError, 0)])
+@pytest.mark.parametrize(("end", "losses"), [(SystemExit, 1), (KeyboardInterrupt, 1), (ShutdownInterrupt, 0)])
 def test_the_end_of_the_process_gives_the_row_back(end, losses):
     run = engine.start("attempt:atomic")
     TROUBLE.append(end())
@@ -112,12 +112,12 @@ def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypat
 
     def enter_the_first(walk, entry):
         if entry.step.name == "two":
-            raise BrokenOffError
+            raise ShutdownInterrupt
         return enter(walk, entry)
 
     run = engine.start("attempt:quiet")
     monkeypatch.setattr(runner.RunSession, "enter", enter_the_first)
-    with pytest.raises(BrokenOffError):
+    with pytest.raises(ShutdownInterrupt):
         drain()
     run.refresh_from_db()
     assert (run.current_step, run.lease, run.losses) == ("two", None, 0)

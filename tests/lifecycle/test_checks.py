@@ -372,7 +372,7 @@ def test_e001_settings():
 
 
 def test_e002_an_executor_that_cannot_be_imported():
-    with override_settings(AUTOMATION={"EXECUTOR": "nowhere.Executor"}):
+    with override_settings(AUTOMATION={"RUNTIME": "nowhere.Executor"}):
         assert only(check_settings(None)).id == "automation.E002"
 
 

@@ -585,7 +585,7 @@ def test_an_event_is_counted_once_though_it_is_told_twice(work):
     for _ in range(3):
         count([event], RoutingShape.of([event]))
     assert EventClaim.objects.get().events_left == 2
-    Event.objects.filter(pk=event.pk).update(telling=True, untold=[""], wake_at=event.occurred_at)
+    Event.objects.filter(pk=event.pk).update(pending_notifications=[""], wake_at=event.occurred_at)
     work()
     assert EventClaim.objects.get().events_left == 2
 

@@ -23,9 +23,9 @@ from django_ai.automation.queues import heartbeat, notifier
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import Maintenance
-from django_ai.automation.queues.notifier import InlineExecutor, SilentExecutor, get_executor, ring_after_commit
+from django_ai.automation.queues.notifier import InlineNotifier, SilentNotifier, get_notifier, ring_after_commit
 from django_ai.automation.queues.runtimes import poller, q2_brokers, query_timeout, tasks
-from django_ai.automation.queues.runtimes.q2 import DOORBELL, Q2Executor, doorbell_timeout
+from django_ai.automation.queues.runtimes.q2 import DOORBELL, Q2Notifier, doorbell_timeout
 from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.databases import REDIS_URL
@@ -46,9 +46,9 @@ class Counting:
 @pytest.fixture
 def bell():
     counting = Counting()
-    notifier.set_executor(counting)
+    notifier.set_notifier(counting)
     yield counting
-    notifier.set_executor(None)
+    notifier.set_notifier(None)
 
 
 class TestExecutors:
@@ -79,50 +79,50 @@ class TestExecutors:
             def ring(self, alias, queues=()):
                 raise OSError("the broker is down")
 
-        notifier.set_executor(Broken())
+        notifier.set_notifier(Broken())
         try:
             run = engine.start("story:count", steps=1)
         finally:
-            notifier.set_executor(None)
+            notifier.set_notifier(None)
         assert "could not be rung" in caplog.text
         drain()
         run.refresh_from_db()
         assert run.status == WorkflowStatus.COMPLETED
 
     def test_inline_performs_at_the_commit(self, settings):
-        settings.AUTOMATION = {"EXECUTOR": "inline"}
-        assert isinstance(get_executor(), InlineExecutor)
+        settings.AUTOMATION = {"RUNTIME": "inline"}
+        assert isinstance(get_notifier(), InlineNotifier)
         with transaction.atomic():
             Probe.objects.create(name="inline", ready=True)
             assert Mark.objects.count() == 0
         assert Mark.objects.get().name == "ready:inline"
 
     def test_settings_name_the_executor(self, settings):
-        settings.AUTOMATION = {"EXECUTOR": "silent"}
-        assert isinstance(get_executor(), SilentExecutor)
+        settings.AUTOMATION = {"RUNTIME": "silent"}
+        assert isinstance(get_notifier(), SilentNotifier)
         settings.AUTOMATION = {}
-        assert isinstance(get_executor(), Q2Executor)
-        settings.AUTOMATION = {"EXECUTOR": "nowhere.Executor"}
+        assert isinstance(get_notifier(), Q2Notifier)
+        settings.AUTOMATION = {"RUNTIME": "nowhere.Executor"}
         with pytest.raises(SettingsError, match=r"nowhere\.Executor"):
-            get_executor()
+            get_notifier()
 
     def test_q2_in_sync_mode_performs_at_once(self, monkeypatch):
         monkeypatch.setattr(Conf, "SYNC", True)
         run = engine.start("story:count", steps=1)
-        Q2Executor().ring("default")
+        Q2Notifier().ring("default")
         run.refresh_from_db()
         assert run.status == WorkflowStatus.COMPLETED
 
     def test_q2_with_a_stock_broker_queues_a_task_without_arguments(self, monkeypatch):
         monkeypatch.setattr(Conf, "BROKER_CLASS", None)
         monkeypatch.setattr(Conf, "ORM", "default")
-        Q2Executor().ring("default")
+        Q2Notifier().ring("default")
         task = SignedPackage.loads(OrmQ.objects.get().payload)
         assert (task["func"], task["args"], task["kwargs"], task["save"]) == (DOORBELL, (), {}, False)
         assert task["timeout"] == doorbell_timeout() > 300
 
     def test_q2_with_our_broker_queues_nothing(self):
-        Q2Executor().ring("default")
+        Q2Notifier().ring("default")
         assert OrmQ.objects.count() == 0
 
     def test_outside_a_transaction_it_rings_at_once(self, bell):
@@ -363,13 +363,13 @@ class TestHeartbeat:
         for _ in range(3):
             engine.start("story:count", steps=1)
         rows = claim(WorkflowRun, timezone.now(), 3)
-        hands = heartbeat.Hands()
+        hands = heartbeat.HeldLeases()
         hands.hold(list(rows))
         assert hands.start(rows[0])
         hands.keep_for(timedelta(minutes=5))
         before = WorkflowRun.objects.get(pk=rows[0].pk).wake_at
         time.sleep(0.01)
-        hands.beat()
+        hands.milestone()
         assert WorkflowRun.objects.get(pk=rows[0].pk).wake_at > before
         for row in rows[1:]:
             assert hands.start(row) is False
@@ -378,7 +378,7 @@ class TestHeartbeat:
     def test_who_drops_waits_for_a_thread_that_is_dropping(self, monkeypatch):
         """A worker may end when it has dropped: then the heartbeat's thread must have given back what it took."""
         engine.start("story:count", steps=1)
-        hands = heartbeat.Hands()
+        hands = heartbeat.HeldLeases()
         hands.hold(list(claim(WorkflowRun, timezone.now(), 1)))
         begun, go_on, second_done = threading.Event(), threading.Event(), threading.Event()
 
@@ -402,12 +402,12 @@ class TestHeartbeat:
         monkeypatch.setattr(heartbeat, "SECONDS_TO_RETURN", 0)  # no time for an interrupted attempt to be written
         engine.start("story:count", steps=1)
         (row,) = claim(WorkflowRun, timezone.now(), 1)
-        hands = heartbeat.Hands()
+        hands = heartbeat.HeldLeases()
         hands.hold([row])
         hands.start(row)
         hands.keep_for(timedelta(0))
         before = WorkflowRun.objects.get(pk=row.pk).wake_at
-        hands.beat()
+        hands.milestone()
         assert WorkflowRun.objects.get(pk=row.pk).wake_at == before
 
 

@@ -44,7 +44,7 @@ SECRET = "0049 171 5551234"
 
 
 def settings_with(*keys: str, codec: str = FERNET):
-    return override_settings(AUTOMATION={"EXECUTOR": "silent", "CONTEXT_CODEC": codec, "CONTEXT_KEYS": list(keys)})
+    return override_settings(AUTOMATION={"RUNTIME": "silent", "CONTEXT_CODEC": codec, "CONTEXT_KEYS": list(keys)})
 
 
 @pytest.fixture
@@ -265,16 +265,16 @@ def test_what_somebody_has_changed_is_parked(sealed, flow, work, change_of):
 
 
 def test_turning_it_on_and_off_with_rows_there(flow, work):
-    with override_settings(AUTOMATION={"EXECUTOR": "silent"}):
+    with override_settings(AUTOMATION={"RUNTIME": "silent"}):
         engine.start("calling", phone=SECRET)
         work()
         assert SECRET in stored(WorkflowRun)[0]
-    with override_settings(AUTOMATION={"EXECUTOR": "silent", "CONTEXT_CODEC": FERNET}):
+    with override_settings(AUTOMATION={"RUNTIME": "silent", "CONTEXT_CODEC": FERNET}):
         assert WorkflowRun.objects.get().data["phone"] == SECRET
         engine.signal("answer")
         work()
         assert all(map(is_sealed, stored(WorkflowRun)))
-    with override_settings(AUTOMATION={"EXECUTOR": "silent"}):
+    with override_settings(AUTOMATION={"RUNTIME": "silent"}):
         assert WorkflowRun.objects.get().data["phone"] == SECRET
         run = engine.start("calling", phone=SECRET)
         work()
@@ -284,7 +284,7 @@ def test_turning_it_on_and_off_with_rows_there(flow, work):
 
 
 def test_without_keys_of_its_own_it_is_the_secret_key_with_its_fallbacks(flow):
-    codec = {"EXECUTOR": "silent", "CONTEXT_CODEC": FERNET}
+    codec = {"RUNTIME": "silent", "CONTEXT_CODEC": FERNET}
     with override_settings(AUTOMATION=codec, SECRET_KEY=FIRST):
         engine.start("calling", phone=SECRET)
     with override_settings(AUTOMATION=codec, SECRET_KEY=SECOND, SECRET_KEY_FALLBACKS=[FIRST]):
@@ -330,7 +330,7 @@ def test_the_command_never_writes_over_what_a_worker_commits_meanwhile(sealed, f
     from django_ai.automation.state import encryption
 
     run = engine.start("calling", phone=SECRET)
-    genuine, raced = encryption.unseal, []
+    genuine, raced = encryption.decrypt, []
 
     def race(value):
         found = genuine(value)

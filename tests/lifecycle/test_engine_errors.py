@@ -70,7 +70,7 @@ def test_a_validator_of_one_agent_stops_no_other(work):
     broken: set[str] = set()
 
     @agent("keeper", spawn_on="probe_ready", match={"ready": "{{ ctx.ready }}"})
-    class Keeper:
+    class Versioned:
         class Context(BaseModel):
             name: str
             ready: bool = True

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.services import EventProcessor, event_processor
-from django_ai.automation.queues.notifier import get_executor
+from django_ai.automation.queues.notifier import get_notifier
 from django_ai.automation.queues.runtimes import tasks
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules
 from django_ai.automation.workflows.core import (
     Retry,
@@ -358,7 +358,7 @@ def test_section_5_started_by_hand(work):
 
 def test_section_6_the_executor_is_q2_where_it_is_installed():
     with override_settings(AUTOMATION={}):
-        assert isinstance(get_executor(), Q2Executor)
+        assert isinstance(get_notifier(), Q2Notifier)
 
 
 def test_section_6_three_schedules_by_name():
@@ -396,7 +396,7 @@ def test_section_6_an_operators_changes_stay():
     Schedule.objects.filter(name="Events: poll_due").update(minutes=10, func="old.path")
     install_schedules()
     row = Schedule.objects.get(name="Events: poll_due")
-    assert (row.minutes, row.func) == (10, "django_ai.automation.queues.runtimes.tasks.hasten_reconciliation")
+    assert (row.minutes, row.func) == (10, "django_ai.automation.queues.runtimes.tasks.reconcile_soon")
 
 
 @pytest.mark.parametrize("task", [tasks.process_scheduled, tasks.drain_due])

@@ -36,17 +36,17 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues import worker_status as presence_module
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.heartbeat import Hands, enlist
+from django_ai.automation.queues.heartbeat import HeldLeases, enlist
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import DatabaseNow, Worker
-from django_ai.automation.queues.notifier import InlineExecutor, set_executor
+from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.queues.operations import health as health_module
 from django_ai.automation.queues.operations.health import count_failed_and_parked, examine, explain
 from django_ai.automation.queues.registry import longest_timeout
 from django_ai.automation.queues.runtimes import tasks
 from django_ai.automation.queues.runtimes.django_tasks import automation_drain_due
 from django_ai.automation.queues.runtimes.q2 import enlist_at_doorbell
-from django_ai.automation.queues.worker_status import DEAD_AFTER, Presence, presence
+from django_ai.automation.queues.worker_status import DEAD_AFTER, WorkerStatus, worker_status
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Reservation
 
@@ -300,7 +300,7 @@ def test_a_worker_says_that_it_lives_and_what_it_performed(clock):
     assert worker.seen_at - worker.started_at < MINUTE
     assert abs(worker.seen_at.timestamp() - time.time()) < 3600, "by the database's clock, not by that of this process"
     drain(heartbeat=True)
-    presence.dismiss()
+    worker_status.dismiss()
     worker.refresh_from_db()
     assert (worker.performed, worker.stopped_at) == (1, worker.seen_at)
 
@@ -313,12 +313,12 @@ def test_a_worker_of_some_queues_says_which():
 def test_who_has_not_enlisted_is_no_worker():
     engine.start("story:count", steps=1)
     assert drain(heartbeat=True) == 1
-    presence.sign()
+    worker_status.sign()
     assert not Worker.objects.exists()
 
 
 def test_signs_of_life_are_few_and_add_up(seconds, django_assert_num_queries):
-    mine = Presence()
+    mine = WorkerStatus()
     assert mine.enlist("test")
     assert not mine.enlist("other"), "one process, one runtime"
     mine.sign()
@@ -340,7 +340,7 @@ def test_signs_of_life_are_few_and_add_up(seconds, django_assert_num_queries):
     with django_assert_num_queries(0):
         mine.sign()
     seconds[0] += 0.5
-    mine.sign(in_hand=["agents"])
+    mine.sign(is_busy=["agents"])
     (worker,) = Worker.objects.all()
     assert worker.performed == 12
     assert worker.worked == {"workflows": 25.0, "callbacks": 21.0, "agents": 0.0}
@@ -351,7 +351,7 @@ def test_a_row_in_hand_is_progress_until_its_timeout(seconds, clock):
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, clock.now, 1)
     enlist("test")
-    hands = Hands()
+    hands = HeldLeases()
     hands.hold([row])
     assert hands.start(row)
     hands.keep_for(MINUTE)
@@ -366,7 +366,7 @@ def test_a_row_in_hand_is_progress_until_its_timeout(seconds, clock):
 def test_workers_of_long_ago_are_forgotten_when_a_new_one_begins():
     living(ago=timedelta(days=2))
     recent = living(ago=timedelta(hours=2))
-    mine = Presence()
+    mine = WorkerStatus()
     mine.enlist("test")
     mine.sign()
     assert Worker.objects.count() == 2
@@ -374,26 +374,26 @@ def test_workers_of_long_ago_are_forgotten_when_a_new_one_begins():
 
 
 def test_a_worker_that_cannot_write_its_sign_of_life_works_on_and_tries_again(seconds, monkeypatch):
-    written, tries = Presence._write, []
+    written, tries = WorkerStatus._write, []
 
     def refuse(*arguments):
         tries.append(seconds[0])
         raise OperationalError("no")
 
-    monkeypatch.setattr(Presence, "_write", refuse)
+    monkeypatch.setattr(WorkerStatus, "_write", refuse)
     enlist("test")
     run = engine.start("story:count", steps=1)
     drain(heartbeat=True)
     run.refresh_from_db()
     assert run.status == "completed"
-    presence.sign()
+    worker_status.sign()
     assert len(tries) == 1, "not at once"
     seconds[0] += presence_module.AGAIN
-    presence.sign()
+    worker_status.sign()
     assert len(tries) == 2
-    monkeypatch.setattr(Presence, "_write", written)
+    monkeypatch.setattr(WorkerStatus, "_write", written)
     seconds[0] += presence_module.AGAIN
-    presence.sign()
+    worker_status.sign()
     assert Worker.objects.get().performed == 1
 
 
@@ -401,7 +401,7 @@ def test_a_worker_that_was_cleaned_away_says_again_that_it_lives(seconds):
     enlist("test")
     Worker.objects.all().delete()
     seconds[0] += presence_module.EVERY
-    presence.sign()
+    worker_status.sign()
     assert Worker.objects.get().runtime == "test"
 
 
@@ -409,8 +409,8 @@ def test_who_could_not_write_lately_does_not_wait_for_the_database_at_its_end(se
     enlist("test")
     seconds[0] += DEAD_AFTER.total_seconds()
     with django_assert_num_queries(0):
-        presence.dismiss()
-    assert not presence.is_enlisted
+        worker_status.dismiss()
+    assert not worker_status.is_enlisted
 
 
 def test_a_burst_is_a_worker_while_it_lasts():
@@ -419,7 +419,7 @@ def test_a_burst_is_a_worker_while_it_lasts():
     (worker,) = Worker.objects.all()
     assert (worker.runtime, worker.queues, worker.performed) == ("worker", "workflows", 1)
     assert worker.stopped_at is not None
-    assert not presence.is_enlisted
+    assert not worker_status.is_enlisted
 
 
 def test_what_a_commit_performs_makes_no_worker(settings):
@@ -430,12 +430,12 @@ def test_what_a_commit_performs_makes_no_worker(settings):
             enlist_at_doorbell(None, tasks.drain_due, {"sync": True})
             automation_drain_due.func()
 
-    for executor in (InlineExecutor(), Eager()):
-        set_executor(executor)
+    for notifier in (InlineNotifier(), Eager()):
+        set_notifier(notifier)
         try:
             run = engine.start("story:count", steps=1)
         finally:
-            set_executor(None)
+            set_notifier(None)
         run.refresh_from_db()
         assert run.status == "completed"
     assert not Worker.objects.exists()
@@ -443,10 +443,10 @@ def test_what_a_commit_performs_makes_no_worker(settings):
 
 def test_processes_of_queues_enlist_at_their_first_doorbell():
     enlist_at_doorbell(None, len, {})
-    assert not presence.is_enlisted, "a task of the project's own"
+    assert not worker_status.is_enlisted, "a task of the project's own"
     enlist_at_doorbell(None, tasks.drain_due, {})
     assert Worker.objects.get().runtime == "q2"
-    presence.dismiss()
+    worker_status.dismiss()
     automation_drain_due.func()
     assert Worker.objects.get(stopped_at=None).runtime == "tasks"
 

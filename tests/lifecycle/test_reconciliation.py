@@ -14,7 +14,7 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.recording import reconcile
 from django_ai.automation.exceptions import AutomationError
-from django_ai.automation.queues.maintenance import Turn
+from django_ai.automation.queues.maintenance import TimeSlice
 from tests.app.models import Reservation, Room, Ticket
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,7 +45,7 @@ def bites(take, clock, at_least):
     """Take one bite after the other, each as short as can be, and return what each has done."""
     done, position = [], None
     while True:
-        bite = take(Turn(clock(), json.loads(json.dumps(position)), until=0.0))
+        bite = take(TimeSlice(clock(), json.loads(json.dumps(position)), until=0.0))
         done.append(bite.done)
         position = bite.position
         if position is None:

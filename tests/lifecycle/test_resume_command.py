@@ -61,7 +61,7 @@ def of_each_kind(clock, work):
     flow()
 
     @agent("keeper", spawn_on="booking_created", default_retry=Retry(max_attempts=1))
-    class Keeper:
+    class Versioned:
         class Context(BaseModel):
             entity_id: str
 

@@ -73,7 +73,7 @@ def living_event() -> Event:
 
 @contextmanager
 def kept(**durations: timedelta):
-    with override_settings(AUTOMATION={"EXECUTOR": "silent", **durations}):
+    with override_settings(AUTOMATION={"RUNTIME": "silent", **durations}):
         yield
 
 
@@ -339,7 +339,7 @@ def test_no_kind_uses_up_the_time_of_the_others(clock, monkeypatch):
 
     def greedy(turn):
         given.append(turn.until - time.monotonic())
-        return maintenance.Bite()
+        return maintenance.SliceResult()
 
     tasks = {str(each): maintenance.Task(str(each), maintenance.PRUNE, greedy, DAY) for each in range(3)}
     monkeypatch.setattr(maintenance, "_tasks", tasks)

@@ -36,7 +36,7 @@ def at_most(extra: int):
 
 
 @pytest.fixture(params=["nobody", "offsets"])
-def listeners(request):
+def subscribers(request):
     if request.param == "nobody":
         return
     for offset in (-HOUR, HOUR, relativedelta(days=-1)):
@@ -127,11 +127,11 @@ def test_the_occurrences_of_a_commit_are_one_batch():
 
 def test_an_occurrence_is_told_once(monkeypatch):
     told = []
-    tell_of = subscriber.tell_of
+    wake_waiting_for = subscriber.wake_waiting_for
 
     def counting(events, *rest, **more):
         told.extend(event.event_name for event in events)
-        tell_of(events, *rest, **more)
+        wake_waiting_for(events, *rest, **more)
 
     monkeypatch.setattr(subscriber, "tell_of", counting)
     Ticket.objects.create(open=False)

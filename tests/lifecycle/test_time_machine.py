@@ -206,23 +206,23 @@ def test_there_is_one_machine_at_a_time(machine):
 
 
 def test_after_an_error_everything_is_as_before(db):
-    before = notifier.InlineExecutor()
-    notifier.set_executor(before)
+    before = notifier.InlineNotifier()
+    notifier.set_notifier(before)
     try:
         with pytest.raises(ZeroDivisionError), machine_at(NOON):
-            assert isinstance(notifier.get_executor(), notifier.SilentExecutor)
+            assert isinstance(notifier.get_notifier(), notifier.SilentNotifier)
             raise ZeroDivisionError
-        assert notifier.get_executor() is before
+        assert notifier.get_notifier() is before
         assert abs(timezone.now() - NOON) > DAY
         with machine_at(NOON):
             pass
     finally:
-        notifier.set_executor(None)
+        notifier.set_notifier(None)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_commits_ring_nobody_while_it_is_on(settings):
-    settings.AUTOMATION = {"EXECUTOR": "inline"}
+    settings.AUTOMATION = {"RUNTIME": "inline"}
     hear("due", CONFIRMED)
     with machine_at() as machine:
         book()
@@ -839,7 +839,7 @@ def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkey
 def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
     """One row again and again, or ever new rows, or rows that cannot be taken at all."""
     monkeypatch.setattr(errors, "TRIES", 50)
-    watch = errors.Watch()
+    watch = errors.ErrorCollector()
     found = [WorkflowRun(pk=number, name="circle") for number in range(rows)]
     attempts = [(row, number) for number in range(tries) for row in found]
 

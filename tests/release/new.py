@@ -79,7 +79,7 @@ class BrandNew:
 
 
 @agent("release:keeper", spawn_on="order_placed", version=2)
-class Keeper:
+class Versioned:
     class Context(BaseModel):
         entity_id: str
         seen: int

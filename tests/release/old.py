@@ -74,7 +74,7 @@ class Gone:
 
 
 @agent("release:keeper", spawn_on="order_placed")
-class Keeper:
+class Versioned:
     class Context(BaseModel):
         entity_id: str
         seen: int = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from django_ai.automation.queues.notifier import InlineExecutor, WorkerExecutor, set_executor
+from django_ai.automation.queues.notifier import InlineNotifier, WorkerNotifier, set_notifier
 from tests.databases import REDIS_URL
 from tests.runtimes.cluster import automation_worker, qcluster, spawn, stop, until
 from tests.services import RABBITMQ_URL, needs
@@ -35,7 +35,7 @@ def inline(log: Path, **extra: str) -> Iterator[None]:
         "from django_ai.automation.queues.drain import drain\n"
         "while True: drain(); time.sleep(0.1)\n"
     )
-    set_executor(InlineExecutor())
+    set_notifier(InlineNotifier())
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -50,9 +50,9 @@ def inline(log: Path, **extra: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def q2_orm(log: Path, **extra: str) -> Iterator[None]:
-    from django_ai.automation.queues.runtimes.q2 import Q2Executor
+    from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     with qcluster(log, **extra):
         yield
 
@@ -62,13 +62,13 @@ def q2_redis(log: Path, **extra: str) -> Iterator[None]:
     needs("redis")
     from django_q.conf import Conf
 
-    from django_ai.automation.queues.runtimes.q2 import Q2Executor
+    from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 
     broker = "django_ai.automation.queues.runtimes.q2_brokers.RedisBroker"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Conf, "BROKER_CLASS", broker)
         patch.setattr(Conf, "REDIS", REDIS_URL)
-        set_executor(Q2Executor())
+        set_notifier(Q2Notifier())
         with qcluster(log, **{"TEST_BROKER": broker, **extra}):
             yield
 
@@ -76,7 +76,7 @@ def q2_redis(log: Path, **extra: str) -> Iterator[None]:
 def workers(processes: int) -> Runtime:
     @contextlib.contextmanager
     def run(log: Path, **extra: str) -> Iterator[None]:
-        set_executor(WorkerExecutor())
+        set_notifier(WorkerNotifier())
         with automation_worker(log, "--processes", str(processes), **extra):
             yield
 
@@ -115,7 +115,7 @@ def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[subprocess.P
 @contextlib.contextmanager
 def celery_rings(broker: str, queue: str) -> Iterator[object]:
     """Let this process ring through a broker as a web process of a Celery project would."""
-    from django_ai.automation.queues.runtimes.celery import CeleryExecutor
+    from django_ai.automation.queues.runtimes.celery import CeleryNotifier
     from tests.celery_app import app
 
     app.conf.broker_url = broker
@@ -123,20 +123,20 @@ def celery_rings(broker: str, queue: str) -> Iterator[object]:
     app.amqp.queues = app.amqp.Queues({})
     app.amqp.__dict__.pop("router", None)
     app.set_default()
-    set_executor(CeleryExecutor())
+    set_notifier(CeleryNotifier())
     yield app
 
 
 @contextlib.contextmanager
 def django_tasks(log: Path, **extra: str) -> Iterator[None]:
     needs("tasks")
-    from django_ai.automation.queues.runtimes.django_tasks import TasksExecutor
+    from django_ai.automation.queues.runtimes.django_tasks import TasksNotifier
 
-    set_executor(TasksExecutor())
+    set_notifier(TasksNotifier())
     extra = {"TEST_EXECUTOR": "tasks", **extra}
     processes = [
         spawn(log, "manage.py", "db_worker", "--interval", "0.2", "--no-startup-delay", **extra),
-        spawn(log, "manage.py", "automation_clock", **extra),
+        spawn(log, "manage.py", "automation_dispatcher", **extra),
     ]
     try:
         yield
@@ -165,4 +165,4 @@ def runtime(name: str, log: Path, **extra: str) -> Iterator[None]:
         with RUNTIMES[name](log, **extra):
             yield
     finally:
-        set_executor(None)
+        set_notifier(None)

@@ -18,7 +18,7 @@ from django.utils import timezone
 from django_ai.automation import engine
 from django_ai.automation.exceptions import SettingsError
 from django_ai.automation.queues.models import Worker
-from django_ai.automation.queues.notifier import Executor, get_executor, set_executor
+from django_ai.automation.queues.notifier import Notifier, get_notifier, set_notifier
 from django_ai.automation.queues.registry import longest_timeout
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.databases import REDIS_URL
@@ -38,14 +38,14 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 @pytest.fixture(autouse=True)
 def _silent_afterwards() -> Iterator[None]:
     yield
-    set_executor(None)
+    set_notifier(None)
 
 
 @contextmanager
-def ringing(executor: Executor) -> Iterator[None]:
-    set_executor(executor)
+def ringing(notifier: Notifier) -> Iterator[None]:
+    set_notifier(notifier)
     yield
-    set_executor(None)
+    set_notifier(None)
 
 
 def completed(run: WorkflowRun) -> bool:
@@ -142,7 +142,7 @@ class TestCelery:
 
         current_app.conf.task_always_eager = True
         try:
-            with ringing(celery_runtime.CeleryExecutor()):
+            with ringing(celery_runtime.CeleryNotifier()):
                 run = engine.start("story:count", steps=1)
         finally:
             current_app.conf.task_always_eager = False
@@ -180,7 +180,7 @@ class TestCelery:
 
 class TestDjangoTasks:
     def test_a_commit_rings_only_if_the_last_doorbell_was_answered(self):
-        with ringing(tasks_runtime.TasksExecutor()):
+        with ringing(tasks_runtime.TasksNotifier()):
             for number in range(5):
                 Probe.objects.create(name=str(number), ready=True)
             assert DBTaskResult.objects.count() == 1
@@ -206,13 +206,13 @@ class TestDjangoTasks:
                 rung.append(1)
                 return Result()
 
-        executor = tasks_runtime.TasksExecutor()
-        executor.doorbell = Task()
+        notifier = tasks_runtime.TasksNotifier()
+        notifier.doorbell = Task()
         for _ in range(5):
-            executor.ring("default")
+            notifier.ring("default")
         assert len(rung) == 1
-        executor._rung -= tasks_runtime.SPACING
-        executor.ring("default")
+        notifier._rung -= tasks_runtime.SPACING
+        notifier.ring("default")
         assert len(rung) == 2
 
     def test_answers_a_doorbell_and_nothing_else(self):
@@ -227,9 +227,9 @@ class TestDjangoTasks:
 
 
 def test_an_executor_that_cannot_be_used_is_named(settings):
-    settings.AUTOMATION = {"EXECUTOR": "tests.runtimes.test_celery_and_django_tasks.Unusable"}
+    settings.AUTOMATION = {"RUNTIME": "tests.runtimes.test_celery_and_django_tasks.Unusable"}
     with pytest.raises(SettingsError, match=r"Unusable.*ValueError: no such queue"):
-        get_executor()
+        get_notifier()
 
 
 class Unusable:

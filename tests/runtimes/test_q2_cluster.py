@@ -16,8 +16,8 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from django_ai.automation import engine
-from django_ai.automation.queues.notifier import set_executor
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_notifier
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.databases import REDIS_URL
 from tests.runtimes.cluster import qcluster, until
@@ -33,9 +33,9 @@ SLACK = 1.5
 @pytest.fixture
 def q2():
     """Ring as a web process of the project would."""
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     yield
-    set_executor(None)
+    set_notifier(None)
 
 
 def finished(run: WorkflowRun) -> bool:

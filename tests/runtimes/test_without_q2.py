@@ -31,7 +31,7 @@ call_command("automation_health")
 
 
 @pytest.mark.parametrize("executor", ["", "worker", "inline", "celery", "tasks"])
-def test_everything_runs_without_django_q(executor):
-    done = run_script(LIFE, before=BLOCKED, TEST_WITHOUT_Q2="1", TEST_EXECUTOR=executor)
+def test_everything_runs_without_django_q(notifier):
+    done = run_script(LIFE, before=BLOCKED, TEST_WITHOUT_Q2="1", TEST_EXECUTOR=notifier)
     assert done.returncode == 0, done.stderr
     assert WorkflowRun.objects.get().status == "completed"

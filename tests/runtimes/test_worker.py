@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from django_ai.automation import engine
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
+from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import automation_worker, children_of, until
 from tests.story.models import Mark, Probe
@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 @pytest.fixture(autouse=True)
 def _rung():
     """Ring as a web process of the project would."""
-    set_executor(WorkerExecutor())
+    set_notifier(WorkerNotifier())
     yield
-    set_executor(None)
+    set_notifier(None)
 
 
 def done(run: WorkflowRun) -> bool:
@@ -104,7 +104,7 @@ class TestWaking:
 
     def test_real_seconds_polling_alone_finds_the_work(self, tmp_path):
         log = tmp_path / "worker.log"
-        set_executor(None)  # silent: nobody rings
+        set_notifier(None)  # silent: nobody rings
         with warm_worker(log, "--poll", "0.3"):
             time.sleep(0.5)
             warm(log)
@@ -141,7 +141,7 @@ class TestOptions:
         Probe.objects.update(due_at=timezone.now())
         Event.objects.filter(event_name="probe_due").update(wake_at=timezone.now(), at=timezone.now())
         bell = Counting()
-        set_executor(bell)
+        set_notifier(bell)
         call_command("automation_worker", "--once", "--queues", "events")
         assert CallbackExecution.objects.get().status == "pending"
         assert bell.rings > 0

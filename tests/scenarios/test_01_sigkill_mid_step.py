@@ -11,8 +11,8 @@ from django.db import connection
 
 from django_ai.automation import engine
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.notifier import set_executor
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_notifier
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, start_worker, until
 from tests.story.models import Mark
@@ -27,7 +27,7 @@ def test_01_real_seconds_a_worker_is_killed_in_the_middle_of_a_step(tmp_path, at
     # Rolled back with its transaction, or kept because there was none.
     expected_first = 0 if atomic else 1
     log, flag = tmp_path / "cluster.log", tmp_path / "flag"
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     try:
         with qcluster(log, TEST_LEASE_SECONDS=str(LEASE)):
             run = engine.start("story:victim", flag=str(flag), atomic=atomic)
@@ -40,7 +40,7 @@ def test_01_real_seconds_a_worker_is_killed_in_the_middle_of_a_step(tmp_path, at
             until(lambda: WorkflowRun.objects.filter(pk=run.pk, status="completed").exists(), 20, "The rerun", log)
             assert time.monotonic() - killed < LEASE + 4
     finally:
-        set_executor(None)
+        set_notifier(None)
     assert Mark.objects.filter(name="victim:first").count() == expected_first
     assert Mark.objects.filter(name="victim:done").count() == 1
     run.refresh_from_db()

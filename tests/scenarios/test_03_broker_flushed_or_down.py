@@ -11,8 +11,8 @@ from django.db import transaction
 
 from django_ai.automation import engine
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.notifier import set_executor
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_notifier
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, until
 from tests.runtimes.runtimes import celery_rings, celery_worker
@@ -27,7 +27,7 @@ REDIS_BROKER = "django_ai.automation.queues.runtimes.q2_brokers.RedisBroker"
 @pytest.fixture(autouse=True)
 def _silent_afterwards():
     yield
-    set_executor(None)
+    set_notifier(None)
 
 
 def request(name: str) -> float:
@@ -52,7 +52,7 @@ def test_03_q2_with_its_orm_broker_and_the_queue_emptied(tmp_path, monkeypatch):
     call_command("migrate", verbosity=0)  # a flush between tests took the schedules
     monkeypatch.setattr(Conf, "BROKER_CLASS", None)
     monkeypatch.setattr(Conf, "ORM", "default")
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     request("orm")
     assert OrmQ.objects.all().delete()[0] >= 1
     Schedule.objects.update(next_run=timezone.now())
@@ -69,7 +69,7 @@ def test_03_q2_with_redis_stopped_while_it_works(tmp_path, monkeypatch):
     url = f"redis://127.0.0.1:{port}/0"
     monkeypatch.setattr(Conf, "BROKER_CLASS", REDIS_BROKER)
     monkeypatch.setattr(Conf, "REDIS", url)
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     log = tmp_path / "cluster.log"
     with private_redis(tmp_path, port) as server, qcluster(log, TEST_BROKER=REDIS_BROKER, TEST_REDIS_URL=url):
         request("before")
@@ -125,6 +125,6 @@ def test_03_celery_with_a_broker_that_accepts_and_says_nothing(scheme):
         with celery_rings(url, "automation-tests"):
             assert request("first") < 5
             assert sum(request(f"later {number}") for number in range(5)) < 5
-    set_executor(None)
+    set_notifier(None)
     drain()
     assert Mark.objects.filter(name__startswith="ready:").count() == 6

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, step, workflow
 from django_ai.automation.conf import conf
-from django_ai.automation.queues.attempt import BrokenOffError
+from django_ai.automation.queues.attempt import ShutdownInterrupt
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import start_worker, until
@@ -68,7 +68,7 @@ def test_05_real_seconds_a_step_kills_its_worker_again_and_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("breaks_off", "tries", "status"), [(SystemExit, 3, "parked"), (BrokenOffError, 5, "completed")]
+    ("breaks_off", "tries", "status"), [(SystemExit, 3, "parked"), (ShutdownInterrupt, 5, "completed")]
 )
 def test_05_a_step_that_ends_its_process_in_good_order(breaks_off, tries, status):
     """``sys.exit()`` in a step would end one worker after the other; a worker that is told to stop is no fault of the

@@ -10,8 +10,8 @@ from django_q.conf import Conf
 
 from django_ai.automation import engine
 from django_ai.automation.queues.checks import check_queue_times
-from django_ai.automation.queues.notifier import set_executor
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_notifier
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import qcluster, until
 from tests.story.models import Mark
@@ -28,7 +28,7 @@ def test_06_real_seconds_never_two_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Conf, "ORM", "default")
     monkeypatch.setattr(Conf, "RETRY", 1)
     log = tmp_path / "cluster.log"
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     try:
         with qcluster(log, TEST_BROKER="stock", TEST_Q2_TIMES="60,1", TEST_LEASE_SECONDS=str(LEASE)):
             run = engine.start("story:long", seconds=3 * LEASE)
@@ -36,7 +36,7 @@ def test_06_real_seconds_never_two_at_once(tmp_path, monkeypatch):
             until(lambda: WorkflowRun.objects.filter(pk=run.pk, status="completed").exists(), 60, "Its end", log)
             time.sleep(1.5)  # what Q2 delivers again finds nothing
     finally:
-        set_executor(None)
+        set_notifier(None)
     assert Mark.objects.filter(name="long:begin").count() == 1
     assert Mark.objects.filter(name="long:end").count() == 1
     assert [(each.step, each.outcome) for each in run.steps.all()] == [("last", "complete")]

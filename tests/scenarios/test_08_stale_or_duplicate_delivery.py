@@ -86,11 +86,11 @@ def test_08_a_signal_is_delivered_twice():
 def test_08_an_event_is_told_twice():
     KINDS[next(kind for kind in KINDS if kind.__name__ == "AgentRun")]()
     event = Event.objects.get(event_name="message_received")
-    Event.objects.filter(pk=event.pk).update(telling=True, untold=[""], wake_at=timezone.now())
+    Event.objects.filter(pk=event.pk).update(pending_notifications=[""], wake_at=timezone.now())
     drain()
     drain()
     event.refresh_from_db()
-    assert (event.telling, event.wake_at) == (False, None)
-    occurrence._tell([occurrence.News(event, "")], timezone.now)
+    assert (event.pending_notifications, event.wake_at) == ([], None)
+    occurrence._tell([occurrence.Notification(event, "")], timezone.now)
     drain()
     assert effects() == ["done"]

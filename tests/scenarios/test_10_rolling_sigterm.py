@@ -10,8 +10,8 @@ import pytest
 from django.utils import timezone
 
 from django_ai.automation import engine
-from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.runtimes.cluster import automation_worker, qcluster, until
 from tests.story.models import Mark
@@ -25,7 +25,7 @@ RUNS, STEPS = 12, 5
 @pytest.fixture(autouse=True)
 def _silent_afterwards():
     yield
-    set_executor(None)
+    set_notifier(None)
 
 
 def stream() -> None:
@@ -42,7 +42,7 @@ def progress(runs_before: int) -> bool:
 
 
 def test_10_automation_worker_finishes_or_releases(tmp_path):
-    set_executor(WorkerExecutor())
+    set_notifier(WorkerNotifier())
     log = tmp_path / "worker.log"
     for _ in range(ROUNDS):
         before = WorkflowRun.objects.filter(status="completed").count()
@@ -61,7 +61,7 @@ def test_10_automation_worker_finishes_or_releases(tmp_path):
 
 
 def test_10_real_seconds_the_step_in_hand_finishes_within_the_grace(tmp_path):
-    set_executor(WorkerExecutor())
+    set_notifier(WorkerNotifier())
     log = tmp_path / "worker.log"
     run = engine.start("story:long", seconds=3)
     with automation_worker(log, "--grace", "30") as process:
@@ -74,7 +74,7 @@ def test_10_real_seconds_the_step_in_hand_finishes_within_the_grace(tmp_path):
 
 @pytest.mark.parametrize("how", ["after the grace", "at the second signal"])
 def test_10_real_seconds_after_the_grace_it_is_given_back_at_once(tmp_path, how):
-    set_executor(WorkerExecutor())
+    set_notifier(WorkerNotifier())
     log = tmp_path / "worker.log"
     run = engine.start("story:long", seconds=60)
     with automation_worker(log, "--grace", "1" if how == "after the grace" else "50") as process:
@@ -90,7 +90,7 @@ def test_10_real_seconds_after_the_grace_it_is_given_back_at_once(tmp_path, how)
 
 
 def test_10_a_cluster_of_q2_finishes_or_releases(tmp_path):
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     for number in range(2):
         log = tmp_path / f"cluster {number}.log"
         before = WorkflowRun.objects.filter(status="completed").count()

@@ -230,10 +230,10 @@ def test_14_deleted_between_an_occurrence_and_its_telling_it_is_not_cancelled(cl
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
     work()
     clock.tick(HOUR)
-    tell = occurrence._tell
+    notify = occurrence._tell
     monkeypatch.setattr(occurrence, "_tell", lambda *args: None)
     work()
-    monkeypatch.setattr(occurrence, "_tell", tell)
+    monkeypatch.setattr(occurrence, "_tell", notify)
     stay.delete()
     for _ in range(4):
         work()

@@ -226,8 +226,8 @@ def test_17_the_schedules_make_up_for_an_outage_with_one_run_each(catch_up, cloc
     clock.tick(OUTAGE + timedelta(minutes=7))
     given = [each for _ in range(20) for each in half_a_minute(clock)]  # ten minutes
     assert 10 <= given.count("process_scheduled") <= 12
-    assert 2 <= given.count("hasten_reconciliation") <= 4
-    assert given.count("hasten_pruning") <= 2
+    assert 2 <= given.count("reconcile_soon") <= 4
+    assert given.count("prune_soon") <= 2
     now = timezone.now()
     for row in Schedule.objects.filter(name__in=[name for name, *_ in SCHEDULES]):
         assert row.next_run > now - timedelta(minutes=2), row.name

@@ -20,7 +20,7 @@ from django_ai.automation import agent, complete, engine, handler, on_event, ste
 from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.notifier import InlineExecutor, set_executor
+from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.app.models import Reservation
 from tests.lifecycle.looking import effects, leave, status_of
@@ -128,11 +128,11 @@ def browse(settings, monkeypatch):
 @pytest.mark.parametrize("inline", [False, True], ids=["with a worker", "inline"])
 @pytest.mark.parametrize("view", ["saves_and_raises", "saves_and_turns_back"])
 def test_18_a_request_that_is_rolled_back_never_was(view, inline, browse, work):
-    set_executor(InlineExecutor() if inline else None)
+    set_notifier(InlineNotifier() if inline else None)
     try:
         assert browse(f"/{view}").status_code == (500 if view == "saves_and_raises" else 200)
     finally:
-        set_executor(None)
+        set_notifier(None)
     work()
     assert_nothing_was()
 

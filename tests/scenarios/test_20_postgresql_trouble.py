@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from django_ai.automation import Retry, complete, engine, on_event, step, workflow
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.notifier import set_executor
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.notifier import set_notifier
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.queues.runtimes.tasks import drain_due
 from tests.app.models import Effect, Reservation, Ticket
 from tests.lifecycle.looking import effects, leave
@@ -143,14 +143,14 @@ def test_20_real_seconds_the_session_of_the_heartbeat_is_killed(gate, gated, set
     run = engine.start("gated", atomic=False)
     worker = Together(lambda: drain(heartbeat=True))
     gate.wait_until_reached()
-    beat = "UPDATE%automation_workflows_workflowrun%wake_at%"
+    milestone = "UPDATE%automation_workflows_workflowrun%wake_at%"
 
     def heart():
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND pid NOT IN (pg_backend_pid(), %s) "
                 "AND datname = current_database()",
-                [beat, gate.session],
+                [milestone, gate.session],
             )
             return [row[0] for row in cursor.fetchall()]
 
@@ -391,7 +391,7 @@ def test_20_real_seconds_worker_processes_outlive_restarts_of_the_server(server)
 @pytest.mark.alone
 def test_20_real_seconds_a_cluster_outlives_restarts_of_the_server(server, tmp_path):
     log = tmp_path / "cluster.log"
-    set_executor(Q2Executor())
+    set_notifier(Q2Notifier())
     try:
         with qcluster(log, TEST_LEASE_SECONDS="2") as process:
             runs = work_for_all()
@@ -399,7 +399,7 @@ def test_20_real_seconds_a_cluster_outlives_restarts_of_the_server(server, tmp_p
             until_all_is_done(log)
             assert process.poll() is None
     finally:
-        set_executor(None)
+        set_notifier(None)
     assert_all_once(runs)
 
 

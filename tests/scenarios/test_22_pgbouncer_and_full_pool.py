@@ -18,7 +18,7 @@ from django_ai.automation import engine
 from django_ai.automation.db.notifications import Listener
 from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.notifier import WorkerExecutor, set_executor
+from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.runtimes.cluster import automation_worker, until
 from tests.services import PGBOUNCER, free_port, needs, wait_for_port
@@ -32,7 +32,7 @@ def _on_postgresql():
     if connection.vendor != "postgresql":
         pytest.skip("poolers and pools are PostgreSQL's")
     yield
-    set_executor(None)
+    set_notifier(None)
 
 
 def done() -> bool:
@@ -102,7 +102,7 @@ def redirected(options: dict, **changes):
 
 
 def test_22_more_workers_than_pgbouncer_has_connections(tmp_path, pooled):
-    set_executor(WorkerExecutor())
+    set_notifier(WorkerNotifier())
     log = tmp_path / "worker.log"
     runs = [engine.start("story:count", steps=5) for _ in range(30)]
     with automation_worker(log, "--processes", "4", "--poll", "0.5", **pooled):
@@ -171,7 +171,7 @@ def test_22_heartbeat_and_listen_take_no_place_in_the_pool():
         listener.wait(0.05)
         assert listener._connection is not None
         listener.close()
-        own = heartbeat.unpooled("default")
+        own = heartbeat.dedicated_connection("default")
         own.ensure_connection()
         own.close()
         connection.close()
@@ -183,7 +183,7 @@ def test_22_real_seconds_the_server_takes_no_more_clients(tmp_path):
     The database is limited to the connections that it has; the worker's role is no superuser, so the limit holds.
     """
     needs_tcp()
-    set_executor(WorkerExecutor())
+    set_notifier(WorkerNotifier())
     log = tmp_path / "worker.log"
     role = connection.ops.quote_name(f"automation_few_{os.getpid()}")
     database = connection.ops.quote_name(connection.settings_dict["NAME"])

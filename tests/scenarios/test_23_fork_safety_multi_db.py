@@ -42,7 +42,7 @@ def session():
 def child(parents, queue):
     try:
         found = [
-            ("hands", heartbeat.current_hands() is None and not heartbeat._hands),
+            ("hands", heartbeat.current_leases() is None and not heartbeat._held),
             ("thread", heartbeat._thread is None and threading.active_count() == 1),
             ("guard", heartbeat._guard.acquire(timeout=1)),
             ("draining", not drains.draining()),
@@ -182,7 +182,7 @@ from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import InlineExecutor, set_executor
+from django_ai.automation.queues.executor import InlineNotifier, set_notifier
 from django_ai.automation.queues.tasks import cleanup_old, poll_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.app.models import Effect, Reservation
@@ -262,7 +262,7 @@ assert Event.objects.using("second").filter(event_name="reservation_confirmed", 
 def test_23_hooks_and_rollbacks_follow_the_second_database():
     """A transaction of the first database is not the automations': theirs decides."""
     found = routed("""
-set_executor(InlineExecutor())
+set_notifier(InlineNotifier())
 with transaction.atomic():  # of the first: nobody waits for it
     Reservation.objects.create(note="at once", status="confirmed")
     assert Effect.objects.filter(name="callback at once").exists()

@@ -191,7 +191,7 @@ def test_29_messages_carry_no_arguments(monkeypatch):
     monkeypatch.setattr(Conf, "BROKER_CLASS", None)
     broker = ORM(list_key=Conf.PREFIX)
     monkeypatch.setattr("django_q.tasks.get_broker", lambda *args: broker)
-    q2.Q2Executor().ring("default")
+    q2.Q2Notifier().ring("default")
     (queued,) = OrmQ.objects.all()
     packages = [queued.payload, q2.doorbell()]
     for package in packages:

@@ -33,13 +33,13 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues import maintenance, pruning
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.maintenance import PRUNE, RECONCILE, Bite, Task, Turn
+from django_ai.automation.queues.maintenance import PRUNE, RECONCILE, SliceResult, Task, TimeSlice
 from django_ai.automation.queues.models import Maintenance, Worker
-from django_ai.automation.queues.notifier import InlineExecutor
+from django_ai.automation.queues.notifier import InlineNotifier
 from django_ai.automation.queues.registry import due_times
-from django_ai.automation.queues.runtimes.poller import Watch
-from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due, hasten_pruning, poll_due
-from django_ai.automation.queues.runtimes.worker import Shift
+from django_ai.automation.queues.runtimes.poller import Poller
+from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due, poll_due, prune_soon
+from django_ai.automation.queues.runtimes.worker import WorkerLoop
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from tests.app.models import Reservation
 from tests.lifecycle.looking import effects, leave
@@ -48,7 +48,7 @@ from tests.runtimes.cluster import ROOT, environment, until
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
 DAY = timedelta(days=1)
-Take = Callable[[Turn], Bite]
+Take = Callable[[TimeSlice], SliceResult]
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def old_runs(number: int, ago: timedelta = 40 * DAY) -> list[WorkflowRun]:
 
 def maintain() -> None:
     """Do what is due of maintenance, as a worker does."""
-    maintenance.attend(timezone.now())
+    maintenance.ensure_rows(timezone.now())
     drain(models=[Maintenance])
 
 
@@ -82,11 +82,11 @@ def test_34_timers_go_on_while_a_big_prune_runs(only):
     begun: list[float] = []
     fired: dict[int, float] = {}
 
-    def endless(turn: Turn) -> Bite:
+    def endless(turn: TimeSlice) -> SliceResult:
         begun.append(time.time())
         while not turn.is_over:
             time.sleep(0.005)
-        return Bite(1, position=len(begun))
+        return SliceResult(1, position=len(begun))
 
     only(endless=endless)
 
@@ -123,7 +123,7 @@ def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
     monkeypatch.setattr(pruning.random, "randint", lambda low, high: low + 5)
     old_runs(20)
     young = old_runs(3, ago=DAY)
-    maintenance.attend(clock())
+    maintenance.ensure_rows(clock())
     mine = Maintenance.objects.filter(name="prune runs")
     Maintenance.objects.exclude(name="prune runs").update(wake_at=clock() + DAY)
     left, bites = [WorkflowRun.objects.count()], 0
@@ -144,9 +144,9 @@ def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
     monkeypatch.setattr("django_ai.automation.queues.drain.PATIENCE", timedelta(seconds=0.2))
     order: list[str] = []
 
-    def bite(turn: Turn) -> Bite:
+    def bite(turn: TimeSlice) -> SliceResult:
         order.append("bite")
-        return Bite(0, position=len(order))
+        return SliceResult(0, position=len(order))
 
     only(patient=bite)
 
@@ -202,8 +202,8 @@ def test_34_reconciliation_and_pruning_go_on_under_a_backlog(monkeypatch, declar
 
 
 def test_34_one_worker_has_a_task_and_the_others_have_other_ones(only):
-    only(one=lambda turn: Bite(), other=lambda turn: Bite())
-    maintenance.attend(timezone.now())
+    only(one=lambda turn: SliceResult(), other=lambda turn: SliceResult())
+    maintenance.ensure_rows(timezone.now())
     first, second = (claim(Maintenance, timezone.now(), 1) for _ in range(2))
     assert {first[0].name, second[0].name} == {"one", "other"}
     assert claim(Maintenance, timezone.now(), 1) == []
@@ -216,12 +216,12 @@ def test_34_one_worker_has_a_task_and_the_others_have_other_ones(only):
 def test_34_a_task_that_raises_does_not_stop_the_others(only, clock, caplog, error):
     done: list[str] = []
 
-    def sick(turn: Turn) -> Bite:
+    def sick(turn: TimeSlice) -> SliceResult:
         raise error
 
-    def sound(turn: Turn) -> Bite:
+    def sound(turn: TimeSlice) -> SliceResult:
         done.append("sound")
-        return Bite(2)
+        return SliceResult(2)
 
     only(a_sick=sick, b_sound=sound)
     maintain()
@@ -246,11 +246,11 @@ def test_34_a_task_that_raises_does_not_stop_the_others(only, clock, caplog, err
 
 
 def test_34_health_and_admin_show_what_is_wrong_and_call_none_of_it_work(only, admin_client):
-    def sick(turn: Turn) -> Bite:
+    def sick(turn: TimeSlice) -> SliceResult:
         raise ValueError("broken on purpose")
 
-    only(sick=sick, late=lambda turn: Bite())
-    maintenance.attend(timezone.now())
+    only(sick=sick, late=lambda turn: SliceResult())
+    maintenance.ensure_rows(timezone.now())
     Maintenance.objects.filter(name="sick").update(wake_at=timezone.now() - timedelta(hours=2))
     drain(models=[Maintenance], budget=timedelta(microseconds=1))
     Maintenance.objects.filter(name="late").update(wake_at=timezone.now() - timedelta(hours=1))
@@ -274,7 +274,7 @@ def test_34_health_and_admin_show_what_is_wrong_and_call_none_of_it_work(only, a
 
 
 def test_34_maintenance_is_no_progress_of_a_worker(only):
-    only(idle=lambda turn: Bite(1))
+    only(idle=lambda turn: SliceResult(1))
     assert drain(heartbeat=True) == 0
     assert Maintenance.objects.get().done == 1
     assert not Worker.objects.exists()
@@ -283,11 +283,11 @@ def test_34_maintenance_is_no_progress_of_a_worker(only):
 def test_34_a_database_failure_is_no_failure_of_the_task(only, clock):
     tries: list[int] = []
 
-    def broken(turn: Turn) -> Bite:
+    def broken(turn: TimeSlice) -> SliceResult:
         tries.append(1)
         if len(tries) == 1:
             raise refused()
-        return Bite(1)
+        return SliceResult(1)
 
     only(broken=broken)
     maintain()
@@ -334,8 +334,8 @@ drain(heartbeat=True)
 def test_34_a_process_that_dies_in_a_bite_is_followed_by_another(only):
     if connection.vendor == "sqlite" and ":memory:" in str(connection.settings_dict["NAME"]):
         pytest.skip("another process cannot open a database in memory")
-    only(hanging=lambda turn: Bite(1, None if turn.position else "restarted"))
-    maintenance.attend(timezone.now())
+    only(hanging=lambda turn: SliceResult(1, None if turn.position else "restarted"))
+    maintenance.ensure_rows(timezone.now())
     Maintenance.objects.update(position="half way")
     process = subprocess.Popen(
         [sys.executable, "-c", f"import django\ndjango.setup()\n{DYING}"],
@@ -363,8 +363,8 @@ def test_34_a_process_that_dies_in_a_bite_is_followed_by_another(only):
 
 
 def test_34_what_kills_its_workers_is_tried_again_and_never_set_aside(only, clock):
-    only(deadly=lambda turn: Bite(1))
-    maintenance.attend(clock())
+    only(deadly=lambda turn: SliceResult(1))
+    maintenance.ensure_rows(clock())
     for _ in range(conf().MAX_LOSSES):
         assert claim(Maintenance, clock(), 1)
         clock.tick(conf().LEASE)
@@ -382,9 +382,9 @@ def test_34_what_kills_its_workers_is_tried_again_and_never_set_aside(only, cloc
 
 
 def test_34_rows_follow_the_code(only, clock):
-    only(old=lambda turn: Bite())
+    only(old=lambda turn: SliceResult())
     maintain()
-    only(new=lambda turn: Bite())
+    only(new=lambda turn: SliceResult())
     maintain()
     assert set(Maintenance.objects.values_list("name", flat=True)) == {"old"}, "it looks once a minute"
     maintenance._attended.clear()
@@ -398,12 +398,12 @@ def test_34_rows_follow_the_code(only, clock):
 def test_34_a_fresh_process_looks_for_what_its_code_wants(clock):
     maintain()
     clock.tick(timedelta(seconds=1))
-    assert Watch(1.0).look() == 0.0
+    assert Poller(1.0).look() == 0.0
     due = Maintenance.objects.filter(wake_at__lte=clock())
     wanted = {task.name for task in maintenance.tasks_for(RECONCILE)}
     assert set(due.values_list("name", flat=True)) == wanted
     drain(models=[Maintenance])
-    assert Watch(1.0, models={WorkflowRun}).look() > 0
+    assert Poller(1.0, models={WorkflowRun}).look() > 0
     assert not due.exists()
 
 
@@ -412,7 +412,7 @@ def test_34_a_schedule_makes_it_due(clock):
     old_runs(2)
     drain_due()
     assert WorkflowRun.objects.count() == 2
-    hasten_pruning()
+    prune_soon()
     assert WorkflowRun.objects.count() == 0
 
 
@@ -427,30 +427,30 @@ def test_34_a_schedule_makes_it_due(clock):
     ],
 )
 def test_34_who_of_the_workers_maintains(options, expected):
-    models = Shift(**options).models
+    models = WorkerLoop(**options).models
     assert (models is None or Maintenance in models) is expected
 
 
 def test_34_inline_does_its_part_and_none_inside_a_transaction(only):
-    only(mine=lambda turn: Bite(1))
-    ringer = InlineExecutor()
+    only(mine=lambda turn: SliceResult(1))
+    dispatcher = InlineNotifier()
     from django.db import transaction
 
     with transaction.atomic():
-        ringer.ring(connection.alias)
+        dispatcher.ring(connection.alias)
         assert not Maintenance.objects.exists()
-    ringer.ring(connection.alias)
-    ringer.ring(connection.alias)
+    dispatcher.ring(connection.alias)
+    dispatcher.ring(connection.alias)
     assert Maintenance.objects.get().done == 1
 
 
 def test_34_at_once_in_the_foreground_an_error_does_not_stop_the_rest(only):
     done: list[str] = []
 
-    def sick(turn: Turn) -> Bite:
+    def sick(turn: TimeSlice) -> SliceResult:
         raise ValueError("broken on purpose")
 
-    only(a_sick=sick, b_sound=lambda turn: done.append("sound") or Bite(1))
+    only(a_sick=sick, b_sound=lambda turn: done.append("sound") or SliceResult(1))
     with pytest.raises(ValueError, match="on purpose"):
         cleanup_old()
     assert done == ["sound"]
@@ -475,7 +475,7 @@ def test_34_events_of_an_entity_that_sql_has_deleted_go(clock, work, declare):
     maintain()
     assert Event.objects.count() == 4
     clock.tick(40 * DAY)
-    maintenance.attend(clock())
+    maintenance.ensure_rows(clock())
     maintain()
     clock.tick(DAY)
     maintain()
@@ -504,7 +504,7 @@ def test_34_an_orphan_that_a_save_takes_back_at_this_moment_stays(clock, work, d
         return found
 
     monkeypatch.setattr(retention, "_missing", late)
-    assert retention.release_orphans(Turn(clock())).done == 0
+    assert retention.release_orphans(TimeSlice(clock())).done == 0
     assert len(asked) == 2
     assert Event.objects.filter(active_key__isnull=False).count() == 1
 
@@ -565,7 +565,7 @@ def test_34_what_must_stay_is_not_walked_over_again_at_once(clock, monkeypatch):
         return genuine(rows)
 
     monkeypatch.setattr(pruning, "_remove_batch", slow)
-    bite = maintenance._tasks["prune runs"].take(Turn(clock()))
+    bite = maintenance._tasks["prune runs"].take(TimeSlice(clock()))
     assert (bite.done, bite.position) == (0, None)
     assert bite.rest >= timedelta(seconds=0.5)
 
@@ -575,7 +575,7 @@ def test_34_two_threads_never_have_one_task_at_once(only):
         pytest.skip("threads share one database in memory")
     running, most, lock = 0, 0, threading.Lock()
 
-    def alone(turn: Turn) -> Bite:
+    def alone(turn: TimeSlice) -> SliceResult:
         nonlocal running, most
         with lock:
             running += 1
@@ -583,10 +583,10 @@ def test_34_two_threads_never_have_one_task_at_once(only):
         time.sleep(0.02)
         with lock:
             running -= 1
-        return Bite(1, position="more")
+        return SliceResult(1, position="more")
 
     only(alone=alone)
-    maintenance.attend(timezone.now())
+    maintenance.ensure_rows(timezone.now())
 
     def worker() -> None:
         try:

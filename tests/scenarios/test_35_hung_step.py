@@ -216,7 +216,7 @@ def test_35_real_seconds_callbacks_and_handlers_have_timeouts_too():
         time.sleep(60)
 
     @agent("keeper", spawn_on="probe_ready", default_retry=ONCE)
-    class Keeper:
+    class Versioned:
         class Context(BaseModel):
             pass
 

@@ -19,8 +19,8 @@ def choose(settings):
 
     def chosen(name: str) -> None:
         settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_q"]
-        settings.AUTOMATION = {**settings.AUTOMATION, "EXECUTOR": name}
-        notifier.set_executor(None)
+        settings.AUTOMATION = {**settings.AUTOMATION, "RUNTIME": name}
+        notifier.set_notifier(None)
 
     return chosen
 
@@ -36,7 +36,7 @@ def deploy_warnings() -> list[str]:
 
 def test_38_by_default_a_request_performs_nothing(choose):
     choose("")
-    assert isinstance(notifier.get_executor(), notifier.WorkerExecutor)
+    assert isinstance(notifier.get_notifier(), notifier.WorkerNotifier)
     engine.start("story:count", steps=1)
     assert status() == "running"
     drain(heartbeat=True)

@@ -20,7 +20,7 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.heartbeat import enlist
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import DatabaseNow, Worker
-from django_ai.automation.queues.worker_status import DEAD_AFTER, presence
+from django_ai.automation.queues.worker_status import DEAD_AFTER, worker_status
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.runtimes.cluster import automation_worker, children_of, until
 from tests.story.models import Probe
@@ -47,7 +47,7 @@ def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
     Probe.objects.create(name="first", ready=True)
     CallbackExecution.objects.update(wake_at=clock.now)
     stopped = enlisted()
-    presence.dismiss()
+    worker_status.dismiss()
     clock.tick(timedelta(hours=3))
     for number in range(20):
         Probe.objects.create(name=str(number), ready=True)
@@ -78,7 +78,7 @@ def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatc
     monkeypatch.setattr("django_ai.automation.queues.worker_status.EVERY", 0.1)
     worker = enlisted()
     until(lambda: Worker.objects.get().seen_at > worker.seen_at + timedelta(milliseconds=300), 20, "A sign of life")
-    presence.dismiss()
+    worker_status.dismiss()
     stopped = Worker.objects.get()
     assert stopped.stopped_at is not None
     time.sleep(0.3)
@@ -107,14 +107,19 @@ def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye
 @pytest.mark.alone
 def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
     """With the database away each process is alive and says so; the system's health says that it cannot be asked."""
-    log, beat = tmp_path / "worker.log", tmp_path / "beat"
-    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(beat)) as process:
+    log, milestone = tmp_path / "worker.log", tmp_path / "milestone"
+    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(milestone)) as process:
         until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
         children = children_of(process.pid)
         server.stop_at_once()
         stopped = time.time()
-        until(lambda: touched(beat) > stopped + 6 and touched(f"{beat}.2") > stopped + 6, 30, "Signs of life", log)
-        assert probe("--liveness", str(beat), "--max-age", "8") == (0, "Alive.\n")
+        until(
+            lambda: touched(milestone) > stopped + 6 and touched(f"{milestone}.2") > stopped + 6,
+            30,
+            "Signs of life",
+            log,
+        )
+        assert probe("--liveness", str(milestone), "--max-age", "8") == (0, "Alive.\n")
         connection.close()
         assert probe()[0] == 2
         server.start()
@@ -127,21 +132,21 @@ def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
 
 @pytest.mark.alone
 def test_42_real_seconds_a_process_that_hangs_is_not_alive(tmp_path):
-    log, beat = tmp_path / "worker.log", tmp_path / "beat"
-    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(beat)) as process:
+    log, milestone = tmp_path / "worker.log", tmp_path / "milestone"
+    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(milestone)) as process:
         until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
         second = int((tmp_path / "beat.2").read_text())
         assert second in children_of(process.pid)
-        assert probe("--liveness", str(beat))[0] == 0
+        assert probe("--liveness", str(milestone))[0] == 0
         os.kill(second, signal.SIGSTOP)
         try:
-            until(lambda: probe("--liveness", str(beat), "--max-age", "9")[0] == 1, 30, "The red light", log)
-            found = json.loads(probe("--liveness", str(beat), "--max-age", "9", "--json")[1].splitlines()[0])
+            until(lambda: probe("--liveness", str(milestone), "--max-age", "9")[0] == 1, 30, "The red light", log)
+            found = json.loads(probe("--liveness", str(milestone), "--max-age", "9", "--json")[1].splitlines()[0])
             ages = found["seconds_since_touched"]
-            assert ages[str(beat)] < 9 < ages[f"{beat}.2"]
+            assert ages[str(milestone)] < 9 < ages[f"{milestone}.2"]
         finally:
             os.kill(second, signal.SIGCONT)
-        until(lambda: probe("--liveness", str(beat), "--max-age", "9")[0] == 0, 30, "The green light", log)
+        until(lambda: probe("--liveness", str(milestone), "--max-age", "9")[0] == 0, 30, "The green light", log)
 
 
 def enlisted() -> Worker:

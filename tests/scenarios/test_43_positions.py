@@ -252,14 +252,14 @@ def test_43_a_lower_position_commits_before_the_run_begins(held):
 @pytest.mark.usefixtures("collector")
 def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
     """Its process died after the commit: a worker tells of it, and a run that was created before hears it."""
-    tell = occurrence._tell
+    notify = occurrence._tell
     held.begin()
     visa("other")
     run = engine.start("collector")
     drain()
     monkeypatch.setattr(occurrence, "_tell", lambda *args: None)
     held.commit()
-    monkeypatch.setattr(occurrence, "_tell", tell)
+    monkeypatch.setattr(occurrence, "_tell", notify)
     run.refresh_from_db()
     assert (run.status, effects()) == ("suspended", [])
     drain(timezone.now() + timedelta(seconds=11))
@@ -269,10 +269,10 @@ def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
 
 @pytest.mark.usefixtures("collector")
 def test_43_what_is_told_late_does_not_reach_a_run_that_is_younger(monkeypatch):
-    tell = occurrence._tell
+    notify = occurrence._tell
     monkeypatch.setattr(occurrence, "_tell", lambda *args: None)
     visa()
-    monkeypatch.setattr(occurrence, "_tell", tell)
+    monkeypatch.setattr(occurrence, "_tell", notify)
     engine.start("collector")
     drain()
     drain(timezone.now() + timedelta(seconds=11))

@@ -69,7 +69,7 @@ def shop() -> Shop:
         found.charge("callback")
 
     @agent("keeper", spawn_on="probe_ready")
-    class Keeper:
+    class Versioned:
         class Context(BaseModel):
             pass
 

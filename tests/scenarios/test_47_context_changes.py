@@ -336,7 +336,7 @@ def keeper(heard, **options) -> AgentRun:
     """Spawn an agent that hears messages."""
 
     @agent("keeper", default_retry=TWICE, **options)
-    class Keeper:
+    class Versioned:
         Context = Shelf
 
         @handler("message_received")

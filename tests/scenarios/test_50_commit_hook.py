@@ -19,7 +19,7 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim_these, renew
-from django_ai.automation.queues.notifier import set_executor
+from django_ai.automation.queues.notifier import set_notifier
 from tests.app.models import Reservation
 from tests.trouble import Together, until_someone_waits
 
@@ -138,14 +138,14 @@ def test_50_a_lock_that_is_let_go_without_a_change_is_followed_by_a_doorbell(two
     gate = Gate(monkeypatch, CommitBatch, "__call__")
     hook = Together(together(one))
     assert gate.is_there.wait(30)
-    set_executor(Bell())
+    set_notifier(Bell())
     try:
         with transaction.atomic():
             list(Event.objects.select_for_update().all())
             gate.go.set()
             hook.join()
     finally:
-        set_executor(None)
+        set_notifier(None)
     assert rung == [["pending", "pending"]]
     drain()
     assert statuses() == ["processed", "pending"]

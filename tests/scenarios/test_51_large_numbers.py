@@ -22,14 +22,14 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.events.recording import reconcile
 from django_ai.automation.events.recording.reconcile import reconcile_dates
 from django_ai.automation.events.subscribers import Listener
-from django_ai.automation.queues.attempt import BrokenOffError
+from django_ai.automation.queues.attempt import ShutdownInterrupt
 from django_ai.automation.queues.drain import _pace as pace
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.heartbeat import Hands
+from django_ai.automation.queues.heartbeat import HeldLeases
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.notifier import ring_after_commit, set_executor
+from django_ai.automation.queues.notifier import ring_after_commit, set_notifier
 from django_ai.automation.queues.registry import wakeables
-from django_ai.automation.queues.runtimes.poller import Watch
+from django_ai.automation.queues.runtimes.poller import Poller
 from django_ai.automation.values.clock import aware
 from django_ai.automation.workflows.core import complete, engine, step, wait, workflow
 from django_ai.automation.workflows.models import Signal, WorkflowRun
@@ -173,9 +173,9 @@ class Bell:
 @pytest.fixture
 def bell():
     found = Bell()
-    set_executor(found)
+    set_notifier(found)
     yield found
-    set_executor(None)
+    set_notifier(None)
 
 
 def test_51_a_doorbell_names_what_became_due(bell, declare):
@@ -221,7 +221,7 @@ def watch():
     found = []
 
     def of(*models):
-        found.append(Watch(10, models=models or wakeables()))
+        found.append(Poller(10, models=models or wakeables()))
         found[-1].sleep(1)  # begins to LISTEN, and looks once more before it sleeps
         found[-1].look()
         return found[-1]
@@ -281,7 +281,7 @@ class Rung:
 
 def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
     monkeypatch.setattr("django_ai.automation.queues.runtimes.poller.time.monotonic", lambda: 100.0)
-    found = Watch(10, models=wakeables())
+    found = Poller(10, models=wakeables())
     found._listener = Rung()
     found.look()
     for _ in range(6):
@@ -395,13 +395,13 @@ def test_51_what_somebody_changes_meanwhile_is_left_out_of_the_batch(clock, quic
 def test_51_the_leases_of_a_whole_batch_are_kept(clock):
     due_tickets(4, clock)
     rows = claim(Event, clock(), 10)
-    hands = Hands(beating=False, clock=clock)
+    hands = HeldLeases(beating=False, clock=clock)
     hands.hold(list(rows))
     assert hands.start_together(rows[:3]) == rows[:3]
     hands.keep_for(HOUR)
     before = rows[0].wake_at
     clock.tick(HOUR / 3600)
-    hands.beat()
+    hands.milestone()
     found = {row.pk: row for row in Event.objects.filter(declared_as="ticket_due")}
     assert [found[row.pk].wake_at for row in rows[:3]] == [before + HOUR / 3600] * 3
     assert found[rows[3].pk].lease is None
@@ -411,9 +411,9 @@ def test_51_a_batch_that_is_broken_off_is_given_back(clock, quick, monkeypatch):
     due_tickets(4, clock)
 
     def end(events, clock):
-        raise BrokenOffError(0)
+        raise ShutdownInterrupt(0)
 
     monkeypatch.setattr(occurrence, "perform_events", end)
-    with pytest.raises(BrokenOffError):
+    with pytest.raises(ShutdownInterrupt):
         drain(clock(), models=[Event])
     assert list(Event.objects.due(clock()).values_list("lease", "losses")) == [(None, 0)] * 4

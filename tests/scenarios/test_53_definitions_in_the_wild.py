@@ -96,7 +96,7 @@ def test_53_a_subclass_that_is_not_decorated_starts_nothing():
 
 def test_53_a_subclass_of_an_agent_spawns_nothing():
     @agent("keeper", spawn_on="probe_ready")
-    class Keeper:
+    class Versioned:
         class Context(Nothing):
             pass
 
@@ -104,7 +104,7 @@ def test_53_a_subclass_of_an_agent_spawns_nothing():
         def note(self, ctx):
             pass
 
-    class Other(Keeper):
+    class Other(Versioned):
         pass
 
     with pytest.raises(DefinitionError, match=r"Only .*Keeper, from which it inherits"):

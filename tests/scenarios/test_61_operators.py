@@ -105,7 +105,7 @@ def test_61_a_run_that_completes_says_nothing(failed, work):
 
 def test_61_handlers_and_agents_that_fail_for_good_are_said(failed, work):
     @agent("keeper", spawn_on="probe_ready", default_retry=ONCE)
-    class Keeper:
+    class Versioned:
         class Context(BaseModel):
             name: str
 
@@ -180,9 +180,9 @@ def test_61_a_viewer_cannot_ask_about_what_he_may_not_see(client):
 def test_61_a_row_that_awaits_code_is_not_called_resumed_without_a_word(client):
     client.force_login(User.objects.create_superuser("root", password="x"))
     now = timezone.now()
-    for_code = WorkflowRun.objects.create(name="gone", status="parked", error="gone", parked_at=now, wake_at=now)
+    awaiting_deploy = WorkflowRun.objects.create(name="gone", status="parked", error="gone", parked_at=now, wake_at=now)
     for_person = WorkflowRun.objects.create(name="held", status="parked", error="held", parked_at=now)
-    chosen = {"action": "resume", "_selected_action": [for_code.pk, for_person.pk]}
+    chosen = {"action": "resume", "_selected_action": [awaiting_deploy.pk, for_person.pk]}
     text = client.post(url(WorkflowRun, "changelist"), chosen, follow=True).content.decode()
     assert "Resumed: 2." in text
     assert "1 of them had been parked because their code was missing" in text

@@ -21,9 +21,9 @@ from django_ai.automation.events.matching.match import (
     is_deleted,
     is_exact,
     plain,
+    problem_with,
     satisfies,
     shape_of,
-    trouble_with,
 )
 from django_ai.automation.events.models import restore_snapshot, take_snapshot
 from django_ai.automation.exceptions import DefinitionError
@@ -410,7 +410,7 @@ def test_a_living_entity_is_asked_of_the_database(db):
     ],
 )
 def test_lookups_that_django_understands(name):
-    assert trouble_with(Document, name) == ""
+    assert problem_with(Document, name) == ""
 
 
 @pytest.mark.parametrize(
@@ -426,6 +426,6 @@ def test_lookups_that_django_understands(name):
     ],
 )
 def test_lookups_that_it_does_not(name, named):
-    trouble = trouble_with(Document, name)
+    trouble = problem_with(Document, name)
     assert named in trouble
     assert "Did you mean 'kind'?" not in trouble or not name.startswith("kind")

@@ -9,8 +9,8 @@ from django.test import override_settings
 
 from django_ai.automation.conf import Conf, conf, problems
 from django_ai.automation.exceptions import SettingsError
-from django_ai.automation.queues.notifier import InlineExecutor, SilentExecutor, get_executor
-from django_ai.automation.queues.runtimes.q2 import Q2Executor
+from django_ai.automation.queues.notifier import InlineNotifier, SilentNotifier, get_notifier
+from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 
 
 def test_defaults_without_any_setting():
@@ -30,7 +30,7 @@ def test_settings_are_read_when_they_change():
     ("values", "words"),
     [
         ({"LEESE": timedelta(1)}, "Did you mean 'LEASE'"),
-        ({"QQQQ": 1}, "Known: EXECUTOR"),
+        ({"QQQQ": 1}, "Known: RUNTIME"),
         ({"LEASE": 10}, "must be a timedelta, not int (10)"),
         ({"BATCH": "20"}, "must be a int, not str ('20')"),
         ({"BATCH": True}, "must be a int, not bool"),
@@ -54,20 +54,20 @@ def test_all_problems_are_told_at_once():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("inline", InlineExecutor),
-        ("silent", SilentExecutor),
-        ("q2", Q2Executor),
-        ("", Q2Executor),
-        ("django_ai.automation.queues.notifier.InlineExecutor", InlineExecutor),
+        ("inline", InlineNotifier),
+        ("silent", SilentNotifier),
+        ("q2", Q2Notifier),
+        ("", Q2Notifier),
+        ("django_ai.automation.queues.notifier.InlineNotifier", InlineNotifier),
     ],
 )
 def test_the_executor_is_a_setting(name, kind):
-    with override_settings(AUTOMATION={"EXECUTOR": name}):
-        assert type(get_executor()) is kind
-    assert type(get_executor()) is SilentExecutor
+    with override_settings(AUTOMATION={"RUNTIME": name}):
+        assert type(get_notifier()) is kind
+    assert type(get_notifier()) is SilentNotifier
 
 
 @pytest.mark.parametrize("name", ["celery?", "nowhere.Executor", "tests.settings.Nothing"])
 def test_an_executor_that_is_not_there_is_named(name):
-    with override_settings(AUTOMATION={"EXECUTOR": name}), pytest.raises(SettingsError, match="EXECUTOR"):
-        get_executor()
+    with override_settings(AUTOMATION={"RUNTIME": name}), pytest.raises(SettingsError, match="RUNTIME"):
+        get_notifier()

@@ -246,7 +246,7 @@ def test_one_function_may_listen_to_several_events_and_offsets():
         pass
 
     mine = [each for each in callbacks.all_callbacks() if each.function is listen]
-    assert sorted((each.event_name, each.beat) for each in mine) == [("a", ""), ("a", "+1h"), ("b", "")]
+    assert sorted((each.event_name, each.milestone) for each in mine) == [("a", ""), ("a", "+1h"), ("b", "")]
     assert listen(None) is None  # the function is still itself
 
 
@@ -527,4 +527,4 @@ def test_one_function_may_hear_two_patterns_and_is_found_for_its_execution():
     assert callbacks.find_callback("b", "one", "") is None
     assert callbacks.find_callback("b", "two", "") is None
     (two,) = callbacks.callbacks_of("b", "")
-    assert callbacks.find_callback("b", "two", two.beat).function is heard
+    assert callbacks.find_callback("b", "two", two.milestone).function is heard

@@ -83,8 +83,8 @@ def test_a_name_that_gets_too_long_is_an_error():
 
 
 def test_the_attributes_that_a_template_begins_with():
-    assert names.slots_of("a:{{ instance.pk }}:{{ instance.owner.team.name }}") == ["pk", "owner"]
-    assert names.slots_of("plain") == []
+    assert names.expressions_of("a:{{ instance.pk }}:{{ instance.owner.team.name }}") == ["pk", "owner"]
+    assert names.expressions_of("plain") == []
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ def test_the_row_is_the_timer_of_those_who_are_told_and_must_reach_what_is_plann
     table.declare(Told, "d", [Told(event_name="sent", offset=4 * HOUR)])
     assert list(table.offsets("paid", "").values()) == [HOUR]
     assert list(table.offsets("paid", "north").values()) == [HOUR, 2 * HOUR]
-    assert set(table.offsets("paid", "north")) == {each.beat for each in table.hearing(Told, "paid", "north")} - {""}
+    assert set(table.offsets("paid", "north")) == {each.milestone for each in table.hearing(Told, "paid", "north")} - {
+        ""
+    }
     assert table.reach("paid") == [HOUR, 2 * HOUR, 3 * HOUR]
 
 

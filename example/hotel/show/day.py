@@ -10,7 +10,7 @@ from rich.live import Live
 
 from .promise import Promise
 from .promises import promises
-from .screen import Feed, News, console, live_view, print_news
+from .screen import Feed, Notification, console, live_view, print_news
 from .story import Day, acts, open_the_book
 
 
@@ -24,7 +24,7 @@ def live_through_the_day(deadline: float, is_running: Callable[[], bool]) -> lis
             while to_do and timezone.now() >= day.at(to_do[0].hour):
                 act = to_do.pop(0)
                 act.do(day)
-                print_news(day, News(timezone.now(), "desk", act.what))
+                print_news(day, Notification(timezone.now(), "desk", act.what))
             for news in feed.news():
                 print_news(day, news)
             look_at(day, promised)

@@ -30,7 +30,7 @@ COLOURS = {"desk": "yellow", "event": "cyan", "message": "green", "step": "magen
 
 
 @dataclass(frozen=True, order=True)
-class News:
+class Notification:
     """A line of the timeline; the moment is the row's own."""
 
     at: datetime
@@ -44,21 +44,21 @@ class Feed:
     def __init__(self) -> None:
         self._seen: set[tuple[str, int, int]] = set()
 
-    def news(self) -> list[News]:
+    def news(self) -> list[Notification]:
         return sorted(self._read())
 
-    def _read(self) -> Iterator[News]:
+    def _read(self) -> Iterator[Notification]:
         for event in self._new("event", Event.objects.occurred()):
-            yield News(event.occurred_at, "event", f"{event.event_name} of {event.entity or event.entity_id}")
+            yield Notification(event.occurred_at, "event", f"{event.event_name} of {event.entity or event.entity_id}")
         for message in self._new("message", Message.objects.all()):
-            yield News(message.sent_at, "message", message.text)
+            yield Notification(message.sent_at, "message", message.text)
         for step in self._new("step", StepExecution.objects.select_related("run")):
             trouble = f"  ({step.error.strip().splitlines()[-1]})" if step.error else ""
             line = f"{step.run.name}.{step.step}, try {step.attempt}: {step.outcome}{trouble}"
-            yield News(step.finished, "step", line)
+            yield Notification(step.finished, "step", line)
         told = HandlerExecution.objects.select_related("run").filter(started_at__isnull=False)
         for answer in self._new("agent", told, lambda row: 2 * row.attempt + bool(row.finished_at)):
-            yield News(answer.finished_at or answer.started_at, "agent", line_of(answer))
+            yield Notification(answer.finished_at or answer.started_at, "agent", line_of(answer))
 
     def _new(self, kind: str, rows: Any, state: Callable[[Any], int] = lambda row: 0) -> Iterator[Any]:
         """Yield what is new; a row whose ``state`` changes is new again."""
@@ -77,7 +77,7 @@ def line_of(answer: HandlerExecution) -> str:
     return f"{answer.run}.{answer.handler}{tries}: {outcome}{trouble}"
 
 
-def print_news(day: Day, news: News) -> None:
+def print_news(day: Day, news: Notification) -> None:
     text = Text(f"{day.hour_of(news.at):5.1f} h  ")
     text.append(f"{news.kind:<8}", style=COLOURS[news.kind])
     text.append(news.line)

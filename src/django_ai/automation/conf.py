@@ -24,7 +24,7 @@ from .exceptions import SettingsError
 class Conf:
     """The settings of ``AUTOMATION``, with their defaults."""
 
-    EXECUTOR: str = ""
+    RUNTIME: str = ""
     """``"q2"``, ``"worker"``, ``"celery"``, ``"tasks"``, ``"inline"``, ``"silent"``, or the dotted path of an
     ``Executor`` class; empty: Q2 where it is installed, else ``"worker"``."""
     LEASE: timedelta = timedelta(seconds=10)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 class AutomationError(Exception):
     """Something went wrong in django_ai.automation."""
 
-    may_pass: ClassVar[bool] = False
+    is_retryable: ClassVar[bool] = False
     """Whether trying again may help; else a step or handler that raises it fails at once."""
-    is_ordinary: ClassVar[bool] = False
+    is_expected: ClassVar[bool] = False
     """Whether this is how things go, and nothing that anybody needs to hear of."""
 
     def __init__(self, message: str = "", *args: Any) -> None:
@@ -40,13 +40,13 @@ class ForkedConnectionError(AutomationError, RuntimeError):
 class AttemptTimeoutError(AutomationError, TimeoutError):
     """The attempt ran for longer than its timeout."""
 
-    may_pass = True
+    is_retryable = True
 
 
 class ControlFlowError(AutomationError, RuntimeError):
     """User code raised something that is no Exception, for instance asyncio.CancelledError."""
 
-    may_pass = True
+    is_retryable = True
 
 
 class OpenTransactionError(AutomationError, RuntimeError):
@@ -77,7 +77,7 @@ class ContextError(CodeError, ValueError):
     """A Context does not accept the values that it was given."""
 
 
-class SealedError(ContextError):
+class DecryptionError(ContextError):
     """What is stored is encrypted, and no key in use opens it."""
 
 
@@ -112,17 +112,17 @@ class UnknownHandlerError(CodeError, LookupError):
 class ClaimedError(AutomationError):
     """Another run has claimed this event."""
 
-    may_pass = True
+    is_retryable = True
 
 
 class SingletonTakenError(AutomationError):
     """Another agent lives for the same match, and the definition allows one."""
 
 
-class HandedOnError(SingletonTakenError):
+class RedirectedToSingletonError(SingletonTakenError):
     """The event that would spawn a second singleton goes to the first."""
 
-    is_ordinary = True
+    is_expected = True
 
 
 class UnknownRunError(AutomationError):

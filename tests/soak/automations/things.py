@@ -45,7 +45,7 @@ for each in ("soak_made", "soak_ready", "soak_due", "soak_touched"):
 
 
 @agent("soak:keeper", spawn_on="soak_made", match={"name": "{{ ctx.name }}"}, singleton=True, default_retry=RETRY)
-class Keeper:
+class Versioned:
     class Context(BaseModel):
         name: str
         tally: list[str] = []

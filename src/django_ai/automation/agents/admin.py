@@ -24,7 +24,7 @@ class HandlerInline(HistoryInline):
     columns = (
         "handler",
         "event",
-        "beat",
+        "milestone",
         "status",
         "attempt",
         time_field("due_at"),
@@ -72,7 +72,7 @@ class AgentRunAdmin(RowAdmin):
 
 @admin.register(HandlerExecution)
 class HandlerExecutionAdmin(RowAdmin):
-    list_display = ("handler", "status", "run", "event", "last_line", "beat", "attempt", time_field("due_at"))
+    list_display = ("handler", "status", "run", "event", "last_line", "milestone", "attempt", time_field("due_at"))
     list_filter = ("status", declared_names("handler", "handler", lambda: _handlers()))
     list_select_related = ("run", "event")
     exact_search = ("handler",)

@@ -20,14 +20,14 @@ class AgentsConfig(AppConfig):
         from ..queues import maintenance, registry
         from ..queues.models import Behaviour
         from ..queues.operations.resume import Kind, register_kind
-        from ..queues.parking import set_aside as park
+        from ..queues.parking import park as park
         from . import checks
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import take_agents
         from .retention import prune_agents, prune_executions
         from .runner import perform_agent
-        from .subscriber import Switchboard
+        from .subscriber import AgentSubscriber
 
         registry.register(AgentRun, Behaviour(perform=perform_agent, park=park))
         registry.register_explained(HandlerExecution)
@@ -46,5 +46,5 @@ class AgentsConfig(AppConfig):
             )
         )
         register_owner(KIND, AgentRun.objects.unfinished)
-        subscribe(Switchboard())
+        subscribe(AgentSubscriber())
         register(checks.check_agents)

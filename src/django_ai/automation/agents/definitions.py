@@ -22,8 +22,8 @@ from ..exceptions import DefinitionError, UnknownAgentError
 from ..queues.registry import declare_timeout
 from ..state.contexts import context_class, make_context
 from ..state.versions import Migration, check_version, is_newer, migration_of
-from ..values.callables import check_plain
-from ..values.classes import is_same_place
+from ..values.callables import check_synchronous
+from ..values.classes import is_redefinition
 from ..values.clock import Offset, check_duration, check_offset, check_recheck, offset_key
 from ..values.retry import Retry
 
@@ -80,10 +80,10 @@ class AgentDefinition:
         """Return what routes events to ``handler``: its own match, or the agent's."""
         return self.match if handler.match is None else handler.match
 
-    def find_handler(self, method: str, event: Event, beat: str) -> HandlerDefinition | None:
+    def find_handler(self, method: str, event: Event, milestone: str) -> HandlerDefinition | None:
         """Return what an execution calls. Whether it hears the event was judged when the execution was made: the event
         may go by another name by now."""
-        found = [each for each in self.handlers if each.method == method and each.beat == beat]
+        found = [each for each in self.handlers if each.method == method and each.milestone == milestone]
         return next((each for each in found if each.hears(event)), found[0] if found else None)
 
     def retry_of(self, handler: HandlerDefinition) -> Retry:
@@ -173,10 +173,12 @@ def check_release(version: str, definition: AgentDefinition, what: str) -> None:
         )
 
 
-def has_handler(name: str, method: str, beat: str) -> bool:
+def has_handler(name: str, method: str, milestone: str) -> bool:
     """Say whether the agent ``name`` has a handler for an execution of before."""
     definition = _registry.get(name)
-    return definition is not None and any(each.method == method and each.beat == beat for each in definition.handlers)
+    return definition is not None and any(
+        each.method == method and each.milestone == milestone for each in definition.handlers
+    )
 
 
 def all_agents() -> list[AgentDefinition]:
@@ -268,7 +270,7 @@ def agent(
             migrate=migration_of(cls, where),
         )
         previous = _registry.get(name)
-        if previous is not None and not is_same_place(previous.cls, cls):
+        if previous is not None and not is_redefinition(previous.cls, cls):
             raise DefinitionError(
                 f"{where}: the name {name!r} is taken by {previous.cls.__module__}.{previous.cls.__qualname__}. "
                 "Give one of them another name."
@@ -347,7 +349,7 @@ def handler(
     def decorate(method: F) -> F:
         if not inspect.isfunction(method):
             raise DefinitionError(f"{what} decorates a method of an agent class, not {method!r}.")
-        check_plain(method, what)
+        check_synchronous(method, what)
         if len(method.__name__) > 200:
             raise DefinitionError(f"{what}: the name {method.__name__!r} is longer than 200 characters.")
         declared = {
@@ -391,7 +393,7 @@ def _asking(condition: Any, what: str) -> Callable[..., Any]:
     """Return ``condition`` as a function that is called with every argument by its name."""
     if not callable(condition):
         raise DefinitionError(f"{what}: condition={condition!r} must be a function of event and ctx.")
-    check_plain(condition, f"{what}: condition")
+    check_synchronous(condition, f"{what}: condition")
     parameters = list(inspect.signature(condition).parameters.values())
     names = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if set(names) <= set(ARGUMENTS):

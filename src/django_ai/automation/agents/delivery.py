@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from ..events.definitions import sources_of
 from ..events.matching.match import Match, satisfies
 from ..events.models import Event
-from ..events.subscribers import News
+from ..events.subscribers import Notification
 from ..exceptions import AutomationError
 from ..state.versions import restore
 from .definitions import AgentDefinition, HandlerDefinition, find_agent, handlers_hearing
@@ -32,14 +32,16 @@ class Call:
     position: int
 
 
-def executions_for(news: Sequence[News], now: datetime, *, only: int | None = None) -> Iterator[HandlerExecution]:
+def executions_for(
+    news: Sequence[Notification], now: datetime, *, only: int | None = None
+) -> Iterator[HandlerExecution]:
     """Yield what goes into which mailbox: of agents whose position is before that of the beat. What came before an
     agent it looks back for, if it is its business at all. ``only``: for this one agent, whatever its position."""
     calls: dict[str, list[Call]] = {}
     for each in news:
-        position = each.event.position_of(each.beat)
+        position = each.event.position_of(each.milestone)
         for handler in handlers_hearing(each.event):
-            if handler.beat != each.beat:
+            if handler.milestone != each.milestone:
                 continue
             definition = find_agent(handler.agent)
             call = Call(definition, handler, each.event, position)
@@ -50,11 +52,11 @@ def executions_for(news: Sequence[News], now: datetime, *, only: int | None = No
     routes = AgentRoute.objects.filter(key__in=list(calls)).order_by("run")
     if only is not None:
         routes = routes.filter(run=only)
-    judge = _Judge()
+    judge = _ResidualMatcher()
     seen = set()
     for key, pk, behind in routes.values_list("key", "run", "run__position"):
         for call in calls[key]:
-            this = (pk, call.event.pk, call.handler.method, call.handler.beat)
+            this = (pk, call.event.pk, call.handler.method, call.handler.milestone)
             if this in seen or (only is None and call.position <= behind):
                 continue
             if judge.fits(pk, call):
@@ -62,7 +64,7 @@ def executions_for(news: Sequence[News], now: datetime, *, only: int | None = No
                 yield execution_of(pk, call.event, call.handler, now)
 
 
-class _Judge:
+class _ResidualMatcher:
     """Compares what keys do not say, with each agent's Context read once."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from django.db.models.functions import Concat
 from ..db.writer import alias_of
 from ..events.claims import release_all
 from ..queues.causation import end_own_run
-from ..queues.lease import disturb
+from ..queues.lease import revoke
 from ..values.json_text import storable
 from .models import AgentRoute, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 
@@ -31,7 +31,7 @@ def end_agents(runs: Iterable[AgentRun], status: AgentStatus, reason: str, now: 
             if end_own_run(KIND, run.pk, status, reason):
                 ended += 1
                 continue
-            changed = disturb(
+            changed = revoke(
                 AgentRun.objects.unfinished().filter(pk=run.pk),
                 status=status,
                 error=reason,

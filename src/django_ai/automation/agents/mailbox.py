@@ -27,10 +27,10 @@ def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: dat
         run_id=run_pk,
         event=event,
         handler=handler.method,
-        beat=handler.beat,
+        milestone=handler.milestone,
         created_at=now,
         due_at=now,
-        unique_key=digest("handler", run_pk, event.pk, handler.method, handler.beat),
+        unique_key=digest("handler", run_pk, event.pk, handler.method, handler.milestone),
     )
     execution.position = handler.position
     return execution

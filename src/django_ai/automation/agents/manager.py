@@ -8,7 +8,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from ..db.deadlocks import after_deadlock
+from ..db.deadlocks import retry_on_deadlock
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
 from ..events.models import Event
@@ -47,7 +47,7 @@ class AgentManager:
             raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
         definition = _definition(agent)
         context = definition.context_by_hand(event, **arguments)
-        return after_deadlock(alias_of(AgentRun), lambda: _spawn(definition, event, context))
+        return retry_on_deadlock(alias_of(AgentRun), lambda: _spawn(definition, event, context))
 
     @staticmethod
     def list_active(agent: str | type | None = None) -> AgentRunQuerySet:
@@ -140,7 +140,7 @@ def _leave_for_the_key(run: AgentRun, event: Event) -> None:
 def _end(run: AgentRun | int, status: AgentStatus, reason: str) -> bool:
     pk = run.pk if isinstance(run, AgentRun) else run
     runs = AgentRun.objects.filter(pk=pk)
-    ended = after_deadlock(alias_of(AgentRun), lambda: end_agents(runs.all(), status, reason, timezone.now()))
+    ended = retry_on_deadlock(alias_of(AgentRun), lambda: end_agents(runs.all(), status, reason, timezone.now()))
     if isinstance(run, AgentRun):
         run.refresh_from_db()
     return ended > 0

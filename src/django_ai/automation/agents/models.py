@@ -19,10 +19,10 @@ from ..db.indexes import PartialIndex, unique
 from ..db.writer import AutomationModel, WriterQuerySet, alias_of
 from ..events.models import Event
 from ..exceptions import NotResumableError
-from ..queues.lease import disturb
+from ..queues.lease import revoke
 from ..queues.models import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
-from ..state.encryption import SealedJSONField
+from ..state.encryption import EncryptedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key
 from ..values.text import last_line
@@ -60,7 +60,7 @@ class AgentRun(Wakeable):
     name = models.CharField(max_length=200, editable=False)
     version = models.CharField(max_length=50, default="1", editable=False)
     status = models.CharField(max_length=10, choices=AgentStatus.choices, default=AgentStatus.PENDING, editable=False)
-    data = SealedJSONField(default=dict, blank=True, editable=False)
+    data = EncryptedJSONField(default=dict, blank=True, editable=False)
     call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     attempt = models.PositiveSmallIntegerField(default=0, editable=False)
@@ -126,22 +126,22 @@ class AgentRun(Wakeable):
             return self.executions.filter(status=HandlerStatus.FAILED).count()
         return self.__dict__["failed_handlers"] or 0
 
-    def rests_until(self, now: datetime) -> str:
+    def waiting_reason(self, now: datetime) -> str:
         if self.status == AgentStatus.PARKED:
-            return self.lies_until()
+            return self.parked_reason()
         if self.wake_at is not None:
             what = "what is due in its mailbox" if self.status == AgentStatus.ACTIVE else "its next try to begin"
             return f"{what}, {at_text(self.wake_at)}"
         return "its events" if self.status == AgentStatus.ACTIVE and self.started_at else ""
 
-    def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
+    def park(self, reason: str, clock: Clock = timezone.now, *, awaiting_deploy: bool = False) -> None:
         first = self.executions.filter(status=HandlerStatus.PENDING).order_by("due_at", "pk").first()
         if first is not None:
             reason = f"{reason}\nFirst in its mailbox: {first}."
-        super().park(reason, clock, for_code=for_code)
+        super().park(reason, clock, awaiting_deploy=awaiting_deploy)
 
     @property
-    def unparked(self) -> AgentStatus:
+    def resumed_status(self) -> AgentStatus:
         """What a parked agent goes on as."""
         return AgentStatus.ACTIVE if self.routing else AgentStatus.PENDING
 
@@ -151,8 +151,8 @@ class AgentRun(Wakeable):
         Raises ``NotResumableError`` for one in another state.
         """
         rows = AgentRun.objects.filter(pk=self.pk, status__in=[AgentStatus.PARKED, AgentStatus.FAILED])
-        again = {"status": self.unparked, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
-        if not disturb(rows, **again, wake_at=aware(now or timezone.now(), "now")):
+        again = {"status": self.resumed_status, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
+        if not revoke(rows, **again, wake_at=aware(now or timezone.now(), "now")):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed agent can be resumed.")
         ring_after_commit(alias_of(AgentRun), AgentRun)
         self.refresh_from_db()
@@ -189,7 +189,7 @@ class HandlerExecution(AutomationModel):
     run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="executions", editable=False)
     event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="handler_executions", editable=False)
     handler = models.CharField(max_length=200, editable=False)
-    beat = models.CharField(max_length=250, blank=True, default="", editable=False)
+    milestone = models.CharField(max_length=250, blank=True, default="", editable=False)
     status = models.CharField(
         max_length=10, choices=HandlerStatus.choices, default=HandlerStatus.PENDING, editable=False
     )
@@ -229,7 +229,7 @@ class HandlerExecution(AutomationModel):
         ]
 
     def __str__(self) -> str:
-        at = f" at {self.beat}" if self.beat else ""
+        at = f" at {self.milestone}" if self.milestone else ""
         return f"{self.handler} for event {self.event_id}{at}"
 
     @property

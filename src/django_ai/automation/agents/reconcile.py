@@ -16,7 +16,7 @@ from ..db.locks import locked
 from ..db.writer import alias_of
 from ..events.models import is_installed
 from ..exceptions import AutomationError
-from ..queues.maintenance import Bite, Turn
+from ..queues.maintenance import SliceResult, TimeSlice
 from ..state.versions import restore
 from .definitions import AgentDefinition, all_agents, check_release, has_handler
 from .mailbox import wake_forgotten
@@ -31,10 +31,10 @@ MOST_BROKEN = 1000
 
 def reconcile_agents(now: datetime) -> int:
     """Bring all agents in line with the code and with their mailboxes; return how many were."""
-    return take_agents(Turn(now)).done
+    return take_agents(TimeSlice(now)).done
 
 
-def take_agents(turn: Turn) -> Bite:
+def take_agents(turn: TimeSlice) -> SliceResult:
     """Bring agents in line with the code, as long as the turn lasts, and in the last one with their mailboxes. The
     position: at which agent it stopped, and which of its runs get no routes."""
     place, routed = turn.position or {}, 0
@@ -46,8 +46,8 @@ def take_agents(turn: Turn) -> Bite:
         count, is_complete = _add_routes(known[name], turn, broken)
         routed += count
         if not is_complete:
-            return Bite(routed, {"agent": name, "broken": broken})
-    return Bite(routed + resume_found(turn.now) + wake_forgotten(turn.now))
+            return SliceResult(routed, {"agent": name, "broken": broken})
+    return SliceResult(routed + resume_found(turn.now) + wake_forgotten(turn.now))
 
 
 def resume_found(now: datetime) -> int:
@@ -57,12 +57,12 @@ def resume_found(now: datetime) -> int:
         status=HandlerStatus.PARKED, parked_at__isnull=False, run__in=AgentRun.objects.unfinished()
     )
     found = 0
-    for name, method, beat, label in parked.values_list(
-        "run__name", "handler", "beat", "event__entity_type"
+    for name, method, milestone, label in parked.values_list(
+        "run__name", "handler", "milestone", "event__entity_type"
     ).distinct():
-        if not has_handler(name, method, beat) or not is_installed(label):
+        if not has_handler(name, method, milestone) or not is_installed(label):
             continue
-        mine = parked.filter(run__name=name, handler=method, beat=beat, event__entity_type=label)
+        mine = parked.filter(run__name=name, handler=method, milestone=milestone, event__entity_type=label)
         rows = list(mine.order_by("pk").values_list("pk", "run")[:AT_ONCE])
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
@@ -72,7 +72,7 @@ def resume_found(now: datetime) -> int:
     return found
 
 
-def _add_routes(definition: AgentDefinition, turn: Turn, broken: list[int]) -> tuple[int, bool]:
+def _add_routes(definition: AgentDefinition, turn: TimeSlice, broken: list[int]) -> tuple[int, bool]:
     """Return how many runs have got their routes, and whether those were all; add to ``broken`` the others."""
     print_of, written = fingerprint(definition), 0
     # Two ranges, not "other than": the index finds the next ones, however many are right already.

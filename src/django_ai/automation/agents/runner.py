@@ -27,7 +27,7 @@ from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostErro
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit
 from ..queues.causation import CurrentRun, Owner, inside, rested
 from ..queues.lease import advance, release
-from ..queues.parking import because, take_back
+from ..queues.parking import reason_of, unpark
 from ..queues.signals import row_parked
 from ..state.contexts import dump_context, replaced
 from ..state.versions import restore
@@ -68,17 +68,17 @@ def _load(run: AgentRun, clock: Clock) -> AgentSession | None:
     because this worker's code does not have it."""
     was_parked = run.status == AgentStatus.PARKED
     if was_parked:
-        run.status = run.unparked
+        run.status = run.resumed_status
     try:
         definition = agent_of(run)
         if run.status == AgentStatus.PENDING and run.event is not None:
             run.event.check_known()
     except CodeError as error:
-        run.park(because(run, error), clock, for_code=True)
+        run.park(reason_of(run, error), clock, awaiting_deploy=True)
         return None
     if run.status == AgentStatus.PENDING:
         if was_parked:
-            take_back(run, run.status)
+            unpark(run, run.status)
             was_parked = False
         if not begin(run, definition, clock):
             return None
@@ -90,8 +90,8 @@ def _park(run: AgentRun, error: Exception, clock: Clock) -> None:
     Context, a bug of ours), or on which singleton lives: another time it may go on. Raises a database failure."""
     if run.lease is None or is_database_failure(error, connections[alias_of(AgentRun)]):
         raise error
-    reason = because(run, error) if isinstance(error, AutomationError) else f"{run}: {trace_of(error)}"
-    run.park(reason, clock, for_code=True)
+    reason = reason_of(run, error) if isinstance(error, AutomationError) else f"{run}: {trace_of(error)}"
+    run.park(reason, clock, awaiting_deploy=True)
 
 
 class AgentSession:
@@ -124,7 +124,7 @@ class AgentSession:
         self.context = stored.context
         self.routes = keys, singleton = self._routes()
         if self.was_parked and not stored.moved:
-            take_back(run, run.status)
+            unpark(run, run.status)
         if not stored.moved:
             return
         changes = {
@@ -177,13 +177,13 @@ class AgentSession:
         ``rest``: what is pending after it, the earliest first.
         """
         run, event, now = self.run, execution.event, self.clock()
-        handler = self.definition.find_handler(execution.handler, event, execution.beat)
+        handler = self.definition.find_handler(execution.handler, event, execution.milestone)
         try:
             if handler is None:
                 raise UnknownHandlerError(self._missing(execution))
             event.check_known()
         except CodeError as error:
-            reason = because(run, error)
+            reason = reason_of(run, error)
             done = self._commit(execution, now, rest, Unknown(reason))
             row_parked.send_robust(HandlerExecution, row=execution, reason=reason)
             return done
@@ -217,7 +217,7 @@ class AgentSession:
 
     def _missing(self, execution: HandlerExecution) -> str:
         """Say which handler is gone, and what to do."""
-        at = f" at {execution.beat!r}" if execution.beat else ""
+        at = f" at {execution.milestone!r}" if execution.milestone else ""
         near = get_close_matches(execution.handler, [each.method for each in self.definition.handlers], n=1)
         hint = f" Did it become {near[0]!r}?" if near else ""
         return (

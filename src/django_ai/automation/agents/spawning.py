@@ -36,8 +36,8 @@ from ..events.definitions import EventTrigger, sources_of
 from ..events.matching.lookback import met
 from ..events.models import Event, EventStatus
 from ..events.names import ANY, is_pattern
-from ..events.subscribers import News
-from ..exceptions import HandedOnError, SingletonTakenError
+from ..events.subscribers import Notification
+from ..exceptions import RedirectedToSingletonError, SingletonTakenError
 from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, Owner
 from ..queues.lease import advance, release
@@ -72,12 +72,12 @@ def spawn(events: Sequence[Event], now: datetime) -> None:
     if not wanted:
         return
     bound = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
-    runs = [run_for(event, each, now, _position_of(event, bound, now)) for event, each in wanted]
+    runs = [new_run(event, each, now, _position_of(event, bound, now)) for event, each in wanted]
     if insert_ignoring(AgentRun, runs):
         ring_after_commit(alias_of(AgentRun), AgentRun)
 
 
-def run_for(event: Event, definition: AgentDefinition, now: datetime, position: int) -> AgentRun:
+def new_run(event: Event, definition: AgentDefinition, now: datetime, position: int) -> AgentRun:
     """Return the unsaved agent that ``event`` spawns; its Context is made when a worker gets to it."""
     return AgentRun(
         name=definition.name,
@@ -133,7 +133,7 @@ def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
         return _living(run, definition, context, keys[-1])
 
     def rescue(error: Exception) -> Progress:
-        if isinstance(error, HandedOnError):
+        if isinstance(error, RedirectedToSingletonError):
             return Progress({"status": AgentStatus.PENDING})
         return _not_spawned(run, definition, error, clock())
 
@@ -168,7 +168,7 @@ def _context_of(run: AgentRun, definition: AgentDefinition) -> BaseModel:
 def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel, singleton: str | None) -> Progress:
     keys = keys_of(definition, run, context)
     if singleton is not None and run.event_id is not None and had(singleton, [run.event_id], run):
-        raise HandedOnError(f"The event that spawns {run} was given to another {run.name!r}.")
+        raise RedirectedToSingletonError(f"The event that spawns {run} was given to another {run.name!r}.")
     changes = {
         "status": AgentStatus.ACTIVE,
         "version": definition.version,
@@ -185,7 +185,7 @@ def _take_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
     try:
         install(run, keys, singleton)
     except SingletonTakenError as error:
-        raise HandedOnError(str(error)) from error
+        raise RedirectedToSingletonError(str(error)) from error
 
 
 def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
@@ -224,7 +224,9 @@ def had(singleton: str, events: Collection[int], but: AgentRun) -> set[int]:
 
 
 def _told(run_pk: int, event: Event, now: datetime) -> Iterator[HandlerExecution]:
-    news = [News(event, beat) for beat in ("", *event.came) if beat or event.occurred_at is not None]
+    news = [
+        Notification(event, milestone) for milestone in ("", *event.came) if milestone or event.occurred_at is not None
+    ]
     return executions_for(news, now, only=run_pk)
 
 
@@ -274,7 +276,7 @@ def _is_for(run: AgentRun, handler: HandlerDefinition, event: Event, position: i
         return False
     if event.status == EventStatus.PENDING and event.armed:
         return True  # before its date has come, the event is the agent's business as a whole
-    return event.position_of(handler.beat) > position
+    return event.position_of(handler.milestone) > position
 
 
 def _has_come(handler: HandlerDefinition, event: Event, *, spawned_by_it: bool = False) -> bool:
@@ -282,8 +284,8 @@ def _has_come(handler: HandlerDefinition, event: Event, *, spawned_by_it: bool =
         return event.occurred_at is not None
     if spawned_by_it and event.occurred_at is not None and event.at is not None:
         # An agent that is born of an occurrence comes too late for what was to be done before it.
-        return handler.beat in event.came and shift(event.at, handler.offset) >= event.at
-    return handler.beat in event.came
+        return handler.milestone in event.came and shift(event.at, handler.offset) >= event.at
+    return handler.milestone in event.came
 
 
 def _missed(
@@ -296,7 +298,7 @@ def _missed(
     spawned = run.event.position if run.event is not None and run.event.position else run.position
     since = min(run.position, spawned)
     labels = own_labels(run.entity_type, first.event_name)
-    events = _arrived(first.event_name, since, with_beats=any(each.offset is not None for each in handlers))
+    events = _arrived(first.event_name, since, with_milestones=any(each.offset is not None for each in handlers))
     if match is None and labels:
         found: Iterator[Event] = iter(events.filter(entity_type__in=labels, entity_id=run.entity_id))
     elif match is None:
@@ -309,10 +311,10 @@ def _missed(
         yield event, since if is_own else run.position
 
 
-def _arrived(pattern: str, position: int, *, with_beats: bool) -> QuerySet[Event, Event]:
+def _arrived(pattern: str, position: int, *, with_milestones: bool) -> QuerySet[Event, Event]:
     """Return the events that a subscriber to ``pattern`` may have missed after ``position``."""
     wanted = Q(position__gt=position)
-    if with_beats:
+    if with_milestones:
         still_to_come = Q(position=None, status=EventStatus.PENDING, active_key__isnull=False)
         wanted |= Q(fired_position__gt=position) | still_to_come & Q(fired_position__isnull=False)
     events = Event.objects.filter(wanted)

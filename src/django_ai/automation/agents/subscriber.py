@@ -13,7 +13,7 @@ from datetime import datetime
 from django.db.models import Exists, OuterRef, Q
 
 from ..events.models import Event, Shapes
-from ..events.subscribers import Listener, News
+from ..events.subscribers import Listener, Notification
 from .definitions import all_agents, handlers_hearing
 from .delivery import executions_for
 from .mailbox import put
@@ -21,17 +21,19 @@ from .models import AgentRun, HandlerExecution, HandlerStatus, touch
 from .spawning import spawn
 
 
-class Switchboard(Listener):
+class AgentSubscriber(Listener):
     """Follows events on behalf of the agents."""
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         spawn(events, now)
 
-    def wants_telling(self, event: Event, beat: str) -> bool:
+    def wants_notification(self, event: Event, milestone: str) -> bool:
         # Every occurrence, where there are agents: their claims may end after a number of them.
-        return (beat == "" and bool(all_agents())) or any(each.beat == beat for each in handlers_hearing(event))
+        return (milestone == "" and bool(all_agents())) or any(
+            each.milestone == milestone for each in handlers_hearing(event)
+        )
 
-    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime) -> None:
+    def notify(self, news: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
         found = list(executions_for(news, now))
         put(found)
         if found:
@@ -39,8 +41,8 @@ class Switchboard(Listener):
 
     def still_needs(self) -> Sequence[Q]:
         pending = HandlerExecution.objects.filter(event=OuterRef("pk"), status__in=UNFINISHED)
-        unborn = AgentRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
-        return [Q(Exists(pending)), Q(Exists(unborn))]
+        spawning = AgentRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
+        return [Q(Exists(pending)), Q(Exists(spawning))]
 
 
 UNFINISHED = (HandlerStatus.PENDING, HandlerStatus.PARKED)

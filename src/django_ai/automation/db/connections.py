@@ -19,13 +19,13 @@ def was_closed(connection: BaseDatabaseWrapper) -> bool:
     return connection.vendor == "sqlite" or not connection.errors_occurred
 
 
-def let_go_of_broken(connection: BaseDatabaseWrapper) -> None:
+def close_if_broken(connection: BaseDatabaseWrapper) -> None:
     """Close ``connection`` after a failure if it is of no use any more; the next query makes a new one."""
     if not connection.in_atomic_block:
         connection.close_if_unusable_or_obsolete()
 
 
-def touched_nothing(connection: BaseDatabaseWrapper) -> bool:
+def is_untouched_transaction(connection: BaseDatabaseWrapper) -> bool:
     """Say whether the open outermost ``atomic`` block has sent nothing yet, so that no BEGIN is needed.
 
     psycopg sends BEGIN with the first statement. A hook for after the commit counts as a touch: it must not run before
@@ -37,7 +37,7 @@ def touched_nothing(connection: BaseDatabaseWrapper) -> bool:
     return raw is not None and raw.info.transaction_status.name == "IDLE"
 
 
-def unpooled(alias: str) -> BaseDatabaseWrapper:
+def dedicated_connection(alias: str) -> BaseDatabaseWrapper:
     """Return a new connection to the database ``alias`` that takes no place in psycopg's pool: one that is held for
     long, or that must not wait for those who work."""
     connection = connections[alias].copy()

@@ -15,7 +15,7 @@ R = TypeVar("R")
 TRIES = 10
 
 
-def after_deadlock(alias: str, work: Callable[[], R]) -> R:
+def retry_on_deadlock(alias: str, work: Callable[[], R]) -> R:
     """Return what ``work`` returns; call it again where a deadlock has rolled it back. Inside an ``atomic`` block it is
     called once, because its transaction is not ours to repeat."""
     connection, tries = connections[alias], TRIES

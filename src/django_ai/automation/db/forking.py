@@ -75,10 +75,10 @@ def _in_child() -> None:
             _inherited.append((connection, connection.connection))
             _open_at_fork.add(_file_of(connection))
     _opened.clear()
-    put_connections_aside()
+    abandon_inherited_connections()
 
 
-def put_connections_aside() -> None:
+def abandon_inherited_connections() -> None:
     """Forget the connections of this thread without closing them."""
     for connection in connections.all(initialized_only=True):
         if _is_in_memory(connection):

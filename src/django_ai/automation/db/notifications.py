@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
 
-from .connections import unpooled
+from .connections import dedicated_connection
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -102,7 +102,7 @@ class Listener:
             return self._connection.connection
         if connections[self.alias].vendor != "postgresql" or time.monotonic() < self._deaf_until:
             return None
-        connection: Any = unpooled(self.alias)
+        connection: Any = dedicated_connection(self.alias)
         try:
             connection.ensure_connection()
             if not hasattr(connection.connection, "pgconn"):

@@ -27,7 +27,7 @@ class ExecutionInline(HistoryInline):
     verbose_name_plural = f"newest {MAX_INLINE_ROWS} callback executions"
     columns = (
         "callback",
-        "beat",
+        "milestone",
         "status",
         "attempt",
         time_field("started_at"),
@@ -96,7 +96,7 @@ class EventClaimAdmin(RowAdmin):
 
 @admin.register(CallbackExecution)
 class CallbackExecutionAdmin(RowAdmin):
-    list_display = ("callback", "status", "event", "last_line", "beat", "attempt", "due")
+    list_display = ("callback", "status", "event", "last_line", "milestone", "attempt", "due")
     list_filter = ("status", declared_names("callback", "callback", lambda: {each.name for each in all_callbacks()}))
     list_select_related = ("event",)
     exact_search = ("callback", "event__entity_id")

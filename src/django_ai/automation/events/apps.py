@@ -20,7 +20,7 @@ class EventsConfig(AppConfig):
         from ..queues import maintenance, registry
         from ..queues.models import Behaviour
         from ..queues.operations.resume import Kind, register_kind
-        from ..queues.parking import set_aside as park
+        from ..queues.parking import park as park
         from . import checks
         from .claims import prune_claims
         from .execution import perform_callback

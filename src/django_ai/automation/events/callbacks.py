@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from ..conf import conf
 from ..exceptions import DefinitionError
 from ..queues.registry import declare_timeout
-from ..values.callables import check_plain, check_takes
-from ..values.classes import is_same_place
-from ..values.clock import Offset, beat_key, check_duration, check_offset, check_recheck
+from ..values.callables import check_parameters, check_synchronous
+from ..values.classes import is_redefinition
+from ..values.clock import Offset, check_duration, check_offset, check_recheck, milestone_key
 from ..values.retry import Retry
 from .names import check_namespace, check_subscription
 from .subscriptions import Subscription, subscriptions
@@ -42,8 +42,8 @@ class Callback(Subscription):
     _timeout: timedelta | None = None
 
     @property
-    def beat(self) -> str:
-        return self.moment or beat_key(self.offset, self.recheck)
+    def milestone(self) -> str:
+        return self.moment or milestone_key(self.offset, self.recheck)
 
     @property
     def timeout(self) -> timedelta:
@@ -55,10 +55,10 @@ def callbacks_of(event_name: str, namespace: str) -> Sequence[Callback]:
     return subscriptions.hearing(Callback, event_name, namespace)
 
 
-def find_callback(event_name: str, name: str, beat: str) -> Callback | None:
+def find_callback(event_name: str, name: str, milestone: str) -> Callback | None:
     """Return the function that an execution calls. The namespace was judged when the execution was made."""
     found = subscriptions.meaning(Callback, event_name)
-    return next((each for each in found if each.name == name and each.beat == beat), None)
+    return next((each for each in found if each.name == name and each.milestone == milestone), None)
 
 
 def all_callbacks() -> list[Callback]:
@@ -66,7 +66,7 @@ def all_callbacks() -> list[Callback]:
 
 
 def _key(callback: Callback) -> tuple[str, str, str]:
-    return callback.event_name, callback.name, callback.beat
+    return callback.event_name, callback.name, callback.milestone
 
 
 def unregister(callback: Callback) -> None:
@@ -165,8 +165,8 @@ def _register(
     def decorate(function: F) -> F:
         if not callable(function):
             raise DefinitionError(f"{what} decorates a function, not {function!r}.")
-        check_plain(function, what)
-        check_takes(function, what, "event")
+        check_synchronous(function, what)
+        check_parameters(function, what, "event")
         if not name and not hasattr(function, "__qualname__"):
             raise DefinitionError(f"{what}: {function!r} has no name of its own; give name=.")
         callback = Callback(
@@ -184,7 +184,7 @@ def _register(
         if len(callback.name) > 250:
             raise DefinitionError(f"{what}: the name {callback.name!r} is longer than 250 characters; give name=.")
         for previous in subscriptions.declared_by(Callback, _key(callback)):
-            if not is_same_place(previous.function, function):
+            if not is_redefinition(previous.function, function):
                 raise DefinitionError(
                     f"{what}: two functions are called {callback.name!r} ({previous.function!r} and {function!r}). "
                     "Give one of them another name=."

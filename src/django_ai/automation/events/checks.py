@@ -27,9 +27,9 @@ from .definitions import (
     is_family,
     sources_of,
 )
-from .matching.match import trouble_with
+from .matching.match import problem_with
 from .models import Event
-from .names import slots_of
+from .names import expressions_of
 
 
 def did_you_mean(name: str, known: Any) -> str:
@@ -202,7 +202,7 @@ def _check_field_names(model: type[models.Model], declared: Declared) -> Iterato
                 obj=model,
                 id="automation.E115",
             )
-    for name in slots_of(definition.name):
+    for name in expressions_of(definition.name):
         if name != "pk" and not hasattr(model, name) and name not in columns:
             yield Error(
                 f"{model._meta.label}: the event {definition.name!r} is named after {name!r}, which the model does not "
@@ -217,7 +217,7 @@ def _check_changing_name(model: type[models.Model], definition: EventDefinition)
     """Warn of an event that occurs once and is named after a field that may change: only the first value is heard."""
     if definition.is_scheduled or definition.triggers or definition.rearm:
         return
-    slots = set(slots_of(definition.name))
+    slots = set(expressions_of(definition.name))
     changing = [field.name for field in model._meta.concrete_fields if field.name in slots and _may_change(field)]
     if changing:
         yield Warning(
@@ -267,7 +267,7 @@ def check_match(what: str, pattern: str, lookups: Iterable[str], obj: Any, code:
     """Report lookups that no model which declares the event has."""
     sources = sources_of(pattern)
     for lookup in lookups:
-        troubles = [trouble_with(source.owner, lookup) for source in sources]
+        troubles = [problem_with(source.owner, lookup) for source in sources]
         if troubles and all(troubles):
             models = ", ".join(sorted({source.owner._meta.label for source in sources}))
             yield Error(

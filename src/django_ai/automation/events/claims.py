@@ -25,13 +25,13 @@ from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
 from ..exceptions import AutomationError, ClaimedError, DefinitionError
 from ..queues.causation import CurrentRun, Owner, current_cause
-from ..queues.maintenance import Bite, Turn
-from ..queues.pruning import sweep
+from ..queues.maintenance import SliceResult, TimeSlice
+from ..queues.pruning import prune_in_batches
 from ..values.clock import check_duration
 from ..values.digests import digest
 from .claim_owners import _owners
 from .definitions import sources_of
-from .matching.match import Address, address, entity_keys, plain, satisfies, trouble_with, within
+from .matching.match import Address, address, entity_keys, plain, problem_with, satisfies, within
 from .models import Event, EventClaim, RoutingShape, Shapes
 from .names import ANY, check_namespace, is_pattern, pattern_of
 
@@ -137,7 +137,7 @@ def holder(
     cause = current_cause()
     wanted = _claim(event_name, match, what, _namespace(namespace, cause.owner if cause else None, what))
     found = EventClaim.objects.filter(unique_key=wanted.unique_key).first()
-    return found if found is not None and stands(found, timezone.now()) else None
+    return found if found is not None and is_active(found, timezone.now()) else None
 
 
 # -- for the engine ----------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def release_all(kind: str, pk: int) -> None:
     EventClaim.objects.filter(owner_kind=kind, owner_id=pk).delete()
 
 
-def stands(claim: EventClaim, now: datetime, event: Event | None = None) -> bool:
+def is_active(claim: EventClaim, now: datetime, event: Event | None = None) -> bool:
     """Say whether ``claim`` has not ended: by time, by its run's end, or by number (for ``event``: it was counted)."""
     if claim.expires_at is not None and claim.expires_at <= now:
         return False
@@ -178,13 +178,13 @@ def stands(claim: EventClaim, now: datetime, event: Event | None = None) -> bool
     return living is not None and living().filter(pk=claim.owner_id).exists()
 
 
-def prune_claims(turn: Turn) -> Bite:
+def prune_claims(turn: TimeSlice) -> SliceResult:
     """Remove claims that ended longer ago than ``RETENTION``, or were held before and whose run has ended."""
     before = turn.now - conf().RETENTION
     over = Q(expires_at__lt=before)
     for kind, living in _owners.items():
         over |= Q(owner_kind=kind, held_at__lt=before) & (~Q(owner_id__in=living().values("pk")) | Q(events_left=0))
-    return sweep(EventClaim.objects.filter(over), "held_at", before, turn)
+    return prune_in_batches(EventClaim.objects.filter(over), "held_at", before, turn)
 
 
 def _check(what: str, priority: Any, expires_in: Any, expires_after_events: Any) -> None:
@@ -246,7 +246,7 @@ def _address(event_name: str, values: Mapping[str, Any], what: str) -> Address:
     for name, value in values.items():
         if isinstance(value, str) and "{{" in value:
             raise DefinitionError(f"{what}: {name!r} is compared with {value!r}; give the value itself (ctx.field).")
-        troubles = [trouble_with(source.owner, name) for source in sources]
+        troubles = [problem_with(source.owner, name) for source in sources]
         if troubles and all(troubles):
             raise DefinitionError(f"{what}: match compares {name!r}. {troubles[0]}")
     return address(event_name, values, sources)
@@ -280,7 +280,7 @@ def _covering(event: Event, shapes: Shapes, now: datetime) -> EventClaim | None:
         return None
     found = EventClaim.objects.filter(event_name=event.event_name, key__in=keys)
     ordered = found.order_by("-priority", "held_at", "pk")
-    return next((claim for claim in ordered if stands(claim, now, event) and _fits(claim, event)), None)
+    return next((claim for claim in ordered if is_active(claim, now, event) and _fits(claim, event)), None)
 
 
 def _take(wanted: EventClaim, owner: Owner, bump: bool, now: datetime) -> tuple[EventClaim, bool]:
@@ -294,7 +294,7 @@ def _take(wanted: EventClaim, owner: Owner, bump: bool, now: datetime) -> tuple[
         if found is None:
             continue  # released this instant
         mine = (found.owner_kind, found.owner_id) == (owner.kind, owner.pk)
-        if not mine and not bump and wanted.priority <= found.priority and stands(found, now):
+        if not mine and not bump and wanted.priority <= found.priority and is_active(found, now):
             return found, False
         values = {
             name: getattr(wanted, name)

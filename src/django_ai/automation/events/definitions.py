@@ -24,7 +24,7 @@ from django.db.models.functions import Cast, Concat, Substr
 
 from ..conf import conf
 from ..exceptions import DefinitionError
-from ..values.callables import check_plain
+from ..values.callables import check_synchronous
 from .names import MAX_NAME, check_template, is_template, overlap, render
 
 Condition = Callable[[Any], bool]
@@ -94,7 +94,7 @@ class EventDefinition:
                 raise DefinitionError(f"{what}: {title}={function!r} must be a function of the entity.")
         for title, taken in (("condition", condition), ("payload", payload), ("namespace", namespace)):
             if callable(taken):
-                check_plain(taken, f"{what}: {title}")
+                check_synchronous(taken, f"{what}: {title}")
         if date_field is not None and (not isinstance(date_field, str) or not date_field):
             raise DefinitionError(f"{what}: date_field={date_field!r} must be the name of a date field, as a text.")
         if grace is not None and (not isinstance(grace, timedelta) or grace < timedelta(0)):

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, rested
-from ..queues.parking import because, take_back
+from ..queues.parking import reason_of, unpark
 from ..values.clock import Clock
 from ..values.text import trace_of
 from .callbacks import Callback, callbacks_of, find_callback
@@ -20,16 +20,16 @@ from .timing import depth_after
 def perform_callback(row: CallbackExecution, clock: Clock) -> None:
     """Run one try of the execution."""
     event = row.event
-    callback = find_callback(event.event_name, row.callback, row.beat)
+    callback = find_callback(event.event_name, row.callback, row.milestone)
     try:
         if callback is None:
             raise UnknownCallbackError(_missing(row))
         event.check_known()
     except CodeError as error:
-        row.park(because(row, error), clock, for_code=True)
+        row.park(reason_of(row, error), clock, awaiting_deploy=True)
         return
     if row.status == ExecutionStatus.PARKED:
-        take_back(row, ExecutionStatus.PENDING)
+        unpark(row, ExecutionStatus.PENDING)
     found = callback
     started = clock()
 
@@ -60,7 +60,7 @@ def _links(row: CallbackExecution, callback: Callback) -> int:
 
 def _missing(row: CallbackExecution) -> str:
     """Say which function is gone, and what to do."""
-    event, at = row.event, f" at {row.beat!r}" if row.beat else ""
+    event, at = row.event, f" at {row.milestone!r}" if row.milestone else ""
     names = sorted({each.name for each in callbacks_of(event.event_name, event.namespace)})
     near = get_close_matches(row.callback, names, n=1)
     hint = f" Did it become {near[0]!r}?" if near else ""

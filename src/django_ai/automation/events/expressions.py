@@ -10,7 +10,7 @@ import re
 
 from ..exceptions import DefinitionError
 
-SLOT = re.compile(r"\{\{\s*(.*?)\s*\}\}")
+EXPRESSION = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _PATH = re.compile(r"^([a-z]+)((?:\.[A-Za-z][A-Za-z0-9_]*)+)$")
 
 
@@ -20,13 +20,13 @@ def path_of(slot: str, *roots: str) -> list[str] | None:
     return found.group(2)[1:].split(".") if found is not None and found.group(1) in roots else None
 
 
-def check_slots(text: str, what: str, *roots: str) -> list[list[str]]:
+def check_expressions(text: str, what: str, *roots: str) -> list[list[str]]:
     """Return the attributes that each slot of ``text`` names. Raises ``DefinitionError`` for everything else."""
     allowed = f"{{{{ {roots[0]}.field }}}}"
     if "{%" in text or "{#" in text:
         raise DefinitionError(f"{what}: {text!r} has a template tag; only {allowed} is allowed.")
     found = []
-    for slot in SLOT.findall(text):
+    for slot in EXPRESSION.findall(text):
         path = path_of(slot, *roots)
         if path is None:
             raise DefinitionError(
@@ -34,7 +34,7 @@ def check_slots(text: str, what: str, *roots: str) -> list[list[str]]:
                 "with an underscore)."
             )
         found.append(path)
-    rest = SLOT.sub("", text)
+    rest = EXPRESSION.sub("", text)
     if "{{" in rest or "}}" in rest:
         raise DefinitionError(f"{what}: {text!r} has an expression that is not closed.")
     return found

@@ -3,16 +3,16 @@
 An ``Event`` is one entity's one definition: it is recorded in the transaction that saves the entity, and it is itself
 the timer of everything that hangs on its date. ``wake_at`` is the earliest of: its date, its subscribers' offsets that
 have not fired, the end of its grace. What has fired is remembered in ``fired``, so nothing fires twice when a date
-moves. ``armed`` says whether the condition was true when last looked at. After a beat has committed, ``telling`` stays
-true until those who wait for it were told (``untold`` says of which beats); if the process dies in between, the row is
-due again.
+moves. ``armed`` says whether the condition was true when last evaluated. A milestone that has committed stays in
+``pending_notifications`` until the subscribers that wait for it have been notified; if the process dies in between, the
+row is due again.
 
 ``attempt`` counts how often in a row its condition or payload raised when it was due; ``error`` says what. After a few
 attempts with a backoff it is parked.
 
 ``position`` is the place of its occurrence in the one order of all arrivals (``queues/positions.py``), and
-``fired_position`` that of its latest beats. ``beat_positions`` has what each offset that has fired came at (null: at
-``fired_position``); one that was skipped is not among them.
+``fired_position`` that of its latest milestones. ``milestone_positions`` has the position of each offset that has fired
+(null: ``fired_position``); an offset that was skipped is not in it.
 
 ``planned_for`` tells by code with which subscribers ``wake_at`` was set (``timing.plan_of``).
 
@@ -40,7 +40,7 @@ from ..db.indexes import PartialIndex, unique
 from ..db.inserts import insert_ignoring
 from ..db.writer import AutomationModel, WriterQuerySet, alias_of, from_writer
 from ..exceptions import NotResumableError, NotStorableError, SnapshotFieldError, UnknownEventError
-from ..queues.lease import disturb
+from ..queues.lease import revoke
 from ..queues.models import Wakeable, at_text, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
 from ..values.clock import aware
@@ -61,7 +61,7 @@ from .names import pattern_of
 
 if TYPE_CHECKING:
     from .callbacks import Callback
-    from .occurrence import Trouble
+    from .occurrence import FailedEvaluation
 
 
 class EventStatus(models.TextChoices):
@@ -119,9 +119,8 @@ class Event(Wakeable):
     fired = models.JSONField(default=list, blank=True, editable=False)
     position = models.BigIntegerField(null=True, blank=True, editable=False)
     fired_position = models.BigIntegerField(null=True, blank=True, editable=False)
-    beat_positions = models.JSONField(default=dict, blank=True, editable=False)
-    telling = models.BooleanField(default=False, editable=False)
-    untold = models.JSONField(default=list, blank=True, editable=False)
+    milestone_positions = models.JSONField(default=dict, blank=True, editable=False)
+    pending_notifications = models.JSONField(default=list, blank=True, editable=False)
     watched = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     planned_for = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
     payload = models.JSONField(null=True, blank=True, editable=False)
@@ -163,7 +162,7 @@ class Event(Wakeable):
             ),
         ]
 
-    trouble: Trouble | None = None
+    failed_evaluation: FailedEvaluation | None = None
     """What its definition raised in the save that writes this row. Not stored."""
 
     def __str__(self) -> str:
@@ -175,17 +174,17 @@ class Event(Wakeable):
         declared = find_declared(self.entity_type, self.declared_as)
         return declared.definition if declared else None
 
-    def position_of(self, beat: str) -> int:
+    def position_of(self, milestone: str) -> int:
         """Return the position at which ``beat`` arrived; 0 if it never did."""
-        if not beat:
+        if not milestone:
             return self.position or 0
-        found = self.beat_positions.get(beat, 0)
+        found = self.milestone_positions.get(milestone, 0)
         return (self.fired_position or 0) if found is None else int(found)
 
     @property
     def came(self) -> list[str]:
         """The offsets that have come. ``fired`` also holds those that were skipped, and will not come."""
-        return [beat for beat in self.fired if beat in self.beat_positions]
+        return [milestone for milestone in self.fired if milestone in self.milestone_positions]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -271,15 +270,17 @@ class Event(Wakeable):
             models.Q(status__in=[EventStatus.PENDING, EventStatus.PARKED]) | models.Q(wake_at__isnull=False)
         )
 
-    def rests_until(self, now: datetime) -> str:
+    def waiting_reason(self, now: datetime) -> str:
         if self.status == EventStatus.PARKED:
-            return self.lies_until()
+            return self.parked_reason()
         if self.wake_at is not None and self.attempt:
             return f"its next attempt, {at_text(self.wake_at)}: {last_line(self.error)}"
         if self.wake_at is not None:
-            beat = "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
+            milestone = (
+                "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
+            )
             keeps = self.armed or self.status == EventStatus.PROCESSED
-            return f"{beat if keeps else 'its condition, next looked at'}, {at_text(self.wake_at)}"
+            return f"{milestone if keeps else 'its condition, next looked at'}, {at_text(self.wake_at)}"
         definition = self.definition
         if definition is None:
             return f"code that declares {self.declared_as!r} on {self.entity_type}"
@@ -293,7 +294,7 @@ class Event(Wakeable):
         self.status, self.error, self.parked_at, self.wake_at, self.lease = EventStatus.PARKED, reason, now, None, None
 
     @property
-    def unparked(self) -> EventStatus:
+    def resumed_status(self) -> EventStatus:
         """What a parked event goes on as."""
         return EventStatus.PROCESSED if self.occurred_at else EventStatus.PENDING
 
@@ -322,7 +323,7 @@ class Event(Wakeable):
         """Let a parked event go on: it is looked at again at once. Raises ``NotResumableError`` if it is not parked."""
         moment = aware(now or timezone.now(), "now")
         parked = Event.objects.filter(pk=self.pk, status=EventStatus.PARKED)
-        changed = disturb(parked, status=self.unparked, error="", parked_at=None, wake_at=moment)
+        changed = revoke(parked, status=self.resumed_status, error="", parked_at=None, wake_at=moment)
         if not changed:
             raise NotResumableError(f"{self} is {self.status}; only a parked event can be resumed.")
         ring_after_commit(alias_of(Event), Event)
@@ -580,7 +581,7 @@ class CallbackExecution(Wakeable):
 
     event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="executions", editable=False)
     callback = models.CharField(max_length=250, editable=False)
-    beat = models.CharField(max_length=250, blank=True, default="", editable=False)
+    milestone = models.CharField(max_length=250, blank=True, default="", editable=False)
     status = models.CharField(
         max_length=10, choices=ExecutionStatus.choices, default=ExecutionStatus.PENDING, editable=False
     )
@@ -618,9 +619,9 @@ class CallbackExecution(Wakeable):
     def unfinished(cls) -> models.QuerySet[CallbackExecution]:
         return cls.objects.filter(status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
 
-    def rests_until(self, now: datetime) -> str:
+    def waiting_reason(self, now: datetime) -> str:
         if self.status == ExecutionStatus.PARKED:
-            return self.lies_until()
+            return self.parked_reason()
         return f"its try number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def resume(self, now: datetime | None = None) -> None:
@@ -631,18 +632,18 @@ class CallbackExecution(Wakeable):
         rows = CallbackExecution.objects.filter(pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])
         moment = aware(now or timezone.now(), "now")
         again = {"status": ExecutionStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
-        if not disturb(rows, **again, wake_at=moment):
+        if not revoke(rows, **again, wake_at=moment):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
         ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
         self.refresh_from_db()
 
 
-def new_execution(event: Event, callback: Callback, beat: str, now: datetime) -> CallbackExecution:
+def new_execution(event: Event, callback: Callback, milestone: str, now: datetime) -> CallbackExecution:
     return CallbackExecution(
         event=event,
         callback=callback.name,
-        beat=beat,
+        milestone=milestone,
         created_at=now,
         wake_at=now,
-        unique_key=digest("callback", event.pk, callback.name, beat),
+        unique_key=digest("callback", event.pk, callback.name, milestone),
     )

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..exceptions import DefinitionError
-from .expressions import SLOT, check_slots, path_of
+from .expressions import EXPRESSION, check_expressions, path_of
 
 MAX_NAME = 200
 ROOT = "instance"
@@ -32,7 +32,7 @@ def check_template(name: str, what: str) -> None:
     """Raise ``DefinitionError`` unless every slot of ``name`` reads plain attributes of the instance."""
     if "*" in name:
         raise DefinitionError(f"{what}: '*' is for those who listen; the name of an event is a text without it.")
-    check_slots(name, what, ROOT)
+    check_expressions(name, what, ROOT)
 
 
 def render(name: str, instance: Any) -> str:
@@ -42,7 +42,7 @@ def render(name: str, instance: Any) -> str:
     """
     if not is_template(name):
         return name
-    text = SLOT.sub(lambda slot: str(_reach(instance, slot.group(1))), name)
+    text = EXPRESSION.sub(lambda slot: str(_reach(instance, slot.group(1))), name)
     if len(text) > MAX_NAME:
         raise DefinitionError(f"The event name {name!r} becomes longer than {MAX_NAME} characters: {text[:60]!r}...")
     return text
@@ -55,15 +55,15 @@ def _reach(instance: Any, slot: str) -> Any:
     return value
 
 
-def slots_of(name: str) -> list[str]:
+def expressions_of(name: str) -> list[str]:
     """Return the attributes of the instance that the slots of a template begin with."""
-    return [path[0] for slot in SLOT.findall(name) if (path := path_of(slot, ROOT))]
+    return [path[0] for slot in EXPRESSION.findall(name) if (path := path_of(slot, ROOT))]
 
 
 @lru_cache(maxsize=1024)
 def pattern_of(name: str) -> str:
     """Return what a subscriber means by ``name``: a template stands for all its events."""
-    return SLOT.sub("*", name)
+    return EXPRESSION.sub("*", name)
 
 
 @lru_cache(maxsize=1024)

@@ -35,10 +35,10 @@ from ..db.writer import alias_of, from_writer
 from ..exceptions import AutomationError, DefinitionError, LeaseLostError, UnknownEventError
 from ..queues import positions
 from ..queues.heartbeat import is_working, keep_lease_for
-from ..queues.lease import advance, advance_together, claim_these, disturb
+from ..queues.lease import advance, advance_together, claim_these, revoke
 from ..queues.models import Wakeable
 from ..queues.notifier import ring_after_commit
-from ..queues.parking import because, parked
+from ..queues.parking import parked, reason_of
 from ..queues.signals import attempt_finished, row_parked
 from ..values.clock import Clock
 from ..values.json_text import encode, storable
@@ -48,18 +48,18 @@ from .callbacks import CANCELLED, CREATED, callbacks_of
 from .claims import count
 from .definitions import EventDefinition, EventTrigger
 from .models import CallbackExecution, Event, EventStatus, RoutingShape, load_entities, new_execution
-from .subscribers import News, listeners
+from .subscribers import Notification, subscribers
 from .timing import (
-    due_beats,
+    due_milestones,
     hears,
     held_back,
     is_given_up,
     moves_again,
     next_wake,
+    not_fired,
     plan_of,
+    rearm_future,
     skip_note,
-    unfire,
-    unfired,
 )
 
 
@@ -126,38 +126,40 @@ _batches: WeakKeyDictionary[BaseDatabaseWrapper, CommitBatch] = WeakKeyDictionar
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class FailedEvaluation:
     """What a function of the project raised that a row asked, and after how many seconds. ``tell`` says so, to those
     who hear of attempts: that is what it was."""
 
     error: Exception
     seconds: float
 
-    def tell(self, row: Wakeable) -> None:
+    def report(self, row: Wakeable) -> None:
         attempt_finished.send_robust(type(row), row=row, error=self.error, seconds=self.seconds)
 
 
 @dataclass(slots=True)
-class Reading:
+class Evaluation:
     """What one event row does now."""
 
     event: Event
     definition: EventDefinition | None
     changes: dict[str, Any] = field(default_factory=dict)
-    beats: list[str] = field(default_factory=list)
+    milestones: list[str] = field(default_factory=list)
     replan: bool = False
     withdrawn: bool = False
     gone: bool = False
     rests: bool = False
     known: bool = False
-    trouble: Trouble | None = None
+    failed_evaluation: FailedEvaluation | None = None
 
     @property
     def arrives(self) -> tuple[str, ...]:
         """The columns that take a new position: something comes for those who wait."""
-        if "" in self.beats:
+        if "" in self.milestones:
             return ("position", "fired_position")
-        return ("fired_position",) if any(beat not in (CREATED, CANCELLED) for beat in self.beats) else ()
+        return (
+            ("fired_position",) if any(milestone not in (CREATED, CANCELLED) for milestone in self.milestones) else ()
+        )
 
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
@@ -165,20 +167,29 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     keep_lease_for(conf().STEP_TIMEOUT)
     now = clock()
     # Before they are read: reading decides what there is to tell now, and this is what somebody left untold.
-    untold = [News(event, beat) for event in events if event.telling for beat in event.untold]
+    pending_notifications = [
+        Notification(event, milestone) for event in events for milestone in event.pending_notifications
+    ]
     with kept_session(connections[alias_of(Event)], is_ours=is_working()):
         readings = list(_read_all(events, now))
     kept = _occur(readings, now)
     for reading in kept:
-        if reading.trouble is not None:
-            reading.trouble.tell(reading.event)
+        if reading.failed_evaluation is not None:
+            reading.failed_evaluation.report(reading.event)
         if reading.event.status == EventStatus.PARKED and not reading.known:
             row_parked.send_robust(Event, row=reading.event, reason=reading.event.error)
-    _tell([News(reading.event, beat) for reading in kept for beat in reading.event.untold], clock)
-    _tell(untold, clock)
+    _notify(
+        [
+            Notification(reading.event, milestone)
+            for reading in kept
+            for milestone in reading.event.pending_notifications
+        ],
+        clock,
+    )
+    _notify(pending_notifications, clock)
 
 
-def _occur(readings: Sequence[Reading], now: datetime) -> list[Reading]:
+def _occur(readings: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
     """Write what was read, all in one transaction, and return of which the lease was still ours.
 
     Who saves several entities locks their events in his order, so nothing is waited for with locks in hand: what
@@ -199,32 +210,32 @@ def _occur(readings: Sequence[Reading], now: datetime) -> list[Reading]:
     return kept
 
 
-def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Reading]:
-    load_entities([event for event in events if not event.telling])
+def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Evaluation]:
+    load_entities([event for event in events if not event.pending_notifications])
     for event in events:
-        if not event.telling:
+        if not event.pending_notifications:
             with told_apart(connections[alias_of(Event)]) as is_ours:
                 reading = _read(event, now, is_ours)
             yield reading
 
 
 @from_writer()
-def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool]) -> Reading:
+def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool]) -> Evaluation:
     """Decide what the event does now. Runs user code: its condition and its payload. ``is_ours``: says whether an error
     is that of the automations' database."""
     definition = event.definition
-    reading = Reading(event, definition)
+    reading = Evaluation(event, definition)
     deletion = event.trigger == EventTrigger.DELETE
     if event.status == EventStatus.CANCELLED:
-        reading.beats = [beat for beat in (CREATED, CANCELLED) if _hears_now(event, beat)]
+        reading.milestones = [milestone for milestone in (CREATED, CANCELLED) if _hears_now(event, milestone)]
         return _settled(reading, now)
     try:
         event.check_known(declared=True)
     except UnknownEventError as error:
-        return _parked(event, because(event, error), now, for_code=True)
+        return _parked(event, reason_of(event, error), now, awaiting_deploy=True)
     assert definition is not None
     if event.status == EventStatus.PARKED:  # for code, which is here now
-        event.status, event.error, event.parked_at = event.unparked, "", None
+        event.status, event.error, event.parked_at = event.resumed_status, "", None
     if (event.entity is None or event.snapshot_id is not None) and not deletion:
         reading.withdrawn = True
         event.wake_at = None
@@ -232,10 +243,10 @@ def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool])
             event.status, event.error = EventStatus.CANCELLED, "Its entity is gone."
             reading.gone = True
         else:
-            _skip(event, unfired(event), "its entity is gone")
+            _skip(event, not_fired(event), "its entity is gone")
         # One that has occurred is not cancelled, though its later offsets are withdrawn.
         moments = (CREATED, CANCELLED) if reading.gone else (CREATED,)
-        reading.beats = [beat for beat in moments if _hears_now(event, beat)]
+        reading.milestones = [milestone for milestone in moments if _hears_now(event, milestone)]
         return _settled(reading, now)
     if event.attempt:
         event.error = ""
@@ -245,35 +256,42 @@ def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool])
         at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
         if definition.rearm and definition.is_scheduled and at not in (None, event.at) and moves_again(event):
             # Its date moved behind Django's back: the reconciliation gives the new one a row of its own.
-            _skip(event, unfired(event), "its date moved, and the new one has an event of its own")
+            _skip(event, not_fired(event), "its date moved, and the new one has an event of its own")
             reading.rests = True
             return _settled(reading, now)
         if (at, armed) != (event.at, event.armed):
             event.at, event.armed, reading.replan = at, armed, True
-            unfire(event, now)
+            rearm_future(event, now)
         if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
-            reading.beats = [""]
-        reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
+            reading.milestones = [""]
+        reading.milestones += [
+            milestone for milestone in due_milestones(event, now) if milestone not in reading.milestones
+        ]
         if not armed and event.active_key is None and event.status == EventStatus.PENDING:
             # A newer row speaks for the entity, and this one cannot be armed again.
             _give_up(reading, "Its condition was no longer true when it should have occurred.")
         elif not armed and is_given_up(event, definition, now):
             _give_up(reading)
-        if "" in reading.beats:
+        if "" in reading.milestones:
             event.payload = json.loads(_payload_text(event, definition))
             event.status, event.occurred_at = EventStatus.PROCESSED, now
             if event.at is None:
                 event.at = now
-            reading.beats += [beat for beat in due_beats(event, now) if beat not in reading.beats]
+            reading.milestones += [
+                milestone for milestone in due_milestones(event, now) if milestone not in reading.milestones
+            ]
     except Exception as error:
         if is_ours(error):
             raise  # nobody's fault: the row is looked at again when its lease runs out
-        return _failed(event, Trouble(error, time.monotonic() - started), now)
+        return _failed(event, FailedEvaluation(error, time.monotonic() - started), now)
     if _hears_now(event, CREATED):
-        reading.beats.insert(0, CREATED)
-    beats = [beat for beat in reading.beats if beat not in (CREATED, CANCELLED)]
-    event.untold = [beat for beat in beats if any(each.wants_telling(event, beat) for each in listeners())]
-    event.telling = bool(event.untold)
+        reading.milestones.insert(0, CREATED)
+    milestones = [milestone for milestone in reading.milestones if milestone not in (CREATED, CANCELLED)]
+    event.pending_notifications = [
+        milestone
+        for milestone in milestones
+        if any(each.wants_notification(event, milestone) for each in subscribers())
+    ]
     return _settled(reading, now)
 
 
@@ -285,7 +303,9 @@ def _ask(event: Event, definition: EventDefinition) -> tuple[datetime | None, bo
     return event.current_date(), definition.holds_for(entity)
 
 
-def _give_up(reading: Reading, reason: str = "Its condition was not true at its date, nor within its grace.") -> None:
+def _give_up(
+    reading: Evaluation, reason: str = "Its condition was not true at its date, nor within its grace."
+) -> None:
     event = reading.event
     if event.status == EventStatus.PENDING:
         reading.withdrawn = True
@@ -294,9 +314,9 @@ def _give_up(reading: Reading, reason: str = "Its condition was not true at its 
         _skip(event, held_back(event), "recheck=True, and its condition was not true then, nor within its grace")
 
 
-def _skip(event: Event, beats: Iterable[str], reason: str) -> None:
+def _skip(event: Event, milestones: Iterable[str], reason: str) -> None:
     """Drop offsets of an event that has occurred, and say so in its ``error``."""
-    if skipped := list(beats):
+    if skipped := list(milestones):
         event.fired = [*event.fired, *skipped]
         event.error = skip_note(skipped, reason)
 
@@ -315,17 +335,16 @@ CHANGED = (
     "payload",
     "occurred_at",
     "error",
-    "telling",
-    "untold",
+    "pending_notifications",
     "parked_at",
     "planned_for",
 )
 
 
-def _settled(reading: Reading, now: datetime) -> Reading:
+def _settled(reading: Evaluation, now: datetime) -> Evaluation:
     event = reading.event
-    event.fired = [*event.fired, *(beat for beat in reading.beats if beat)]
-    keeps_lease = event.telling
+    event.fired = [*event.fired, *(milestone for milestone in reading.milestones if milestone)]
+    keeps_lease = bool(event.pending_notifications)
     next_look = None
     if reading.definition is not None and not reading.rests:
         next_look = next_wake(event, reading.definition, now)
@@ -335,11 +354,11 @@ def _settled(reading: Reading, now: datetime) -> Reading:
         "wake_at": now + conf().LEASE if keeps_lease else next_look,
         "lease": event.lease if keeps_lease else None,
     }
-    offsets = [beat for beat in reading.beats if beat not in ("", CREATED, CANCELLED)]
-    if offsets or (reading.arrives and event.beat_positions):
+    offsets = [milestone for milestone in reading.milestones if milestone not in ("", CREATED, CANCELLED)]
+    if offsets or (reading.arrives and event.milestone_positions):
         # The latest beats have the position that this write takes, and those before them keep theirs.
-        kept = {beat: event.position_of(beat) for beat in event.beat_positions}
-        reading.changes["beat_positions"] = kept | dict.fromkeys(offsets)
+        kept = {milestone: event.position_of(milestone) for milestone in event.milestone_positions}
+        reading.changes["milestone_positions"] = kept | dict.fromkeys(offsets)
     if reading.gone:
         # Otherwise left alone: a save may have given the key to a newer row since this one was read.
         reading.changes["active_key"] = event.active_key = None
@@ -350,21 +369,23 @@ RETRY = Retry(max_attempts=5)
 """How often a condition or payload that raises is asked again before its event is parked."""
 
 
-def _failed(event: Event, trouble: Trouble, now: datetime) -> Reading:
+def _failed(event: Event, failed_evaluation: FailedEvaluation, now: datetime) -> Evaluation:
     """Ask again after a backoff, or park the event. What this package refuses is refused again: that parks at once."""
-    error = trouble.error
+    error = failed_evaluation.error
     delay = None if isinstance(error, AutomationError) else RETRY.delay(event.attempt + 1)
     if delay is None:
-        return replace(_parked(event, trace_of(error), now, for_code=False), trouble=trouble)
+        return replace(_parked(event, trace_of(error), now, awaiting_deploy=False), failed_evaluation=failed_evaluation)
     _as_stored(event)
     changes = {"attempt": event.attempt + 1, "error": storable(trace_of(error)), "wake_at": now + delay, "lease": None}
-    return Reading(event, None, changes, trouble=trouble)
+    return Evaluation(event, None, changes, failed_evaluation=failed_evaluation)
 
 
-def _parked(event: Event, reason: str, now: datetime, *, for_code: bool) -> Reading:
+def _parked(event: Event, reason: str, now: datetime, *, awaiting_deploy: bool) -> Evaluation:
     _as_stored(event)
-    known = for_code and event.parked_at is not None
-    return Reading(event, None, {**parked(event, reason, now, for_code=for_code), "attempt": 0}, known=known)
+    known = awaiting_deploy and event.parked_at is not None
+    return Evaluation(
+        event, None, {**parked(event, reason, now, awaiting_deploy=awaiting_deploy), "attempt": 0}, known=known
+    )
 
 
 def _as_stored(event: Event) -> None:
@@ -405,23 +426,23 @@ def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
     return found
 
 
-def _write(readings: Sequence[Reading]) -> list[Reading]:
+def _write(readings: Sequence[Evaluation]) -> list[Evaluation]:
     """Write what was read, and return of which the lease was still ours. What arrives takes its position."""
     connection = connections[alias_of(Event)]
     if len(readings) == 1 and positions.is_folded(connection):
         return _write_alone(readings[0], connection)
     arriving = [reading for reading in readings if reading.arrives]
     if arriving:
-        for reading, position in zip(arriving, positions.allot(len(arriving)), strict=True):
+        for reading, position in zip(arriving, positions.allocate(len(arriving)), strict=True):
             reading.changes |= dict.fromkeys(reading.arrives, position)
     kept = advance_together([(reading.event, reading.changes) for reading in readings]) if readings else set()
     return [reading for reading in readings if reading.event.pk in kept]
 
 
-def _write_alone(reading: Reading, connection: BaseDatabaseWrapper) -> list[Reading]:
+def _write_alone(reading: Evaluation, connection: BaseDatabaseWrapper) -> list[Evaluation]:
     """Write one reading together with its position, in one statement."""
     if reading.arrives:
-        positions.note_arrivals(connection)
+        positions.record_arrivals(connection)
     try:
         advance(reading.event, reading.changes, arrives=reading.arrives)
     except LeaseLostError:
@@ -429,20 +450,20 @@ def _write_alone(reading: Reading, connection: BaseDatabaseWrapper) -> list[Read
     return [reading]
 
 
-def _fan_out(readings: Sequence[Reading], now: datetime) -> None:
+def _fan_out(readings: Sequence[Evaluation], now: datetime) -> None:
     executions = [
-        new_execution(reading.event, callback, beat, now)
+        new_execution(reading.event, callback, milestone, now)
         for reading in readings
-        for beat in reading.beats
+        for milestone in reading.milestones
         for callback in callbacks_of(reading.event.event_name, reading.event.namespace)
-        if callback.beat == beat
+        if callback.milestone == milestone
     ]
     if insert_ignoring(CallbackExecution, executions):
         ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
     replanned = [reading.event for reading in readings if reading.replan and not reading.withdrawn]
-    occurred = [reading.event for reading in readings if "" in reading.beats]
+    occurred = [reading.event for reading in readings if "" in reading.milestones]
     withdrawn = [reading.event for reading in readings if reading.withdrawn]
-    for listener in listeners():
+    for listener in subscribers():
         if replanned:
             listener.plan(replanned, now, fresh=False)
         if occurred:
@@ -457,19 +478,19 @@ def _ring_for(wakes: Iterable[datetime | None], now: datetime) -> None:
         ring_after_commit(alias_of(Event), Event)
 
 
-def _tell(news: Sequence[News], clock: Clock) -> None:
+def _notify(news: Sequence[Notification], clock: Clock) -> None:
     """Tell those who wait, then let the rows go. What fired is committed: whoever begins to wait now sees it."""
     if not news:
         return
     now = clock()
     shapes = RoutingShape.of([each.event for each in news])
-    count([each.event for each in news if each.beat == ""], shapes)
-    for listener in listeners():
-        listener.tell(news, shapes, now)
+    count([each.event for each in news if each.milestone == ""], shapes)
+    for listener in subscribers():
+        listener.notify(news, shapes, now)
     by_wake: dict[datetime | None, list[Event]] = {}
     for event in {each.event.pk: each.event for each in news}.values():
         definition = event.definition
-        event.telling, event.untold = False, []
+        event.pending_notifications = []
         by_wake.setdefault(next_wake(event, definition, now) if definition else None, []).append(event)
     for wake_at, group in by_wake.items():
         _let_go(group, wake_at)
@@ -480,8 +501,9 @@ def _let_go(events: Sequence[Event], wake_at: datetime | None) -> None:
     """Give back events that were told, in one statement, or one by one where somebody has locked some of them: he may
     be waiting for the others."""
     # Fenced on the lease alone: whoever changed a row since has cleared it.
-    rows = Event.objects.filter(pk__in=[event.pk for event in events], lease=events[0].lease, telling=True)
-    told: dict[str, Any] = {"telling": False, "untold": [], "wake_at": wake_at, "lease": None}
+    pks = [event.pk for event in events]
+    rows = Event.objects.filter(pk__in=pks, lease=events[0].lease).exclude(pending_notifications=[])
+    told: dict[str, Any] = {"pending_notifications": [], "wake_at": wake_at, "lease": None}
     if len(events) == 1 or not connections[alias_of(Event)].features.has_select_for_update:
         rows.update(**told)
         return
@@ -500,9 +522,9 @@ def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
         for row in rows:
             row.status = EventStatus.CANCELLED
             audible = hears(row, CANCELLED)
-            disturb(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None)
+            revoke(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None)
         if rows:
-            for listener in listeners():
+            for listener in subscribers():
                 listener.withdrawn(rows, now)
             ring_after_commit(alias_of(Event), Event)
     return len(rows)

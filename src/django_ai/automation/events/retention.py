@@ -18,24 +18,24 @@ from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from ..conf import conf
 from ..db.locks import locked
 from ..db.writer import alias_of
-from ..queues.lease import disturb
-from ..queues.maintenance import Bite, Turn
-from ..queues.pruning import WINDOW, sweep
+from ..queues.lease import revoke
+from ..queues.maintenance import SliceResult, TimeSlice
+from ..queues.pruning import WINDOW, prune_in_batches
 from .definitions import entity_id_of
 from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, Snapshot, is_installed
-from .subscribers import listeners
+from .subscribers import subscribers
 
 
-def prune_executions(turn: Turn) -> Bite:
+def prune_executions(turn: TimeSlice) -> SliceResult:
     """Remove what ended longer ago than ``RETENTION_EXECUTIONS``."""
     before = turn.now - conf().kept("EXECUTIONS")
     finished = [ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED]
     # A finished execution of a living event stays with it: its unique key is what says "done".
     rows = CallbackExecution.objects.filter(status__in=finished, finished_at__lt=before, event__active_key=None)
-    return sweep(rows, "created_at", before, turn)
+    return prune_in_batches(rows, "created_at", before, turn)
 
 
-def prune_events(turn: Turn) -> Bite:
+def prune_events(turn: TimeSlice) -> SliceResult:
     """Remove events that are over since longer than ``RETENTION_EVENTS``, and what they called."""
     before = turn.now - conf().kept("EVENTS")
     executed = min(before, turn.now - conf().kept("EXECUTIONS"))
@@ -54,24 +54,24 @@ def prune_events(turn: Turn) -> Bite:
         snapshot__isnull=True,
     )
     dead = dead.exclude(Exists(history), snapshot__isnull=False)
-    for listener in listeners():
+    for listener in subscribers():
         for needed in listener.still_needs():
             dead = dead.exclude(needed)
-    return sweep(dead, "event_created_at", before, turn)
+    return prune_in_batches(dead, "event_created_at", before, turn)
 
 
-def prune_snapshots(turn: Turn) -> Bite:
+def prune_snapshots(turn: TimeSlice) -> SliceResult:
     """Remove the snapshots of deleted entities whose last event has gone."""
     before = turn.now - conf().kept("EVENTS")
     needed = Event.objects.filter(snapshot=OuterRef("pk"))
-    return sweep(Snapshot.objects.filter(~Exists(needed), taken_at__lt=before), "taken_at", before, turn)
+    return prune_in_batches(Snapshot.objects.filter(~Exists(needed), taken_at__lt=before), "taken_at", before, turn)
 
 
 ASKED = 500
 """Keys of entities in one query."""
 
 
-def release_orphans(turn: Turn) -> Bite:
+def release_orphans(turn: TimeSlice) -> SliceResult:
     """Let go of events whose entity was deleted past Django (raw SQL, a cascade of the database), as its deletion would
     have: they are removed then like those of any other entity that is gone. Only events are asked that are old
     enough."""
@@ -81,7 +81,7 @@ def release_orphans(turn: Turn) -> Bite:
     while True:
         window = list(Event.objects.filter(pk__gt=after).order_by("pk").values_list("pk", "event_created_at")[:WINDOW])
         if not any(moment < before for _, moment in window):
-            return Bite(released)
+            return SliceResult(released)
         events = Event.objects.filter(resting, pk__gt=after, pk__lte=window[-1][0])
         by_type: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
         for label, pk, entity_id in events.values_list("entity_type", "pk", "entity_id"):
@@ -91,7 +91,7 @@ def release_orphans(turn: Turn) -> Bite:
                 released += _release(label, found[start : start + ASKED], resting)
         after = window[-1][0]
         if turn.is_over:
-            return Bite(released, after)
+            return SliceResult(released, after)
 
 
 def _release(label: str, found: list[tuple[int, str]], resting: Q) -> int:
@@ -109,7 +109,7 @@ def _release(label: str, found: list[tuple[int, str]], resting: Q) -> int:
         pks = [pk for pk, entity_id in rows if entity_id in gone]
         was_pending = Q(status__in=[EventStatus.PENDING, EventStatus.PARKED], occurred_at=None)
         status = Case(When(was_pending, then=Value(EventStatus.CANCELLED.value)), default=F("status"))
-        return disturb(Event.objects.filter(pk__in=pks), active_key=None, status=status) if pks else 0
+        return revoke(Event.objects.filter(pk__in=pks), active_key=None, status=status) if pks else 0
 
 
 def _missing(model: type[models.Model], entity_ids: set[str]) -> set[str]:

@@ -16,11 +16,11 @@ from .models import Event, Shapes
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class Notification:
     """A beat of an event that has come: its occurrence (``""``), or the key of an offset from it."""
 
     event: Event
-    beat: str
+    milestone: str
 
 
 class Listener:
@@ -36,11 +36,11 @@ class Listener:
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         """These events occur in this transaction."""
 
-    def wants_telling(self, event: Event, beat: str) -> bool:
+    def wants_notification(self, event: Event, milestone: str) -> bool:
         """Say whether ``tell`` must be called after this beat of the event has committed."""
         return False
 
-    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime) -> None:
+    def notify(self, news: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
         """These beats are committed; ``shapes``: what their events are looked up by. Perhaps some time ago, by a
         process that died before it had told, or had told all: this must be idempotent, and a position says who is too
         young to hear of them."""
@@ -67,5 +67,5 @@ def subscribe(listener: Listener) -> None:
         _listeners.append(listener)
 
 
-def listeners() -> tuple[Listener, ...]:
+def subscribers() -> tuple[Listener, ...]:
     return tuple(_listeners)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from ..values.clock import Offset, beat_key
+from ..values.clock import Offset, milestone_key
 from ..values.digests import digest
 from .names import in_namespace, means, overlap
 
@@ -35,8 +35,8 @@ class Subscription:
     recheck: bool = False
 
     @property
-    def beat(self) -> str:
-        return beat_key(self.offset, self.recheck)
+    def milestone(self) -> str:
+        return milestone_key(self.offset, self.recheck)
 
     def hears(self, event: Event) -> bool:
         """Return whether this subscription is for ``event``."""
@@ -85,7 +85,7 @@ class SubscriptionTable:
     def offsets(self, event_name: str, namespace: str) -> dict[str, Offset]:
         """Return the distinct offsets at which subscribers are told of such an event, by the key of their beat."""
         return {
-            each.beat: each.offset
+            each.milestone: each.offset
             for each in chain.from_iterable(self._matching(event_name, namespace).values())
             if each.offset is not None and each.is_told
         }
@@ -108,10 +108,10 @@ class SubscriptionTable:
         found = cache.get(declared_as)
         if found is None:
             wishes = {
-                f"{kind.__name__} {'' if each.is_told else key} {each.event_name} {each.namespace} {each.beat}"
+                f"{kind.__name__} {'' if each.is_told else key} {each.event_name} {each.namespace} {each.milestone}"
                 for (kind, key), declared in self._declared.items()
                 for each in declared
-                if each.beat and overlap(each.event_name, declared_as)
+                if each.milestone and overlap(each.event_name, declared_as)
             }
             found = cache[declared_as] = digest("plan", *sorted(wishes))
         return found

@@ -55,7 +55,7 @@ def hears(event: Event, moment: str) -> bool:
     return any(each.moment == moment for each in callbacks_of(event.event_name, event.namespace))
 
 
-def unfired(event: Event) -> dict[str, datetime]:
+def not_fired(event: Event) -> dict[str, datetime]:
     """Return when each beat that has not fired is due. Without a date nothing is."""
     if event.at is None:
         return {}
@@ -66,15 +66,15 @@ def unfired(event: Event) -> dict[str, datetime]:
 
 
 def held_back(event: Event) -> dict[str, datetime]:
-    """Return those of ``unfired`` that a false condition keeps from firing. Of an event that has occurred these are the
-    offsets declared with ``recheck=True``: the others come whatever the condition says now."""
-    times = unfired(event)
+    """Return those of ``not_fired`` that a false condition keeps from firing. For an event that has occurred these are
+    the offsets declared with ``recheck=True``: the others fire whatever the condition says now."""
+    times = not_fired(event)
     if event.status != EventStatus.PROCESSED:
         return times
-    return {beat: time for beat, time in times.items() if beat.endswith(RECHECK)}
+    return {milestone: time for milestone, time in times.items() if milestone.endswith(RECHECK)}
 
 
-def unfire(event: Event, now: datetime) -> None:
+def rearm_future(event: Event, now: datetime) -> None:
     """Forget what fired before the date of a pending event, where the date has moved so that it lies ahead again.
 
     Nobody does anything twice for it: each execution is unique for its event and beat. But who was not there the first
@@ -83,20 +83,20 @@ def unfire(event: Event, now: datetime) -> None:
     if event.status != EventStatus.PENDING or event.at is None or not event.fired:
         return
     ahead = {key for key, offset in offsets_of(event).items() if shift(event.at, offset) > now}
-    event.fired = [beat for beat in event.fired if beat not in ahead]
+    event.fired = [milestone for milestone in event.fired if milestone not in ahead]
 
 
 def too_late(event: Event, definition: EventDefinition, now: datetime) -> list[str]:
     """Return the offsets of an event that has occurred which come too late: their grace is over."""
     if event.status != EventStatus.PROCESSED:
         return []
-    return [beat for beat, time in unfired(event).items() if later(time, definition.grace) < now]
+    return [milestone for milestone, time in not_fired(event).items() if later(time, definition.grace) < now]
 
 
 def moves_again(event: Event) -> bool:
     """Say whether the event, if its definition rearms it, occurs once more at another date: something of it has
     happened at this one."""
-    begun = any(beat not in (CREATED, CANCELLED) for beat in event.fired)
+    begun = any(milestone not in (CREATED, CANCELLED) for milestone in event.fired)
     return event.status == EventStatus.PROCESSED or (event.status == EventStatus.PENDING and begun)
 
 
@@ -110,17 +110,17 @@ def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datet
         return now if hears(event, CANCELLED) and CANCELLED not in event.fired else None
     if hears(event, CREATED) and CREATED not in event.fired:
         return now
-    if event.telling:
+    if event.pending_notifications:
         return now
     if not definition.is_scheduled and event.status == EventStatus.PENDING:
         return now if event.armed else None
-    times = unfired(event)
+    times = not_fired(event)
     if not times:
         return None
     if event.armed:
         return min(times.values())
     held = held_back(event)
-    looks = [time for beat, time in times.items() if beat not in held]
+    looks = [time for milestone, time in times.items() if milestone not in held]
     if held:
         given_up = _given_up_at(event, held, definition.grace)
         looks.append(min((time for time in held.values() if time > now), default=given_up))
@@ -138,13 +138,13 @@ def is_given_up(event: Event, definition: EventDefinition, now: datetime) -> boo
     return bool(held) and now >= _given_up_at(event, held, definition.grace)
 
 
-def due_beats(event: Event, now: datetime) -> Iterable[str]:
+def due_milestones(event: Event, now: datetime) -> Iterable[str]:
     """Return the beats whose time has come and which the condition does not hold back, the earliest first."""
     held = {} if event.armed else held_back(event)
-    times = {key: time for key, time in unfired(event).items() if key not in held}
+    times = {key: time for key, time in not_fired(event).items() if key not in held}
     return sorted((key for key, time in times.items() if time <= now), key=lambda key: (times[key], key != ""))
 
 
-def skip_note(beats: Iterable[str], reason: str) -> str:
+def skip_note(milestones: Iterable[str], reason: str) -> str:
     """Return what the ``error`` of an event that has occurred says of offsets that will not come."""
-    return f"Skipped {', '.join(beat.removesuffix(RECHECK) for beat in beats if beat)}: {reason}."
+    return f"Skipped {', '.join(milestone.removesuffix(RECHECK) for milestone in milestones if milestone)}: {reason}."

@@ -26,7 +26,7 @@ class QueuesConfig(AppConfig):
         from . import checks, maintenance
         from .deployment import look_at_once
         from .discovery import discover
-        from .maintenance import Bite, register_pruner, register_reconciler
+        from .maintenance import SliceResult, register_pruner, register_reconciler
         from .models import Behaviour, Maintenance, Worker
         from .orphans import prune_orphans
         from .positions import prune_arrivals
@@ -34,10 +34,10 @@ class QueuesConfig(AppConfig):
         from .runtimes.q2_schedules import install_schedules
         from .signals import connect_logging
 
-        Maintenance.behaviour = Behaviour(perform=maintenance.perform, park=maintenance.put_off)
+        Maintenance.behaviour = Behaviour(perform=maintenance.perform, park=maintenance.postpone)
         connect_logging()
         connect_tuning(lambda alias: alias == alias_of(Worker))
-        register_reconciler("look for code", lambda turn: Bite(look_at_once(turn.now)))
+        register_reconciler("look for code", lambda turn: SliceResult(look_at_once(turn.now)))
         register_pruner("prune arrivals", prune_arrivals)
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()
@@ -52,7 +52,7 @@ class QueuesConfig(AppConfig):
         register(checks.check_queue_times)
         register(checks.check_database, Tags.database)
         discover()
-        if getattr(settings, "AUTOMATION", None) and settings.AUTOMATION.get("EXECUTOR") == "celery":
+        if getattr(settings, "AUTOMATION", None) and settings.AUTOMATION.get("RUNTIME") == "celery":
             # A Celery worker must know the doorbell, and gets its clock. Without Celery a check says what is missing.
             with suppress(ImportError):
                 import_module(f"{self.name}.runtimes.celery")

@@ -11,7 +11,7 @@ ends the try decides what is kept:
 * a lost lease: everything is rolled back, and somebody else has the row;
 * the end of the process (``SystemExit``): the row is given back at once. That is a loss, as if the worker had been
   killed, or a step that calls ``sys.exit()`` would end worker after worker; but none where a worker that is told to
-  stop breaks off what it has in hand (``BrokenOffError``).
+  stop breaks off what it has in hand (``ShutdownInterrupt``).
 
 After a commit whose answer was lost nothing can be written by mistake: the commit raised ``seq``, and every later
 write of this worker is fenced on the old one.
@@ -29,7 +29,7 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections, models, transaction
 from django.db.models import F
 
-from ..db.connections import let_go_of_broken, touched_nothing, was_closed
+from ..db.connections import close_if_broken, is_untouched_transaction, was_closed
 from ..db.errors import comes_from_elsewhere, is_database_failure
 from ..db.session import Session
 from ..db.writer import alias_of
@@ -45,7 +45,7 @@ DATABASE_PAUSE = timedelta(seconds=1)
 """After trouble of the database a row is due again in so long."""
 
 
-class BrokenOffError(SystemExit):
+class ShutdownInterrupt(SystemExit):
     """Raised inside user code by a worker that is told to stop and has waited long enough."""
 
 
@@ -146,13 +146,13 @@ def attempt(
     except BaseException as error:
         if not isinstance(error, Exception) or is_database_failure(error, connection):
             pause = DATABASE_PAUSE if isinstance(error, Exception) else timedelta(0)
-            is_loss = not isinstance(error, Exception | BrokenOffError)
+            is_loss = not isinstance(error, Exception | ShutdownInterrupt)
             give_back(row, lease, [seq], clock() + pause, is_loss=is_loss)
         if isinstance(error, Exception) and is_database_failure(error, connection):
             attempt_finished.send_robust(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
         raise
-    told = None if getattr(failure, "is_ordinary", False) else failure
+    told = None if getattr(failure, "is_expected", False) else failure
     attempt_finished.send_robust(type(row), row=row, error=told, seconds=time.monotonic() - started)
     kept = rescued or made
     if kept is not None and kept.failed is not None:
@@ -175,7 +175,7 @@ def _run(
                 progress = work()
                 # Nothing was sent to the database: leave the block first, and the progress needs neither BEGIN nor
                 # COMMIT.
-                if touched_nothing(connection):
+                if is_untouched_transaction(connection):
                     return None, progress
                 _write(row, progress)
             finally:
@@ -188,7 +188,7 @@ def _run(
             error.add_note("User code closed its database connection inside the transaction of its attempt.")
         elif is_database_failure(error, connection) and not comes_from_elsewhere(error, connection, session):
             raise
-        let_go_of_broken(connection)
+        close_if_broken(connection)
         return error, None
 
 
@@ -231,7 +231,7 @@ def give_back(
     connection = connections[alias_of(type(row))]
     row.lease = lease
     try:
-        let_go_of_broken(connection)
+        close_if_broken(connection)
         for row.seq in seqs:
             if release(row, wake_at, losses=F("losses") + int(is_loss), **kept):
                 return

@@ -16,7 +16,7 @@ from ..db.writer import alias_of
 from ..exceptions import SettingsError
 from ..state.encryption import codec
 from .models import Worker
-from .notifier import get_executor
+from .notifier import get_notifier
 from .registry import longest_timeout, wakeables
 from .runtimes.q2 import doorbell_timeout, watches_database
 
@@ -29,9 +29,9 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if found:
         return found
     try:
-        get_executor()
+        get_notifier()
     except SettingsError as error:
-        found.append(Error(str(error), hint="Correct AUTOMATION['EXECUTOR'].", id="automation.E002"))
+        found.append(Error(str(error), hint="Correct AUTOMATION['RUNTIME'].", id="automation.E002"))
     try:
         with_codec = codec()
         if with_codec is not None and with_codec.decode(with_codec.encode("{}")) != "{}":
@@ -39,10 +39,10 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     except SettingsError as error:
         hint = "FernetCodec needs the extra: pip install 'django-ai-automation[encryption]'."
         found.append(Error(str(error), hint=hint, id="automation.E008"))
-    if conf().EXECUTOR == "q2" and not apps.is_installed("django_q"):
+    if conf().RUNTIME == "q2" and not apps.is_installed("django_q"):
         found.append(
             Error(
-                "AUTOMATION['EXECUTOR'] is 'q2', but Django-Q2 is not installed.",
+                "AUTOMATION['RUNTIME'] is 'q2', but Django-Q2 is not installed.",
                 hint="Add 'django_q' to INSTALLED_APPS.",
                 id="automation.E003",
             )
@@ -52,16 +52,16 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_runtime(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """``check --deploy``: somebody has chosen what performs the work, and that is no web process."""
-    chosen = conf().EXECUTOR if not conf_module.problems(getattr(settings, "AUTOMATION", {})) else "?"
+    chosen = conf().RUNTIME if not conf_module.problems(getattr(settings, "AUTOMATION", {})) else "?"
     if chosen == "inline":
-        said = "AUTOMATION['EXECUTOR'] is 'inline': web requests perform everybody's work, and timers wait for one."
+        said = "AUTOMATION['RUNTIME'] is 'inline': web requests perform everybody's work, and timers wait for one."
     elif not chosen and not apps.is_installed("django_q"):
         said = (
             "No runtime is named, and Django-Q2 is not installed: only manage.py automation_worker performs the work."
         )
     else:
         return []
-    hint = "Set AUTOMATION['EXECUTOR'] to 'worker' (and run automation_worker), 'q2', 'celery' or 'tasks'."
+    hint = "Set AUTOMATION['RUNTIME'] to 'worker' (and run automation_worker), 'q2', 'celery' or 'tasks'."
     return [Warning(said, hint=hint, id="automation.W012")]
 
 
@@ -162,7 +162,7 @@ def check_queue_times(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             )
         )
     longest = doorbell_timeout()
-    if retry <= longest and conf().EXECUTOR in ("", "q2") and not watches_database(cluster.get("broker_class")):
+    if retry <= longest and conf().RUNTIME in ("", "q2") and not watches_database(cluster.get("broker_class")):
         found.append(
             Warning(
                 f"Q_CLUSTER['retry'] ({retry} s) is not above the {longest} s that a worker may take for a doorbell, "

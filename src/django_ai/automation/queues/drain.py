@@ -20,22 +20,22 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections
 
 from ..conf import conf
-from ..db.connections import let_go_of_broken
+from ..db.connections import close_if_broken
 from ..db.errors import is_database_failure
 from ..db.session import kept_session
 from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..values.clock import Clock, clock_at
 from ..values.text import trace_of
-from .attempt import DATABASE_PAUSE, BrokenOffError, give_back
+from .attempt import DATABASE_PAUSE, ShutdownInterrupt, give_back
 from .due import beginning, look
-from .heartbeat import Hands, is_working, take_up
+from .heartbeat import HeldLeases, hold_leases, is_working
 from .lease import ENGINE_FAILED, claim
-from .maintenance import PATIENCE, attend
+from .maintenance import PATIENCE, ensure_rows
 from .models import Maintenance, Wakeable
 from .registry import due_models, due_times, wakeables
 from .signals import perform_failed
-from .worker_status import presence
+from .worker_status import worker_status
 
 W = TypeVar("W", bound=Wakeable)
 
@@ -79,23 +79,23 @@ def drain(
     if getattr(_state, "draining", False):
         return 0
     clock = clock_at(now)
-    hands = Hands(beating=heartbeat, clock=clock, expendable=expendable)
+    hands = HeldLeases(beating=heartbeat, clock=clock, expendable=expendable)
     deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
     _state.draining, _state.partly = True, models is not None and not set(wakeables()) <= set(models)
-    take_up(hands)
+    hold_leases(hands)
     try:
         return _drain(clock, hands, models, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None)
     except DatabaseTrouble:
-        let_go_of_broken(connections[alias_of(wakeables()[0])])
+        close_if_broken(connections[alias_of(wakeables()[0])])
         raise
     finally:
-        take_up(None)
+        hold_leases(None)
         _state.draining = False
 
 
 def _drain(
     clock: Clock,
-    hands: Hands,
+    hands: HeldLeases,
     models: Collection[type[Wakeable]] | None,
     enough: Callable[[], bool],
     watching: bool,
@@ -105,7 +105,7 @@ def _drain(
     while True:
         before = performed + bites
         if maintains and watching:
-            attend(clock())
+            ensure_rows(clock())
         times = look() if watching else due_times(maintenance=maintains)
         for model in _in_turn(due_models(clock(), times, models), times, clock()):
             begun = performed
@@ -130,7 +130,7 @@ def _drain(
                 hands.finish()
                 hands.drop()
                 if hands.beating and performed > begun:
-                    presence.worked(model.queue, performed - begun)
+                    worker_status.worked(model.queue, performed - begun)
             if claimed:
                 _pace[model] = (time.monotonic() - started) / claimed
         if performed + bites == before:
@@ -161,7 +161,7 @@ def _share(model: type[Wakeable]) -> int:
     return max(1, min(most, int(0.25 / max(_pace.get(model, 0.05), 1e-6))))
 
 
-def _perform_together(rows: list[W], hands: Hands, clock: Clock) -> tuple[int, list[W]]:
+def _perform_together(rows: list[W], hands: HeldLeases, clock: Clock) -> tuple[int, list[W]]:
     """Perform ``rows`` of one kind in one go; return how many were, and those that are to be performed one by one."""
     mine = hands.start_together(rows)
     if not mine:
@@ -170,15 +170,15 @@ def _perform_together(rows: list[W], hands: Hands, clock: Clock) -> tuple[int, l
     connection = connections[alias_of(model)]
     try:
         with kept_session(connection, is_ours=is_working()):
-            model.perform_together(mine, clock)
+            model.perform_batch(mine, clock)
         return len(mine), []
-    except BrokenOffError:
+    except ShutdownInterrupt:
         for row in mine:
             give_back(row, lease, {before[row.pk], row.seq}, clock())
         raise
     except Exception:
         # Each by itself says who is to blame. Read again, for this may have changed them in memory.
-        let_go_of_broken(connection)
+        close_if_broken(connection)
         left = list(model._base_manager.using(connection.alias).filter(pk__in=before, lease=lease).order_by("pk"))
         hands.hold(list(left))
         return len(mine) - len(left), left
@@ -204,7 +204,7 @@ def _perform(row: Wakeable, clock: Clock) -> None:
             row.perform(clock)
     except LeaseLostError:
         pass  # moved, cancelled or taken over meanwhile: whoever did that has seen to what comes next
-    except BrokenOffError:
+    except ShutdownInterrupt:
         # Between two steps, perhaps: then nobody else has given the row back.
         give_back(row, lease, {seq, row.seq}, clock())
         raise

@@ -35,7 +35,7 @@ SLACK = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
-class Lookout:
+class DueScan:
     """What one look has found: from where on to look, and until when that is enough."""
 
     was_dear: bool = False
@@ -43,7 +43,7 @@ class Lookout:
     since: Mapping[type[Wakeable], datetime] = field(default_factory=dict)
 
 
-_last = Lookout()
+_last = DueScan()
 
 
 def look() -> dict[type[Wakeable], datetime]:
@@ -54,15 +54,15 @@ def look() -> dict[type[Wakeable], datetime]:
     times = due_times(last.since if partial else {}, maintenance=True)
     latest = now - SLACK
     if partial:
-        _last = Lookout(True, last.until, {model: min(times.get(model, latest), latest) for model in last.since})
+        _last = DueScan(True, last.until, {model: min(times.get(model, latest), latest) for model in last.since})
         return times
     took = time.monotonic() - started
     if took <= DEAR or not last.was_dear:  # once may have been the machine's mood
-        _last = Lookout(took > DEAR)
+        _last = DueScan(took > DEAR)
     else:
         rest = min(max(REST, took * SHARE), LONGEST)
         since = {model: min(times.get(model, latest), latest) for model in wakeables()}
-        _last = Lookout(True, time.monotonic() + rest, since)
+        _last = DueScan(True, time.monotonic() + rest, since)
     return times
 
 
@@ -74,4 +74,4 @@ def beginning(model: type[Wakeable]) -> datetime | None:
 def forget() -> None:
     """Look at everything next time: for tests."""
     global _last
-    _last = Lookout()
+    _last = DueScan()

@@ -1,10 +1,10 @@
-"""One thread a process keeps the leases of the work in hand alive, and says that the worker lives.
+"""One thread a process renews the leases of the rows that are being performed, and reports that the worker lives.
 
-``Hands`` is what a worker holds: rows of a claimed batch, some started, some not yet. At each beat the thread renews
-the lease of the started row (of all that are performed together), until its timeout, and gives the rows that were not
-started back, so that nobody waits behind a slow neighbour. The thread has its own database connection while there is
-work, and dies with the process. Inline and in tests there is none. For a process that has enlisted as a worker it also
-gives the signs of life (``presence``), while it is idle, too.
+``HeldLeases`` are the rows that one worker has leased: a claimed batch, some started, some not yet. At each beat the
+thread renews the lease of the started row (of all that are performed together) until its timeout, and releases the
+rows that were not started, so that they need not wait behind a slow neighbour. The thread has its own database
+connection while there is work, and dies with the process. Inline and in tests there is none. In a process that is
+registered as a worker it also writes the signs of life (``worker_status``), including while the worker is idle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..db import forking
-from ..db.connections import unpooled
+from ..db.connections import dedicated_connection
 from ..db.writer import alias_of
 from ..values.clock import Clock
 from . import interrupt, liveness
@@ -34,7 +34,7 @@ from .interrupt import SECONDS_TO_RETURN, Deadline
 from .lease import give_up, renew
 from .models import Wakeable
 from .registry import wakeables
-from .worker_status import presence
+from .worker_status import worker_status
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -42,7 +42,7 @@ W = TypeVar("W", bound=Wakeable)
 
 
 @dataclass(eq=False)
-class Hands:
+class HeldLeases:
     """The rows that one worker has claimed. Thread-safe."""
 
     beating: bool = False
@@ -125,24 +125,24 @@ class Hands:
 
 
 _local = threading.local()
-_hands: set[Hands] = set()
+_held: set[HeldLeases] = set()
 _thread: threading.Thread | None = None
 _guard = threading.Lock()
 
 
-def current_hands() -> Hands | None:
+def current_leases() -> HeldLeases | None:
     return getattr(_local, "hands", None)
 
 
 def is_working() -> bool:
     """Return whether this thread is a worker, which shares its connection with nobody."""
-    hands = current_hands()
+    hands = current_leases()
     return hands is not None and hands.beating
 
 
 def keep_lease_for(timeout: timedelta) -> None:
     """Called where user code starts: keep the lease of the row in hand for as long as ``timeout``."""
-    hands = current_hands()
+    hands = current_leases()
     if hands is not None and hands.beating:
         hands.keep_for(timeout)
 
@@ -151,7 +151,7 @@ def keep_lease_for(timeout: timedelta) -> None:
 def bounded(timeout: timedelta, connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Interrupt the block, which runs user code, after ``timeout``, where a heartbeat watches. Raises
     ``AttemptTimeoutError``."""
-    hands = current_hands()
+    hands = current_leases()
     if hands is None or not hands.beating:
         yield
         return
@@ -159,15 +159,15 @@ def bounded(timeout: timedelta, connection: BaseDatabaseWrapper) -> Iterator[Non
         yield
 
 
-def take_up(hands: Hands | None) -> None:
+def hold_leases(hands: HeldLeases | None) -> None:
     """Make ``hands`` those of the current thread, or empty the thread's hands."""
-    previous = current_hands()
+    previous = current_leases()
     _local.hands = hands
     if hands is None and previous is not None:
         liveness.rest()
         interrupt.forget(previous.bound)
         with _guard:
-            _hands.discard(previous)
+            _held.discard(previous)
 
 
 def enlist(runtime: str, models: Collection[type[Wakeable]] | None = None) -> None:
@@ -177,18 +177,18 @@ def enlist(runtime: str, models: Collection[type[Wakeable]] | None = None) -> No
     Called by our runtimes. A runtime of your own calls it in each of its worker processes, before it performs anything.
     """
     queues = [] if models is None else [each.queue for each in wakeables() if each in models]
-    if not presence.enlist(runtime, [] if len(queues) == len(wakeables()) else queues):
+    if not worker_status.enlist(runtime, [] if len(queues) == len(wakeables()) else queues):
         return
-    presence.sign()
+    worker_status.sign()
     with _guard:
         _start_thread()
     # Of processes that multiprocessing has started, too, which know no atexit.
-    Finalize(None, presence.dismiss, exitpriority=0)
+    Finalize(None, worker_status.dismiss, exitpriority=0)
 
 
-def _beat(hands: Hands) -> None:
+def _beat(hands: HeldLeases) -> None:
     with _guard:
-        _hands.add(hands)
+        _held.add(hands)
         _start_thread()
     interrupt.watch_over(hands.bound)
 
@@ -203,14 +203,14 @@ def _start_thread() -> None:
 def give_back() -> None:
     """Give back what this process has claimed and not begun, at once: from a thread of its own, when it is to end."""
     with _guard:
-        all_hands = list(_hands)
-    for hands in all_hands:
+        all_leases = list(_held)
+    for hands in all_leases:
         hands.drop(wait=False)
 
 
-def in_hand() -> bool:
+def is_busy() -> bool:
     """Say whether this thread has begun with a row."""
-    hands = current_hands()
+    hands = current_leases()
     return hands is not None and hands.has_started
 
 
@@ -218,12 +218,12 @@ def _run() -> None:
     alias = alias_of(wakeables()[0]) if wakeables() else "default"
     if connections[alias].settings_dict["OPTIONS"].get("pool"):
         # A pool that is full must not cost the others their leases.
-        connections[alias] = unpooled(alias)
+        connections[alias] = dedicated_connection(alias)
     while True:
         time.sleep(conf().HEARTBEAT.total_seconds())
         with _guard:
-            all_hands = list(_hands)
-        if not all_hands and not presence.is_due:
+            all_leases = list(_held)
+        if not all_leases and not worker_status.is_due:
             connections.close_all()  # this thread's own: an idle worker needs none
         elif connections[alias].vendor == "sqlite":
             # The process may fork at any moment, and no connection to SQLite may be open then.
@@ -231,18 +231,18 @@ def _run() -> None:
                 with suppress(DatabaseError), connections[alias].cursor() as cursor:
                     # The step in hand may have the write lock itself: the other leases must not wait for that.
                     cursor.execute(f"PRAGMA busy_timeout = {SQLITE_PATIENCE_MS}")
-                _beat_all(all_hands)
+                _beat_all(all_leases)
                 connections.close_all()
         else:
-            _beat_all(all_hands)
+            _beat_all(all_leases)
 
 
 SQLITE_PATIENCE_MS = 500
 """How long a beat waits for the write lock of SQLite."""
 
 
-def _beat_all(all_hands: list[Hands]) -> None:
-    for hands in all_hands:
+def _beat_all(all_leases: list[HeldLeases]) -> None:
+    for hands in all_leases:
         try:
             hands.beat()
         except Exception as error:
@@ -251,19 +251,19 @@ def _beat_all(all_hands: list[Hands]) -> None:
             logger.warning("The heartbeat could not renew its leases, and tries again: %s", error)
             connections.close_all()
     try:
-        busy = [row for hands in all_hands for row in hands.kept]
-        presence.sign({row.queue for row in busy if type(row) in wakeables()})
+        busy = [row for hands in all_leases for row in hands.kept]
+        worker_status.sign({row.queue for row in busy if type(row) in wakeables()})
     except Exception as error:
         logger.warning("The sign of life of this worker could not be written, and is tried again: %s", error)
         connections.close_all()
-    if not all_hands:
+    if not all_leases:
         connections.close_all()
 
 
 def _after_fork() -> None:
     global _thread, _guard
     _thread, _guard = None, threading.Lock()
-    _hands.clear()
+    _held.clear()
     _local.__dict__.clear()
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..conf import conf
-from ..db.connections import unpooled
+from ..db.connections import dedicated_connection
 from ..exceptions import AttemptTimeoutError
 
 logger = logging.getLogger("django_ai.automation")
@@ -277,7 +277,7 @@ def cancel_statement(connection: BaseDatabaseWrapper, session: int | None) -> No
         elif connection.vendor == "sqlite":
             raw.interrupt()
         elif session is not None:
-            other = unpooled(connection.alias)
+            other = dedicated_connection(connection.alias)
             try:
                 with other.cursor() as cursor:
                     # Of a session that does nothing it would be the next statement that is killed.

@@ -31,7 +31,7 @@ from ..db.inserts import column_of, field_of, insertable_fields
 from ..db.locks import unlocked
 from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
-from ..state.encryption import SealedJSONField, seal
+from ..state.encryption import EncryptedJSONField, encrypt
 from .models import ARRIVAL_SQL, Arrival, Wakeable
 
 ENGINE_FAILED = "The engine itself failed on this row"
@@ -284,7 +284,7 @@ def _values(model: type[models.Model], values: Mapping[str, Any], connection: Ba
     for name, value in values.items():
         field = field_of(model, name)
         if isinstance(field, models.JSONField) and isinstance(value, str):
-            found.append(seal(value) if isinstance(field, SealedJSONField) else value)
+            found.append(encrypt(value) if isinstance(field, EncryptedJSONField) else value)
         else:
             found.append(field.get_db_prep_save(value, connection))
     return found
@@ -362,7 +362,7 @@ def give_up(row: Wakeable, wake_at: datetime, *, wait: bool) -> bool:
         return True
 
 
-def disturb(rows: QuerySet[M], **changes: Any) -> int:
+def revoke(rows: QuerySet[M], **changes: Any) -> int:
     """Change rows from outside: write ``changes``, clear every lease and raise ``seq``, in one statement.
 
     A worker that has one of the rows finds its fenced write refused, and nothing of its work is kept.

@@ -43,7 +43,7 @@ def rest() -> None:
     _until.pop(threading.get_ident(), None)
 
 
-def beats() -> bool:
+def is_responsive() -> bool:
     """Return whether each thread of this process that works is back in time."""
     now = time.monotonic()
     return all(now < until for until in list(_until.values()))
@@ -68,7 +68,7 @@ class Pulse:
 
     def touch(self) -> None:
         """Touch the file, if this process is alive. Never raises for trouble with the file."""
-        if not beats():
+        if not is_responsive():
             if not self._is_told:
                 logger.critical("A thread that works does not come back; the heartbeat file is touched no more.")
             self._is_told = True

@@ -29,7 +29,7 @@ from django.db import connections
 from django.db.models import Q
 
 from ..conf import conf
-from ..db.connections import let_go_of_broken
+from ..db.connections import close_if_broken
 from ..db.errors import is_database_failure
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
@@ -42,7 +42,7 @@ from .models import Maintenance, at_text
 
 logger = logging.getLogger("django_ai.automation")
 
-BITE_SECONDS = 0.3
+SLICE_SECONDS = 0.3
 """How long a turn of a task takes, about."""
 PATIENCE = timedelta(seconds=3)
 """How long a row of maintenance waits at most while other work is due without end."""
@@ -56,7 +56,7 @@ PRUNE = "prune"
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TimeSlice:
     """What a task gets: the moment, the ``position`` at which its last bite has stopped (None: it begins anew), and
     until when (of ``time.monotonic``) it may take. At least one step of it is done."""
 
@@ -70,7 +70,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Bite:
+class SliceResult:
     """What came of a turn: how many rows were removed or put right, and where the next one goes on (JSON; None: all is
     done). ``rest``: how long at least the task has nothing to do then."""
 
@@ -86,24 +86,26 @@ class Task:
 
     name: str
     purpose: str
-    take: Callable[[Turn], Bite]
+    take: Callable[[TimeSlice], SliceResult]
     every: timedelta
 
 
 _tasks: dict[str, Task] = {}
 
 
-def register(name: str, purpose: str, take: Callable[[Turn], Bite], every: timedelta) -> None:
+def register(name: str, purpose: str, take: Callable[[TimeSlice], SliceResult], every: timedelta) -> None:
     """Let workers call ``take`` bite by bite, and begin again ``every`` so long after it is done."""
     _tasks[name] = Task(name, purpose, take, every)
 
 
-def register_reconciler(name: str, reconcile: Callable[[Turn], Bite]) -> None:
+def register_reconciler(name: str, reconcile: Callable[[TimeSlice], SliceResult]) -> None:
     """Let ``reconcile`` be called every five minutes, bite by bite, and by ``poll_due``; it counts rows put right."""
     register(name, RECONCILE, reconcile, timedelta(minutes=5))
 
 
-def register_pruner(name: str, prune: Callable[[Turn], Bite], every: timedelta = timedelta(minutes=1)) -> None:
+def register_pruner(
+    name: str, prune: Callable[[TimeSlice], SliceResult], every: timedelta = timedelta(minutes=1)
+) -> None:
     """Let ``prune`` be called every minute, bite by bite, and by ``cleanup_old``; it counts rows that it removed."""
     register(name, PRUNE, prune, every)
 
@@ -117,7 +119,7 @@ def tasks_for(purpose: str) -> list[Task]:
 _attended: dict[tuple[str, str], float] = {}
 
 
-def attend(now: datetime) -> None:
+def ensure_rows(now: datetime) -> None:
     """See to it that each task has its row. Costs a query a minute."""
     connection = connections[alias_of(Maintenance)]
     key = (connection.alias, str(connection.settings_dict["NAME"]))
@@ -130,7 +132,7 @@ def attend(now: datetime) -> None:
         _attended[key] = time.monotonic() + ATTEND_SECONDS
 
 
-def hasten(purpose: str, now: datetime) -> int:
+def run_soon(purpose: str, now: datetime) -> int:
     """Let the tasks for ``purpose`` be due now, without waiting for their period; return how many were not. One that
     has failed keeps its time."""
     names = [task.name for task in tasks_for(purpose)]
@@ -142,8 +144,8 @@ def begin(now: datetime) -> None:
     """Called once by each process that keeps time for workers: it may run new code, so what that wants is looked
     for."""
     _attended.clear()
-    attend(now)
-    hasten(RECONCILE, now)
+    ensure_rows(now)
+    run_soon(RECONCILE, now)
 
 
 # -- a worker's path for one row ---------------------------------------------------------------------------------------
@@ -161,16 +163,16 @@ def perform(row: Maintenance, clock: Clock) -> None:
     keep_lease_for(timeout)
     try:
         with bounded(timeout, connection):  # a reconciler calls conditions of the project
-            bite = task.take(Turn(clock(), row.position, time.monotonic() + BITE_SECONDS))
+            bite = task.take(TimeSlice(clock(), row.position, time.monotonic() + SLICE_SECONDS))
             position = None if bite.position is None else json.dumps(bite.position)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
         if is_database_failure(error, connection):
             raise
-        let_go_of_broken(connection)
+        close_if_broken(connection)
         logger.exception("%s failed, and is tried again later; the other tasks go on.", row)
-        put_off(row, trace_of(error), clock())
+        postpone(row, trace_of(error), clock())
         return
     is_complete = position is None
     now = clock()
@@ -185,7 +187,7 @@ def perform(row: Maintenance, clock: Clock) -> None:
     advance(row, changes | {"completed_at": now} if is_complete else changes)
 
 
-def put_off(row: Maintenance, reason: str, now: datetime, *, for_code: bool = False) -> None:
+def postpone(row: Maintenance, reason: str, now: datetime, *, awaiting_deploy: bool = False) -> None:
     """Write why a task could not be done, and let it begin anew after a pause: nobody else would do its work. Fenced;
     raises ``LeaseLostError``."""
     backoff = min(FIRST_BACKOFF * 2 ** min(row.failures, 16), LAST_BACKOFF)
@@ -218,7 +220,7 @@ class Trouble:
         return f"{self.task!r} is due since {at_text(self.since)}"
 
 
-def troubles(before: datetime) -> list[Trouble]:
+def unhealthy_tasks(before: datetime) -> list[Trouble]:
     """Return the tasks that raised, and those that are due since ``before``. Reads only."""
     rows = Maintenance.objects.filter(Q(failures__gt=0) | Q(wake_at__lte=before)).order_by("name")
     return [Trouble(row.name, row.wake_at, row.failures, last_line(row.error)) for row in rows if row.wake_at]
@@ -239,7 +241,7 @@ def run_all(purpose: str, now: datetime, until: float = float("inf")) -> int:
     while todo:
         part = max(until - time.monotonic(), 0.0) / len(todo)
         try:
-            done += todo.pop(0).take(Turn(now, until=time.monotonic() + part)).done
+            done += todo.pop(0).take(TimeSlice(now, until=time.monotonic() + part)).done
         except Exception as error:
             if is_database_failure(error, connections[alias_of(Maintenance)]):
                 raise

@@ -57,7 +57,7 @@ class Wakeable(AutomationModel):
     """What rows of this model are called in ``automation_worker --queues``."""
 
     together: ClassVar[int] = 1
-    """How many times ``BATCH`` rows a claim may take, because ``perform_together`` performs them in one go; 1: they are
+    """How many times ``BATCH`` rows a claim may take, because ``perform_batch`` performs them in one go; 1: they are
     performed one by one."""
 
     class Meta:
@@ -71,15 +71,15 @@ class Wakeable(AutomationModel):
         self.behaviour.perform(self, clock)
 
     @classmethod
-    def perform_together(cls, rows: Sequence[Any], clock: Clock) -> None:
+    def perform_batch(cls, rows: Sequence[Any], clock: Clock) -> None:
         """Do what ``rows``, which are leased, are due for, in few transactions. An error of it belongs to no row: those
         that are still leased are then performed one by one."""
         cls.behaviour.perform_batch(rows, clock)
 
-    def park(self, reason: str, clock: Clock = timezone.now, *, for_code: bool = False) -> None:
-        """Set the row aside with ``reason``, until a person resumes it, or, ``for_code``, until a worker has the code
-        that it needs. Fenced; raises ``LeaseLostError``."""
-        self.behaviour.park(self, reason, clock(), for_code=for_code)
+    def park(self, reason: str, clock: Clock = timezone.now, *, awaiting_deploy: bool = False) -> None:
+        """Park the row with ``reason`` until an operator resumes it; with ``awaiting_deploy`` until a worker has the
+        code that it needs. Fenced; raises ``LeaseLostError``."""
+        self.behaviour.park(self, reason, clock(), awaiting_deploy=awaiting_deploy)
 
     def record_loss(self, clock: Clock) -> None:
         """Leave a trace of the lease that ran out; called when a lost row is claimed again."""
@@ -99,13 +99,13 @@ class Wakeable(AutomationModel):
             return f"a worker: the lease of {self.holder} ran out at {at_text(self.wake_at)}"
         if self.wake_at is not None and self.wake_at <= now:
             return f"a worker: due since {at_text(self.wake_at)}"
-        return self.rests_until(now)
+        return self.waiting_reason(now)
 
-    def rests_until(self, now: datetime) -> str:
+    def waiting_reason(self, now: datetime) -> str:
         """Name what a row waits for that is in nobody's hands and not due; empty if there is nothing."""
         raise NotImplementedError
 
-    def lies_until(self) -> str:
+    def parked_reason(self) -> str:
         """Name what lets a parked row go on, and why it lies there."""
         reason = last_line(getattr(self, "error", ""))
         if self.wake_at is None:
@@ -243,5 +243,5 @@ class Maintenance(Wakeable):
     def is_finished(self) -> bool:
         return False
 
-    def rests_until(self, now: datetime) -> str:
+    def waiting_reason(self, now: datetime) -> str:
         return "" if self.wake_at is None else f"its next turn, {at_text(self.wake_at)}"

@@ -26,14 +26,14 @@ from ..conf import conf
 from ..db.notifications import notify
 from ..exceptions import SettingsError
 from .drain import drain, draining
-from .maintenance import BITE_SECONDS
+from .maintenance import SLICE_SECONDS
 from .models import Maintenance, Wakeable
 from .registry import wakeables
 
 logger = logging.getLogger("django_ai.automation")
 
 
-class Executor(Protocol):
+class Notifier(Protocol):
     """Something that makes a worker call ``drain`` soon."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
@@ -41,7 +41,7 @@ class Executor(Protocol):
         ``automation_worker --queues``; none: of any. May raise; nothing depends on it."""
 
 
-class InlineExecutor:
+class InlineNotifier:
     """Performs what is due at once, in the thread that committed it: for tests, notebooks and small scripts. Now and
     then it does its part of the maintenance: a bite or a few small ones, and none inside somebody's transaction."""
 
@@ -54,17 +54,17 @@ class InlineExecutor:
         drain(heartbeat=True, models=wakeables())
         if time.monotonic() >= self._maintains_at and not connections[alias].in_atomic_block:
             self._maintains_at = time.monotonic() + self.MAINTENANCE_SECONDS
-            drain(heartbeat=True, models=[Maintenance], budget=timedelta(seconds=BITE_SECONDS))
+            drain(heartbeat=True, models=[Maintenance], budget=timedelta(seconds=SLICE_SECONDS))
 
 
-class SilentExecutor:
+class SilentNotifier:
     """Does nothing: workers find due rows by looking, or a test calls ``drain`` when it wants to."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         pass
 
 
-class WorkerExecutor:
+class WorkerNotifier:
     """Wakes ``manage.py automation_worker``: with a NOTIFY on PostgreSQL; elsewhere its next look is soon enough."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
@@ -72,45 +72,45 @@ class WorkerExecutor:
 
 
 _NAMES = {
-    "inline": "django_ai.automation.queues.notifier.InlineExecutor",
-    "silent": "django_ai.automation.queues.notifier.SilentExecutor",
-    "q2": "django_ai.automation.queues.runtimes.q2.Q2Executor",
-    "worker": "django_ai.automation.queues.notifier.WorkerExecutor",
-    "celery": "django_ai.automation.queues.runtimes.celery.CeleryExecutor",
-    "tasks": "django_ai.automation.queues.runtimes.django_tasks.TasksExecutor",
+    "inline": "django_ai.automation.queues.notifier.InlineNotifier",
+    "silent": "django_ai.automation.queues.notifier.SilentNotifier",
+    "q2": "django_ai.automation.queues.runtimes.q2.Q2Notifier",
+    "worker": "django_ai.automation.queues.notifier.WorkerNotifier",
+    "celery": "django_ai.automation.queues.runtimes.celery.CeleryNotifier",
+    "tasks": "django_ai.automation.queues.runtimes.django_tasks.TasksNotifier",
 }
-_override: Executor | None = None
+_override: Notifier | None = None
 
 
-def set_executor(executor: Executor | None) -> None:
+def set_notifier(notifier: Notifier | None) -> None:
     """Use ``executor`` from now on in this process; ``None``: what the settings say."""
     global _override
-    _override = executor
+    _override = notifier
 
 
-def get_executor() -> Executor:
+def get_notifier() -> Notifier:
     """Return the executor in force. Raises ``SettingsError`` when the settings name none that exists."""
     return _override or _from_settings()
 
 
 @lru_cache(maxsize=1)
-def _from_settings() -> Executor:
-    name = conf().EXECUTOR or ("q2" if apps.is_installed("django_q") else "worker")
+def _from_settings() -> Notifier:
+    name = conf().RUNTIME or ("q2" if apps.is_installed("django_q") else "worker")
     try:
-        executor: Executor = import_string(_NAMES.get(name, name))()
+        notifier: Notifier = import_string(_NAMES.get(name, name))()
     except ImportError as error:
         raise SettingsError(
-            f"AUTOMATION['EXECUTOR'] is {name!r}, which cannot be imported ({error}). Use one of "
+            f"AUTOMATION['RUNTIME'] is {name!r}, which cannot be imported ({error}). Use one of "
             f"{', '.join(map(repr, _NAMES))}, or the dotted path of a class."
         ) from error
     except SettingsError:
         raise
     except Exception as error:
         raise SettingsError(
-            f"AUTOMATION['EXECUTOR'] is {name!r}, which cannot be used ({type(error).__name__}: {error}). Look at the "
+            f"AUTOMATION['RUNTIME'] is {name!r}, which cannot be used ({type(error).__name__}: {error}). Look at the "
             "settings of the queue that it rings."
         ) from error
-    return executor
+    return notifier
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:
@@ -165,7 +165,7 @@ def ring(alias: str, queues: Collection[str] = ()) -> None:
         return  # this thread's own loop sees it in its next round
     _state.is_ringing = True
     try:
-        get_executor().ring(alias, queues)
+        get_notifier().ring(alias, queues)
     except Exception:
         logger.exception("The executor could not be rung; workers will find the work by looking.")
     finally:

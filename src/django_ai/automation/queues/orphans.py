@@ -15,11 +15,11 @@ from django.db import models, transaction
 from django.db.models import Exists, OuterRef
 
 from ..db.writer import alias_of
-from .maintenance import Bite, Turn
+from .maintenance import SliceResult, TimeSlice
 from .pruning import OURS, WINDOW, remove
 
 
-def prune_orphans(turn: Turn) -> Bite:
+def prune_orphans(turn: TimeSlice) -> SliceResult:
     """Remove rows that hung on one that is gone, and empty references that only mention one."""
     references = _references()
     number, after = (turn.position or {}).get("reference", 0), (turn.position or {}).get("after", 0)
@@ -34,8 +34,8 @@ def prune_orphans(turn: Turn) -> Bite:
         if len(window) < WINDOW:
             number, after = number + 1, 0
         if turn.is_over and number < len(references):
-            return Bite(done, {"reference": number, "after": after})
-    return Bite(done)
+            return SliceResult(done, {"reference": number, "after": after})
+    return SliceResult(done)
 
 
 def _references() -> list[Any]:

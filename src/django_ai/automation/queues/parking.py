@@ -28,35 +28,35 @@ def next_look(parked_at: datetime, now: datetime) -> datetime:
     return now + min(max((now - parked_at) / 4, FIRST_LOOK), LAST_LOOK)
 
 
-def because(row: object, error: Exception) -> str:
+def reason_of(row: object, error: Exception) -> str:
     """Return ``error`` as the reason why ``row`` is parked: it begins with the error's class, and names the row."""
     text = str(error)
     return f"{type(error).__name__}: {text if text.startswith(str(row)) else f'{row}: {text}'}"
 
 
-def parked(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> dict[str, Any]:
+def parked(row: Wakeable, reason: str, now: datetime, *, awaiting_deploy: bool) -> dict[str, Any]:
     """Return the changes that set ``row`` aside."""
-    since = row.parked_at if for_code and row.parked_at is not None else now
+    since = row.parked_at if awaiting_deploy and row.parked_at is not None else now
     changes: dict[str, Any] = {
         "error": storable(reason),
         "parked_at": since,
-        "wake_at": next_look(since, now) if for_code else None,
+        "wake_at": next_look(since, now) if awaiting_deploy else None,
         "lease": None,
         # To find no code is no progress: what was lost before may have killed its worker, or heard something.
-        "losses": row.losses if for_code else 0,
+        "losses": row.losses if awaiting_deploy else 0,
     }
     return {"status": PARKED, **changes} if hasattr(row, "status") else changes
 
 
-def set_aside(row: Wakeable, reason: str, now: datetime, *, for_code: bool) -> None:
+def park(row: Wakeable, reason: str, now: datetime, *, awaiting_deploy: bool) -> None:
     """Park a row that this worker has. Fenced; raises ``LeaseLostError``. A look that finds nothing new makes no
     noise."""
-    known = for_code and row.parked_at is not None
-    advance(row, parked(row, reason, now, for_code=for_code))
+    known = awaiting_deploy and row.parked_at is not None
+    advance(row, parked(row, reason, now, awaiting_deploy=awaiting_deploy))
     if not known:
         row_parked.send_robust(type(row), row=row, reason=reason)
 
 
-def take_back(row: Wakeable, status: str) -> None:
+def unpark(row: Wakeable, status: str) -> None:
     """Let a row that was parked for code go on as ``status`` in this worker's hands. Fenced."""
     advance(row, {"status": status, "error": "", "parked_at": None, "losses": row.losses})

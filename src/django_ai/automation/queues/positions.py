@@ -30,7 +30,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..conf import conf
 from ..db.writer import alias_of
-from .maintenance import Bite, Turn
+from .maintenance import SliceResult, TimeSlice
 from .models import ARRIVAL_SQL, Arrival
 
 SETTLED_SECONDS = 60
@@ -68,13 +68,13 @@ def is_folded(connection: BaseDatabaseWrapper) -> bool:
     return connection.vendor == "postgresql"
 
 
-def allot(count: int) -> list[int]:
+def allocate(count: int) -> list[int]:
     """Take the next ``count`` positions, in one statement of the caller's transaction. Rising."""
     connection = connections[alias_of(Arrival)]
     table = connection.ops.quote_name(Arrival._meta.db_table)
     made = ARRIVAL_SQL[connection.vendor]
     found: list[int] = []
-    note_arrivals(connection)
+    record_arrivals(connection)
     with connection.cursor() as cursor:
         while len(found) < count:
             number = min(count - len(found), PAGE)
@@ -88,7 +88,7 @@ def allot(count: int) -> list[int]:
     return found
 
 
-def note_arrivals(connection: BaseDatabaseWrapper) -> None:
+def record_arrivals(connection: BaseDatabaseWrapper) -> None:
     """Remember that the open transaction makes arrivals: until it commits, no bound of others may count on them."""
     if connection.in_atomic_block and connection.atomic_blocks:
         _writing[connection] = connection.atomic_blocks[0]
@@ -228,7 +228,7 @@ def _nobody_holds(connection: BaseDatabaseWrapper, low: int, high: int) -> bool:
         return not cursor.fetchall()  # one that has committed since is found by the next look
 
 
-def prune_arrivals(turn: Turn) -> Bite:
+def prune_arrivals(turn: TimeSlice) -> SliceResult:
     """Remove arrivals that are older than the events that they number, by the database's clock; the newest stays.
 
     From the lowest key on: ages fall as keys rise.
@@ -246,6 +246,6 @@ def prune_arrivals(turn: Turn) -> Bite:
                 cursor.execute(f"DELETE FROM {table} WHERE id <= %s", [old[-1]])
                 removed += len(old)
         if len(old) < PAGE:
-            return Bite(removed)
+            return SliceResult(removed)
         if turn.is_over:
-            return Bite(removed, position={"after": old[-1]})
+            return SliceResult(removed, position={"after": old[-1]})

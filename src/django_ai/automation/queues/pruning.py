@@ -23,7 +23,7 @@ from django.db import connections, models, transaction
 from django.db.models import Max, Min
 from django.db.models.signals import post_delete, pre_delete
 
-from .maintenance import Bite, Turn
+from .maintenance import SliceResult, TimeSlice
 
 WINDOW = 2000
 """Keys that are looked at in one query."""
@@ -38,7 +38,7 @@ OURS = __name__.rpartition(".queues.")[0] + "."
 
 
 @dataclass(slots=True)
-class Walk:
+class TableScan:
     """How far a sweep has come: ``after`` this key, to ``last``, and ``then`` from one key to another. ``idle``: the
     seconds that it spent on windows in which nothing could go."""
 
@@ -48,7 +48,7 @@ class Walk:
     idle: float = 0.0
 
 
-def sweep(rows: models.QuerySet[Any], born: str, before: datetime, turn: Turn) -> Bite:
+def prune_in_batches(rows: models.QuerySet[Any], born: str, before: datetime, turn: TimeSlice) -> SliceResult:
     """Remove ``rows`` and what hangs on them, as long as the turn lasts; ``done`` does not count those that hung on
     them.
 
@@ -56,7 +56,7 @@ def sweep(rows: models.QuerySet[Any], born: str, before: datetime, turn: Turn) -
     one window is swept.
     """
     everything = rows.model._base_manager.using(rows.db)
-    walk = Walk(**turn.position) if turn.position else _begin(everything)
+    walk = TableScan(**turn.position) if turn.position else _begin(everything)
     removed = 0
     while walk is not None:
         started = time.monotonic()
@@ -64,7 +64,7 @@ def sweep(rows: models.QuerySet[Any], born: str, before: datetime, turn: Turn) -
         window = keys.values("pk", born)[:WINDOW].aggregate(last=Max("pk"), eldest=Min(born))
         if window["eldest"] is None or window["eldest"] >= before:
             if walk.then is None:
-                return Bite(removed, rest=min(IDLE_REST * timedelta(seconds=walk.idle), LONGEST_REST))
+                return SliceResult(removed, rest=min(IDLE_REST * timedelta(seconds=walk.idle), LONGEST_REST))
             (walk.after, walk.last), walk.then = walk.then, None
             continue
         found, batch = 0, BATCH
@@ -79,16 +79,16 @@ def sweep(rows: models.QuerySet[Any], born: str, before: datetime, turn: Turn) -
             walk.idle += time.monotonic() - started
         removed += found
         if turn.is_over:
-            return Bite(removed, asdict(walk))
-    return Bite(removed)
+            return SliceResult(removed, asdict(walk))
+    return SliceResult(removed)
 
 
-def _begin(everything: models.QuerySet[Any]) -> Walk | None:
+def _begin(everything: models.QuerySet[Any]) -> TableScan | None:
     found = everything.aggregate(first=Min("pk"), last=Max("pk"))
     if found["first"] is None:
         return None
     start = random.randint(found["first"], found["last"])
-    return Walk(start - 1, found["last"], (found["first"] - 1, start - 1))
+    return TableScan(start - 1, found["last"], (found["first"] - 1, start - 1))
 
 
 def _remove_batch(rows: models.QuerySet[Any]) -> int:

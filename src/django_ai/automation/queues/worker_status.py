@@ -1,4 +1,4 @@
-"""Presence: each worker process says every few seconds that it lives, and which queues it looks at.
+"""WorkerStatus: each worker process says every few seconds that it lives, and which queues it looks at.
 
 A process is a worker once it has enlisted (``heartbeat.enlist``): ``automation_worker`` does so when it starts,
 processes of Django-Q2, Celery and Django tasks when they answer their first doorbell. A process that only saves, and a
@@ -23,7 +23,7 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections
 from django.db.models import F
 
-from ..db.connections import let_go_of_broken
+from ..db.connections import close_if_broken
 from ..db.writer import alias_of
 from .lease import new_token
 from .models import DatabaseNow, Worker
@@ -39,7 +39,7 @@ DEAD_AFTER = timedelta(seconds=60)
 FORGET_AFTER = timedelta(days=1)
 
 
-class Presence:
+class WorkerStatus:
     """The sign of life of this process. Thread-safe; a fork is a process of its own, which has not enlisted."""
 
     def __init__(self) -> None:
@@ -88,21 +88,21 @@ class Presence:
             return False
         return now >= self._next or (self._performed > 0 and now >= self._written + BUSY)
 
-    def sign(self, in_hand: Iterable[str] = ()) -> None:
-        """Give the sign of life if it is due. ``in_hand``: queues of rows that this process is busy with. Never raises
+    def sign(self, is_busy: Iterable[str] = ()) -> None:
+        """Give the sign of life if it is due. ``is_busy``: queues of rows that this process is busy with. Never raises
         for the database's trouble."""
         with self._lock:
             if not self.is_due:
                 return
             now = time.monotonic()
-            self._worked.update(dict.fromkeys(in_hand, now))
+            self._worked.update(dict.fromkeys(is_busy, now))
             self._not_before = now + AGAIN  # nobody else begins with it meanwhile
             name, performed = self._name, self._performed
             worked = {queue: round(now - moment, 3) for queue, moment in self._worked.items()}
         try:
             self._write(name, worked, performed)
         except DatabaseTrouble:
-            let_go_of_broken(connections[alias_of(Worker)])
+            close_if_broken(connections[alias_of(Worker)])
             return
         with self._lock:
             if name == self._name:
@@ -142,12 +142,12 @@ class Presence:
             )
 
 
-presence = Presence()
+worker_status = WorkerStatus()
 
 
 def _after_fork() -> None:
-    presence._lock = threading.Lock()
-    presence.forget()
+    worker_status._lock = threading.Lock()
+    worker_status.forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)

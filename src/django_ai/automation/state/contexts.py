@@ -17,7 +17,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationEr
 from pydantic_core import PydanticSerializationError
 
 from ..exceptions import ContextError, DefinitionError, NotStorableError
-from ..values.callables import check_plain
+from ..values.callables import check_synchronous
 from ..values.json_text import MAX_NESTING, encode
 from ..values.text import trace_of
 from .encryption import check_readable
@@ -26,7 +26,7 @@ from .encryption import check_readable
 def context_class(cls: type, what: str) -> type[BaseModel]:
     """Return the ``Context`` that ``cls`` declares. Raises ``DefinitionError`` unless it is a Pydantic model."""
     context = getattr(cls, "Context", None)
-    check_plain(getattr(cls, "create_context", None), f"{what}: create_context")
+    check_synchronous(getattr(cls, "create_context", None), f"{what}: create_context")
     if inspect.isclass(context) and issubclass(context, BaseModel):
         return context
     raise DefinitionError(
@@ -80,7 +80,7 @@ def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str
 
 def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
     """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more or a
-    validator raises, and ``SealedError`` when no key opens it.
+    validator raises, and ``DecryptionError`` when no key opens it.
 
     Values of fields that this code does not know, because a newer release wrote them, are handed on as they are by the
     next ``dump_context``.

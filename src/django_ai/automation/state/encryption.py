@@ -19,7 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.module_loading import import_string
 
 from ..conf import conf
-from ..exceptions import SealedError, SettingsError
+from ..exceptions import DecryptionError, SettingsError
 
 SEALED = "$sealed"
 FERNET = "django_ai.automation.state.fernet.FernetCodec"
@@ -77,7 +77,7 @@ def _forget(*, setting: str, **kwargs: object) -> None:
 setting_changed.connect(_forget, dispatch_uid="django_ai.automation.sealing")
 
 
-def seal(text: str) -> str:
+def encrypt(text: str) -> str:
     """Return JSON ``text`` as it is stored: in an envelope, where a codec is set."""
     with_codec = codec()
     if with_codec is None or text in ("{}", "null"):
@@ -85,7 +85,7 @@ def seal(text: str) -> str:
     return json.dumps({SEALED: with_codec.encode(text)})
 
 
-def unseal(value: Any) -> Any:
+def decrypt(value: Any) -> Any:
     """Return what a stored value holds; plain ones are themselves, and what cannot be opened is ``Unreadable``."""
     if not isinstance(value, dict) or value.keys() != {SEALED}:
         return value
@@ -98,16 +98,16 @@ def unseal(value: Any) -> Any:
 
 
 def check_readable(value: Any, what: str) -> None:
-    """Raise ``SealedError`` for what could not be opened."""
+    """Raise ``DecryptionError`` for what could not be opened."""
     if isinstance(value, Unreadable):
-        raise SealedError(
+        raise DecryptionError(
             f"{what}: what is stored is encrypted, and none of the keys in use opens it ({value.reason}). Give its key "
             "back (AUTOMATION['CONTEXT_KEYS'], or SECRET_KEY_FALLBACKS), then this goes on by itself; if it was never "
             "this project's, somebody has changed the row."
         )
 
 
-class SealedJSONField(models.JSONField):
+class EncryptedJSONField(models.JSONField):
     """A ``JSONField`` whose values are sealed in the database. Queries cannot look into it."""
 
     def deconstruct(self) -> Any:
@@ -117,8 +117,8 @@ class SealedJSONField(models.JSONField):
 
     def get_db_prep_value(self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False) -> Any:
         if value and isinstance(value, dict | list) and not isinstance(value, Unreadable) and codec() is not None:
-            value = json.loads(seal(json.dumps(value, cls=self.encoder)))
+            value = json.loads(encrypt(json.dumps(value, cls=self.encoder)))
         return super().get_db_prep_value(value, connection, prepared)
 
     def from_db_value(self, value: Any, expression: Any, connection: BaseDatabaseWrapper) -> Any:
-        return unseal(super().from_db_value(value, expression, connection))
+        return decrypt(super().from_db_value(value, expression, connection))

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 
 from ..conf import conf
-from ..exceptions import SealedError, SettingsError
+from ..exceptions import DecryptionError, SettingsError
 
 PURPOSE = b"django_ai.automation: Contexts"
 
@@ -39,7 +39,7 @@ class FernetCodec:
         try:
             return self._fernet.decrypt(text).decode()
         except InvalidToken:
-            raise SealedError("it was encrypted with another key, or changed since") from None
+            raise DecryptionError("it was encrypted with another key, or changed since") from None
 
 
 def _derived(key: str | bytes) -> bytes:

@@ -18,7 +18,7 @@ from django.db import Error as DatabaseTrouble
 from pydantic import BaseModel, ValidationError
 
 from ..exceptions import ContextError, DefinitionError
-from ..values.callables import check_plain
+from ..values.callables import check_synchronous
 from ..values.text import trace_of
 from .contexts import load_context, reasons
 from .encryption import check_readable
@@ -28,7 +28,7 @@ Migration = Callable[[dict[str, Any], str], Any]
 HOOK = "migrate_context"
 
 
-class Keeper(Protocol):
+class Versioned(Protocol):
     """What ``restore`` needs to know of a workflow's or an agent's definition."""
 
     @property
@@ -81,11 +81,11 @@ def migration_of(cls: type, what: str) -> Migration | None:
             f"{what}: {HOOK}{inspect.signature(hook)} must take (data, from_version): the stored dict and the version "
             "that stored it."
         ) from None
-    check_plain(hook, f"{what}: {HOOK}")
+    check_synchronous(hook, f"{what}: {HOOK}")
     return hook
 
 
-def restore(definition: Keeper, data: Any, version: str, what: str) -> Restored:
+def restore(definition: Versioned, data: Any, version: str, what: str) -> Restored:
     """Return the Context that ``version`` of a class stored as ``data``, as ``definition`` wants it.
 
     Raises ``ContextError`` where that cannot be had: the row is to be parked.
@@ -102,7 +102,7 @@ def restore(definition: Keeper, data: Any, version: str, what: str) -> Restored:
     return Restored(_migrated(definition, data, version, what), True)
 
 
-def _migrated(definition: Keeper, data: Any, version: str, what: str) -> BaseModel:
+def _migrated(definition: Versioned, data: Any, version: str, what: str) -> BaseModel:
     assert definition.migrate is not None
     try:
         found = definition.migrate(copy.deepcopy(data), version)

@@ -1,4 +1,4 @@
-"""``Watch``: what went wrong while a time machine is on, and whether rows are performed in circles.
+"""``ErrorCollector``: what went wrong while a time machine is on, and whether rows are performed in circles.
 
 It listens to the life-cycle signals of the engine. What it hears is kept for ``TimeMachine.errors``, and once for the
 next call that is to raise.
@@ -24,7 +24,7 @@ class ParkedRowError(AutomationError, AssertionError):
     """A row was parked: it needs a person."""
 
 
-class Watch:
+class ErrorCollector:
     """Hears of attempts, failures and parked rows, from ``start`` until ``stop``."""
 
     def __init__(self) -> None:

@@ -25,11 +25,11 @@ from ..events.models import Event, EventStatus
 from ..exceptions import AutomationError, DefinitionError
 from ..queues import notifier
 from ..queues.drain import drain, draining
-from ..queues.lease import disturb
+from ..queues.lease import revoke
 from ..queues.registry import due_models, due_times
 from ..values.clock import aware, shift
 from .assertions import assert_not_occurred, assert_occurred, runs_of
-from .errors import Watch
+from .errors import ErrorCollector
 
 INSTALL = 'Install it with: pip install "django-ai-automation[testing]"'
 
@@ -51,9 +51,9 @@ class TimeMachine:
     assert_not_occurred = staticmethod(assert_not_occurred)
     runs_of = staticmethod(runs_of)
 
-    def __init__(self, travel: Move, watch: Watch, *, raise_errors: bool) -> None:
+    def __init__(self, travel: Move, collector: ErrorCollector, *, raise_errors: bool) -> None:
         self._travel = travel
-        self._watch = watch
+        self._collector = collector
         self._raise_errors = raise_errors
         self._is_fresh = True
 
@@ -64,7 +64,7 @@ class TimeMachine:
 
     @property
     def errors(self) -> list[Exception]:
-        return list(self._watch.errors)
+        return list(self._collector.errors)
 
     def process(self, *, raise_errors: bool | None = None) -> int:
         """Perform what is due now, and what becomes due now through it; return how many rows were performed.
@@ -123,20 +123,20 @@ class TimeMachine:
             self._move(max(due, self.now))
             performed += self._perform()
         self._move(goal)
-        self._watch.settle(raising=self._raise_errors if raise_errors is None else raise_errors)
+        self._collector.settle(raising=self._raise_errors if raise_errors is None else raise_errors)
         return performed
 
     def _move(self, moment: datetime) -> None:
         if moment != self.now:
             self._travel(moment)
-            self._watch.moved()
+            self._collector.moved()
 
     def _perform(self) -> int:
         """Perform until nothing is due at this moment."""
         if self._is_fresh:
             self._is_fresh = False
             _bring_forward(self.now)
-        self._watch.count_round(_due_rows)
+        self._collector.count_round(_due_rows)
         return drain(budget=BREATH)
 
 
@@ -163,16 +163,16 @@ def time_machine(start: datetime | str | None = None, *, raise_errors: bool = Fa
     moment = timezone.now() if start is None else moment_of(start, "time_machine(...)")
     with _travelling() as travel:
         travel(moment)
-        before, watch = notifier._override, Watch()
-        notifier.set_executor(notifier.SilentExecutor())
-        watch.start()
+        before, collector = notifier._override, ErrorCollector()
+        notifier.set_notifier(notifier.SilentNotifier())
+        collector.start()
         _on = True
         try:
-            yield TimeMachine(travel, watch, raise_errors=raise_errors)
+            yield TimeMachine(travel, collector, raise_errors=raise_errors)
         finally:
             _on = False
-            watch.stop()
-            notifier.set_executor(before)
+            collector.stop()
+            notifier.set_notifier(before)
 
 
 _on = False
@@ -190,13 +190,13 @@ def _travelling() -> Iterator[Move]:
         raise ImportError(f"time_machine() needs the package time-machine >= 3, and {found} is installed. {INSTALL}")
     epoch = datetime.fromtimestamp(0, UTC)
     with library.travel(0, tick=False) as traveller:
-        stands = epoch
+        is_active = epoch
 
         def travel(moment: datetime) -> None:
-            nonlocal stands
+            nonlocal is_active
             # By a difference, not to a date: a date with a zone would change the time zone of the whole process.
-            traveller.shift(moment.astimezone(UTC) - stands)
-            stands = moment.astimezone(UTC)
+            traveller.shift(moment.astimezone(UTC) - is_active)
+            is_active = moment.astimezone(UTC)
 
         yield travel
 
@@ -227,7 +227,7 @@ def _bring_forward(now: datetime) -> None:
     for event in Event.objects.filter(status=EventStatus.PENDING, armed=True, event_created_at__gt=now, attempt=0):
         definition = event.definition
         if definition is not None and not definition.is_scheduled:
-            disturb(Event.objects.filter(pk=event.pk), wake_at=now)
+            revoke(Event.objects.filter(pk=event.pk), wake_at=now)
 
 
 def _due_rows() -> list[Any]:

@@ -13,7 +13,7 @@ from ..exceptions import DefinitionError
 KINDS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
-def check_plain(function: Any, what: str) -> None:
+def check_synchronous(function: Any, what: str) -> None:
     """Raise ``DefinitionError`` if ``function`` (also under ``functools.partial``, wrappers, or as an object with
     ``__call__``) is async or a generator."""
     if any(is_kind(each) for each in _inside(function) for is_kind in KINDS):
@@ -24,7 +24,7 @@ def check_plain(function: Any, what: str) -> None:
         )
 
 
-def check_takes(function: Any, what: str, *arguments: str) -> None:
+def check_parameters(function: Any, what: str, *arguments: str) -> None:
     """Raise ``DefinitionError`` if ``function`` cannot be called with ``arguments``, by position. What says nothing of
     its parameters is taken."""
     called = function.__func__ if isinstance(function, staticmethod) else function

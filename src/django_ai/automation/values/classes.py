@@ -8,7 +8,7 @@ from typing import Any
 from ..exceptions import DefinitionError
 
 
-def is_same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+def is_redefinition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Return whether ``other`` is ``one`` again: the same place in the code, imported or defined once more."""
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 

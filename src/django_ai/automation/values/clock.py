@@ -115,7 +115,7 @@ def offset_key(offset: Offset | None) -> str:
 RECHECK = "?"
 
 
-def beat_key(offset: Offset | None, recheck: bool) -> str:
+def milestone_key(offset: Offset | None, recheck: bool) -> str:
     """Return the key of the beat at ``offset``. One whose condition is asked again is a beat of its own."""
     return offset_key(offset) + (RECHECK if recheck else "")
 

@@ -24,7 +24,7 @@ class Raised:
     @property
     def is_final(self) -> bool:
         """Whether it would be the same again: wrong use of this package."""
-        return isinstance(self.error, AutomationError) and not self.error.may_pass
+        return isinstance(self.error, AutomationError) and not self.error.is_retryable
 
     @property
     def text(self) -> str:

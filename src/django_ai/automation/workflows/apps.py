@@ -20,14 +20,14 @@ class WorkflowsConfig(AppConfig):
         from ..queues import maintenance, registry
         from ..queues.models import Behaviour
         from ..queues.operations.resume import Kind, register_kind
-        from ..queues.parking import set_aside as park
+        from ..queues.parking import park as park
         from . import checks
         from .arrivals import deliver
         from .current import KIND
         from .models import Signal, WorkflowRun
         from .retention import prune_history, prune_living_history, prune_runs, prune_signals
         from .runner import perform_run
-        from .subscriber import Bridge
+        from .subscriber import WorkflowSubscriber
 
         registry.register(Signal, Behaviour(perform=deliver, park=park))
         registry.register(WorkflowRun, Behaviour(perform=perform_run, park=park))
@@ -39,5 +39,5 @@ class WorkflowsConfig(AppConfig):
         register_kind(Kind("signal", Signal, "name", parked=undelivered))
         register_kind(Kind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True))
         register_owner(KIND, WorkflowRun.objects.unfinished)
-        subscribe(Bridge())
+        subscribe(WorkflowSubscriber())
         register(checks.check_workflows)

@@ -20,7 +20,7 @@ from ..events.matching.match import COMPARED, address, compares, entity_keys, sa
 from ..events.models import Event, RoutingShape, Shapes
 from ..events.names import pattern_of
 from ..queues.lease import advance
-from ..queues.positions import allot, is_folded, note_arrivals
+from ..queues.positions import allocate, is_folded, record_arrivals
 from ..values.clock import Clock
 from .current import WakeReason
 from .models import EVENT_CHANNEL, Signal, Wait, WaitQuerySet, WorkflowRun, wake_runs
@@ -40,13 +40,13 @@ def deliver(signal: Signal, clock: Clock) -> None:
             if wake_runs(waits, WakeReason.SIGNAL, signal.pk, now):
                 done["consumed_at"] = now
         if is_folded(connections[alias_of(Signal)]):
-            note_arrivals(connections[alias_of(Signal)])
+            record_arrivals(connections[alias_of(Signal)])
             advance(signal, done, arrives=("position",))
         else:
-            advance(signal, done | {"position": allot(1)[0]})
+            advance(signal, done | {"position": allocate(1)[0]})
 
 
-def tell_of(events: Sequence[Event], shapes: Shapes, now: datetime) -> None:
+def wake_waiting_for(events: Sequence[Event], shapes: Shapes, now: datetime) -> None:
     """Wake those who wait for these occurrences, which are committed. Idempotent, however late it is done: a run hears
     nothing that has come before it was created."""
     keys = {event.pk: _keys_of(event, shapes) for event in events}

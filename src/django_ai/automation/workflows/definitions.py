@@ -23,8 +23,8 @@ from ..exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from ..queues.registry import declare_timeout
 from ..state.contexts import context_class, make_context
 from ..state.versions import Migration, check_version, is_newer, migration_of, version_order
-from ..values.callables import check_plain, check_takes
-from ..values.classes import is_same_place
+from ..values.callables import check_parameters, check_synchronous
+from ..values.classes import is_redefinition
 from ..values.clock import Offset, check_duration, check_offset, check_recheck
 from ..values.retry import Retry
 from .outcomes import StepName, Wait
@@ -309,7 +309,7 @@ def _register(
         **start,
     )
     previous = _registry.get(name, {}).get(definition.version)
-    if previous is not None and not is_same_place(previous.cls, cls):
+    if previous is not None and not is_redefinition(previous.cls, cls):
         raise DefinitionError(
             f"{what}: the name {name!r} (version {definition.version}) is taken by "
             f"{previous.cls.__module__}.{previous.cls.__qualname__}. Give one of them another name= or version=."
@@ -321,11 +321,11 @@ def _register(
 def _check_hook(method: Any, what: str) -> None:
     """Raise ``DefinitionError`` if what the class keeps as its ``@on_fail`` cannot be called with the error."""
     if inspect.isfunction(method):
-        check_takes(method, what, "self", "error")
+        check_parameters(method, what, "self", "error")
     elif isinstance(method, classmethod):
-        check_takes(method.__func__, what, "cls", "error")
+        check_parameters(method.__func__, what, "cls", "error")
     elif isinstance(method, staticmethod | functools.partial) or not hasattr(type(method), "__get__"):
-        check_takes(method, what, "error")
+        check_parameters(method, what, "error")
 
 
 def _steps_of(cls: type) -> dict[str, StepDefinition]:
@@ -364,7 +364,7 @@ def step(
     def decorate(method: F) -> F:
         if not inspect.isfunction(method):
             raise DefinitionError(f"@step decorates a method of a workflow class, not {method!r}.")
-        check_plain(method, "@step")
+        check_synchronous(method, "@step")
         method.__step__ = StepDefinition(  # type: ignore[attr-defined]
             name=method.__name__, start=bool(start), retry=retry, atomic=bool(atomic), own_timeout=timeout
         )
@@ -380,6 +380,6 @@ def on_fail(method: F) -> F:
     runs in the transaction that ends the run, so its database writes commit with the failure. What it raises is logged
     and changes nothing.
     """
-    check_plain(method, "@on_fail")
+    check_synchronous(method, "@on_fail")
     method.__on_fail__ = True  # type: ignore[attr-defined]
     return method

@@ -12,7 +12,7 @@ from ..db.writer import alias_of
 from ..events.claims import release_all
 from ..events.models import Event, EventStatus
 from ..queues.causation import end_own_run
-from ..queues.lease import disturb
+from ..queues.lease import revoke
 from ..queues.notifier import ring_after_commit
 from ..values.json_text import storable
 from .current import KIND
@@ -22,7 +22,7 @@ from .models import Signal, Wait, WorkflowRun, WorkflowRunQuerySet, WorkflowStat
 def withdraw(runs: WorkflowRunQuerySet, reason: str, now: datetime) -> int:
     """Take back those of ``runs`` that are planned and have not begun; return how many. They stay and say why, until
     ``RETENTION_RUNS`` is over or they are planned anew."""
-    return disturb(runs.not_begun(), **withdrawn(reason, now))
+    return revoke(runs.not_begun(), **withdrawn(reason, now))
 
 
 def withdrawn(reason: str, now: datetime) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
             if end_own_run(KIND, run.pk, status, reason):
                 ended += 1
                 continue
-            changed = disturb(
+            changed = revoke(
                 WorkflowRun.objects.unfinished().filter(pk=run.pk),
                 status=status,
                 error=reason,

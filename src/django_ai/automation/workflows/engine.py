@@ -13,7 +13,7 @@ from ..db.writer import alias_of
 from ..events.models import Event, EventStatus
 from ..exceptions import DefinitionError, UnknownRunError
 from ..queues.causation import current_cause
-from ..queues.notifier import Executor, ring_after_commit, set_executor
+from ..queues.notifier import Notifier, ring_after_commit, set_notifier
 from ..values.classes import declaration_of
 from ..values.json_text import encode
 from .definitions import find_workflow
@@ -21,7 +21,7 @@ from .ending import end_runs
 from .models import Signal, WorkflowRun, WorkflowStatus
 from .outcomes import check_name
 from .starting import insert_run
-from .subscriber import Bridge
+from .subscriber import WorkflowSubscriber
 
 __all__ = ["Engine", "engine"]
 
@@ -80,7 +80,7 @@ class Engine:
         """
         if event.status != EventStatus.PROCESSED:
             raise DefinitionError(f"{event} is {event.status}; only an event that has occurred starts workflows.")
-        Bridge().occurred([event], timezone.now())
+        WorkflowSubscriber().occurred([event], timezone.now())
 
     def cancel(self, run: WorkflowRun | int, reason: str = "Cancelled.") -> bool:
         """End a run now, with its children; say whether it was still unfinished.
@@ -106,9 +106,9 @@ class Engine:
         row.resume(step=step, again=again)
         return row
 
-    def set_executor(self, executor: Executor | None) -> None:
-        """Use another executor in this process: ``InlineExecutor()`` in a test, ``None`` for what the settings say."""
-        set_executor(executor)
+    def set_notifier(self, notifier: Notifier | None) -> None:
+        """Use another executor in this process: ``InlineNotifier()`` in a test, ``None`` for what the settings say."""
+        set_notifier(notifier)
 
 
 def _find(pk: int) -> WorkflowRun:

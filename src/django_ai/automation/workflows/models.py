@@ -16,10 +16,10 @@ from ..events.definitions import sources_of
 from ..events.models import Event
 from ..exceptions import NotResumableError, UnknownRunError
 from ..queues.causation import own_run_pk
-from ..queues.lease import disturb
+from ..queues.lease import revoke
 from ..queues.models import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
-from ..state.encryption import SealedJSONField
+from ..state.encryption import EncryptedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key
 from ..values.text import last_line
@@ -76,7 +76,7 @@ class WorkflowRun(Wakeable):
         max_length=10, choices=WorkflowStatus.choices, default=WorkflowStatus.RUNNING, editable=False
     )
     current_step = models.CharField(max_length=200, blank=True, default="", editable=False)
-    data = SealedJSONField(default=dict, blank=True, editable=False)
+    data = EncryptedJSONField(default=dict, blank=True, editable=False)
     error = models.TextField(blank=True, default="", editable=False)
     visit = models.PositiveIntegerField(default=1, editable=False)
     call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
@@ -141,9 +141,9 @@ class WorkflowRun(Wakeable):
     def unfinished(cls) -> WorkflowRunQuerySet:
         return cls.objects.unfinished().prefetch_related("waits")
 
-    def rests_until(self, now: datetime) -> str:
+    def waiting_reason(self, now: datetime) -> str:
         if self.status == WorkflowStatus.PARKED:
-            return self.lies_until()
+            return self.parked_reason()
         if self.status == WorkflowStatus.SUSPENDED:
             found = [wait.text for wait in self.waits.all() if wait.visit == self.visit]
             return " or ".join(each for each in found if each)
@@ -178,7 +178,7 @@ class WorkflowRun(Wakeable):
         return self.event_id is not None and self.started_at is None
 
     @property
-    def unparked(self) -> WorkflowStatus:
+    def resumed_status(self) -> WorkflowStatus:
         """What a parked run goes on as."""
         if self.waits.filter(visit=self.visit).exists():
             return WorkflowStatus.SUSPENDED
@@ -197,7 +197,7 @@ class WorkflowRun(Wakeable):
         ``UnknownStepError``.
         """
         moment = aware(now or timezone.now(), "now")
-        changes: dict[str, Any] = {"status": self.unparked}
+        changes: dict[str, Any] = {"status": self.resumed_status}
         heard = self._heard_of_child()
         news = None if heard is None else self._news_since(heard)
         rejoined = heard if news is None and heard is not None and self._is_under_way(heard) else None
@@ -218,7 +218,7 @@ class WorkflowRun(Wakeable):
         elif rejoined is not None:
             changes["status"] = WorkflowStatus.SUSPENDED
         with transaction.atomic(using=alias_of(WorkflowRun)):
-            changed = disturb(
+            changed = revoke(
                 WorkflowRun.objects.filter(pk=self.pk, status__in=[WorkflowStatus.PARKED, WorkflowStatus.FAILED]),
                 **changes,
                 attempt=0,
@@ -229,7 +229,7 @@ class WorkflowRun(Wakeable):
             )
             if changed and step is None and news is not None:
                 inbox = Signal.objects.filter(run=self.pk, name=news.name, pk__lte=news.pk, consumed_at=None)
-                disturb(inbox, consumed_at=moment, delivered_at=moment, wake_at=None)
+                revoke(inbox, consumed_at=moment, delivered_at=moment, wake_at=None)
             if changed and step is None and rejoined is not None:
                 self._wait_again(rejoined)
         if not changed:
@@ -371,7 +371,7 @@ def wake(
     """Make ``runs`` due at ``step``, and withdraw what they waited for; return how many were suspended. ``among``:
     primary keys, all of theirs. Who waited for an event goes on with its chain of causes (``depth``)."""
     woken = {"status": WorkflowStatus.RUNNING, "wake_at": now, "wake_reason": str(reason), "wake_ref": ref}
-    count = disturb(runs.filter(status=WorkflowStatus.SUSPENDED, lease=None), **woken, wake_step=step, **changes)
+    count = revoke(runs.filter(status=WorkflowStatus.SUSPENDED, lease=None), **woken, wake_step=step, **changes)
     if count:
         gone = Wait.objects.filter(run__in=among)
         (gone if count == len(among) else gone.exclude(run__status=WorkflowStatus.SUSPENDED)).delete()
@@ -416,7 +416,7 @@ class Signal(Wakeable):
     """A message to whoever waits on ``name``, or to the inbox of one run."""
 
     name = models.CharField(max_length=200, editable=False)
-    payload = SealedJSONField(null=True, blank=True, editable=False)
+    payload = EncryptedJSONField(null=True, blank=True, editable=False)
     run = models.ForeignKey(
         WorkflowRun, null=True, blank=True, on_delete=models.CASCADE, related_name="inbox", editable=False
     )
@@ -453,7 +453,7 @@ class Signal(Wakeable):
         inbox = models.Q(consumed_at=None, run__in=WorkflowRun.objects.unfinished())
         return cls.objects.filter(models.Q(delivered_at=None) | inbox)
 
-    def rests_until(self, now: datetime) -> str:
+    def waiting_reason(self, now: datetime) -> str:
         if self.delivered_at is not None:
             return f"run {self.run_id}, to wait for {self.name!r}"
         if self.error:
@@ -463,7 +463,7 @@ class Signal(Wakeable):
     def resume(self, now: datetime | None = None) -> None:
         """Deliver a parked signal again. Raises ``NotResumableError`` for one that was delivered."""
         rows = Signal.objects.filter(pk=self.pk, delivered_at=None)
-        if not disturb(rows, wake_at=aware(now or timezone.now(), "now"), error="", parked_at=None):
+        if not revoke(rows, wake_at=aware(now or timezone.now(), "now"), error="", parked_at=None):
             raise NotResumableError(f"{self} was delivered already.")
         ring_after_commit(alias_of(Signal), Signal)
         self.refresh_from_db()

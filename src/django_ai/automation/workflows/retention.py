@@ -6,12 +6,12 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..conf import conf
 from ..events.models import Event
-from ..queues.maintenance import Bite, Turn
-from ..queues.pruning import sweep
+from ..queues.maintenance import SliceResult, TimeSlice
+from ..queues.pruning import prune_in_batches
 from .models import FINISHED, Signal, StepExecution, WorkflowRun, WorkflowStatus
 
 
-def prune_runs(turn: Turn) -> Bite:
+def prune_runs(turn: TimeSlice) -> SliceResult:
     """Remove runs that ended longer ago than ``RETENTION_RUNS``, with their history.
 
     A run of an event that can still be told stays: its ``origin_key`` keeps it from being started twice. One that was
@@ -20,19 +20,21 @@ def prune_runs(turn: Turn) -> Bite:
     before = turn.now - conf().kept("RUNS")
     ended = WorkflowRun.objects.filter(status__in=FINISHED, finished_at__lt=before)
     withdrawn = Q(status=WorkflowStatus.WITHDRAWN)
-    return sweep(ended.filter(Q(event=None) | Q(event__active_key=None) | withdrawn), "created_at", before, turn)
+    return prune_in_batches(
+        ended.filter(Q(event=None) | Q(event__active_key=None) | withdrawn), "created_at", before, turn
+    )
 
 
-def prune_history(turn: Turn) -> Bite:
+def prune_history(turn: TimeSlice) -> SliceResult:
     """Remove the history of runs that ended as long ago and stay, unless somebody may resume them: then it says what
     they have consumed."""
     before = turn.now - conf().kept("RUNS")
     over = [WorkflowStatus.COMPLETED, WorkflowStatus.CANCELLED]
     history = StepExecution.objects.filter(run__status__in=over, run__finished_at__lt=before)
-    return sweep(history, "finished", before, turn)
+    return prune_in_batches(history, "finished", before, turn)
 
 
-def prune_living_history(turn: Turn) -> Bite:
+def prune_living_history(turn: TimeSlice) -> SliceResult:
     """Remove what runs that live on did longer ago than ``RETENTION_HISTORY``: a run in a circle never ends.
 
     What such a run still needs stays: its last two visits (attempts, losses, when it last did something); what it has
@@ -48,13 +50,13 @@ def prune_living_history(turn: Turn) -> Bite:
         .exclude(consumed)
         .exclude(Q(Exists(children), outcome="subflow"))
     )
-    return sweep(history, "finished", before, turn)
+    return prune_in_batches(history, "finished", before, turn)
 
 
-def prune_signals(turn: Turn) -> Bite:
+def prune_signals(turn: TimeSlice) -> SliceResult:
     """Remove signals that nobody can consume any more, delivered longer ago than ``RETENTION_SIGNALS``."""
     before = turn.now - conf().kept("SIGNALS")
     waiting_for = WorkflowRun.objects.unfinished().filter(wake_reason="signal", wake_ref=OuterRef("pk"))
     delivered = Signal.objects.filter(delivered_at__lt=before).filter(~Exists(waiting_for))
     done = delivered.filter(Q(run=None) | Q(consumed_at__isnull=False) | Q(run__status__in=FINISHED))
-    return sweep(done, "sent_at", before, turn)
+    return prune_in_batches(done, "sent_at", before, turn)

@@ -24,13 +24,13 @@ from ..db.session import kept_session
 from ..db.writer import alias_of
 from ..events.claims import claim_against, release_all
 from ..events.models import Event
-from ..events.occurrence import RETRY, Trouble
-from ..exceptions import AutomationError, CodeError, ContextError, PayloadError, SealedError, UnknownStepError
+from ..events.occurrence import RETRY, FailedEvaluation
+from ..exceptions import AutomationError, CodeError, ContextError, DecryptionError, PayloadError, UnknownStepError
 from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, Owner, inside, rested
 from ..queues.heartbeat import is_working
 from ..queues.lease import advance
-from ..queues.parking import because, take_back
+from ..queues.parking import reason_of, unpark
 from ..queues.positions import bound_at
 from ..queues.signals import row_parked
 from ..state.contexts import as_stored, dump_context, merge, replaced
@@ -80,7 +80,7 @@ def _load(run: WorkflowRun, clock: Clock) -> RunSession | None:
     code does not have them."""
     was_parked = run.status == WorkflowStatus.PARKED
     if was_parked:
-        run.status = run.unparked
+        run.status = run.resumed_status
     waits = waits_of(run) if run.status == WorkflowStatus.SUSPENDED else []
     rests = bool(waits) and (all(not wait.is_over(clock()) for wait in waits) or is_there(run, waits))
     if rests and not was_parked:
@@ -90,10 +90,10 @@ def _load(run: WorkflowRun, clock: Clock) -> RunSession | None:
         definition = workflow_of(run)
         session = RunSession(run, definition, _entry(run, definition, waits), clock)
     except CodeError as error:
-        run.park(because(run, error), clock, for_code=True)
+        run.park(reason_of(run, error), clock, awaiting_deploy=True)
         return None
     if was_parked:
-        take_back(run, run.status)
+        unpark(run, run.status)
     if rests:
         look_again(run, clock, waits)
         return None
@@ -146,7 +146,7 @@ def _still_planned(run: WorkflowRun, definition: WorkflowDefinition, clock: Cloc
         except Exception as error:
             if is_ours(error):
                 raise
-            Trouble(error, time.monotonic() - started).tell(run)
+            FailedEvaluation(error, time.monotonic() - started).report(run)
             _ask_again(run, event, error, clock)
             return False
     run.attempt = 0  # those of its condition are not its first step's
@@ -243,7 +243,7 @@ class RunSession:
                 self.entry = _entry(self.run, self.definition)
                 self.reload()
             except CodeError as error:
-                self.run.park(because(self.run, error), self.clock, for_code=True)
+                self.run.park(reason_of(self.run, error), self.clock, awaiting_deploy=True)
                 return
 
     def enter(self, entry: StepEntry) -> bool:
@@ -484,7 +484,7 @@ def _check_payload(signal: Signal, run: WorkflowRun) -> None:
     """Raise ``PayloadError``, which parks the run, for a payload that no key opens."""
     try:
         check_readable(signal.payload, f"The payload of {signal} that woke {run}")
-    except SealedError as error:
+    except DecryptionError as error:
         raise PayloadError(str(error)) from error
 
 

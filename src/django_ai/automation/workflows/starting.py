@@ -12,7 +12,7 @@ from ..db.writer import alias_of
 from ..events.models import Event
 from ..events.timing import depth_after
 from ..queues.causation import current_cause, next_depth
-from ..queues.lease import disturb
+from ..queues.lease import revoke
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
 from ..state.contexts import dump_context
@@ -50,7 +50,7 @@ def origin_key(event: Event, definition: WorkflowDefinition) -> str:
     return digest("run", event.pk, definition.name)
 
 
-def run_for(event: Event, definition: WorkflowDefinition, now: datetime, *, position: int = 0) -> WorkflowRun:
+def new_run(event: Event, definition: WorkflowDefinition, now: datetime, *, position: int = 0) -> WorkflowRun:
     """Return the unsaved run that ``event`` starts: due now, or planned at its offset. Its Context is made when it
     first wakes. ``position``: behind what it may hear; a planned run gets one when it begins."""
     planned = definition.offset is not None
@@ -79,4 +79,4 @@ def plan_anew(run: WorkflowRun, wanted: WorkflowRun) -> None:
     """Plan a run that was withdrawn once more, as ``wanted``, which has the same key."""
     rows = WorkflowRun.objects.filter(pk=run.pk, status=WorkflowStatus.WITHDRAWN)
     values = {name: getattr(wanted, name) for name in PLANNED}
-    disturb(rows, **values, attempt=0, error="", finished_at=None)
+    revoke(rows, **values, attempt=0, error="", finished_at=None)

@@ -18,22 +18,22 @@ from ..db.writer import alias_of
 from ..events.definitions import declared_on
 from ..events.matching.match import within
 from ..events.models import Event, EventStatus, Shapes
-from ..events.subscribers import Listener, News
-from ..queues.lease import disturb
+from ..events.subscribers import Listener, Notification
+from ..queues.lease import revoke
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
 from ..values.clock import later, shift
-from .arrivals import tell_of
+from .arrivals import wake_waiting_for
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
 from .ending import end_runs, why_not, withdraw
 from .models import Wait, WorkflowRun, WorkflowStatus
-from .starting import origin_key, plan_anew, run_for
+from .starting import new_run, origin_key, plan_anew
 from .transitions import ended
 from .wait_keys import own_key
 from .waits import counts_deletions, deletions_to_come
 
 
-class Bridge(Listener):
+class WorkflowSubscriber(Listener):
     """Follows events on behalf of the workflows."""
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
@@ -57,20 +57,20 @@ class Bridge(Listener):
             wanted = _is_wanted(event, definition, now)
             if run is None:
                 if wanted:
-                    missing.append(run_for(event, definition, now))
+                    missing.append(new_run(event, definition, now))
             elif run.status == WorkflowStatus.WITHDRAWN:
                 if wanted:
-                    anew.append(run_for(event, definition, now))
+                    anew.append(new_run(event, definition, now))
                     plan_anew(run, anew[-1])
             elif not wanted:
                 withdraw(WorkflowRun.objects.filter(pk=run.pk), why_not(event), now)
             elif event.at is not None and run.attempt == 0:
                 wake_at = shift(event.at, definition.offset)
                 if wake_at != run.wake_at and run.lease is None:
-                    disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+                    revoke(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
                 elif run.lease is not None and wake_at > now:
                     # A worker is just beginning it, and its date was put off: take it back.
-                    disturb(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+                    revoke(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
         insert_ignoring(WorkflowRun, missing)
         if any(run.wake_at is not None and run.wake_at <= now for run in [*missing, *anew]):
             ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
@@ -101,17 +101,17 @@ class Bridge(Listener):
         if any(definition.offset is None for _, definition in started):
             # Behind these events, too: what occurs in the same commit is heard.
             position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
-        runs = [run_for(event, definition, now, position=position) for event, definition in started]
+        runs = [new_run(event, definition, now, position=position) for event, definition in started]
         if insert_ignoring(WorkflowRun, runs):
             ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
 
-    def wants_telling(self, event: Event, beat: str) -> bool:
-        return beat == "" and bool(all_workflows())
+    def wants_notification(self, event: Event, milestone: str) -> bool:
+        return milestone == "" and bool(all_workflows())
 
-    def tell(self, news: Sequence[News], shapes: Shapes, now: datetime) -> None:
-        occurred = [each.event for each in news if each.beat == ""]
+    def notify(self, news: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
+        occurred = [each.event for each in news if each.milestone == ""]
         if occurred:
-            tell_of(occurred, shapes, now)
+            wake_waiting_for(occurred, shapes, now)
 
     def withdrawn(self, events: Sequence[Event], now: datetime, reason: str = "") -> None:
         events = [event for event in events if workflows_on(event)]
@@ -121,7 +121,7 @@ class Bridge(Listener):
         if occurred:
             text = "Skipped: the entity of its event was deleted, or its date moved, before this was to begin."
             begun = WorkflowRun.objects.not_begun().filter(event__in=occurred)
-            disturb(begun, **ended(WorkflowStatus.CANCELLED, text, now))
+            revoke(begun, **ended(WorkflowStatus.CANCELLED, text, now))
         by_reason: dict[str, list[int]] = {}
         for event in events:
             if event.status != EventStatus.PROCESSED:

@@ -167,7 +167,7 @@ def _failed(state: State, raised: Raised) -> Decision:
     delay = raised.delay(state.definition.retry_of(state.step), run.attempt + 1)
     if isinstance(raised.error, PayloadError):
         # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
-        changes |= parked(run, text, now, for_code=False)
+        changes |= parked(run, text, now, awaiting_deploy=False)
     elif delay is None:
         changes |= {"attempt": run.attempt + 1, **ended(WorkflowStatus.FAILED, text, now)}
     else:

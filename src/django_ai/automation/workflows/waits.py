@@ -34,11 +34,11 @@ from ..conf import conf
 from ..db.writer import alias_of
 from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
 from ..events.matching.lookback import occurred_of
-from ..events.matching.match import Address, address, evaluate, plain, trouble_with, within
+from ..events.matching.match import Address, address, evaluate, plain, problem_with, within
 from ..events.models import Event, RoutingShape
 from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
-from ..queues.lease import advance, disturb
+from ..queues.lease import advance, revoke
 from ..values.clock import Clock
 from .arrivals import answers_by_hand
 from .current import WakeReason
@@ -108,7 +108,7 @@ def _address(event_name: str, values: dict[str, Any]) -> Address:
     """Return where a wait with these values is found, and see to it that occurrences are looked up there."""
     sources = sources_of(event_name)
     for name in values:
-        troubles = [trouble_with(source.owner, name) for source in sources]
+        troubles = [problem_with(source.owner, name) for source in sources]
         if troubles and all(troubles):
             raise DefinitionError(f"wait_for_event({event_name!r}): match compares {name!r}. {troubles[0]}")
     where = address(event_name, values, sources)
@@ -157,7 +157,7 @@ def settle(run: WorkflowRun, clock: Clock, waits: list[Wait] | None = None) -> N
             wake(mine, [run.pk], WakeReason.EVENT, found.pk, message.wait.then, clock(), depth=found.depth + 1)
         elif wake(mine, [run.pk], WakeReason.SIGNAL, found.pk, message.wait.then, clock()) and found.run_id is not None:
             untaken = Signal.objects.filter(pk=found.pk, consumed_at=None)
-            if not disturb(untaken, consumed_at=clock(), delivered_at=clock(), wake_at=None):
+            if not revoke(untaken, consumed_at=clock(), delivered_at=clock(), wake_at=None):
                 transaction.set_rollback(True, using=alias)  # delivered this instant: the run is woken by that
 
 

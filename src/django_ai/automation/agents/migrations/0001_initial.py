@@ -66,7 +66,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('handler', models.CharField(editable=False, max_length=200)),
-                ('beat', models.CharField(blank=True, default='', editable=False, max_length=250)),
+                ('milestone', models.CharField(blank=True, default='', editable=False, max_length=250)),
                 ('status', models.CharField(choices=[('pending', 'Pending'), ('completed', 'Completed'), ('skipped', 'Skipped'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('parked', 'Parked')], default='pending', editable=False, max_length=10)),
                 ('attempt', models.PositiveSmallIntegerField(default=0, editable=False)),
                 ('call_key', models.CharField(default=django_ai.automation.values.digests.new_call_key, editable=False, max_length=32)),

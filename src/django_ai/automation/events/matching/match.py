@@ -35,7 +35,7 @@ from ...db.writer import alias_of, from_writer
 from ...exceptions import DefinitionError
 from ...values.digests import digest
 from ..definitions import Declared
-from ..expressions import SLOT, check_slots, path_of
+from ..expressions import EXPRESSION, check_expressions, path_of
 
 ROOTS = ("ctx", "context")
 
@@ -43,7 +43,7 @@ ROOTS = ("ctx", "context")
 def check_expression(text: str, what: str, context: type[BaseModel] | None = None) -> None:
     """Raise ``DefinitionError`` unless every expression in ``text`` names a field of the Context (``context``, where it
     is known)."""
-    for name, *_ in check_slots(text, what, *ROOTS):
+    for name, *_ in check_expressions(text, what, *ROOTS):
         if context is not None and name not in context.model_fields:
             near = get_close_matches(name, context.model_fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(context.model_fields)}."
@@ -57,15 +57,15 @@ def evaluate(value: Any, context: Any) -> Any:
     """
     if not isinstance(value, str) or "{{" not in value:
         return value
-    alone = SLOT.fullmatch(value.strip())
+    alone = EXPRESSION.fullmatch(value.strip())
     if alone:
         return _reach(alone.group(1), context)
-    return SLOT.sub(lambda found: str(_reach(found.group(1), context)), value)
+    return EXPRESSION.sub(lambda found: str(_reach(found.group(1), context)), value)
 
 
 def field_named(value: Any, context: type[BaseModel]) -> Any:
     """Return the field of ``context`` that an expression stands for alone, or None."""
-    alone = SLOT.fullmatch(value.strip()) if isinstance(value, str) else None
+    alone = EXPRESSION.fullmatch(value.strip()) if isinstance(value, str) else None
     path = path_of(alone.group(1), *ROOTS) if alone else None
     return context.model_fields.get(path[0]) if path and len(path) == 1 else None
 
@@ -308,7 +308,7 @@ def compares(owners: list[type[models.Model]], path: str, lookup: str, mine: Any
 PROBES: Mapping[str, Any] = {"in": [], "range": (F("pk"), F("pk")), "isnull": True}
 
 
-def trouble_with(owner: type[models.Model], name: str) -> str:
+def problem_with(owner: type[models.Model], name: str) -> str:
     """Return what is wrong with the lookup ``name`` on ``owner`` in Django's own words, or an empty text."""
     probe = PROBES.get(name.rpartition("__")[2], F("pk"))
     try:

@@ -28,16 +28,16 @@ from django.utils import timezone
 
 from ...db.errors import told_apart
 from ...db.writer import alias_of, from_writer
-from ...queues.lease import disturb
+from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
 from ...values.json_text import storable
 from ..callbacks import CANCELLED
 from ..definitions import Declared, EventTrigger, declared_on
 from ..models import Event, EventStatus, Snapshot, active_key, take_snapshot
-from ..occurrence import Trouble, extra_payload
-from ..subscribers import listeners
-from ..timing import hears, skip_note, unfired
-from .recorder import FOR_GOOD, Wanted, ask, condition_of, follow, new_row, refuse_other_database
+from ..occurrence import FailedEvaluation, extra_payload
+from ..subscribers import subscribers
+from ..timing import hears, not_fired, skip_note
+from .recorder import FOR_GOOD, DesiredEvent, ask, condition_of, follow, new_row, refuse_other_database
 
 TOGETHER = 200
 """Entities whose rows are written in one statement."""
@@ -177,7 +177,7 @@ def _record(entities: Sequence[models.Model], declared: Sequence[Declared], now:
     for each in {each.label: each for each in declared}.values():
         by_label[each.label] = [each.entity_id_of(entity) for entity in entities]
     for label, entity_ids in by_label.items():
-        for listener in listeners():
+        for listener in subscribers():
             listener.entities_deleted(label, entity_ids, now)
 
 
@@ -185,19 +185,19 @@ def _cancel(rows: Sequence[Event], snapshots: dict[int, Snapshot], now: datetime
     """Let the latest rows of entities become history: what is pending is cancelled."""
     audible = [row.pk for row in rows if hears(row, CANCELLED)]
     was_pending = Q(status__in=[EventStatus.PENDING, EventStatus.PARKED], occurred_at=None)
-    disturb(
+    revoke(
         Event.objects.filter(pk__in=[row.pk for row in rows]),
         active_key=None,
         snapshot=Case(*[When(pk=pk, then=Value(snapshot.pk)) for pk, snapshot in snapshots.items()]),
         wake_at=Case(
-            When(Q(telling=True) | (was_pending & Q(pk__in=audible)), then=Value(now)),
+            When(~Q(pending_notifications=[]) | (was_pending & Q(pk__in=audible)), then=Value(now)),
             default=Value(None),
             output_field=Event._meta.get_field("wake_at"),
         ),
         status=Case(When(was_pending, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
         **_skipped(rows),
     )
-    for listener in listeners():
+    for listener in subscribers():
         listener.withdrawn(rows, now, "its entity was deleted")
     ring_after_commit(alias_of(Event), Event)
 
@@ -205,9 +205,9 @@ def _cancel(rows: Sequence[Event], snapshots: dict[int, Snapshot], now: datetime
 def _skipped(rows: Iterable[Event]) -> dict[str, Any]:
     """Return what is written to say which later offsets a deletion drops, of events that have occurred."""
     notes = {
-        row.pk: skip_note(beats, "its entity was deleted")
+        row.pk: skip_note(milestones, "its entity was deleted")
         for row in rows
-        if row.status == EventStatus.PROCESSED and (beats := unfired(row))
+        if row.status == EventStatus.PROCESSED and (milestones := not_fired(row))
     }
     if not notes:
         return {}
@@ -224,7 +224,7 @@ def _deletions_of(entity: models.Model, declared: Iterable[Declared], now: datet
         definition = each.definition
         if EventTrigger.DELETE not in definition.triggers:
             continue
-        wanted = Wanted(each, each.entity_id_of(entity), definition.name, "", now, "", False, EventTrigger.DELETE)
+        wanted = DesiredEvent(each, each.entity_id_of(entity), definition.name, "", now, "", False, EventTrigger.DELETE)
         ask(wanted, entity, raw=False)
         if not (wanted.armed or wanted.error):
             continue
@@ -240,7 +240,7 @@ def _deletions_of(entity: models.Model, declared: Iterable[Declared], now: datet
                 except Exception as raised:
                     if is_ours(raised):
                         raise
-                    row.trouble = Trouble(raised, time.monotonic() - started)
+                    row.failed_evaluation = FailedEvaluation(raised, time.monotonic() - started)
                     what = f"The payload function of {definition!r} raised{FOR_GOOD}"
                     row.set_parked(storable(f"{what}\n{traceback.format_exc()}"), now)
         yield row

@@ -27,12 +27,12 @@ from ...db.errors import is_database_failure
 from ...db.locks import unlocked
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
-from ...queues.maintenance import Bite, Turn
+from ...queues.maintenance import SliceResult, TimeSlice
 from ...values.clock import aware, shift
 from ...values.text import trace_of
 from ..definitions import Declared, declared_on, declaring_models, entity_id_of, stored_entity_id
 from ..models import Event, EventStatus, active_key
-from ..subscribers import listeners
+from ..subscribers import subscribers
 from ..timing import next_wake, plan_of, reach_of, too_late
 from .recorder import record
 
@@ -48,10 +48,10 @@ DAYS = 50
 
 def reconcile_dates(now: datetime) -> int:
     """Bring all rows of scheduled events near ``now`` in line with their entities; return how many were written."""
-    return take_dates(Turn(now)).done
+    return take_dates(TimeSlice(now)).done
 
 
-def take_dates(turn: Turn) -> Bite:
+def take_dates(turn: TimeSlice) -> SliceResult:
     """Bring rows of scheduled events in line with their entities, as long as the turn lasts.
 
     A model whose entities cannot be read or judged does not stop the others: its error is raised after them. A
@@ -83,12 +83,12 @@ def take_dates(turn: Turn) -> Bite:
         place = {}
         following = names[number : number + 1] if after else names[number + 1 : number + 2]
         if turn.is_over and following:
-            return Bite(written, {"at": following[0], "after": after, "failed": told})
+            return SliceResult(written, {"at": following[0], "after": after, "failed": told})
     if failed is not None:
         raise failed
     if told:
         raise AutomationError(f"An event could not be reconciled:\n{told}")
-    return Bite(written)
+    return SliceResult(written)
 
 
 def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
@@ -101,7 +101,7 @@ def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
 
 
 def _reconcile(
-    model: type[models.Model], declared: Declared, turn: Turn, after: list[str] | None
+    model: type[models.Model], declared: Declared, turn: TimeSlice, after: list[str] | None
 ) -> tuple[int, list[str] | None]:
     """Return how many rows were written, and the date and key after which the next bite goes on, if there is more."""
     rows, written, now = model._base_manager.using(alias_of(model)), 0, turn.now
@@ -208,7 +208,7 @@ def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime)
             written += 1
         if changes:
             Event.objects.filter(pk=row.pk).update(**changes)
-    for listener in listeners():
+    for listener in subscribers():
         listener.plan(rows, now, fresh=False)
     others = [row.pk for row in rows if row.planned_for != plan]
     if others:

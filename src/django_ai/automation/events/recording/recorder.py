@@ -27,7 +27,7 @@ from ...db.inserts import insert_ignoring
 from ...db.writer import alias_of, from_writer
 from ...exceptions import AutomationError, EventStormError, WrongDatabaseError
 from ...queues.causation import current_cause
-from ...queues.lease import disturb
+from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
 from ...queues.signals import row_parked
 from ...values.clock import aware, later
@@ -37,9 +37,20 @@ from ..callbacks import CREATED
 from ..definitions import Declared, EventDefinition, EventTrigger, declared_on
 from ..matching.match import canonical
 from ..models import Event, EventStatus, active_key
-from ..occurrence import RETRY, CommitBatch, Trouble
-from ..subscribers import listeners
-from ..timing import hears, held_back, lies_ahead, moves_again, next_wake, plan_of, skip_note, too_late, unfire, unfired
+from ..occurrence import RETRY, CommitBatch, FailedEvaluation
+from ..subscribers import subscribers
+from ..timing import (
+    hears,
+    held_back,
+    lies_ahead,
+    moves_again,
+    next_wake,
+    not_fired,
+    plan_of,
+    rearm_future,
+    skip_note,
+    too_late,
+)
 from .entity_state import ALREADY, before_save, known_since
 from .stored_values import may_differ
 
@@ -49,12 +60,12 @@ FOR_GOOD = " at a deletion, and cannot be asked again: the row is gone."
 
 
 @dataclass(slots=True)
-class Wanted:
+class DesiredEvent:
     """What an entity says about one of its events now. ``at`` and ``watched`` are UNKNOWN where the save did not touch
     the date or the watched fields. ``write``: which kind of write this is, if the definition counts writes of its kind;
-    ``armed`` then says whether the condition held at it. ``error`` and ``trouble``: what a function of the project
-    raised, and ``may_pass``: another time it may not. ``already``: it held before the save that first shows the entity
-    to this definition."""
+    ``armed`` then says whether the condition held at it. ``error``, ``failed_evaluation``: what a function of the
+    project raised, and ``is_retryable``: whether it may yet succeed. ``already``: the condition held before the
+    save that first shows the entity to this definition."""
 
     declared: Declared
     entity_id: str
@@ -65,8 +76,8 @@ class Wanted:
     armed: bool
     write: EventTrigger | None = None
     error: str = ""
-    may_pass: bool = False
-    trouble: Trouble | None = None
+    is_retryable: bool = False
+    failed_evaluation: FailedEvaluation | None = None
     already: bool = False
 
     @property
@@ -137,7 +148,7 @@ def _ids_of(entity: models.Model) -> set[str]:
     return {declared.entity_id_of(entity) for declared in declared_on(type(entity))}
 
 
-def _judge_the_past(unseen: Sequence[Wanted], before: models.Model | None, now: datetime, *, saved: bool) -> None:
+def _judge_the_past(unseen: Sequence[DesiredEvent], before: models.Model | None, now: datetime, *, saved: bool) -> None:
     """Say of what is seen for the first time whether it held before."""
     for wanted in unseen:
         definition = wanted.definition
@@ -146,7 +157,7 @@ def _judge_the_past(unseen: Sequence[Wanted], before: models.Model | None, now: 
         if definition.is_scheduled and (wanted.at is UNKNOWN or wanted.at is None or wanted.at > now):
             continue
         if wanted.error:
-            wanted.may_pass = False  # asked later, nobody could tell whether it held before
+            wanted.is_retryable = False  # asked later, nobody could tell whether it held before
             continue
         if saved:
             wanted.already = before is not None and _held_before(wanted, before, now)
@@ -155,7 +166,7 @@ def _judge_the_past(unseen: Sequence[Wanted], before: models.Model | None, now: 
             wanted.already = since is None or wanted.at < since
 
 
-def _held_before(wanted: Wanted, before: models.Model, now: datetime) -> bool:
+def _held_before(wanted: DesiredEvent, before: models.Model, now: datetime) -> bool:
     definition, was = wanted.definition, replace(wanted, armed=False, error="")
     if definition.date_field is not None:
         at = _date_of(before, definition.date_field)
@@ -165,17 +176,17 @@ def _held_before(wanted: Wanted, before: models.Model, now: datetime) -> bool:
     return was.armed
 
 
-def _present(wanted: Sequence[Wanted]) -> list[Event]:
+def _present(wanted: Sequence[DesiredEvent]) -> list[Event]:
     return list(Event.objects.filter(active_key__in=[each.key for each in wanted]))
 
 
-def _known(wanted: Sequence[Wanted]) -> dict[str | None, Event]:
+def _known(wanted: Sequence[DesiredEvent]) -> dict[str | None, Event]:
     return {row.active_key: row for row in _present(wanted)}
 
 
 def _wanted(
     entity: models.Model, raw: bool, update_fields: Any, write: EventTrigger | None, only: Declared | None = None
-) -> Iterator[Wanted]:
+) -> Iterator[DesiredEvent]:
     deferred = entity.get_deferred_fields()
     entity = _as_saved(entity)
     for declared in declared_on(type(entity)) if only is None else (only,):
@@ -185,7 +196,7 @@ def _wanted(
         counts = write in definition.triggers and not raw
         if definition.triggers and not counts and not (definition.watch_fields and write):
             continue
-        wanted = Wanted(
+        wanted = DesiredEvent(
             declared, declared.entity_id_of(entity), definition.name, "", None, "", False, write if counts else None
         )
         name = definition.date_field
@@ -201,8 +212,8 @@ def _wanted(
         yield wanted
 
 
-def ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
-    """Ask the functions of the definition. What they raise is the event's trouble and never the save's."""
+def ask(wanted: DesiredEvent, entity: models.Model, raw: bool) -> None:
+    """Ask the functions of the definition. What they raise is the event's failed_evaluation and never the save's."""
     definition = wanted.definition
     started = time.monotonic()
     with told_apart(connections[alias_of(Event)]) as is_ours:
@@ -220,8 +231,8 @@ def ask(wanted: Wanted, entity: models.Model, raw: bool) -> None:
             is_last = wanted.write == EventTrigger.DELETE
             what = f"A function of {definition!r} raised{FOR_GOOD if is_last else ':'}"
             wanted.error = "" if raw else storable(f"{what}\n{traceback.format_exc()}")
-            wanted.trouble = None if raw else Trouble(raised, time.monotonic() - started)
-            wanted.may_pass = not isinstance(raised, AutomationError) and not is_last
+            wanted.failed_evaluation = None if raw else FailedEvaluation(raised, time.monotonic() - started)
+            wanted.is_retryable = not isinstance(raised, AutomationError) and not is_last
 
 
 def _columns(entity: models.Model, names: Iterable[str]) -> set[str]:
@@ -301,7 +312,7 @@ def condition_of(entity: models.Model) -> Iterator[None]:
                 atomic.__exit__(None, None, None)
 
 
-def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool, tries: int = TRIES) -> int:
+def _insert(wanted: list[DesiredEvent], now: datetime, raw: bool, *, reborn: bool, tries: int = TRIES) -> int:
     """Insert first rows. ``reborn``: the entity is surely new, so rows that exist belong to a dead one."""
     wanted = [each for each in wanted if _needs_row(each)]
     if not wanted:
@@ -328,7 +339,7 @@ def _insert(wanted: list[Wanted], now: datetime, raw: bool, *, reborn: bool, tri
     return written + (_insert(gone, now, raw, reborn=False, tries=tries - 1) if gone else 0)
 
 
-def _unseen(wanted: Wanted) -> str:
+def _unseen(wanted: DesiredEvent) -> str:
     return (
         f"The event {wanted.definition.name!r} of {wanted.declared.label} {wanted.entity_id} has a row already, "
         f"and this transaction does not see it, so it cannot be armed. Read where you write (the automation tables "
@@ -336,24 +347,24 @@ def _unseen(wanted: Wanted) -> str:
     )
 
 
-def _needs_row(wanted: Wanted) -> bool:
+def _needs_row(wanted: DesiredEvent) -> bool:
     """Say whether there is anything to keep: of what counts writes, a row is a write, or what the fields were."""
     definition = wanted.definition
     return not definition.triggers or bool(definition.watch_fields or wanted.armed or wanted.error)
 
 
 def _bury(rows: list[Event], now: datetime) -> None:
-    disturb(
+    revoke(
         Event.objects.filter(pk__in=[row.pk for row in rows]),
         active_key=None,
         wake_at=None,
         status=Case(When(status=EventStatus.PENDING, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
     )
-    for listener in listeners():
+    for listener in subscribers():
         listener.withdrawn(rows, now, "its entity is gone")
 
 
-def new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) -> Event:
+def new_row(wanted: DesiredEvent, now: datetime, raw: bool, *, again: bool = False) -> Event:
     """Return the unsaved row for what is wanted. ``again``: it takes the place of one that was there before."""
     definition = wanted.definition
     cause = current_cause()
@@ -374,8 +385,8 @@ def new_row(wanted: Wanted, now: datetime, raw: bool, *, again: bool = False) ->
         caused_by=cause.label if cause else "",
         depth=cause.depth if cause else 0,
     )
-    row.trouble = wanted.trouble
-    if wanted.error and not wanted.may_pass:
+    row.failed_evaluation = wanted.failed_evaluation
+    if wanted.error and not wanted.is_retryable:
         row.set_parked(wanted.error, now)
     elif wanted.already:
         row.status, row.error, row.fired = EventStatus.EXPIRED, ALREADY, [CREATED]
@@ -399,7 +410,7 @@ def _ask_again(row: Event, error: str, now: datetime) -> None:
     row.wake_at = now + RETRY.base_delay
 
 
-def _set_timer(row: Event, wanted: Wanted, now: datetime) -> None:
+def _set_timer(row: Event, wanted: DesiredEvent, now: datetime) -> None:
     """Set ``wake_at``."""
     definition = wanted.definition
     if not definition.is_scheduled and row.armed and row.at is None and row.status == EventStatus.PENDING:
@@ -423,7 +434,7 @@ def _occurs_at_commit(row: Event, now: datetime) -> bool:
     return hears(row, CREATED) or (not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed)
 
 
-def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
+def _change(pairs: list[tuple[Event, DesiredEvent]], now: datetime) -> int:
     changed, renewed, same = [], [], []
     for known, wanted in pairs:
         row: Event | None = known
@@ -456,11 +467,11 @@ def _change(pairs: list[tuple[Event, Wanted]], now: datetime) -> int:
     return len(changed) + len(renewed)
 
 
-def _tell_again(pairs: Iterable[tuple[Event, Wanted]]) -> None:
+def _tell_again(pairs: Iterable[tuple[Event, DesiredEvent]]) -> None:
     """Say what has raised in a save that writes nothing: a worker is about to ask again, or the event is parked."""
     for row, wanted in pairs:
-        if wanted.trouble is not None:
-            wanted.trouble.tell(row)
+        if wanted.failed_evaluation is not None:
+            wanted.failed_evaluation.report(row)
 
 
 WRITTEN = (
@@ -482,22 +493,22 @@ WRITTEN = (
 )
 
 
-def _write(row: Event, wanted: Wanted, now: datetime) -> bool:
+def _write(row: Event, wanted: DesiredEvent, now: datetime) -> bool:
     """Write what the entity says now to its row. Compare and set: a worker may have made the event occur since we read
     it; then nothing is written."""
     seq = row.seq
     _adopt(row, wanted, now)
-    if not disturb(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in WRITTEN}):
+    if not revoke(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in WRITTEN}):
         return False
     row.seq = seq + 1
     return True
 
 
-def _date(row: Event, wanted: Wanted) -> datetime | None:
+def _date(row: Event, wanted: DesiredEvent) -> datetime | None:
     return row.at if wanted.at is UNKNOWN or not wanted.definition.is_scheduled else wanted.at
 
 
-def _differs(row: Event, wanted: Wanted) -> bool:
+def _differs(row: Event, wanted: DesiredEvent) -> bool:
     if wanted.definition.triggers:
         return _counts(row, wanted) or wanted.watched not in (UNKNOWN, row.watched)
     if row.status == EventStatus.CANCELLED:
@@ -513,7 +524,7 @@ def _differs(row: Event, wanted: Wanted) -> bool:
     return renamed or (row.at, row.armed) != (_date(row, wanted), wanted.armed)
 
 
-def _counts(row: Event, wanted: Wanted) -> bool:
+def _counts(row: Event, wanted: DesiredEvent) -> bool:
     """Say whether this write is one that the event occurs at. All writes of one transaction are one."""
     if not wanted.write or not (wanted.armed or wanted.error):
         return False
@@ -524,7 +535,7 @@ def _counts(row: Event, wanted: Wanted) -> bool:
     return not CommitBatch.of(alias_of(Event)).has(row)
 
 
-def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
+def _is_another(row: Event, wanted: DesiredEvent, now: datetime) -> bool:
     """Say whether the event is to occur once more, in a row of its own."""
     definition, at = wanted.definition, _date(row, wanted)
     if definition.triggers:
@@ -537,36 +548,39 @@ def _is_another(row: Event, wanted: Wanted, now: datetime) -> bool:
     if at is None or at == row.at or later(at, definition.grace) < now:
         return False
     return moves_again(row) or (
-        row.status == EventStatus.PENDING and any(listener.has_begun(row) for listener in listeners())
+        row.status == EventStatus.PENDING and any(listener.has_begun(row) for listener in subscribers())
     )
 
 
-def _renew(row: Event, wanted: Wanted, now: datetime) -> Event | None:
+def _renew(row: Event, wanted: DesiredEvent, now: datetime) -> Event | None:
     """Let ``row`` become history and put a new one in its place. None: somebody else was faster."""
     old = Event.objects.filter(pk=row.pk, active_key=wanted.key, seq=row.seq)
     if wanted.definition.is_scheduled:
         # Its date has gone elsewhere, and what hung on it goes along.
-        ended: dict[str, Any] = {"fired": [*row.fired, *unfired(row)], "wake_at": now if row.telling else None}
+        ended: dict[str, Any] = {
+            "fired": [*row.fired, *not_fired(row)],
+            "wake_at": now if row.pending_notifications else None,
+        }
         if row.status == EventStatus.PENDING:
             ended |= {"status": EventStatus.CANCELLED, "error": "Its date moved after a part of it had fired."}
-        elif skipped := unfired(row):
+        elif skipped := not_fired(row):
             ended["error"] = skip_note(skipped, "its date moved, and the new one has an event of its own")
-        moved = disturb(old, active_key=None, **ended)
+        moved = revoke(old, active_key=None, **ended)
     else:
         # Whoever has it in hand goes on: it still occurs, or fires its offsets, by itself.
         moved = old.update(active_key=None)
     if not moved:
         return None
     if wanted.definition.is_scheduled:
-        for listener in listeners():
+        for listener in subscribers():
             listener.withdrawn([row], now, "the date of its event has moved, and the new one has a run of its own")
     new = new_row(wanted, now, False, again=True)
     return new if insert_ignoring(Event, [new], key="active_key") else None
 
 
-def _adopt(row: Event, wanted: Wanted, now: datetime) -> None:
+def _adopt(row: Event, wanted: DesiredEvent, now: datetime) -> None:
     """Take over what the entity says now."""
-    row.trouble = wanted.trouble
+    row.failed_evaluation = wanted.failed_evaluation
     definition, at = wanted.definition, _date(row, wanted)
     armed, counts = wanted.armed, bool(definition.triggers) and _counts(row, wanted)
     if wanted.watched is not UNKNOWN:
@@ -590,15 +604,15 @@ def _adopt(row: Event, wanted: Wanted, now: datetime) -> None:
     # Where nothing is overdue, an offset whose time is long past is new, and not made up for, as in the reconciliation.
     is_quiet = at == row.at and (row.wake_at is None or row.wake_at > now)
     turned, row.at, row.armed = armed and not row.armed, at, armed
-    unfire(row, now)
+    rearm_future(row, now)
     if turned:
         held = held_back(row)
-        if late := [beat for beat in too_late(row, definition, now) if beat in held]:
+        if late := [milestone for milestone in too_late(row, definition, now) if milestone in held]:
             row.fired = [*row.fired, *late]
             row.error = skip_note(late, "recheck=True, and its condition turned true only after its grace")
     if is_quiet:
         row.fired = [*row.fired, *too_late(row, definition, now)]
-    if wanted.error and not wanted.may_pass:
+    if wanted.error and not wanted.is_retryable:
         row.set_parked(wanted.error, now)
     is_asked = bool(row.attempt) and (bool(wanted.error) or bool(definition.triggers))
     if row.attempt and not is_asked:
@@ -615,11 +629,11 @@ def follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
     if not rows:
         return
     for row in rows:
-        if row.trouble is not None:
-            row.trouble.tell(row)
+        if row.failed_evaluation is not None:
+            row.failed_evaluation.report(row)
         if row.status == EventStatus.PARKED:
             row_parked.send_robust(Event, row=row, reason=row.error)
-    for listener in listeners():
+    for listener in subscribers():
         listener.plan(rows, now, fresh=fresh)
     mine = [row for row in rows if _occurs_at_commit(row, now)]
     if mine:

@@ -27,7 +27,7 @@ from django.db import models
 
 from ...db.writer import alias_of
 from ...values.text import one_line
-from ..maintenance import Trouble, troubles
+from ..maintenance import Trouble, unhealthy_tasks
 from ..models import DatabaseNow, Wakeable, Worker, at_text
 from ..registry import due_times, explained, longest_timeout, wakeables
 from ..worker_status import DEAD_AFTER
@@ -160,7 +160,7 @@ def examine(now: datetime, tolerance: timedelta = OVERDUE) -> Health:
         last_worker=str(last) if last is not None else "",
         last_seen_at=last.seen_at if last is not None else None,
         last_worked_at=last.worked_at if last is not None else None,
-        maintenance=tuple(troubles(now - tolerance)),
+        maintenance=tuple(unhealthy_tasks(now - tolerance)),
     )
 
 

@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from django.db import transaction
 
 from ...db.writer import alias_of
-from ...state.encryption import SealedJSONField, Unreadable
+from ...state.encryption import EncryptedJSONField, Unreadable
 from ..models import Wakeable
 from ..registry import wakeables
 
 
-def reseal(batch: int) -> Iterator[tuple[str, str, int, int]]:
+def reencrypt(batch: int) -> Iterator[tuple[str, str, int, int]]:
     """Seal every column again, ``batch`` rows a transaction; yield the model, the column, and how many rows were
     written and how many could not be read."""
     for model in wakeables():
         for field in model._meta.concrete_fields:
-            if isinstance(field, SealedJSONField):
-                yield model._meta.label, field.attname, *_reseal(model, field.attname, batch)
+            if isinstance(field, EncryptedJSONField):
+                yield model._meta.label, field.attname, *_reencrypt(model, field.attname, batch)
 
 
-def _reseal(model: type[Wakeable], column: str, batch: int) -> tuple[int, int]:
+def _reencrypt(model: type[Wakeable], column: str, batch: int) -> tuple[int, int]:
     alias, after, written, unreadable = alias_of(model), 0, 0, 0
     while True:
         rows = model._base_manager.using(alias)

@@ -54,7 +54,7 @@ def kinds() -> dict[str, Kind]:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ResumeRequest:
     """Which rows of a kind are meant. ``since``: parked or failed at that moment or later; ``reason``: a text that
     their error contains; ``failed``: those that failed, too."""
 
@@ -92,7 +92,7 @@ class Resumed:
     awaited_code: bool
 
 
-def resume_all(kind: Kind, wish: Wish, step: str | None = None, *, again: bool = False) -> Iterator[Resumed]:
+def resume_all(kind: Kind, wish: ResumeRequest, step: str | None = None, *, again: bool = False) -> Iterator[Resumed]:
     """Resume what is meant, and yield what became of each row.
 
     ``step``: where workflow runs go on instead; ``again``: even if that may start a second child run. Commits 100 rows

@@ -1,11 +1,9 @@
-"""The Celery runtime: a doorbell, the executor that sends it, and a clock in each worker.
+"""The Celery runtime: a doorbell, the notifier that sends it, and a dispatcher in each worker.
 
-Nothing depends on what a broker keeps: no ETA, no redelivery, no result. Each worker runs a ``Ringer``, one thread of
-its main process, so plain ``celery -A project worker`` keeps the time of all timers without beat, and rings again for a
-doorbell that was lost; while the thread has a connection in use, nobody forks. The tasks take no arguments: forged,
-stale or twice, one can do no more than look at the clock.
-
-``QueuesConfig.ready`` imports this module where ``AUTOMATION["EXECUTOR"]`` is ``"celery"``, and so registers the tasks.
+Nothing depends on what a broker keeps: no ETA, no redelivery, no result. Each worker runs a ``Dispatcher``, one thread
+of its main process, so plain ``celery -A project worker`` keeps the time of all timers without beat, and rings again
+for a doorbell that was lost; while the thread has a connection in use, nothing forks. The tasks take no arguments:
+forged, stale or delivered twice, a task can only look for due rows.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ from celery.signals import worker_process_shutdown, worker_ready, worker_shutdow
 from kombu.pools import producers
 
 from ..heartbeat import enlist
-from ..worker_status import presence
+from ..worker_status import worker_status
 from . import tasks
-from .dispatcher import Ringer
+from .dispatcher import Dispatcher
 from .q2 import doorbell_timeout
 
 logger = logging.getLogger("django_ai.automation")
@@ -81,7 +79,7 @@ def send(task: Any) -> None:
         )
 
 
-class CeleryExecutor:
+class CeleryNotifier:
     """Sends the doorbell through Celery's broker. After a failure it is silent for a few seconds, so that a broker that
     is down costs the requests of a web process a second now and then, and not each of them."""
 
@@ -138,32 +136,32 @@ class Forks:
         self._lock, self._waited = threading.Lock(), False
 
 
-_ringer: Ringer | None = None
+_dispatcher: Dispatcher | None = None
 _forks: Forks | None = None
 
 
 def start_clock(**kwargs: Any) -> None:
     """Start the clock in the main process of a Celery worker that is ready."""
-    global _ringer, _forks
+    global _dispatcher, _forks
     if _forks is None:
         _forks = Forks()
         _forks.watch()
-    if _ringer is None:
-        _ringer = Ringer(lambda: send(drain_due), guard=_forks)
-        threading.Thread(target=_ringer.run, name="automation-clock", daemon=True).start()
+    if _dispatcher is None:
+        _dispatcher = Dispatcher(lambda: send(drain_due), guard=_forks)
+        threading.Thread(target=_dispatcher.run, name="automation-clock", daemon=True).start()
 
 
 def stop_clock(**kwargs: Any) -> None:
     """Stop the clock when the worker ends."""
-    global _ringer
-    if _ringer is not None:
-        _ringer.stop()
-        _ringer = None
+    global _dispatcher
+    if _dispatcher is not None:
+        _dispatcher.stop()
+        _dispatcher = None
 
 
 def dismiss(**kwargs: Any) -> None:
     """Say that a process of the pool ends, or the main one where that performs tasks itself."""
-    presence.dismiss()
+    worker_status.dismiss()
 
 
 worker_process_shutdown.connect(dismiss, dispatch_uid="django_ai.automation.presence")

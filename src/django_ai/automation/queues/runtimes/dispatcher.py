@@ -1,4 +1,4 @@
-"""``Ringer``: the clock of a runtime whose workers wait for messages: it rings while rows are due.
+"""``Dispatcher``: the clock of a runtime whose workers wait for messages: it rings while rows are due.
 
 It is the floor below such a runtime's doorbells. Those that were lost, with a broker that was flushed or down, are rung
 again; timers ring when they are due, with no need of a broker's ETA or schedules.
@@ -14,7 +14,7 @@ from django.db import Error as DatabaseTrouble
 from django.db import connections
 
 from .. import liveness
-from .poller import Watch, automation_alias
+from .poller import Poller, automation_alias
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -22,7 +22,7 @@ LONGEST_GAP = 10.0
 """Seconds between two doorbells at last, while rows stay due: a queue keeps what busy workers do not take."""
 
 
-class Ringer:
+class Dispatcher:
     """Looks until it is stopped. ``ring``: wake a worker; it may raise, and the next look tries again. ``poll``:
     seconds between two looks, where no timer is due before and no NOTIFY comes.
 
@@ -40,9 +40,9 @@ class Ringer:
         self._ring = ring
         self._forks = guard is not None
         self._guard = guard or nullcontext()
-        self._watch = Watch(poll, longest_gap=LONGEST_GAP)
+        self._poller = Poller(poll, longest_gap=LONGEST_GAP)
         self._stopping = False
-        self._wake = self._watch.alarm()
+        self._wake = self._poller.alarm()
 
     def run(self) -> None:
         """Look and ring until ``stop`` is called, in the thread that calls this."""
@@ -51,7 +51,7 @@ class Ringer:
                 self._round()
         finally:
             liveness.rest()
-            self._watch.close()
+            self._poller.close()
             connections.close_all()
 
     def stop(self) -> None:
@@ -60,29 +60,29 @@ class Ringer:
         self._wake()
 
     def _round(self) -> None:
-        pause = self._watch.poll
+        pause = self._poller.poll
         liveness.expect(pause)
         try:
             with self._guard:
                 pause = self._look()
         except DatabaseTrouble as error:
             logger.warning("The clock could not read the database, and tries again: %s", error)
-            self._watch.recover()
+            self._poller.recover()
             pause = max(pause, 1.0)
         except Exception as error:
             logger.warning("The clock could not ring, and tries again: %s: %s", type(error).__name__, error)
             pause = max(pause, 1.0)
         if not self._stopping:
-            self._watch.sleep(pause)
+            self._poller.sleep(pause)
 
     def _look(self) -> float:
         try:
-            pause = self._watch.look()
+            pause = self._poller.look()
             if not pause:
                 self._ring()
-                self._watch.came_to(1)  # of what the workers find we hear nothing
+                self._poller.came_to(1)  # of what the workers find we hear nothing
             return pause
         finally:
             # Of the drivers only psycopg knows in which process a connection was made, and leaves the parent's alone.
             if self._forks and connections[automation_alias()].vendor != "postgresql":
-                self._watch.recover()
+                self._poller.recover()

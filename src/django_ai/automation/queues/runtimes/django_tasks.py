@@ -2,7 +2,7 @@
 
 Of Django's own ``django.tasks`` (6.0 and later) and the ``django-tasks`` package, whose settings and tasks look alike,
 the one is used whose backend ``TASKS`` names. Nothing depends on ``run_after``: workers of Django tasks have no hook
-for a clock, so ``manage.py automation_clock`` runs beside them and rings while rows are due. The task takes no
+for a clock, so ``manage.py automation_dispatcher`` runs beside them and rings while rows are due. The task takes no
 arguments: forged, stale or twice, it can do no more than look at the clock. However long the workers are down, one
 doorbell of a process waits at most: a commit rings only if the last one is no longer waiting.
 """
@@ -29,7 +29,7 @@ def _module() -> Any:
     known = [name for name in ("django.tasks", "django_tasks") if find_spec(name) is not None]
     if not known:
         raise SettingsError(
-            "AUTOMATION['EXECUTOR'] is 'tasks', but this Django has no django.tasks. Use Django 6.0 or newer, or "
+            "AUTOMATION['RUNTIME'] is 'tasks', but this Django has no django.tasks. Use Django 6.0 or newer, or "
             "pip install 'django-ai-automation[tasks]'."
         )
     for name in known:
@@ -60,10 +60,10 @@ SPACING = 1.0
 """Seconds between two doorbells of a process where the backend cannot say whether the last one still waits."""
 
 
-class TasksExecutor:
+class TasksNotifier:
     """Enqueues the doorbell, unless one of this process still waits.
 
-    For a queue or backend of its own a subclass in ``AUTOMATION["EXECUTOR"]``, with
+    For a queue or backend of its own a subclass in ``AUTOMATION["RUNTIME"]``, with
     ``doorbell = automation_drain_due.using(queue_name="automations")``.
     """
 

@@ -1,8 +1,8 @@
-"""``Watch``: the one mechanism that looks for due rows, says how long to sleep, and is woken by a NOTIFY.
+"""``Poller``: the one mechanism that looks for due rows, says how long to sleep, and is woken by a NOTIFY.
 
-Whoever keeps time for a runtime has one: Q2's brokers, ``automation_worker``, the clock in a Celery worker,
-``automation_clock``. So a timer of two seconds takes two seconds in each of them, without a broker's ETA, and a lost
-message costs nothing.
+Everything that keeps time for a runtime has one: the Q2 brokers, ``automation_worker``, the dispatcher in a Celery
+worker, ``automation_dispatcher``. So a timer of two seconds takes two seconds in each of them, without a broker's ETA,
+and a lost message costs nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from django.utils import timezone
 from ...db.notifications import Listener
 from ...db.writer import alias_of
 from ..due import look
-from ..maintenance import attend, begin
+from ..maintenance import begin, ensure_rows
 from ..models import Maintenance, Wakeable
 from ..registry import wakeables
 from .query_timeout import Patience
@@ -32,7 +32,7 @@ LONGEST_REST = 0.1
 """After looks that others were quicker than, a doorbell calls for the next one at the latest after so many seconds."""
 
 
-class Watch:
+class Poller:
     """Looks for due rows on behalf of one process or thread.
 
     ``poll``: the longest sleep between two looks, in seconds. ``models``: the kinds of rows to look at (default: all).
@@ -65,7 +65,7 @@ class Watch:
         self._looked = time.monotonic()
         with self.patience.bounded():
             if self.models is None or Maintenance in self.models:
-                begin(timezone.now()) if self._is_new else attend(timezone.now())
+                begin(timezone.now()) if self._is_new else ensure_rows(timezone.now())
                 self._is_new = False
             moments = [due for model, due in look().items() if self.models is None or model in self.models]
         if not moments:

@@ -72,7 +72,7 @@ def connect_enlisting() -> None:
         )
 
 
-class Q2Executor:
+class Q2Notifier:
     """Rings the Django-Q2 cluster."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:

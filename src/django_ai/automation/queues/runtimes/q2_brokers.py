@@ -20,7 +20,7 @@ from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 from django_q.models import OrmQ
 
-from .poller import Watch, automation_alias, close_connection
+from .poller import Poller, automation_alias, close_connection
 from .q2 import doorbell
 
 try:
@@ -47,14 +47,14 @@ class Watching(Broker):  # type: ignore[misc]
         self._begin()
 
     def _begin(self) -> None:
-        self.watch = Watch(Conf.POLL)
+        self.poller = Poller(Conf.POLL)
 
     def doorbells(self) -> tuple[list[Task], float]:
         """Return the doorbells to hand out now, and for how many seconds there is nothing to look at."""
-        pause = self.watch.look()
+        pause = self.poller.look()
         if pause:
             return [], pause
-        self.watch.came_to(1)  # of what the workers find we hear nothing
+        self.poller.came_to(1)  # of what the workers find we hear nothing
         return [(None, doorbell())], 0.0
 
     def info(self) -> str:
@@ -75,7 +75,7 @@ class OrmBroker(Watching, ORM):  # type: ignore[misc]
         """Return stored tasks and doorbells; sleep until the next look where there are none."""
         tasks: list[Task] = []
         try:
-            with self.watch.patience.bounded():
+            with self.poller.patience.bounded():
                 tasks = self._stored()
             bells, pause = self.doorbells()
         except DatabaseTrouble as error:
@@ -84,7 +84,7 @@ class OrmBroker(Watching, ORM):  # type: ignore[misc]
             time.sleep(max(Conf.POLL, 0.5))
             return tasks or None
         if not tasks and not bells:
-            self.watch.sleep(pause)
+            self.poller.sleep(pause)
         return [*tasks, *bells] or None
 
     def _recover(self) -> None:
@@ -140,7 +140,7 @@ if Redis is not None:
                 return self.doorbells()
             except DatabaseTrouble as error:
                 logger.warning("The broker could not read the database, and tries again: %s", error)
-                self.watch.recover()
+                self.poller.recover()
                 return [], max(Conf.POLL, 0.5)
 
 

@@ -17,8 +17,8 @@ from .q2 import doorbell_timeout
 
 SCHEDULES = (
     ("Workflows: process_scheduled", "django_ai.automation.queues.runtimes.tasks.process_scheduled", "I", 1),
-    ("Events: poll_due", "django_ai.automation.queues.runtimes.tasks.hasten_reconciliation", "I", 5),
-    ("Events: cleanup_old", "django_ai.automation.queues.runtimes.tasks.hasten_pruning", "D", None),
+    ("Events: poll_due", "django_ai.automation.queues.runtimes.tasks.reconcile_soon", "I", 5),
+    ("Events: cleanup_old", "django_ai.automation.queues.runtimes.tasks.prune_soon", "D", None),
 )
 
 

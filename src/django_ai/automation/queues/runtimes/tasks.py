@@ -19,8 +19,8 @@ from ...db.errors import is_database_failure
 from ...db.writer import alias_of
 from ..drain import drain
 from ..due import look
-from ..maintenance import PRUNE, RECONCILE, hasten, run_all
-from ..notifier import get_executor
+from ..maintenance import PRUNE, RECONCILE, run_all, run_soon
+from ..notifier import get_notifier
 from ..registry import due_models, wakeables
 from .q2 import within_timeout
 from .q2_schedules import skip_missed
@@ -38,7 +38,7 @@ def drain_due() -> int:
         performed = drain(budget=budget, heartbeat=True, expendable=True)
         is_used_up = time.monotonic() - started >= budget.total_seconds()
         if is_used_up and due_models(timezone.now(), look()):
-            get_executor().ring(alias_of(wakeables()[0]))
+            get_notifier().ring(alias_of(wakeables()[0]))
     except DatabaseTrouble as error:
         if not is_database_failure(error, connections[alias_of(wakeables()[0])]):
             raise
@@ -77,14 +77,14 @@ def cleanup_old(now: datetime | None = None) -> int:
     return run_all(PRUNE, now or timezone.now(), until)
 
 
-def hasten_reconciliation() -> int:
+def reconcile_soon() -> int:
     """Let workers put right now what changed behind Django's back, without waiting for their own time; perform what is
     due. Scheduled each five minutes."""
-    hasten(RECONCILE, timezone.now())
+    run_soon(RECONCILE, timezone.now())
     return drain_due()
 
 
-def hasten_pruning() -> int:
+def prune_soon() -> int:
     """Let workers remove now what is old, without waiting for their own time; perform what is due. Scheduled daily."""
-    hasten(PRUNE, timezone.now())
+    run_soon(PRUNE, timezone.now())
     return drain_due()

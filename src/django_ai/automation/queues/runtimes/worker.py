@@ -1,8 +1,8 @@
 """``Shift``: what one process of ``automation_worker`` does from its start until it is told to stop.
 
-It looks for due rows with the ``Watch`` that all runtimes share, and performs them with ``drain``.
+It looks for due rows with the ``Poller`` that all runtimes share, and performs them with ``drain``.
 SIGTERM and SIGINT end it: nothing new is claimed, what was claimed but not begun goes back at once, and the step in
-hand finishes; after the grace, or at a second signal, ``BrokenOffError`` ends the step, and ``attempt`` gives its
+hand finishes; after the grace, or at a second signal, ``ShutdownInterrupt`` ends the step, and ``attempt`` gives its
 row back. A process that is killed leaves its rows to the end of their leases. A supervisor that is gone is noticed by
 the pipe that it held open, and ends the shift as SIGTERM does.
 """
@@ -26,14 +26,14 @@ from django.utils import timezone
 
 from ...db.errors import fix_for
 from .. import liveness
-from ..attempt import BrokenOffError
+from ..attempt import ShutdownInterrupt
 from ..drain import drain
-from ..heartbeat import enlist, give_back, in_hand
+from ..heartbeat import enlist, give_back, is_busy
 from ..maintenance import begin
 from ..models import Maintenance, Wakeable
 from ..registry import wakeables
-from ..worker_status import presence
-from .poller import Watch
+from ..worker_status import worker_status
+from .poller import Poller
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -42,7 +42,7 @@ TROUBLE = 1.0
 """Seconds to wait after the database's trouble, at least."""
 
 
-class Shift:
+class WorkerLoop:
     """One process's work. ``models``: the kinds of rows that it performs (default: all). ``maintenance``: whether rows
     of maintenance are among them. ``poll``: seconds between two looks, where no NOTIFY comes and no timer is due
     before. ``grace``: how long the step in hand may go on after SIGTERM. ``lifeline``: a file descriptor that ends when
@@ -67,8 +67,8 @@ class Shift:
         self.stopping = False
         self._ended = False
         self._releasing = False
-        self._watch = Watch(poll, models=models)
-        self._wake = self._watch.alarm()
+        self._poller = Poller(poll, models=models)
+        self._wake = self._poller.alarm()
         self._told, self._tell = os.pipe()
 
     def run(self) -> None:
@@ -87,25 +87,25 @@ class Shift:
         finally:
             self._ended = True
             liveness.rest()
-            presence.dismiss()
-            self._watch.close()
+            worker_status.dismiss()
+            self._poller.close()
             connections.close_all()
 
     def _round(self) -> None:
         try:
-            liveness.expect(self._watch.poll)
-            pause = self._watch.look()
+            liveness.expect(self._poller.poll)
+            pause = self._poller.look()
             if not pause:
-                self._watch.came_to(drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True))
+                self._poller.came_to(drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True))
                 liveness.expect()
                 _freshen()
                 return
         except DatabaseTrouble as error:
             logger.warning("The worker could not use the database, and tries again: %s%s", error, fix_for(error))
-            self._watch.recover()
-            pause = max(self._watch.poll, TROUBLE)
+            self._poller.recover()
+            pause = max(self._poller.poll, TROUBLE)
         if not self.stopping:
-            self._watch.sleep(pause)
+            self._poller.sleep(pause)
 
     def burst(self) -> int:
         """Perform what is due, and return the number of rows. Raises what the database raises."""
@@ -121,7 +121,7 @@ class Shift:
             return 0
         finally:
             self._ended = True
-            presence.dismiss()
+            worker_status.dismiss()
             os.write(self._tell, b"!")
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -139,8 +139,8 @@ class Shift:
         self._wake()
         with suppress(OSError):
             os.write(self._tell, b"!")
-        if self._releasing and in_hand():
-            raise BrokenOffError(0)
+        if self._releasing and is_busy():
+            raise ShutdownInterrupt(0)
 
     def _leave(self) -> None:
         """Wait for the end of the shift, give back what was not begun, and after the grace what was."""

@@ -1,4 +1,4 @@
-"""``manage.py automation_clock``: keeps the time for a queue whose workers only wait for messages."""
+"""``manage.py automation_dispatcher``: keeps the time for a queue whose workers only wait for messages."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ...liveness import start_pulse
-from ...notifier import get_executor
-from ...runtimes.dispatcher import Ringer
+from ...notifier import get_notifier
+from ...runtimes.dispatcher import Dispatcher
 from ...runtimes.poller import automation_alias
 
 
 class Command(BaseCommand):
     help = (
-        "Ring AUTOMATION['EXECUTOR'] while rows are due, until SIGTERM. For workers of Django tasks "
+        "Ring AUTOMATION['RUNTIME'] while rows are due, until SIGTERM. For workers of Django tasks "
         "and of other queues that have no clock of ours; it performs nothing itself."
     )
 
@@ -38,8 +38,8 @@ class Command(BaseCommand):
         if options["poll"] <= 0:
             raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
         alias = automation_alias()
-        ringer = Ringer(lambda: get_executor().ring(alias), options["poll"])
+        dispatcher = Dispatcher(lambda: get_notifier().ring(alias), options["poll"])
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ringer.stop())
+            signal.signal(number, lambda *_: dispatcher.stop())
         start_pulse(options["heartbeat_file"])
-        ringer.run()
+        dispatcher.run()

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ...operations.reencrypt import reseal
+from ...operations.reencrypt import reencrypt
 
 
 class Command(BaseCommand):
@@ -23,7 +23,7 @@ class Command(BaseCommand):
         if options["batch"] < 1:
             raise CommandError(f"--batch={options['batch']} must be at least 1.")
         written = unreadable = 0
-        for label, column, done, left in reseal(options["batch"]):
+        for label, column, done, left in reencrypt(options["batch"]):
             self.stdout.write(f"{label}.{column}: {done:,} written, {left:,} unreadable")
             written, unreadable = written + done, unreadable + left
         if unreadable:

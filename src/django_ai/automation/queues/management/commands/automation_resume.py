@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from ....db.writer import alias_of
 from ....values.text import one_line
-from ...operations.resume import Kind, Wish, kinds, resume_all
+from ...operations.resume import Kind, ResumeRequest, kinds, resume_all
 
 SHOWN = 50
 
@@ -37,7 +37,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         meant = self._kinds(options["kind"])
-        wish = Wish(options["name"], options["pk"], _moment(options["since"]), options["reason"], options["failed"])
+        wish = ResumeRequest(
+            options["name"], options["pk"], _moment(options["since"]), options["reason"], options["failed"]
+        )
         narrowed = options["all"] or any(each is not None for each in (wish.name, wish.pks, wish.since, wish.reason))
         if wish.pks is not None and len(meant) != 1:
             raise CommandError("--pk needs the kind of the rows, as in: automation_resume workflow --pk 12")
@@ -61,7 +63,7 @@ class Command(BaseCommand):
                 raise CommandError(f"There is no kind {name!r}. Kinds: {', '.join(known)}.")
         return [known[name] for name in dict.fromkeys(names)] or list(known.values())
 
-    def _list(self, meant: list[Kind], wish: Wish, verbosity: int) -> int:
+    def _list(self, meant: list[Kind], wish: ResumeRequest, verbosity: int) -> int:
         total = 0
         for kind in meant:
             rows = wish.rows_of(kind)
@@ -77,7 +79,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{total} to resume." if total else "Nothing to resume.")
         return total
 
-    def _resume(self, meant: list[Kind], wish: Wish, step: str | None, verbosity: int, *, again: bool) -> None:
+    def _resume(self, meant: list[Kind], wish: ResumeRequest, step: str | None, verbosity: int, *, again: bool) -> None:
         resumed, refused, awaiting, seen = 0, 0, 0, set()
         for kind in meant:
             for each in resume_all(kind, wish, step, again=again):
@@ -104,12 +106,12 @@ class Command(BaseCommand):
             raise CommandError(f"{refused} could not be resumed; the reasons are above.")
 
 
-def _why_not(kind: Kind, pk: int, wish: Wish) -> str:
+def _why_not(kind: Kind, pk: int, wish: ResumeRequest) -> str:
     """Say why the row with this key was not among those that are meant."""
     row = kind.model._default_manager.using(alias_of(kind.model)).filter(pk=pk).first()
     if row is None:
         return f"There is no {kind.name} with the primary key {pk}."
-    known = Wish(pks=[pk], failed=True)
+    known = ResumeRequest(pks=[pk], failed=True)
     if not wish.failed and known.rows_of(kind).exists():
         return f"{kind.name} {pk} has failed; add --failed to try it again."
     status = getattr(row, "status", "delivered")

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from ...liveness import start_pulse
 from ...registry import of_queues, wakeables
 from ...runtimes.supervisor import Supervisor
-from ...runtimes.worker import Shift
+from ...runtimes.worker import WorkerLoop
 
 
 class Command(BaseCommand):
@@ -78,7 +78,7 @@ class Command(BaseCommand):
             raise CommandError("No app of django_ai.automation with rows is in INSTALLED_APPS: add its events app.")
         grace = timedelta(seconds=options["grace"])
         if options["once"] or options["lifeline"] is not None:
-            shift = Shift(
+            shift = WorkerLoop(
                 models=models,
                 poll=options["poll"],
                 grace=grace,

@@ -13,9 +13,9 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from django_ai.automation.queues import liveness
-from django_ai.automation.queues.heartbeat import Hands, take_up
+from django_ai.automation.queues.heartbeat import HeldLeases, hold_leases
 from django_ai.automation.queues.liveness import STALL_SECONDS, Pulse
-from django_ai.automation.queues.runtimes.dispatcher import Ringer
+from django_ai.automation.queues.runtimes.dispatcher import Dispatcher
 from django_ai.automation.queues.runtimes.supervisor import Supervisor
 from django_ai.automation.workflows.models import WorkflowRun
 
@@ -44,7 +44,7 @@ def age(path, by: float) -> None:
 
 class TestFile:
     def test_a_process_of_which_nothing_is_expected_is_alive(self, tmp_path):
-        path = tmp_path / "beat"
+        path = tmp_path / "heartbeat"
         mine = Pulse(path)
         assert path.read_text() == f"{os.getpid()}\n"
         age(path, 100)
@@ -52,7 +52,7 @@ class TestFile:
         assert liveness.look(str(path)).is_alive
 
     def test_a_thread_that_does_not_come_back_ends_it_until_it_does(self, tmp_path, seconds, caplog):
-        path = tmp_path / "beat"
+        path = tmp_path / "heartbeat"
         mine = Pulse(path)
         liveness.expect(60)
         age(path, 100)
@@ -71,101 +71,101 @@ class TestFile:
         other.join()
         seconds[0] += STALL_SECONDS
         liveness.expect()
-        assert not liveness.beats()
+        assert not liveness.is_responsive()
         liveness._until.pop(other.ident)
-        assert liveness.beats()
+        assert liveness.is_responsive()
 
     def test_a_file_that_cannot_be_touched_stops_nothing(self, tmp_path, caplog):
         folder = tmp_path / "gone"
         folder.mkdir()
-        mine = Pulse(folder / "beat")
-        (folder / "beat").unlink()
+        mine = Pulse(folder / "heartbeat")
+        (folder / "heartbeat").unlink()
         mine.touch()
-        assert (folder / "beat").exists(), "somebody had removed it"
-        (folder / "beat").unlink()
+        assert (folder / "heartbeat").exists(), "somebody had removed it"
+        (folder / "heartbeat").unlink()
         folder.rmdir()
         mine.touch()
         assert "could not be touched" in caplog.text
 
     def test_a_file_that_cannot_be_written_is_said_at_the_start(self, tmp_path):
-        with pytest.raises(CommandError, match=r"--heartbeat-file=.*nowhere/beat cannot be written"):
-            liveness.start_pulse(str(tmp_path / "nowhere" / "beat"))
+        with pytest.raises(CommandError, match=r"--heartbeat-file=.*nowhere/heartbeat cannot be written"):
+            liveness.start_pulse(str(tmp_path / "nowhere" / "heartbeat"))
 
 
 class TestExpectations:
     def test_a_row_in_hand_may_take_as_long_as_its_timeout(self, seconds):
-        hands = Hands(beating=True)
+        hands = HeldLeases(beating=True)
         row = WorkflowRun(pk=1)
         hands._waiting = {1: row}
-        take_up(hands)
+        hold_leases(hands)
         assert hands.start(row)
         seconds[0] += STALL_SECONDS - 1
-        assert liveness.beats()
+        assert liveness.is_responsive()
         hands.keep_for(timedelta(hours=1))
         seconds[0] += 3600
-        assert liveness.beats(), "its step may be under way"
+        assert liveness.is_responsive(), "its step may be under way"
         seconds[0] += STALL_SECONDS + 60
-        assert not liveness.beats(), "its timeout has ended nothing"
+        assert not liveness.is_responsive(), "its timeout has ended nothing"
         hands.finish()
-        assert liveness.beats()
+        assert liveness.is_responsive()
         seconds[0] += STALL_SECONDS
-        assert not liveness.beats()
-        take_up(None)
-        assert liveness.beats(), "a worker of a queue that waits for its next message"
+        assert not liveness.is_responsive()
+        hold_leases(None)
+        assert liveness.is_responsive(), "a worker of a queue that waits for its next message"
 
     def test_a_clock_that_hangs_in_a_look_is_not_alive(self, seconds, monkeypatch):
         found = []
-        ringer = Ringer(lambda: None, poll=7)
+        dispatcher = Dispatcher(lambda: None, poll=7)
 
         def hang():
-            found.append(liveness.beats())
+            found.append(liveness.is_responsive())
             seconds[0] += STALL_SECONDS + 6
-            found.append(liveness.beats())
+            found.append(liveness.is_responsive())
             seconds[0] += 1
-            found.append(liveness.beats())
-            ringer.stop()
+            found.append(liveness.is_responsive())
+            dispatcher.stop()
             return 0.0
 
-        monkeypatch.setattr(ringer, "_look", hang)
-        ringer.run()
+        monkeypatch.setattr(dispatcher, "_look", hang)
+        dispatcher.run()
         assert found == [True, True, False]
-        assert liveness.beats()
+        assert liveness.is_responsive()
 
 
 class TestProbe:
     def test_no_file_is_not_alive(self, tmp_path):
-        code, text = probe("--liveness", str(tmp_path / "beat"))
+        code, text = probe("--liveness", str(tmp_path / "heartbeat"))
         assert code == 1
         assert "there is no file" in text
-        assert f"--heartbeat-file={tmp_path / 'beat'}" in text
+        assert f"--heartbeat-file={tmp_path / 'heartbeat'}" in text
 
     def test_each_process_of_a_worker_must_be_alive(self, tmp_path):
-        path = tmp_path / "beat"
+        path = tmp_path / "heartbeat"
         for number in (1, 2, 3):
-            Pulse(tmp_path / liveness.file_of("beat", number))
-        (tmp_path / "beat.txt").write_text("of somebody else")
-        age(tmp_path / "beat.txt", 1000)
+            Pulse(tmp_path / liveness.file_of("heartbeat", number))
+        (tmp_path / "heartbeat.txt").write_text("of somebody else")
+        age(tmp_path / "heartbeat.txt", 1000)
         assert probe("--liveness", str(path)) == (0, "Alive.\n")
-        age(tmp_path / "beat.2", 45)
+        age(tmp_path / "heartbeat.2", 45)
         code, text = probe("--liveness", str(path))
         assert code == 1
-        assert "beat.2 was touched 45 s ago" in text
+        assert "heartbeat.2 was touched 45 s ago" in text
         assert probe("--liveness", str(path), "--max-age", "60")[0] == 0
         found = json.loads(probe("--liveness", str(path), "--json")[1].splitlines()[0])
         assert found["alive"] is False
         assert sorted(found["seconds_since_touched"]) == [str(path), f"{path}.2", f"{path}.3"]
 
     def test_it_needs_a_sensible_age(self, tmp_path):
-        code, text = probe("--liveness", str(tmp_path / "beat"), "--max-age", "0")
+        code, text = probe("--liveness", str(tmp_path / "heartbeat"), "--max-age", "0")
         assert (code, text) == (1, "--max-age=0 must be more than zero seconds.")
 
 
 class TestSupervisor:
     def test_it_gives_each_child_a_file_and_removes_what_others_left(self, tmp_path, monkeypatch):
-        path = tmp_path / "beat"
+        path = tmp_path / "heartbeat"
         for number in (1, 2, 3):
-            Pulse(tmp_path / liveness.file_of("beat", number))
-        (tmp_path / "beat.txt").write_text("of somebody else")
+            Pulse(tmp_path / liveness.file_of("heartbeat", number))
+        (tmp_path / "heartbeat.txt").write_text("of somebody else")
         begun = []
         supervisor = Supervisor(2, [], timedelta(0), str(path))
 
@@ -184,4 +184,4 @@ class TestSupervisor:
         monkeypatch.setattr("django_ai.automation.queues.runtimes.supervisor.signal.signal", lambda *arguments: None)
         assert supervisor.run() == 0
         assert begun == [str(path), f"{path}.2"]
-        assert [each.name for each in tmp_path.iterdir()] == ["beat.txt"]
+        assert [each.name for each in tmp_path.iterdir()] == ["heartbeat.txt"]
