@@ -56,7 +56,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 soak: $(INSTALLED)  ## random programs under fire against a model: MINUTES=2 SEED=... DATABASE=sqlite|postgresql|mariadb
-	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)
+	$(BIN)/python -m tests.support.soak.run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)
 
 clean:
 	rm -rf $(VENV) $(VENV)-* .mypy_cache .pytest_cache .ruff_cache

@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from tests.trouble import held_snapshot  # noqa: E402
+from tests.support.snapshots import held_snapshot  # noqa: E402
 
 from bench.run import database  # noqa: E402
 from bench.scale import analyze, empty, timed  # noqa: E402

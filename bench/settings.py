@@ -2,7 +2,7 @@
 
 import os
 
-from tests.databases import postgresql
+from tests.support.databases import postgresql
 
 SECRET_KEY = "benchmark only: 0123456789 0123456789 0123456789 0123456789"
 USE_TZ = True

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from tests.faults.soak import own_database, set_up  # noqa: E402
+from tests.support.soak.run import own_database, set_up  # noqa: E402
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     wanted = parser.parse_args()
     with own_database(wanted.database, lease=10), tempfile.TemporaryDirectory(prefix="fire-") as scratch:
         set_up()
-        from tests.faults.fire import Fire
+        from tests.support.soak.under_fire import Fire
 
         fire = Fire(
             runs={1: wanted.one, 5: wanted.five},

@@ -10,7 +10,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.databases import REDIS_URL, database_from_environment
+from tests.support.databases import REDIS_URL, database_from_environment
 
 SECRET_KEY = "tests only, and long enough to please the checks of Django itself: 0123456789"
 DEBUG = False
@@ -32,11 +32,11 @@ INSTALLED_APPS = [
     "django_ai.automation.events",
     "django_ai.automation.workflows",
     "django_ai.automation.agents",
-    "tests.app",
-    "tests.desk",
-    "tests.soak",
-    "tests.story",
-    "tests.release",
+    "tests.apps.reservations",
+    "tests.apps.front_desk",
+    "tests.apps.soak",
+    "tests.apps.story",
+    "tests.apps.release",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -62,7 +62,7 @@ DATABASES = {"default": database_from_environment(SCRATCH)}
 if "TEST_REPLICA" in os.environ:  # migrated, and never written
     file = str(SCRATCH / "replica.sqlite3")
     DATABASES["replica"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "TEST": {"NAME": f"{file}.test"}}
-    DATABASE_ROUTERS = ["tests.replicas.PackageReadsReplica"]
+    DATABASE_ROUTERS = ["tests.support.replicas.PackageReadsReplica"]
 
 Q_CLUSTER = {
     "name": "automation-tests",

@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import services  # noqa: E402
+from tests.support import services  # noqa: E402
 
 from tools import environment, mariadb, postgres  # noqa: E402
 
@@ -39,7 +39,7 @@ NEWEST = ("3.14", "3.13", "3.12")
 SOAK_MINUTES = 10
 RUNTIMES = "tests/runtimes"
 QUICK_START = f"{RUNTIMES}/test_quick_start.py"
-NO_DATABASE = ("tests/unit", "tests/house")
+NO_DATABASE = ("tests/unit", "tests/architecture")
 FAULTS = ("tests/faults", "tests/scenarios")
 LIFECYCLE = "tests/lifecycle"
 QUICK = "not alone and not slow"
@@ -104,7 +104,7 @@ def second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: bool)
     run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
     together(list(with_workers(databases)), scratch)
     for title, database in databases.items() if everything else ():
-        soak = [sys.executable, "-m", "tests.faults.soak", "--minutes", str(SOAK_MINUTES)]
+        soak = [sys.executable, "-m", "tests.support.soak.run", "--minutes", str(SOAK_MINUTES)]
         run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
     for title, python, database in runtimes(databases, newest, everything=everything):
         run(f"the runtimes: {title}", [*pytest_of(python), "-m", WORKERS, RUNTIMES], database)

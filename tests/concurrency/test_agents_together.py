@@ -15,7 +15,6 @@ from datetime import timedelta
 import pytest
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
-from pydantic import BaseModel
 
 from django_ai.automation import AgentManager, agent, claims, handler
 from django_ai.automation.agents import mailbox, runner, spawning, subscriber
@@ -26,11 +25,12 @@ from django_ai.automation.exceptions import ClaimedError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import new_token
 from django_ai.automation.queues.runtimes.tasks import poll_due
-from tests.app.models import Effect
-from tests.concurrency.test_two_workers import together, together_with_workers
-from tests.desk.looking import agents, answers, book, change, the_agent, write
-from tests.desk.models import Booking, Message, Person
-from tests.lifecycle.looking import effects, event_of, leave
+from tests.apps.front_desk.models import Booking, Message, Person
+from tests.apps.reservations.models import Effect
+from tests.support.agents import CountingGuest, counting_companion
+from tests.support.front_desk import agents, answers, book, confirm, the_agent, write
+from tests.support.race import elsewhere, once, together, together_with_workers
+from tests.support.rows import effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,67 +40,9 @@ one_writer = pytest.mark.skipif(
 )
 
 
-class OfGuest(BaseModel):
-    guest_id: int
-    count: int = 0
-    heard: list[str] = []
-
-
-def elsewhere(act: Callable[[], object]) -> None:
-    """Do something in another thread, on a connection of its own, and wait for its end."""
-    assert together(act) == []
-
-
-def once(monkeypatch, module, name, before=None, after=None):
-    """Let somebody else act before or after the first call of a named function."""
-    real = getattr(module, name)
-    acted = []
-
-    def wrapper(*arguments, **options):
-        if acted:
-            return real(*arguments, **options)
-        acted.append(True)
-        if before is not None:
-            elsewhere(before)
-        result = real(*arguments, **options)
-        if after is not None:
-            elsewhere(after)
-        return result
-
-    monkeypatch.setattr(module, name, wrapper)
-    return acted
-
-
 @pytest.fixture
 def companion():
-    """An agent for each guest, which counts what it hears."""
-
-    @agent("companion", spawn_on="booking_created", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
-    class Companion:
-        Context = OfGuest
-
-        @classmethod
-        def create_context(cls, event=None, guest_id=None):
-            return cls.Context(guest_id=event.entity.guest_id if event else guest_id)
-
-        @handler("booking_created")
-        def created(self, event):
-            leave(f"created {event.entity_id}")
-
-        @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"})
-        def heard(self, ctx, event):
-            ctx.count += 1
-            leave(f"heard {event.entity.text}")
-
-        @handler("booking_confirmed")
-        def confirmed(self, event):
-            leave(f"confirmed {event.entity_id}")
-
-    return Companion
-
-
-def confirm(booking: Booking) -> None:
-    change(booking, status="confirmed")
+    return counting_companion()
 
 
 # -- one claim ---------------------------------------------------------------------------------------------------------
@@ -147,7 +89,7 @@ def test_two_workers_never_overlap_in_one_agent():
 
     @agent("alone", match={"guest_id": "{{ ctx.guest_id }}"})
     class Alone:
-        Context = OfGuest
+        Context = CountingGuest
 
         @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"}, atomic=False)
         def heard(self, ctx, event):
@@ -176,7 +118,7 @@ def test_two_agents_do_overlap():
 
     @agent("sociable", match={"guest_id": "{{ ctx.guest_id }}"})
     class Sociable:
-        Context = OfGuest
+        Context = CountingGuest
 
         @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"}, atomic=False)
         def heard(self, ctx):
@@ -206,7 +148,7 @@ def test_an_event_that_occurs_while_a_handler_is_under_way(atomic):
 
     @agent("busy", match={"guest_id": "{{ ctx.guest_id }}"})
     class Busy:
-        Context = OfGuest
+        Context = CountingGuest
 
         @handler("message_received", match={"sender_id": "{{ ctx.guest_id }}"}, atomic=atomic)
         def heard(self, ctx, event):
@@ -392,7 +334,7 @@ def test_an_event_that_is_being_told_while_a_handler_changes_its_agents_match():
 
     @agent("moving", match={"guest_id": "{{ ctx.guest_id }}"})
     class Moving:
-        Context = OfGuest
+        Context = CountingGuest
 
         @handler("booking_created", match={})
         def move(self, ctx, event):

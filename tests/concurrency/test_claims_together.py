@@ -15,8 +15,8 @@ from django_ai.automation.events.models import Event, EventClaim, RoutingShape
 from django_ai.automation.exceptions import ClaimedError, DefinitionError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Document, Reservation
-from tests.concurrency.test_two_workers import together
+from tests.apps.reservations.models import Document, Reservation
+from tests.support.race import together
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

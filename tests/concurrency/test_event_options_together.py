@@ -14,9 +14,9 @@ from django_ai.automation.events.definitions import EventDefinition, EventTrigge
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
-from tests.app.models import Reservation, Room
-from tests.concurrency.test_two_workers import together
-from tests.lifecycle.looking import effects, leave
+from tests.apps.reservations.models import Reservation, Room
+from tests.support.race import together
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

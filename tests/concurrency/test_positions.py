@@ -15,7 +15,7 @@ from django_ai.automation.queues import positions
 from django_ai.automation.queues.maintenance import TimeSlice
 from django_ai.automation.queues.models import Arrival
 from django_ai.automation.queues.positions import allocate, bound_at, lower_bound, prune_arrivals
-from tests.trouble import Together
+from tests.support.race import Together
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

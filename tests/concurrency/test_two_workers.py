@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from django_ai.automation import engine
@@ -16,55 +13,11 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import advance, claim, release, revoke
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
-from tests.app.models import Reservation
-from tests.story.models import Mark, Probe
+from tests.apps.reservations.models import Reservation
+from tests.apps.story.models import Mark, Probe
+from tests.support.race import together
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def together(*works: Callable[[], object]) -> list[BaseException]:
-    """Run ``works`` at the same time, each in a thread of its own; return what they raised."""
-    barrier, raised = threading.Barrier(len(works)), []
-
-    def run(work: Callable[[], object]) -> None:
-        try:
-            barrier.wait(10)
-            work()
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return raised
-
-
-def together_with_workers(*works: Callable[[], object], workers: int = 3) -> list[BaseException]:
-    """Run ``works`` at the same time, and beside them workers until all is done; return what they raised."""
-    done = threading.Event()
-    left = len(works)
-    lock = threading.Lock()
-
-    def counted(work: Callable[[], object]) -> None:
-        nonlocal left
-        try:
-            work()
-        finally:
-            with lock:
-                left -= 1
-                if not left:
-                    done.set()
-
-    def worker() -> None:
-        while not done.is_set():
-            drain()
-        drain()
-
-    return together(*[partial(counted, work) for work in works], *[worker] * workers)
 
 
 def test_each_due_row_is_claimed_by_one():

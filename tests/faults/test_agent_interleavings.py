@@ -38,8 +38,8 @@ from django_ai.automation.events.models import Event, EventClaim
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.testing import time_machine
 from django_ai.automation.workflows import subscriber
-from tests.app.models import Document, Reservation
-from tests.lifecycle.looking import effects, leave
+from tests.apps.reservations.models import Document, Reservation
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -39,9 +39,9 @@ from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import drain as drain_module
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.app.models import Document, Reservation
-from tests.desk.models import Booking, Message, Person
-from tests.faults.crashpoints import (
+from tests.apps.front_desk.models import Booking, Message, Person
+from tests.apps.reservations.models import Document, Reservation
+from tests.support.crash_points import (
     MODES,
     UNANSWERED,
     Program,
@@ -54,7 +54,7 @@ from tests.faults.crashpoints import (
     wipe,
     work,
 )
-from tests.lifecycle.looking import leave
+from tests.support.rows import leave
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300), pytest.mark.slow]
 

@@ -37,8 +37,8 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
-from tests.app.models import Document, Effect, Reservation, Ticket
-from tests.trouble import database_trouble
+from tests.apps.reservations.models import Document, Effect, Reservation, Ticket
+from tests.support.fault_injection import database_failure
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -416,7 +416,7 @@ def test_trouble_of_the_database_in_a_condition_parks_nothing(monkeypatch):
     event = Event.objects.of(stay).get(event_name="checkin_due")
 
     def in_the_way(entity):
-        raise database_trouble()
+        raise database_failure()
 
     monkeypatch.setattr(event.definition, "condition", in_the_way)
     moment = timezone.now() + timedelta(minutes=2)

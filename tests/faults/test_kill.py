@@ -12,8 +12,9 @@ from django.utils import timezone
 from django_ai.automation import engine
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import start_worker, until
-from tests.story.models import Mark, Probe
+from tests.apps.story.models import Mark, Probe
+from tests.support.child_processes import start_worker
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 

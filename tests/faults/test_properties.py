@@ -24,13 +24,12 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.registry import due_times, wakeables
 from django_ai.automation.workflows.models import Signal, WorkflowRun
+from tests.apps.soak import models as rows
 from tests.conftest import StoppedClock
-from tests.soak import models as rows
-
-from .dying import dying
-from .model import Deed, judge
-from .outside import NEVER, Outside
-from .reading import resume_lost, without_reason, world_of
+from tests.support.fault_injection import dying
+from tests.support.soak.actions import NEVER, Outside
+from tests.support.soak.model import Deed, judge
+from tests.support.soak.observations import resume_lost, without_reason, world_of
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

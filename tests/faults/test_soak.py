@@ -1,4 +1,4 @@
-"""A short soak on a database of its own; ``python -m tests.faults.soak --minutes 60`` soaks for as long as one likes.
+"""A short soak on a database of its own; ``python -m tests.support.soak.run --minutes 60`` soaks for longer.
 
 ``SOAK_SECONDS``, ``SOAK_SKEW`` and ``SOAK_SEED`` change how long, how wrong the clocks are, and which; the seed is
 printed. It takes about as long again to let what was begun come to its end.
@@ -13,8 +13,8 @@ import sys
 
 import pytest
 
-from .nursery import ROOT
-from .soak import SKIP
+from tests.support.child_processes import ROOT
+from tests.support.soak.run import SKIP
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 KIND = os.environ.get("TEST_DATABASE", "sqlite")
@@ -26,7 +26,7 @@ def test_real_seconds_random_programs_under_fire():
     if KIND == "mariadb" and "SOAK_SECONDS" not in os.environ:
         pytest.skip("The gate soaks on SQLite and PostgreSQL; SOAK_SECONDS=60 asks for MariaDB.")
     seed = os.environ.get("SOAK_SEED") or str(random.SystemRandom().randrange(10**6))
-    command = [sys.executable, "-m", "tests.faults.soak"]
+    command = [sys.executable, "-m", "tests.support.soak.run"]
     command += ["--minutes", str(SECONDS / 60), "--seed", seed, "--database", KIND]
     command += ["--skew", os.environ.get("SOAK_SKEW", "0.4"), "--replica"]
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])

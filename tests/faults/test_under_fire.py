@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runtimes.cluster import environment
-
-from .fire import Fire
+from tests.support.child_processes import environment
+from tests.support.soak.under_fire import Fire
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.alone, pytest.mark.timeout(300)]
 

@@ -21,11 +21,12 @@ from django_ai.automation.queues.models import Worker
 from django_ai.automation.queues.notifier import Notifier, get_notifier, set_notifier
 from django_ai.automation.queues.registry import longest_timeout
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.databases import REDIS_URL
-from tests.runtimes.cluster import ROOT, environment, until
-from tests.runtimes.runtimes import celery_rings, celery_worker
-from tests.services import needs
-from tests.story.models import Mark, Probe
+from tests.apps.story.models import Mark, Probe
+from tests.support.child_processes import ROOT, environment
+from tests.support.databases import REDIS_URL
+from tests.support.polling import until
+from tests.support.runtimes import celery_rings, celery_worker
+from tests.support.services import needs
 
 celery_runtime = pytest.importorskip("django_ai.automation.queues.runtimes.celery")
 tasks_runtime = pytest.importorskip("django_ai.automation.queues.runtimes.django_tasks")
@@ -227,7 +228,7 @@ class TestDjangoTasks:
 
 
 def test_an_executor_that_cannot_be_used_is_named(settings):
-    settings.AUTOMATION = {"RUNTIME": "tests.runtimes.test_celery_and_django_tasks.Unusable"}
+    settings.AUTOMATION = {"RUNTIME": f"{__name__}.Unusable"}
     with pytest.raises(SettingsError, match=r"Unusable.*ValueError: no such queue"):
         get_notifier()
 

@@ -19,10 +19,11 @@ from django_ai.automation import engine
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
-from tests.databases import REDIS_URL
-from tests.runtimes.cluster import qcluster, until
-from tests.services import needs
-from tests.story.models import Mark, Probe
+from tests.apps.story.models import Mark, Probe
+from tests.support.child_processes import qcluster
+from tests.support.databases import REDIS_URL
+from tests.support.polling import until
+from tests.support.services import needs
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtimes.cluster import stop, until
+from tests.support.child_processes import stop
+from tests.support.polling import until
 
 pytestmark = [
     pytest.mark.timeout(180),

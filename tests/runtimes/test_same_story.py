@@ -14,10 +14,10 @@ from django.db import transaction
 
 from django_ai.automation.queues.models import Maintenance, Worker
 from django_ai.automation.testing import time_machine
-from tests.runtimes.cluster import until
-from tests.runtimes.runtimes import RUNTIMES, runtime
-from tests.story.automations.stay import declare
-from tests.story_of_a_stay import live
+from tests.apps.story.automations.stay import declare
+from tests.support.polling import until
+from tests.support.runtimes import RUNTIMES, runtime
+from tests.support.story_of_a_stay import live
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 

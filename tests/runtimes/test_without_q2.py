@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import run_script
+from tests.support.child_processes import run_script
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
@@ -30,7 +30,7 @@ call_command("automation_health")
 """
 
 
-@pytest.mark.parametrize("executor", ["", "worker", "inline", "celery", "tasks"])
+@pytest.mark.parametrize("notifier", ["", "worker", "inline", "celery", "tasks"])
 def test_everything_runs_without_django_q(notifier):
     done = run_script(LIFE, before=BLOCKED, TEST_WITHOUT_Q2="1", TEST_EXECUTOR=notifier)
     assert done.returncode == 0, done.stderr

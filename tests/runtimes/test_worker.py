@@ -20,8 +20,9 @@ from django_ai.automation import engine
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import automation_worker, children_of, until
-from tests.story.models import Mark, Probe
+from tests.apps.story.models import Mark, Probe
+from tests.support.child_processes import automation_worker, children_of
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 

@@ -7,9 +7,17 @@ from collections.abc import Iterator
 import pytest
 from django.db import connection
 
-from tests.app.models import Reservation
-from tests.scenarios.gate import Gate
-from tests.servers import MariaDB, NoBinariesError, PostgreSQL, Server, in_use, private_mariadb, private_postgresql
+from tests.apps.reservations.models import Reservation
+from tests.support.blocking_steps import Gate
+from tests.support.servers import (
+    MariaDB,
+    NoBinariesError,
+    PostgreSQL,
+    Server,
+    in_use,
+    private_mariadb,
+    private_postgresql,
+)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import qcluster, start_worker, until
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.child_processes import qcluster, start_worker
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 

@@ -11,10 +11,10 @@ import pytest
 from django_ai.automation import Retry, on_event
 from django_ai.automation.events.models import CallbackExecution, Event, EventStatus
 from django_ai.automation.queues.drain import drain
-from tests.concurrency.test_two_workers import together
-from tests.lifecycle.looking import effects, leave
-from tests.runtimes.cluster import run_script
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.child_processes import run_script
+from tests.support.race import together
+from tests.support.rows import effects, leave
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
@@ -24,7 +24,7 @@ def the_web_process_dies() -> Event:
         """
 import os, signal
 from django.db import transaction
-from tests.story.models import Probe
+from tests.apps.story.models import Probe
 with transaction.atomic():
     transaction.on_commit(lambda: os.kill(os.getpid(), signal.SIGKILL))
     Probe.objects.create(name="orphan", ready=True)

@@ -14,10 +14,11 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import qcluster, until
-from tests.runtimes.runtimes import celery_rings, celery_worker
-from tests.services import free_port, needs, private_redis
-from tests.story.models import Mark, Probe
+from tests.apps.story.models import Mark, Probe
+from tests.support.child_processes import qcluster
+from tests.support.polling import until
+from tests.support.runtimes import celery_rings, celery_worker
+from tests.support.services import free_port, needs, private_redis
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
 

@@ -14,7 +14,8 @@ from django.core.management import CommandError, call_command
 from django_ai.automation import engine
 from django_ai.automation.queues.models import Worker
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import qcluster, start_worker, until
+from tests.support.child_processes import qcluster, start_worker
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 

@@ -14,8 +14,9 @@ from django_ai.automation.conf import conf
 from django_ai.automation.queues.attempt import ShutdownInterrupt
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import start_worker, until
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.child_processes import start_worker
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
 

@@ -13,8 +13,9 @@ from django_ai.automation.queues.checks import check_queue_times
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import qcluster, until
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.child_processes import qcluster
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
 

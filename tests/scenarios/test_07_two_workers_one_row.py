@@ -9,10 +9,9 @@ from django.utils import timezone
 from django_ai.automation.conf import conf
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
-from tests.concurrency.test_two_workers import together
-from tests.lifecycle.looking import effects
-from tests.scenarios.kinds import KINDS
-from tests.scenarios.races import row_locks
+from tests.support.race import row_locks, together
+from tests.support.rows import effects
+from tests.support.wakeable_kinds import KINDS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -16,8 +16,8 @@ from django_ai.automation.queues.lease import claim, release
 from django_ai.automation.queues.runtimes.tasks import drain_due, poll_due, process_scheduled
 from django_ai.automation.workflows import arrivals
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.lifecycle.looking import effects
-from tests.scenarios.kinds import KINDS, a_signal
+from tests.support.rows import effects
+from tests.support.wakeable_kinds import KINDS, a_signal
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

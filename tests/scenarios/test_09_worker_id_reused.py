@@ -16,8 +16,8 @@ from django_ai.automation.queues import lease
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import advance, claim, new_token, release, renew
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import run_script
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.child_processes import run_script
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 

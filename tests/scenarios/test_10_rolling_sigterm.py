@@ -13,8 +13,9 @@ from django_ai.automation import engine
 from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
-from tests.runtimes.cluster import automation_worker, qcluster, until
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.child_processes import automation_worker, qcluster
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(240), pytest.mark.alone]
 

@@ -13,7 +13,7 @@ from django_ai.automation import complete, engine, event_workflow, get_wake, ste
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows import arrivals, runner, waits
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
-from tests.app.models import Effect, Reservation
+from tests.apps.reservations.models import Effect, Reservation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -14,9 +14,8 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows import arrivals, runner
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.concurrency.test_agents_together import elsewhere
-from tests.lifecycle.looking import effects, leave
-from tests.scenarios.races import Behind, row_locks
+from tests.support.race import Behind, elsewhere, row_locks
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

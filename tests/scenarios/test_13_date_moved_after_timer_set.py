@@ -18,8 +18,8 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Effect, Reservation
-from tests.lifecycle.looking import leave
+from tests.apps.reservations.models import Effect, Reservation
+from tests.support.rows import leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -25,9 +25,9 @@ from django_ai.automation.events import occurrence
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Reservation
-from tests.desk.models import Booking, Person
-from tests.lifecycle.looking import effects, leave
+from tests.apps.front_desk.models import Booking, Person
+from tests.apps.reservations.models import Reservation
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

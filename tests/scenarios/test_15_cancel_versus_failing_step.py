@@ -14,10 +14,9 @@ from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.queues import attempt
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.concurrency.test_agents_together import elsewhere
-from tests.desk.models import Message, Person
-from tests.lifecycle.looking import effects, leave
-from tests.scenarios.races import Behind, row_locks, then_before_the_commit
+from tests.apps.front_desk.models import Message, Person
+from tests.support.race import Behind, elsewhere, row_locks, then_before_the_commit
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

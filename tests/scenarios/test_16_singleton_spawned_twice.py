@@ -12,17 +12,21 @@ from django_ai.automation.agents import spawning
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.runtimes.tasks import poll_due
-from tests.concurrency.test_agents_together import OfGuest, companion, confirm, once  # noqa: F401
-from tests.concurrency.test_two_workers import together, together_with_workers
-from tests.desk.looking import agents, answers, book, the_agent
-from tests.desk.models import Booking, Person
-from tests.lifecycle.looking import effects, event_of, leave
-from tests.scenarios.races import Behind, row_locks
+from tests.apps.front_desk.models import Booking, Person
+from tests.support.agents import CountingGuest, counting_companion
+from tests.support.front_desk import agents, answers, book, confirm, the_agent
+from tests.support.race import Behind, once, row_locks, together, together_with_workers
+from tests.support.rows import effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_16_eight_spawn_one_singleton(companion):  # noqa: F811
+@pytest.fixture
+def companion():
+    return counting_companion()
+
+
+def test_16_eight_spawn_one_singleton(companion):
     guest = Person.objects.create()
     spawned = []
 
@@ -35,7 +39,7 @@ def test_16_eight_spawn_one_singleton(companion):  # noqa: F811
     assert AgentRoute.objects.filter(unique_key__isnull=False).count() == 1
 
 
-def test_16_eight_spawn_one_singleton_with_eight_events(companion):  # noqa: F811
+def test_16_eight_spawn_one_singleton_with_eight_events(companion):
     guest = Person.objects.create()
     bookings = [book(guest) for _ in range(8)]
     AgentRun.objects.all().delete()  # only those that are spawned by hand
@@ -47,7 +51,7 @@ def test_16_eight_spawn_one_singleton_with_eight_events(companion):  # noqa: F81
     assert answers() == [("created", "completed")] * 8
 
 
-def test_16_eight_events_spawn_one_singleton_and_each_is_handled_once(companion):  # noqa: F811
+def test_16_eight_events_spawn_one_singleton_and_each_is_handled_once(companion):
     guest = Person.objects.create()
 
     def booked():
@@ -65,7 +69,7 @@ def test_16_eight_events_spawn_one_singleton_and_each_is_handled_once(companion)
 
 
 @pytest.fixture
-def second(companion):  # noqa: F811
+def second(companion):
     """The second booking of a guest whose agent is in the hands of another worker."""
     first = book()
     drain()
@@ -131,7 +135,7 @@ def test_16_the_second_that_is_spawned_by_hand_brings_its_own_context():
 
     @agent("guarded", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
     class Guarded:
-        Context = OfGuest
+        Context = CountingGuest
 
         @classmethod
         def create_context(cls, event, *, guest):
@@ -153,7 +157,7 @@ def test_16_the_second_that_is_spawned_by_hand_brings_its_own_context():
 
 @row_locks
 @pytest.mark.parametrize("first_commits", [True, False])
-def test_16_the_second_waits_for_the_first_ones_commit(first_commits, companion):  # noqa: F811
+def test_16_the_second_waits_for_the_first_ones_commit(first_commits, companion):
     """The first has taken the place and is not committed: the second waits, and then gets that one, or lives itself."""
     guest = Person.objects.create()
     with transaction.atomic():
@@ -169,7 +173,7 @@ def test_16_the_second_waits_for_the_first_ones_commit(first_commits, companion)
 
 @row_locks
 @pytest.mark.parametrize("ends", [True, False])
-def test_16_the_second_comes_while_the_first_ends(ends, companion):  # noqa: F811
+def test_16_the_second_comes_while_the_first_ends(ends, companion):
     """The end of the one that lives is not committed: who spawns waits for it, and has a new one or the old one."""
     guest = Person.objects.create()
     first = AgentManager.spawn("companion", guest_id=guest.pk)
@@ -183,7 +187,7 @@ def test_16_the_second_comes_while_the_first_ends(ends, companion):  # noqa: F81
     assert AgentRun.objects.unfinished().get().pk == second
 
 
-def test_16_two_events_of_one_commit_spawn_one(companion):  # noqa: F811
+def test_16_two_events_of_one_commit_spawn_one(companion):
     guest = Person.objects.create()
     with transaction.atomic():
         bookings = [Booking.objects.create(guest=guest) for _ in range(2)]

@@ -37,8 +37,8 @@ from django_ai.automation.queues.runtimes import tasks
 from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules, skip_missed
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due, process_scheduled
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Reservation
-from tests.lifecycle.looking import effects, leave
+from tests.apps.reservations.models import Reservation
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

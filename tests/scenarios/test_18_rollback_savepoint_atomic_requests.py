@@ -22,8 +22,8 @@ from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.app.models import Reservation
-from tests.lifecycle.looking import effects, leave, status_of
+from tests.apps.reservations.models import Reservation
+from tests.support.rows import effects, leave, status_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -22,12 +22,13 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.queues.checks import check_settings
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.runtimes.tasks import drain_due
-from tests.app.models import Effect, Reservation
-from tests.lifecycle.looking import effects, leave
-from tests.runtimes.cluster import start_worker, until
-from tests.scenarios.gate import assert_done_once
-from tests.story.models import Mark
-from tests.trouble import Together
+from tests.apps.reservations.models import Effect, Reservation
+from tests.apps.story.models import Mark
+from tests.support.blocking_steps import assert_done_once
+from tests.support.child_processes import start_worker
+from tests.support.polling import until
+from tests.support.race import Together
+from tests.support.rows import effects, leave
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

@@ -20,18 +20,24 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes.q2 import Q2Notifier
 from django_ai.automation.queues.runtimes.tasks import drain_due
-from tests.app.models import Effect, Reservation, Ticket
-from tests.lifecycle.looking import effects, leave
-from tests.runtimes.cluster import qcluster, until
-from tests.scenarios.gate import assert_a_lock_timeout_costs_no_try, assert_done_once, finish, session_of_this_thread
-from tests.scenarios.outage import (
+from tests.apps.reservations.models import Effect, Reservation, Ticket
+from tests.support.blocking_steps import (
+    assert_a_lock_timeout_costs_no_try,
+    assert_done_once,
+    finish,
+    session_of_this_thread,
+)
+from tests.support.child_processes import qcluster
+from tests.support.outage import (
     assert_all_once,
     restart_again_and_again,
     until_all_is_done,
     work_for_all,
     workers_that_outlive_it,
 )
-from tests.trouble import Together, until_someone_waits
+from tests.support.polling import until
+from tests.support.race import Together, until_someone_waits
+from tests.support.rows import effects, leave
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

@@ -21,9 +21,9 @@ from django_ai.automation import agent, engine, handler, on_event
 from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.queues.drain import drain
-from tests.app.models import Reservation
-from tests.lifecycle.looking import effects, leave
-from tests.trouble import Together
+from tests.apps.reservations.models import Reservation
+from tests.support.race import Together
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -192,7 +192,7 @@ def test_21_a_slow_callback_holds_nobody_up(gate, atomic):
 @pytest.mark.parametrize("what", ["condition", "payload"])
 def test_21_conditions_and_payloads_hold_no_lock(gate, what, monkeypatch, clock):
     """They are user code, too, and the entity is read without locking it."""
-    from tests.lifecycle.looking import definition_of
+    from tests.support.rows import definition_of
 
     definition = definition_of(Reservation, "checkin_due")
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + timedelta(hours=1))

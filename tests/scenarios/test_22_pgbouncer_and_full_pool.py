@@ -20,9 +20,10 @@ from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
-from tests.runtimes.cluster import automation_worker, until
-from tests.services import PGBOUNCER, free_port, needs, wait_for_port
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.child_processes import automation_worker
+from tests.support.polling import until
+from tests.support.services import PGBOUNCER, free_port, needs, wait_for_port
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
 

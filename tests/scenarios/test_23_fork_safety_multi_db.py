@@ -13,8 +13,8 @@ from django.db import connection
 from django_ai.automation import engine
 from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Effect, Reservation
-from tests.runtimes.cluster import run_script
+from tests.apps.reservations.models import Effect, Reservation
+from tests.support.child_processes import run_script
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
@@ -28,7 +28,7 @@ from django_ai.automation.exceptions import ForkedConnectionError
 from django_ai.automation.queues import drain as drains, heartbeat
 from django_ai.automation.queues.executor import _rings
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Effect
+from tests.apps.reservations.models import Effect
 
 fork = multiprocessing.get_context("fork")
 
@@ -135,7 +135,7 @@ def test_23_a_web_server_forks_with_an_open_connection_and_a_hook():
 import multiprocessing, os
 from django.db import connection, transaction
 from django_ai.automation.exceptions import ForkedConnectionError
-from tests.app.models import Reservation
+from tests.apps.reservations.models import Reservation
 
 fork = multiprocessing.get_context("fork")
 
@@ -185,7 +185,7 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.executor import InlineNotifier, set_notifier
 from django_ai.automation.queues.tasks import cleanup_old, poll_due
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Effect, Reservation
+from tests.apps.reservations.models import Effect, Reservation
 
 call_command("migrate", database="default", run_syncdb=True, verbosity=0)
 tables = connections["default"].introspection.table_names()
@@ -235,7 +235,7 @@ class Companion:
 
 
 def routed(code):
-    done = run_script(f"{ROUTED}\n{code}", DJANGO_SETTINGS_MODULE="tests.scenarios.routed", TEST_EXECUTOR="silent")
+    done = run_script(f"{ROUTED}\n{code}", DJANGO_SETTINGS_MODULE="tests.support.two_databases", TEST_EXECUTOR="silent")
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(Effect.objects.values_list("name", flat=True))
 
@@ -287,7 +287,7 @@ def test_23_an_entity_in_another_database_is_refused():
 from io import StringIO
 from django.core.management.base import SystemCheckError
 from django_ai.automation.exceptions import WrongDatabaseError
-from tests.desk.models import Booking, Person
+from tests.apps.front_desk.models import Booking, Person
 try:
     call_command("check", stderr=StringIO(), stdout=StringIO())
 except SystemCheckError as error:

@@ -18,19 +18,19 @@ from django_ai.automation import Retry, complete, engine, step, workflow
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Reservation
-from tests.lifecycle.looking import effects
-from tests.runtimes.cluster import until
-from tests.scenarios.gate import assert_a_lock_timeout_costs_no_try, assert_done_once, finish
-from tests.scenarios.outage import (
+from tests.apps.reservations.models import Reservation
+from tests.apps.story.models import Mark, Probe
+from tests.support.blocking_steps import assert_a_lock_timeout_costs_no_try, assert_done_once, finish
+from tests.support.outage import (
     assert_all_once,
     restart_again_and_again,
     until_all_is_done,
     work_for_all,
     workers_that_outlive_it,
 )
-from tests.story.models import Mark, Probe
-from tests.trouble import Together, until_someone_waits
+from tests.support.polling import until
+from tests.support.race import Together, until_someone_waits
+from tests.support.rows import effects
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

@@ -37,12 +37,13 @@ from django_ai.automation.queues import parking
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows import definitions
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Reservation
-from tests.desk.looking import book, change
-from tests.lifecycle.looking import effects, event_of, leave, the_execution, the_run
-from tests.release.models import Order
-from tests.runtimes.cluster import ROOT, environment, run_script, until
-from tests.story.models import Mark
+from tests.apps.release.models import Order
+from tests.apps.reservations.models import Reservation
+from tests.apps.story.models import Mark
+from tests.support.child_processes import ROOT, environment, run_script
+from tests.support.front_desk import book, change
+from tests.support.polling import until
+from tests.support.rows import effects, event_of, leave, the_execution, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -651,7 +652,7 @@ def test_25_new_rows_with_old_code_real_seconds():
     as_release(
         "new",
         "from django_ai.automation import engine\n"
-        "from tests.release.models import Order\n"
+        "from tests.apps.release.models import Order\n"
         "for number in '12': engine.start('release:ship', item=number, address='home')\n"
         "engine.start('release:brand_new', item='x')\n"
         "Order.objects.create(name='a', rated=True)\n"
@@ -680,7 +681,7 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
         "from django_ai.automation import engine\n"
         "from django_ai.automation.queues.drain import drain\n"
         "from django_ai.automation.queues.runtimes.tasks import poll_due\n"
-        "from tests.release.models import Order\n"
+        "from tests.apps.release.models import Order\n"
         "engine.start('release:ship', item='s'); engine.start('release:steps', item='t')\n"
         "drain()\n"
         "engine.start('release:gone', item='g')\n"
@@ -720,7 +721,7 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
 def test_25_both_releases_at_once_real_seconds():
     start = (
         "from django_ai.automation import engine\n"
-        "from tests.release.models import Order\n"
+        "from tests.apps.release.models import Order\n"
         "for n in range(10):\n"
         "    engine.start('release:ship', item=f'{RELEASE}{n}', **EXTRA)\n"
         "    Order.objects.create(name=f'{RELEASE}{n}', placed=True)\n"

@@ -22,9 +22,9 @@ from django_ai.automation.exceptions import NaiveDatetimeError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Reservation
-from tests.lifecycle.looking import effects, leave
-from tests.trouble import Together
+from tests.apps.reservations.models import Reservation
+from tests.support.race import Together
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -32,8 +32,8 @@ from django_ai.automation.workflows.core import (
     workflow,
 )
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.app.models import Effect, Reservation, Room
-from tests.lifecycle.looking import definition_of, effects, event_of, leave, the_execution, the_run, use_up_attempts
+from tests.apps.reservations.models import Effect, Reservation, Room
+from tests.support.rows import definition_of, effects, event_of, leave, the_execution, the_run, use_up_attempts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -453,7 +453,7 @@ def test_27_what_complete_is_given_has_the_same_verdict(case, work):
 
 def test_27_a_snapshot_keeps_what_the_fields_of_an_entity_had(work):
     """Of a deleted entity: a foreign key, a date, a moment, texts with all that a column takes."""
-    from tests.app.models import Guest
+    from tests.apps.reservations.models import Guest
 
     seen = []
 

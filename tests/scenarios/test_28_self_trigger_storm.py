@@ -31,8 +31,8 @@ from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.workflows.core import run_subflow
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Document, Reservation, Room
-from tests.lifecycle.looking import effects, leave
+from tests.apps.reservations.models import Document, Reservation, Room
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -41,10 +41,10 @@ from django_ai.automation.queues.models import Maintenance
 from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes import q2, q2_brokers, q2_schedules, tasks
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
-from tests.desk.looking import book
-from tests.desk.models import Booking, Message, Person
-from tests.lifecycle.looking import effects, leave
-from tests.story.models import Mark, Probe
+from tests.apps.front_desk.models import Booking, Message, Person
+from tests.apps.story.models import Mark, Probe
+from tests.support.front_desk import book
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -22,7 +22,7 @@ from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
-from tests.trouble import held_snapshot
+from tests.support.snapshots import held_snapshot
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -15,7 +15,8 @@ from django.conf import settings
 from django.db import connections
 
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import children_of, qcluster, run_script, until
+from tests.support.child_processes import children_of, qcluster, run_script
+from tests.support.polling import until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -26,7 +27,7 @@ pytestmark = [
 FORKS = """
 import multiprocessing, os
 from django.db import connection
-from tests.app.models import Reservation
+from tests.apps.reservations.models import Reservation
 
 fork = multiprocessing.get_context("fork")
 

@@ -19,8 +19,8 @@ from django_ai.automation.events.recording import recorder
 from django_ai.automation.exceptions import AutomationError
 from django_ai.automation.workflows.core import complete, event_workflow, step
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Effect, Guest, Reservation, Ticket
-from tests.replicas import REPLICA
+from tests.apps.reservations.models import Effect, Guest, Reservation, Ticket
+from tests.support.replicas import REPLICA
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", REPLICA])
 
@@ -48,7 +48,7 @@ def _replica(django_db_setup, django_db_blocker, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _router(settings):
-    settings.DATABASE_ROUTERS = ["tests.replicas.PrimaryReplicaRouter"]
+    settings.DATABASE_ROUTERS = ["tests.support.replicas.PrimaryReplicaRouter"]
 
 
 def only_event(name: str) -> Event:

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.recording.reconcile import reconcile_dates
-from tests.app.models import Effect, Reservation, Room, Ticket
+from tests.apps.reservations.models import Effect, Reservation, Room, Ticket
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

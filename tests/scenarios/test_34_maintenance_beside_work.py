@@ -41,9 +41,10 @@ from django_ai.automation.queues.runtimes.poller import Poller
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due, poll_due, prune_soon
 from django_ai.automation.queues.runtimes.worker import WorkerLoop
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
-from tests.app.models import Reservation
-from tests.lifecycle.looking import effects, leave
-from tests.runtimes.cluster import ROOT, environment, until
+from tests.apps.reservations.models import Reservation
+from tests.support.child_processes import ROOT, environment
+from tests.support.polling import until
+from tests.support.rows import effects, leave
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 

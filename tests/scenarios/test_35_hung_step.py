@@ -21,10 +21,11 @@ from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import interrupt
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Effect
-from tests.lifecycle.looking import effects, leave
-from tests.runtimes.cluster import automation_worker, run_script, until
-from tests.story.models import Probe
+from tests.apps.reservations.models import Effect
+from tests.apps.story.models import Probe
+from tests.support.child_processes import automation_worker, run_script
+from tests.support.polling import until
+from tests.support.rows import effects, leave
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 

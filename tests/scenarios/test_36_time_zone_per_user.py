@@ -12,8 +12,8 @@ from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
 from django_ai.automation.values.clock import aware, shift
-from tests.app.models import Room
-from tests.lifecycle.looking import effects, leave
+from tests.apps.reservations.models import Room
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

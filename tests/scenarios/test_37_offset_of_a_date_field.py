@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.core import complete, event_workflow, step
-from tests.app.models import Room
-from tests.lifecycle.looking import effects, leave, the_run
+from tests.apps.reservations.models import Room
+from tests.support.rows import effects, leave, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

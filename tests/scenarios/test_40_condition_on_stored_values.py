@@ -9,7 +9,7 @@ from django.db import connection, models
 from django.test.utils import CaptureQueriesContext
 
 from django_ai.automation.events.models import Event
-from tests.app.models import Ware
+from tests.apps.reservations.models import Ware
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -47,7 +47,7 @@ def test_40_a_generated_field_follows_its_save(work):
 
 
 def test_40_nothing_is_read_where_nothing_can_differ():
-    from tests.app.models import Ticket
+    from tests.apps.reservations.models import Ticket
 
     ticket = Ticket.objects.create()
     with CaptureQueriesContext(connection) as queries:

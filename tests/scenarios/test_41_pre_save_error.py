@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models.signals import post_save, pre_save
 
 from django_ai.automation.events.models import Event
-from tests.app.models import Effect, Suite, Ticket
+from tests.apps.reservations.models import Effect, Suite, Ticket
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -22,8 +22,9 @@ from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import DatabaseNow, Worker
 from django_ai.automation.queues.worker_status import DEAD_AFTER, worker_status
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.runtimes.cluster import automation_worker, children_of, until
-from tests.story.models import Probe
+from tests.apps.story.models import Probe
+from tests.support.child_processes import automation_worker, children_of
+from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 

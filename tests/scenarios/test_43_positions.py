@@ -20,10 +20,9 @@ from django_ai.automation import complete, engine, event_workflow, get_wake, ste
 from django_ai.automation.events import occurrence
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
-from tests.app.models import Document, Reservation
-from tests.lifecycle.looking import effects, leave
-from tests.scenarios.races import row_locks
-from tests.trouble import Together
+from tests.apps.reservations.models import Document, Reservation
+from tests.support.race import Together, row_locks
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from django_ai.automation import Retry, engine, goto, on_event, step, wait, wait_for_event, workflow
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event
-from tests.app.models import Reservation
+from tests.apps.reservations.models import Reservation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -22,7 +22,7 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.story.models import Probe
+from tests.apps.story.models import Probe
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

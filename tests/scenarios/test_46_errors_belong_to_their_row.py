@@ -10,8 +10,8 @@ from pydantic import BaseModel, field_validator
 
 from django_ai.automation import Retry, complete, engine, event_workflow, fail, on_fail, sleep, step, wait, workflow
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.lifecycle.looking import the_run
-from tests.story.models import Probe
+from tests.apps.story.models import Probe
+from tests.support.rows import the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -31,9 +31,9 @@ from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.testing import time_machine
 from django_ai.automation.workflows.models import WorkflowRun
 from django_ai.automation.workflows.outcomes import run_subflow
-from tests.desk.models import Message, Person
-from tests.lifecycle.looking import effects, leave, the_run
-from tests.story.models import Probe
+from tests.apps.front_desk.models import Message, Person
+from tests.apps.story.models import Probe
+from tests.support.rows import effects, leave, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -14,8 +14,8 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import EventDefinition, Retry, complete, engine, on_event, step, workflow
-from tests.app.models import Effect, Reservation
-from tests.lifecycle.looking import effects, event_of, leave
+from tests.apps.reservations.models import Effect, Reservation
+from tests.support.rows import effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

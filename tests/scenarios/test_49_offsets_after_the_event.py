@@ -14,9 +14,9 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.exceptions import DefinitionError
 from django_ai.automation.workflows.core import complete, event_workflow, step
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Reservation
-from tests.desk.looking import book, change
-from tests.lifecycle.looking import effects, event_of, leave, the_run
+from tests.apps.reservations.models import Reservation
+from tests.support.front_desk import book, change
+from tests.support.rows import effects, event_of, leave, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -20,8 +20,8 @@ from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim_these, renew
 from django_ai.automation.queues.notifier import set_notifier
-from tests.app.models import Reservation
-from tests.trouble import Together, until_someone_waits
+from tests.apps.reservations.models import Reservation
+from tests.support.race import Together, until_someone_waits
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

@@ -23,8 +23,8 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.runtimes.tasks import cleanup_old
 from django_ai.automation.workflows.core import complete, event_workflow, step, wait_for_event
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Guest, Reservation, Suite
-from tests.lifecycle.looking import effects, leave
+from tests.apps.reservations.models import Guest, Reservation, Suite
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -33,7 +33,7 @@ from django_ai.automation.queues.runtimes.poller import Poller
 from django_ai.automation.values.clock import aware
 from django_ai.automation.workflows.core import complete, engine, step, wait, workflow
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.app.models import Reservation, Room, Suite, Ticket, Ware
+from tests.apps.reservations.models import Reservation, Room, Suite, Ticket, Ware
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -52,7 +52,7 @@ def test_52_atomic_requests_on_sqlite_are_warned_of(monkeypatch, is_on):
         assert "non_atomic_requests" in hint
 
 
-@isolate_apps("tests.app")
+@isolate_apps("tests.apps.reservations")
 def test_52_a_composite_primary_key_is_refused(monkeypatch):
     class Seat(models.Model):
         pk = models.CompositePrimaryKey("hall", "number")

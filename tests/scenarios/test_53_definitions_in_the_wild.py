@@ -12,8 +12,8 @@ from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.exceptions import DefinitionError
 from django_ai.automation.testing import runs_of
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.lifecycle.looking import effects, leave
-from tests.story.models import Probe
+from tests.apps.story.models import Probe
+from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -29,7 +29,7 @@ from django_ai.automation.exceptions import ClaimedError, DefinitionError
 from django_ai.automation.workflows.checks import check_workflows
 from django_ai.automation.workflows.definitions import all_workflows
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.app.models import Document, Reservation
+from tests.apps.reservations.models import Document, Reservation
 
 UPLOADED = "document_uploaded"
 

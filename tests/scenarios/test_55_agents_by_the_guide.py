@@ -12,8 +12,8 @@ from django_ai.automation.agents.checks import check_agents
 from django_ai.automation.agents.core import AgentManager, agent, handler
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.exceptions import DefinitionError
-from tests.desk.models import Booking, Message, Person
-from tests.lifecycle.looking import effects, event_of, leave
+from tests.apps.front_desk.models import Booking, Message, Person
+from tests.support.rows import effects, event_of, leave
 
 
 def guest_support(match=None, **options):

@@ -18,7 +18,7 @@ from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
 from django_ai.automation.queues import admin as queues_admin
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
-from tests.story.models import Probe
+from tests.apps.story.models import Probe
 
 pytestmark = pytest.mark.django_db
 

@@ -30,8 +30,8 @@ from django_ai.automation import (  # fmt: skip
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.db import session
 from django_ai.automation.queues.drain import drain, draining
-from tests.app.models import Effect, Reservation
-from tests.lifecycle.looking import effects, event_of, leave, the_execution, the_run
+from tests.apps.reservations.models import Effect, Reservation
+from tests.support.rows import effects, event_of, leave, the_execution, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

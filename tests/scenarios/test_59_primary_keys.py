@@ -14,7 +14,7 @@ from django_ai.automation.events import checks
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError
-from tests.app.models import Page, Room, Suite, Ticket, Ware
+from tests.apps.reservations.models import Page, Room, Suite, Ticket, Ware
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -69,7 +69,7 @@ def test_59_a_parent_that_is_kept_keeps_its_event(work):
     assert not Event.objects.exclude(active_key=None).exists()
 
 
-@isolate_apps("tests.app")
+@isolate_apps("tests.apps.reservations")
 def test_59_a_relation_that_replaces_the_list(monkeypatch):
     class Concert(models.Model):
         events = [EventDefinition("concert_over")]

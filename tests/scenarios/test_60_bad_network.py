@@ -14,10 +14,10 @@ from django.utils import timezone
 from django_ai.automation import engine
 from django_ai.automation.queues.models import Maintenance
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.network import BadNetwork, bad_network
-from tests.runtimes.cluster import until
-from tests.runtimes.runtimes import runtime
-from tests.story.models import Mark
+from tests.apps.story.models import Mark
+from tests.support.network import BadNetwork, bad_network
+from tests.support.polling import until
+from tests.support.runtimes import runtime
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

@@ -15,7 +15,7 @@ from django_ai.automation import Retry, complete, engine, step, wait, workflow
 from django_ai.automation.exceptions import NotResumableError, UnknownRunError
 from django_ai.automation.queues.signals import attempt_finished, row_failed, row_parked
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.app.models import Effect
+from tests.apps.reservations.models import Effect
 
 # -- runs that were removed --------------------------------------------------------------------------------------------
 

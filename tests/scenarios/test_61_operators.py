@@ -23,7 +23,7 @@ from django_ai.automation.queues.models import DatabaseNow, Worker
 from django_ai.automation.queues.signals import row_failed
 from django_ai.automation.queues.worker_status import DEAD_AFTER
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.story.models import Probe
+from tests.apps.story.models import Probe
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

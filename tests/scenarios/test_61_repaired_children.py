@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from django_ai.automation import Retry, complete, engine, fail, get_wake, goto, on_fail, run_subflow, step, workflow
 from django_ai.automation.exceptions import NotResumableError
 from django_ai.automation.workflows.models import Signal, WorkflowRun
-from tests.lifecycle.looking import effects, leave, the_run
+from tests.support.rows import effects, leave, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

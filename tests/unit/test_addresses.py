@@ -27,7 +27,7 @@ from django_ai.automation.events.matching.match import (
 )
 from django_ai.automation.events.models import restore_snapshot, take_snapshot
 from django_ai.automation.exceptions import DefinitionError
-from tests.app.models import Document, Guest, Reservation, Room, Suite, Ticket
+from tests.apps.reservations.models import Document, Guest, Reservation, Room, Suite, Ticket
 
 DOCUMENTS = declared_events()["document_uploaded"]
 

@@ -23,7 +23,7 @@ from django_ai.automation.events.matching.match import (
     resolve_field,
 )
 from django_ai.automation.exceptions import DefinitionError
-from tests.app.models import Document, Guest, Reservation, Ticket
+from tests.apps.reservations.models import Document, Guest, Reservation, Ticket
 
 
 class Stay(BaseModel):

@@ -10,7 +10,7 @@ from django_ai.automation.events import names
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition, declared_events, sources_of
 from django_ai.automation.exceptions import DefinitionError
-from tests.app.models import Chore, Document, Reservation, Room, Suite
+from tests.apps.reservations.models import Chore, Document, Reservation, Room, Suite
 
 TASK = SimpleNamespace(pk=7, title="O'Brien", owner=SimpleNamespace(team=SimpleNamespace(name="north")), nothing=None)
 

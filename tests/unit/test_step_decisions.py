@@ -1,7 +1,7 @@
 """``workflows.transitions.decide``: each thing that the attempt of a step may give, in each state of its run.
 
 What never reaches it is not here: a lost lease, a failure of the database and the end of the process are for
-``attempt``, which then keeps nothing of the try (tests/lifecycle/test_attempts.py).
+``attempt``, which then keeps nothing of the try (tests/lifecycle/operations/test_attempts.py).
 """
 
 from __future__ import annotations

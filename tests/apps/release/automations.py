@@ -1,0 +1,7 @@
+"""The automations of the release that this process is."""
+
+from importlib import import_module
+
+from .models import RELEASE
+
+import_module(f"tests.apps.release.{RELEASE}")

@@ -1,0 +1,86 @@
+"""The gate's two tiers: every test is in exactly one of them, on each database."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from itertools import product
+from pathlib import Path
+
+import pytest
+from _pytest.mark.expression import Expression
+from tools import gate
+
+PYTHON = Path("/usr/bin/python3")
+DATABASES = {name: {"TEST_DATABASE": name} for name in ("SQLite", "PostgreSQL", "MariaDB")}
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = sorted({f"tests/{path.relative_to(ROOT / 'tests').parts[0]}" for path in (ROOT / "tests").rglob("test_*.py")})
+
+
+def selects(suite: gate.Suite, marks: set[str], folder: str) -> bool:
+    options = list(suite.options)
+    expression = options[options.index("-m") + 1]
+    named = [option for option in options if option.startswith("tests/")]
+    ignored = f"--ignore={folder}" in options or (named and folder not in named)
+    return not ignored and Expression.compile(expression).evaluate(lambda name, **kwargs: name in marks)
+
+
+def runs(title: str, marks: set[str], folder: str) -> int:
+    """Return how often a test with these marks runs on a database with the gate's own Python."""
+    tiers = [
+        *gate.first_tier({name: DATABASES[name] for name in ("SQLite", "PostgreSQL")}),
+        *gate.plan(DATABASES, None, everything=False),
+        *gate.with_workers(DATABASES),
+    ]
+    found = sum(suite.title.startswith(title) and selects(suite, marks, folder) for suite in tiers)
+    alone = "alone" in marks and folder == gate.RUNTIMES
+    assert folder in FOLDERS
+    return found + sum(alone for name, *_ in gate.runtimes(DATABASES, None, everything=False) if name == title)
+
+
+@pytest.mark.parametrize("title", DATABASES)
+@pytest.mark.parametrize("marks", [set(each) - {""} for each in product(("", "slow"), ("", "alone"))], ids=str)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_test_runs_in_one_tier(title, marks, folder):
+    # What needs no database runs on SQLite.
+    without = folder in gate.NO_DATABASE and "alone" not in marks
+    without = without and (title == "MariaDB" or (title == "PostgreSQL" and "slow" not in marks))
+    # The runtimes are tested on one database, and with the newest Python on two.
+    without = without or (title != "PostgreSQL" and folder == gate.RUNTIMES and "alone" in marks)
+    assert runs(title, marks, folder) == (0 if without else 1)
+
+
+def test_the_lifecycle_runs_once_with_a_clock_that_moves_and_once_with_a_replica():
+    found = {suite.title: suite for suite in gate.plan(DATABASES, None, everything=False)}
+    assert found["A clock that moves"].environment["TEST_CLOCK_STEP"] == "1"
+    assert found["A replica that lags"].environment["TEST_REPLICA"] == "1"
+    for title in ("A clock that moves", "A replica that lags"):
+        assert [folder for folder in FOLDERS if selects(found[title], set(), folder)] == [gate.LIFECYCLE]
+    assert not selects(found["A clock that moves"], {"exact_times"}, gate.LIFECYCLE)
+
+
+def test_with_the_newest_python_everything_quick_runs_on_sqlite_and_the_lifecycle_on_postgresql():
+    suites = [suite for suite in gate.plan(DATABASES, PYTHON, everything=False) if suite.python == PYTHON]
+    found = {suite.title: [folder for folder in FOLDERS if selects(suite, set(), folder)] for suite in suites}
+    assert found == {
+        "SQLite, newest Python and Django": FOLDERS,
+        "PostgreSQL, newest Python and Django": [gate.LIFECYCLE],
+    }
+
+
+def test_with_the_newest_python_the_runtimes_run_on_both_databases():
+    found = [title for title, python, _ in gate.runtimes(DATABASES, PYTHON, everything=False) if python == PYTHON]
+    assert found == ["SQLite, newest Python and Django", "PostgreSQL, newest Python and Django"]
+
+
+@pytest.mark.parametrize("may_be_empty", [True, False])
+def test_a_suite_without_tests_passes_only_where_it_may_be_empty(tmp_path, may_be_empty):
+    options = ("-p", "no:cacheprovider", "-m", "slow and not slow", "tests/architecture/test_layers.py")
+    suite = gate.Suite("none", Path(sys.executable), {}, options, may_be_empty=may_be_empty)
+    with nullcontext() if may_be_empty else pytest.raises(SystemExit, match="none"):
+        gate.together([suite], tmp_path)
+
+
+def test_what_may_be_empty_is_only_what_has_the_mark_slow():
+    for suite in gate.plan(DATABASES, PYTHON, everything=False):
+        assert suite.may_be_empty == (gate.SLOW in suite.options)

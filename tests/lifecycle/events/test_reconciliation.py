@@ -1,0 +1,123 @@
+"""Reconciliation: each model is looked at, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+from pydantic import BaseModel
+
+from django_ai.automation import AgentManager, agent, handler
+from django_ai.automation.agents import reconcile as agents
+from django_ai.automation.agents.models import AgentRoute, AgentRun
+from django_ai.automation.events.models import Event
+from django_ai.automation.events.recording import reconcile
+from django_ai.automation.exceptions import AutomationError
+from django_ai.automation.queues.maintenance import TimeSlice
+from tests.apps.reservations.models import Reservation, Room, Ticket
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.mark.parametrize("broken", [Reservation, Room, Ticket])
+def test_a_model_that_raises_does_not_stop_the_others(broken, clock, monkeypatch, caplog):
+    soon = clock() + timedelta(minutes=1)
+    Reservation.objects.bulk_create([Reservation(status="confirmed", checkin_at=soon)])
+    Room.objects.bulk_create([Room(number="7", inspected_on=clock().date())])
+    Ticket.objects.bulk_create([Ticket(due_at=soon)])
+    record = reconcile.record
+
+    def fail_for_one(entities, *args, **kwargs):
+        if isinstance(entities[0], broken):
+            raise RuntimeError("a column is gone")
+        return record(entities, *args, **kwargs)
+
+    monkeypatch.setattr(reconcile, "record", fail_for_one)
+    with pytest.raises(RuntimeError, match="a column is gone"):
+        reconcile.reconcile_dates(clock())
+    labels = {model._meta.label_lower for model in (Reservation, Room, Ticket)}
+    assert set(Event.objects.values_list("entity_type", flat=True)) == labels - {broken._meta.label_lower}
+    assert broken._meta.label_lower in caplog.text
+
+
+def bites(take, clock, at_least):
+    """Take one bite after the other, each as short as can be, and return what each has done."""
+    done, position = [], None
+    while True:
+        bite = take(TimeSlice(clock(), json.loads(json.dumps(position)), until=0.0))
+        done.append(bite.done)
+        position = bite.position
+        if position is None:
+            assert len(done) >= at_least
+            return done
+        assert len(done) < 100
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(reconcile, "CHUNK", 2)
+    monkeypatch.setattr(reconcile, "PAGE", 3)
+    monkeypatch.setattr(agents, "CHUNK", 2)
+
+
+@pytest.mark.usefixtures("small")
+def test_dates_are_reconciled_bite_by_bite(clock):
+    """Of several models, keys of several types, equal dates; and those whose condition is false, which are read each
+    time, keep nobody from his turn."""
+    soon = clock() + timedelta(minutes=1)
+    for status in ("pending", "confirmed"):
+        Reservation.objects.bulk_create(
+            [Reservation(status=status, checkin_at=soon + timedelta(seconds=each // 3)) for each in range(7)]
+        )
+    Room.objects.bulk_create(
+        [Room(number=f"{each}", inspected_on=(clock() + timedelta(days=each % 2)).date()) for each in range(7)]
+    )
+    Ticket.objects.bulk_create([Ticket(due_at=soon) for _ in range(7)])
+    done = bites(reconcile.take_dates, clock, at_least=12)
+    expected = {"checkin_due": 14, "inspection_due": 7, "ticket_due": 7}
+    for name, number in expected.items():
+        assert Event.objects.filter(event_name=name).count() == number
+    assert Event.objects.count() == sum(done)
+    assert max(done) <= 2
+    assert sum(bites(reconcile.take_dates, clock, at_least=1)) == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_an_error_of_an_early_bite_is_raised_after_the_last(clock, monkeypatch):
+    soon = clock() + timedelta(minutes=1)
+    Reservation.objects.bulk_create([Reservation(status="confirmed", checkin_at=soon)])
+    Ticket.objects.bulk_create([Ticket(due_at=soon) for _ in range(5)])
+    record = reconcile.record
+
+    def fail_for_one(entities, *args, **kwargs):
+        if isinstance(entities[0], Reservation):
+            raise RuntimeError("a column is gone")
+        return record(entities, *args, **kwargs)
+
+    monkeypatch.setattr(reconcile, "record", fail_for_one)
+    with pytest.raises(AutomationError, match="RuntimeError: a column is gone"):
+        bites(reconcile.take_dates, clock, at_least=100)
+    assert Event.objects.filter(event_name="ticket_due").count() == 5
+
+
+@pytest.mark.usefixtures("small")
+def test_agents_get_their_routes_bite_by_bite(clock, monkeypatch):
+    """Those that cannot get any are asked once a sweep, and keep nobody from his turn."""
+
+    @agent("driver", spawn_on="reservation_confirmed")
+    class Driver:
+        class Context(BaseModel):
+            entity_id: str
+
+        @handler("checkin_due", match={"id": "{{ ctx.entity_id }}"})
+        def due(self):
+            pass
+
+    runs = [AgentManager.spawn("driver", entity_id=f"{each}") for each in range(9)]
+    AgentRun.objects.update(routing="0")
+    broken = {runs[0].pk, runs[1].pk, runs[2].pk}
+    AgentRun.objects.filter(pk__in=broken).update(data={"nonsense": 1})
+    AgentRoute.objects.all().delete()
+    assert sum(bites(agents.take_agents, clock, at_least=9)) == 6
+    assert set(AgentRun.objects.filter(routing="0").values_list("pk", flat=True)) == broken

@@ -1,0 +1,139 @@
+"""What events add to a save, counted in statements inside its transaction."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from dateutil.relativedelta import relativedelta
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from pydantic import BaseModel
+
+from django_ai.automation.events.callbacks import on_event
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows import subscriber
+from django_ai.automation.workflows.core import complete, event_workflow, step
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.apps.reservations.models import Effect, Ticket
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR = timedelta(hours=1)
+
+
+@contextmanager
+def at_most(extra: int):
+    """Inside one transaction: the statement of the save itself, and at most ``extra`` more."""
+    with transaction.atomic():
+        connection.ensure_connection()
+        Effect.objects.exists()  # the transaction has begun
+        with CaptureQueriesContext(connection) as queries:
+            yield
+        statements = [query["sql"] for query in queries]
+        assert len(statements) - 1 <= extra, statements
+
+
+@pytest.fixture(params=["nobody", "offsets"])
+def subscribers(request):
+    if request.param == "nobody":
+        return
+    for offset in (-HOUR, HOUR, relativedelta(days=-1)):
+
+        @on_event("ticket_due", offset=offset, name=f"at {offset}")
+        def listen(event):
+            pass
+
+    @on_event("ticket_closed")
+    def closed(event):
+        pass
+
+    for number in range(2):
+
+        @event_workflow("ticket_due", offset=-HOUR * (number + 1), name=f"flow {number}")
+        class Flow:
+            class Context(BaseModel):
+                pass
+
+            @step(start=True)
+            def first(self):
+                return complete()
+
+
+@pytest.mark.usefixtures("listeners")
+@pytest.mark.parametrize("values", [{}, {"open": False}, {"dated": True}])
+def test_the_first_save_costs_two_statements_at_most(values, clock):
+    values = {"due_at": clock() + 9 * HOUR} if values.pop("dated", None) else values
+    with at_most(2):
+        Ticket.objects.create(**values)
+
+
+@pytest.mark.usefixtures("listeners")
+def test_a_first_save_without_a_date_costs_one():
+    with at_most(1):
+        Ticket.objects.create()
+
+
+@pytest.mark.usefixtures("listeners")
+@pytest.mark.parametrize("values", [{}, {"open": False}, {"dated": True}])
+def test_an_update_that_changes_nothing_of_an_event_costs_one(values, clock):
+    values = {"due_at": clock() + 9 * HOUR} if values.pop("dated", None) else values
+    ticket = Ticket.objects.create(**values)
+    ticket.title = "changed"
+    with at_most(1):
+        ticket.save()
+    with at_most(1):
+        ticket.save(update_fields=["title"])
+
+
+def test_a_moved_date_costs_a_look_and_a_write(clock):
+    ticket = Ticket.objects.create(due_at=clock() + 9 * HOUR)
+    ticket.due_at += HOUR
+    with at_most(2):
+        ticket.save()
+
+
+@pytest.mark.usefixtures("listeners")
+def test_the_planned_runs_are_there_all_the_same(clock, request):
+    with transaction.atomic():
+        Ticket.objects.create(due_at=clock() + 9 * HOUR)
+    planned = 2 if "offsets" in request.node.name else 0
+    assert WorkflowRun.objects.filter(status="waiting").count() == planned
+
+
+def test_models_without_events_cost_nothing():
+    with at_most(0):
+        Effect.objects.create(name="x")
+
+
+def test_a_deletion_costs_a_look_a_write_and_a_look_for_who_waits(clock):
+    ticket = Ticket.objects.create(due_at=clock() + 9 * HOUR)
+    with at_most(5):  # with the savepoint around the last
+        ticket.delete()
+
+
+def test_the_occurrences_of_a_commit_are_one_batch():
+    def statements(number: int) -> int:
+        with CaptureQueriesContext(connection) as queries, transaction.atomic():
+            tickets = [Ticket(open=False) for _ in range(number)]
+            for ticket in tickets:
+                ticket.save()
+        return len(queries) - 2 * number  # less the inserts of entity and events
+
+    # The occurrence itself is one fenced write an event; all else is shared by the commit.
+    assert statements(20) - statements(10) <= 10
+
+
+def test_an_occurrence_is_told_once(monkeypatch):
+    told = []
+    wake_waiting_for = subscriber.wake_waiting_for
+
+    def counting(events, *rest, **more):
+        told.extend(event.event_name for event in events)
+        wake_waiting_for(events, *rest, **more)
+
+    monkeypatch.setattr(subscriber, "tell_of", counting)
+    Ticket.objects.create(open=False)
+    drain()
+    assert told == ["ticket_closed"]

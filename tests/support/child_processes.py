@@ -1,0 +1,140 @@
+"""Real processes for a test: started on the test's own database, watched, and always stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from django.db import connection
+
+from tests.support.polling import until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment of a process that works on the database of this test."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "TEST_LIVE_NAME": str(connection.settings_dict["NAME"]),
+        "TEST_EXECUTOR": "q2",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "PYTHONUNBUFFERED": "1",
+        **extra,
+    }
+
+
+def run_script(code: str, before: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process of its own, as a web process would, with Django set up after ``before`` has run."""
+    script = f"{before}\nimport django\ndjango.setup()\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(**extra), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+WORKER = """
+import django, time
+from datetime import timedelta
+django.setup()
+from django.db import Error
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.heartbeat import enlist
+enlist("test")
+while True:
+    try:
+        drain(budget=timedelta(seconds=1), heartbeat=True)
+    except Error:
+        pass
+    time.sleep(0.02)
+"""
+
+
+def start_worker(**extra: str) -> subprocess.Popen[bytes]:
+    """Start a process that does nothing but drain; the caller kills it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        cwd=ROOT, env=environment(**extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def spawn(log: Path, /, *command: str, **extra: str) -> subprocess.Popen[bytes]:
+    """Start a process on the database of this test, in a session of its own; ``stop`` it."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT, env=environment(**extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def automation_worker(log: Path, *options: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``manage.py automation_worker`` until the block ends."""
+    process = spawn(log, "manage.py", "automation_worker", *options, **{"TEST_EXECUTOR": "worker", **extra})
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def qcluster(log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a cluster with two workers until the block ends."""
+    log.write_bytes(b"")
+    process = spawn(log, "manage.py", "qcluster", **extra)
+    try:
+        until(lambda: log.read_text().count("ready for work at") >= 2, 30, "The cluster's start", log)
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a cluster as an operator would; kill what is left of it after a while."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(8)
+    except subprocess.TimeoutExpired:
+        pass
+    for session in {process.pid, *children_of(process.pid)}:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
+    process.wait(5)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that ``pid`` has started and that still are."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(each) for each in found.stdout.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def group_of(leader: int) -> list[int]:
+    """Return the processes of the group that ``leader`` leads, without the leader."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            if int(rest[2]) == leader and pid != leader and rest[0] != "Z":
+                found.append(pid)
+    return found
+
+
+def kill_group(leader: subprocess.Popen[bytes]) -> None:
+    """Kill the group that ``leader`` leads, and wait for the end of the leader."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait(20)

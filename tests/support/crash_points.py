@@ -1,0 +1,353 @@
+"""Crash points: every commit that a program makes gets a name, and the process can be made to die there.
+
+Nothing in the product knows of this. The connection is watched from outside: the COMMIT of a transaction that has
+written, and each statement that writes outside one. A point is called after the innermost function of the product that
+made it, and its number: ``queues.lease.claim#3``. At a point the process dies before the write (``BEFORE``) or after it
+(``AFTER``), by SIGKILL, or the write goes through and only its answer does not arrive (``UNANSWERED``): the connection
+is broken then, and the process lives on.
+
+A program is a list of acts: what a web process does, which its client repeats if it got no answer and finds it undone,
+and what a worker does. It runs in a forked child; where that dies, this process takes the program up from the act that
+was under way, with the clock past every lease.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.apps import apps
+from django.db import Error as DatabaseTrouble
+from django.db import connection, transaction
+from django.utils import timezone
+
+from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
+from django_ai.automation.conf import conf
+from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.registry import due_times
+from django_ai.automation.queues.runtimes.tasks import poll_due
+from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
+from tests.apps.reservations.models import Effect
+from tests.support.polling import until
+
+BEFORE, AFTER, UNANSWERED = "before", "after", "unanswered"
+MODES = (BEFORE, AFTER, UNANSWERED)
+PRODUCT = "django_ai.automation."
+WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE", "WITH")
+
+
+# -- points ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Points:
+    """Sees every write that commits on this process's connection, and strikes at one of them."""
+
+    target: str | None = None
+    mode: str = BEFORE
+    seen: list[str] = field(default_factory=list)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _written: bool = False
+
+    @contextmanager
+    def watching(self) -> Iterator[Points]:
+        commit, rollback = connection._commit, connection._rollback
+
+        def committing() -> Any:
+            if not self._written:
+                return commit()
+            self._written = False
+            return self._cross(commit)
+
+        def rolling_back() -> Any:
+            self._written = False
+            return rollback()
+
+        connection._commit, connection._rollback = committing, rolling_back
+        try:
+            with connection.execute_wrapper(self._statement):
+                yield self
+        finally:
+            del connection._commit, connection._rollback
+
+    def _statement(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if not sql.lstrip().upper().startswith(WRITES):
+            return execute(sql, params, many, context)
+        if connection.in_atomic_block:
+            self._written = True
+            return execute(sql, params, many, context)
+        return self._cross(lambda: execute(sql, params, many, context), context["cursor"])
+
+    def _cross(self, write: Callable[[], Any], cursor: Any = None) -> Any:
+        place = _place()
+        self._counts[place] += 1
+        point = f"{place}#{self._counts[place]}"
+        self.seen.append(point)
+        struck = point == self.target
+        if struck and self.mode == BEFORE:
+            die()
+        result = write()
+        if struck and connection.vendor == "sqlite" and cursor is not None and cursor.description is not None:
+            cursor.fetchall()  # UPDATE ... RETURNING commits with its last row
+        if struck and self.mode == AFTER:
+            die()
+        if struck:
+            lose_the_answer()
+        return result
+
+
+def _place() -> str:
+    """Name the innermost function of the product that is on the stack."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(PRODUCT):
+            return f"{module.removeprefix(PRODUCT)}.{frame.f_code.co_name}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "caller"
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lose_the_answer() -> None:
+    """Break the connection after the write went through, as a cable does; raise what the driver raises then."""
+    if connection.vendor == "sqlite":  # no server, so no cable: the disk fails after the commit record was written
+        error: Exception = connection.Database.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR  # type: ignore[attr-defined]
+    elif connection.vendor == "mysql":
+        with socket.socket(fileno=os.dup(connection.connection.fileno())) as cable:
+            cable.shutdown(socket.SHUT_RDWR)
+        error = connection.Database.OperationalError(2013, "Lost connection to server during query")
+    else:
+        connection.connection.close()
+        error = connection.Database.OperationalError("server closed the connection unexpectedly")
+    with connection.wrap_database_errors:
+        raise error
+
+
+# -- programs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something that happens at ``at`` (after noon)."""
+
+    at: timedelta
+    do: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Definitions, and what happens to them. ``effects``: what a run that nothing disturbs leaves behind."""
+
+    name: str
+    declare: Callable[[], object]
+    acts: Sequence[Act]
+    effects: Sequence[str]
+
+    def run(self, clock: Any, first: int = 0, report: Callable[[int], object] = lambda number: None) -> None:
+        start = clock.noon
+        for number, act in enumerate(self.acts[first:], first):
+            report(number)
+            clock.now = max(clock.now, start + act.at)
+            for _ in range(3):
+                try:
+                    act.do()
+                    break
+                except DatabaseTrouble:  # the client, or the runtime, tries again on a fresh connection
+                    connection.close()
+                    recover(clock)
+
+
+def work(hours: float = 0) -> Act:
+    """A worker's act: perform what is due, and what falls due within the next minute (retries)."""
+    return Act(timedelta(hours=hours), _work)
+
+
+def web(act: Callable[[], object], hours: float = 0) -> Act:
+    """A request. It may be made again, so it must look first whether it was done."""
+    return Act(timedelta(hours=hours), act)
+
+
+def prune_in_batches(hours: float = 0) -> Act:
+    return Act(timedelta(hours=hours), lambda: poll_due(timezone.now()))
+
+
+def _work() -> None:
+    clock: Any = timezone.now
+    drain()
+    end = clock.now + timedelta(minutes=1)
+    while (times := due_times()) and min(times.values()) <= end:
+        clock.now = max(clock.now, min(times.values()))
+        drain()
+
+
+def recover(clock: Any) -> None:
+    """What goes on in a living installation after somebody died: leases run out, workers drain, the sweep sweeps."""
+    for _ in range(2):
+        _work()
+        clock.tick(conf().LEASE + timedelta(seconds=1))
+        _work()
+        poll_due(clock.now)
+
+
+# -- what is left ------------------------------------------------------------------------------------------------------
+
+
+def picture() -> dict[str, Any]:
+    """Return all that a program has left behind, without times and keys: the same whether or not somebody died.
+
+    What a step that is not atomic wrote may be there more than once; a lost try may have its trace."""
+    effects = list(Effect.objects.values_list("name", flat=True))
+    return {
+        "effects": sorted([name for name in effects if not name.startswith("outside")])
+        + sorted({name for name in effects if name.startswith("outside")}),
+        "events": _rows(Event, "event_name", "status", "armed", "pending_notifications", "fired", "error"),
+        "callbacks": _rows(CallbackExecution, "callback", "milestone", "status", "attempt"),
+        "runs": _rows(WorkflowRun, "name", "status", "current_step", "data", "attempt", "visit", "waits__channel"),
+        "steps": _rows(
+            StepExecution.objects.exclude(outcome=StepExecution.LOST),
+            "run__name",
+            "step",
+            "visit",
+            "attempt",
+            "outcome",
+        ),
+        "signals": [
+            (name.split(":")[0], delivered is not None, consumed is not None, error)
+            for name, delivered, consumed, error in Signal.objects.order_by("pk").values_list(
+                "name", "delivered_at", "consumed_at", "error"
+            )
+        ],
+        "agents": _rows(AgentRun, "name", "status", "data", "attempt"),
+        "answers": _rows(
+            HandlerExecution, "run__name", "handler", "milestone", "event__event_name", "status", "attempt"
+        ),
+        "claims": _rows(EventClaim, "event_name", "owner_kind", "events_left"),
+        "routes": AgentRoute.objects.count(),
+        "leased": [str(row) for model in WAKEABLES for row in model._base_manager.exclude(lease=None)],
+        "due": [str(row) for model in WAKEABLES for row in model._base_manager.filter(wake_at__lte=timezone.now())],
+    }
+
+
+WAKEABLES = (Event, CallbackExecution, Signal, WorkflowRun, AgentRun)
+
+
+def _rows(rows: Any, *columns: str) -> list[str]:
+    return sorted(repr(row) for row in getattr(rows, "objects", rows).values_list(*columns))
+
+
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:
+    """Say what is missing in ``found`` and what is too much, one line each."""
+    lines = []
+    for name, wanted in expected.items():
+        if found[name] == wanted:
+            continue
+        if not isinstance(wanted, list):
+            lines.append(f"    {name}: {found[name]}, not {wanted}")
+            continue
+        missing, extra = Counter(wanted), Counter(found[name])
+        lines += [f"    {name} lacks {row}" for row in (missing - extra).elements()]
+        lines += [f"    {name} has {row}" for row in (extra - missing).elements()]
+    return "\n".join(lines)
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Child:
+    """What is known of a program that ran in a process of its own."""
+
+    act: int = 0
+    points: list[str] = field(default_factory=list)
+    error: str = ""
+    killed: bool = False
+
+
+def run_in_child(program: Program, clock: Any, target: str | None = None, mode: str = BEFORE) -> Child:
+    """Run ``program`` in a forked process that is struck at ``target``; return what became of it."""
+    connection.close()  # a child shares no socket with its parent
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads that earlier tests left are not needed here
+        pid = os.fork()
+    if pid == 0:
+        _be_the_child(program, clock, target, mode, writing)
+    os.close(writing)
+    child = Child()
+    with os.fdopen(reading, "rb") as pipe:
+        for line in pipe.read().decode().split("\0"):
+            kind, _, text = line.partition("=")
+            if kind == "act" and text.isdigit():
+                child.act = int(text)
+            elif kind == "point":
+                child.points.append(text)
+            elif line:
+                child.error = text or line
+    _, status = os.waitpid(pid, 0)
+    child.killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if not child.killed and os.waitstatus_to_exitcode(status) != 0 and not child.error:
+        child.error = f"The child ended with {status}."
+    until(nobody_else_is_connected, 20, "The end of the dead process's transaction")
+    return child
+
+
+def _be_the_child(program: Program, clock: Any, target: str | None, mode: str, pipe: int) -> None:
+    def say(kind: str, text: object) -> None:
+        os.write(pipe, f"{kind}={text}\0".encode())
+
+    code = 1
+    faulthandler.dump_traceback_later(20, exit=True, file=pipe)  # a child that hangs says where, and ends
+    try:
+        with Points(target, mode).watching() as points:
+            program.run(clock, report=lambda number: say("act", number))
+        for point in points.seen:
+            say("point", point)
+        connection.close()
+        code = 0
+    except BaseException:
+        say("error", traceback.format_exc())
+    finally:
+        os._exit(code)
+
+
+def nobody_else_is_connected() -> bool:
+    """Say whether the database server has noticed the end of every other process: its locks are gone then."""
+    if connection.vendor == "sqlite":
+        return True
+    sql = {
+        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
+        "mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND id <> connection_id()",
+    }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return bool(cursor.fetchone()[0] == 0)
+
+
+def wipe() -> None:
+    """Empty the tables between two runs of a program."""
+    quote = connection.ops.quote_name
+    labels = ("app", "desk", "automation_agents", "automation_workflows", "automation_events")
+    models = [model for label in labels for model in apps.get_app_config(label).get_models() if not model._meta.proxy]
+    with connection.constraint_checks_disabled(), transaction.atomic(), connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET CONSTRAINTS ALL DEFERRED")
+        for model in models:
+            cursor.execute(f"DELETE FROM {quote(model._meta.db_table)}")

@@ -1,0 +1,48 @@
+"""What the tests of agents look at, and what they do to the front desk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from tests.apps.front_desk.models import Booking, Message, Person
+
+
+def book(guest: Person | None = None, **fields: Any) -> Booking:
+    return Booking.objects.create(guest=guest or Person.objects.create(name="Ada"), **fields)
+
+
+def change(entity: Any, **fields: Any) -> Any:
+    """Save ``fields`` on a fresh copy of ``entity``, as another request would."""
+    fresh = type(entity).objects.get(pk=entity.pk)
+    for name, value in fields.items():
+        setattr(fresh, name, value)
+    fresh.save()
+    return fresh
+
+
+def confirm(booking: Booking) -> None:
+    change(booking, status="confirmed")
+
+
+def write(sender: Person, text: str = "hello", **fields: Any) -> Message:
+    return Message.objects.create(sender=sender, text=text, **fields)
+
+
+def the_agent(**lookups: Any) -> AgentRun:
+    return AgentRun.objects.get(**lookups)
+
+
+def agents(*statuses: str) -> list[AgentRun]:
+    rows = AgentRun.objects.order_by("pk")
+    return list(rows.filter(status__in=statuses) if statuses else rows)
+
+
+def the_answer(**lookups: Any) -> HandlerExecution:
+    return HandlerExecution.objects.get(**lookups)
+
+
+def answers(**lookups: Any) -> list[tuple[str, str]]:
+    """The handlers of an agent and what became of each execution."""
+    rows = HandlerExecution.objects.filter(**lookups).order_by("pk")
+    return [(row.handler, str(row.status)) for row in rows]
