@@ -141,11 +141,11 @@ def test_a_planned_run_that_begins_while_it_is_withdrawn_is_kept(monkeypatch):
     original = ending.revoke
 
     def begin_first(rows, **changes):
-        monkeypatch.setattr(ending, "disturb", original)
+        monkeypatch.setattr(ending, "revoke", original)
         WorkflowRun.objects.filter(name="planned").update(started_at=timezone.now(), status="running")
         return original(rows, **changes)
 
-    monkeypatch.setattr(ending, "disturb", begin_first)
+    monkeypatch.setattr(ending, "revoke", begin_first)
     stay.status = "cancelled"
     stay.save()
     assert WorkflowRun.objects.filter(name="planned").exists()

@@ -120,7 +120,7 @@ def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
     """A bite for each few rows; another process takes the next one."""
     monkeypatch.setattr(pruning, "WINDOW", 4)
     monkeypatch.setattr(pruning, "BATCH", 3)
-    monkeypatch.setattr(maintenance, "BITE_SECONDS", 0.0)
+    monkeypatch.setattr(maintenance, "SLICE_SECONDS", 0.0)
     monkeypatch.setattr(pruning.random, "randint", lambda low, high: low + 5)
     old_runs(20)
     young = old_runs(3, ago=DAY)

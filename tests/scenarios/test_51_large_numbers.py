@@ -358,7 +358,7 @@ def test_51_one_bad_event_does_not_stop_its_batch(clock, quick, monkeypatch):
             if any(event.entity_id == bad for event in events):
                 raise RuntimeError("a bug in this floor")
 
-    monkeypatch.setattr(occurrence, "listeners", lambda: (Trouble(),))
+    monkeypatch.setattr(occurrence, "subscribers", lambda: (Trouble(),))
     assert drain(clock(), models=[Event]) == 9
     assert asked == [9] + [1] * 9
     rows = Event.objects.filter(declared_as="ticket_due")

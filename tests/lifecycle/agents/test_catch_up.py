@@ -138,7 +138,7 @@ class TestCatchUp:
 
         of_guest()
         booking = book()
-        monkeypatch.setattr(occurrence, "_tell", lambda news, clock: None)
+        monkeypatch.setattr(occurrence, "_notify", lambda news, clock: None)
         message = write(booking.guest, "told by nobody")  # the process died before it could tell
         monkeypatch.undo()
         work()
@@ -156,7 +156,7 @@ class TestCatchUp:
         of_guest()
         booking = book()
         work()
-        monkeypatch.setattr(occurrence, "_tell", lambda news, clock: None)
+        monkeypatch.setattr(occurrence, "_notify", lambda news, clock: None)
         message = write(booking.guest, "told by nobody")
         monkeypatch.undo()
         work()
@@ -169,7 +169,7 @@ class TestCatchUp:
 
         of_guest()
         guest = Person.objects.create()
-        monkeypatch.setattr(occurrence, "_tell", lambda news, clock: None)
+        monkeypatch.setattr(occurrence, "_notify", lambda news, clock: None)
         message = write(guest, "before its time")
         monkeypatch.undo()
         monkeypatch.setattr(timezone, "now", clock)

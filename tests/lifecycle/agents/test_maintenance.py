@@ -268,7 +268,7 @@ def test_trouble_after_the_commit_does_not_break_the_save(work, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(AgentSubscriber, "tell", broken)
+    monkeypatch.setattr(AgentSubscriber, "notify", broken)
     booking = book()
     monkeypatch.undo()
     event = event_of(booking, "booking_created")

@@ -133,7 +133,7 @@ def test_an_occurrence_is_told_once(monkeypatch):
         told.extend(event.event_name for event in events)
         wake_waiting_for(events, *rest, **more)
 
-    monkeypatch.setattr(subscriber, "tell_of", counting)
+    monkeypatch.setattr(subscriber, "wake_waiting_for", counting)
     Ticket.objects.create(open=False)
     drain()
     assert told == ["ticket_closed"]

@@ -339,7 +339,7 @@ def test_the_command_never_writes_over_what_a_worker_commits_meanwhile(sealed, f
             WorkflowRun.objects.filter(pk=run.pk).update(data={"phone": "newer"}, seq=run.seq + 1)
         return found
 
-    monkeypatch.setattr(encryption, "unseal", race)
+    monkeypatch.setattr(encryption, "decrypt", race)
     call_command("automation_reencrypt", stdout=StringIO())
     assert raced
     assert WorkflowRun.objects.get().data == {"phone": "newer"}

@@ -141,7 +141,7 @@ def broker(monkeypatch):
     assert found.dequeue()  # a new process: maintenance is due
     maintain()
     yield found
-    found.watch.close()
+    found.poller.close()
 
 
 class TestOrmBroker:
@@ -159,7 +159,7 @@ class TestOrmBroker:
         assert OrmQ.objects.count() == 0
 
     def test_wakes_for_a_timer_before_its_next_poll(self, broker, monkeypatch):
-        monkeypatch.setattr(broker.watch, "poll", 5)
+        monkeypatch.setattr(broker.poller, "poll", 5)
         due = timezone.now() + timedelta(seconds=0.15)
         WorkflowRun.objects.create(name="story:count", wake_at=due)
         started = time.monotonic()
@@ -211,18 +211,18 @@ class TestOrmBroker:
 
         alarm = signal.getsignal(signal.SIGALRM)
         monkeypatch.setattr(query_timeout, "FIRST_SECONDS", 0.2)
-        broker.watch.patience.seconds = 0.2
+        broker.poller.patience.seconds = 0.2
         monkeypatch.setattr(poller, "look", waits_for_ever)
         started = time.monotonic()
         assert broker.dequeue() is None
         assert time.monotonic() - started < 10
         assert "there was no answer for 0.2 s" in caplog.text
-        assert broker.watch.patience.seconds == 0.4
+        assert broker.poller.patience.seconds == 0.4
         monkeypatch.undo()
         monkeypatch.setattr(query_timeout, "FIRST_SECONDS", 0.2)
         engine.start("story:count", steps=1)
         assert broker.dequeue()
-        assert broker.watch.patience.seconds == 0.2
+        assert broker.poller.patience.seconds == 0.2
         assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (alarm, (0.0, 0.0))
 
     @pytest.mark.parametrize("failures", [1, 2])
