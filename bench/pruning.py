@@ -116,11 +116,11 @@ def throughput(number: int) -> Figures:
     from django.utils import timezone
 
     from django_ai.automation.queues.drain import drain
-    from django_ai.automation.queues.maintenance import attend
+    from django_ai.automation.queues.maintenance import ensure_rows
     from django_ai.automation.queues.models import Maintenance
 
     fill(number)
-    attend(timezone.now())
+    ensure_rows(timezone.now())
     started = time.perf_counter()
     drain(models=[Maintenance])
     took = time.perf_counter() - started

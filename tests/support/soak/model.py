@@ -16,8 +16,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 TRIES = 4
-REACH = timedelta(seconds=5)
-"""So far back behind its creation a run may hear what came: behind transactions that were in flight."""
+REACH = timedelta(seconds=10)
+"""So far back behind its creation a run may hear what came: behind transactions that were in flight, such as that of a
+worker that is stopped for 5 s."""
 BEFORE = timedelta(milliseconds=-800)
 BEATS = {"soak_due-": timedelta(milliseconds=-400), "soak_due": timedelta(0), "soak_due+": timedelta(milliseconds=600)}
 ONCE_EACH = ("soak_made", "soak_ready", "soak_gone", *BEATS)
@@ -57,6 +58,8 @@ class Run:
     started: datetime | None = None
     """When it was created, for a run of a workflow."""
     error: str = ""
+    lost: bool = False
+    """Whether a worker has lost its lease on it."""
 
 
 @dataclass(frozen=True)
@@ -363,10 +366,12 @@ class Walk:
             yield f"it left what cannot come there: {[effect.key for effect in left[at:]]}"
 
     def _folded(self) -> list[Effect]:
-        """Return the effects, those of one visit outside any transaction as one."""
+        """Return the effects, those of one visit outside any transaction as one. A worker that has lost its lease may
+        leave its own after others have gone on with the run: no transaction holds it back."""
         found: list[Effect] = []
         for effect in self.world.by_owner.get(self.run.tag, ()):
-            if not (effect.key.endswith(":loose") and found and found[-1].key == effect.key):
+            before = found if self.run.lost else found[-1:]
+            if not (effect.key.endswith(":loose") and effect.key in [each.key for each in before]):
                 found.append(effect)
         return found
 
@@ -444,7 +449,8 @@ class Walk:
         if whats[-1] in ("signal", "event"):
             came = sent.get(took[-1].serial or 0)
             if came is None or came[0] > took[-1].at + self.world.skew:
-                yield f"{pc} (wait) was woken by {took[-1].serial}, which had not come"
+                known = [each for each in self.world.occurrences if each.pk == took[-1].serial]
+                yield f"{pc} (wait) was woken by {took[-1].serial}, which had not come: {came or known}"
             if took[-1].serial in before:
                 yield f"{pc} (wait) was woken by {took[-1].serial} once more"
             return

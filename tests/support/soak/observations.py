@@ -13,7 +13,7 @@ from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.operations.health import explain
 from django_ai.automation.queues.registry import wakeables
-from django_ai.automation.workflows.models import WorkflowRun
+from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.apps.soak import models as rows
 
 from .actions import Outside
@@ -52,9 +52,10 @@ def _skipped() -> QuerySet[HandlerExecution, HandlerExecution]:
 
 
 def _runs(names: dict[str, str]) -> Iterator[Run]:
+    lost = set(StepExecution.objects.filter(outcome=StepExecution.LOST).values_list("run", flat=True))
     for run in WorkflowRun.objects.filter(name__startswith="soak:").order_by("pk"):
         tag = run.data.get("tag") or f"{names[run.entity_id]}:{run.name.removeprefix('soak:')}"
-        yield Run(tag, run.status, run.data.get("tally", []), run.created_at, run.error)
+        yield Run(tag, run.status, run.data.get("tally", []), run.created_at, run.error, run.pk in lost)
 
 
 def _keepers(names: dict[str, str]) -> Iterator[Run]:
