@@ -231,9 +231,9 @@ def test_14_deleted_between_an_occurrence_and_its_telling_it_is_not_cancelled(cl
     work()
     clock.tick(HOUR)
     notify = occurrence._tell
-    monkeypatch.setattr(occurrence, "_notify", lambda *args: None)
+    monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args: None)
     work()
-    monkeypatch.setattr(occurrence, "_notify", notify)
+    monkeypatch.setattr(occurrence, "notify_subscribers", notify)
     stay.delete()
     for _ in range(4):
         work()

@@ -214,7 +214,7 @@ def test_many_events_in_one_commit(work):
 
 
 def test_a_process_that_dies_after_the_commit_leaves_it_to_a_worker(clock, work, monkeypatch):
-    from django_ai.automation.events.occurrence import CommitBatch
+    from django_ai.automation.events.commit_batch import CommitBatch
 
     monkeypatch.setattr(CommitBatch, "__call__", lambda self: None)
     stay = Reservation.objects.create(status="confirmed")
@@ -610,8 +610,8 @@ def test_a_long_transaction_is_not_searched_for_events_that_it_has_not_made_due(
     """Each save asks whether its event is one of this transaction; the hooks are gone through for those alone."""
     from django.db import connection, transaction
 
+    from django_ai.automation.events.commit_batch import CommitBatch
     from django_ai.automation.events.models import Event
-    from django_ai.automation.events.occurrence import CommitBatch
 
     class Hooks(list):
         looked = 0

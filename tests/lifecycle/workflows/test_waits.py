@@ -975,13 +975,13 @@ def test_a_process_that_dies_between_commit_and_telling_leaves_it_to_a_worker(cl
     match_flow({})
     run = begin(work, "matching")
     notify = occurrence._tell
-    monkeypatch.setattr(occurrence, "_notify", lambda *args, **kwargs: None)
+    monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args, **kwargs: None)
     clock.tick(SECOND)
     document = Document.objects.create(reservation=Reservation.objects.create())
     assert event_of(document, "document_uploaded").status == "processed"
     work()
     assert status(run) == "suspended"
-    monkeypatch.setattr(occurrence, "_notify", notify)
+    monkeypatch.setattr(occurrence, "notify_subscribers", notify)
     clock.tick(timedelta(seconds=11))
     work()
     assert status(run) == "completed"

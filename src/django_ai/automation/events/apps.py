@@ -22,10 +22,11 @@ class EventsConfig(AppConfig):
         from ..queues.operations.resume import Kind, register_kind
         from ..queues.parking import park as park
         from . import checks
+        from .cancellation import cancel_events
         from .claims import prune_claims
         from .execution import perform_callback
         from .models import CallbackExecution, Event
-        from .occurrence import cancel_events, perform_events
+        from .occurrence import perform_events
         from .recording import model_signals
         from .recording.reconcile import take_dates
         from .retention import prune_events, prune_executions, prune_snapshots, release_orphans

@@ -31,7 +31,9 @@ from ..values.clock import check_duration
 from ..values.digests import digest
 from .claim_owners import _owners
 from .definitions import sources_of
-from .matching.match import Address, address, entity_keys, plain, problem_with, satisfies, within
+from .matching.lookups import problem_with, satisfies
+from .matching.match import Address, address, entity_keys, within
+from .matching.typed_values import plain
 from .models import Event, EventClaim, RoutingShape, Shapes
 from .names import ANY, check_namespace, is_pattern, pattern_of
 

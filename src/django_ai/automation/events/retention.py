@@ -22,7 +22,8 @@ from ..queues.lease import revoke
 from ..queues.maintenance import SliceResult, TimeSlice
 from ..queues.pruning import WINDOW, prune_in_batches
 from .definitions import entity_id_of
-from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, Snapshot, is_installed
+from .entities import is_installed
+from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, Snapshot
 from .subscribers import subscribers
 
 

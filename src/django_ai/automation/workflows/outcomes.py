@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
-from ..events.matching.match import Match, check_expression
+from ..events.matching.context_expressions import check_expression
+from ..events.matching.match import Match
 from ..events.names import check_namespace, is_pattern
 from ..exceptions import DefinitionError
 from ..values.classes import declaration_of
