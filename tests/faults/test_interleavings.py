@@ -187,7 +187,7 @@ def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
         original(rows, lease, now)
 
     monkeypatch.setattr(heartbeat, "renew", finish_first)
-    hands.milestone()
+    hands.beat()
     row.refresh_from_db()
     assert (row.status, row.wake_at, row.lease) == (WorkflowStatus.COMPLETED, None, None)
 

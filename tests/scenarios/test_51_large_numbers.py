@@ -401,7 +401,7 @@ def test_51_the_leases_of_a_whole_batch_are_kept(clock):
     hands.keep_for(HOUR)
     before = rows[0].wake_at
     clock.tick(HOUR / 3600)
-    hands.milestone()
+    hands.beat()
     found = {row.pk: row for row in Event.objects.filter(declared_as="ticket_due")}
     assert [found[row.pk].wake_at for row in rows[:3]] == [before + HOUR / 3600] * 3
     assert found[rows[3].pk].lease is None

@@ -369,7 +369,7 @@ class TestHeartbeat:
         hands.keep_for(timedelta(minutes=5))
         before = WorkflowRun.objects.get(pk=rows[0].pk).wake_at
         time.sleep(0.01)
-        hands.milestone()
+        hands.beat()
         assert WorkflowRun.objects.get(pk=rows[0].pk).wake_at > before
         for row in rows[1:]:
             assert hands.start(row) is False
@@ -407,7 +407,7 @@ class TestHeartbeat:
         hands.start(row)
         hands.keep_for(timedelta(0))
         before = WorkflowRun.objects.get(pk=row.pk).wake_at
-        hands.milestone()
+        hands.beat()
         assert WorkflowRun.objects.get(pk=row.pk).wake_at == before
 
 
