@@ -251,7 +251,7 @@ def test_43_a_lower_position_commits_before_the_run_begins(held):
 @pytest.mark.usefixtures("collector")
 def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
     """Its process died after the commit: a worker tells of it, and a run that was created before hears it."""
-    notify = occurrence._tell
+    notify = occurrence.notify_subscribers
     held.begin()
     visa("other")
     run = engine.start("collector")
@@ -268,7 +268,7 @@ def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
 
 @pytest.mark.usefixtures("collector")
 def test_43_what_is_told_late_does_not_reach_a_run_that_is_younger(monkeypatch):
-    notify = occurrence._tell
+    notify = occurrence.notify_subscribers
     monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args: None)
     visa()
     monkeypatch.setattr(occurrence, "notify_subscribers", notify)

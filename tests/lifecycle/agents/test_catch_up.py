@@ -10,9 +10,9 @@ from django.utils import timezone
 from django_ai.automation import AgentManager, agent, handler
 from django_ai.automation.agents import manager
 from django_ai.automation.agents.models import HandlerExecution
+from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.models import Event
-from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim_these
 from tests.apps.front_desk.models import Booking, GroupBooking, Person

@@ -974,7 +974,7 @@ def test_a_process_that_dies_between_commit_and_telling_leaves_it_to_a_worker(cl
 
     match_flow({})
     run = begin(work, "matching")
-    notify = occurrence._tell
+    notify = occurrence.notify_subscribers
     monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args, **kwargs: None)
     clock.tick(SECOND)
     document = Document.objects.create(reservation=Reservation.objects.create())
