@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agents.core import AgentManager, agent, handler
+    from .app_names import AUTOMATION_APPS
     from .events import claims
     from .events.callbacks import on_event, on_event_cancelled, on_event_created
     from .events.definitions import EventDefinition, EventTrigger
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUTOMATION_APPS",
     "AgentManager",
     "EventDefinition",
     "EventTrigger",
@@ -67,6 +69,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AUTOMATION_APPS": "app_names",
     "AgentManager": "agents.core",
     "EventDefinition": "events.definitions",
     "EventTrigger": "events.definitions",
