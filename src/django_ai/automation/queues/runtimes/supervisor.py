@@ -19,6 +19,7 @@ from datetime import timedelta
 from types import FrameType
 
 from ..liveness import file_of, files_of
+from .reloading import CODE_CHANGED
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -46,31 +47,41 @@ class Child:
     started: float = 0.0
     start_at: float = 0.0
     backoff: float = field(default=0.0)
+    longest_backoff: float = LONGEST_BACKOFF
 
     def died(self, code: int) -> None:
         """Plan the next process of this place."""
         self.process = None
         now = time.monotonic()
+        if code == CODE_CHANGED:
+            logger.info("Worker process %d is started again with the changed code.", self.number)
+            self.start_at, self.backoff = now, 0.0
+            return
         if now - self.started >= HEALTHY:
             self.backoff = 0.0
         self.start_at = now + self.backoff
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         logger.error("Worker process %d %s; it is started again in %.1f s.", self.number, how, self.backoff)
-        self.backoff = min(max(2 * self.backoff, 0.5), LONGEST_BACKOFF)
+        self.backoff = min(max(2 * self.backoff, 0.5), self.longest_backoff)
 
 
 class Supervisor:
     """Runs ``processes`` children of ``manage.py automation_worker`` with the options ``arguments``. ``grace``: how
     long a child may go on after SIGTERM. ``heartbeat_file``: what the first child touches while it is alive; the others
-    have files beside it."""
+    have files beside it. ``longest_backoff``: seconds after which a child that died is started again at the latest."""
 
     def __init__(
-        self, processes: int, arguments: Sequence[str], grace: timedelta, heartbeat_file: str | None = None
+        self,
+        processes: int,
+        arguments: Sequence[str],
+        grace: timedelta,
+        heartbeat_file: str | None = None,
+        longest_backoff: float = LONGEST_BACKOFF,
     ) -> None:
         self.arguments = arguments
         self.grace = grace
         self.heartbeat_file = heartbeat_file
-        self._children = [Child(number) for number in range(1, processes + 1)]
+        self._children = [Child(number, longest_backoff=longest_backoff) for number in range(1, processes + 1)]
         self._signals = 0
 
     def run(self) -> int:
@@ -128,7 +139,7 @@ class Supervisor:
                 if child.process is not None and (code := child.process.poll()) is not None:
                     child.process = None
                     # One that had not begun yet dies of the signal, with nothing in its hands.
-                    failures += code not in (0, -signal.SIGTERM)
+                    failures += code not in (0, CODE_CHANGED, -signal.SIGTERM)
             time.sleep(LOOK / 2)
         return failures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ...liveness import start_pulse
 from ...registry import of_queues, wakeables
-from ...runtimes.supervisor import Supervisor
+from ...runtimes.reloading import CODE_CHANGED, LONGEST_BACKOFF_SECONDS, CodeWatcher
+from ...runtimes.supervisor import LONGEST_BACKOFF, Supervisor
 from ...runtimes.worker import WorkerLoop
 
 
@@ -51,6 +53,12 @@ class Command(BaseCommand):
             help="touch FILE every few seconds while this worker is alive, for automation_health --liveness FILE; the "
             "second process touches FILE.2, and so on",
         )
+        parser.add_argument(
+            "--reload",
+            action="store_true",
+            help="for development: when a file of the code changes, finish the step under way and start again with "
+            "the new code",
+        )
         parser.add_argument("--lifeline", type=int, help="used by the supervisor for its children")
         parser.add_argument(
             "--no-maintenance",
@@ -69,6 +77,8 @@ class Command(BaseCommand):
             raise CommandError("--once ends by itself: leave --heartbeat-file out.")
         if options["once"] and options["processes"] > 1:
             raise CommandError("--once works in one process: start the command several times instead.")
+        if options["once"] and options["reload"]:
+            raise CommandError("--once exits after the work that is due now: leave --reload out.")
         names = [name.strip() for name in options["queues"].split(",") if name.strip()]
         try:
             models = of_queues(names) if names else None
@@ -89,13 +99,24 @@ class Command(BaseCommand):
                 self.stdout.write(f"Performed {shift.burst()}.")
             else:
                 start_pulse(options["heartbeat_file"])
+                watcher = CodeWatcher()
+                if options["reload"]:
+                    watcher.start()
                 shift.run()
+                if watcher.has_changed:
+                    sys.exit(CODE_CHANGED)
             return
         if options["verbosity"]:
             count, what = options["processes"], ", ".join(names) or "everything"
             self.stdout.write(f"{count} process(es) work on {what}. SIGTERM or Ctrl-C ends them in good order.")
             self.stdout.flush()
-        supervisor = Supervisor(options["processes"], self._passed_on(names, options), grace, options["heartbeat_file"])
+        supervisor = Supervisor(
+            options["processes"],
+            self._passed_on(names, options),
+            grace,
+            options["heartbeat_file"],
+            LONGEST_BACKOFF_SECONDS if options["reload"] else LONGEST_BACKOFF,
+        )
         if code := supervisor.run():
             raise CommandError(
                 "Not every worker process ended by itself; its rows are free when their leases end.", returncode=code
@@ -116,4 +137,6 @@ class Command(BaseCommand):
             found += ["--queues", ",".join(names)]
         if options["no_maintenance"]:
             found.append("--no-maintenance")
+        if options["reload"]:
+            found.append("--reload")
         return found
