@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help test test-ci test-all check migrations demo serve bench soak lint types format clean
+.PHONY: help test test-ci test-all test-matrix check migrations package demo serve bench soak lint types format clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test-ci: $(INSTALLED)  ## the rest: MariaDB, the newest Python and Django, crash
 test-all: $(INSTALLED)  ## the full matrix, and a soak of ten minutes on each database; says how to start what is missing
 	$(BIN)/python tools/gate.py all
 
+test-matrix:  ## the quick tests of one cell of the CI matrix: DJANGO=5.2|6.1|main DATABASE=sqlite|postgresql|mariadb
+	$(PYTHON) tools/environment.py .venv-matrix test $(filter mariadb,$(DATABASE)) $(if $(DJANGO),--django $(DJANGO))
+	TEST_DATABASE=$(or $(DATABASE),sqlite) .venv-matrix/bin/python -m pytest -q -m "not alone and not slow"
+
 check: lint types  ## lint and types alone
 
 demo: $(INSTALLED)  ## a hotel's day in under a minute, on a real cluster
@@ -46,8 +50,11 @@ bench: $(INSTALLED)  ## throughput, latency, the cost of save(), routing among a
 migrations: $(INSTALLED)  ## write the one initial migration of each app anew from its models
 	$(BIN)/python tools/migrations.py
 
+package: $(INSTALLED)  ## build the distributions into dist/ and check what they contain; TAG=v0.1.0: and its version
+	$(BIN)/python tools/package.py $(if $(TAG),--tag $(TAG))
+
 lint: $(INSTALLED)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

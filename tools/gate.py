@@ -76,9 +76,10 @@ def main() -> None:
 
 
 def check() -> None:
-    """Lint and types."""
+    """Lint, spelling and types."""
     run("ruff check", [tool("ruff"), "check", "."])
     run("ruff format", [tool("ruff"), "format", "--check", "."])
+    run("codespell", [sys.executable, "-m", "codespell_lib"])
     run("mypy", [tool("mypy")])
 
 
