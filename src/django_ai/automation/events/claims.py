@@ -55,18 +55,41 @@ def hold(
     owner: models.Model | None = None,
     namespace: str | None = None,
 ) -> EventClaim:
-    """Claim the events ``event_name`` whose entity matches ``match``, for the run that is at work.
+    """Claim the events of matching entities for one run; agents and event workflows of other runs then skip them.
 
-    ``match``: lookups and values, as in ``{"sender_id": ctx.guest_id}`` (default: any entity). ``priority``: of several
-    claims that cover an event the highest counts, and a higher one takes the claim over from its holder. ``bump``: take
-    it over whatever the priorities.
-    ``expires_in``: how long it stands at most (default 1 h; None: as long as its run lives). ``expires_after_events``:
-    it ends after so many events that it covers, at most 1,000. ``owner``: the run to hold it for, where no handler or
-    step is at work. ``namespace``: only events in it (default: what the agent or event workflow at work says; ``"*"``:
-    any).
+    The claim is a row that is written in the caller's transaction: in a step or handler it commits together with its
+    progress. It ends with its run, when it expires, by ``release``, or when another run takes it over. If its own run
+    holds it already, it is renewed.
 
-    Held again by the same run it is renewed. It is released with its run, and commits with what its handler or step
-    commits. Raises ``ClaimedError`` where somebody else holds it, and ``DefinitionError``.
+    Args:
+        event_name: Name of one event, as a string without ``*``.
+        match: Lookups on the entity and the values they must have, as a dict: ``{"customer_id": 7}``. Default: any
+            entity.
+        priority: A whole number. A claim of a higher priority takes over one of a lower priority, and of several claims
+            that cover an event the one of the highest priority counts. Default 0.
+        bump: Take the claim over from its holder whatever the priorities. Default False.
+        expires_in: Longest life of the claim, as a positive timedelta; None: as long as its run is unfinished. Default
+            1 h.
+        expires_after_events: End the claim after this number of covered events, a whole number from 1 to 1,000.
+            Default: no limit.
+        owner: The run that shall hold the claim, an ``AgentRun`` or a ``WorkflowRun``. Default: the run whose step or
+            handler is calling.
+        namespace: Only events in this namespace, as a string; ``"*"`` for any. Default: the namespace of the calling
+            agent or event workflow, else any.
+
+    Returns:
+        The claim, an ``EventClaim``.
+
+    Raises:
+        ClaimedError: If another run holds the claim. The caller's transaction stays usable.
+        DefinitionError: If an argument is invalid, or if there is no run to own the claim.
+
+    Example:
+        One agent answers all calls of a customer until the complaint is closed::
+
+            @handler("complaint_opened")
+            def take_over(self, ctx):
+                claims.hold("call_received", match={"customer_id": ctx.customer_id}, expires_in=None)
     """
     what = f"claims.hold({event_name!r})"
     _check(what, priority, expires_in, expires_after_events)
@@ -101,10 +124,28 @@ def release(
     owner: models.Model | None = None,
     namespace: str | None = None,
 ) -> bool:
-    """Give up a claim of the run that is at work (or of ``owner``); say whether it held it.
+    """End a claim before its time.
 
-    ``match`` and ``namespace`` are those that it was held with. The claim of somebody else stays. Raises
-    ``DefinitionError``.
+    The row is deleted in the caller's transaction. A claim that another run holds is not touched.
+
+    Args:
+        event_name: Name of the claimed event, as a string.
+        match: The match that the claim was held with, as a dict. Default: the claim on any entity.
+        owner: The run that holds the claim. Default: the run whose step or handler is calling.
+        namespace: The namespace that the claim was held with, as a string. Default: as for ``hold``.
+
+    Returns:
+        True if the run held the claim.
+
+    Raises:
+        DefinitionError: If an argument is invalid, or if there is no run that could own the claim.
+
+    Example:
+        Let others answer the calls again::
+
+            @handler("complaint_closed")
+            def hand_back(self, ctx):
+                claims.release("call_received", match={"customer_id": ctx.customer_id})
     """
     what = f"claims.release({event_name!r})"
     mine = _owner(owner, current_cause(), what)
@@ -120,11 +161,30 @@ def holder(
     entity: models.Model | None = None,
     namespace: str | None = None,
 ) -> EventClaim | None:
-    """Return the claim that stands on an event, or None. Its ``owner`` is the run.
+    """Return the claim that is active on an event.
 
-    Given an ``entity`` (a saved instance, also in place of ``match``): the claim that counts for this event of that
-    entity, whatever it was matched by; ``namespace`` is the one of the entity's event unless it is named here. Given a
-    ``match`` or nothing: the claim on exactly this event, match and namespace. Raises ``DefinitionError``.
+    With an entity: the claim that counts for this event of that entity, whatever it was matched by. With a match, or
+    with neither: the claim on exactly this event, match and namespace. It only reads.
+
+    Args:
+        event_name: Name of one event, as a string without ``*``.
+        match: The match that the claim was held with, as a dict; or the entity itself. Default: the claim on any
+            entity.
+        entity: A saved model instance, in place of ``match``. Default: none.
+        namespace: The namespace to look in, as a string. Default: with an entity, that of its event; else as for
+            ``hold``.
+
+    Returns:
+        The ``EventClaim``, whose ``owner`` is the run that holds it, or None.
+
+    Raises:
+        DefinitionError: If an argument is invalid, or if the entity's model does not declare the event.
+
+    Example:
+        Show in a view who answers a call::
+
+            claim = claims.holder("call_received", entity=call)
+            label = "free" if claim is None else f"taken by {claim.owner}"
     """
     what = f"claims.holder({event_name!r})"
     if isinstance(match, models.Model):
