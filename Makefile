@@ -60,7 +60,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 types: $(INSTALLED)
-	$(BIN)/mypy
+	$(BIN)/mypy && $(BIN)/basedpyright --pythonpath $(BIN)/python
 
 soak: $(INSTALLED)  ## random programs under fire against a model: MINUTES=2 SEED=... DATABASE=sqlite|postgresql|mariadb
 	$(BIN)/python -m tests.support.soak.run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)

@@ -81,6 +81,10 @@ def check() -> None:
     run("ruff format", [tool("ruff"), "format", "--check", "."])
     run("codespell", [sys.executable, "-m", "codespell_lib"])
     run("mypy", [tool("mypy")])
+    with missing_is_said("pyright"):
+        if reason := services.missing("pyright"):
+            raise LookupError(reason)
+        run("pyright", [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable])
 
 
 def first_tier(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
