@@ -387,7 +387,7 @@ class TestClaimsInBetween:
         assert effects() == ["came"]
 
     def test_ended_claims_are_found_in_a_few_statements(self, clock, owner):
-        from django_ai.automation.events.claims import prune_claims
+        from django_ai.automation.events.retention import prune_claims
         from django_ai.automation.queues.maintenance import TimeSlice
 
         for number in range(100):

@@ -33,7 +33,7 @@ class Complaints(Agent[ComplaintsContext]):
 
     @handler("complaint_closed")
     def close(self, run: AgentRun) -> None:
-        _ = self.context.colour  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        print(self.context.colour)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
 
 
 @agent("plain")

@@ -50,7 +50,7 @@ class PrintCatalogue(Workflow[PrintContext]):
     def count(self) -> Outcome:
         assert_type(self.context, PrintContext)
         assert_type(self.context.pages, int)
-        _ = self.context.paper  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        print(self.context.paper)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
         return goto(self.set_type)
 
     @step

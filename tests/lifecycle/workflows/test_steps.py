@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from django_ai.automation.workflows.core import (
     Retry,
+    Workflow,
     complete,
     engine,
     event_workflow,
@@ -24,6 +25,7 @@ from django_ai.automation.workflows.core import (
     sleep,
     step,
     wait,
+    workflow,
 )
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
@@ -104,6 +106,38 @@ def test_outside_a_step_there_is_no_context():
     for function in (get_context, get_wake, get_run):
         with pytest.raises(RuntimeError, match="inside a step"):
             function()
+
+
+class PrintContext(BaseModel):
+    pages: int = 0
+
+
+def test_typed_base_and_typed_get_context_give_the_same_context(work):
+    @workflow("print")
+    class Print(Workflow[PrintContext]):
+        Context = PrintContext
+
+        @step(start=True)
+        def first(self):
+            assert get_context(PrintContext) is get_context(BaseModel) is self.context
+            self.context.pages += 1
+            return goto(self.second)
+
+        @step
+        def second(self):
+            return complete(pages=get_context(PrintContext).pages + 1)
+
+    assert run(work, "print", pages=5).data == {"pages": 7}
+
+
+def test_get_context_of_another_class_fails_at_once_and_names_both(work):
+    def first(self):
+        get_context(PrintContext)
+
+    flow(first)
+    found = run(work)
+    assert (found.status, found.steps.count()) == ("failed", 1)
+    assert "get_context(PrintContext): the Context of the running workflow is a flow.<locals>.Context." in found.error
 
 
 def test_get_run_is_the_run(work):

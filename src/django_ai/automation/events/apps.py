@@ -23,13 +23,12 @@ class EventsConfig(AppConfig):
         from ..queues.parking import park as park
         from . import checks
         from .cancellation import cancel_events
-        from .claims import prune_claims
         from .execution import perform_callback
         from .models import CallbackExecution, Event
         from .occurrence import perform_events
         from .recording import model_signals
         from .recording.reconcile import take_dates
-        from .retention import prune_events, prune_executions, prune_snapshots, release_orphans
+        from .retention import prune_claims, prune_events, prune_executions, prune_snapshots, release_orphans
 
         events = Behaviour(
             perform=lambda event, clock: perform_events([event], clock),

@@ -16,7 +16,7 @@ from ..db.locks import unlocked
 from ..db.writer import alias_of
 from ..queues.notifier import ring_after_commit
 from ..values.clock import Clock
-from .claims import count
+from .claim_lookup import count_events
 from .models import Event, RoutingShape
 from .subscribers import Notification, subscribers
 from .timing import next_wake
@@ -34,7 +34,7 @@ def notify_subscribers(news: Sequence[Notification], clock: Clock) -> None:
         return
     now = clock()
     shapes = RoutingShape.of([each.event for each in news])
-    count([each.event for each in news if each.milestone == ""], shapes)
+    count_events([each.event for each in news if each.milestone == ""], shapes)
     for listener in subscribers():
         listener.notify(news, shapes, now)
     by_wake: dict[datetime | None, list[Event]] = {}

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import claims
 from django_ai.automation.events.callbacks import on_event
-from django_ai.automation.events.claims import count
+from django_ai.automation.events.claim_lookup import count_events
 from django_ai.automation.events.models import Event, EventClaim, RoutingShape
 from django_ai.automation.exceptions import ClaimedError, DefinitionError
 from django_ai.automation.queues.runtimes.tasks import cleanup_old
@@ -116,7 +116,7 @@ def test_an_event_is_counted_once_though_it_is_told_twice(work):
     upload()
     event = Event.objects.get(event_name=UPLOADED)
     for _ in range(3):
-        count([event], RoutingShape.of([event]))
+        count_events([event], RoutingShape.of([event]))
     assert EventClaim.objects.get().events_left == 2
     Event.objects.filter(pk=event.pk).update(pending_notifications=[""], wake_at=event.occurred_at)
     work()
