@@ -120,5 +120,5 @@ def test_real_seconds_a_worker_takes_up_changed_code_and_survives_code_that_cann
 
 
 def test_reload_with_once_is_refused():
-    with pytest.raises(CommandError, match="leave --reload out"):
+    with pytest.raises(CommandError, match="--reload cannot be combined"):
         call_command("automation_worker", "--once", "--reload")

@@ -383,12 +383,12 @@ def test_34_rows_follow_the_code(only, clock):
 def test_34_a_fresh_process_looks_for_what_its_code_wants(clock):
     maintain()
     clock.tick(timedelta(seconds=1))
-    assert Poller(1.0).look() == 0.0
+    assert Poller(1.0).seconds_until_due() == 0.0
     due = Maintenance.objects.filter(wake_at__lte=clock())
     wanted = {task.name for task in maintenance.tasks_for(RECONCILE)}
     assert set(due.values_list("name", flat=True)) == wanted
     drain(models=[Maintenance])
-    assert Poller(1.0, models={WorkflowRun}).look() > 0
+    assert Poller(1.0, models={WorkflowRun}).seconds_until_due() > 0
     assert not due.exists()
 
 

@@ -28,8 +28,8 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.operations import health as health_module
-from django_ai.automation.queues.operations.health import explain
+from django_ai.automation.queues.operations import explanations
+from django_ai.automation.queues.operations.explanations import explain
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.health import probe
@@ -237,14 +237,14 @@ def test_a_row_that_would_hang_is_found(clock, model, broken):
     model.objects.filter(pk=row.pk).update(**broken)
     code, text = probe("--explain")
     assert code == 1
-    assert text.count("waits for NOTHING: it hangs") == 1
-    assert "1 rows wait for nothing" in text
+    assert text.count("waits for NOTHING (stuck: report a bug)") == 1
+    assert "1 row(s) wait for nothing" in text
     lines = [json.loads(line) for line in probe("--explain", "--json")[1].splitlines()[1:-1]]
     assert [line["pk"] for line in lines if line["waits_for"] is None] == [row.pk]
 
 
 def test_explain_reads_in_chunks_and_one_kind_alone(clock, monkeypatch):
-    monkeypatch.setattr(health_module, "CHUNK", 2)
+    monkeypatch.setattr(explanations, "BATCH_SIZE", 2)
     for _ in range(5):
         engine.start("story:count", steps=1)
     assert len(list(explain(clock.now, ["workflow run"]))) == 5

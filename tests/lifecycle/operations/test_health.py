@@ -16,7 +16,8 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import DatabaseNow, Worker
 from django_ai.automation.queues.operations import health as health_module
-from django_ai.automation.queues.operations.health import count_failed_and_parked, examine
+from django_ai.automation.queues.operations.failed_and_parked import count_failed_and_parked
+from django_ai.automation.queues.operations.health import check_health
 from django_ai.automation.queues.registry import longest_timeout
 from django_ai.automation.queues.worker_status import DEAD_AFTER
 from django_ai.automation.workflows.models import Signal, WorkflowRun
@@ -33,7 +34,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def test_nothing_to_do_is_healthy(clock):
-    health = examine(clock.now)
+    health = check_health(clock.now)
     assert health.is_healthy
     assert str(health) == "Healthy: nothing is overdue. No worker is alive, and none has ever reported."
     assert probe()[0] == 0
@@ -42,23 +43,25 @@ def test_nothing_to_do_is_healthy(clock):
 def test_due_work_that_nobody_takes_is_an_illness_after_the_tolerance(clock):
     engine.start("story:count", steps=1)
     clock.tick(90 * SECOND - timedelta(milliseconds=1))
-    assert examine(clock.now).is_healthy
+    assert check_health(clock.now).is_healthy
     clock.tick(timedelta(milliseconds=1))
-    health = examine(clock.now)
+    health = check_health(clock.now)
     assert not health.is_healthy
     assert [(each.kind, each.count) for each in health.overdue] == [("workflow run", 1)]
     code, text = probe()
     assert code == 1
-    assert "NOT HEALTHY. Overdue: 1 workflow run(s) since 2030-01-07 13:00:00, and no living worker looks at" in text
+    assert "NOT HEALTHY. Overdue: 1 workflow run(s) since 2030-01-07 13:00:00, and no live worker polls" in text
     assert "no worker is alive: start the workers" in text
     assert probe("--overdue", "3600")[0] == 0
 
 
 def test_nobody_is_called_healthy_while_rows_wait_and_no_worker_is_alive(clock):
     living(ago=2 * MINUTE)
-    assert str(examine(clock.now)).startswith("Healthy: nothing is overdue. No worker is alive; host:7 was seen last, ")
+    assert str(check_health(clock.now)).startswith(
+        "Healthy: nothing is overdue. No worker is alive; host:7 was seen last, "
+    )
     engine.start("story:count", steps=1)
-    text = str(examine(clock.now))
+    text = str(check_health(clock.now))
     assert text.startswith("No worker is alive; host:7 was seen last, ")
     assert text.endswith("Rows wait for one; nothing is overdue yet.")
 
@@ -66,18 +69,18 @@ def test_nobody_is_called_healthy_while_rows_wait_and_no_worker_is_alive(clock):
 def test_a_worker_that_makes_progress_with_a_long_queue_is_healthy(clock):
     runs = [engine.start("story:count", steps=1) for _ in range(3)]
     clock.tick(10 * MINUTE)
-    assert not examine(clock.now).is_healthy
+    assert not check_health(clock.now).is_healthy
     worker = living(workflows=80)
-    health = examine(clock.now)
+    health = check_health(clock.now)
     assert health.overdue[0].count == len(runs)
     assert health.is_healthy
     assert str(health).startswith("Healthy but behind. Overdue: 3 workflow run(s) since")
     assert "1 worker is alive." in str(health)
     Worker.objects.filter(pk=worker.pk).update(worked={"workflows": 100})
-    health = examine(clock.now)
+    health = check_health(clock.now)
     assert not health.is_healthy, "that was progress of long ago"
-    assert "and no progress by 1 living worker" in str(health)
-    assert "nobody makes progress with it: restart the workers" in probe()[1]
+    assert "and no progress by 1 live worker" in str(health)
+    assert "no live worker makes progress with it: restart the workers" in probe()[1]
 
 
 @pytest.mark.parametrize("how", ["dead", "stopped"])
@@ -85,12 +88,12 @@ def test_who_is_dead_or_stopped_makes_no_progress(clock, how):
     engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
     worker = living(workflows=1)
-    assert examine(clock.now).is_healthy
+    assert check_health(clock.now).is_healthy
     if how == "dead":
         Worker.objects.filter(pk=worker.pk).update(seen_at=DatabaseNow() - DEAD_AFTER)
     else:
         Worker.objects.filter(pk=worker.pk).update(stopped_at=DatabaseNow())
-    health = examine(clock.now)
+    health = check_health(clock.now)
     assert (health.is_healthy, health.workers, health.overdue[0].workers) == (False, 0, 0)
 
 
@@ -98,36 +101,36 @@ def test_the_time_since_the_last_sign_of_life_counts(clock):
     engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
     living(ago=30 * SECOND, workflows=55)
-    assert examine(clock.now).is_healthy
-    assert not examine(clock.now, 80 * SECOND).is_healthy
+    assert check_health(clock.now).is_healthy
+    assert not check_health(clock.now, 80 * SECOND).is_healthy
 
 
 def test_progress_is_that_of_each_queue(clock):
     engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
     living("events,callbacks", callbacks=1)
-    health = examine(clock.now)
+    health = check_health(clock.now)
     assert (health.is_healthy, health.workers) == (False, 1)
-    assert health.living == {"events": 1, "signals": 0, "workflows": 0, "agents": 0, "callbacks": 1}
+    assert health.workers_by_queue == {"events": 1, "signals": 0, "workflows": 0, "agents": 0, "callbacks": 1}
     code, text = probe()
     assert code == 1
-    assert "1 workflow run(s) since 2030-01-07 13:00:00, and no living worker looks at 'workflows'" in text
-    assert "start one for workflows" in text
+    assert "1 workflow run(s) since 2030-01-07 13:00:00, and no live worker polls 'workflows'" in text
+    assert "start a worker for workflows" in text
     living("workflows", workflows=1)
-    assert examine(clock.now).is_healthy
+    assert check_health(clock.now).is_healthy
 
 
 def test_a_worker_may_be_busy_with_another_queue_for_as_long_as_a_step_takes(clock):
     engine.start("story:count", steps=1)
     living(callbacks=1)
     clock.tick(90 * SECOND + longest_timeout() - SECOND)
-    assert examine(clock.now).is_healthy
+    assert check_health(clock.now).is_healthy
     clock.tick(SECOND)
-    health = examine(clock.now)
+    health = check_health(clock.now)
     assert not health.is_healthy, "it must have had its turn by now"
     assert health.overdue[0].workers == 1
     living(workflows=1)
-    assert examine(clock.now).is_healthy
+    assert check_health(clock.now).is_healthy
 
 
 def test_rows_in_the_hands_of_web_processes_are_no_progress(clock):
@@ -137,13 +140,13 @@ def test_rows_in_the_hands_of_web_processes_are_no_progress(clock):
     assert claim(WorkflowRun, clock.now, 1)
     drain(heartbeat=True, models=[CallbackExecution])
     assert not Worker.objects.exists()
-    assert not examine(clock.now).is_healthy
+    assert not check_health(clock.now).is_healthy
 
 
 def test_a_timer_of_tomorrow_is_not_overdue(clock, work):
     Reservation.objects.create(status="confirmed", checkin_at=clock.now + timedelta(days=1))
     work()
-    health = examine(clock.now + 10 * MINUTE)
+    health = check_health(clock.now + 10 * MINUTE)
     assert (health.overdue, health.is_idle) == ((), False)
 
 
@@ -186,15 +189,15 @@ def test_a_database_that_does_not_answer_has_an_exit_code_of_its_own(clock, monk
     monkeypatch.setattr(health_module, "_overdue", refuse)
     code, text = probe()
     assert code == 2
-    assert "The database could not be asked: connection refused" in text
+    assert "The database could not be queried: connection refused" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--overdue", "0"], "--overdue=0 must be more than zero seconds"),
-        (["--max-failed", "-1"], "--max-failed=-1 must not be less than zero"),
-        (["--explain", "--kind", "workflows"], "there is no 'workflows'; there are 'event', 'signal', 'workflow run'"),
+        (["--overdue", "0"], "--overdue=0 must be positive"),
+        (["--max-failed", "-1"], "--max-failed=-1 must not be negative"),
+        (["--explain", "--kind", "workflows"], "unknown kind 'workflows'. Kinds: 'event', 'signal', 'workflow run'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, complaint):
@@ -208,7 +211,7 @@ def test_the_probe_asks_a_few_questions_however_much_there_is(clock, django_asse
         engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
     with django_assert_max_num_queries(10):
-        examine(clock.now)
+        check_health(clock.now)
 
 
 # -- what has failed, and what is parked
@@ -235,9 +238,9 @@ def test_failed_and_parked_rows_are_counted_by_kind(clock):
     ("limits", "expected", "complaint"),
     [
         (["--max-failed", "3", "--max-parked", "2"], 0, ""),
-        (["--max-failed", "2"], 3, "3 rows have failed, and --max-failed=2"),
-        (["--max-parked", "0"], 3, "2 rows are parked, and --max-parked=0"),
-        (["--max-failed", "0", "--max-parked", "0"], 3, "--max-failed=0; 2 rows are parked"),
+        (["--max-failed", "2"], 3, "3 row(s) have failed, and --max-failed=2"),
+        (["--max-parked", "0"], 3, "2 row(s) are parked, and --max-parked=0"),
+        (["--max-failed", "0", "--max-parked", "0"], 3, "--max-failed=0; 2 row(s) are parked"),
     ],
 )
 def test_limits_of_failed_and_parked_rows_have_an_exit_code_of_their_own(clock, limits, expected, complaint):

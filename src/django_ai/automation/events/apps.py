@@ -19,7 +19,7 @@ class EventsConfig(AppConfig):
 
         from ..queues import maintenance, registry
         from ..queues.models import Behaviour
-        from ..queues.operations.resume import Kind, register_kind
+        from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
         from . import checks
         from .cancellation import cancel_events
@@ -44,8 +44,8 @@ class EventsConfig(AppConfig):
         maintenance.register_pruner("prune events", prune_events)
         maintenance.register_pruner("prune snapshots", prune_snapshots)
         maintenance.register_pruner("prune claims", prune_claims)
-        register_kind(Kind("event", Event, "event_name"))
-        register_kind(Kind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
+        register_resumable_kind(ResumableKind("event", Event, "event_name"))
+        register_resumable_kind(ResumableKind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
         model_signals.connect()
         register(checks.check_definitions)
         register(checks.check_callbacks)

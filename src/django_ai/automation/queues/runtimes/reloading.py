@@ -1,7 +1,7 @@
-"""``automation_worker --reload``: a worker process stops when a file of its code changes, and is started again.
+"""``automation_worker --reload``: a worker process stops when a source file changes, and is restarted.
 
 Django's autoreloader watches the modules that the process has imported, in a thread beside the work. A change stops the
-process as SIGTERM does, so the step under way is not lost. ``CODE_CHANGED`` then tells the supervisor to start the
+process as SIGTERM does, so the running step is not lost. ``CODE_CHANGED`` then tells the supervisor to start the
 next process at once.
 """
 
@@ -15,12 +15,12 @@ from django.utils import autoreload
 
 CODE_CHANGED = 3
 """The exit code of a process whose code has changed, as in Django's autoreloader."""
-LONGEST_BACKOFF_SECONDS = 2.0
-"""Code that cannot be imported is tried again this often, until it is corrected."""
+RELOAD_BACKOFF_SECONDS = 2.0
+"""Longest delay before a process that ended is restarted: code that cannot be imported is soon corrected."""
 
 
 class CodeWatcher:
-    """Watches the code of this process. ``has_changed``: a file has changed, and the process was told to stop."""
+    """Watches the code of this process. ``has_changed``: whether a file has changed and the process was stopped."""
 
     def __init__(self) -> None:
         self.has_changed = False
