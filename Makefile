@@ -1,62 +1,70 @@
-# `make test` is what each commit passes, `make test-ci` is the rest. `make demo` runs the main job for real.
-# Nothing is needed but python3 and make.
+# `make help` lists the targets. Each commit passes `make test`; `make test-ci` runs the remaining tests.
+# Requires only python3 and make: the first target creates the virtual environment.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help test test-ci test-all check migrations demo serve bench soak lint types format clean
+.DEFAULT_GOAL := help
+.PHONY: help test test-ci test-all test-matrix check lint types format demo serve bench soak migrations package clean
 
-help:
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py $(VENV) test dev demo
 	@touch $@
 
-test: $(INSTALLED)  ## lint, types, and the quick tests on SQLite and PostgreSQL; T=tests/unit/test_x.py: only that, on SQLite
+test: $(INSTALLED)  ## lint, types and the quick tests on SQLite and PostgreSQL; T=tests/unit: only these, on SQLite
 ifdef T
 	$(BIN)/python -m pytest -q $(T)
 else
 	$(BIN)/python tools/gate.py test
 endif
 
-test-ci: $(INSTALLED)  ## the rest: MariaDB, the newest Python and Django, crash points, real workers, runtimes
+test-ci: $(INSTALLED)  ## the remaining tests: MariaDB, newest Python and Django, crash points, real workers, runtimes
 	$(BIN)/python tools/gate.py ci
 
-test-all: $(INSTALLED)  ## the full matrix, and a soak of ten minutes on each database; says how to start what is missing
+test-all: $(INSTALLED)  ## both of these, the oldest versions, and a soak of ten minutes on each database
 	$(BIN)/python tools/gate.py all
 
-check: lint types  ## lint and types alone
+test-matrix:  ## the quick tests of one cell of the CI matrix: DJANGO=5.2|6.1|main DATABASE=sqlite|postgresql|mariadb
+	$(PYTHON) tools/environment.py .venv-matrix test $(filter mariadb,$(DATABASE)) $(if $(DJANGO),--django $(DJANGO))
+	TEST_DATABASE=$(or $(DATABASE),sqlite) .venv-matrix/bin/python -m pytest -q -m "not alone and not slow"
 
-demo: $(INSTALLED)  ## a hotel's day in under a minute, on a real cluster
+check: lint types  ## lint and types
+
+lint: $(INSTALLED)  ## ruff (rules and format) and codespell
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
+
+types: $(INSTALLED)  ## mypy --strict and basedpyright
+	$(BIN)/mypy && $(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(INSTALLED)  ## fix lint errors and format the code
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+demo: $(INSTALLED)  ## a day at the example hotel in under a minute, on a real Q2 cluster
 	$(BIN)/python example/hotel/demo.py
 
-serve: $(INSTALLED)  ## the hotel with the admin and a cluster, until Ctrl-C
+serve: $(INSTALLED)  ## the example hotel with the admin and a Q2 cluster, until Ctrl-C
 	$(BIN)/python example/hotel/serve.py
 
-bench: $(INSTALLED)  ## throughput, latency, the cost of save(), routing among a million, many at once, on PostgreSQL
+bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scale, growth, bulk, pruning
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/growth.py
 	$(BIN)/python bench/bulk.py
 	$(BIN)/python bench/pruning.py
 
-migrations: $(INSTALLED)  ## write the one initial migration of each app anew from its models
-	$(BIN)/python tools/migrations.py
-
-lint: $(INSTALLED)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-
-format: $(INSTALLED)
-	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-
-types: $(INSTALLED)
-	$(BIN)/mypy
-
-soak: $(INSTALLED)  ## random programs under fire against a model: MINUTES=2 SEED=... DATABASE=sqlite|postgresql|mariadb
+soak: $(INSTALLED)  ## random programs with injected faults, checked by a model: MINUTES=2 SEED=... DATABASE=sqlite|postgresql|mariadb
 	$(BIN)/python -m tests.support.soak.run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)
 
-clean:
+migrations: $(INSTALLED)  ## rewrite the initial migration of each app from its models
+	$(BIN)/python tools/migrations.py
+
+package: $(INSTALLED)  ## build the distributions into dist/ and check their contents; TAG=v0.1.0: and the version
+	$(BIN)/python tools/package.py $(if $(TAG),--tag $(TAG))
+
+clean:  ## delete the virtual environments and caches
 	rm -rf $(VENV) $(VENV)-* .mypy_cache .pytest_cache .ruff_cache

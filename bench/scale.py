@@ -133,7 +133,8 @@ def agents(size: int) -> None:
 
 def claims(size: int) -> None:
     """Let each of ``size`` agents claim the notes of its owner, besides."""
-    from django_ai.automation.events.claims import CLAIMS, _claim
+    from django_ai.automation.events.claim_lookup import CLAIMS
+    from django_ai.automation.events.claims import _claim
     from django_ai.automation.events.models import EventClaim, RoutingShape
 
     agents(size)

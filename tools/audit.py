@@ -1,7 +1,7 @@
-"""Audit what a project gets with ours: the dependencies, those of the extras, and theirs in turn, as installed here.
+"""Audit the dependencies of this project and its extras, direct and transitive, in the versions installed here.
 
-Known vulnerabilities (``pip-audit``), licences, and whether the versions fit each other (``pip check``). Where the
-advisories cannot be read, for want of a network, that is said loudly, and all the rest is still checked.
+Checks known vulnerabilities (``pip-audit``), licences, and whether the versions are compatible (``pip check``). If the
+advisories cannot be read because there is no network, a conspicuous warning says so; the other checks still run.
 """
 
 from __future__ import annotations
@@ -16,40 +16,42 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 
-OURS = "django-ai-automation"
-ALLOWED = re.compile(r"\b(MIT|MIT-0|0?BSD|ISC|Apache|PSF|Python Software Foundation|LGPL|Lesser General|Unlicense)\b")
-"""Licences under which a project may use a dependency without a duty for its own code."""
-CHOSEN = {"mysqlclient": "GPL-2.0-or-later"}
-"""Drivers whose licence their user accepts by choosing the database; ours works without them."""
+PROJECT = "django-ai-automation"
+ALLOWED_LICENCES = re.compile(
+    r"\b(MIT|MIT-0|0?BSD|ISC|Apache|PSF|Python Software Foundation|LGPL|Lesser General|Unlicense)\b"
+)
+"""Licences that put no obligation on the code of a project that uses the dependency."""
+ACCEPTED_DRIVERS = {"mysqlclient": "GPL-2.0-or-later"}
+"""Optional database drivers. A user accepts the licence with the choice of the database."""
 
 
 def main() -> None:
     if subprocess.run([sys.executable, "-m", "pip", "check", "--disable-pip-version-check"], check=False).returncode:
-        raise SystemExit("The installed versions do not fit each other.")
-    found = tree(OURS)
+        raise SystemExit("FAILED: the installed versions are not compatible; see the output of pip check above.")
+    found = tree(PROJECT)
     if refused := [
         f"{name}: {licence}" for name, each in found.items() if not is_allowed(name, licence := licence_of(each))
     ]:
-        raise SystemExit("Licences that are not on the list of tools/audit.py:\n  " + "\n  ".join(refused))
-    print(f"licences of {len(found)} packages are on the list: {', '.join(sorted(found))}")
+        raise SystemExit("FAILED: licences that tools/audit.py does not allow:\n  " + "\n  ".join(refused))
+    print(f"licences of {len(found)} packages are allowed: {', '.join(sorted(found))}")
     advisories({name: each.version for name, each in found.items()})
 
 
 def tree(root: str) -> dict[str, Distribution]:
-    """Return what ``root`` needs with all its extras, by name, without ``root``; what is not installed is named."""
+    """Return the dependencies of ``root`` with all its extras, by name. Prints the names of those not installed."""
     found: dict[str, Distribution] = {}
-    waiting = [(root, extra) for extra in ("", *(distribution(root).metadata.get_all("Provides-Extra") or ()))]
-    seen = set(waiting)
-    while waiting:
-        name, extra = waiting.pop()
+    pending = [(root, extra) for extra in ("", *(distribution(root).metadata.get_all("Provides-Extra") or ()))]
+    seen = set(pending)
+    while pending:
+        name, extra = pending.pop()
         try:
             found[name] = distribution(name)
         except PackageNotFoundError:
-            print(f"not installed, so not audited: {name}")
+            print(f"not audited, because not installed: {name}")
             continue
         new = set(_needs(found[name], extra)) - seen
         seen |= new
-        waiting += new
+        pending += new
     del found[root]
     return found
 
@@ -63,47 +65,47 @@ def _needs(package: Distribution, extra: str) -> Iterator[tuple[str, str]]:
 
 
 def licence_of(package: Distribution) -> str:
-    told = package.metadata
-    classifiers = [each for each in told.get_all("Classifier") or () if each.startswith("License ::")]
-    return told.get("License-Expression") or "; ".join(classifiers) or told.get("License") or "none that it names"
+    metadata = package.metadata
+    classifiers = [each for each in metadata.get_all("Classifier") or () if each.startswith("License ::")]
+    return metadata.get("License-Expression") or "; ".join(classifiers) or metadata.get("License") or "not named"
 
 
 def is_allowed(name: str, licence: str) -> bool:
-    return bool(ALLOWED.search(licence)) or CHOSEN.get(name) == licence
+    return bool(ALLOWED_LICENCES.search(licence)) or ACCEPTED_DRIVERS.get(name) == licence
 
 
 def advisories(versions: dict[str, str]) -> None:
-    """Ask for known vulnerabilities, of PyPI and then of OSV. Raises ``SystemExit`` with those found."""
+    """Query PyPI for known vulnerabilities, or OSV if PyPI cannot be read. Raises ``SystemExit`` with those found."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:
         listed.writelines(f"{name}=={version}\n" for name, version in versions.items())
         listed.flush()
         reason = ""
         for service in ("pypi", "osv"):
-            answer = _ask(service, listed.name)
-            known, reason = _judged(answer)
+            answer = _query(service, listed.name)
+            known, reason = _parse(answer)
             if known:
-                raise SystemExit("Known vulnerabilities:\n  " + "\n  ".join(known))
+                raise SystemExit("FAILED: known vulnerabilities:\n  " + "\n  ".join(known))
             if not reason:
                 print(f"no known vulnerabilities in {len(versions)} packages ({service})")
                 return
     print(f"{'!' * 100}\n!! NOT AUDITED: the advisories could not be read ({reason}).\n{'!' * 100}")
 
 
-def _ask(service: str, listed: str) -> str:
+def _query(service: str, listed: str) -> str:
     command = [sys.executable, "-m", "pip_audit", "--requirement", listed, "--no-deps", "--disable-pip"]
     options = ["--format", "json", "--progress-spinner", "off", "--timeout", "15", "--vulnerability-service", service]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     return done.stdout or done.stderr
 
 
-def _judged(answer: str) -> tuple[list[str], str]:
-    """Return the vulnerabilities in pip-audit's answer, and why it could not look at everything."""
+def _parse(answer: str) -> tuple[list[str], str]:
+    """Return the vulnerabilities in pip-audit's output, and why it could not check everything, if so."""
     try:
         packages = json.loads(answer)["dependencies"]
     except ValueError:
         return [], (answer.strip().splitlines() or ["no answer"])[-1][:160]
     known = [
-        f"{each['name']} {each['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'no version'}"
+        f"{each['name']} {each['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for each in packages
         for found in each.get("vulns", ())
     ]

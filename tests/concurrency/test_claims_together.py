@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from django_ai.automation import claims, engine
-from django_ai.automation.events.claims import count
+from django_ai.automation.events.claim_lookup import count_events
 from django_ai.automation.events.models import Event, EventClaim, RoutingShape
 from django_ai.automation.exceptions import ClaimedError, DefinitionError
 from django_ai.automation.queues.drain import drain
@@ -125,7 +125,7 @@ def test_many_who_count_one_event_count_it_once():
     found = events(2)
     claims.hold(UPLOADED, MATCH, owner=runs(1)[0], expires_after_events=5)
     shapes = RoutingShape.of(found)
-    assert together(*(lambda: count(found, shapes) for _ in range(6))) == []
+    assert together(*(lambda: count_events(found, shapes) for _ in range(6))) == []
     claim = EventClaim.objects.get()
     assert (claim.events_left, sorted(claim.counted)) == (3, [event.pk for event in found])
 
@@ -134,7 +134,7 @@ def test_two_who_count_the_last_event():
     first, second = events(2)
     claims.hold(UPLOADED, MATCH, owner=runs(1)[0], expires_after_events=1)
     shapes = RoutingShape.of([first, second])
-    assert together(lambda: count([first], shapes), lambda: count([second], shapes)) == []
+    assert together(lambda: count_events([first], shapes), lambda: count_events([second], shapes)) == []
     claim = EventClaim.objects.get()
     assert claim.events_left == 0
     assert claim.counted in ([first.pk], [second.pk])
@@ -161,7 +161,9 @@ def test_counting_and_taking_over_at_once():
     (event,) = events(1)
     claims.hold(UPLOADED, MATCH, owner=one, expires_after_events=9)
     shapes = RoutingShape.of([event])
-    raised = together(lambda: count([event], shapes), holding(two, priority=1, bump=True, expires_after_events=5))
+    raised = together(
+        lambda: count_events([event], shapes), holding(two, priority=1, bump=True, expires_after_events=5)
+    )
     assert raised == []
     claim = EventClaim.objects.get()
     assert claim.owner == two

@@ -10,9 +10,9 @@ import pytest
 from django.db import connection, connections, transaction
 
 from django_ai.automation.events.callbacks import on_event
+from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event
-from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
 from tests.apps.reservations.models import Reservation, Room
 from tests.support.race import together

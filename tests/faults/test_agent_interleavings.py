@@ -33,7 +33,8 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExec
 from django_ai.automation.agents.reconcile import reconcile_agents
 from django_ai.automation.agents.routing import keys_of
 from django_ai.automation.events.definitions import EventDefinition
-from django_ai.automation.events.matching.match import address, canonical
+from django_ai.automation.events.matching.match import address
+from django_ai.automation.events.matching.typed_values import canonical
 from django_ai.automation.events.models import Event, EventClaim
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.testing import time_machine
@@ -386,7 +387,7 @@ class TestClaimsInBetween:
         assert effects() == ["came"]
 
     def test_ended_claims_are_found_in_a_few_statements(self, clock, owner):
-        from django_ai.automation.events.claims import prune_claims
+        from django_ai.automation.events.retention import prune_claims
         from django_ai.automation.queues.maintenance import TimeSlice
 
         for number in range(100):

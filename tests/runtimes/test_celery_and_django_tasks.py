@@ -151,18 +151,18 @@ class TestCelery:
         assert not Worker.objects.exists()
 
     def test_nobody_forks_while_the_clock_has_a_connection_in_use(self):
-        forks = celery_runtime.Forks()
+        guard = celery_runtime.ForkGuard()
         may_leave, inside, forked = threading.Event(), threading.Event(), threading.Event()
 
         def look() -> None:
-            with forks:
+            with guard:
                 inside.set()
                 may_leave.wait(10)
 
         def fork() -> None:
-            forks.before()
+            guard.before()
             forked.set()
-            forks.after_in_parent()
+            guard.after_in_parent()
 
         looker, forker = threading.Thread(target=look), threading.Thread(target=fork)
         looker.start()
@@ -173,9 +173,9 @@ class TestCelery:
         assert forked.wait(10)
         looker.join()
         forker.join()
-        forks.before()
-        forks.after_in_child()  # where the thread that would let it go does not exist
-        with forks:
+        guard.before()
+        guard.after_in_child()  # where the thread that would let it go does not exist
+        with guard:
             pass
 
 
@@ -212,7 +212,7 @@ class TestDjangoTasks:
         for _ in range(5):
             notifier.ring("default")
         assert len(rung) == 1
-        notifier._rung -= tasks_runtime.SPACING
+        notifier._rung_at -= tasks_runtime.MIN_DOORBELL_INTERVAL_SECONDS
         notifier.ring("default")
         assert len(rung) == 2
 

@@ -161,7 +161,7 @@ class TestOptions:
             (["--queues", "workflow"], "Did you mean 'workflows'"),
             (["--queues", "mail"], "agents, callbacks, events, maintenance, signals, workflows"),
             (["--processes", "0"], "--processes=0 must be at least 1"),
-            (["--poll", "0"], "--poll=0 must be more than zero"),
+            (["--poll", "0"], "--poll=0 must be positive"),
             (["--grace", "-1"], "--grace=-1"),
             (["--once", "--processes", "2"], "one process"),
         ],

@@ -91,6 +91,6 @@ def test_08_an_event_is_told_twice():
     drain()
     event.refresh_from_db()
     assert (event.pending_notifications, event.wake_at) == ([], None)
-    occurrence._notify([occurrence.Notification(event, "")], timezone.now)
+    occurrence.notify_subscribers([occurrence.Notification(event, "")], timezone.now)
     drain()
     assert effects() == ["done"]

@@ -211,7 +211,7 @@ class TestEvents:
 
         reservation, run = self.start()
         drain()
-        monkeypatch.setattr(occurrence, "_notify", lambda events, clock: None)
+        monkeypatch.setattr(occurrence, "notify_subscribers", lambda events, clock: None)
         upload(reservation)
         monkeypatch.undo()
         event = Event.objects.get(event_name="guest_docs_uploaded")

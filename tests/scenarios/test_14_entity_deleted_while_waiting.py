@@ -230,10 +230,10 @@ def test_14_deleted_between_an_occurrence_and_its_telling_it_is_not_cancelled(cl
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
     work()
     clock.tick(HOUR)
-    notify = occurrence._notify
-    monkeypatch.setattr(occurrence, "_notify", lambda *args: None)
+    notify = occurrence.notify_subscribers
+    monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args: None)
     work()
-    monkeypatch.setattr(occurrence, "_notify", notify)
+    monkeypatch.setattr(occurrence, "notify_subscribers", notify)
     stay.delete()
     for _ in range(4):
         work()

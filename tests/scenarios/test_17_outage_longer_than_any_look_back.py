@@ -168,7 +168,7 @@ def waiting(clock, work, monkeypatch):
     Reservation.objects.create(docs=True)
     work()
     engine.signal("bell")
-    from django_ai.automation.events.occurrence import CommitBatch
+    from django_ai.automation.events.commit_batch import CommitBatch
 
     with monkeypatch.context() as patch:
         patch.setattr(CommitBatch, "__call__", lambda self: None)  # it dies right after its commit

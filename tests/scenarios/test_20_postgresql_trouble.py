@@ -363,7 +363,7 @@ def test_20_a_lock_timeout_is_the_databases_trouble(two_rows):
 
 def test_20_the_web_process_loses_its_session_right_after_its_commit(gate):
     """The save was committed; a worker finds what follows from it though the web process could not claim it."""
-    from django_ai.automation.events.occurrence import CommitBatch
+    from django_ai.automation.events.commit_batch import CommitBatch
 
     Reservation.objects.create(status="pending")
     original = CommitBatch.__call__

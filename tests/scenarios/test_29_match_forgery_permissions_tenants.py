@@ -177,7 +177,7 @@ def test_29_q2_drops_a_forged_message_and_takes_the_genuine_one():
     pushed: Queue[dict[str, object]] = Queue()
     one_round = Event_()
     one_round.set()
-    broker.poller.look()
+    broker.poller.seconds_until_due()
     drain(models=[Maintenance])
     pusher(pushed, one_round, broker=broker)
     assert pushed.empty()

@@ -12,12 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from io import StringIO
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from django.core.management import call_command
@@ -25,11 +23,9 @@ from django.db import OperationalError, connection, connections
 from django.utils import timezone
 from pydantic import BaseModel
 
-from django_ai.automation import EventDefinition, complete, engine, on_event, sleep, step, workflow
-from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation import EventDefinition, complete, engine, sleep, step, workflow
 from django_ai.automation.conf import conf
-from django_ai.automation.events import retention
-from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.events.models import Event
 from django_ai.automation.queues import maintenance, pruning
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim
@@ -40,11 +36,11 @@ from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes.poller import Poller
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due, poll_due, prune_soon
 from django_ai.automation.queues.runtimes.worker import WorkerLoop
-from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
+from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.child_processes import ROOT, environment
+from tests.support.maintenance import maintain, old_runs
 from tests.support.polling import until
-from tests.support.rows import effects, leave
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
@@ -61,18 +57,6 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(maintenance, "_tasks", found)
 
     return replace
-
-
-def old_runs(number: int, ago: timedelta = 40 * DAY) -> list[WorkflowRun]:
-    moment = timezone.now() - ago
-    rows = [WorkflowRun(name="old", status="completed", created_at=moment, finished_at=moment) for _ in range(number)]
-    return WorkflowRun.objects.bulk_create(rows)
-
-
-def maintain() -> None:
-    """Do what is due of maintenance, as a worker does."""
-    maintenance.ensure_rows(timezone.now())
-    drain(models=[Maintenance])
 
 
 # -- beside the work, never in front of it -----------------------------------------------------------------------------
@@ -399,12 +383,12 @@ def test_34_rows_follow_the_code(only, clock):
 def test_34_a_fresh_process_looks_for_what_its_code_wants(clock):
     maintain()
     clock.tick(timedelta(seconds=1))
-    assert Poller(1.0).look() == 0.0
+    assert Poller(1.0).seconds_until_due() == 0.0
     due = Maintenance.objects.filter(wake_at__lte=clock())
     wanted = {task.name for task in maintenance.tasks_for(RECONCILE)}
     assert set(due.values_list("name", flat=True)) == wanted
     drain(models=[Maintenance])
-    assert Poller(1.0, models={WorkflowRun}).look() > 0
+    assert Poller(1.0, models={WorkflowRun}).seconds_until_due() > 0
     assert not due.exists()
 
 
@@ -456,119 +440,6 @@ def test_34_at_once_in_the_foreground_an_error_does_not_stop_the_rest(only):
         cleanup_old()
     assert done == ["sound"]
     assert poll_due() == 0
-
-
-# -- orphans of raw deletes --------------------------------------------------------------------------------------------
-
-
-def raw_delete(model: Any, *pks: Any) -> None:
-    with connection.cursor() as cursor:
-        for pk in pks:
-            cursor.execute(f"DELETE FROM {model._meta.db_table} WHERE {model._meta.pk.column} = %s", [pk])
-
-
-def test_34_events_of_an_entity_that_sql_has_deleted_go(clock, work, declare):
-    declare(Reservation, EventDefinition("made"), EventDefinition("paid", condition=lambda each: each.status == "paid"))
-    on_event("made", name="call")(lambda event: leave("called"))
-    stays, goes = Reservation.objects.create(), Reservation.objects.create()
-    work()
-    raw_delete(Reservation, goes.pk)
-    maintain()
-    assert Event.objects.count() == 4
-    clock.tick(40 * DAY)
-    maintenance.ensure_rows(clock())
-    maintain()
-    clock.tick(DAY)
-    maintain()
-    assert set(Event.objects.values_list("entity_id", flat=True)) == {str(stays.pk)}
-    assert CallbackExecution.objects.get().event.entity_id == str(stays.pk)
-    # What lives keeps its key, and what comes again with a key of before is new.
-    Reservation.objects.get(pk=stays.pk).save()
-    Reservation.objects.create(pk=goes.pk)
-    work()
-    assert effects() == ["called"] * 3
-
-
-def test_34_an_orphan_that_a_save_takes_back_at_this_moment_stays(clock, work, declare, monkeypatch):
-    declare(Reservation, EventDefinition("made"))
-    goes = Reservation.objects.create()
-    work()
-    raw_delete(Reservation, goes.pk)
-    clock.tick(40 * DAY)
-    genuine, asked = retention._missing, []
-
-    def late(model, entity_ids):
-        found = genuine(model, entity_ids)
-        if not asked:
-            Reservation.objects.create(pk=goes.pk)
-        asked.append(found)
-        return found
-
-    monkeypatch.setattr(retention, "_missing", late)
-    assert retention.release_orphans(TimeSlice(clock())).done == 0
-    assert len(asked) == 2
-    assert Event.objects.filter(active_key__isnull=False).count() == 1
-
-
-@contextmanager
-def without_constraints() -> Iterator[None]:
-    off, on = {
-        "sqlite": ("PRAGMA foreign_keys = OFF", "PRAGMA foreign_keys = ON"),
-        "mysql": ("SET foreign_key_checks = 0", "SET foreign_key_checks = 1"),
-        "postgresql": ("SET session_replication_role = replica", "SET session_replication_role = DEFAULT"),
-    }[connection.vendor]
-    with connection.cursor() as cursor:
-        cursor.execute(off)
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(on)
-
-
-def test_34_rows_whose_parent_sql_has_deleted_go(monkeypatch):
-    monkeypatch.setattr("django_ai.automation.queues.orphans.WINDOW", 2)
-    now = timezone.now()
-    event = Event.objects.create(entity_type="x.y", entity_id="1", event_name="x", declared_as="x")
-    agent = AgentRun.objects.create(name="x", event=event)
-    parent, child, stays = old_runs(3, ago=DAY)
-    WorkflowRun.objects.filter(pk=child.pk).update(parent=parent, event=event)
-    for run in (parent, stays):
-        for visit in range(3):
-            StepExecution.objects.create(run=run, step="s", visit=visit, attempt=1, finished=now, outcome="goto")
-        Signal.objects.create(name="x", run=run, sent_at=now)
-    for number in range(5):
-        CallbackExecution.objects.create(event=event, callback="x", unique_key=f"{number}", created_at=now)
-    HandlerExecution.objects.create(run=agent, event=event, handler="x", unique_key="x", created_at=now, due_at=now)
-    with without_constraints():
-        raw_delete(WorkflowRun, parent.pk)
-        raw_delete(Event, event.pk)
-    maintain()
-    assert set(WorkflowRun.objects.values_list("pk", "parent", "event")) == {
-        (child.pk, None, None),
-        (stays.pk, None, None),
-    }
-    assert StepExecution.objects.filter(run=stays).count() == StepExecution.objects.count() == 3
-    assert Signal.objects.get().run_id == stays.pk
-    assert not CallbackExecution.objects.exists()
-    assert not HandlerExecution.objects.exists()
-    assert AgentRun.objects.get().event_id is None
-
-
-def test_34_what_must_stay_is_not_walked_over_again_at_once(clock, monkeypatch):
-    """After a sweep that has passed by much for nothing there is a rest."""
-    young = old_runs(3, ago=DAY)
-    WorkflowRun.objects.filter(pk=young[0].pk).update(created_at=clock() - 90 * DAY)
-    genuine = pruning._remove_batch
-
-    def slow(rows):
-        time.sleep(0.05)
-        return genuine(rows)
-
-    monkeypatch.setattr(pruning, "_remove_batch", slow)
-    bite = maintenance._tasks["prune runs"].take(TimeSlice(clock()))
-    assert (bite.done, bite.position) == (0, None)
-    assert bite.rest >= timedelta(seconds=0.5)
 
 
 def test_34_two_threads_never_have_one_task_at_once(only):

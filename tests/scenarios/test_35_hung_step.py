@@ -259,5 +259,5 @@ def test_35_real_seconds_a_process_that_cannot_be_interrupted_is_replaced(tmp_pa
     with automation_worker(log, TEST_LEASE_SECONDS="2"):
         until(lambda: ended(sound)[0] == "completed", 60, "The work of a process that took its place", log)
         until(lambda: WorkflowRun.objects.get(pk=stuck.pk).status == "completed", 60, "The second attempt", log)
-    assert "is started again" in log.read_text()
+    assert "Restarting it" in log.read_text()
     assert stuck.steps.filter(outcome="lost").count() == 1

@@ -56,7 +56,7 @@ def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
         assert claim(Event, clock.now, 1), "a web process has it in hand"
         code, text = probe()
         assert code == 1
-        assert "no living worker looks at 'callbacks'" in text
+        assert "no live worker polls 'callbacks'" in text
         assert f"No worker is alive; {stopped} was seen last" in text
     assert Worker.objects.count() == 1, "no web process is a worker"
 

@@ -251,14 +251,14 @@ def test_43_a_lower_position_commits_before_the_run_begins(held):
 @pytest.mark.usefixtures("collector")
 def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
     """Its process died after the commit: a worker tells of it, and a run that was created before hears it."""
-    notify = occurrence._notify
+    notify = occurrence.notify_subscribers
     held.begin()
     visa("other")
     run = engine.start("collector")
     drain()
-    monkeypatch.setattr(occurrence, "_notify", lambda *args: None)
+    monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args: None)
     held.commit()
-    monkeypatch.setattr(occurrence, "_notify", notify)
+    monkeypatch.setattr(occurrence, "notify_subscribers", notify)
     run.refresh_from_db()
     assert (run.status, effects()) == ("suspended", [])
     drain(timezone.now() + timedelta(seconds=11))
@@ -268,10 +268,10 @@ def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
 
 @pytest.mark.usefixtures("collector")
 def test_43_what_is_told_late_does_not_reach_a_run_that_is_younger(monkeypatch):
-    notify = occurrence._notify
-    monkeypatch.setattr(occurrence, "_notify", lambda *args: None)
+    notify = occurrence.notify_subscribers
+    monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args: None)
     visa()
-    monkeypatch.setattr(occurrence, "_notify", notify)
+    monkeypatch.setattr(occurrence, "notify_subscribers", notify)
     engine.start("collector")
     drain()
     drain(timezone.now() + timedelta(seconds=11))

@@ -13,10 +13,10 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import agent, handler
-from django_ai.automation.events import occurrence
+from django_ai.automation.events import notification, occurrence
+from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
-from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim_these, renew
 from django_ai.automation.queues.notifier import set_notifier
@@ -98,7 +98,7 @@ def test_50_what_another_request_has_locked_before_the_claim_is_left_alone(two, 
 
 
 @pytest.mark.parametrize("locked", [0, 1])
-@pytest.mark.parametrize("stage", ["_occur", "_let_go"])
+@pytest.mark.parametrize("stage", ["_occur", "_release"])
 def test_50_what_another_request_has_locked_after_the_claim_holds_up_nothing(two, monkeypatch, caplog, stage, locked):
     @agent("ear", spawn_on="confirmed")
     class Ear:
@@ -109,7 +109,7 @@ def test_50_what_another_request_has_locked_after_the_claim_holds_up_nothing(two
             pass
 
     one, other = two[locked], two[1 - locked]
-    gate = Gate(monkeypatch, occurrence, stage)
+    gate = Gate(monkeypatch, occurrence if stage == "_occur" else notification, stage)
     hook = Together(together(other, one))
     assert gate.is_there.wait(30)
     with transaction.atomic():

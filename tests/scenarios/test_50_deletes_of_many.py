@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from django_ai.automation import on_event
 from django_ai.automation.conf import conf
 from django_ai.automation.events.checks import check_definitions
+from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event, Snapshot
-from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.exceptions import DefinitionError, SnapshotFieldError
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.runtimes.tasks import cleanup_old

@@ -223,7 +223,7 @@ def watch():
     def of(*models):
         found.append(Poller(10, models=models or wakeables()))
         found[-1].sleep(1)  # begins to LISTEN, and looks once more before it sleeps
-        found[-1].look()
+        found[-1].seconds_until_due()
         return found[-1]
 
     yield of
@@ -260,7 +260,7 @@ def test_51_a_burst_of_doorbells_is_answered_by_few_looks(watch):
     ringing = threading.Thread(target=burst)
     ringing.start()
     while slept(everything, 1) < 1:
-        assert everything.look() == 10
+        assert everything.seconds_until_due() == 10
         looks += 1
     ringing.join()
     assert 1 <= looks <= 15
@@ -283,13 +283,13 @@ def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
     monkeypatch.setattr("django_ai.automation.queues.runtimes.poller.time.monotonic", lambda: 100.0)
     found = Poller(10, models=wakeables())
     found._listener = Rung()
-    found.look()
+    found.seconds_until_due()
     for _ in range(6):
         found.sleep(10)
-        assert found.look() == 10
+        assert found.seconds_until_due() == 10
     engine.start("story:count", steps=1)
-    assert found.look() == 0
-    found.came_to(1)
+    assert found.seconds_until_due() == 0
+    found.record_performed(1)
     found.sleep(10)
     assert found._listener.rests == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.1, 0.1, 0.01])
 

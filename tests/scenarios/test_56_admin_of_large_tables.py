@@ -174,7 +174,7 @@ def test_56_what_is_refused_is_summed_up_and_not_logged(client, operator):
     assert text.count("only a parked or failed run can be resumed") == queues_admin.MAX_MESSAGES
     assert "7 more were refused" in text
     text = client.post(changelist(WorkflowRun), {**chosen, "action": "cancel"}, follow=True).content.decode()
-    assert "has ended already" in text
+    assert "has already finished" in text
     assert not LogEntry.objects.exists()
 
 

@@ -9,8 +9,8 @@ from django.utils import timezone
 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.operations.health import failed_of, parked_of
-from django_ai.automation.queues.operations.resume import kinds
+from django_ai.automation.queues.operations.failed_and_parked import failed_keys, parked_keys
+from django_ai.automation.queues.operations.resume import resumable_kinds
 from django_ai.automation.workflows.models import Signal
 
 LABELS = ["automation_queues", "automation_events", "automation_workflows", "automation_agents"]
@@ -38,11 +38,11 @@ def test_57_each_text_key_has_one_index(model):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("what", ["failed", "parked"])
-@pytest.mark.parametrize("name", sorted(kinds()))
+@pytest.mark.parametrize("name", sorted(resumable_kinds()))
 def test_57_what_failed_or_is_parked_is_counted_from_an_index(name, what):
     """However many rows there are: those that have ended well are not in it, or behind another status."""
-    kind = kinds()[name]
-    rows = failed_of(kind) if what == "failed" else parked_of(kind)
+    kind = resumable_kinds()[name]
+    rows = failed_keys(kind) if what == "failed" else parked_keys(kind)
     if rows is None:
         pytest.skip("does not fail")
     table = kind.model._meta.db_table

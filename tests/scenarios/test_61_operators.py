@@ -255,7 +255,7 @@ def test_61_health_says_that_nobody_works_and_counts_what_failed():
     assert "Healthy" not in text
     assert text.startswith("No worker is alive; late:1 was seen last")
     assert "Failed: 1 workflow run(s). Parked: 1 workflow run(s)." in text
-    assert "EXIT: 1 rows have failed, and --max-failed=0." in text
+    assert "EXIT: 1 row(s) have failed, and --max-failed=0." in text
     worker("idle")
     assert said("automation_health").startswith("Healthy: nothing is overdue. 1 worker is alive.")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from django.db import OperationalError, connection
 
-from django_ai.automation.events import occurrence
+from django_ai.automation.events import commit_batch
 from django_ai.automation.queues import notifier
 
 
@@ -63,5 +63,5 @@ def dying(at: int) -> Iterator[None]:
             # What a dead process knew is gone with it.
             connection.run_on_commit = []
             connection.close()
-            occurrence._batches.clear()
+            commit_batch._batches.clear()
             notifier._rings.clear()

@@ -59,6 +59,7 @@ SERVICES = {
     ),
     "celery": Service(lambda: find_spec("celery") is not None, "`pip install celery`"),
     "tasks": Service(lambda: find_spec("django_tasks_db") is not None, "`pip install django-tasks django-tasks-db`"),
+    "pyright": Service(lambda: find_spec("basedpyright") is not None, "`pip install basedpyright`"),
     "psycopg-pool": Service(lambda: find_spec("psycopg_pool") is not None, "`pip install psycopg-pool`"),
 }
 

@@ -11,21 +11,11 @@ import pytest
 from pydantic import BaseModel
 
 from django_ai.automation.events.definitions import declared_events
-from django_ai.automation.events.matching.match import (
-    MANY,
-    Match,
-    address,
-    check_expression,
-    entity_keys,
-    field_named,
-    is_deleted,
-    is_exact,
-    plain,
-    problem_with,
-    satisfies,
-    shape_of,
-)
-from django_ai.automation.events.models import restore_snapshot, take_snapshot
+from django_ai.automation.events.matching.context_expressions import check_expression, field_named
+from django_ai.automation.events.matching.lookups import is_deleted, problem_with, satisfies
+from django_ai.automation.events.matching.match import MANY, Match, address, entity_keys, shape_of
+from django_ai.automation.events.matching.typed_values import is_exact, plain
+from django_ai.automation.events.snapshots import restore_snapshot, take_snapshot
 from django_ai.automation.exceptions import DefinitionError
 from tests.apps.reservations.models import Document, Guest, Reservation, Room, Suite, Ticket
 

@@ -126,7 +126,7 @@ class TestExpectations:
             dispatcher.stop()
             return 0.0
 
-        monkeypatch.setattr(dispatcher, "_look", hang)
+        monkeypatch.setattr(dispatcher, "_poll_and_ring", hang)
         dispatcher.run()
         assert found == [True, True, False]
         assert liveness.is_responsive()
@@ -157,7 +157,7 @@ class TestProbe:
 
     def test_it_needs_a_sensible_age(self, tmp_path):
         code, text = probe("--liveness", str(tmp_path / "heartbeat"), "--max-age", "0")
-        assert (code, text) == (1, "--max-age=0 must be more than zero seconds.")
+        assert (code, text) == (1, "--max-age=0 must be positive.")
 
 
 class TestSupervisor:

@@ -13,15 +13,9 @@ import pytest
 from pydantic import BaseModel
 
 from django_ai.automation.events.definitions import declared_events
-from django_ai.automation.events.matching.match import (
-    Match,
-    address,
-    canonical,
-    check_expression,
-    entity_keys,
-    evaluate,
-    resolve_field,
-)
+from django_ai.automation.events.matching.context_expressions import check_expression, evaluate
+from django_ai.automation.events.matching.match import Match, address, entity_keys
+from django_ai.automation.events.matching.typed_values import canonical, resolve_field
 from django_ai.automation.exceptions import DefinitionError
 from tests.apps.reservations.models import Document, Guest, Reservation, Ticket
 

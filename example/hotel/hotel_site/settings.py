@@ -6,6 +6,8 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
+from django_ai.automation import AUTOMATION_APPS
+
 BASE_DIR = Path(__file__).resolve().parents[1]
 
 # An example that listens on this machine only. A real project takes its key from the environment.
@@ -21,10 +23,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django_q",
-    "django_ai.automation.queues",
-    "django_ai.automation.events",
-    "django_ai.automation.workflows",
-    "django_ai.automation.agents",
+    *AUTOMATION_APPS,
     "hotel",
 ]
 MIDDLEWARE = [

@@ -11,7 +11,8 @@ from django.db.models import Count
 from django.utils import timezone
 
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.operations.health import examine, explain
+from django_ai.automation.queues.operations.explanations import explain
+from django_ai.automation.queues.operations.health import check_health
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from hotel.models import HousekeepingTask, Message
 from hotel.pace import hours
@@ -205,7 +206,7 @@ def nothing_else(day: Day) -> str | None:
 
 
 def healthy(day: Day) -> str | None:
-    health = examine(timezone.now())
+    health = check_health(timezone.now())
     assert health.is_healthy, str(health)
     rows = list(explain(timezone.now()))
     hanging = [str(each) for each in rows if not each.waits_for]

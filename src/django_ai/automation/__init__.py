@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .agents.core import AgentManager, agent, handler
+    from .agents.core import Agent, AgentManager, agent, handler
+    from .app_names import AUTOMATION_APPS
     from .events import claims
     from .events.callbacks import on_event, on_event_cancelled, on_event_created
     from .events.definitions import EventDefinition, EventTrigger
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .values.retry import Retry
     from .workflows.core import (
         Outcome,
+        Workflow,
         complete,
         engine,
         event_workflow,
@@ -37,11 +39,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUTOMATION_APPS",
+    "Agent",
     "AgentManager",
     "EventDefinition",
     "EventTrigger",
     "Outcome",
     "Retry",
+    "Workflow",
     "agent",
     "claims",
     "complete",
@@ -67,6 +72,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AUTOMATION_APPS": "app_names",
+    "Agent": "agents.core",
     "AgentManager": "agents.core",
     "EventDefinition": "events.definitions",
     "EventTrigger": "events.definitions",

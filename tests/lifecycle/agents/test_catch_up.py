@@ -10,9 +10,9 @@ from django.utils import timezone
 from django_ai.automation import AgentManager, agent, handler
 from django_ai.automation.agents import manager
 from django_ai.automation.agents.models import HandlerExecution
+from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.models import Event
-from django_ai.automation.events.occurrence import CommitBatch
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import claim_these
 from tests.apps.front_desk.models import Booking, GroupBooking, Person
@@ -138,7 +138,7 @@ class TestCatchUp:
 
         of_guest()
         booking = book()
-        monkeypatch.setattr(occurrence, "_notify", lambda news, clock: None)
+        monkeypatch.setattr(occurrence, "notify_subscribers", lambda news, clock: None)
         message = write(booking.guest, "told by nobody")  # the process died before it could tell
         monkeypatch.undo()
         work()
@@ -156,7 +156,7 @@ class TestCatchUp:
         of_guest()
         booking = book()
         work()
-        monkeypatch.setattr(occurrence, "_notify", lambda news, clock: None)
+        monkeypatch.setattr(occurrence, "notify_subscribers", lambda news, clock: None)
         message = write(booking.guest, "told by nobody")
         monkeypatch.undo()
         work()
@@ -169,7 +169,7 @@ class TestCatchUp:
 
         of_guest()
         guest = Person.objects.create()
-        monkeypatch.setattr(occurrence, "_notify", lambda news, clock: None)
+        monkeypatch.setattr(occurrence, "notify_subscribers", lambda news, clock: None)
         message = write(guest, "before its time")
         monkeypatch.undo()
         monkeypatch.setattr(timezone, "now", clock)

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from pydantic import BaseModel
 
-from django_ai.automation import Retry, agent, handler
+from django_ai.automation import Agent, Retry, agent, handler
 from django_ai.automation.agents.models import HandlerExecution
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError, NotStorableError
@@ -61,6 +61,20 @@ class TestArguments:
             assert self.context is ctx
 
         answering(answer)
+        book()
+        work()
+        assert answers() == [("answer", "completed")]
+
+    def test_typed_base_gives_the_same_context(self, work):
+        @agent("typed", spawn_on="booking_created")
+        class Typed(Agent[Notes]):
+            Context = Notes
+
+            @handler("booking_created")
+            def answer(self, ctx):
+                assert self.context is ctx
+                assert isinstance(self.context, Notes)
+
         book()
         work()
         assert answers() == [("answer", "completed")]

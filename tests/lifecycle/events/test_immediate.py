@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
-
 import pytest
-from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models import F
 
 from django_ai.automation.events.callbacks import on_event
-from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.recording import recorder
-from tests.apps.reservations.models import (
-    Chore,
-    Document,
-    Errand,
-    Guest,
-    LongStay,
-    Reservation,
-    Room,
-    Suite,
-    Ticket,
-    VipStay,
-)
+from tests.apps.reservations.models import Document, Guest, Reservation, Suite
+from tests.support.immediate_events import occurred
 from tests.support.rows import definition_of, effects, event_of, leave, status_of, use_up_attempts
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,10 +26,6 @@ def heard():
         @on_event(name, name=f"hear {name}")
         def hear(event):
             leave(f"{event.event_name} {event.entity_id}")
-
-
-def occurred(name: str = CONFIRMED) -> int:
-    return Event.objects.occurred().filter(event_name=name).count()
 
 
 # -- once, when the condition is true ----------------------------------------------------------------------------------
@@ -214,7 +196,7 @@ def test_many_events_in_one_commit(work):
 
 
 def test_a_process_that_dies_after_the_commit_leaves_it_to_a_worker(clock, work, monkeypatch):
-    from django_ai.automation.events.occurrence import CommitBatch
+    from django_ai.automation.events.commit_batch import CommitBatch
 
     monkeypatch.setattr(CommitBatch, "__call__", lambda self: None)
     stay = Reservation.objects.create(status="confirmed")
@@ -313,81 +295,6 @@ def test_a_payload_may_take_the_event(monkeypatch):
     assert (payload["seen"], payload["of"], payload["entity_id"]) == (CONFIRMED, stay.pk, str(stay.pk))
 
 
-# -- fixtures ----------------------------------------------------------------------------------------------------------
-
-
-def dump(file, *labels):
-    call_command("dumpdata", *labels, output=str(file), verbosity=0)
-
-
-def load(file):
-    call_command("loaddata", str(file), verbosity=0)
-
-
-def test_a_fixture_fires_nothing_but_later_saves_do(tmp_path, work):
-    Reservation.objects.create(status="confirmed")
-    Reservation.objects.create()
-    dump(tmp_path / "stays.json", "app.reservation")
-    Reservation.objects.all().delete()
-    Event.objects.all().delete()
-    load(tmp_path / "stays.json")
-    work()
-    assert effects() == []
-    assert occurred() == 0
-    known, open_ = Reservation.objects.order_by("pk")
-    known.save()
-    work()
-    assert effects() == []  # it was confirmed when it was loaded: that is the baseline
-    known.docs = open_.docs = True
-    known.save()
-    open_.status = "confirmed"
-    open_.save()
-    work()
-    assert sorted(effects()) == sorted(
-        [f"guest_docs_uploaded {known.pk}", f"{CONFIRMED} {open_.pk}", f"guest_docs_uploaded {open_.pk}"]
-    )
-
-
-def test_a_fixture_over_living_rows_fires_nothing(tmp_path, work):
-    stay = Reservation.objects.create(status="confirmed")
-    work()
-    dump(tmp_path / "stays.json", "app.reservation")
-    before = list(Event.objects.values_list("pk", "status"))
-    load(tmp_path / "stays.json")
-    work()
-    assert list(Event.objects.values_list("pk", "status")) == before
-    assert effects() == [f"{CONFIRMED} {stay.pk}"]
-
-
-@pytest.mark.exact_times
-@pytest.mark.parametrize(
-    "labels",
-    [("app", "automation_events", "automation_workflows"), ("automation_workflows", "automation_events", "app")],
-)
-def test_everything_can_be_dumped_and_loaded(labels, tmp_path, clock, work):
-    from datetime import timedelta
-
-    @on_event("checkin_due")
-    def arrive(event):
-        leave(f"arrived {event.entity_id}")
-
-    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + timedelta(hours=1))
-    Suite.objects.create(number="7", is_clean=True)
-    work()
-    before, left = list(Event.objects.order_by("pk").values()), effects()
-    dump(tmp_path / "all.json", *labels)
-    call_command("flush", interactive=False, verbosity=0)
-    assert not Event.objects.exists()
-    load(tmp_path / "all.json")
-    assert list(Event.objects.order_by("pk").values()) == before
-    work()
-    assert effects() == left
-    clock.tick(timedelta(hours=1))
-    work()
-    work()
-    assert effects() == [*left, f"arrived {stay.pk}"]
-
-
 # -- ways to save ------------------------------------------------------------------------------------------------------
 
 
@@ -450,168 +357,12 @@ def test_queries_that_save(work):
     assert occurred() == 2
 
 
-# -- kinds of models ---------------------------------------------------------------------------------------------------
-
-
-def test_a_uuid_is_a_key(work):
-    ticket = Ticket.objects.create(open=False)
-    work()
-    assert effects() == [f"ticket_closed {ticket.pk}"]
-    event = event_of(ticket, "ticket_closed")
-    assert event.entity == ticket
-    assert uuid.UUID(event.entity_id) == ticket.pk
-
-
-@pytest.mark.parametrize("number", ["7", "O'Brien's", "7/b?&x", "zimmer ü", " 7 "])
-def test_a_text_is_a_key(number, work):
-    room = Room.objects.create(number=number, is_clean=True)
-    work()
-    assert effects() == [f"room_cleaned {number}"]
-    assert event_of(room, "room_cleaned").entity == room
-
-
-@pytest.mark.skipif("connection.vendor == 'mysql'", reason="MariaDB's own collation calls them one")
-def test_keys_that_differ_in_case_are_two():
-    for number in ("a1", "A1"):
-        Room.objects.create(number=number, is_clean=True)
-    assert occurred("room_cleaned") == 2
-
-
-def test_a_proxy_saves_the_same_entity(work):
-    stay = Reservation.objects.create()
-    proxy = LongStay.objects.get(pk=stay.pk)
-    proxy.status = "confirmed"
-    proxy.save()
-    stay.refresh_from_db()
-    stay.save()
-    work()
-    assert effects() == [f"{CONFIRMED} {stay.pk}"]
-    assert Event.objects.filter(entity_id=str(stay.pk), event_name=CONFIRMED).count() == 1
-
-
-def test_a_proxy_may_declare_more(work):
-    vip = VipStay.objects.create(status="confirmed", note="here")
-    Reservation.objects.get(pk=vip.pk).save()
-    work()
-    assert sorted(effects()) == [f"{CONFIRMED} {vip.pk}", f"vip_arrived {vip.pk}"]
-    assert isinstance(Event.objects.get(event_name="vip_arrived").entity, VipStay)
-    plain = Reservation.objects.create(note="here")
-    assert not Event.objects.filter(event_name="vip_arrived", entity_id=str(plain.pk)).exists()
-
-
-def test_a_child_with_a_table_of_its_own_is_its_parent_too(work):
-    suite = Suite.objects.create(number="1", stars=5)
-    assert status_of(suite, "suite_opened") == "processed"
-    room = Room.objects.get(pk="1")
-    room.is_clean = True
-    room.save()
-    suite.refresh_from_db()
-    suite.save()
-    work()
-    assert sorted(effects()) == ["room_cleaned 1", "suite_opened 1"]
-    assert Event.objects.filter(event_name="room_cleaned").count() == 1
-
-
-def test_deleting_the_parent_cancels_what_the_child_declared():
-    suite = Suite.objects.create(number="1", stars=1)
-    Room.objects.get(pk="1").delete()
-    assert set(Event.objects.values_list("event_name", "status")) == {
-        ("room_cleaned", "cancelled"),
-        ("inspection_due", "cancelled"),
-        ("suite_opened", "cancelled"),
-    }
-    assert suite.pk == "1"
-
-
-def test_abstract_models_hand_their_events_down(work):
-    seen = []
-
-    @on_event("task_done")
-    def finish(event):
-        seen.append(type(event.entity))
-
-    chore, errand = Chore.objects.create(pk=1, done=True), Errand.objects.create(pk=1)
-    assert status_of(chore, "task_done") == "processed"
-    assert status_of(errand, "task_done") == "pending"
-    errand.done = True
-    errand.save()
-    work()
-    assert seen == [Chore, Errand]
-
-
-def test_a_definition_that_is_added_later_is_recorded_by_the_next_save(declare):
-    stay = Reservation.objects.create(note="old")
-    declare(Reservation, *Reservation.events, EventDefinition("noted", condition=lambda r: r.note == "new"))
-    assert not Event.objects.of(stay).filter(event_name="noted").exists()
-    stay.note = "new"
-    stay.save()
-    assert status_of(stay, "noted") == "processed"
-
-
-# -- keys that come again ----------------------------------------------------------------------------------------------
-
-
-def test_a_key_that_is_used_again_after_deletion_starts_afresh(work):
-    first = Reservation.objects.create(status="confirmed")
-    pk = first.pk
-    first.delete()
-    again = Reservation.objects.create(pk=pk)
-    assert status_of_latest(again) == "pending"
-    again.status = "confirmed"
-    again.save()
-    work()
-    assert effects() == [f"{CONFIRMED} {pk}"] * 2
-
-
-def test_a_key_that_is_used_again_in_the_same_transaction(work):
-    with transaction.atomic():
-        first = Reservation.objects.create(status="confirmed")
-        pk = first.pk
-        first.delete()
-        Reservation.objects.create(pk=pk, status="confirmed")
-    work()
-    assert effects() == [f"{CONFIRMED} {pk}"]
-
-
-@pytest.mark.parametrize("was", ["confirmed", "pending"])
-def test_a_key_that_is_used_again_after_raw_sql(was, work):
-    pk = Reservation.objects.create(status=was).pk
-    work()
-    before = effects()
-    with connection.cursor() as cursor:
-        cursor.execute("DELETE FROM app_reservation")
-    again = Reservation.objects.create(pk=pk)
-    assert status_of_latest(again) == "pending"
-    again.status = "confirmed"
-    again.save()
-    work()
-    assert effects() == [*before, f"{CONFIRMED} {pk}"]
-
-
-def status_of_latest(stay: Reservation) -> str:
-    return str(Event.objects.of(stay).filter(event_name=CONFIRMED).order_by("-pk")[0].status)
-
-
-def test_an_entity_that_is_gone_by_raw_sql_before_its_event_occurs(work, monkeypatch, clock):
-    from datetime import timedelta
-
-    stay = Reservation.objects.create(status="confirmed", checkin_at=clock() + timedelta(hours=1))
-    with connection.cursor() as cursor:
-        cursor.execute("DELETE FROM app_reservation")
-    clock.tick(timedelta(hours=2))
-    work()
-    event = Event.objects.get(event_name="checkin_due")
-    assert (event.status, event.entity) == ("cancelled", None)
-    assert "gone" in event.error
-    assert stay.pk
-
-
 def test_a_long_transaction_is_not_searched_for_events_that_it_has_not_made_due():
     """Each save asks whether its event is one of this transaction; the hooks are gone through for those alone."""
     from django.db import connection, transaction
 
+    from django_ai.automation.events.commit_batch import CommitBatch
     from django_ai.automation.events.models import Event
-    from django_ai.automation.events.occurrence import CommitBatch
 
     class Hooks(list):
         looked = 0

@@ -191,7 +191,7 @@ class TestOrmBroker:
 
         monkeypatch.setattr(poller, "look", broken)
         assert broker.dequeue() is None
-        assert "tries again" in caplog.text
+        assert "will retry" in caplog.text
         monkeypatch.undo()
         engine.start("story:count", steps=1)
         assert broker.dequeue()
@@ -210,19 +210,19 @@ class TestOrmBroker:
                     time.sleep(2)
 
         alarm = signal.getsignal(signal.SIGALRM)
-        monkeypatch.setattr(query_timeout, "FIRST_SECONDS", 0.2)
-        broker.poller.patience.seconds = 0.2
+        monkeypatch.setattr(query_timeout, "INITIAL_TIMEOUT_SECONDS", 0.2)
+        broker.poller.query_timeout.seconds = 0.2
         monkeypatch.setattr(poller, "look", waits_for_ever)
         started = time.monotonic()
         assert broker.dequeue() is None
         assert time.monotonic() - started < 10
-        assert "there was no answer for 0.2 s" in caplog.text
-        assert broker.poller.patience.seconds == 0.4
+        assert "did not answer within 0.2 s" in caplog.text
+        assert broker.poller.query_timeout.seconds == 0.4
         monkeypatch.undo()
-        monkeypatch.setattr(query_timeout, "FIRST_SECONDS", 0.2)
+        monkeypatch.setattr(query_timeout, "INITIAL_TIMEOUT_SECONDS", 0.2)
         engine.start("story:count", steps=1)
         assert broker.dequeue()
-        assert broker.poller.patience.seconds == 0.2
+        assert broker.poller.query_timeout.seconds == 0.2
         assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (alarm, (0.0, 0.0))
 
     @pytest.mark.parametrize("failures", [1, 2])
@@ -243,7 +243,7 @@ class TestOrmBroker:
         monkeypatch.setattr(ORM, "delete", breaks)
         broker.acknowledge(ack)
         assert OrmQ.objects.count() == failures - 1
-        assert ("comes again" in caplog.text) == (failures == 2)
+        assert ("will be delivered again" in caplog.text) == (failures == 2)
 
     def test_survives_pickling_as_spawned_processes_need(self, broker):
         import pickle

@@ -170,7 +170,7 @@ def test_at_another_step(work):
     assert "EXIT 1: --step needs --name or --pk" in resume("workflow", all=True, step="other")
     said = resume("workflow", pk=[run.pk], step="othr")
     assert "has no step 'othr'. Did you mean 'other'?" in said
-    assert "EXIT 1: 1 could not be resumed" in said
+    assert "EXIT 1: 1 row(s) could not be resumed" in said
     said = resume("workflow", pk=[run.pk, strange.pk], step="other")
     assert "Resumed: 1." in said
     assert f"not resumed: workflow {strange.pk}" in said
@@ -179,10 +179,8 @@ def test_at_another_step(work):
 
 
 def test_what_makes_no_sense():
-    assert "EXIT 1: There is no kind 'runs'. Kinds: event, callback, signal, workflow, agent, handler." in resume(
-        "runs"
-    )
-    assert "EXIT 1: --since 'yesterday' is no ISO date" in resume(since="yesterday")
+    assert "EXIT 1: Unknown kind 'runs'. Kinds: event, callback, signal, workflow, agent, handler." in resume("runs")
+    assert "EXIT 1: --since 'yesterday' is not an ISO date" in resume(since="yesterday")
 
 
 def test_many_are_listed_in_part_and_resumed_in_batches(work):

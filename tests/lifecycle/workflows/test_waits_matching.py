@@ -7,98 +7,22 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import connection, models, transaction
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
-from django.utils import timezone
-from pydantic import BaseModel
 
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
-from django_ai.automation.events.matching import lookback, match
-from django_ai.automation.events.models import Event
+from django_ai.automation.events.matching import match
 from django_ai.automation.exceptions import DefinitionError
-from django_ai.automation.workflows.core import complete, engine, get_wake, sleep, step, wait_for_event, workflow
+from django_ai.automation.workflows.core import engine, step, wait_for_event, workflow
 from django_ai.automation.workflows.models import WorkflowRun
-from tests.apps.reservations.models import Document, Guest, Reservation, Room, Suite, Ticket
+from tests.apps.reservations.models import Document, Guest, Reservation, Room, Ticket
+from tests.support.matching_runs import Context, Order, entity_of, save, status, statuses, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DAY = timedelta(days=1)
-
-
-class Order(models.Model):
-    """An amount, and many guests. Its table is made with those of the suite."""
-
-    guests = models.ManyToManyField(Guest)
-    payer = models.ForeignKey(Guest, null=True, on_delete=models.SET_NULL, related_name="+")
-    amount = models.DecimalField(max_digits=8, decimal_places=2, default=0)
-    token = models.UUIDField(default=uuid.uuid4)
-    due_at = models.DateTimeField(null=True)
-    status = models.CharField(max_length=20, default="new")
-
-    events = [
-        EventDefinition("order_saved", trigger=EventTrigger.UPDATE),
-        EventDefinition("order_gone", trigger=EventTrigger.DELETE),
-    ]
-
-    class Meta:
-        app_label = "app"
-
-    def __str__(self) -> str:
-        return f"order {self.pk}"
-
-
-class Context(BaseModel):
-    statuses: list[str] = ["paid", "sent"]
-    least: Decimal = Decimal("100")
-    text: str = ""
-    guest_ids: list[int] = []
-    token: uuid.UUID | None = None
-    when: datetime | None = None
-    number: int = 0
-
-
-def waiting(match, event="order_saved", before=None, asleep=False, timeout=None, atomic=True, **fields) -> WorkflowRun:
-    """Start a run that does ``before()`` (or is ``asleep`` for a day) and then waits for ``match``."""
-    name = f"waiter {WorkflowRun.objects.count()}"
-
-    class Waiter:
-        @step(start=True, atomic=atomic)
-        def first(self):
-            if get_wake().reason == "event":
-                return complete()
-            if asleep and get_wake().reason != "timer":
-                return sleep(DAY)
-            if before is not None:
-                before()
-            return wait_for_event(event, match=match, timeout=timeout)
-
-    Waiter.Context = Context
-    workflow(name)(Waiter)
-    return engine.start(name, **fields)
-
-
-def status(run: WorkflowRun) -> str:
-    run.refresh_from_db()
-    return str(run.status)
-
-
-def statuses(*runs: WorkflowRun) -> list[str]:
-    return [status(run) for run in runs]
-
-
-def entity_of(run: WorkflowRun) -> str:
-    """Return which entity woke the run."""
-    return Event.objects.get(pk=run.steps.order_by("pk").last().wake_ref).entity_id
-
-
-def save(order: Order, **values) -> Order:
-    for name, value in values.items():
-        setattr(order, name, value)
-    order.save()
-    return order
-
-
 # -- residual lookups --------------------------------------------------------------------------------------------------
+
 
 MATCHES = {
     "a list of the Context": ({"status__in": "{{ ctx.statuses }}"}, {"status": "new"}, {"status": "sent"}),
@@ -296,116 +220,6 @@ def test_a_none_of_the_context_is_looked_back_for(work):
     work()
     work()
     assert status(run) == "completed"
-
-
-# -- looking back ------------------------------------------------------------------------------------------------------
-
-
-def test_it_looks_back_at_the_first_that_fits(work):
-    made = []
-
-    def occur():
-        for amount in (5, 200, 300):
-            made.append(save(Order.objects.create(), amount=amount))
-
-    run = waiting({"amount__gte": 100}, before=occur)
-    work()
-    work()
-    assert entity_of(run) == str(made[1].pk)
-
-
-def test_it_looks_back_through_more_entities_than_it_lists(work, monkeypatch):
-    monkeypatch.setattr(lookback, "FEW", 2)
-    made = []
-
-    def occur():
-        for number in range(5):
-            made.append(save(Order.objects.create(status="paid"), amount=number))
-
-    runs = [
-        waiting({"status": "paid", "amount__gte": 3}, before=occur),
-        waiting({"status__in": ["paid"]}, before=occur),
-        waiting({"amount__lt": 0}, before=occur),
-    ]
-    work()
-    work()
-    assert statuses(*runs) == ["completed", "completed", "suspended"]
-
-
-def test_what_occurred_before_the_run_began_is_not_meant(clock, work):
-    save(Order.objects.create(), amount=200)
-    clock.tick(DAY)
-    run = waiting({"amount__gte": 100})
-    work()
-    assert status(run) == "suspended"
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["looking back", "told"])
-def test_deleted_entities_are_compared_by_their_snapshots(clock, work, before):
-    Guest.objects.create(pk=5, name="Ann")
-    order = Order.objects.create(amount=100, status="paid", token=uuid.UUID(int=7), payer_id=5)
-    matches = [
-        ({"status": "paid"}, True),
-        ({"status__in": ["paid", "sent"]}, True),
-        ({"amount__gte": "{{ ctx.least }}"}, True),
-        ({"amount__lt": "100.00"}, False),
-        ({"amount__lte": Decimal("100")}, True),
-        ({"amount__gt": 99, "status": "paid"}, True),
-        ({"amount__gt": 99, "status": "new"}, False),
-        ({"status__in": ["new"]}, False),
-        ({"due_at__isnull": True}, True),
-        ({"due_at__isnull": False}, False),
-        ({"due_at__lt": "2030-01-01T00:00Z"}, False),
-        ({"token": "{{ ctx.token }}"}, True),
-        ({"token__in": [str(uuid.UUID(int=7))]}, True),
-        ({"payer__gte": 6}, False),
-        ({"payer__gte": "5"}, True),
-        ({"payer__in": [5]}, True),
-    ]
-    runs = {str(match): waiting(match, "order_gone", asleep=before, token=uuid.UUID(int=7)) for match, _ in matches}
-    work()
-    order.delete()
-    clock.tick(DAY)
-    work()
-    work()
-    expected = {str(match): "completed" if fits else "suspended" for match, fits in matches}
-    assert {title: status(run) for title, run in runs.items()} == expected
-
-
-def test_an_entity_that_was_deleted_after_its_event(work):
-    def occur():
-        for amount in (5, 200):
-            save(Order.objects.create(), amount=amount).delete()
-
-    run = waiting({"amount__gte": 100}, before=occur, atomic=False)
-    work()
-    work()
-    assert status(run) == "completed"
-
-
-def test_a_deleted_entity_and_a_lookup_that_needs_the_database(work):
-    """Nobody can say it any more: the run goes on waiting, and lives."""
-    run = waiting({"status__iregex": "p"}, "order_gone")
-    many = waiting({"guests__name": "Ann"}, "order_gone")
-    work()
-    order = Order.objects.create(status="paid")
-    order.guests.add(Guest.objects.create(name="Ann"))
-    order.delete()
-    work()
-    assert statuses(run, many) == ["suspended", "suspended"]
-
-
-def test_a_parents_row_is_compared_whichever_class_saved_it(work):
-    runs = [
-        waiting({"number__in": ["1", "2"]}, "room_cleaned"),
-        waiting({"number__startswith": "1"}, "room_cleaned"),
-        waiting({"stars__gte": 4}, "suite_opened"),
-        waiting({"stars__gte": 6}, "suite_opened"),
-    ]
-    work()
-    Suite.objects.create(number="1", is_clean=True, stars=5)
-    work()
-    assert statuses(*runs) == ["completed"] * 3 + ["suspended"]
 
 
 # -- values are typed --------------------------------------------------------------------------------------------------
@@ -630,16 +444,3 @@ def test_a_huge_list_becomes_no_keys(work):
     save(Order.objects.create(), status="s499")
     work()
     assert status(run) == "completed"
-
-
-def test_looking_back_reads_a_few_events_at_a_time_and_none_twice(work, monkeypatch):
-    """Without a cursor that stays open: the parts meet without a gap, also where events occurred at the same moment."""
-    monkeypatch.setattr(lookback, "FEW", 2)
-    for _ in range(7):
-        Reservation.objects.create(status="confirmed")
-    Event.objects.filter(event_name="reservation_confirmed").update(occurred_at=timezone.now())
-    events = Event.objects.filter(event_name="reservation_confirmed")
-    Event.objects.filter(pk=events.last().pk).update(occurred_at=None)
-    found = [event.pk for event in lookback._with_entities(events)]
-    assert found[1:] == sorted(found[1:]), "as they occurred"
-    assert (len(set(found)), len(found), found[0]) == (7, 7, events.last().pk)

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.operations.health import explain
+from django_ai.automation.queues.operations.explanations import explain
 from django_ai.automation.queues.registry import wakeables
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.apps.soak import models as rows

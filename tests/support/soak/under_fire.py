@@ -25,7 +25,8 @@ from django.db.models import Count
 from django.utils import timezone
 
 from django_ai.automation import engine
-from django_ai.automation.queues.operations.health import examine, explain
+from django_ai.automation.queues.operations.explanations import explain
+from django_ai.automation.queues.operations.health import check_health
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.apps.soak.models import Effect
 from tests.support.child_processes import group_of, is_alive, kill_group, spawn
@@ -108,7 +109,7 @@ class Fire:
         def keep_alive() -> list[int]:
             nonlocal cluster, started
             now = timezone.now()
-            health = examine(now, TOLERANCE)
+            health = check_health(now, TOLERANCE)
             reports = health.last_worked_at is not None and health.last_worked_at > started
             # Signs of life come each five seconds, and all may be done by then.
             latest = StepExecution.objects.order_by("pk").last()

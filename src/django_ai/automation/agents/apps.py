@@ -19,7 +19,7 @@ class AgentsConfig(AppConfig):
         from ..events.subscribers import subscribe
         from ..queues import maintenance, registry
         from ..queues.models import Behaviour
-        from ..queues.operations.resume import Kind, register_kind
+        from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
         from . import checks
         from .ending import KIND
@@ -35,9 +35,9 @@ class AgentsConfig(AppConfig):
         maintenance.register_pruner("prune agents", prune_agents)
         maintenance.register_pruner("prune handlers", prune_executions)
         living = ~Q(run__status__in=FINISHED)
-        register_kind(Kind("agent", AgentRun, "name", failed=Q(status="failed")))
-        register_kind(
-            Kind(
+        register_resumable_kind(ResumableKind("agent", AgentRun, "name", failed=Q(status="failed")))
+        register_resumable_kind(
+            ResumableKind(
                 "handler",
                 HandlerExecution,
                 "handler",

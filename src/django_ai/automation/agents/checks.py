@@ -13,7 +13,9 @@ from django.db import models
 
 from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared, shares_entity
 from ..events.definitions import declared_events, is_family, sources_of
-from ..events.matching.match import Match, field_named, is_exact, resolve_field
+from ..events.matching.context_expressions import field_named
+from ..events.matching.match import Match
+from ..events.matching.typed_values import is_exact, resolve_field
 from .definitions import AgentDefinition, HandlerDefinition, all_agents
 
 

@@ -1,6 +1,6 @@
 """The public names of agents."""
 
-from .definitions import agent, handler
+from .definitions import Agent, agent, handler
 from .manager import AgentManager
 
-__all__ = ["AgentManager", "agent", "handler"]
+__all__ = ["Agent", "AgentManager", "agent", "handler"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
+Ctx = TypeVar("Ctx", bound=BaseModel)
 
 ARGUMENTS = ("ctx", "context", "event", "events", "run")
 
@@ -211,6 +212,33 @@ def unregister(definition: AgentDefinition) -> None:
     subscriptions.declare(SpawnOn, definition.name, ())
 
 
+class Agent(Generic[Ctx]):
+    """Optional base of agent classes: it tells type checkers the class of ``self.context``.
+
+    At run time it adds nothing. An agent needs ``@agent`` with it as without it.
+
+    Attributes:
+        context: The Context of the agent: a Pydantic model of the class that is given in brackets.
+
+    Example:
+        A type checker knows that ``self.context.number`` is an int::
+
+            class ComplaintsContext(BaseModel):
+                customer_id: int
+                number: int = 0
+
+            @agent("complaints", spawn_on="complaint_opened")
+            class Complaints(Agent[ComplaintsContext]):
+                Context = ComplaintsContext
+
+                @handler("complaint_opened")
+                def count(self) -> None:
+                    self.context.number += 1
+    """
+
+    context: Ctx
+
+
 def agent(
     name: str,
     *,
@@ -223,17 +251,52 @@ def agent(
 ) -> Callable[[C], C]:
     """Declare a class as an agent: a long-lived run that handles events, with a Context that it keeps.
 
-    The class has a ``Context`` (a Pydantic model), methods with ``@handler``, and perhaps a classmethod
-    ``create_context(cls, event)``. ``spawn_on``: the event, or events, that bring one to life (default: only
-    ``AgentManager.spawn``). ``match``: which entities' events are routed to which agent, as lookups and values or
-    expressions on its Context: ``{"guest_id": "{{ ctx.guest_id }}"}``; without it an agent hears the events of the
-    entity that spawned it. ``singleton``: at most one lives for each match; what would spawn another is handed to it
-    (default: each spawning event makes an agent of its own, and all of one match answer the events of that match).
-    ``default_retry``: for handlers without a retry of their own. ``namespace``: only events in it spawn it, and its
-    handlers and claims are for no other, unless they name one of their own.
-    ``version``: raise it with a change of the Context that older code could not follow; living agents follow the code,
-    by way of a static or class method ``migrate_context(data, from_version)`` (it must be pure: it may be called
-    twice). Raises ``DefinitionError``.
+    The class has a ``Context`` (a Pydantic model), methods decorated with ``@handler``, and optionally a class method
+    ``create_context(cls, event)``. When a ``spawn_on`` event occurs, the agent's row is inserted in the same
+    transaction; a worker then makes its Context. Agents follow the code: a handler that is deployed later is theirs,
+    too.
+
+    Args:
+        name: Name of the agent, a string of 1 to 200 characters. Runs are stored under it.
+        spawn_on: Name of the event that spawns an agent, or a list of names; ``*`` in a name stands for any characters.
+            Default: only ``AgentManager.spawn`` spawns one.
+        match: Which events are routed to which agent: a dict of lookups on the event's entity and values or expressions
+            on the Context, as in ``{"customer_id": "{{ ctx.customer_id }}"}``. Default: the events of the entity that
+            spawned the agent.
+        singleton: Let at most one agent live for each match; an event that would spawn a second one is handled by the
+            first. Default: each spawning event makes an agent of its own.
+        default_retry: The ``Retry`` of all handlers that have none of their own. Default: 3 attempts, with pauses of 1
+            s and 2 s.
+        namespace: Only events in this namespace spawn the agent, as a string; its handlers and claims then use it too,
+            unless they name another. Default: events in any namespace.
+        version: A whole number or a string. Raise it with a change of the Context that older code could not follow, and
+            give the class a static or class method ``migrate_context(data, from_version)`` that returns the new
+            Context. It must have no side effects: it may be called twice. Default 1.
+
+    Returns:
+        A decorator that registers the class and returns it unchanged.
+
+    Raises:
+        DefinitionError: At import, if an argument or the class is invalid, or if another class has the name.
+
+    Example:
+        One agent for each customer counts complaints::
+
+            by_customer = {"customer_id": "{{ ctx.customer_id }}"}
+
+            @agent("complaints", spawn_on="complaint_opened", match=by_customer, singleton=True)
+            class Complaints:
+                class Context(BaseModel):
+                    customer_id: int
+                    number: int = 0
+
+                @classmethod
+                def create_context(cls, event):
+                    return cls.Context(customer_id=event.entity.customer_id)
+
+                @handler("complaint_opened")
+                def count(self, ctx):
+                    ctx.number += 1
     """
     if not isinstance(name, str) or not name or len(name) > 200:
         raise DefinitionError(f'@agent needs a name of 1 to 200 characters, as in @agent("journey"); got {name!r}.')
@@ -316,21 +379,45 @@ def handler(
     timeout: timedelta | None = None,
     namespace: str | None = None,
 ) -> Callable[[F], F]:
-    """Declare a method as the agent's answer to an event.
+    """Declare a method of an agent that handles an event.
 
-    It takes what it names: ``ctx`` (or ``context``: its state; changes are kept, also those of a try that fails),
-    ``event``, ``events`` (a list of it), ``run`` (the ``AgentRun``), or nothing. ``offset``: that much before
-    (negative) or after the event's date (of an immediate event: the moment of its save), a timedelta or
-    relativedelta. ``recheck``: ask the event's condition again at an offset after its date, and skip it if that is
-    false then. ``match``: how this event finds its agent, where the agent's own ``match`` does not fit its entity.
-    ``condition``: a function of ``event`` and ``ctx``; it is asked when the handler is about to run. ``retry``: how
-    often to try when it raises (default: the agent's ``default_retry``, else 3 attempts). ``ignores_claims``: run
-    also when another run has claimed the event. ``atomic``: run in one transaction with its progress, so that its
-    database writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long it
-    may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``namespace``: only events in it (default: what its
-    agent says; ``"*"``: any).
+    The method takes ``self`` and any of these, by name: ``ctx`` or ``context`` (the Context), ``event`` (the
+    ``Event``), ``events`` (a list of it) and ``run`` (the ``AgentRun``). The handlers of one agent never run at the
+    same time. What a handler writes to the database, the changes of its Context and its progress are one commit. An
+    attempt that raises is rolled back, but the changes of its Context are kept. One method may handle several events.
 
-    The handlers of one agent run one after the other. One method may handle several events. Raises ``DefinitionError``.
+    Args:
+        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        offset: When to run, counted from the event's date: a timedelta (elapsed time) or a relativedelta (wall clock),
+            negative before the date, positive after it. The date of an immediate event is the moment of its save.
+            Default: at the event.
+        recheck: Evaluate the event's condition again at an offset after the date, and skip the handler if it is false
+            by then. Needs ``offset``. Default False.
+        match: How this event is routed to its agent, as a dict like the agent's ``match``. Default: the agent's
+            ``match``.
+        condition: A function of ``event`` and ``ctx`` that returns a bool. It is called when the handler is about to
+            run; if it returns False the handler is skipped. Default: always run.
+        retry: When and how often to retry a failed attempt, as a ``Retry``. Default: the agent's ``default_retry``.
+        ignores_claims: Run even if another run has claimed the event. Default False.
+        atomic: Commit the handler's database writes together with its progress, exactly once. Default True. Use False
+            for slow external calls: the handler then holds no transaction and may write twice.
+        timeout: Longest run time of one attempt, as a positive timedelta. Default ``AUTOMATION["STEP_TIMEOUT"]`` (5
+            min).
+        namespace: Only events in this namespace, as a string; ``"*"`` for any. Default: that of the agent.
+
+    Returns:
+        A decorator that marks the method as a handler and returns it otherwise unchanged.
+
+    Raises:
+        DefinitionError: At import, if an argument is invalid, or if the method is async, is a generator or has an
+            unknown parameter.
+
+    Example:
+        Call the customer back two hours after a complaint, unless it is closed by then::
+
+            @handler("complaint_opened", offset=timedelta(hours=2), recheck=True)
+            def call_back(self, ctx, event):
+                Task.objects.create(customer_id=ctx.customer_id, text=f"Call about {event.entity}")
     """
     what = f"@handler({event_name!r})"
     event_name = check_subscription(event_name, "handler")

@@ -11,7 +11,8 @@ from datetime import datetime
 from pydantic import BaseModel
 
 from ..events.definitions import sources_of
-from ..events.matching.match import Match, satisfies
+from ..events.matching.lookups import satisfies
+from ..events.matching.match import Match
 from ..events.models import Event
 from ..events.subscribers import Notification
 from ..exceptions import AutomationError

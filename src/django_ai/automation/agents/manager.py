@@ -30,18 +30,48 @@ TRIES = 20
 
 
 class AgentManager:
-    """The way in from outside. Every method only writes rows, in the caller's transaction, and returns at once."""
+    """What code outside an agent calls: spawn, list, end and resume agents. All methods are static.
+
+    Every method writes rows in the caller's transaction and returns at once. Workers see them after the commit; after a
+    rollback nothing has happened.
+
+    Example:
+        Count the agents of one kind::
+
+            AgentManager.list_active("complaints").count()
+    """
 
     @staticmethod
     def spawn(agent: str | type, /, event: Event | None = None, **arguments: Any) -> AgentRun:
-        """Bring an agent to life by its name (or class), and return its run.
+        """Spawn an agent, and return its run.
 
-        ``event`` goes to its ``create_context``, and is the agent's spawning event: a handler for it runs once. Without
-        an event ``arguments`` go to ``create_context``; where that needs an event, or there is none, they are the
-        fields of the Context. Where the agent is a singleton and one lives for the same match, that one is returned,
-        and gets the event. Raises ``UnknownAgentError``, what ``create_context`` raises, pydantic's
-        ``ValidationError``, ``DefinitionError``, ``NotStorableError``, and ``EventStormError`` where agents spawn each
-        other without end.
+        The run is inserted in the caller's transaction. If the agent is a singleton and one lives for the same match,
+        that one is returned and gets the event.
+
+        Args:
+            agent: The agent, as its name or its class.
+            event: The ``Event`` that spawns it. It is passed to ``create_context``, and a handler for this event runs
+                once. Default: none.
+            **arguments: Arguments of ``create_context``. If there is none, or if it needs an event and none is given:
+                the fields of the Context.
+
+        Returns:
+            The ``AgentRun``.
+
+        Raises:
+            UnknownAgentError: If no agent has this name.
+            DefinitionError: If ``event`` or the class is invalid, or if the Context cannot be made for want of an
+                event.
+            pydantic.ValidationError: If the arguments do not fit the Context. Whatever else ``create_context`` raises
+                is raised too.
+            NotStorableError: If the Context cannot be stored as JSON.
+            EventStormError: If agents spawn each other without end.
+            AutomationError: If singletons of one match are spawned and end faster than they can be read.
+
+        Example:
+            Give an older customer an agent, too::
+
+                run = AgentManager.spawn("complaints", customer_id=7)
         """
         if event is not None and not isinstance(event, Event):
             raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
@@ -51,30 +81,96 @@ class AgentManager:
 
     @staticmethod
     def list_active(agent: str | type | None = None) -> AgentRunQuerySet:
-        """Return the agents that live, of one name (or class) or all: a QuerySet.
+        """Return the agents that live. An agent that an event spawns is among them once a worker has made its Context.
 
-        One that an event spawns is among them once a worker has made its Context. Raises ``UnknownAgentError``.
+        Args:
+            agent: The agent, as its name or its class. Default: all agents.
+
+        Returns:
+            A QuerySet of ``AgentRun``, the oldest first.
+
+        Raises:
+            UnknownAgentError: If no agent has this name.
+            DefinitionError: If the class is not an agent.
+
+        Example:
+            End all agents of one kind::
+
+                for run in AgentManager.list_active("complaints"):
+                    AgentManager.complete(run)
         """
         active = AgentRun.objects.active().order_by("pk")
         return active if agent is None else active.filter(name=_definition(agent).name)
 
     @staticmethod
     def complete(run: AgentRun | int, reason: str = "") -> bool:
-        """End an agent well; say whether it was unfinished.
+        """End an agent successfully.
 
-        Its claims are released, and what is left in its mailbox is cancelled. From within its own handler it ends with
-        that handler's commit; what the handler of another worker is doing is not kept.
+        Its claims are released, and what is left in its mailbox is cancelled, in the caller's transaction. A handler
+        that ends its own agent does so with its commit. A handler that runs in another worker is not interrupted, but
+        nothing of it is committed.
+
+        Args:
+            run: The agent, as an ``AgentRun`` or its primary key.
+            reason: Why, as a string for the operator. Default: none.
+
+        Returns:
+            True if the agent was unfinished.
+
+        Raises:
+            AgentRun.DoesNotExist: If ``run`` is an object whose row was removed.
+
+        Example:
+            A handler ends its own agent::
+
+                @handler("customer_left")
+                def stop(self, run):
+                    AgentManager.complete(run, "The customer has left.")
         """
         return _end(run, AgentStatus.COMPLETED, reason)
 
     @staticmethod
     def cancel(run: AgentRun | int, reason: str = "Cancelled.") -> bool:
-        """End an agent before its time; otherwise the same as ``complete``."""
+        """End an agent before its time; its status is CANCELLED, otherwise the same as ``complete``.
+
+        Args:
+            run: The agent, as an ``AgentRun`` or its primary key.
+            reason: Why, as a string for the operator. Default ``"Cancelled."``.
+
+        Returns:
+            True if the agent was unfinished.
+
+        Raises:
+            AgentRun.DoesNotExist: If ``run`` is an object whose row was removed.
+
+        Example:
+            Cancel an agent that was spawned by mistake::
+
+                AgentManager.cancel(run, "The customer was imported twice.")
+        """
         return _end(run, AgentStatus.CANCELLED, reason)
 
     @staticmethod
     def resume(run: AgentRun | int) -> AgentRun:
-        """Let a parked agent go on, or try to spawn a failed one again. Raises ``NotResumableError``."""
+        """Let a parked agent continue, or try again to make the Context of one that failed.
+
+        The agent is due after the commit of the caller's transaction.
+
+        Args:
+            run: The agent, as an ``AgentRun`` or its primary key.
+
+        Returns:
+            The ``AgentRun``.
+
+        Raises:
+            NotResumableError: If the agent is neither parked nor failed.
+            AgentRun.DoesNotExist: If no agent has this primary key.
+
+        Example:
+            Resume an agent after its bug was mended::
+
+                AgentManager.resume(run)
+        """
         row = run if isinstance(run, AgentRun) else AgentRun.objects.get(pk=run)
         row.resume()
         return row

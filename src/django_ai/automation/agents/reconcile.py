@@ -14,7 +14,7 @@ from django.db.models import Q
 from ..db.inserts import insert_ignoring
 from ..db.locks import locked
 from ..db.writer import alias_of
-from ..events.models import is_installed
+from ..events.entities import is_installed
 from ..exceptions import AutomationError
 from ..queues.maintenance import SliceResult, TimeSlice
 from ..state.versions import restore

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from django.db import connections, models, router
 
+from ..installation import require_app_of
+
 M_co = TypeVar("M_co", bound=models.Model, covariant=True)
 
 
@@ -68,6 +70,10 @@ class AutomationModel(models.Model):
     class Meta:
         abstract = True
         base_manager_name = "objects"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        require_app_of(cls.__module__)  # before Django's metaclass looks for the app
+        super().__init_subclass__(**kwargs)
 
 
 def alias_of(model: type[models.Model]) -> str:

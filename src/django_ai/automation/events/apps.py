@@ -19,16 +19,16 @@ class EventsConfig(AppConfig):
 
         from ..queues import maintenance, registry
         from ..queues.models import Behaviour
-        from ..queues.operations.resume import Kind, register_kind
+        from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
         from . import checks
-        from .claims import prune_claims
+        from .cancellation import cancel_events
         from .execution import perform_callback
         from .models import CallbackExecution, Event
-        from .occurrence import cancel_events, perform_events
+        from .occurrence import perform_events
         from .recording import model_signals
         from .recording.reconcile import take_dates
-        from .retention import prune_events, prune_executions, prune_snapshots, release_orphans
+        from .retention import prune_claims, prune_events, prune_executions, prune_snapshots, release_orphans
 
         events = Behaviour(
             perform=lambda event, clock: perform_events([event], clock),
@@ -44,8 +44,8 @@ class EventsConfig(AppConfig):
         maintenance.register_pruner("prune events", prune_events)
         maintenance.register_pruner("prune snapshots", prune_snapshots)
         maintenance.register_pruner("prune claims", prune_claims)
-        register_kind(Kind("event", Event, "event_name"))
-        register_kind(Kind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
+        register_resumable_kind(ResumableKind("event", Event, "event_name"))
+        register_resumable_kind(ResumableKind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
         model_signals.connect()
         register(checks.check_definitions)
         register(checks.check_callbacks)

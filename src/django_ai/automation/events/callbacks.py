@@ -89,18 +89,42 @@ def on_event(
     name: str | None = None,
     namespace: str | None = None,
 ) -> Callable[[F], F]:
-    """Call the decorated function with the ``Event``, and nothing else, when ``event_name`` occurs.
+    """Call the decorated function when an event occurs.
 
-    ``event_name``: of one event, or of many with ``*`` for any text (``"task_done:*"``, ``"*"``). ``offset``: that
-    much before (negative) or after the event's date, a timedelta or relativedelta. ``recheck``: ask the event's
-    condition again at an offset after its date, and skip it if that is false then. ``retry``: how often to try when
-    it raises (default: 3 attempts, 1 s apart, doubling). ``atomic``: run in one transaction, so that its database
-    writes are kept exactly once (default); ``False`` for slow calls to the outside. ``timeout``: how long it may run
-    (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). ``name``: what its executions are stored under (default: module
-    and qualified name); give one if you mean to move the function. ``namespace``: only events in it (default: in
-    any). Raises ``DefinitionError``.
+    The function gets the ``Event`` and nothing else. The transaction in which the event occurs also inserts one
+    ``CallbackExecution`` row for each function; a worker performs it. Several functions may listen to one event, and
+    one function to several.
 
-    Several functions may listen to one event, and one function to several.
+    Args:
+        event_name: Name of the event, as a string. ``*`` stands for any characters: ``"parcel_lost:*"`` means many
+            events, ``"*"`` means all of them.
+        offset: When to call the function, counted from the event's date: a timedelta (elapsed time) or a relativedelta
+            (wall clock), negative before the date, positive after it. Default: at the event.
+        recheck: Evaluate the event's condition again at an offset after the date, and skip the call if it is false by
+            then. Needs ``offset``. Default False.
+        retry: When and how often to retry a failed attempt, as a ``Retry``. Default: 3 attempts, with pauses of 1 s and
+            2 s.
+        atomic: Commit the function's database writes together with its progress, exactly once. Default True. Use False
+            for slow external calls: the function then holds no transaction and may write twice.
+        timeout: Longest run time of one attempt, as a positive timedelta. Default ``AUTOMATION["STEP_TIMEOUT"]`` (5
+            min).
+        name: Name under which the executions are stored, a string of at most 250 characters. Default: the module and
+            the qualified name of the function. Set it to the old name when you move or rename the function.
+        namespace: Only events in this namespace, as a string. Default: events in any namespace.
+
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        DefinitionError: At import, if an argument is invalid, or if the function is async, is a generator or cannot be
+            called with one argument.
+
+    Example:
+        Ask for a review a week after the delivery::
+
+            @on_event("order_delivered", offset=timedelta(days=7), retry=Retry(max_attempts=5))
+            def ask_for_review(event):
+                Review.objects.create(order=event.entity, state="asked")
     """
     return _register(event_name, "on_event", OCCURRED, offset, retry, atomic, timeout, name, namespace, recheck)
 
@@ -114,10 +138,35 @@ def on_event_created(
     name: str | None = None,
     namespace: str | None = None,
 ) -> Callable[[F], F]:
-    """Call the decorated function with the ``Event`` when an event ``event_name`` has been recorded, long before it
-    occurs perhaps.
+    """Call the decorated function when an event was recorded, which may be long before it occurs.
 
-    The arguments are those of ``on_event``.
+    The transaction that records the event also inserts the ``CallbackExecution`` row; a worker performs it after the
+    commit. The function gets the ``Event`` and nothing else.
+
+    Args:
+        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        retry: When and how often to retry a failed attempt, as a ``Retry``. Default: 3 attempts, with pauses of 1 s and
+            2 s.
+        atomic: Commit the function's database writes together with its progress, exactly once. Default True; False for
+            slow external calls.
+        timeout: Longest run time of one attempt, as a positive timedelta. Default ``AUTOMATION["STEP_TIMEOUT"]`` (5
+            min).
+        name: Name under which the executions are stored, a string of at most 250 characters. Default: the module and
+            the qualified name of the function.
+        namespace: Only events in this namespace, as a string. Default: events in any namespace.
+
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        DefinitionError: At import, if an argument or the function is invalid.
+
+    Example:
+        Put a date into the calendar as soon as it is known::
+
+            @on_event_created("lease_ends")
+            def note_in_calendar(event):
+                CalendarEntry.objects.create(title="Lease ends", at=event.at)
     """
     return _register(event_name, "on_event_created", CREATED, None, retry, atomic, timeout, name, namespace)
 
@@ -131,10 +180,36 @@ def on_event_cancelled(
     name: str | None = None,
     namespace: str | None = None,
 ) -> Callable[[F], F]:
-    """Call the decorated function with the ``Event`` when a pending event ``event_name`` is cancelled: its entity was
-    deleted, or ``event.cancel()`` was called. ``event.entity`` is then a snapshot.
+    """Call the decorated function when a pending event is cancelled.
 
-    The arguments are those of ``on_event``.
+    An event is cancelled when its entity is deleted, or by ``event.cancel()``. The transaction that cancels it also
+    inserts the ``CallbackExecution`` row; a worker performs it after the commit. The function gets the ``Event`` and
+    nothing else; if the entity was deleted, ``event.entity`` is a snapshot of it.
+
+    Args:
+        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        retry: When and how often to retry a failed attempt, as a ``Retry``. Default: 3 attempts, with pauses of 1 s and
+            2 s.
+        atomic: Commit the function's database writes together with its progress, exactly once. Default True; False for
+            slow external calls.
+        timeout: Longest run time of one attempt, as a positive timedelta. Default ``AUTOMATION["STEP_TIMEOUT"]`` (5
+            min).
+        name: Name under which the executions are stored, a string of at most 250 characters. Default: the module and
+            the qualified name of the function.
+        namespace: Only events in this namespace, as a string. Default: events in any namespace.
+
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        DefinitionError: At import, if an argument or the function is invalid.
+
+    Example:
+        Take the date out of the calendar again::
+
+            @on_event_cancelled("lease_ends")
+            def remove_from_calendar(event):
+                CalendarEntry.objects.filter(title="Lease ends", at=event.at).delete()
     """
     return _register(event_name, "on_event_cancelled", CANCELLED, None, retry, atomic, timeout, name, namespace)
 

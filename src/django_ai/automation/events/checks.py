@@ -27,7 +27,7 @@ from .definitions import (
     is_family,
     sources_of,
 )
-from .matching.match import problem_with
+from .matching.lookups import problem_with
 from .models import Event
 from .names import expressions_of
 

@@ -10,21 +10,30 @@ from django.db import models
 if TYPE_CHECKING:
     from .models import EventClaim
 
-Living = Callable[[], models.QuerySet[Any]]
+Unfinished = Callable[[], models.QuerySet[Any]]
+
+_owners: dict[str, Unfinished] = {}
 
 
-_owners: dict[str, Living] = {}
-
-
-def register_owner(kind: str, living: Living) -> None:
-    """Let runs own claims, under the name ``kind``; ``living()`` returns those that are unfinished."""
-    _owners[kind] = living
+def register_owner(kind: str, unfinished: Unfinished) -> None:
+    """Let runs own claims, under the name ``kind``; ``unfinished()`` returns the unfinished ones."""
+    _owners[kind] = unfinished
 
 
 def owner_of(claim: EventClaim) -> models.Model | None:
     """Return the run that holds ``claim``, or None if it is gone."""
-    living = _owners.get(claim.owner_kind)
-    return living().model._base_manager.filter(pk=claim.owner_id).first() if living else None
+    unfinished = _owners.get(claim.owner_kind)
+    return unfinished().model._base_manager.filter(pk=claim.owner_id).first() if unfinished else None
+
+
+def unfinished_owners(kind: str) -> models.QuerySet[Any]:
+    """Return the runs of ``kind`` that may hold claims."""
+    return _owners[kind]()
+
+
+def kind_of(run: models.Model) -> str | None:
+    """Return the kind of owner that ``run`` is, or None if it cannot own claims."""
+    return next((kind for kind, unfinished in _owners.items() if isinstance(run, unfinished().model)), None)
 
 
 def owner_kinds() -> list[str]:
@@ -35,8 +44,8 @@ def owner_kinds() -> list[str]:
 def owners_of(claims: Sequence[EventClaim]) -> dict[int, models.Model]:
     """Return the runs that hold ``claims`` by the claims' keys: one query for each kind of owner."""
     found: dict[int, models.Model] = {}
-    for kind, living in _owners.items():
+    for kind, unfinished in _owners.items():
         mine = {claim.pk: claim.owner_id for claim in claims if claim.owner_kind == kind}
-        runs = living().model._base_manager.in_bulk(set(mine.values())) if mine else {}
+        runs = unfinished().model._base_manager.in_bulk(set(mine.values())) if mine else {}
         found |= {pk: runs[owner] for pk, owner in mine.items() if owner in runs}
     return found

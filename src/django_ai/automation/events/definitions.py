@@ -33,7 +33,18 @@ Namespace = str | Callable[[Any], str | None]
 
 
 class EventTrigger(StrEnum):
-    """Which kind of write makes an event occur, each time that there is one."""
+    """A kind of write that makes an event occur, each time that such a write is committed.
+
+    Attributes:
+        CREATE: The entity is inserted.
+        UPDATE: The entity is updated. With ``watch_fields``: only if one of these fields has changed.
+        DELETE: The entity is deleted. ``event.entity`` is then a snapshot.
+
+    Example:
+        Record each change of a price::
+
+            EventDefinition("price_changed", trigger=EventTrigger.UPDATE, watch_fields=["price"])
+    """
 
     CREATE = "create"
     UPDATE = "update"
@@ -41,33 +52,53 @@ class EventTrigger(StrEnum):
 
 
 class EventDefinition:
-    """Declare an event of a model.
+    """Declare an event of a model, in the model's ``events`` list.
 
-    ``name``: what subscribers call it; it may be a template of the entity's fields, as in
-    ``"task_done:{{ instance.pk }}"``. ``condition``: a function of the entity; the event occurs only while it is true
-    (default: always). ``date_field``: the name of a date field; the event is then *scheduled* and occurs at that date;
-    without it the event is *immediate* and occurs after the commit of the save that makes the condition true.
-    ``payload``: a function of the entity (or of the event, if its parameter is called ``event``) that returns a dict
-    for those who wait for the event. ``grace``: how long after its date a scheduled event may still occur when its
-    condition turns true (default ``AUTOMATION["GRACE"]``, 24 h).
+    Without ``date_field`` the event is *immediate*: it occurs after the commit of the save that makes its condition
+    true. With ``date_field`` it is *scheduled*: it occurs at that date. The event's row is written in the transaction
+    that saves the entity: both are committed, or neither.
 
-    An event occurs once for each entity, unless one of these asks for more; each further occurrence is a row of its
-    own. ``trigger``: one ``EventTrigger`` or several; an immediate event then occurs at each such write for which the
-    condition is true (all saves of one transaction are one write). ``watch_fields``: names of fields; the event then
-    occurs at each update that changes one of them. ``rearm``: it may occur again when its condition has turned false
-    and true again, or, if it is scheduled, when its date moves after it has occurred.
+    An event occurs once for each entity. ``trigger``, ``watch_fields`` and ``rearm`` ask for more; each further
+    occurrence is a row of its own.
 
-    ``namespace``: a text, or a function of the entity that returns one; subscribers that name a namespace hear only
-    the events in it.
+    Args:
+        name: Name of the event, a string of 1 to 200 characters. It may be a template of the entity's fields:
+            ``"parcel_lost:{{ instance.pk }}"``.
+        condition: A function that takes the entity and returns a bool; the event occurs only while that is true.
+            Default: always.
+        date_field: Name of a date or datetime field of the model, as a string. Default: the event is immediate.
+        payload: A function that returns a dict for the runs that wait for the event. It takes the entity, or the event
+            if its parameter is called ``event``. Default: nothing.
+        grace: How long after its date a scheduled event may still occur when its condition turns true, as a timedelta
+            of zero or more. Default ``AUTOMATION["GRACE"]`` (24 h).
+        trigger: One ``EventTrigger`` or several; an immediate event then occurs at each such write for which its
+            condition is true. All saves of one transaction are one write. Default: the event occurs once.
+        watch_fields: Names of fields, as a list of strings; the event then occurs at each update that changes one of
+            them. Default: none.
+        rearm: Let the event occur again after its condition has turned false and true again, or, if it is scheduled,
+            when its date moves after it has occurred. Default False.
+        namespace: A string of 1 to 100 characters, or a function that takes the entity and returns one (or None).
+            Subscribers that name a namespace get only the events in it. Default: no namespace.
+        existing: What to do about rows that are older than this definition. ``"baseline"`` (the default): what was
+            already true before the first save that the definition sees is recorded and does not occur. ``"fire"``: it
+            occurs at that save.
+        snapshot_fields: Names of the fields that are kept when the entity is deleted, as a list of strings; ``[]``
+            keeps the primary key alone. Default: every column. The events of one entity share one snapshot.
 
-    ``existing``: what becomes of rows that are older than the definition. ``"baseline"``: what already held before the
-    first save that the definition sees is recorded and does not occur. ``"fire"``: it occurs at that save.
+    Raises:
+        DefinitionError: At import, if an argument is invalid or two arguments contradict each other.
 
-    ``snapshot_fields``: names of fields. When an entity is deleted, its events keep a snapshot of it, one for all of
-    them, for those who react later; it holds the key and the fields that its definitions name here (default: every
-    column; ``[]``: this definition needs none).
+    Example:
+        An invoice has an event when it is paid, and one at its due date while it is not::
 
-    Raises ``DefinitionError`` for arguments that make no sense.
+            class Invoice(models.Model):
+                due_on = models.DateTimeField()
+                paid = models.BooleanField(default=False)
+
+                events = [
+                    EventDefinition("invoice_paid", lambda invoice: invoice.paid),
+                    EventDefinition("invoice_overdue", lambda invoice: not invoice.paid, date_field="due_on"),
+                ]
     """
 
     def __init__(

@@ -11,9 +11,10 @@ from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, rested
 from ..queues.parking import reason_of, unpark
 from ..values.clock import Clock
+from ..values.digests import digest
 from ..values.text import trace_of
 from .callbacks import Callback, callbacks_of, find_callback
-from .models import CallbackExecution, ExecutionStatus
+from .models import CallbackExecution, Event, ExecutionStatus
 from .timing import depth_after
 
 
@@ -100,4 +101,15 @@ def _failed(row: CallbackExecution, callback: Callback, error: Exception, starte
             "wake_at": now + delay,
             "lease": None,
         }
+    )
+
+
+def new_execution(event: Event, callback: Callback, milestone: str, now: datetime) -> CallbackExecution:
+    return CallbackExecution(
+        event=event,
+        callback=callback.name,
+        milestone=milestone,
+        created_at=now,
+        wake_at=now,
+        unique_key=digest("callback", event.pk, callback.name, milestone),
     )

@@ -11,155 +11,30 @@ events of the commit together.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
-from weakref import WeakKeyDictionary
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import QuerySet
-from django.utils import timezone
 
 from ..conf import conf
-from ..db.errors import told_apart
 from ..db.inserts import insert_ignoring
 from ..db.locks import unlocked
 from ..db.session import kept_session
-from ..db.writer import alias_of, from_writer
-from ..exceptions import AutomationError, DefinitionError, LeaseLostError, UnknownEventError
+from ..db.writer import alias_of
+from ..exceptions import LeaseLostError
 from ..queues import positions
 from ..queues.heartbeat import is_working, keep_lease_for
-from ..queues.lease import advance, advance_together, claim_these, revoke
-from ..queues.models import Wakeable
+from ..queues.lease import advance, advance_together
 from ..queues.notifier import ring_after_commit
-from ..queues.parking import parked, reason_of
-from ..queues.signals import attempt_finished, row_parked
+from ..queues.signals import row_parked
 from ..values.clock import Clock
-from ..values.json_text import encode, storable
-from ..values.retry import Retry
-from ..values.text import trace_of
-from .callbacks import CANCELLED, CREATED, callbacks_of
-from .claims import count
-from .definitions import EventDefinition, EventTrigger
-from .models import CallbackExecution, Event, EventStatus, RoutingShape, load_entities, new_execution
+from .callbacks import callbacks_of
+from .evaluation import Evaluation, evaluate_all
+from .execution import new_execution
+from .models import CallbackExecution, Event, EventStatus
+from .notification import notify_subscribers, ring_if_due
 from .subscribers import Notification, subscribers
-from .timing import (
-    due_milestones,
-    hears,
-    held_back,
-    is_given_up,
-    moves_again,
-    next_wake,
-    not_fired,
-    plan_of,
-    rearm_future,
-    skip_note,
-)
-
-
-class CommitBatch:
-    """The events of one connection that are due at its commit: the hook that makes them occur.
-
-    It claims them like a worker, all of one commit at once, and leaves what somebody else has or is about to change.
-    What a rolled back transaction has added is due no more, or anybody's business: it does no harm.
-    """
-
-    SIZE = 500
-
-    def __init__(self, alias: str) -> None:
-        self.alias = alias
-        self._due: dict[int, datetime] = {}
-
-    @classmethod
-    def of(cls, alias: str) -> CommitBatch:
-        """Return the batch of this thread's connection to ``alias``."""
-        connection = connections[alias]
-        batch = _batches.get(connection)
-        if batch is None:
-            batch = _batches[connection] = cls(alias)
-        return batch
-
-    def has(self, event: Event) -> bool:
-        """Return whether the open transaction makes ``event`` occur. What a savepoint has taken back does not count."""
-        if event.pk not in self._due:
-            return False  # most are not, and a long transaction has many hooks
-        hooks = (hook for _, hook, *_ in reversed(connections[self.alias].run_on_commit))
-        return any(isinstance(hook, _Added) and hook.batch is self and event.pk in hook.pks for hook in hooks)
-
-    def add(self, events: Sequence[Event]) -> None:
-        """Make ``events``, which the open transaction has made due, occur after its commit."""
-        self._due |= {event.pk: event.wake_at for event in events if event.wake_at is not None}
-        transaction.on_commit(_Added(self, frozenset(event.pk for event in events)), using=self.alias, robust=True)
-
-    def __call__(self) -> None:
-        due, self._due = self._due, {}
-        pks = list(due)
-        for start in range(0, len(pks), self.SIZE):
-            chunk = pks[start : start + self.SIZE]
-            # Not before the save's own moment: the clock may have been set back since.
-            now = max(timezone.now(), *(due[pk] for pk in chunk))
-            rows = {row.pk: row for row in claim_these(Event, chunk, now)}
-            if len(rows) < len(chunk):
-                ring_after_commit(self.alias, Event)  # for what is somebody else's, should he roll back
-            if rows:
-                perform_events([rows[pk] for pk in chunk if pk in rows], timezone.now)
-
-
-class _Added:
-    """What one save adds to its connection's batch. The first of a commit that is called makes all of them occur."""
-
-    def __init__(self, batch: CommitBatch, pks: frozenset[int]) -> None:
-        self.batch, self.pks = batch, pks
-        self.__qualname__ = CommitBatch.__name__  # Django names a hook that fails
-
-    def __call__(self) -> None:
-        self.batch()
-
-
-_batches: WeakKeyDictionary[BaseDatabaseWrapper, CommitBatch] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, slots=True)
-class FailedEvaluation:
-    """What a function of the project raised that a row asked, and after how many seconds. ``tell`` says so, to those
-    who hear of attempts: that is what it was."""
-
-    error: Exception
-    seconds: float
-
-    def report(self, row: Wakeable) -> None:
-        attempt_finished.send_robust(type(row), row=row, error=self.error, seconds=self.seconds)
-
-
-@dataclass(slots=True)
-class Evaluation:
-    """What one event row does now."""
-
-    event: Event
-    definition: EventDefinition | None
-    changes: dict[str, Any] = field(default_factory=dict)
-    milestones: list[str] = field(default_factory=list)
-    replan: bool = False
-    withdrawn: bool = False
-    gone: bool = False
-    rests: bool = False
-    known: bool = False
-    failed_evaluation: FailedEvaluation | None = None
-
-    @property
-    def arrives(self) -> tuple[str, ...]:
-        """The columns that take a new position: something comes for those who wait."""
-        if "" in self.milestones:
-            return ("position", "fired_position")
-        return (
-            ("fired_position",) if any(milestone not in (CREATED, CANCELLED) for milestone in self.milestones) else ()
-        )
 
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
@@ -171,14 +46,14 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
         Notification(event, milestone) for event in events for milestone in event.pending_notifications
     ]
     with kept_session(connections[alias_of(Event)], is_ours=is_working()):
-        readings = list(_read_all(events, now))
+        readings = list(evaluate_all(events, now))
     kept = _occur(readings, now)
     for reading in kept:
         if reading.failed_evaluation is not None:
             reading.failed_evaluation.report(reading.event)
         if reading.event.status == EventStatus.PARKED and not reading.known:
             row_parked.send_robust(Event, row=reading.event, reason=reading.event.error)
-    _notify(
+    notify_subscribers(
         [
             Notification(reading.event, milestone)
             for reading in kept
@@ -186,7 +61,7 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
         ],
         clock,
     )
-    _notify(pending_notifications, clock)
+    notify_subscribers(pending_notifications, clock)
 
 
 def _occur(readings: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
@@ -204,226 +79,10 @@ def _occur(readings: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
             busy = [reading for reading in readings if reading.event.pk not in mine]
         kept = _write(free)
         _fan_out(kept, now)
-        _ring_for((reading.changes["wake_at"] for reading in kept), now)
+        ring_if_due((reading.changes["wake_at"] for reading in kept), now)
     for reading in busy:
         kept += _occur([reading], now)
     return kept
-
-
-def _read_all(events: Sequence[Event], now: datetime) -> Iterator[Evaluation]:
-    load_entities([event for event in events if not event.pending_notifications])
-    for event in events:
-        if not event.pending_notifications:
-            with told_apart(connections[alias_of(Event)]) as is_ours:
-                reading = _read(event, now, is_ours)
-            yield reading
-
-
-@from_writer()
-def _read(event: Event, now: datetime, is_ours: Callable[[BaseException], bool]) -> Evaluation:
-    """Decide what the event does now. Runs user code: its condition and its payload. ``is_ours``: says whether an error
-    is that of the automations' database."""
-    definition = event.definition
-    reading = Evaluation(event, definition)
-    deletion = event.trigger == EventTrigger.DELETE
-    if event.status == EventStatus.CANCELLED:
-        reading.milestones = [milestone for milestone in (CREATED, CANCELLED) if _hears_now(event, milestone)]
-        return _settled(reading, now)
-    try:
-        event.check_known(declared=True)
-    except UnknownEventError as error:
-        return _parked(event, reason_of(event, error), now, awaiting_deploy=True)
-    assert definition is not None
-    if event.status == EventStatus.PARKED:  # for code, which is here now
-        event.status, event.error, event.parked_at = event.resumed_status, "", None
-    if (event.entity is None or event.snapshot_id is not None) and not deletion:
-        reading.withdrawn = True
-        event.wake_at = None
-        if event.status == EventStatus.PENDING:
-            event.status, event.error = EventStatus.CANCELLED, "Its entity is gone."
-            reading.gone = True
-        else:
-            _skip(event, not_fired(event), "its entity is gone")
-        # One that has occurred is not cancelled, though its later offsets are withdrawn.
-        moments = (CREATED, CANCELLED) if reading.gone else (CREATED,)
-        reading.milestones = [milestone for milestone in moments if _hears_now(event, milestone)]
-        return _settled(reading, now)
-    if event.attempt:
-        event.error = ""
-    started = time.monotonic()
-    try:
-        # A deletion is final: its condition was asked then.
-        at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
-        if definition.rearm and definition.is_scheduled and at not in (None, event.at) and moves_again(event):
-            # Its date moved behind Django's back: the reconciliation gives the new one a row of its own.
-            _skip(event, not_fired(event), "its date moved, and the new one has an event of its own")
-            reading.rests = True
-            return _settled(reading, now)
-        if (at, armed) != (event.at, event.armed):
-            event.at, event.armed, reading.replan = at, armed, True
-            rearm_future(event, now)
-        if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
-            reading.milestones = [""]
-        reading.milestones += [
-            milestone for milestone in due_milestones(event, now) if milestone not in reading.milestones
-        ]
-        if not armed and event.active_key is None and event.status == EventStatus.PENDING:
-            # A newer row speaks for the entity, and this one cannot be armed again.
-            _give_up(reading, "Its condition was no longer true when it should have occurred.")
-        elif not armed and is_given_up(event, definition, now):
-            _give_up(reading)
-        if "" in reading.milestones:
-            event.payload = json.loads(_payload_text(event, definition))
-            event.status, event.occurred_at = EventStatus.PROCESSED, now
-            if event.at is None:
-                event.at = now
-            reading.milestones += [
-                milestone for milestone in due_milestones(event, now) if milestone not in reading.milestones
-            ]
-    except Exception as error:
-        if is_ours(error):
-            raise  # nobody's fault: the row is looked at again when its lease runs out
-        return _failed(event, FailedEvaluation(error, time.monotonic() - started), now)
-    if _hears_now(event, CREATED):
-        reading.milestones.insert(0, CREATED)
-    milestones = [milestone for milestone in reading.milestones if milestone not in (CREATED, CANCELLED)]
-    event.pending_notifications = [
-        milestone
-        for milestone in milestones
-        if any(each.wants_notification(event, milestone) for each in subscribers())
-    ]
-    return _settled(reading, now)
-
-
-def _ask(event: Event, definition: EventDefinition) -> tuple[datetime | None, bool]:
-    """Return the event's date and verdict, from the entity as it is now."""
-    entity = event.entity
-    if event.status == EventStatus.PENDING:
-        event.event_name, event.namespace = definition.name_for(entity), definition.namespace_of(entity)
-    return event.current_date(), definition.holds_for(entity)
-
-
-def _give_up(
-    reading: Evaluation, reason: str = "Its condition was not true at its date, nor within its grace."
-) -> None:
-    event = reading.event
-    if event.status == EventStatus.PENDING:
-        reading.withdrawn = True
-        event.status, event.error = EventStatus.EXPIRED, reason
-    else:
-        _skip(event, held_back(event), "recheck=True, and its condition was not true then, nor within its grace")
-
-
-def _skip(event: Event, milestones: Iterable[str], reason: str) -> None:
-    """Drop offsets of an event that has occurred, and say so in its ``error``."""
-    if skipped := list(milestones):
-        event.fired = [*event.fired, *skipped]
-        event.error = skip_note(skipped, reason)
-
-
-def _hears_now(event: Event, moment: str) -> bool:
-    return moment not in event.fired and hears(event, moment)
-
-
-CHANGED = (
-    "event_name",
-    "namespace",
-    "status",
-    "at",
-    "armed",
-    "fired",
-    "payload",
-    "occurred_at",
-    "error",
-    "pending_notifications",
-    "parked_at",
-    "planned_for",
-)
-
-
-def _settled(reading: Evaluation, now: datetime) -> Evaluation:
-    event = reading.event
-    event.fired = [*event.fired, *(milestone for milestone in reading.milestones if milestone)]
-    keeps_lease = bool(event.pending_notifications)
-    next_look = None
-    if reading.definition is not None and not reading.rests:
-        next_look = next_wake(event, reading.definition, now)
-        event.planned_for = plan_of(event.declared_as)
-    reading.changes = {name: getattr(event, name) for name in CHANGED} | {
-        "attempt": 0,
-        "wake_at": now + conf().LEASE if keeps_lease else next_look,
-        "lease": event.lease if keeps_lease else None,
-    }
-    offsets = [milestone for milestone in reading.milestones if milestone not in ("", CREATED, CANCELLED)]
-    if offsets or (reading.arrives and event.milestone_positions):
-        # The latest beats have the position that this write takes, and those before them keep theirs.
-        kept = {milestone: event.position_of(milestone) for milestone in event.milestone_positions}
-        reading.changes["milestone_positions"] = kept | dict.fromkeys(offsets)
-    if reading.gone:
-        # Otherwise left alone: a save may have given the key to a newer row since this one was read.
-        reading.changes["active_key"] = event.active_key = None
-    return reading
-
-
-RETRY = Retry(max_attempts=5)
-"""How often a condition or payload that raises is asked again before its event is parked."""
-
-
-def _failed(event: Event, failed_evaluation: FailedEvaluation, now: datetime) -> Evaluation:
-    """Ask again after a backoff, or park the event. What this package refuses is refused again: that parks at once."""
-    error = failed_evaluation.error
-    delay = None if isinstance(error, AutomationError) else RETRY.delay(event.attempt + 1)
-    if delay is None:
-        return replace(_parked(event, trace_of(error), now, awaiting_deploy=False), failed_evaluation=failed_evaluation)
-    _as_stored(event)
-    changes = {"attempt": event.attempt + 1, "error": storable(trace_of(error)), "wake_at": now + delay, "lease": None}
-    return Evaluation(event, None, changes, failed_evaluation=failed_evaluation)
-
-
-def _parked(event: Event, reason: str, now: datetime, *, awaiting_deploy: bool) -> Evaluation:
-    _as_stored(event)
-    known = awaiting_deploy and event.parked_at is not None
-    return Evaluation(
-        event, None, {**parked(event, reason, now, awaiting_deploy=awaiting_deploy), "attempt": 0}, known=known
-    )
-
-
-def _as_stored(event: Event) -> None:
-    """Take back what a reading that failed has set."""
-    names = ["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
-    with contextlib.suppress(Event.DoesNotExist):  # then the write is refused, as every late one
-        event.refresh_from_db(fields=names)
-
-
-def _payload_text(event: Event, definition: EventDefinition) -> str:
-    """Return what those who wait for the event are given, as JSON."""
-    payload: dict[str, Any] = {
-        "event_id": event.pk,
-        "event_name": event.event_name,
-        "entity_id": event.entity_id,
-        "event_at": event.at.isoformat() if event.at else None,
-    }
-    if event.trigger == EventTrigger.DELETE:
-        payload |= event.payload or {}  # asked for at the deletion
-    else:
-        payload |= extra_payload(event, definition)
-    return encode(payload, f"The payload of {definition!r}")
-
-
-@from_writer()
-def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
-    """Return what the definition's payload function adds. Raises what it raises, ``DefinitionError`` if that is no
-    dict, and ``NotStorableError``."""
-    if definition.payload is None:
-        return {}
-    takes_event = "event" in inspect.signature(definition.payload).parameters
-    extra = definition.payload(event if takes_event else event.entity)
-    if not isinstance(extra, dict):
-        raise DefinitionError(
-            f"The payload function of {definition!r} returned {extra!r}; it must return a dict of values."
-        )
-    found: dict[str, Any] = json.loads(encode(extra, f"The payload of {definition!r}"))
-    return found
 
 
 def _write(readings: Sequence[Evaluation]) -> list[Evaluation]:
@@ -470,61 +129,3 @@ def _fan_out(readings: Sequence[Evaluation], now: datetime) -> None:
             listener.occurred(occurred, now)
         if withdrawn:
             listener.withdrawn(withdrawn, now)
-
-
-def _ring_for(wakes: Iterable[datetime | None], now: datetime) -> None:
-    """Ring for events that are due again at once."""
-    if any(wake_at is not None and wake_at <= now for wake_at in wakes):
-        ring_after_commit(alias_of(Event), Event)
-
-
-def _notify(news: Sequence[Notification], clock: Clock) -> None:
-    """Tell those who wait, then let the rows go. What fired is committed: whoever begins to wait now sees it."""
-    if not news:
-        return
-    now = clock()
-    shapes = RoutingShape.of([each.event for each in news])
-    count([each.event for each in news if each.milestone == ""], shapes)
-    for listener in subscribers():
-        listener.notify(news, shapes, now)
-    by_wake: dict[datetime | None, list[Event]] = {}
-    for event in {each.event.pk: each.event for each in news}.values():
-        definition = event.definition
-        event.pending_notifications = []
-        by_wake.setdefault(next_wake(event, definition, now) if definition else None, []).append(event)
-    for wake_at, group in by_wake.items():
-        _let_go(group, wake_at)
-    _ring_for(by_wake, now)
-
-
-def _let_go(events: Sequence[Event], wake_at: datetime | None) -> None:
-    """Give back events that were told, in one statement, or one by one where somebody has locked some of them: he may
-    be waiting for the others."""
-    # Fenced on the lease alone: whoever changed a row since has cleared it.
-    pks = [event.pk for event in events]
-    rows = Event.objects.filter(pk__in=pks, lease=events[0].lease).exclude(pending_notifications=[])
-    told: dict[str, Any] = {"pending_notifications": [], "wake_at": wake_at, "lease": None}
-    if len(events) == 1 or not connections[alias_of(Event)].features.has_select_for_update:
-        rows.update(**told)
-        return
-    with transaction.atomic(using=alias_of(Event)):
-        free = list(unlocked(rows).order_by().values_list("pk", flat=True))
-        rows.filter(pk__in=free).update(**told)
-    for event in events:
-        if event.pk not in free:
-            _let_go([event], wake_at)
-
-
-def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
-    """Cancel those of ``events`` that are pending; say how many."""
-    with transaction.atomic(using=alias_of(Event)):
-        rows = list(events.select_for_update().filter(status__in=[EventStatus.PENDING, EventStatus.PARKED]))
-        for row in rows:
-            row.status = EventStatus.CANCELLED
-            audible = hears(row, CANCELLED)
-            revoke(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None)
-        if rows:
-            for listener in subscribers():
-                listener.withdrawn(rows, now)
-            ring_after_commit(alias_of(Event), Event)
-    return len(rows)

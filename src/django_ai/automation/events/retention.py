@@ -21,8 +21,10 @@ from ..db.writer import alias_of
 from ..queues.lease import revoke
 from ..queues.maintenance import SliceResult, TimeSlice
 from ..queues.pruning import WINDOW, prune_in_batches
+from .claim_owners import owner_kinds, unfinished_owners
 from .definitions import entity_id_of
-from .models import CallbackExecution, Event, EventStatus, ExecutionStatus, Snapshot, is_installed
+from .entities import is_installed
+from .models import CallbackExecution, Event, EventClaim, EventStatus, ExecutionStatus, Snapshot
 from .subscribers import subscribers
 
 
@@ -120,3 +122,13 @@ def _missing(model: type[models.Model], entity_ids: set[str]) -> set[str]:
             keys[model._meta.pk.to_python(entity_id)] = entity_id
     there = models.QuerySet[Any, Any](model, using=alias_of(model)).filter(pk__in=list(keys)).order_by()
     return set(keys.values()) - {entity_id_of(model, pk) for pk in there.values_list("pk", flat=True)}
+
+
+def prune_claims(turn: TimeSlice) -> SliceResult:
+    """Remove claims that ended longer ago than ``RETENTION``, or were held before and whose run has ended."""
+    before = turn.now - conf().RETENTION
+    over = Q(expires_at__lt=before)
+    for kind in owner_kinds():
+        has_ended = ~Q(owner_id__in=unfinished_owners(kind).values("pk"))
+        over |= Q(owner_kind=kind, held_at__lt=before) & (has_ended | Q(events_left=0))
+    return prune_in_batches(EventClaim.objects.filter(over), "held_at", before, turn)

@@ -271,7 +271,7 @@ class RowAdmin(ModelAdmin):
             awaited = awaits_code(row)
             try:
                 if act(row) is False:
-                    refused.append(f"{row} has ended already.")
+                    refused.append(f"{row} has already finished.")
                     continue
             except AutomationError as error:
                 refused.append(str(error))

@@ -44,6 +44,7 @@ class QueuesConfig(AppConfig):
         connect_enlisting()
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
         post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")
+        register(checks.check_apps)
         register(checks.check_settings)
         register(checks.check_runtime, deploy=True)
         register(checks.check_surroundings)

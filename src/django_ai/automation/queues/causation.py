@@ -132,11 +132,24 @@ def next_depth(what: str) -> int:
 
 
 def idempotency_key() -> str:
-    """Return the stable key of what runs now, for calls to the outside.
+    """Return the key of the current step visit, callback or handler execution, for external calls.
 
-    It is the same for every try of one step visit, callback or handler, and differs between them; give it to a payment
-    provider or a mail service so that a second try is recognised. Raises ``RuntimeError`` outside a step, callback or
-    handler.
+    The key is the same for all attempts of one execution, and different for any other. Give it to a payment provider or
+    a mail service, so that it recognises a second attempt.
+
+    Returns:
+        A string.
+
+    Raises:
+        RuntimeError: Outside a step, callback or handler.
+
+    Example:
+        Charge a card once, however often the step is tried::
+
+            @step(atomic=False)
+            def charge(self):
+                stripe.PaymentIntent.create(amount=1900, currency="eur", idempotency_key=idempotency_key())
+                return complete()
     """
     cause = _current.get()
     if cause is None:

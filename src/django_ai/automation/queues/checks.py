@@ -14,6 +14,7 @@ from .. import conf as conf_module
 from ..conf import conf
 from ..db.writer import alias_of
 from ..exceptions import SettingsError
+from ..installation import HOW_TO_INSTALL, missing_apps
 from ..state.encryption import codec
 from .models import Worker
 from .notifier import get_notifier
@@ -48,6 +49,13 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             )
         )
     return found
+
+
+def check_apps(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    return [
+        Error(f"{name!r} is not in INSTALLED_APPS.", hint=HOW_TO_INSTALL, id="automation.E016")
+        for name in missing_apps()
+    ]
 
 
 def check_runtime(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

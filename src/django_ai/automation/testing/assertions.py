@@ -23,10 +23,22 @@ SHOWN = 20
 
 
 def assert_occurred(event_name: str, entity: Model | None = None, *, times: int | None = None) -> None:
-    """Fail unless the event has occurred: at least once, or exactly ``times``.
+    """Fail unless an event has occurred. It only reads the database.
 
-    ``event_name``: of one event, or of many with ``*`` for any text. ``entity``: only its events (default: those of all
-    entities). Raises ``AssertionError``, which says what did happen.
+    Args:
+        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        entity: Only events of this model instance. Default: events of all entities.
+        times: The exact number of occurrences. Default: one or more.
+
+    Raises:
+        AssertionError: If it has not occurred so often, with a list of the events that there are; or if no model
+            declares the event.
+        DefinitionError: If ``entity`` is not a saved model instance.
+
+    Example:
+        A reminder was sent twice::
+
+            assert_occurred("reminder_sent", invoice, times=2)
     """
     __tracebackhide__ = True
     found = _events(event_name, entity).filter(occurred_at__isnull=False).count()
@@ -38,7 +50,21 @@ def assert_occurred(event_name: str, entity: Model | None = None, *, times: int 
 
 
 def assert_not_occurred(event_name: str, entity: Model | None = None) -> None:
-    """Fail if the event has occurred. The arguments are those of ``assert_occurred``."""
+    """Fail if an event has occurred. It only reads the database.
+
+    Args:
+        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        entity: Only events of this model instance. Default: events of all entities.
+
+    Raises:
+        AssertionError: If it has occurred, with a list of the events that there are; or if no model declares the event.
+        DefinitionError: If ``entity`` is not a saved model instance.
+
+    Example:
+        A paid invoice is never overdue::
+
+            assert_not_occurred("invoice_overdue", invoice)
+    """
     __tracebackhide__ = True
     found = _events(event_name, entity).filter(occurred_at__isnull=False).count()
     if found:
@@ -48,11 +74,25 @@ def assert_not_occurred(event_name: str, entity: Model | None = None) -> None:
 
 
 def runs_of(flow: str | type, entity: Model | None = None) -> list[Any]:
-    """Return the runs of a workflow or an agent, the oldest first.
+    """Return the runs of a workflow or an agent, the oldest first. It only reads the database.
 
-    ``flow``: its name or its class. ``entity``: only the runs that belong to it (those that one of its events started,
-    and their children). Raises ``UnknownWorkflowError`` for a name that nobody has, and ``DefinitionError`` for a class
-    that is neither a workflow nor an agent.
+    Args:
+        flow: The workflow or agent, as its name or its class.
+        entity: Only runs that an event of this model instance has started, and their child runs. Default: all runs.
+
+    Returns:
+        A list of ``WorkflowRun`` or of ``AgentRun``.
+
+    Raises:
+        UnknownWorkflowError: If neither a workflow nor an agent has this name.
+        DefinitionError: If the class is neither a workflow nor an agent, or if ``entity`` is not a saved model
+            instance.
+
+    Example:
+        The invoice has started one run, which has ended::
+
+            (run,) = runs_of(RemindToPay, invoice)
+            assert run.status == "completed"
     """
     model, name = _flow(flow)
     where = Q() if entity is None else _about(entity)

@@ -40,11 +40,21 @@ Move = Callable[[datetime], None]
 
 
 class TimeMachine:
-    """What a test has in its hands while ``time_machine`` is on.
+    """Moves time in a test; ``time_machine`` yields it.
 
-    ``errors``: every exception that a step, callback or handler raised since the machine was switched on, or a
-    condition, name, namespace or payload of an event, in a ``save()`` or later, and those of the engine itself, in
-    order. The assertions are here too, for those who like one name.
+    The assertions of this package are its methods, too.
+
+    Attributes:
+        now: The moment at which time stands, a datetime.
+        errors: A list of the exceptions that were raised since the time machine was started, the oldest first: by
+            steps, callbacks and handlers, by functions of event definitions, and by the engine itself.
+
+    Example:
+        Nothing has failed in a year::
+
+            with time_machine("2031-03-01T08:00+00:00") as machine:
+                machine.advance(days=365)
+                assert machine.errors == []
     """
 
     assert_occurred = staticmethod(assert_occurred)
@@ -67,11 +77,28 @@ class TimeMachine:
         return list(self._collector.errors)
 
     def process(self, *, raise_errors: bool | None = None) -> int:
-        """Perform what is due now, and what becomes due now through it; return how many rows were performed.
+        """Perform what is due now, and what becomes due now through it.
 
-        The clock stays where it is: a retry, a sleep or a date in the future waits for ``advance``. ``raise_errors``:
-        for this call, whatever the machine was told. Raises ``AutomationError`` inside a step, and for rows that are
-        due at this moment without end.
+        The clock does not move: a retry, a sleep or a date in the future waits for ``advance``. Rows are performed as a
+        worker performs them, each in a transaction of its own; in a ``TestCase`` in a savepoint.
+
+        Args:
+            raise_errors: Raise what has failed since the last call, as ``time_machine`` describes. Default: what
+                ``time_machine`` was given.
+
+        Returns:
+            The number of rows that were performed.
+
+        Raises:
+            AutomationError: If it is called by a step, callback or handler, or if rows are due at this moment without
+                end.
+            ParkedRowError: With ``raise_errors``, if a row was parked.
+
+        Example:
+            Save an entity, and let its workflow start::
+
+                invoice.save()
+                machine.process()
         """
         return self._live(self.now, raise_errors)
 
@@ -83,10 +110,29 @@ class TimeMachine:
         raise_errors: bool | None = None,
         **units: float,
     ) -> int:
-        """Let so much time pass, as in ``advance(hours=3)`` or ``advance(timedelta(days=1))``.
+        """Let a duration pass, and perform what becomes due on the way; otherwise the same as ``advance_to``.
 
-        A timedelta, and the units, count elapsed time; a relativedelta counts on the wall clock of the current time
-        zone. Otherwise the same as ``advance_to``.
+        Args:
+            by: A timedelta (elapsed time) or a relativedelta (wall clock of the current time zone). Give this or units.
+            raise_errors: Raise what has failed since the last call, as ``time_machine`` describes. Default: what
+                ``time_machine`` was given.
+            **units: Numbers of ``weeks``, ``days``, ``hours``, ``minutes``, ``seconds``, as for a timedelta.
+
+        Returns:
+            The number of rows that were performed.
+
+        Raises:
+            DefinitionError: If both or none of ``by`` and units are given, if ``by`` is invalid, or if the duration is
+                negative.
+            AutomationError: If it is called by a step, callback or handler, or if rows are due at one moment without
+                end.
+            ParkedRowError: With ``raise_errors``, if a row was parked.
+
+        Example:
+            Two ways to let a day pass::
+
+                machine.advance(days=1)
+                machine.advance(relativedelta(days=1))
         """
         if (by is None) == (not units):
             raise DefinitionError("advance() takes either a timedelta or units, as in advance(days=1, hours=3).")
@@ -97,11 +143,30 @@ class TimeMachine:
         return self.advance_to(shift(self.now, timedelta(**units) if by is None else by), raise_errors=raise_errors)
 
     def advance_to(self, target: datetime | str, *, raise_errors: bool | None = None) -> int:
-        """Let time pass until ``target``, and return how many rows were performed on the way and there.
+        """Let time pass until a moment, and perform what becomes due on the way.
 
-        Every row that becomes due is performed with the clock at its own time, the earliest first; a date that a step
-        moves is met where it was moved to. ``target``: a datetime, or an ISO text, with a time zone. Raises
-        ``NaiveDatetimeError``, ``DefinitionError`` for a target in the past, and whatever ``process`` raises.
+        Each row is performed with the clock at the moment at which it is due, the earliest first. A date that a step
+        moves is performed at the date it was moved to.
+
+        Args:
+            target: A datetime or a string in ISO format, with a time zone.
+            raise_errors: Raise what has failed since the last call, as ``time_machine`` describes. Default: what
+                ``time_machine`` was given.
+
+        Returns:
+            The number of rows that were performed.
+
+        Raises:
+            NaiveDatetimeError: If ``target`` has no time zone.
+            DefinitionError: If ``target`` is in the past or is not a date.
+            AutomationError: If it is called by a step, callback or handler, or if rows are due at one moment without
+                end.
+            ParkedRowError: With ``raise_errors``, if a row was parked.
+
+        Example:
+            Go to the last day of the year::
+
+                machine.advance_to("2031-12-31T12:00+01:00")
         """
         goal = moment_of(target, "advance_to(...)")
         if goal < self.now:
@@ -144,18 +209,33 @@ class TimeMachine:
 def time_machine(start: datetime | str | None = None, *, raise_errors: bool = False) -> Iterator[TimeMachine]:
     """Stop time in this process, and yield the ``TimeMachine`` that moves it.
 
-    ``start``: a datetime, or an ISO text, with a time zone (default: the present moment). ``raise_errors``: let
-    ``process`` and ``advance`` raise what ``errors`` has got since the last time, and ``ParkedRowError`` for rows that
-    were parked for another reason, once everything that was due is done and its state committed.
+    It works in a ``TestCase`` and in a ``TransactionTestCase``. While it is active, commits wake no worker: rows are
+    performed by the time machine alone.
 
-    Works in a ``TransactionTestCase`` and in a ``TestCase``. While it is on, commits ring no executor: nothing is
-    performed but by the machine. Raises ``ImportError`` where the package time-machine is missing or too
-    old, ``NaiveDatetimeError``, and ``AutomationError`` inside another time machine.
+    Args:
+        start: The moment to begin at, a datetime or a string in ISO format, with a time zone. Default: the present
+            time.
+        raise_errors: Let ``process``, ``advance`` and ``advance_to`` raise the exceptions that have been added to
+            ``errors`` since the last call (one as it is, several as an ``ExceptionGroup``), and ``ParkedRowError`` for
+            a row that was parked for another reason. They raise after everything due is performed and committed.
+            Default False.
 
-        with time_machine("2030-01-07T12:00+01:00") as machine:
-            stay = Reservation.objects.create(status="confirmed", checkin_at=machine.now + timedelta(days=3))
-            machine.advance(days=3)
-            assert_occurred("checkin_due", stay)
+    Yields:
+        The ``TimeMachine``.
+
+    Raises:
+        ImportError: If the package time-machine is missing or too old.
+        NaiveDatetimeError: If ``start`` has no time zone.
+        DefinitionError: If ``start`` is not a date.
+        AutomationError: If another time machine is active.
+
+    Example:
+        An invoice is overdue after 30 days::
+
+            with time_machine("2031-03-01T08:00+00:00", raise_errors=True) as machine:
+                invoice = Invoice.objects.create(due_on=machine.now + timedelta(days=30))
+                machine.advance(days=30)
+                assert_occurred("invoice_overdue", invoice)
     """
     global _on
     if _on:

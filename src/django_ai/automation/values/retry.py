@@ -12,12 +12,21 @@ LONGEST = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again after a failure, with exponential backoff.
+    """When and how often to retry a failed attempt, with exponential backoff.
 
-    ``max_attempts``: all tries, the first one too (default 3). ``base_delay``: the wait after the first failure
-    (default 1 s). ``max_delay``: the longest wait (default 5 min, or ``base_delay`` where that is longer).
-    ``backoff_factor``: by how much the wait grows with each failure (default 2). Raises ``DefinitionError`` for
-    values that make no sense.
+    Args:
+        max_attempts: Number of all attempts, the first one included: a whole number of 1 or more. Default 3.
+        base_delay: Pause after the first failure, as a timedelta of zero or more. Default 1 s.
+        max_delay: Longest pause, as a timedelta. Default 5 min, or ``base_delay`` if that is longer.
+        backoff_factor: By how much each pause is longer than the one before, a number of 1 or more. Default 2.
+
+    Raises:
+        DefinitionError: If a value is invalid.
+
+    Example:
+        Five attempts, with pauses of 10, 30, 90 and 270 seconds::
+
+            Retry(max_attempts=5, base_delay=timedelta(seconds=10), backoff_factor=3)
     """
 
     max_attempts: int = 3
@@ -43,7 +52,19 @@ class Retry:
             raise DefinitionError(f"Retry(backoff_factor={self.backoff_factor!r}): give a number of 1 or more.")
 
     def delay(self, attempt: int) -> timedelta | None:
-        """Return how long to wait after try number ``attempt`` (from 1) failed; ``None``: that was the last one."""
+        """Return the pause after a failed attempt.
+
+        Args:
+            attempt: Number of the attempt that failed, counted from 1.
+
+        Returns:
+            A timedelta, or None if that was the last attempt.
+
+        Example:
+            The second attempt of the default has failed::
+
+                assert Retry().delay(2) == timedelta(seconds=2)
+        """
         if attempt >= self.max_attempts:
             return None
         longest = max(self.max_delay, self.base_delay)

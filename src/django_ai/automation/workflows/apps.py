@@ -19,7 +19,7 @@ class WorkflowsConfig(AppConfig):
         from ..events.subscribers import subscribe
         from ..queues import maintenance, registry
         from ..queues.models import Behaviour
-        from ..queues.operations.resume import Kind, register_kind
+        from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
         from . import checks
         from .arrivals import deliver
@@ -36,8 +36,10 @@ class WorkflowsConfig(AppConfig):
         maintenance.register_pruner("prune steps", prune_history)
         maintenance.register_pruner("prune steps of living runs", prune_living_history)
         undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
-        register_kind(Kind("signal", Signal, "name", parked=undelivered))
-        register_kind(Kind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True))
+        register_resumable_kind(ResumableKind("signal", Signal, "name", parked=undelivered))
+        register_resumable_kind(
+            ResumableKind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True)
+        )
         register_owner(KIND, WorkflowRun.objects.unfinished)
         subscribe(WorkflowSubscriber())
         register(checks.check_workflows)

@@ -16,7 +16,8 @@ from django.db import connections, transaction
 
 from ..db.writer import alias_of
 from ..events.definitions import sources_of
-from ..events.matching.match import COMPARED, address, compares, entity_keys, satisfies, within
+from ..events.matching.lookups import COMPARED, compares, satisfies
+from ..events.matching.match import address, entity_keys, within
 from ..events.models import Event, RoutingShape, Shapes
 from ..events.names import pattern_of
 from ..queues.lease import advance

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
+Ctx = TypeVar("Ctx", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +204,66 @@ def _subscribe(name: str) -> None:
     subscriptions.declare(Start, name, declared)
 
 
-def workflow(name: str, *, version: int | str = 1, default_retry: Retry | None = None) -> Callable[[C], C]:
-    """Declare a class as a workflow that is started by hand: ``engine.start(name, ...)``.
+class Workflow(Generic[Ctx]):
+    """Optional base of workflow classes: it tells type checkers the class of ``self.context``.
 
-    The class has a ``Context`` (a Pydantic model), steps of which one is ``@step(start=True)``, and perhaps a
-    classmethod ``create_context(cls, **arguments)``. ``version``: raise it when you change what running runs could not
-    follow, and keep the old class until they have ended, or give the new one a static or class method
-    ``migrate_context(data, from_version)`` that returns their Context anew (it must be pure: it may be called twice).
-    ``default_retry``: for steps that have no retry of their own.
-    Raises ``DefinitionError``.
+    At run time it adds nothing. A workflow needs ``@workflow`` or ``@event_workflow`` with it as without it.
+
+    Attributes:
+        context: The Context of the run: a Pydantic model of the class that is given in brackets.
+
+    Example:
+        A type checker knows that ``self.context.pages`` is an int::
+
+            class PrintContext(BaseModel):
+                pages: int = 0
+
+            @workflow("print_catalogue")
+            class PrintCatalogue(Workflow[PrintContext]):
+                Context = PrintContext
+
+                @step(start=True)
+                def count(self) -> Outcome:
+                    self.context.pages += 1
+                    return complete()
+    """
+
+    context: Ctx
+
+
+def workflow(name: str, *, version: int | str = 1, default_retry: Retry | None = None) -> Callable[[C], C]:
+    """Declare a class as a workflow that code starts with ``engine.start(name, ...)``.
+
+    The class has a ``Context`` (a Pydantic model), methods decorated with ``@step`` of which exactly one has
+    ``start=True``, and optionally a class method ``create_context(cls, **arguments)``.
+
+    Args:
+        name: Name of the workflow, a string of 1 to 200 characters. Runs are stored under it.
+        version: A whole number or a string. Raise it with a change that running runs could not follow. Then keep the
+            old class until its runs have ended, or give the new one a static or class method ``migrate_context(data,
+            from_version)`` that returns their new Context. It must have no side effects: it may be called twice.
+            Default 1.
+        default_retry: The ``Retry`` of all steps that have none of their own. Default: 3 attempts, with pauses of 1 s
+            and 2 s.
+
+    Returns:
+        A decorator that registers the class and returns it unchanged.
+
+    Raises:
+        DefinitionError: At import, if an argument or the class is invalid, or if another class has the name.
+
+    Example:
+        A workflow of one step::
+
+            @workflow("build_report", version=2)
+            class BuildReport:
+                class Context(BaseModel):
+                    month: str
+
+                @step(start=True)
+                def build(self):
+                    Report.objects.create(month=self.context.month)
+                    return complete()
     """
     if not isinstance(name, str) or not name:
         raise DefinitionError(f'@workflow needs a name, as in @workflow("reindex"); got {name!r}.')
@@ -234,15 +286,46 @@ def event_workflow(
     namespace: str | None = None,
     ignores_claims: bool = False,
 ) -> Callable[[C], C]:
-    """Declare a class as a workflow that the event ``event_name`` starts (``*`` in it stands for any text).
+    """Declare a class as a workflow that an event starts.
 
-    ``offset``: start that much before (negative) or after the event's date, a timedelta or relativedelta; the run then
-    exists beforehand as WAITING, moves with the date, and is withdrawn when the condition turns false before the event
-    has occurred. ``recheck``: ask the condition again also when the run is to begin after that, and cancel the run if
-    it is false. ``name``: what runs are stored under (default: module and class). ``namespace``: only events in it, and
-    the run's waits and claims are for no other, unless they name one of their own. ``ignores_claims``: start also when
-    somebody else has claimed the event. The rest is as for ``@workflow``; ``create_context`` gets the
-    ``event``. Raises ``DefinitionError``.
+    The class has the form that ``@workflow`` describes; its ``create_context`` gets the ``event``. The run is inserted
+    in the transaction in which the event occurs. With an offset it is inserted earlier, when the event is recorded: it
+    has the status WAITING and moves with the event's date. It is withdrawn if the condition turns false before the
+    event has occurred.
+
+    Args:
+        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        offset: When to start, counted from the event's date: a timedelta (elapsed time) or a relativedelta (wall
+            clock), negative before the date, positive after it. Default: at the event.
+        recheck: Evaluate the event's condition again when the run is to start after the date, and cancel the run if it
+            is false by then. Needs ``offset``. Default False.
+        name: Name under which runs are stored, a string of at most 200 characters. Default: the module and the
+            qualified name of the class. Set it to the old name when you move or rename the class.
+        version: A whole number or a string; see ``@workflow``. Default 1.
+        default_retry: The ``Retry`` of all steps that have none of their own. Default: 3 attempts, with pauses of 1 s
+            and 2 s.
+        namespace: Only events in this namespace, as a string; the waits and claims of the run then use it too, unless
+            they name another. Default: events in any namespace.
+        ignores_claims: Start even if another run has claimed the event. Default False.
+
+    Returns:
+        A decorator that registers the class and returns it unchanged.
+
+    Raises:
+        DefinitionError: At import, if an argument or the class is invalid, or if another class has the name.
+
+    Example:
+        Send a reminder two days before an invoice is overdue::
+
+            @event_workflow("invoice_overdue", offset=timedelta(days=-2))
+            class RemindToPay:
+                class Context(BaseModel):
+                    entity_id: int
+
+                @step(start=True)
+                def remind(self):
+                    Reminder.objects.create(invoice_id=self.context.entity_id)
+                    return complete()
     """
     what = f"@event_workflow({event_name!r})"
     event_name = check_subscription(event_name, "event_workflow")
@@ -339,6 +422,20 @@ def _steps_of(cls: type) -> dict[str, StepDefinition]:
     return found
 
 
+@overload
+def step(function: F, /) -> F: ...
+
+
+@overload
+def step(
+    *,
+    start: bool = False,
+    retry: Retry | None = None,
+    atomic: bool = True,
+    timeout: timedelta | None = None,
+) -> Callable[[F], F]: ...
+
+
 def step(
     function: Any = None,
     *,
@@ -349,11 +446,33 @@ def step(
 ) -> Any:
     """Declare a method as a step of its workflow.
 
-    It returns an outcome: ``goto``, ``sleep``, ``wait``, ``wait_for_event``, ``complete``, ``fail``, ``run_subflow``.
-    ``start``: the workflow begins here. ``retry``: how often to try when it raises (default: the workflow's
-    ``default_retry``, else 3 attempts). ``atomic``: run in one transaction with the progress, so that its database
-    writes are kept exactly once (default); ``False`` for slow calls to the outside, which then hold no transaction
-    open. ``timeout``: how long it may run (default ``AUTOMATION["STEP_TIMEOUT"]``, 5 min). Raises ``DefinitionError``.
+    The method takes ``self`` and returns an outcome: ``goto``, ``sleep``, ``wait``, ``wait_for_event``, ``complete``,
+    ``fail`` or ``run_subflow``. The Context is ``self.context``. What the step writes to the database, the changes of
+    its Context and its outcome are one commit. An attempt that raises is rolled back, but the changes of its Context
+    are kept.
+
+    Args:
+        function: The method, where the decorator is used without brackets: ``@step``.
+        start: The workflow starts with this step. Default False.
+        retry: When and how often to retry a failed attempt, as a ``Retry``. Default: the workflow's ``default_retry``.
+        atomic: Commit the step's database writes together with its progress, exactly once. Default True. Use False for
+            slow external calls: the step then holds no transaction and may write twice.
+        timeout: Longest run time of one attempt, as a positive timedelta. Default ``AUTOMATION["STEP_TIMEOUT"]`` (5
+            min).
+
+    Returns:
+        The method, marked as a step and otherwise unchanged; or a decorator that does so.
+
+    Raises:
+        DefinitionError: At import, if an argument is invalid, or if the method is async or a generator.
+
+    Example:
+        A step that calls a slow service, outside any transaction::
+
+            @step(atomic=False, timeout=timedelta(minutes=20), retry=Retry(max_attempts=8))
+            def render(self):
+                self.context.url = render_video(self.context.source, key=idempotency_key())
+                return goto(self.publish)
     """
     if retry is not None and not isinstance(retry, Retry):
         raise DefinitionError(f"@step: retry={retry!r} must be a Retry(...).")
@@ -376,9 +495,25 @@ def step(
 def on_fail(method: F) -> F:
     """Declare a method ``(self, error)`` that is called when its run has failed for good.
 
-    ``error`` is a text: the reason given to ``fail()``, or the traceback of the last try, whose last line names it. It
-    runs in the transaction that ends the run, so its database writes commit with the failure. What it raises is logged
-    and changes nothing.
+    It runs in the transaction that ends the run: its database writes commit together with the failure. If it raises,
+    the error is logged and the run fails all the same.
+
+    Args:
+        method: The method. ``error`` is a string: the reason that was given to ``fail()``, or the traceback of the last
+            attempt, whose last line names the exception.
+
+    Returns:
+        The method, unchanged.
+
+    Raises:
+        DefinitionError: At import, if the method is async, is a generator or cannot be called with the error.
+
+    Example:
+        Tell the accountants::
+
+            @on_fail
+            def report(self, error):
+                Task.objects.create(team="accounting", text=error.splitlines()[-1])
     """
     check_synchronous(method, "@on_fail")
     method.__on_fail__ = True  # type: ignore[attr-defined]

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from ..events.matching.match import Match, check_expression
+from ..events.matching.context_expressions import check_expression
+from ..events.matching.match import Match
 from ..events.names import check_namespace, is_pattern
 from ..exceptions import DefinitionError
 from ..values.classes import declaration_of
 from ..values.clock import aware
 from ..values.json_text import storable
 
-Target: TypeAlias = "str | Callable[..., Any]"
+F = TypeVar("F", bound=Callable[..., Any])
+
+Target: TypeAlias = str | Callable[..., Any]
+"""A step to enter: its name, or the step itself."""
 
 
 class StepName(str):
@@ -90,15 +94,54 @@ Outcome: TypeAlias = Goto | Sleep | Wait | Complete | Fail | Subflow
 
 
 def goto(step: Target) -> Goto:
-    """Go on with another step, in the same worker if it has time left. Raises ``DefinitionError`` for a non-step."""
+    """Continue with another step of the workflow.
+
+    The returning step and the move to the next one are one commit. The same worker then enters the next step at once,
+    unless its share of time (``AUTOMATION["DRAIN_BUDGET"]``) is used up.
+
+    Args:
+        step: The step to enter, as a method (``self.send``) or as its name.
+
+    Returns:
+        The outcome, to be returned by the step.
+
+    Raises:
+        DefinitionError: If ``step`` is neither a step nor a string.
+
+    Example:
+        Skip the packing of a download::
+
+            @step(start=True)
+            def check(self):
+                return goto(self.send) if self.context.is_download else goto(self.pack)
+    """
     return Goto(target_name(step, "goto()"))
 
 
 def sleep(duration: timedelta | None = None, *, until: datetime | None = None, then: Target | None = None) -> Sleep:
-    """Pause for ``duration`` (a timedelta), or until a date, without keeping a worker.
+    """Pause the run for a duration or until a date. No worker is occupied in the meantime.
 
-    Afterwards this step is entered again (``get_wake().reason`` is ``"timer"``), or ``then`` if it is given.
-    Raises ``DefinitionError`` and ``NaiveDatetimeError``.
+    Args:
+        duration: How long to pause, as a timedelta of zero or more. Give this or ``until``.
+        until: When to continue, as a datetime with a time zone. One in the past continues at once.
+        then: The step to enter afterwards, as a method or its name. Default: this step again, where
+            ``get_wake().reason`` is ``"timer"``.
+
+    Returns:
+        The outcome, to be returned by the step.
+
+    Raises:
+        DefinitionError: If neither or both of ``duration`` and ``until`` are given, or if one is invalid.
+        NaiveDatetimeError: If ``until`` has no time zone.
+
+    Example:
+        Look at a shipment once a day::
+
+            @step(start=True)
+            def look(self):
+                if Shipment.objects.get(pk=self.context.shipment_id).arrived:
+                    return complete()
+                return sleep(timedelta(days=1))
     """
     if (duration is None) == (until is None):
         raise DefinitionError("sleep() takes either a duration (a timedelta) or until= (a datetime).")
@@ -147,7 +190,15 @@ def _wait(
 
 
 class _WaitFunction:
-    """``wait("name")``, with ``wait.for_signal`` and ``wait.for_event`` beside it."""
+    """Pause the run until a signal or an event arrives; use its one instance ``wait``.
+
+    Example:
+        Two ways to wait for a signal, and one to wait for an event::
+
+            return wait("approval")
+            return wait.for_signal("approval")
+            return wait.for_event("order_paid")
+    """
 
     def __call__(
         self,
@@ -157,12 +208,33 @@ class _WaitFunction:
         *,
         then: Target | None = None,
     ) -> Wait:
-        """Pause until somebody calls ``engine.signal(signal, ...)``.
+        """Pause the run until code calls ``engine.signal(signal, ...)``.
 
-        Its payload merges into the Context where that has the fields. Then this step is entered again
-        (``get_wake()`` has the payload), or ``then``. After ``timeout`` the run goes on with ``on_timeout``, or enters
-        this step again with ``get_wake().reason == "timeout"``. A signal that has come since the run was
-        created, and that it has not consumed, ends the wait at once. Raises ``DefinitionError``.
+        The keys of the signal's payload that are fields of the Context are merged into it; ``get_wake().payload`` has
+        all of them. A signal that arrived after the run was created, and that the run has not consumed, ends the wait
+        at once.
+
+        Args:
+            signal: Name of the signal, a string of 1 to 200 characters. One that begins with ``event:`` waits for that
+                event, as ``wait_for_event`` does.
+            timeout: Longest time to wait, as a timedelta of zero or more. Default: no limit.
+            on_timeout: The step to enter after the timeout, as a method or its name. Default: this step again, where
+                ``get_wake().reason`` is ``"timeout"``. Needs ``timeout``.
+            then: The step to enter after the signal, as a method or its name. Default: this step again, where
+                ``get_wake().reason`` is ``"signal"``.
+
+        Returns:
+            The outcome, to be returned by the step.
+
+        Raises:
+            DefinitionError: If an argument is invalid.
+
+        Example:
+            Ask the manager, and refuse after three days without an answer::
+
+                @step()
+                def ask(self):
+                    return wait("approval", timedelta(days=3), on_timeout=self.refuse, then=self.order)
         """
         if isinstance(signal, str) and signal.startswith("event:"):
             return self.for_event(signal.removeprefix("event:"), timeout=timeout, on_timeout=on_timeout, then=then)
@@ -176,7 +248,28 @@ class _WaitFunction:
         *,
         then: Target | None = None,
     ) -> Wait:
-        """The same as ``wait(...)``."""
+        """Pause the run until a signal arrives; the same as ``wait(...)``.
+
+        Args:
+            signal: Name of the signal, a string of 1 to 200 characters.
+            timeout: Longest time to wait, as a timedelta of zero or more. Default: no limit.
+            on_timeout: The step to enter after the timeout, as a method or its name. Default: this step again. Needs
+                ``timeout``.
+            then: The step to enter after the signal, as a method or its name. Default: this step again.
+
+        Returns:
+            The outcome, to be returned by the step.
+
+        Raises:
+            DefinitionError: If an argument is invalid.
+
+        Example:
+            Hold a batch until the night shift begins::
+
+                @step()
+                def hold(self):
+                    return wait.for_signal("night_shift", then=self.print_labels)
+        """
         return self(signal, timeout=timeout, on_timeout=on_timeout, then=then)
 
     def for_event(
@@ -189,13 +282,32 @@ class _WaitFunction:
         then: Target | None = None,
         namespace: str | None = None,
     ) -> Wait:
-        """Pause until the event ``event_name`` occurs; the arguments are those of ``wait``.
+        """Pause the run until an event occurs; the same as ``wait_for_event(...)`` as an outcome.
 
-        ``match`` says for which entity: ``{"reservation_id": "{{ ctx.reservation_id }}"}``, values or expressions on
-        the Context. Without it only the run's own entity counts, if its model declares the event; else any does, as
-        with ``match={}``. A name with expressions on the Context (``"task_done:{{ ctx.task_id }}"``) says by itself
-        which one is meant. ``namespace``: only events in it (default: what its event workflow says;
-        ``"*"``: any). An occurrence since the run was created that it has not consumed ends the wait at once.
+        Args:
+            event_name: Name of one event, as a string without ``*``. It may have expressions on the Context:
+                ``"parcel_lost:{{ ctx.parcel_id }}"``.
+            timeout: Longest time to wait, as a timedelta of zero or more. Default: no limit.
+            on_timeout: The step to enter after the timeout, as a method or its name. Default: this step again. Needs
+                ``timeout``.
+            match: Lookups on the event's entity and the values they must have, as a dict; values may be expressions on
+                the Context. ``{}`` means any entity. Default: the run's own entity, if its model declares the event;
+                else any.
+            then: The step to enter after the event, as a method or its name. Default: this step again.
+            namespace: Only events in this namespace, as a string; ``"*"`` for any. Default: that of the event workflow.
+
+        Returns:
+            The outcome, to be returned by the step.
+
+        Raises:
+            DefinitionError: If an argument is invalid.
+
+        Example:
+            Wait for the payment of this run's order::
+
+                @step()
+                def await_payment(self):
+                    return wait.for_event("order_paid", match={"pk": "{{ ctx.order_id }}"}, then=self.ship)
         """
         signal = f"event:{event_name}"
         return _wait("wait_for_event", signal, event_name, match, timeout, on_timeout, then, namespace)
@@ -204,59 +316,143 @@ class _WaitFunction:
 wait = _WaitFunction()
 
 
-class _WaitForEvent:
-    """``return wait_for_event("name")`` in a step, or ``@wait_for_event("name")`` above ``@step()``."""
-
-    def __call__(
-        self,
-        event_name: str,
-        timeout: timedelta | None = None,
-        on_timeout: Target | None = None,
-        *,
-        match: Mapping[str, Any] | None = None,
-        then: Target | None = None,
-        namespace: str | None = None,
-    ) -> WaitForEvent:
-        found = wait.for_event(
-            event_name, match=match, timeout=timeout, on_timeout=on_timeout, then=then, namespace=namespace
-        )
-        return WaitForEvent(**{each.name: getattr(found, each.name) for each in fields(found)})
-
-
 @dataclass(frozen=True, slots=True)
 class WaitForEvent(Wait):
-    """A wait that is also a decorator: the step below it starts when the event has come."""
+    """A wait that is also a decorator: the step below it starts when the event has occurred."""
 
-    def __call__(self, function: Any) -> Any:
+    def __call__(self, function: F) -> F:
         definition = getattr(function, "__step__", None)
         if definition is None:
             raise DefinitionError(
                 f"@wait_for_event({self.event!r}) stands above @step(), and {function!r} is not a step."
             )
-        function.__step__ = definition.waiting_for(self)
+        function.__step__ = definition.waiting_for(self)  # type: ignore[attr-defined]
         return function
 
 
-wait_for_event = _WaitForEvent().__call__
+def wait_for_event(
+    event_name: str,
+    timeout: timedelta | None = None,
+    on_timeout: Target | None = None,
+    *,
+    match: Mapping[str, Any] | None = None,
+    then: Target | None = None,
+    namespace: str | None = None,
+) -> WaitForEvent:
+    """Pause the run until an event occurs; also a decorator above ``@step()``, which then starts after the event.
+
+    The keys of the event's payload that are fields of the Context are merged into it; ``get_wake().payload`` has all of
+    them. An occurrence since the run was created, which the run has not consumed, ends the wait at once.
+
+    Args:
+        event_name: Name of one event, as a string without ``*``. It may have expressions on the Context:
+            ``"parcel_lost:{{ ctx.parcel_id }}"``.
+        timeout: Longest time to wait, as a timedelta of zero or more. Default: no limit.
+        on_timeout: The step to enter after the timeout, as a method or its name. Default: this step again, where
+            ``get_wake().reason`` is ``"timeout"``. Needs ``timeout``.
+        match: Lookups on the event's entity and the values they must have, as a dict; values may be expressions on the
+            Context. ``{}`` means any entity. Default: the run's own entity, if its model declares the event; else any.
+        then: The step to enter after the event, as a method or its name. Default: this step again, where
+            ``get_wake().reason`` is ``"event"``.
+        namespace: Only events in this namespace, as a string; ``"*"`` for any. Default: that of the event workflow.
+
+    Returns:
+        The outcome, to be returned by the step, or the decorator.
+
+    Raises:
+        DefinitionError: If an argument is invalid, or if it decorates something else than a step.
+
+    Example:
+        As an outcome, and as a decorator::
+
+            @step(start=True)
+            def ask(self):
+                return wait_for_event("order_paid", timedelta(days=14), on_timeout=self.cancel, then=self.ship)
+
+            @wait_for_event("parcel_packed", match={"order_id": "{{ ctx.order_id }}"})
+            @step()
+            def ship(self):
+                return complete()
+    """
+    found = wait.for_event(
+        event_name, match=match, timeout=timeout, on_timeout=on_timeout, then=then, namespace=namespace
+    )
+    return WaitForEvent(**{each.name: getattr(found, each.name) for each in fields(found)})
 
 
 def complete(**fields: Any) -> Complete:
-    """End the run well. ``fields`` are merged into the Context; one that it does not have is an error."""
+    """End the run successfully.
+
+    The status COMPLETED commits together with what the step has written.
+
+    Args:
+        **fields: Last values for fields of the Context.
+
+    Returns:
+        The outcome, to be returned by the step. A field that the Context does not have fails the attempt with
+        ``ContextError``.
+
+    Example:
+        Keep the result with the run::
+
+            @step()
+            def add_up(self):
+                return complete(total=sum(self.context.amounts))
+    """
     return Complete(fields)
 
 
 def fail(reason: str) -> Fail:
-    """End the run as failed, without retry; ``reason`` is kept on the run."""
+    """End the run as failed, without another attempt.
+
+    The status FAILED commits together with what the step has written. To try again instead, raise an exception.
+
+    Args:
+        reason: Why the run has failed, as a string for the operator. It is kept in the run's ``error``.
+
+    Returns:
+        The outcome, to be returned by the step.
+
+    Raises:
+        DefinitionError: If ``reason`` is empty or not a string.
+
+    Example:
+        An order that cannot be shipped needs no retry::
+
+            @step()
+            def ship(self):
+                if self.context.weight_kg > 30:
+                    return fail(f"{self.context.weight_kg} kg is too heavy for a parcel.")
+                return goto(self.print_label)
+    """
     if not isinstance(reason, str) or not reason.strip():
         raise DefinitionError(f"fail({reason!r}): give a reason that a person can read.")
     return Fail(reason)
 
 
 def run_subflow(workflow: str | type, *, then: Target | None = None, **arguments: Any) -> Subflow:
-    """Start another workflow, by its name or class, and pause until it has ended.
+    """Start a child run of another workflow, and pause until it has ended.
 
-    ``arguments`` go to its ``create_context``. Then this step is entered again, or ``then``; ``get_wake().payload`` has
-    the child's ``status``, ``data`` and ``error``.
+    The child is inserted in the commit of the step. If this run is cancelled, so is the child.
+
+    Args:
+        workflow: The workflow, as its name or its class.
+        then: The step to enter afterwards, as a method or its name. Default: this step again. There
+            ``get_wake().payload`` has the child's ``status``, ``data`` and ``error``.
+        **arguments: Arguments of the child's ``create_context``; without one, the fields of its Context.
+
+    Returns:
+        The outcome, to be returned by the step.
+
+    Raises:
+        DefinitionError: If ``workflow`` is neither a string nor a workflow class, or if ``then`` is invalid.
+
+    Example:
+        Convert a file in a workflow of its own::
+
+            @step(start=True)
+            def convert(self):
+                return run_subflow("convert_file", file_id=self.context.file_id, then=self.send)
     """
     if isinstance(workflow, type):
         name = str(declaration_of(workflow, "__workflow__", "a workflow", "@workflow(...)").name)

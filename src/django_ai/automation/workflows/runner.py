@@ -23,8 +23,9 @@ from ..db.errors import is_database_failure, told_apart
 from ..db.session import kept_session
 from ..db.writer import alias_of
 from ..events.claims import claim_against, release_all
+from ..events.evaluation import RETRY
+from ..events.failed_evaluation import FailedEvaluation
 from ..events.models import Event
-from ..events.occurrence import RETRY, FailedEvaluation
 from ..exceptions import AutomationError, CodeError, ContextError, DecryptionError, PayloadError, UnknownStepError
 from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, Owner, inside, rested

@@ -33,8 +33,11 @@ from django.db.models import Exists, F, OuterRef, Q
 from ..conf import conf
 from ..db.writer import alias_of
 from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
+from ..events.matching.context_expressions import evaluate
 from ..events.matching.lookback import occurred_of
-from ..events.matching.match import Address, address, evaluate, plain, problem_with, within
+from ..events.matching.lookups import problem_with
+from ..events.matching.match import Address, address, within
+from ..events.matching.typed_values import plain
 from ..events.models import Event, RoutingShape
 from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError

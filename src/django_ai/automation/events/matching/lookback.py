@@ -17,8 +17,10 @@ from django.db.models import Q, QuerySet
 
 from ...db.writer import alias_of
 from ..definitions import Declared, entity_id_of, stored_entity_id
-from ..models import Event, load_entities
-from .match import Address, ask, entity_keys, satisfies
+from ..entities import load_entities
+from ..models import Event
+from .lookups import ask, satisfies
+from .match import Address, entity_keys
 
 FEW = 1000
 

@@ -33,11 +33,16 @@ from ...queues.notifier import ring_after_commit
 from ...values.json_text import storable
 from ..callbacks import CANCELLED
 from ..definitions import Declared, EventTrigger, declared_on
-from ..models import Event, EventStatus, Snapshot, active_key, take_snapshot
-from ..occurrence import FailedEvaluation, extra_payload
+from ..evaluation import extra_payload
+from ..failed_evaluation import FailedEvaluation
+from ..models import Event, EventStatus, Snapshot, active_key
+from ..snapshots import take_snapshot
 from ..subscribers import subscribers
 from ..timing import hears, not_fired, skip_note
-from .recorder import FOR_GOOD, DesiredEvent, ask, condition_of, follow, new_row, refuse_other_database
+from .desired_event import FOR_GOOD, DesiredEvent, ask, condition_of
+from .event_row import new_row
+from .follow_up import follow
+from .recorder import refuse_other_database
 
 TOGETHER = 200
 """Entities whose rows are written in one statement."""

@@ -1,1 +1,1 @@
-"""Operations: what an operator asks of the engine: health, resuming, re-encrypting."""
+"""Operations: what an operator asks of the engine: its health, explanations, resuming, re-encryption."""

@@ -1,88 +1,94 @@
-"""Health: is work overdue while no worker makes progress, what has failed, and what does each unfinished row wait for?
+"""Health: is work overdue while no worker makes progress with it?
 
-``examine`` is the question of a monitor: a few look-ups in indexes, however many rows there are. Work that is overdue
-is no illness by itself (a thousand runs may have started at once); it is one when no living worker looks at its queue,
-or when those that do make no progress with it. Workers are processes that have enlisted (``presence``): a web process
-that performs what it has committed makes no progress with what others wait for. A queue that has wedged looks like that
-from outside, for instance Django-Q2's cluster after an idle worker of it was killed.
+``check_health`` answers a monitor's question with a few index look-ups, independent of the number of rows. Overdue work
+alone is not unhealthy: a thousand runs may have started at once. It is unhealthy if no live worker polls its queue, or
+if those that do make no progress. Workers are processes that have enlisted (``worker_status``); a web process that
+performs what it has just committed makes no progress with other rows. A queue that hangs looks the same from outside,
+for instance a Django-Q2 cluster after one of its idle workers was killed.
 
-A worker that is busy with rows of another queue makes no progress with this one, and may have good reason: it has
-that reason for as long as one step may take.
+A worker that is busy with rows of another queue makes no progress with this one. It counts as healthy for as long as
+the longest step may take.
 
-What is work is what ``registry.wakeables`` says. How long ago a worker was seen the database says, so that machines may
-differ about the time. Whether one process is alive is another question, which needs no database (``pulse``).
-
-``explain`` goes through every unfinished row and names the one thing that it waits for. A row without one would hang
-for ever: there is none unless the engine has a bug.
+``registry.wakeables`` defines what counts as work. How long ago a worker was seen is computed from the database's
+clock, so the clocks of machines may differ. Whether one process is alive is another question, which needs no database
+(``liveness``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import models
-
 from ...db.writer import alias_of
-from ...values.text import one_line
 from ..maintenance import Trouble, unhealthy_tasks
 from ..models import DatabaseNow, Wakeable, Worker, at_text
-from ..registry import due_times, explained, longest_timeout, wakeables
+from ..registry import due_times, longest_timeout, wakeables
 from ..worker_status import DEAD_AFTER
-from .resume import Kind, kinds
+from .explanations import kind_name
 
-OVERDUE = timedelta(seconds=90)
-"""Longer than the minute after which a cluster without one of our brokers looks at its timers."""
-COUNTED = 10_000
-CHUNK = 500
+DEFAULT_TOLERANCE = timedelta(seconds=90)
+"""Longer than the minute after which a cluster with a broker of Q2's own polls for timers."""
+MAX_COUNTED_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Living:
-    """A worker that is alive. ``worked``: for each queue how long ago it made progress with it."""
+class LiveWorker:
+    """A worker that is alive. ``progress_ages``: for each queue, how long ago it performed a row of it."""
 
     name: str
     queues: frozenset[str]
-    worked: Mapping[str, timedelta]
+    progress_ages: Mapping[str, timedelta]
 
-    def looks_at(self, queue: str) -> bool:
+    def polls(self, queue: str) -> bool:
         return not self.queues or queue in self.queues
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """Rows of one kind that nobody has taken for too long. ``count`` stops at ``COUNTED``. ``workers``: how many living
-    workers look at them; ``moves``: whether one of those makes progress."""
+    """Overdue rows of one kind.
+
+    Attributes:
+        count: Number of rows; it stops at ``MAX_COUNTED_ROWS``.
+        since: When the first of them became due.
+        workers: Number of live workers that poll their queue.
+        makes_progress: Whether one of those workers makes progress.
+    """
 
     kind: str
     queue: str
     count: int
     since: datetime
     workers: int
-    moves: bool
+    makes_progress: bool
 
     def __str__(self) -> str:
-        text = f"{self.count}{'+' if self.count == COUNTED else ''} {self.kind}(s) since {at_text(self.since)}"
-        if self.moves:
+        plus = "+" if self.count == MAX_COUNTED_ROWS else ""
+        text = f"{self.count}{plus} {self.kind}(s) since {at_text(self.since)}"
+        if self.makes_progress:
             return text
         if not self.workers:
-            return f"{text}, and no living worker looks at {self.queue!r}"
-        return f"{text}, and no progress by {_counted(self.workers, 'living worker')}"
+            return f"{text}, and no live worker polls {self.queue!r}"
+        return f"{text}, and no progress by {_counted(self.workers, 'live worker')}"
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What ``examine`` found. ``living``: how many living workers look at each queue. ``is_idle``: no row waits for a
-    time or a worker. ``last_worker``: the one that was seen last, alive or not. ``maintenance``: periodic tasks that
-    raise or that nobody takes, which are neither work nor progress."""
+    """The result of ``check_health``.
+
+    Attributes:
+        workers_by_queue: Number of live workers that poll each queue.
+        is_idle: Whether no row waits for a time or a worker.
+        last_worker: The worker that was seen last, alive or not.
+        maintenance: Periodic tasks that raise an error or are overdue. They count neither as work nor as progress.
+    """
 
     now: datetime
     tolerance: timedelta
     overdue: tuple[Overdue, ...]
     workers: int
-    living: Mapping[str, int]
+    workers_by_queue: Mapping[str, int]
     is_idle: bool
     last_worker: str
     last_seen_at: datetime | None
@@ -91,10 +97,10 @@ class Health:
 
     @property
     def is_healthy(self) -> bool:
-        return all(each.moves for each in self.overdue)
+        return all(each.makes_progress for each in self.overdue)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values; moments in ISO 8601."""
+        """Return the result as JSON values, with times in ISO 8601."""
         return {
             "healthy": self.is_healthy,
             "checked_at": self.now.isoformat(),
@@ -106,12 +112,12 @@ class Health:
                     "count": each.count,
                     "since": _iso(each.since),
                     "workers": each.workers,
-                    "makes_progress": each.moves,
+                    "makes_progress": each.makes_progress,
                 }
                 for each in self.overdue
             ],
             "workers": self.workers,
-            "workers_by_queue": dict(self.living),
+            "workers_by_queue": dict(self.workers_by_queue),
             "last_worker": self.last_worker or None,
             "last_seen_at": _iso(self.last_seen_at),
             "last_worked_at": _iso(self.last_worked_at),
@@ -122,19 +128,19 @@ class Health:
         }
 
     def __str__(self) -> str:
-        late = "; ".join(map(str, self.overdue))
+        overdue = "; ".join(map(str, self.overdue))
         if not self.is_healthy:
-            text = f"NOT HEALTHY. Overdue: {late}. {self._who}"
+            text = f"NOT HEALTHY. Overdue: {overdue}. {self._workers_text}"
         elif self.overdue:
-            text = f"Healthy but behind. Overdue: {late}. {self._who}"
+            text = f"Healthy but behind. Overdue: {overdue}. {self._workers_text}"
         elif self.workers or self.is_idle:
-            text = f"Healthy: nothing is overdue. {self._who}"
+            text = f"Healthy: nothing is overdue. {self._workers_text}"
         else:
-            text = f"{self._who} Rows wait for one; nothing is overdue yet."
+            text = f"{self._workers_text} Rows wait for one; nothing is overdue yet."
         return f"{text} Maintenance: {'; '.join(map(str, self.maintenance))}." if self.maintenance else text
 
     @property
-    def _who(self) -> str:
+    def _workers_text(self) -> str:
         if self.workers:
             return f"{_counted(self.workers, 'worker')} {'is' if self.workers == 1 else 'are'} alive."
         if self.last_seen_at is None:
@@ -142,20 +148,22 @@ class Health:
         return f"No worker is alive; {self.last_worker} was seen last, {at_text(self.last_seen_at)}."
 
 
-def examine(now: datetime, tolerance: timedelta = OVERDUE) -> Health:
-    """Look whether work is overdue by more than ``tolerance``, and who works. Reads only.
+def check_health(now: datetime, tolerance: timedelta = DEFAULT_TOLERANCE) -> Health:
+    """Return whether work is overdue by more than ``tolerance``, and which workers are alive. Reads only.
 
-    Raises what the database raises when it cannot be asked.
+    Raises the database's error if it cannot be queried.
     """
-    living = _living()
-    late = [found for model in wakeables() if (found := _overdue(model, now, tolerance, living)) is not None]
+    live_workers = _live_workers()
+    overdue = [found for model in wakeables() if (found := _overdue(model, now, tolerance, live_workers)) is not None]
     last = Worker.objects.using(alias_of(Worker)).order_by("-seen_at").first()
     return Health(
         now=now,
         tolerance=tolerance,
-        overdue=tuple(late),
-        workers=len(living),
-        living={model.queue: sum(each.looks_at(model.queue) for each in living) for model in wakeables()},
+        overdue=tuple(overdue),
+        workers=len(live_workers),
+        workers_by_queue={
+            model.queue: sum(worker.polls(model.queue) for worker in live_workers) for model in wakeables()
+        },
         is_idle=not due_times(),
         last_worker=str(last) if last is not None else "",
         last_seen_at=last.seen_at if last is not None else None,
@@ -164,120 +172,32 @@ def examine(now: datetime, tolerance: timedelta = OVERDUE) -> Health:
     )
 
 
-def _living() -> list[Living]:
+def _live_workers() -> list[LiveWorker]:
     found = []
     workers = Worker.objects.using(alias_of(Worker)).filter(stopped_at=None, seen_at__gt=DatabaseNow() - DEAD_AFTER)
     for worker in workers.annotate(asked_at=DatabaseNow()):
         unseen = worker.asked_at - worker.seen_at
-        worked = {queue: unseen + timedelta(seconds=age) for queue, age in worker.worked.items()}
-        found.append(Living(worker.name, frozenset(filter(None, worker.queues.split(","))), worked))
+        ages = {queue: unseen + timedelta(seconds=age) for queue, age in worker.worked.items()}
+        found.append(LiveWorker(worker.name, frozenset(filter(None, worker.queues.split(","))), ages))
     return found
 
 
-def _overdue(model: type[Wakeable], now: datetime, tolerance: timedelta, living: Sequence[Living]) -> Overdue | None:
+def _overdue(
+    model: type[Wakeable], now: datetime, tolerance: timedelta, live_workers: Sequence[LiveWorker]
+) -> Overdue | None:
     before = now - tolerance
     rows = model._base_manager.using(alias_of(model)).filter(wake_at__lte=before)
     since = rows.order_by("wake_at").values_list("wake_at", flat=True).first()
     if since is None:
         return None
-    looking = [each for each in living if each.looks_at(model.queue)]
-    ages = [age for each in looking if (age := each.worked.get(model.queue)) is not None]
+    polling = [worker for worker in live_workers if worker.polls(model.queue)]
+    ages = [age for worker in polling if (age := worker.progress_ages.get(model.queue)) is not None]
     if since > before - longest_timeout():
-        ages += [age for each in looking for age in each.worked.values()]  # busy with others, and for a while it may be
-    count = rows.values("pk")[:COUNTED].count()
-    return Overdue(kind_of(model), model.queue, count, since, len(looking), any(age <= tolerance for age in ages))
-
-
-@dataclass(frozen=True, slots=True)
-class FailedAndParked:
-    """How many rows have failed for good, and how many are parked: of each kind that has some. A count stops one above
-    ``limit``."""
-
-    failed: Mapping[str, int]
-    parked: Mapping[str, int]
-    limit: int = field(default=COUNTED)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"failed": dict(self.failed), "parked": dict(self.parked)}
-
-    def __str__(self) -> str:
-        return f"Failed: {self._said(self.failed)}. Parked: {self._said(self.parked)}."
-
-    def _said(self, found: Mapping[str, int]) -> str:
-        texts = [
-            f"more than {self.limit} {kind}(s)" if count > self.limit else f"{count} {kind}(s)"
-            for kind, count in found.items()
-        ]
-        return ", ".join(texts) or "none"
-
-
-def count_failed_and_parked(limit: int = COUNTED) -> FailedAndParked:
-    """Count what has failed and what is parked, as ``automation_resume --failed`` would list it: from indexes that hold
-    little else. Reads only."""
-    failed: dict[str, int] = {}
-    parked: dict[str, int] = {}
-    for kind in kinds().values():
-        for found, rows in ((failed, failed_of(kind)), (parked, parked_of(kind))):
-            if rows is not None and (count := rows[: limit + 1].count()):
-                found[kind_of(kind.model)] = count
-    return FailedAndParked(failed, parked, limit)
-
-
-def failed_of(kind: Kind) -> models.QuerySet[Any] | None:
-    """Return the keys of what has failed of a kind that can."""
-    return None if kind.failed is None else _keys(kind, kind.failed)
-
-
-def parked_of(kind: Kind) -> models.QuerySet[Any]:
-    """Return the keys of what is parked of a kind."""
-    return _keys(kind, kind.parked & models.Q(parked_at__isnull=False))  # always so; MariaDB needs it for its index
-
-
-def _keys(kind: Kind, condition: models.Q) -> models.QuerySet[Any]:
-    return kind.model._base_manager.using(alias_of(kind.model)).filter(condition).order_by().values("pk")
-
-
-def kind_of(model: type[models.Model]) -> str:
-    """Return what a person calls rows of ``model``."""
-    return str(model._meta.verbose_name)
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """One unfinished row, and the one thing that it waits for; empty: there is none."""
-
-    kind: str
-    pk: Any
-    row: str
-    status: str
-    waits_for: str
-
-    def __str__(self) -> str:
-        status = f" ({self.status})" if self.status else ""
-        return one_line(f"{self.kind} {self.pk}: {self.row}{status} waits for {self.waits_for or 'NOTHING: it hangs'}")
-
-
-def explain(now: datetime, kinds: Sequence[str] = ()) -> Iterator[Explanation]:
-    """Yield every unfinished row with what it waits for, a few hundred read at a time. ``kinds``: only these (default:
-    all). Reads only."""
-    for model in explained():
-        kind = kind_of(model)
-        if kinds and kind not in kinds:
-            continue
-        for row in _in_chunks(model.unfinished().using(alias_of(model))):
-            yield Explanation(kind, row.pk, str(row), str(getattr(row, "status", "")), row.waits_for(now))
-
-
-def known_kinds() -> list[str]:
-    return [kind_of(model) for model in explained()]
-
-
-def _in_chunks(rows: models.QuerySet[Any]) -> Iterator[Any]:
-    """Yield ``rows`` by their keys: no cursor stays open on the server, which a pooler may not allow."""
-    last = None
-    while chunk := list((rows if last is None else rows.filter(pk__gt=last)).order_by("pk")[:CHUNK]):
-        yield from chunk
-        last = chunk[-1].pk
+        # For this long a worker may be busy with a step of another queue.
+        ages += [age for worker in polling for age in worker.progress_ages.values()]
+    count = rows.values("pk")[:MAX_COUNTED_ROWS].count()
+    makes_progress = any(age <= tolerance for age in ages)
+    return Overdue(kind_name(model), model.queue, count, since, len(polling), makes_progress)
 
 
 def _iso(moment: datetime | None) -> str | None:

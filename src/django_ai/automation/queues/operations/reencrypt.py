@@ -1,6 +1,7 @@
-"""Writes sealed columns once more, after a key was rotated or the codec turned on or off.
+"""Writes encrypted columns again, after a key was rotated or the codec was turned on or off.
 
-Row by row, fenced on ``seq``: what a worker commits meanwhile is newer, and sealed with today's key already.
+Each write is fenced on ``seq``: a value that a worker commits in the meantime is newer, and encrypted with the current
+key.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from ..registry import wakeables
 
 
 def reencrypt(batch: int) -> Iterator[tuple[str, str, int, int]]:
-    """Seal every column again, ``batch`` rows a transaction; yield the model, the column, and how many rows were
-    written and how many could not be read."""
+    """Encrypt every column again, ``batch`` rows per transaction.
+
+    Yields the model, the column, how many rows were written and how many could not be read.
+    """
     for model in wakeables():
         for field in model._meta.concrete_fields:
             if isinstance(field, EncryptedJSONField):

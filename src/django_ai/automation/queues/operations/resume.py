@@ -1,7 +1,7 @@
-"""Resuming what is parked, many rows at once: the mechanism under ``manage.py automation_resume``.
+"""Resuming parked and failed rows in bulk: the mechanism under ``manage.py automation_resume``.
 
-Each floor registers its kinds of rows. Whatever asks, a row comes back by its own ``resume``, as in the admin and by
-the API; nothing here writes a status.
+Each layer registers its kinds of rows. A row is resumed by its own ``resume`` method, as from the admin and the API;
+nothing here writes a status.
 """
 
 from __future__ import annotations
@@ -18,45 +18,61 @@ from django.db.models.functions import Lower
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
 
-CHUNK = 100
+BATCH_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of row that can be resumed. ``parked`` and ``failed`` say which are; ``called``: the field with the name
-    that people know it by; ``takes_step``: whether ``resume(step=...)`` lets it go on elsewhere."""
+class ResumableKind:
+    """A kind of row that can be resumed.
+
+    Attributes:
+        name: The name of the kind in ``automation_resume``.
+        name_field: The field that ``--name`` compares.
+        parked: Condition of parked rows.
+        failed: Condition of failed rows; None if rows of this kind cannot fail.
+        takes_step: Whether its ``resume`` accepts ``step``, to continue at another step.
+    """
 
     name: str
     model: type[models.Model]
-    called: str
+    name_field: str
     parked: Q = field(default_factory=lambda: Q(status="parked"))
     failed: Q | None = None
     takes_step: bool = False
 
 
 def awaits_code(row: Any) -> bool:
-    """Return whether ``row`` is parked because the workers lack its code: resumed before they have it, it is parked
-    again."""
+    """Return whether ``row`` is parked because the workers lack its code.
+
+    If it is resumed before a worker has the code, it is parked again.
+    """
     status, parked_at = getattr(row, "status", ""), getattr(row, "parked_at", None)
     return status == "parked" and parked_at is not None and getattr(row, "wake_at", parked_at) is not None
 
 
-_kinds: dict[str, Kind] = {}
+_kinds: dict[str, ResumableKind] = {}
 
 
-def register_kind(kind: Kind) -> None:
-    """Let ``automation_resume`` know a kind of row."""
+def register_resumable_kind(kind: ResumableKind) -> None:
+    """Make a kind of row known to ``automation_resume``."""
     _kinds[kind.name] = kind
 
 
-def kinds() -> dict[str, Kind]:
+def resumable_kinds() -> dict[str, ResumableKind]:
     return dict(_kinds)
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeRequest:
-    """Which rows of a kind are meant. ``since``: parked or failed at that moment or later; ``reason``: a text that
-    their error contains; ``failed``: those that failed, too."""
+    """Selects the rows of a kind to resume.
+
+    Attributes:
+        name: Name of the workflow, agent, handler, event, callback or signal.
+        pks: Primary keys.
+        since: Rows that were parked or failed at this time or later.
+        reason: String that their error contains.
+        failed: Whether failed rows are resumed, too.
+    """
 
     name: str | None = None
     pks: Sequence[int] | None = None
@@ -64,8 +80,8 @@ class ResumeRequest:
     reason: str | None = None
     failed: bool = False
 
-    def rows_of(self, kind: Kind) -> models.QuerySet[Any]:
-        """Return what is meant of ``kind``."""
+    def rows_of(self, kind: ResumableKind) -> models.QuerySet[Any]:
+        """Return the selected rows of ``kind``."""
         parked, failed = kind.parked, kind.failed if self.failed else None
         if self.since is not None:
             parked &= Q(parked_at__gte=self.since)
@@ -74,41 +90,46 @@ class ResumeRequest:
             parked if failed is None else parked | failed
         )
         if self.name is not None:
-            rows = rows.filter(**{kind.called: self.name})
+            rows = rows.filter(**{kind.name_field: self.name})
         if self.pks is not None:
             rows = rows.filter(pk__in=self.pks)
         if self.reason is not None:
-            # In small letters on both sides: our text is compared exactly on MariaDB, also by icontains.
+            # Lower case on both sides: the column's collation on MariaDB is case-sensitive, for icontains, too.
             rows = rows.alias(reason=Lower("error")).filter(reason__contains=self.reason.lower())
         return rows.order_by("pk")
 
 
 @dataclass(frozen=True, slots=True)
-class Resumed:
-    """What became of one row: ``error`` refused it; ``awaited_code``: it was parked for missing code."""
+class ResumeResult:
+    """The result for one row. ``error``: why it was not resumed; ``awaited_code``: whether its code was missing."""
 
     row: Any
     error: AutomationError | None
     awaited_code: bool
 
 
-def resume_all(kind: Kind, wish: ResumeRequest, step: str | None = None, *, again: bool = False) -> Iterator[Resumed]:
-    """Resume what is meant, and yield what became of each row.
+def resume_all(
+    kind: ResumableKind, request: ResumeRequest, step: str | None = None, *, again: bool = False
+) -> Iterator[ResumeResult]:
+    """Resume the selected rows, and yield the result for each. Commits after every ``BATCH_SIZE`` rows.
 
-    ``step``: where workflow runs go on instead; ``again``: even if that may start a second child run. Commits 100 rows
-    at a time.
+    Args:
+        kind: The kind of row.
+        request: Selects the rows.
+        step: The step at which workflow runs continue. Default: the current one.
+        again: Allow ``step`` even if it may start a second child run.
     """
     arguments: dict[str, Any] = {} if step is None else {"step": step, "again": again}
-    rows, after = wish.rows_of(kind), 0
-    while chunk := list(rows.filter(pk__gt=after)[:CHUNK]):
-        after = chunk[-1].pk
-        done: list[Resumed] = []
+    rows, after = request.rows_of(kind), 0
+    while batch := list(rows.filter(pk__gt=after)[:BATCH_SIZE]):
+        after = batch[-1].pk
+        results: list[ResumeResult] = []
         with transaction.atomic(using=alias_of(kind.model)):
-            for row in chunk:
+            for row in batch:
                 awaited = awaits_code(row)
                 try:
                     row.resume(**arguments)
-                    done.append(Resumed(row, None, awaited))
+                    results.append(ResumeResult(row, None, awaited))
                 except AutomationError as error:
-                    done.append(Resumed(row, error, awaited))
-        yield from done
+                    results.append(ResumeResult(row, error, awaited))
+        yield from results

@@ -1,1 +1,1 @@
-"""Runtimes: what makes workers call ``drain``, and how they are told that work is due."""
+"""Runtimes: what makes workers call ``drain``, and how they are notified that work is due."""

@@ -1,9 +1,9 @@
-"""The Celery runtime: a doorbell, the notifier that sends it, and a dispatcher in each worker.
+"""The Celery runtime: a doorbell task, the notifier that sends it, and a dispatcher in each worker.
 
-Nothing depends on what a broker keeps: no ETA, no redelivery, no result. Each worker runs a ``Dispatcher``, one thread
-of its main process, so plain ``celery -A project worker`` keeps the time of all timers without beat, and rings again
-for a doorbell that was lost; while the thread has a connection in use, nothing forks. The tasks take no arguments:
-forged, stale or delivered twice, a task can only look for due rows.
+Nothing depends on what a broker keeps: no ETA, no redelivery, no result. Each worker runs a ``Dispatcher`` in a thread
+of its main process. So plain ``celery -A project worker`` fires timers on time without beat, and a lost doorbell is
+sent again. Forks wait while that thread uses a connection. The tasks take no arguments: a forged, stale or duplicate
+task can only perform rows that are due.
 """
 
 from __future__ import annotations
@@ -27,61 +27,64 @@ from .q2 import doorbell_timeout
 
 logger = logging.getLogger("django_ai.automation")
 
-PATIENCE = 1.0
-"""Seconds that a ring may wait for the broker: a web request waits with it."""
-SULK = 5.0
-"""Seconds in which a process does not ring again after the broker did not answer: the clock of a worker will."""
-HASTE = {
-    # What kombu waits and retries by itself, six seconds else; then two for Redis and two for AMQP, whom the others'
-    # do not concern: a broker that accepts and says nothing is as bad as one that is down.
+BROKER_TIMEOUT_SECONDS = 1.0
+"""How long sending a doorbell may wait for the broker. A web request waits for it, too."""
+RING_COOLDOWN_SECONDS = 5.0
+"""How long a process sends no doorbell after the broker did not answer. The dispatcher of a worker sends it instead."""
+TRANSPORT_OPTIONS = {
+    # The first two limit the retries and waits of kombu itself, six seconds by default. Redis reads the next two, AMQP
+    # the last two; each ignores the other's. A broker that accepts a connection and never answers counts as down.
     "max_retries": 0,
-    "connect_retries_timeout": PATIENCE,
-    "socket_connect_timeout": PATIENCE,
-    "socket_timeout": PATIENCE,
-    "read_timeout": PATIENCE,
-    "write_timeout": PATIENCE,
+    "connect_retries_timeout": BROKER_TIMEOUT_SECONDS,
+    "socket_connect_timeout": BROKER_TIMEOUT_SECONDS,
+    "socket_timeout": BROKER_TIMEOUT_SECONDS,
+    "read_timeout": BROKER_TIMEOUT_SECONDS,
+    "write_timeout": BROKER_TIMEOUT_SECONDS,
 }
-FORGOTTEN = 3600
-"""Seconds after which a message that nobody took is thrown away unread: there may have been no worker for a while."""
-OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_retries": 0, "serializer": "json"}
+DOORBELL_EXPIRY_SECONDS = 3600
+"""Age at which Celery discards a doorbell that no worker has received, for instance because none was running."""
+TASK_OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_retries": 0, "serializer": "json"}
 
 
-@shared_task(name="django_ai.automation.drain_due", bind=True, **OPTIONS)  # type: ignore[untyped-decorator]
+@shared_task(name="django_ai.automation.drain_due", bind=True, **TASK_OPTIONS)  # type: ignore[untyped-decorator]
 def drain_due(task: Any) -> None:
-    """Perform what is due."""
+    """Perform the rows that are due."""
     _enlist(task)
     tasks.drain_due()
 
 
 def _enlist(task: Any) -> None:
-    """Make a process that Celery has given a doorbell a worker."""
+    """Register this process as a worker if Celery has delivered the task to it."""
     if not (task.request.called_directly or task.request.is_eager):
         enlist("celery")
 
 
 def send(task: Any) -> None:
-    """Send a task without arguments. Raises what the broker's client raises, after at most a second or two."""
+    """Send a task without arguments. Raises the error of the broker's client after two seconds at most."""
     app = current_app
     if app.conf.task_always_eager:
         task.apply_async()
         return
-    connection = app.connection_for_write(connect_timeout=PATIENCE, transport_options=HASTE)
+    connection = app.connection_for_write(connect_timeout=BROKER_TIMEOUT_SECONDS, transport_options=TRANSPORT_OPTIONS)
     limit = doorbell_timeout()
-    with producers[connection].acquire(block=True, timeout=PATIENCE) as producer:
+    with producers[connection].acquire(block=True, timeout=BROKER_TIMEOUT_SECONDS) as producer:
         task.apply_async(
             producer=producer,
-            # Once more, because a connection that rested may be found closed.
+            # Retry once: the broker may have closed an idle connection.
             retry=True,
             retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
-            expires=FORGOTTEN,
+            expires=DOORBELL_EXPIRY_SECONDS,
             time_limit=limit,
             soft_time_limit=limit,
         )
 
 
 class CeleryNotifier:
-    """Sends the doorbell through Celery's broker. After a failure it is silent for a few seconds, so that a broker that
-    is down costs the requests of a web process a second now and then, and not each of them."""
+    """Sends the doorbell through Celery's broker.
+
+    After a failure it sends nothing for ``RING_COOLDOWN_SECONDS``. So while the broker is down, a web process loses a
+    second now and then, not on every request.
+    """
 
     def __init__(self) -> None:
         self._silent_until = 0.0
@@ -92,25 +95,26 @@ class CeleryNotifier:
         try:
             send(drain_due)
         except Exception as error:
-            self._silent_until = time.monotonic() + SULK
+            self._silent_until = time.monotonic() + RING_COOLDOWN_SECONDS
             logger.warning(
-                "Celery's broker could not be reached; the clock of a worker will ring: %s: %s",
+                "Could not reach Celery's broker; the dispatcher of a worker will send the doorbell: %s: %s",
                 type(error).__name__,
                 error,
             )
 
 
-class Forks:
-    """Held by the clock while it has in hand what a fork must not copy; who forks waits for it, for a while.
+class ForkGuard:
+    """A lock that the dispatcher's thread holds while it uses something that a fork must not copy.
 
-    Celery forks at any time: for a process of its pool that died, or had its share of tasks.
+    Celery forks at any time: to replace a process of its pool that died or that has reached its limit of tasks. A fork
+    waits for the lock, for ``MAX_FORK_DELAY_SECONDS`` at most.
     """
 
-    LONGEST_WAIT = 5.0
+    MAX_FORK_DELAY_SECONDS = 5.0
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waited = False
+        self._is_held_by_fork = False
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -118,53 +122,53 @@ class Forks:
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
-    def watch(self) -> None:
-        """Make every later fork of this process wait."""
+    def install(self) -> None:
+        """Make every later fork of this process wait for the lock."""
         os.register_at_fork(
             before=self.before, after_in_parent=self.after_in_parent, after_in_child=self.after_in_child
         )
 
     def before(self) -> None:
-        self._waited = self._lock.acquire(timeout=self.LONGEST_WAIT)
+        self._is_held_by_fork = self._lock.acquire(timeout=self.MAX_FORK_DELAY_SECONDS)
 
     def after_in_parent(self) -> None:
-        if self._waited:
-            self._waited = False
+        if self._is_held_by_fork:
+            self._is_held_by_fork = False
             self._lock.release()
 
     def after_in_child(self) -> None:
-        self._lock, self._waited = threading.Lock(), False
+        self._lock, self._is_held_by_fork = threading.Lock(), False
 
 
 _dispatcher: Dispatcher | None = None
-_forks: Forks | None = None
+_fork_guard: ForkGuard | None = None
 
 
-def start_clock(**kwargs: Any) -> None:
-    """Start the clock in the main process of a Celery worker that is ready."""
-    global _dispatcher, _forks
-    if _forks is None:
-        _forks = Forks()
-        _forks.watch()
+def start_dispatcher(**kwargs: Any) -> None:
+    """Start the dispatcher in the main process of a Celery worker that is ready."""
+    global _dispatcher, _fork_guard
+    if _fork_guard is None:
+        _fork_guard = ForkGuard()
+        _fork_guard.install()
     if _dispatcher is None:
-        _dispatcher = Dispatcher(lambda: send(drain_due), guard=_forks)
-        threading.Thread(target=_dispatcher.run, name="automation-clock", daemon=True).start()
+        _dispatcher = Dispatcher(lambda: send(drain_due), guard=_fork_guard)
+        threading.Thread(target=_dispatcher.run, name="automation-dispatcher", daemon=True).start()
 
 
-def stop_clock(**kwargs: Any) -> None:
-    """Stop the clock when the worker ends."""
+def stop_dispatcher(**kwargs: Any) -> None:
+    """Stop the dispatcher when the worker shuts down."""
     global _dispatcher
     if _dispatcher is not None:
         _dispatcher.stop()
         _dispatcher = None
 
 
-def dismiss(**kwargs: Any) -> None:
-    """Say that a process of the pool ends, or the main one where that performs tasks itself."""
+def report_shutdown(**kwargs: Any) -> None:
+    """Record that this process stops: one of the pool, or the main one where that performs tasks itself."""
     worker_status.dismiss()
 
 
-worker_process_shutdown.connect(dismiss, dispatch_uid="django_ai.automation.presence")
-worker_shutdown.connect(dismiss, dispatch_uid="django_ai.automation.presence")
-worker_ready.connect(start_clock, dispatch_uid="django_ai.automation.clock")
-worker_shutdown.connect(stop_clock, dispatch_uid="django_ai.automation.clock")
+worker_process_shutdown.connect(report_shutdown, dispatch_uid="django_ai.automation.worker_status")
+worker_shutdown.connect(report_shutdown, dispatch_uid="django_ai.automation.worker_status")
+worker_ready.connect(start_dispatcher, dispatch_uid="django_ai.automation.dispatcher")
+worker_shutdown.connect(stop_dispatcher, dispatch_uid="django_ai.automation.dispatcher")

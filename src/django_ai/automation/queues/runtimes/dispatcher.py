@@ -1,7 +1,7 @@
-"""``Dispatcher``: the clock of a runtime whose workers wait for messages: it rings while rows are due.
+"""``Dispatcher``: sends doorbells while rows are due, for a runtime whose workers only wait for messages.
 
-It is the floor below such a runtime's doorbells. Those that were lost, with a broker that was flushed or down, are rung
-again; timers ring when they are due, with no need of a broker's ETA or schedules.
+A doorbell that was lost, because the broker was flushed or down, is sent again. A timer rings when it is due, without
+an ETA or a schedule of the broker.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as DatabaseFailure
 from django.db import connections
 
 from .. import liveness
@@ -18,17 +18,21 @@ from .poller import Poller, automation_alias
 
 logger = logging.getLogger("django_ai.automation")
 
-LONGEST_GAP = 10.0
-"""Seconds between two doorbells at last, while rows stay due: a queue keeps what busy workers do not take."""
+MAX_RING_INTERVAL_SECONDS = 10.0
+"""Longest interval between two doorbells while rows stay due: busy workers leave the doorbells in their queue."""
+RETRY_SECONDS = 1.0
+"""Shortest pause after the database or the broker has failed."""
 
 
 class Dispatcher:
-    """Looks until it is stopped. ``ring``: wake a worker; it may raise, and the next look tries again. ``poll``:
-    seconds between two looks, where no timer is due before and no NOTIFY comes.
+    """Polls for due rows and rings, until it is stopped.
 
-    ``guard``: where the process forks (a pool of workers), what keeps it from doing so while it is held. It is held
-    while there is anything in hand that a fork must not copy: a lock, a connection in use, or one that would be closed
-    for both when the copy of it goes.
+    Args:
+        ring: Wakes a worker. It may raise; the dispatcher then tries again.
+        poll: Longest pause between two polls, in seconds. A due timer or a NOTIFY ends it.
+        guard: In a process that forks (a pool of workers), a context manager that delays forks. It is held while the
+            dispatcher uses what a fork must not copy: a lock, a connection in use, or a connection that the copy would
+            close for both processes.
     """
 
     def __init__(
@@ -38,17 +42,17 @@ class Dispatcher:
         guard: AbstractContextManager[object] | None = None,
     ) -> None:
         self._ring = ring
-        self._forks = guard is not None
+        self._process_forks = guard is not None
         self._guard = guard or nullcontext()
-        self._poller = Poller(poll, longest_gap=LONGEST_GAP)
-        self._stopping = False
-        self._wake = self._poller.alarm()
+        self._poller = Poller(poll, max_work_interval=MAX_RING_INTERVAL_SECONDS)
+        self._is_stopping = False
+        self._wake = self._poller.waker()
 
     def run(self) -> None:
-        """Look and ring until ``stop`` is called, in the thread that calls this."""
+        """Poll and ring in the calling thread until ``stop`` is called."""
         try:
-            while not self._stopping:
-                self._round()
+            while not self._is_stopping:
+                self._run_once()
         finally:
             liveness.rest()
             self._poller.close()
@@ -56,33 +60,35 @@ class Dispatcher:
 
     def stop(self) -> None:
         """End ``run`` soon. May be called from another thread or from a signal handler."""
-        self._stopping = True
+        self._is_stopping = True
         self._wake()
 
-    def _round(self) -> None:
+    def _run_once(self) -> None:
         pause = self._poller.poll
         liveness.expect(pause)
         try:
             with self._guard:
-                pause = self._look()
-        except DatabaseTrouble as error:
-            logger.warning("The clock could not read the database, and tries again: %s", error)
-            self._poller.recover()
-            pause = max(pause, 1.0)
+                pause = self._poll_and_ring()
+        except DatabaseFailure as error:
+            logger.warning("The dispatcher could not read the database and will retry: %s", error)
+            self._poller.reset_connection()
+            pause = max(pause, RETRY_SECONDS)
         except Exception as error:
-            logger.warning("The clock could not ring, and tries again: %s: %s", type(error).__name__, error)
-            pause = max(pause, 1.0)
-        if not self._stopping:
+            logger.warning(
+                "The dispatcher could not send a doorbell and will retry: %s: %s", type(error).__name__, error
+            )
+            pause = max(pause, RETRY_SECONDS)
+        if not self._is_stopping:
             self._poller.sleep(pause)
 
-    def _look(self) -> float:
+    def _poll_and_ring(self) -> float:
         try:
-            pause = self._poller.look()
+            pause = self._poller.seconds_until_due()
             if not pause:
                 self._ring()
-                self._poller.came_to(1)  # of what the workers find we hear nothing
+                self._poller.record_performed(1)  # the workers do not report how many rows they found
             return pause
         finally:
-            # Of the drivers only psycopg knows in which process a connection was made, and leaves the parent's alone.
-            if self._forks and connections[automation_alias()].vendor != "postgresql":
-                self._poller.recover()
+            # Only psycopg knows which process opened a connection, and does not close the parent's in a fork.
+            if self._process_forks and connections[automation_alias()].vendor != "postgresql":
+                self._poller.reset_connection()

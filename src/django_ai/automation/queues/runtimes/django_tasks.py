@@ -1,10 +1,11 @@
-"""The Django tasks runtime: a doorbell for whatever backend ``TASKS`` names, and the executor that enqueues it.
+"""The Django tasks runtime: a doorbell task for the backend that ``TASKS`` names, and the notifier that enqueues it.
 
-Of Django's own ``django.tasks`` (6.0 and later) and the ``django-tasks`` package, whose settings and tasks look alike,
-the one is used whose backend ``TASKS`` names. Nothing depends on ``run_after``: workers of Django tasks have no hook
-for a clock, so ``manage.py automation_dispatcher`` runs beside them and rings while rows are due. The task takes no
-arguments: forged, stale or twice, it can do no more than look at the clock. However long the workers are down, one
-doorbell of a process waits at most: a commit rings only if the last one is no longer waiting.
+It serves Django's own ``django.tasks`` (6.0 and later) and the ``django-tasks`` package, which have the same settings
+and task API: it uses the one to which the backend in ``TASKS`` belongs. Nothing depends on ``run_after``. Workers of
+Django tasks offer no hook for a dispatcher, so ``manage.py automation_dispatcher`` runs beside them and rings while
+rows are due. The task takes no arguments: a forged, stale or duplicate task can only perform rows that are due. At most
+one doorbell of each process is in the queue, however long the workers are down: a commit rings only when the last
+doorbell has left the queue.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from . import tasks
 
 
 def _module() -> Any:
-    """Return ``django.tasks`` or ``django_tasks``. Raises ``SettingsError`` where there is neither."""
+    """Return ``django.tasks`` or ``django_tasks``. Raises ``SettingsError`` if neither is installed."""
     known = [name for name in ("django.tasks", "django_tasks") if find_spec(name) is not None]
     if not known:
         raise SettingsError(
@@ -33,13 +34,13 @@ def _module() -> Any:
             "pip install 'django-ai-automation[tasks]'."
         )
     for name in known:
-        if _serves(name):
+        if _provides_default_backend(name):
             return import_module(name)
     return import_module(known[0])
 
 
-def _serves(name: str) -> bool:
-    """Say whether the default backend that ``TASKS`` names is made for this module."""
+def _provides_default_backend(name: str) -> bool:
+    """Return whether the default backend in ``TASKS`` is a subclass of this module's base backend."""
     chosen = getattr(settings, "TASKS", {}).get("default", {}).get("BACKEND", "")
     if not chosen:
         return False
@@ -50,20 +51,20 @@ def _serves(name: str) -> bool:
 
 @_module().task  # type: ignore[untyped-decorator]
 def automation_drain_due() -> None:
-    """Perform what is due."""
-    if not is_ringing():  # else its backend performs it in the process that has enqueued it
+    """Perform the rows that are due."""
+    if not is_ringing():  # an immediate backend performs the task in the process that enqueues it, which is no worker
         enlist("tasks")
     tasks.drain_due()
 
 
-SPACING = 1.0
-"""Seconds between two doorbells of a process where the backend cannot say whether the last one still waits."""
+MIN_DOORBELL_INTERVAL_SECONDS = 1.0
+"""Interval between two doorbells of a process if the backend cannot report whether the last one is still queued."""
 
 
 class TasksNotifier:
-    """Enqueues the doorbell, unless one of this process still waits.
+    """Enqueues the doorbell, unless the last one of this process is still queued.
 
-    For a queue or backend of its own a subclass in ``AUTOMATION["RUNTIME"]``, with
+    To use another queue or backend, name a subclass in ``AUTOMATION["RUNTIME"]`` that sets, for instance,
     ``doorbell = automation_drain_due.using(queue_name="automations")``.
     """
 
@@ -71,22 +72,22 @@ class TasksNotifier:
 
     def __init__(self) -> None:
         self._last: Any = None
-        self._rung = 0.0
+        self._rung_at = 0.0
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
-        # This comes after the commit: whoever begins with a doorbell that still waits will see what was committed.
-        if not self._waits():
+        # The commit is done: a worker that takes a doorbell which is still queued will see the committed rows.
+        if not self._is_last_queued():
             self._last = self.doorbell.enqueue()
-            self._rung = time.monotonic()
+            self._rung_at = time.monotonic()
 
-    def _waits(self) -> bool:
+    def _is_last_queued(self) -> bool:
         last = self._last
         if last is None:
             return False
         try:
             last.refresh()
         except NotImplementedError:
-            return time.monotonic() < self._rung + SPACING
+            return time.monotonic() < self._rung_at + MIN_DOORBELL_INTERVAL_SECONDS
         except _exceptions().TaskResultDoesNotExist:
             return False  # the queue was emptied
         return str(last.status) == "READY"

@@ -1,7 +1,7 @@
-"""``Poller``: the one mechanism that looks for due rows, says how long to sleep, and is woken by a NOTIFY.
+"""``Poller``: the one mechanism that finds due rows, computes how long to sleep, and is woken by a NOTIFY.
 
-Everything that keeps time for a runtime has one: the Q2 brokers, ``automation_worker``, the dispatcher in a Celery
-worker, ``automation_dispatcher``. So a timer of two seconds takes two seconds in each of them, without a broker's ETA,
+Every runtime has one: the Q2 brokers, ``automation_worker``, the dispatcher in a Celery worker, and
+``automation_dispatcher``. So a timer of two seconds takes two seconds with each of them, without an ETA of the broker,
 and a lost message costs nothing.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as DatabaseFailure
 from django.db import connections
 from django.utils import timezone
 
@@ -23,114 +23,125 @@ from ..due import look
 from ..maintenance import begin, ensure_rows
 from ..models import Maintenance, Wakeable
 from ..registry import wakeables
-from .query_timeout import Patience
+from .query_timeout import QueryTimeout
 
-FIRST_GAP = 0.02
-LEAST_REST = 0.01
-"""Seconds between two looks that a doorbell calls for: what rings meanwhile is answered by one look."""
-LONGEST_REST = 0.1
-"""After looks that others were quicker than, a doorbell calls for the next one at the latest after so many seconds."""
+FIRST_WORK_INTERVAL_SECONDS = 0.02
+"""While rows stay due: interval between the first two times that the process is sent to work. It doubles each time."""
+MIN_NOTIFY_INTERVAL_SECONDS = 0.01
+"""Shortest interval between two polls that a NOTIFY causes: one poll answers all doorbells of the interval."""
+MAX_NOTIFY_INTERVAL_SECONDS = 0.1
+"""Longest such interval, for a worker whose polls found only rows that other workers had already claimed."""
 
 
 class Poller:
-    """Looks for due rows on behalf of one process or thread.
+    """Finds due rows on behalf of one process or thread.
 
-    ``poll``: the longest sleep between two looks, in seconds. ``models``: the kinds of rows to look at (default: all).
-    ``longest_gap``: while rows stay due, the process is sent to work ever more seldom, at last after this many seconds:
-    the first time at once, a second time for the next worker soon after, and then a trickle.
+    Each doorbell wakes every idle worker, and one of them gets the row. So one poll answers a burst of doorbells, and a
+    worker that found nothing pauses longer before its next poll. This keeps the number of polls low, the more so the
+    more workers are idle.
 
-    A doorbell wakes everybody who may answer it, and one of them gets the row. So a burst of doorbells is answered by
-    one look, and who has looked in vain rests longer before the next one: the fewer looks, the more are idle.
+    Args:
+        poll: Longest sleep between two polls, in seconds.
+        models: The models to poll. Default: all.
+        max_work_interval: While rows stay due, the process is sent to work at once, soon after for the next worker, and
+            then at intervals that double up to this many seconds.
     """
 
     def __init__(
-        self, poll: float, *, models: Collection[type[Wakeable]] | None = None, longest_gap: float = 0.1
+        self, poll: float, *, models: Collection[type[Wakeable]] | None = None, max_work_interval: float = 0.1
     ) -> None:
         self.poll = poll
         self.models = models
-        self.longest_gap = longest_gap
-        self.patience = Patience()
-        self._gap = 0.0
-        self._last = 0.0
-        self._looked = 0.0
-        self._rest = LEAST_REST
-        self._was_rung = False
+        self.max_work_interval = max_work_interval
+        self.query_timeout = QueryTimeout()
+        self._work_interval = 0.0
+        self._work_found_at = 0.0
+        self._polled_at = 0.0
+        self._notify_interval = MIN_NOTIFY_INTERVAL_SECONDS
+        self._was_notified = False
         self._listener: Listener | None = None
-        self._alarm: tuple[int, int] | None = None
-        self._is_new = True
+        self._waker_pipe: tuple[int, int] | None = None
+        self._is_first_poll = True
 
-    def look(self) -> float:
-        """Return for how many seconds there is nothing to do; 0: rows are due. Raises what the database raises, and
-        ``OperationalError`` where that does not answer."""
-        self._looked = time.monotonic()
-        with self.patience.bounded():
+    def seconds_until_due(self) -> float:
+        """Poll once; return for how many seconds there is nothing to do, 0 if rows are due.
+
+        Raises:
+            django.db.Error: The database failed.
+            OperationalError: The database did not answer within ``query_timeout``.
+        """
+        self._polled_at = time.monotonic()
+        with self.query_timeout.enforced():
             if self.models is None or Maintenance in self.models:
-                begin(timezone.now()) if self._is_new else ensure_rows(timezone.now())
-                self._is_new = False
-            moments = [due for model, due in look().items() if self.models is None or model in self.models]
-        if not moments:
-            return self._idle(self.poll)
-        ahead = (min(moments) - timezone.now()) / timedelta(seconds=1)
+                begin(timezone.now()) if self._is_first_poll else ensure_rows(timezone.now())
+                self._is_first_poll = False
+            due_times = [due for model, due in look().items() if self.models is None or model in self.models]
+        if not due_times:
+            return self._idle_for(self.poll)
+        ahead = (min(due_times) - timezone.now()) / timedelta(seconds=1)
         if ahead > 0:
-            return self._idle(min(self.poll, ahead))
-        since = time.monotonic() - self._last
-        if since < self._gap:
-            return self._gap - since
-        self._gap = min(self._gap * 2, self.longest_gap) if self._gap else FIRST_GAP
-        self._last = time.monotonic()
+            return self._idle_for(min(self.poll, ahead))
+        since = time.monotonic() - self._work_found_at
+        if since < self._work_interval:
+            return self._work_interval - since
+        if self._work_interval:
+            self._work_interval = min(self._work_interval * 2, self.max_work_interval)
+        else:
+            self._work_interval = FIRST_WORK_INTERVAL_SECONDS
+        self._work_found_at = time.monotonic()
         return 0.0
 
-    def _idle(self, seconds: float) -> float:
-        self._gap = 0.0
-        self.came_to(0)
+    def _idle_for(self, seconds: float) -> float:
+        self._work_interval = 0.0
+        self.record_performed(0)
         return seconds
 
-    def came_to(self, performed: int) -> None:
-        """Say how many rows were performed after a look: none, where others were quicker."""
-        if performed:
-            self._rest = LEAST_REST
-        elif self._was_rung:
-            self._rest = min(self._rest * 2, LONGEST_REST)
-        self._was_rung = False
+    def record_performed(self, rows: int) -> None:
+        """Record how many rows were performed after a poll: 0 if other workers had claimed them."""
+        if rows:
+            self._notify_interval = MIN_NOTIFY_INTERVAL_SECONDS
+        elif self._was_notified:
+            self._notify_interval = min(self._notify_interval * 2, MAX_NOTIFY_INTERVAL_SECONDS)
+        self._was_notified = False
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, or be woken by a NOTIFY or an alarm."""
+        """Sleep until a NOTIFY or the waker ends it, ``seconds`` at most."""
         if self._listener is None:
             queues = None if self.models is None else {model.queue for model in self.models}
             self._listener = Listener(automation_alias(), queues)
-        alarm = self._alarm[0] if self._alarm else None
-        self._was_rung = self._listener.wait(seconds, also=alarm)
-        if self._was_rung:
-            self._listener.rest(self._looked + self._rest - time.monotonic(), also=alarm)
+        waker = self._waker_pipe[0] if self._waker_pipe else None
+        self._was_notified = self._listener.wait(seconds, also=waker)
+        if self._was_notified:
+            self._listener.rest(self._polled_at + self._notify_interval - time.monotonic(), also=waker)
 
-    def alarm(self) -> Callable[[], None]:
-        """Return what ends this and every later sleep: for another thread, or a signal handler, that says stop."""
-        if self._alarm is None:
-            self._alarm = os.pipe()
-        end = self._alarm[1]
+    def waker(self) -> Callable[[], None]:
+        """Return a function that ends this and every later sleep, to be called from a thread or a signal handler."""
+        if self._waker_pipe is None:
+            self._waker_pipe = os.pipe()
+        write_end = self._waker_pipe[1]
 
-        def ring() -> None:
-            with suppress(OSError):  # the watch is closed
-                os.write(end, b"!")
+        def wake() -> None:
+            with suppress(OSError):  # the pipe is closed
+                os.write(write_end, b"!")
 
-        return ring
+        return wake
 
     def close(self) -> None:
-        """Close the connection that LISTENs; the next sleep makes it anew."""
+        """Close the connection that LISTENs; the next sleep opens a new one."""
         if self._listener is not None:
             self._listener.close()
 
-    def recover(self) -> None:
-        """Close this thread's connection after the database's trouble; the next look makes it anew."""
+    def reset_connection(self) -> None:
+        """Close this thread's connection after a database failure; the next poll opens a new one."""
         close_connection(automation_alias())
 
 
 def automation_alias() -> str:
-    """Return the database that holds the automation tables."""
+    """Return the alias of the database that holds the automation tables."""
     return alias_of(wakeables()[0]) if wakeables() else "default"
 
 
 def close_connection(alias: str) -> None:
-    """Close this thread's connection to the database ``alias``, however broken it is."""
-    with suppress(DatabaseTrouble):
+    """Close this thread's connection to the database ``alias``, even if it is broken."""
+    with suppress(DatabaseFailure):
         connections[alias].close()

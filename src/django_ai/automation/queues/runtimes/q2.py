@@ -1,7 +1,7 @@
-"""The Django-Q2 runtime: how its cluster is told that work is due.
+"""The Django-Q2 runtime: how its cluster is notified that work is due.
 
-With one of our brokers the cluster looks for due rows itself, so the doorbell is a NOTIFY on PostgreSQL and nothing
-elsewhere. With any other broker a doorbell task is queued. Doorbell tasks carry no arguments and save no results.
+With a broker of ours the cluster polls for due rows itself: the doorbell is a NOTIFY on PostgreSQL, and elsewhere there
+is none. With any other broker a doorbell task is queued. Doorbell tasks have no arguments and save no results.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ DOORBELL = "django_ai.automation.queues.runtimes.tasks.drain_due"
 
 
 def doorbell_timeout() -> int:
-    """Return after how many seconds Q2 may kill a worker that answers a doorbell: longer than any step may take."""
+    """Return the ``timeout`` of a doorbell task, after which Q2 kills its worker: longer than any step may take."""
     return int((longest_timeout() + conf().DRAIN_BUDGET).total_seconds()) + 30
 
 
 def within_timeout(budget: timedelta) -> timedelta:
-    """Return ``budget``, or less where Q2 would kill a scheduled task that takes as long."""
+    """Return ``budget``, or less if Q2 would kill a scheduled task that takes so long."""
     if not apps.is_installed("django_q"):
         return budget
     from django_q.conf import Conf
@@ -39,7 +39,7 @@ def within_timeout(budget: timedelta) -> timedelta:
 
 
 def doorbell() -> str:
-    """Return a signed doorbell task that was never stored, as a broker hands it to the cluster."""
+    """Return a signed doorbell task that is not stored, in the form in which a broker passes tasks to the cluster."""
     from django_q.humanhash import uuid
     from django_q.signing import SignedPackage
 
@@ -59,16 +59,16 @@ def doorbell() -> str:
 
 
 def enlist_at_doorbell(sender: Any, func: Any, task: dict[str, Any], **kwargs: Any) -> None:
-    """Make a process of the cluster a worker of ours when it begins with a task of ours. Connected to Q2's signal."""
+    """Register a process of the cluster as a worker when it starts one of ``tasks``. Receiver of Q2's signal."""
     if getattr(func, "__module__", "") == TASKS and not task.get("sync"):
         enlist("q2")
 
 
 def connect_enlisting() -> None:
-    """Listen to the cluster's processes, where Q2 is installed."""
+    """Connect ``enlist_at_doorbell`` if Q2 is installed."""
     if apps.is_installed("django_q"):
         import_string("django_q.signals.pre_execute").connect(
-            enlist_at_doorbell, dispatch_uid="django_ai.automation.presence"
+            enlist_at_doorbell, dispatch_uid="django_ai.automation.worker_status"
         )
 
 
@@ -89,5 +89,5 @@ class Q2Notifier:
 
 
 def watches_database(broker_class: str | None) -> bool:
-    """Say whether a broker of this class looks for due rows itself."""
+    """Return whether a broker of this class polls for due rows itself."""
     return bool(broker_class) and getattr(import_string(str(broker_class)), "watches_database", False)

@@ -1,7 +1,8 @@
-"""Installs the three Q2 schedules after ``migrate``: idempotent, one row a name, off with ``SKIP_Q2_AUTOSCHEDULE``.
+"""Installs the three Q2 schedules after ``migrate``: idempotent, one row per name, off with ``SKIP_Q2_AUTOSCHEDULE``.
 
-After an outage Q2 makes up for every run that was missed, one in half a minute (``Q_CLUSTER["catch_up"]``, on by
-default): for a night that is hours of polls that find nothing. Ours need but one, so ``skip_missed`` leaves them that.
+After an outage Q2 catches up on every missed run, one every half minute (``Q_CLUSTER["catch_up"]``, on by default).
+After a night that is hours of runs that find nothing to do. One run is enough for these schedules, so ``skip_missed``
+skips the others.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ SCHEDULES = (
 
 
 def install_schedules(sender: Any = None, using: str = "default", **kwargs: Any) -> None:
-    """Bring Q2's schedules in line with ``SCHEDULES``.
+    """Create Q2's schedules as in ``SCHEDULES``.
 
-    A row that exists keeps its next run and whatever else an operator set; only what it runs is put right. Does nothing
-    where Q2 is not installed, its table is not there yet, or ``SKIP_Q2_AUTOSCHEDULE`` is true.
+    A row that exists keeps its next run and everything else that an operator has set; only its function and options are
+    updated. Does nothing if Q2 is not installed, its table does not exist yet, or ``SKIP_Q2_AUTOSCHEDULE`` is true.
     """
     if getattr(settings, "SKIP_Q2_AUTOSCHEDULE", False) or not apps.is_installed("django_q"):
         return
@@ -36,7 +37,7 @@ def install_schedules(sender: Any = None, using: str = "default", **kwargs: Any)
         return
     if Schedule._meta.db_table not in connections[using].introspection.table_names():
         return
-    # A step that a schedule picks up may take as long as one that a doorbell does.
+    # A scheduled task performs steps, as a doorbell does, and needs the same timeout.
     options = str({"q_options": {"save": False, "timeout": doorbell_timeout()}})
     with transaction.atomic(using=using):
         for name, func, kind, minutes in SCHEDULES:
@@ -56,7 +57,7 @@ def install_schedules(sender: Any = None, using: str = "default", **kwargs: Any)
 
 
 def skip_missed(now: datetime) -> int:
-    """Leave our schedules at most one run that is overdue, in step with their period; say how many were put right."""
+    """Leave each of these schedules at most one overdue run; return how many schedules were changed."""
     if not apps.is_installed("django_q"):
         return 0
     from django_q.models import Schedule
@@ -68,13 +69,13 @@ def skip_missed(now: datetime) -> int:
         period = _period(row)
         missed = (now - row.next_run) // period if period else 0
         if period and missed:
-            # Only if Q2's scheduler has not moved it meanwhile.
+            # Only if Q2's scheduler has not changed it in the meantime.
             unmoved = rows.filter(pk=row.pk, next_run=row.next_run)
             skipped += unmoved.update(next_run=row.next_run + missed * period)
     return skipped
 
 
 def _period(row: Any) -> timedelta | None:
-    """Return how far apart the runs of a schedule are; None where that is no fixed time (months, cron)."""
-    each = {"I": timedelta(minutes=row.minutes or 1), "H": timedelta(hours=1), "D": timedelta(days=1)}
-    return each.get(row.schedule_type)
+    """Return the interval of a schedule; None if it is not fixed (months, cron)."""
+    periods = {"I": timedelta(minutes=row.minutes or 1), "H": timedelta(hours=1), "D": timedelta(days=1)}
+    return periods.get(row.schedule_type)

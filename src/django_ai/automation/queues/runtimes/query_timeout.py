@@ -1,8 +1,8 @@
-"""``Patience``: how long a look may take before it is given up.
+"""``QueryTimeout``: how long a poll for due rows may take before it is abandoned.
 
-A network that loses an answer leaves the connection open, and who waits for the answer waits for ever. The looks for
-due rows take milliseconds and are repeated, so one that takes seconds is given up, and the next is made on a new
-connection. Who looks again and again is often alone: without its pusher nobody in a Q2 cluster works.
+A network that drops an answer leaves the connection open, and the client would wait for the answer forever. A poll
+takes milliseconds and is repeated anyway, so one that takes seconds is abandoned and the next one uses a new
+connection. This matters most in a Q2 cluster: while its pusher waits, none of its workers gets a task.
 """
 
 from __future__ import annotations
@@ -15,53 +15,57 @@ from types import FrameType
 
 from django.db import OperationalError
 
-FIRST_SECONDS = 5.0
-"""Each time in a row twice as long, so that a database that is slow answers at last."""
-LONGEST_SECONDS = 80.0
+INITIAL_TIMEOUT_SECONDS = 5.0
+"""Doubled after each timeout in a row, so that a slow database gets the time to answer."""
+MAX_TIMEOUT_SECONDS = 80.0
 
 
-class _NoAnswerError(BaseException):
-    """Raised by a signal inside a look. No Exception: nobody may take it for one of his own on the way."""
+class _TimeoutReachedError(BaseException):
+    """Raised by the signal handler inside the block. No ``Exception``, so that no ``except`` in between catches it."""
 
 
-class Patience:
-    """Bounds the looks of one process."""
+class QueryTimeout:
+    """The timeout for the polls of one process."""
 
     def __init__(self) -> None:
-        self.seconds = FIRST_SECONDS
+        self.seconds = INITIAL_TIMEOUT_SECONDS
 
     @contextmanager
-    def bounded(self) -> Iterator[None]:
-        """Raise ``OperationalError`` where the block takes too long."""
+    def enforced(self) -> Iterator[None]:
+        """Raise ``OperationalError`` if the block takes too long."""
         try:
-            with answered_within(self.seconds):
+            with time_limit(self.seconds):
                 yield
         except OperationalError:
-            self.seconds = min(self.seconds * 2, LONGEST_SECONDS)
+            self.seconds = min(self.seconds * 2, MAX_TIMEOUT_SECONDS)
             raise
-        self.seconds = FIRST_SECONDS
+        self.seconds = INITIAL_TIMEOUT_SECONDS
 
 
 @contextmanager
-def answered_within(seconds: float) -> Iterator[None]:
-    """Raise ``OperationalError`` where the block takes longer. Only in a main thread whose alarm nobody uses, and on
-    PostgreSQL and SQLite: MariaDB's driver listens to no signal while it waits (give it a ``read_timeout``)."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise ``OperationalError`` if the block takes longer than ``seconds``.
+
+    Works in a main thread whose alarm timer is not in use, on PostgreSQL and SQLite. MariaDB's driver handles no signal
+    while it waits; give it a ``read_timeout`` instead.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
         yield
         return
 
-    def give_up(number: int, frame: FrameType | None) -> None:
-        raise _NoAnswerError
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _TimeoutReachedError
 
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, where the exception got lost (in a ``__del__``, say)
+    previous_handler = signal.signal(signal.SIGALRM, interrupt)
+    # Repeated every second: Python discards an exception that is raised in a ``__del__``, for instance.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    except _NoAnswerError:
-        raise OperationalError(f"there was no answer for {seconds:g} s") from None
+    except _TimeoutReachedError:
+        raise OperationalError(f"The database did not answer within {seconds:g} s.") from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # where it rang just as the block ended
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the signal may arrive just as the block ends
+        signal.signal(signal.SIGALRM, previous_handler)

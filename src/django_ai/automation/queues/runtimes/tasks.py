@@ -1,7 +1,6 @@
-"""The tasks that a queue runs: doorbells and the three schedules. Nobody needs to call them in production.
+"""The tasks that a queue runs: the doorbell and the three schedules. A project need not call them.
 
-All of them end in ``drain``. They take no arguments, so a forged or stale message can do no more than look at the
-clock.
+Each of them ends in ``drain``. They take no arguments, so a forged or stale message can only perform rows that are due.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import logging
 import time
 from datetime import datetime
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as DatabaseFailure
 from django.db import connections
 from django.utils import timezone
 
@@ -29,9 +28,9 @@ logger = logging.getLogger("django_ai.automation")
 
 
 def drain_due() -> int:
-    """Answer a doorbell: perform what is due for one share of time, and ring again if there is more.
+    """Answer a doorbell: perform due rows for ``AUTOMATION["DRAIN_BUDGET"]``, and ring again if more are due.
 
-    A database that does not answer is no failure of the task: it is logged, and the next doorbell tries again.
+    A database that does not answer does not fail the task: a warning is logged, and the next doorbell retries.
     """
     budget, started = conf().DRAIN_BUDGET, time.monotonic()
     try:
@@ -39,52 +38,54 @@ def drain_due() -> int:
         is_used_up = time.monotonic() - started >= budget.total_seconds()
         if is_used_up and due_models(timezone.now(), look()):
             get_notifier().ring(alias_of(wakeables()[0]))
-    except DatabaseTrouble as error:
+    except DatabaseFailure as error:
         if not is_database_failure(error, connections[alias_of(wakeables()[0])]):
             raise
-        logger.warning("The database does not answer; what is due is done when it does: %s", error)
+        logger.warning("The database does not answer; due rows are performed when it does: %s", error)
         return 0
     return performed
 
 
 def process_scheduled() -> int:
-    """Perform what is due; the floor for timers where no broker of ours watches. Scheduled each minute.
+    """Perform the rows that are due. Scheduled every minute: with a broker of Q2's own, this is what fires timers.
 
-    After an outage this one run makes up for all that were missed, and so do those of the other schedules."""
+    After an outage one run replaces all that were missed; the same holds for the other schedules.
+    """
     skip_missed(timezone.now())
     return drain_due()
 
 
 def poll_due(now: datetime | None = None) -> int:
-    """Put right what changed behind Django's back (dates set with ``QuerySet.update`` or raw SQL), and perform what is
-    due, at once. Workers do both by themselves. Returns the number of rows put right or performed."""
-    found = put_right(now)
-    return found + (drain_due() if now is None else drain(now))
+    """Reconcile events with writes that bypass Django's signals (``QuerySet.update``, raw SQL), and perform due rows.
+
+    Workers do both automatically; this does it at once. Returns the number of rows reconciled or performed.
+    """
+    reconciled = reconcile(now)
+    return reconciled + (drain_due() if now is None else drain(now))
 
 
-def put_right(now: datetime | None = None) -> int:
-    """Put right what changed behind Django's back, and perform nothing. Returns the number of rows put right."""
+def reconcile(now: datetime | None = None) -> int:
+    """Reconcile events with writes that bypass Django's signals, and perform nothing. Returns the number of rows."""
     return run_all(RECONCILE, now or timezone.now())
 
 
 def cleanup_old(now: datetime | None = None) -> int:
-    """Remove what is finished and older than ``AUTOMATION["RETENTION"]`` (or what that is for its kind), but nothing
-    that once-only needs: at once, where workers do it bite by bite.
+    """Delete finished rows that are older than ``AUTOMATION["RETENTION"]`` or the retention of their model.
 
-    Short transactions; stops after ``AUTOMATION["CLEANUP_BUDGET"]``. Returns the number of removed rows.
+    Rows that guarantee once-only execution stay. Workers delete the same rows in time slices; this does it at once, in
+    short transactions, and stops after ``AUTOMATION["CLEANUP_BUDGET"]``. Returns the number of deleted rows.
     """
     until = time.monotonic() + within_timeout(conf().CLEANUP_BUDGET).total_seconds()
     return run_all(PRUNE, now or timezone.now(), until)
 
 
 def reconcile_soon() -> int:
-    """Let workers put right now what changed behind Django's back, without waiting for their own time; perform what is
-    due. Scheduled each five minutes."""
+    """Make the reconciliation due now, and perform the rows that are due. Scheduled every five minutes."""
     run_soon(RECONCILE, timezone.now())
     return drain_due()
 
 
 def prune_soon() -> int:
-    """Let workers remove now what is old, without waiting for their own time; perform what is due. Scheduled daily."""
+    """Make pruning due now, and perform the rows that are due. Scheduled daily."""
     run_soon(PRUNE, timezone.now())
     return drain_due()

@@ -1,10 +1,10 @@
-"""``Shift``: what one process of ``automation_worker`` does from its start until it is told to stop.
+"""``WorkerLoop``: one process of ``automation_worker``, from its start until it is stopped.
 
-It looks for due rows with the ``Poller`` that all runtimes share, and performs them with ``drain``.
-SIGTERM and SIGINT end it: nothing new is claimed, what was claimed but not begun goes back at once, and the step in
-hand finishes; after the grace, or at a second signal, ``ShutdownInterrupt`` ends the step, and ``attempt`` gives its
-row back. A process that is killed leaves its rows to the end of their leases. A supervisor that is gone is noticed by
-the pipe that it held open, and ends the shift as SIGTERM does.
+It finds due rows with the ``Poller`` that all runtimes share, and performs them with ``drain``.
+SIGTERM or SIGINT stops it: it claims nothing new, releases rows that it has claimed but not started, and finishes the
+step that is running. After the grace, or at a second signal, ``ShutdownInterrupt`` ends the step and ``attempt``
+releases its row. The rows of a process that is killed are claimed again when their leases expire. If the supervisor
+ends, the pipe that it held open closes, and the loop stops as after SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as DatabaseFailure
 from django.db import connections
 from django.utils import timezone
 
@@ -37,16 +37,20 @@ from .poller import Poller
 
 logger = logging.getLogger("django_ai.automation")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-TROUBLE = 1.0
-"""Seconds to wait after the database's trouble, at least."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+DATABASE_RETRY_SECONDS = 1.0
+"""Shortest pause after a database failure."""
 
 
 class WorkerLoop:
-    """One process's work. ``models``: the kinds of rows that it performs (default: all). ``maintenance``: whether rows
-    of maintenance are among them. ``poll``: seconds between two looks, where no NOTIFY comes and no timer is due
-    before. ``grace``: how long the step in hand may go on after SIGTERM. ``lifeline``: a file descriptor that ends when
-    the supervisor does.
+    """Performs due rows in one process.
+
+    Args:
+        models: The models whose rows it performs. Default: all.
+        poll: Longest pause between two polls, in seconds. A NOTIFY or a due timer ends it.
+        grace: How long the running step may continue after SIGTERM.
+        maintenance: Whether it also performs maintenance.
+        lifeline: File descriptor that is closed when the supervisor ends.
     """
 
     def __init__(
@@ -65,107 +69,108 @@ class WorkerLoop:
         self.grace = grace
         self.lifeline = lifeline
         self.stopping = False
-        self._ended = False
-        self._releasing = False
+        self._is_finished = False
+        self._is_grace_over = False
         self._poller = Poller(poll, models=models)
-        self._wake = self._poller.alarm()
-        self._told, self._tell = os.pipe()
+        self._wake = self._poller.waker()
+        self._stop_read_end, self._stop_write_end = os.pipe()
 
     def run(self) -> None:
-        """Work until a signal or the supervisor's end. Must be called in the main thread."""
-        self._hear()
+        """Perform due rows until a signal arrives or the supervisor ends. Must be called in the main thread."""
+        self._watch_for_stop()
         liveness.expect()
         try:
             enlist("worker", self.models)
             while not self.stopping:
-                self._round()
+                self._run_once()
         except SystemExit:
             if not self.stopping:
                 raise
-            if self._releasing:
-                logger.warning("The step in hand did not end within the grace, and was given back.")
+            if self._is_grace_over:
+                logger.warning("The running step did not end within the grace. Its row was released.")
         finally:
-            self._ended = True
+            self._is_finished = True
             liveness.rest()
             worker_status.dismiss()
             self._poller.close()
             connections.close_all()
 
-    def _round(self) -> None:
+    def _run_once(self) -> None:
         try:
             liveness.expect(self._poller.poll)
-            pause = self._poller.look()
+            pause = self._poller.seconds_until_due()
             if not pause:
-                self._poller.came_to(drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True))
+                performed = drain(heartbeat=True, models=self.models, stop=self._is_stopping, expendable=True)
+                self._poller.record_performed(performed)
                 liveness.expect()
-                _freshen()
+                _close_stale_connections()
                 return
-        except DatabaseTrouble as error:
-            logger.warning("The worker could not use the database, and tries again: %s%s", error, fix_for(error))
-            self._poller.recover()
-            pause = max(self._poller.poll, TROUBLE)
+        except DatabaseFailure as error:
+            logger.warning("The worker could not use the database and will retry: %s%s", error, fix_for(error))
+            self._poller.reset_connection()
+            pause = max(self._poller.poll, DATABASE_RETRY_SECONDS)
         if not self.stopping:
             self._poller.sleep(pause)
 
     def burst(self) -> int:
-        """Perform what is due, and return the number of rows. Raises what the database raises."""
-        before = self._hear()
+        """Perform the rows that are due now, and return how many. Raises database errors."""
+        previous_handlers = self._watch_for_stop()
         try:
             enlist("worker", self.models)
             if self.models is None or Maintenance in self.models:
                 begin(timezone.now())
-            return drain(heartbeat=True, models=self.models, stop=self._is_over, expendable=True)
+            return drain(heartbeat=True, models=self.models, stop=self._is_stopping, expendable=True)
         except SystemExit:
             if not self.stopping:
                 raise
             return 0
         finally:
-            self._ended = True
+            self._is_finished = True
             worker_status.dismiss()
-            os.write(self._tell, b"!")
-            for number, handler in before.items():
+            os.write(self._stop_write_end, b"!")
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
-    def _is_over(self) -> bool:
+    def _is_stopping(self) -> bool:
         return self.stopping
 
-    def _hear(self) -> dict[signal.Signals, Any]:
-        """Listen to signals and to the supervisor's end from now on; return the former handlers."""
-        threading.Thread(target=self._leave, name="automation-leave", daemon=True).start()
-        return {number: signal.signal(number, self._signalled) for number in SIGNALS}
+    def _watch_for_stop(self) -> dict[signal.Signals, Any]:
+        """Start to watch for stop signals and for the supervisor's end; return the previous signal handlers."""
+        threading.Thread(target=self._shut_down_on_request, name="automation-shutdown", daemon=True).start()
+        return {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
 
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
         self._wake()
         with suppress(OSError):
-            os.write(self._tell, b"!")
-        if self._releasing and is_busy():
+            os.write(self._stop_write_end, b"!")
+        if self._is_grace_over and is_busy():
             raise ShutdownInterrupt(0)
 
-    def _leave(self) -> None:
-        """Wait for the end of the shift, give back what was not begun, and after the grace what was."""
-        ends = [self._told] if self.lifeline is None else [self._told, self.lifeline]
-        ready, _, _ = select.select(ends, [], [])
-        if self._ended:
+    def _shut_down_on_request(self) -> None:
+        """Wait for a stop request; release the rows that were not started and, after the grace, the one that was."""
+        sources = [self._stop_read_end] if self.lifeline is None else [self._stop_read_end, self.lifeline]
+        ready, _, _ = select.select(sources, [], [])
+        if self._is_finished:
             return
         self.stopping = True
         self._wake()
-        if self._told in ready:
-            os.read(self._told, 1)
+        if self._stop_read_end in ready:
+            os.read(self._stop_read_end, 1)
         try:
             give_back()
-        except DatabaseTrouble as error:
-            logger.warning("What was not begun could not be given back; its leases run out: %s", error)
+        except DatabaseFailure as error:
+            logger.warning("Rows that were not started could not be released; their leases will expire: %s", error)
         finally:
-            connections.close_all()  # this thread's own
-        select.select([self._told], [], [], self.grace.total_seconds())
-        if self._ended:
+            connections.close_all()  # of this thread
+        select.select([self._stop_read_end], [], [], self.grace.total_seconds())
+        if self._is_finished:
             return
-        self._releasing = True
-        signal.pthread_kill(threading.main_thread().ident or 0, SIGNALS[0])
+        self._is_grace_over = True
+        signal.pthread_kill(threading.main_thread().ident or 0, STOP_SIGNALS[0])
 
 
-def _freshen() -> None:
-    """Close connections that a request would close at its end: too old, or found broken."""
+def _close_stale_connections() -> None:
+    """Close connections that Django closes at the end of a request: too old, or broken."""
     for connection in connections.all(initialized_only=True):
         connection.close_if_unusable_or_obsolete()

@@ -1,4 +1,4 @@
-"""``manage.py automation_dispatcher``: keeps the time for a queue whose workers only wait for messages."""
+"""``manage.py automation_dispatcher``: sends doorbells for a queue whose workers only wait for messages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ...runtimes.poller import automation_alias
 
 class Command(BaseCommand):
     help = (
-        "Ring AUTOMATION['RUNTIME'] while rows are due, until SIGTERM. For workers of Django tasks "
-        "and of other queues that have no clock of ours; it performs nothing itself."
+        "Ring AUTOMATION['RUNTIME'] while rows are due, until SIGTERM. For workers of Django tasks and of other queues "
+        "that run no dispatcher of their own. It performs nothing itself."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -25,18 +25,18 @@ class Command(BaseCommand):
             type=float,
             default=1.0,
             metavar="SECONDS",
-            help="the longest time between two looks at the database (default: 1)",
+            help="longest interval between two polls of the database (default: 1)",
         )
 
         parser.add_argument(
             "--heartbeat-file",
             metavar="FILE",
-            help="touch FILE every few seconds while this clock is alive, for automation_health --liveness FILE",
+            help="touch FILE every few seconds while the dispatcher is alive, for automation_health --liveness FILE",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["poll"] <= 0:
-            raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
+            raise CommandError(f"--poll={options['poll']:g} must be positive.")
         alias = automation_alias()
         dispatcher = Dispatcher(lambda: get_notifier().ring(alias), options["poll"])
         for number in (signal.SIGTERM, signal.SIGINT):

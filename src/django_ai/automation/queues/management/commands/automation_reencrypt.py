@@ -1,4 +1,4 @@
-"""``manage.py automation_reencrypt``: write every Context once more, with today's codec and first key."""
+"""``manage.py automation_reencrypt``: write every Context and payload again, with the current codec and first key."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from ...operations.reencrypt import reencrypt
 
 class Command(BaseCommand):
     help = (
-        "Write every Context and payload once more: encrypted with the first key, or plain where "
-        "AUTOMATION['CONTEXT_CODEC'] is off. Workers may go on meanwhile; may be stopped and started again. Exit code "
-        "1: some rows could not be read, and were left as they are."
+        "Write every Context and payload again: encrypted with the first key, or in plain text if "
+        "AUTOMATION['CONTEXT_CODEC'] is off. Workers may run meanwhile, and the command may be interrupted and started "
+        "again. Exit code 1: some rows could not be read and were left unchanged."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--batch", type=int, default=200, help="rows in one transaction (default: 200)")
+        parser.add_argument("--batch", type=int, default=200, help="number of rows per transaction (default: 200)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["batch"] < 1:
             raise CommandError(f"--batch={options['batch']} must be at least 1.")
-        written = unreadable = 0
-        for label, column, done, left in reencrypt(options["batch"]):
-            self.stdout.write(f"{label}.{column}: {done:,} written, {left:,} unreadable")
-            written, unreadable = written + done, unreadable + left
-        if unreadable:
+        total_written = total_unreadable = 0
+        for label, column, written, unreadable in reencrypt(options["batch"]):
+            self.stdout.write(f"{label}.{column}: {written:,} written, {unreadable:,} unreadable")
+            total_written, total_unreadable = total_written + written, total_unreadable + unreadable
+        if total_unreadable:
             raise CommandError(
-                f"{unreadable:,} rows could not be read with the keys in use, and were left as they are.", returncode=1
+                f"{total_unreadable:,} row(s) could not be read with the configured keys and were left unchanged.",
+                returncode=1,
             )

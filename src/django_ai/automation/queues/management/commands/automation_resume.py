@@ -1,4 +1,4 @@
-"""``manage.py automation_resume``: let parked rows go on, many at once."""
+"""``manage.py automation_resume``: list parked and failed rows, and resume many at once."""
 
 from __future__ import annotations
 
@@ -11,113 +11,121 @@ from django.utils import timezone
 
 from ....db.writer import alias_of
 from ....values.text import one_line
-from ...operations.resume import Kind, ResumeRequest, kinds, resume_all
+from ...operations.resume import ResumableKind, ResumeRequest, resumable_kinds, resume_all
 
-SHOWN = 50
+MAX_LISTED_ROWS = 50
 
 
 class Command(BaseCommand):
     help = (
-        "Lists what is parked, and with --name, --pk, --since, --reason or --all resumes it. What is parked for want "
-        "of code goes on by itself once a worker has that code; this is for the rest, and for the impatient."
+        "List parked rows, and resume them if --name, --pk, --since, --reason or --all is given. Rows that are parked "
+        "because their code is missing resume automatically once a worker has that code."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        known = ", ".join(kinds())
+        known = ", ".join(resumable_kinds())
         parser.add_argument("kind", nargs="*", help=f"kinds of rows: {known} (default: all)")
-        parser.add_argument("--name", help="only of this workflow, agent, handler, event, callback or signal")
-        parser.add_argument("--pk", nargs="+", type=int, help="only these primary keys, of one kind")
-        parser.add_argument("--since", help="only what was parked (or failed) at this ISO date or later")
-        parser.add_argument("--reason", help="only what has this text in its error")
-        parser.add_argument("--failed", action="store_true", help="what has failed, too: it is tried again")
-        parser.add_argument("--step", help="let workflow runs go on at this step (with --name or --pk)")
-        parser.add_argument("--again", action="store_true", help="with --step: even if it may start a second child run")
-        parser.add_argument("--all", action="store_true", help="all of it")
-        parser.add_argument("--dry-run", action="store_true", help="only list what would be resumed")
+        parser.add_argument("--name", help="only rows of this workflow, agent, handler, event, callback or signal")
+        parser.add_argument("--pk", nargs="+", type=int, help="only rows with these primary keys, of one kind")
+        parser.add_argument("--since", help="only rows that were parked (or failed) at this ISO date or later")
+        parser.add_argument("--reason", help="only rows whose error contains this string")
+        parser.add_argument("--failed", action="store_true", help="also failed rows, which are tried again")
+        parser.add_argument("--step", help="continue workflow runs at this step (with --name or --pk)")
+        parser.add_argument(
+            "--again", action="store_true", help="with --step: even if that may start a second child run"
+        )
+        parser.add_argument("--all", action="store_true", help="all parked rows")
+        parser.add_argument("--dry-run", action="store_true", help="only list the rows that would be resumed")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        meant = self._kinds(options["kind"])
-        wish = ResumeRequest(
+        kinds = self._selected_kinds(options["kind"])
+        request = ResumeRequest(
             options["name"], options["pk"], _moment(options["since"]), options["reason"], options["failed"]
         )
-        narrowed = options["all"] or any(each is not None for each in (wish.name, wish.pks, wish.since, wish.reason))
-        if wish.pks is not None and len(meant) != 1:
+        has_selection = options["all"] or any(
+            each is not None for each in (request.name, request.pks, request.since, request.reason)
+        )
+        if request.pks is not None and len(kinds) != 1:
             raise CommandError("--pk needs the kind of the rows, as in: automation_resume workflow --pk 12")
         if options["step"] is not None:
-            if len(meant) != 1 or not meant[0].takes_step:
+            if len(kinds) != 1 or not kinds[0].takes_step:
                 raise CommandError("--step is for workflow runs: automation_resume workflow --name NAME --step STEP")
-            if wish.name is None and wish.pks is None:
+            if request.name is None and request.pks is None:
                 raise CommandError("--step needs --name or --pk: a step belongs to one workflow.")
         if options["again"] and options["step"] is None:
-            raise CommandError("--again is for --step: without one, no step is entered anew.")
-        if options["dry_run"] or not narrowed:
-            if self._list(meant, wish, options["verbosity"]) and not narrowed:
-                self.stdout.write("Nothing was resumed: say which with --name, --pk, --since or --reason, or --all.")
+            raise CommandError("--again needs --step: only that can start a second child run.")
+        if options["dry_run"] or not has_selection:
+            if self._list(kinds, request, options["verbosity"]) and not has_selection:
+                self.stdout.write(
+                    "Nothing was resumed: select rows with --name, --pk, --since or --reason, or give --all."
+                )
             return
-        self._resume(meant, wish, options["step"], options["verbosity"], again=options["again"])
+        self._resume(kinds, request, options["step"], options["verbosity"], again=options["again"])
 
-    def _kinds(self, names: list[str]) -> list[Kind]:
-        known = kinds()
+    def _selected_kinds(self, names: list[str]) -> list[ResumableKind]:
+        known = resumable_kinds()
         for name in names:
             if name not in known:
-                raise CommandError(f"There is no kind {name!r}. Kinds: {', '.join(known)}.")
+                raise CommandError(f"Unknown kind {name!r}. Kinds: {', '.join(known)}.")
         return [known[name] for name in dict.fromkeys(names)] or list(known.values())
 
-    def _list(self, meant: list[Kind], wish: ResumeRequest, verbosity: int) -> int:
+    def _list(self, kinds: list[ResumableKind], request: ResumeRequest, verbosity: int) -> int:
         total = 0
-        for kind in meant:
-            rows = wish.rows_of(kind)
+        for kind in kinds:
+            rows = request.rows_of(kind)
             count = rows.count()
             total += count
-            for row in rows if verbosity > 1 else rows[:SHOWN]:
+            for row in rows if verbosity > 1 else rows[:MAX_LISTED_ROWS]:
                 self.stdout.write(_line(kind, row))
-            if count > SHOWN and verbosity < 2:
-                self.stdout.write(f"{kind.name}: and {count - SHOWN} more (-v 2 shows all)")
-        if wish.pks is not None:
-            for pk in sorted(set(wish.pks) - set(wish.rows_of(meant[0]).values_list("pk", flat=True))):
-                self.stdout.write(_why_not(meant[0], pk, wish))
+            if count > MAX_LISTED_ROWS and verbosity < 2:
+                self.stdout.write(f"{kind.name}: and {count - MAX_LISTED_ROWS} more (-v 2 shows all)")
+        if request.pks is not None:
+            for pk in sorted(set(request.pks) - set(request.rows_of(kinds[0]).values_list("pk", flat=True))):
+                self.stdout.write(_why_not(kinds[0], pk, request))
         self.stdout.write(f"{total} to resume." if total else "Nothing to resume.")
         return total
 
-    def _resume(self, meant: list[Kind], wish: ResumeRequest, step: str | None, verbosity: int, *, again: bool) -> None:
-        resumed, refused, awaiting, seen = 0, 0, 0, set()
-        for kind in meant:
-            for each in resume_all(kind, wish, step, again=again):
+    def _resume(
+        self, kinds: list[ResumableKind], request: ResumeRequest, step: str | None, verbosity: int, *, again: bool
+    ) -> None:
+        resumed, refused, awaiting_code, seen = 0, 0, 0, set()
+        for kind in kinds:
+            for each in resume_all(kind, request, step, again=again):
                 row, error = each.row, each.error
                 seen.add(row.pk)
                 if error is None:
                     resumed += 1
-                    awaiting += each.awaited_code
+                    awaiting_code += each.awaited_code
                     if verbosity > 1:
                         self.stdout.write(one_line(f"resumed {kind.name} {row.pk}: {row}"))
                 else:
                     refused += 1
                     self.stderr.write(one_line(f"not resumed: {kind.name} {row.pk}: {error}"))
         self.stdout.write(f"Resumed: {resumed}.")
-        if awaiting:
+        if awaiting_code:
             self.stdout.write(
-                f"{awaiting} of them had been parked because their code was missing: they are parked again unless a "
-                "worker has that code now."
+                f"{awaiting_code} of them had been parked because their code was missing. They are parked again "
+                "unless a worker has that code now."
             )
-        missing = sorted(set(wish.pks or ()) - seen)
+        missing = sorted(set(request.pks or ()) - seen)
         if missing:
-            raise CommandError(" ".join(_why_not(meant[0], pk, wish) for pk in missing))
+            raise CommandError(" ".join(_why_not(kinds[0], pk, request) for pk in missing))
         if refused:
-            raise CommandError(f"{refused} could not be resumed; the reasons are above.")
+            raise CommandError(f"{refused} row(s) could not be resumed; the reasons are above.")
 
 
-def _why_not(kind: Kind, pk: int, wish: ResumeRequest) -> str:
-    """Say why the row with this key was not among those that are meant."""
+def _why_not(kind: ResumableKind, pk: int, request: ResumeRequest) -> str:
+    """Return why the request does not select the row with this primary key."""
     row = kind.model._default_manager.using(alias_of(kind.model)).filter(pk=pk).first()
     if row is None:
         return f"There is no {kind.name} with the primary key {pk}."
     known = ResumeRequest(pks=[pk], failed=True)
-    if not wish.failed and known.rows_of(kind).exists():
+    if not request.failed and known.rows_of(kind).exists():
         return f"{kind.name} {pk} has failed; add --failed to try it again."
     status = getattr(row, "status", "delivered")
     if not known.rows_of(kind).exists():
-        return f"{kind.name} {pk} is {status}; only what is parked or has failed can be resumed."
-    return f"{kind.name} {pk} is {status}, but --name, --since or --reason leave it out."
+        return f"{kind.name} {pk} is {status}; only parked and failed rows can be resumed."
+    return f"{kind.name} {pk} is {status}, but --name, --since or --reason excludes it."
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -126,12 +134,14 @@ def _moment(text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise CommandError(f"--since {text!r} is no ISO date, as 2030-01-07 or 2030-01-07T12:00+01:00.") from error
+        raise CommandError(
+            f"--since {text!r} is not an ISO date. Write 2030-01-07 or 2030-01-07T12:00+01:00."
+        ) from error
     return timezone.make_aware(found) if timezone.is_naive(found) else found
 
 
-def _line(kind: Kind, row: Any) -> str:
-    """Say in one line which row it is, since when it stands, and why."""
+def _line(kind: ResumableKind, row: Any) -> str:
+    """Return one line with the row, its status, since when it has it, and why."""
     status = getattr(row, "status", "parked")
     since = row.parked_at if status == "parked" else getattr(row, "finished_at", None)
     when = f" since {timezone.localtime(since):%Y-%m-%d %H:%M}" if since else ""

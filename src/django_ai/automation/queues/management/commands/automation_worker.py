@@ -1,7 +1,8 @@
-"""``manage.py automation_worker``: performs what is due, without any queue beside the project's database."""
+"""``manage.py automation_worker``: performs due rows, with the project's database as its only queue."""
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -9,41 +10,47 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ...liveness import start_pulse
 from ...registry import of_queues, wakeables
-from ...runtimes.supervisor import Supervisor
+from ...runtimes.reloading import CODE_CHANGED, RELOAD_BACKOFF_SECONDS, CodeWatcher
+from ...runtimes.supervisor import MAX_BACKOFF_SECONDS, Supervisor
 from ...runtimes.worker import WorkerLoop
 
 
 class Command(BaseCommand):
     help = (
-        "Perform events, workflows and agents as they become due, until SIGTERM. Needs no queue: LISTENs on PostgreSQL "
-        "and looks each second elsewhere."
+        "Perform events, workflows and agents as they become due, until SIGTERM. Needs no queue: it LISTENs on "
+        "PostgreSQL, and polls every second on other databases."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--processes", type=int, default=1, metavar="N", help="how many work at once (default: 1)")
+        parser.add_argument(
+            "--processes", type=int, default=1, metavar="N", help="number of worker processes (default: 1)"
+        )
         parser.add_argument(
             "--queues",
             default="",
             metavar="NAMES",
-            help="which kinds of rows to perform, with commas between them: events, callbacks, signals, workflows, "
-            "agents, maintenance (default: all; maintenance is done in any case)",
+            help="comma-separated queues to perform: events, callbacks, signals, workflows, agents, maintenance "
+            "(default: all; maintenance is always included, see --no-maintenance)",
         )
         parser.add_argument(
             "--poll",
             type=float,
             default=1.0,
             metavar="SECONDS",
-            help="the longest time between two looks at the database (default: 1)",
+            help="longest interval between two polls of the database (default: 1)",
         )
         parser.add_argument(
             "--grace",
             type=float,
             default=25.0,
             metavar="SECONDS",
-            help="how long the step in hand may go on after SIGTERM, before it is given back (default: 25)",
+            help="how long the running step may continue after SIGTERM before its row is released (default: 25)",
         )
         parser.add_argument(
-            "--once", "--burst", action="store_true", help="perform what is due now and exit, for instance under cron"
+            "--once",
+            "--burst",
+            action="store_true",
+            help="perform the rows that are due now and exit, for instance under cron",
         )
         parser.add_argument(
             "--heartbeat-file",
@@ -51,34 +58,47 @@ class Command(BaseCommand):
             help="touch FILE every few seconds while this worker is alive, for automation_health --liveness FILE; the "
             "second process touches FILE.2, and so on",
         )
-        parser.add_argument("--lifeline", type=int, help="used by the supervisor for its children")
+        parser.add_argument(
+            "--reload",
+            action="store_true",
+            help="for development: when a source file changes, finish the running step and restart with the new code",
+        )
+        parser.add_argument(
+            "--lifeline", type=int, help="internal: file descriptor that is closed when the supervisor ends"
+        )
         parser.add_argument(
             "--no-maintenance",
             action="store_true",
-            help="leave it to others to put right what changed behind Django's back and to remove what is old",
+            help="do not reconcile events and do not prune old rows in this worker; another worker must do it",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["processes"] < 1:
             raise CommandError(f"--processes={options['processes']} must be at least 1.")
         if options["poll"] <= 0:
-            raise CommandError(f"--poll={options['poll']:g} must be more than zero seconds.")
+            raise CommandError(f"--poll={options['poll']:g} must be positive.")
         if options["grace"] < 0:
-            raise CommandError(f"--grace={options['grace']:g} must not be less than zero seconds.")
+            raise CommandError(f"--grace={options['grace']:g} must not be negative.")
         if options["once"] and options["heartbeat_file"]:
-            raise CommandError("--once ends by itself: leave --heartbeat-file out.")
+            raise CommandError(
+                "--heartbeat-file cannot be combined with --once, which exits when the due rows are done."
+            )
         if options["once"] and options["processes"] > 1:
-            raise CommandError("--once works in one process: start the command several times instead.")
+            raise CommandError("--once runs in one process: remove --processes, or start the command several times.")
+        if options["once"] and options["reload"]:
+            raise CommandError("--reload cannot be combined with --once, which exits when the due rows are done.")
         names = [name.strip() for name in options["queues"].split(",") if name.strip()]
         try:
             models = of_queues(names) if names else None
         except ValueError as error:
             raise CommandError(f"--queues: {error}") from error
         if not wakeables():
-            raise CommandError("No app of django_ai.automation with rows is in INSTALLED_APPS: add its events app.")
+            raise CommandError(
+                "INSTALLED_APPS has no app of django_ai.automation with rows to perform: add its events app."
+            )
         grace = timedelta(seconds=options["grace"])
         if options["once"] or options["lifeline"] is not None:
-            shift = WorkerLoop(
+            loop = WorkerLoop(
                 models=models,
                 poll=options["poll"],
                 grace=grace,
@@ -86,24 +106,36 @@ class Command(BaseCommand):
                 lifeline=options["lifeline"],
             )
             if options["once"]:
-                self.stdout.write(f"Performed {shift.burst()}.")
+                self.stdout.write(f"Performed {loop.burst()}.")
             else:
                 start_pulse(options["heartbeat_file"])
-                shift.run()
+                watcher = CodeWatcher()
+                if options["reload"]:
+                    watcher.start()
+                loop.run()
+                if watcher.has_changed:
+                    sys.exit(CODE_CHANGED)
             return
         if options["verbosity"]:
             count, what = options["processes"], ", ".join(names) or "everything"
-            self.stdout.write(f"{count} process(es) work on {what}. SIGTERM or Ctrl-C ends them in good order.")
+            self.stdout.write(f"{count} process(es) perform {what}. SIGTERM or Ctrl-C stops them gracefully.")
             self.stdout.flush()
-        supervisor = Supervisor(options["processes"], self._passed_on(names, options), grace, options["heartbeat_file"])
+        supervisor = Supervisor(
+            options["processes"],
+            self._child_options(names, options),
+            grace,
+            options["heartbeat_file"],
+            RELOAD_BACKOFF_SECONDS if options["reload"] else MAX_BACKOFF_SECONDS,
+        )
         if code := supervisor.run():
             raise CommandError(
-                "Not every worker process ended by itself; its rows are free when their leases end.", returncode=code
+                "Not every worker process ended in time. Its rows are claimed again when their leases expire.",
+                returncode=code,
             )
 
-    def _passed_on(self, names: list[str], options: dict[str, Any]) -> list[str]:
-        """Return the options for the children."""
-        found = [
+    def _child_options(self, names: list[str], options: dict[str, Any]) -> list[str]:
+        """Return the command line options of the child processes."""
+        child_options = [
             "--skip-checks",
             "--poll",
             str(options["poll"]),
@@ -113,7 +145,9 @@ class Command(BaseCommand):
             str(options["verbosity"]),
         ]
         if names:
-            found += ["--queues", ",".join(names)]
+            child_options += ["--queues", ",".join(names)]
         if options["no_maintenance"]:
-            found.append("--no-maintenance")
-        return found
+            child_options.append("--no-maintenance")
+        if options["reload"]:
+            child_options.append("--reload")
+        return child_options

@@ -24,44 +24,36 @@ again, the old row gives up its key and stays as history, and a new one takes it
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.apps import apps
-from django.core import serializers
-from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 
-from ..db.indexes import PartialIndex, unique
-from ..db.inserts import insert_ignoring
-from ..db.writer import AutomationModel, WriterQuerySet, alias_of, from_writer
-from ..exceptions import NotResumableError, NotStorableError, SnapshotFieldError, UnknownEventError
-from ..queues.lease import revoke
-from ..queues.models import Wakeable, at_text, failed_index, parked_index, wake_index
-from ..queues.notifier import ring_after_commit
-from ..values.clock import aware
-from ..values.digests import KEY_LENGTH, digest, new_call_key
-from ..values.json_text import encode
-from ..values.text import last_line
-from .claim_owners import owner_of
-from .definitions import (
+from ...db.indexes import PartialIndex, unique
+from ...db.writer import WriterQuerySet, alias_of, from_writer
+from ...exceptions import NotResumableError, UnknownEventError
+from ...queues.lease import revoke
+from ...queues.models import Wakeable, at_text, parked_index, wake_index
+from ...queues.notifier import ring_after_commit
+from ...values.clock import aware
+from ...values.digests import KEY_LENGTH, digest
+from ...values.text import last_line
+from ..definitions import (
     EventDefinition,
     EventTrigger,
     concrete_ancestors,
     declared_on,
     entity_id_of,
     find_declared,
-    kept_fields,
 )
-from .names import pattern_of
+from ..names import pattern_of
 
 if TYPE_CHECKING:
-    from .callbacks import Callback
-    from .occurrence import FailedEvaluation
+    from ..failed_evaluation import FailedEvaluation
 
 
 class EventStatus(models.TextChoices):
@@ -224,7 +216,7 @@ class Event(Wakeable):
         except (LookupError, ValueError):
             return None
         if self.snapshot_id is None and self.active_key is None:
-            _take_over_snapshots(self.entity_type, [self])
+            inherit_snapshots(self.entity_type, [self])
         if self.snapshot is not None:
             return self.snapshot.restore()
         pk = model._meta.pk.to_python(self.entity_id)
@@ -334,47 +326,7 @@ class Event(Wakeable):
         return self.behaviour.cancel(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
 
 
-def is_installed(label: str) -> bool:
-    """Say whether this code has the model that rows call ``label``."""
-    try:
-        apps.get_model(label)
-    except (LookupError, ValueError):
-        return False
-    return True
-
-
-def load_entities(events: Iterable[Event]) -> None:
-    """Read the entities of ``events``, one query for each model. Those of deleted ones are their snapshots."""
-    by_model: dict[str, list[Event]] = {}
-    events = list(events)
-    for event in events:
-        if event.snapshot_id is None:
-            by_model.setdefault(event.entity_type, []).append(event)
-    for label, group in by_model.items():
-        try:
-            model = apps.get_model(label)
-        except (LookupError, ValueError):
-            continue
-        _take_over_snapshots(label, [event for event in group if event.active_key is None])
-        group = [event for event in group if event.snapshot_id is None]
-        pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
-        entities = model._base_manager.using(alias_of(model)).in_bulk(list(set(pks.values())))
-        for event in group:
-            event.entity = entities.get(pks[event.pk])
-    deleted = [event for event in events if event.snapshot_id is not None and "_entity" not in event.__dict__]
-    snapshots = Snapshot.objects.in_bulk({event.snapshot_id for event in deleted}) if deleted else {}
-    for event in deleted:
-        event.snapshot = snapshots.get(event.snapshot_id)
-
-
-class _Exactly(DjangoJSONEncoder):
-    """Django's own cuts moments to milliseconds."""
-
-    def default(self, o: Any) -> Any:
-        return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
-
-
-def _take_over_snapshots(label: str, history: Sequence[Event]) -> None:
+def inherit_snapshots(label: str, history: Sequence[Event]) -> None:
     """Give rows that are history the snapshot that the deletion wrote to the row which took their place. It is that of
     the next deletion, for the same primary key may have come again since."""
     if not history:
@@ -390,260 +342,3 @@ def _take_over_snapshots(label: str, history: Sequence[Event]) -> None:
     for event in history:
         later = (each for each in found.get((event.entity_id, event.declared_as), ()) if each[0] > (event.pk or 0))
         event.snapshot_id = next((snapshot for _, snapshot in later), None)
-
-
-class Snapshot(AutomationModel):
-    """What a deleted entity was, once for all of its events: the values of its columns, or of those that its
-    definitions keep (``snapshot_fields=``)."""
-
-    taken_at = models.DateTimeField(editable=False)
-    data = models.JSONField(editable=False)
-
-    class Meta:
-        verbose_name = "snapshot"
-        default_permissions = ()
-
-    def __str__(self) -> str:
-        return f"{self.data['model']} {self.data['pk']}, deleted at {self.taken_at.isoformat()}"
-
-    def restore(self) -> models.Model | None:
-        """Return an unsaved instance with these values."""
-        return restore_snapshot(self.data)
-
-
-@from_writer()
-def take_snapshot(entity: models.Model) -> dict[str, Any]:
-    """Return the entity's own columns as JSON values, or those of them that its definitions keep."""
-    import json
-
-    (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_Exactly))
-    parents = [
-        json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=_Exactly))[0]["fields"]
-        for parent in entity._meta.all_parents
-    ]
-    for fields in reversed(parents):
-        snapshot["fields"] = {**fields, **snapshot["fields"]}
-    snapshot["model"] = entity._meta.label_lower
-    kept = kept_fields(type(entity))
-    if kept is not None:
-        snapshot["left_out"] = sorted(set(snapshot["fields"]) - kept)
-    # A value that JSON cannot hold in every database (NaN) is left out: it must not keep anybody from deleting a row.
-    snapshot["fields"] = {
-        name: value
-        for name, value in snapshot["fields"].items()
-        if (kept is None or name in kept) and _is_storable(value)
-    }
-    return dict(snapshot)
-
-
-def _is_storable(value: Any) -> bool:
-    try:
-        encode(value, "A snapshot")
-    except NotStorableError:
-        return False
-    return True
-
-
-def _as_parent(entity: models.Model, parent: type[models.Model]) -> models.Model:
-    return parent(**{field.attname: getattr(entity, field.attname) for field in parent._meta.concrete_fields})
-
-
-def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
-    """Return an unsaved instance with the values of a snapshot; columns that are gone since are left out."""
-    model = apps.get_model(snapshot["model"])
-    values = {}
-    for field in model._meta.concrete_fields:
-        if field.name in snapshot["fields"]:
-            values[field.attname] = (
-                field.to_python(snapshot["fields"][field.name])
-                if not field.is_relation
-                else (field.target_field.to_python(snapshot["fields"][field.name]))
-            )
-    entity: models.Model = model(**values)
-    entity.pk = model._meta.pk.to_python(snapshot["pk"])
-    for parent in model._meta.all_parents:
-        setattr(entity, parent._meta.pk.attname, entity.pk)
-    entity._state.adding = False
-    entity._automation_snapshot = True  # type: ignore[attr-defined]
-    for name in snapshot.get("left_out", ()):
-        field = next((each for each in model._meta.concrete_fields if each.name == name), None)
-        if field is not None and not field.primary_key:
-            del entity.__dict__[field.attname]  # asked for, it is "read again"
-    if "left_out" in snapshot:
-        entity.refresh_from_db = functools.partial(_refuse_left_out, entity)  # type: ignore[method-assign]
-    return entity
-
-
-def _refuse_left_out(entity: models.Model, *args: Any, fields: Iterable[str] = (), **kwargs: Any) -> None:
-    names = ", ".join(fields) or "its fields"
-    raise SnapshotFieldError(
-        f"{entity._meta.label} {entity.pk} was deleted, and its snapshot does not hold {names}: add it to "
-        "snapshot_fields= of one of its EventDefinitions, or leave snapshot_fields out."
-    )
-
-
-class RoutingShape(AutomationModel):
-    """Which fields somebody matches an event by: the keys that its occurrence must be looked up under.
-
-    A small table: one row for each distinct set of lookups in the code, not for each one who waits.
-    """
-
-    used_by = models.CharField(max_length=10, editable=False)
-    event_name = models.CharField(max_length=200, editable=False)
-    shape = models.CharField(max_length=500, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
-
-    class Meta:
-        constraints = [unique("automation_shape_key", "unique_key")]
-        indexes = [models.Index(fields=["event_name"], name="automation_shape_event")]
-
-    def __str__(self) -> str:
-        return f"{self.event_name}: {self.shape or 'any'}"
-
-    @classmethod
-    def ensure(cls, used_by: str, event_name: str, shape: str) -> None:
-        """Make sure that occurrences of ``event_name`` are looked up by ``shape``. Commits with the caller."""
-        key = digest("shape", used_by, event_name, shape)
-        if not cls.objects.filter(unique_key=key).exists():
-            insert_ignoring(cls, [cls(used_by=used_by, event_name=event_name, shape=shape, unique_key=key)])
-
-    @classmethod
-    def of(cls, events: Iterable[Event]) -> Shapes:
-        """Return the shapes that ``events`` are looked up by: one query."""
-        names = {name for event in events for name in event.names}
-        found: dict[tuple[str, str], list[str]] = {}
-        for used_by, name, shape in cls.objects.filter(event_name__in=names).values_list(
-            "used_by", "event_name", "shape"
-        ):
-            found.setdefault((used_by, name), []).append(shape)
-        return Shapes(found)
-
-
-class Shapes:
-    """The shapes of some events, read together."""
-
-    def __init__(self, found: Mapping[tuple[str, str], list[str]]) -> None:
-        self._found = found
-
-    def of(self, used_by: str, event: Event) -> list[str]:
-        return [shape for name in event.names for shape in self._found.get((used_by, name), ())]
-
-
-class EventClaim(AutomationModel):
-    """A claim on an event and a match: while it stands, the flows of others pass the event by."""
-
-    event_name = models.CharField(max_length=200, editable=False)
-    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
-    match = models.JSONField(default=dict, blank=True, editable=False)
-    residual = models.JSONField(default=dict, blank=True, editable=False)
-    key = models.CharField(max_length=KEY_LENGTH, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
-    owner_kind = models.CharField(max_length=20, editable=False)
-    owner_id = models.BigIntegerField(editable=False)
-    priority = models.IntegerField(default=0, editable=False)
-    held_at = models.DateTimeField(default=timezone.now, editable=False)
-    expires_at = models.DateTimeField(null=True, blank=True, editable=False)
-    events_left = models.PositiveIntegerField(null=True, blank=True, editable=False)
-    counted = models.JSONField(default=list, blank=True, editable=False)
-    seq = models.PositiveIntegerField(default=0, editable=False)
-
-    shape: str = ""
-
-    class Meta:
-        verbose_name = "claim"
-        permissions = [("view_data_eventclaim", "Can view what claims compare")]
-        constraints = [unique("automation_claim_unique", "unique_key")]
-        indexes = [
-            models.Index(fields=["key"], name="automation_claim_key"),
-            models.Index(fields=["owner_kind", "owner_id"], name="automation_claim_owner"),
-        ]
-
-    def __str__(self) -> str:
-        of = (f" with {self.match}" if self.match else "") + (f" in {self.namespace!r}" if self.namespace else "")
-        return f"{self.event_name!r}{of} is claimed by {self.owner_kind} {self.owner or f'#{self.owner_id}'}"
-
-    @property
-    def owner(self) -> Any:
-        """The run that holds it, or None if that is gone."""
-        return owner_of(self)
-
-
-class ExecutionStatus(models.TextChoices):
-    PENDING = "pending"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    PARKED = "parked"
-
-
-class CallbackExecution(Wakeable):
-    """One call of one function for one event: durable, retried, and its failure visible."""
-
-    event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="executions", editable=False)
-    callback = models.CharField(max_length=250, editable=False)
-    milestone = models.CharField(max_length=250, blank=True, default="", editable=False)
-    status = models.CharField(
-        max_length=10, choices=ExecutionStatus.choices, default=ExecutionStatus.PENDING, editable=False
-    )
-    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
-    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-    started_at = models.DateTimeField(null=True, blank=True, editable=False)
-    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
-
-    drain_order: ClassVar[int] = 40
-    queue: ClassVar[str] = "callbacks"
-
-    class Meta:
-        verbose_name = "callback execution"
-        constraints = [unique("automation_callback_unique", "unique_key")]
-        permissions = [
-            ("resume_callbackexecution", "Can resume callback executions"),
-        ]
-        indexes = [
-            wake_index("automation_callback"),
-            parked_index("automation_callback"),
-            failed_index("automation_callback"),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.callback} for event {self.event_id}"
-
-    @property
-    def idempotency_key(self) -> str:
-        return f"callback:{self.call_key}"
-
-    @classmethod
-    def unfinished(cls) -> models.QuerySet[CallbackExecution]:
-        return cls.objects.filter(status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
-
-    def waiting_reason(self, now: datetime) -> str:
-        if self.status == ExecutionStatus.PARKED:
-            return self.parked_reason()
-        return f"its try number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
-
-    def resume(self, now: datetime | None = None) -> None:
-        """Try a parked or failed execution again, with a fresh budget of attempts.
-
-        Raises ``NotResumableError`` for one that is pending or completed.
-        """
-        rows = CallbackExecution.objects.filter(pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])
-        moment = aware(now or timezone.now(), "now")
-        again = {"status": ExecutionStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
-        if not revoke(rows, **again, wake_at=moment):
-            raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
-        ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
-        self.refresh_from_db()
-
-
-def new_execution(event: Event, callback: Callback, milestone: str, now: datetime) -> CallbackExecution:
-    return CallbackExecution(
-        event=event,
-        callback=callback.name,
-        milestone=milestone,
-        created_at=now,
-        wake_at=now,
-        unique_key=digest("callback", event.pk, callback.name, milestone),
-    )

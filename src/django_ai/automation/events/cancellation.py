@@ -1,0 +1,31 @@
+"""Cancellation: keep pending events from occurring."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import QuerySet
+
+from ..db.writer import alias_of
+from ..queues.lease import revoke
+from ..queues.notifier import ring_after_commit
+from .callbacks import CANCELLED
+from .models import Event, EventStatus
+from .subscribers import subscribers
+from .timing import hears
+
+
+def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
+    """Cancel those of ``events`` that are pending; say how many."""
+    with transaction.atomic(using=alias_of(Event)):
+        rows = list(events.select_for_update().filter(status__in=[EventStatus.PENDING, EventStatus.PARKED]))
+        for row in rows:
+            row.status = EventStatus.CANCELLED
+            audible = hears(row, CANCELLED)
+            revoke(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None)
+        if rows:
+            for listener in subscribers():
+                listener.withdrawn(rows, now)
+            ring_after_commit(alias_of(Event), Event)
+    return len(rows)

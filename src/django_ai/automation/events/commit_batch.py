@@ -1,0 +1,81 @@
+"""``CommitBatch``: the fast path. The process that saved the entities makes their events occur right after its commit.
+
+If that process dies, nothing is lost: the rows are due, and a worker claims them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from weakref import WeakKeyDictionary
+
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from ..queues.lease import claim_these
+from ..queues.notifier import ring_after_commit
+from .models import Event
+from .occurrence import perform_events
+
+
+class CommitBatch:
+    """The events of one connection that are due at its commit: the hook that makes them occur.
+
+    It claims them like a worker, all of one commit at once, and leaves what somebody else has or is about to change.
+    What a rolled back transaction has added is due no more, or anybody's business: it does no harm.
+    """
+
+    SIZE = 500
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self._due: dict[int, datetime] = {}
+
+    @classmethod
+    def of(cls, alias: str) -> CommitBatch:
+        """Return the batch of this thread's connection to ``alias``."""
+        connection = connections[alias]
+        batch = _batches.get(connection)
+        if batch is None:
+            batch = _batches[connection] = cls(alias)
+        return batch
+
+    def has(self, event: Event) -> bool:
+        """Return whether the open transaction makes ``event`` occur. What a savepoint has taken back does not count."""
+        if event.pk not in self._due:
+            return False  # most are not, and a long transaction has many hooks
+        hooks = (hook for _, hook, *_ in reversed(connections[self.alias].run_on_commit))
+        return any(isinstance(hook, _Added) and hook.batch is self and event.pk in hook.pks for hook in hooks)
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Make ``events``, which the open transaction has made due, occur after its commit."""
+        self._due |= {event.pk: event.wake_at for event in events if event.wake_at is not None}
+        transaction.on_commit(_Added(self, frozenset(event.pk for event in events)), using=self.alias, robust=True)
+
+    def __call__(self) -> None:
+        due, self._due = self._due, {}
+        pks = list(due)
+        for start in range(0, len(pks), self.SIZE):
+            chunk = pks[start : start + self.SIZE]
+            # Not before the save's own moment: the clock may have been set back since.
+            now = max(timezone.now(), *(due[pk] for pk in chunk))
+            rows = {row.pk: row for row in claim_these(Event, chunk, now)}
+            if len(rows) < len(chunk):
+                ring_after_commit(self.alias, Event)  # for what is somebody else's, should he roll back
+            if rows:
+                perform_events([rows[pk] for pk in chunk if pk in rows], timezone.now)
+
+
+class _Added:
+    """What one save adds to its connection's batch. The first of a commit that is called makes all of them occur."""
+
+    def __init__(self, batch: CommitBatch, pks: frozenset[int]) -> None:
+        self.batch, self.pks = batch, pks
+        self.__qualname__ = CommitBatch.__name__  # Django names a hook that fails
+
+    def __call__(self) -> None:
+        self.batch()
+
+
+_batches: WeakKeyDictionary[BaseDatabaseWrapper, CommitBatch] = WeakKeyDictionary()

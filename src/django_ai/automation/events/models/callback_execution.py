@@ -1,0 +1,89 @@
+"""``CallbackExecution``: one call of one function for one milestone of one event."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+
+from ...db.indexes import unique
+from ...db.writer import alias_of
+from ...exceptions import NotResumableError
+from ...queues.lease import revoke
+from ...queues.models import Wakeable, at_text, failed_index, parked_index, wake_index
+from ...queues.notifier import ring_after_commit
+from ...values.clock import aware
+from ...values.digests import KEY_LENGTH, new_call_key
+from .event import Event
+
+
+class ExecutionStatus(models.TextChoices):
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PARKED = "parked"
+
+
+class CallbackExecution(Wakeable):
+    """One call of one function for one event: durable, retried, and its failure visible."""
+
+    event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="executions", editable=False)
+    callback = models.CharField(max_length=250, editable=False)
+    milestone = models.CharField(max_length=250, blank=True, default="", editable=False)
+    status = models.CharField(
+        max_length=10, choices=ExecutionStatus.choices, default=ExecutionStatus.PENDING, editable=False
+    )
+    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
+    error = models.TextField(blank=True, default="", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
+
+    drain_order: ClassVar[int] = 40
+    queue: ClassVar[str] = "callbacks"
+
+    class Meta:
+        verbose_name = "callback execution"
+        constraints = [unique("automation_callback_unique", "unique_key")]
+        permissions = [
+            ("resume_callbackexecution", "Can resume callback executions"),
+        ]
+        indexes = [
+            wake_index("automation_callback"),
+            parked_index("automation_callback"),
+            failed_index("automation_callback"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.callback} for event {self.event_id}"
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"callback:{self.call_key}"
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[CallbackExecution]:
+        return cls.objects.filter(status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
+
+    def waiting_reason(self, now: datetime) -> str:
+        if self.status == ExecutionStatus.PARKED:
+            return self.parked_reason()
+        return f"its try number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Try a parked or failed execution again, with a fresh budget of attempts.
+
+        Raises ``NotResumableError`` for one that is pending or completed.
+        """
+        rows = CallbackExecution.objects.filter(pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])
+        moment = aware(now or timezone.now(), "now")
+        again = {"status": ExecutionStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
+        if not revoke(rows, **again, wake_at=moment):
+            raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
+        ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
+        self.refresh_from_db()

@@ -1,0 +1,52 @@
+"""``EventClaim``: an event and a match that one run keeps to itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+from django.utils import timezone
+
+from ...db.indexes import unique
+from ...db.writer import AutomationModel
+from ...values.digests import KEY_LENGTH
+from ..claim_owners import owner_of
+
+
+class EventClaim(AutomationModel):
+    """A claim on an event and a match: while it stands, the flows of others pass the event by."""
+
+    event_name = models.CharField(max_length=200, editable=False)
+    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
+    match = models.JSONField(default=dict, blank=True, editable=False)
+    residual = models.JSONField(default=dict, blank=True, editable=False)
+    key = models.CharField(max_length=KEY_LENGTH, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
+    owner_kind = models.CharField(max_length=20, editable=False)
+    owner_id = models.BigIntegerField(editable=False)
+    priority = models.IntegerField(default=0, editable=False)
+    held_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True, editable=False)
+    events_left = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    counted = models.JSONField(default=list, blank=True, editable=False)
+    seq = models.PositiveIntegerField(default=0, editable=False)
+
+    shape: str = ""
+
+    class Meta:
+        verbose_name = "claim"
+        permissions = [("view_data_eventclaim", "Can view what claims compare")]
+        constraints = [unique("automation_claim_unique", "unique_key")]
+        indexes = [
+            models.Index(fields=["key"], name="automation_claim_key"),
+            models.Index(fields=["owner_kind", "owner_id"], name="automation_claim_owner"),
+        ]
+
+    def __str__(self) -> str:
+        of = (f" with {self.match}" if self.match else "") + (f" in {self.namespace!r}" if self.namespace else "")
+        return f"{self.event_name!r}{of} is claimed by {self.owner_kind} {self.owner or f'#{self.owner_id}'}"
+
+    @property
+    def owner(self) -> Any:
+        """The run that holds it, or None if that is gone."""
+        return owner_of(self)

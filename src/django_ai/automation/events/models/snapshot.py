@@ -1,0 +1,27 @@
+"""``Snapshot``: the stored values of a deleted entity."""
+
+from __future__ import annotations
+
+from django.db import models
+
+from ...db.writer import AutomationModel
+from ..snapshots import restore_snapshot
+
+
+class Snapshot(AutomationModel):
+    """What a deleted entity was, once for all of its events: the values of its columns, or of those that its
+    definitions keep (``snapshot_fields=``)."""
+
+    taken_at = models.DateTimeField(editable=False)
+    data = models.JSONField(editable=False)
+
+    class Meta:
+        verbose_name = "snapshot"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.data['model']} {self.data['pk']}, deleted at {self.taken_at.isoformat()}"
+
+    def restore(self) -> models.Model | None:
+        """Return an unsaved instance with these values."""
+        return restore_snapshot(self.data)

@@ -1,0 +1,48 @@
+"""Follow-up of written event rows: report failures, plan what subscribers want, make due events occur after commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from ...db.writer import alias_of
+from ...queues.notifier import ring_after_commit
+from ...queues.signals import row_parked
+from ..callbacks import CREATED
+from ..commit_batch import CommitBatch
+from ..models import Event, EventStatus
+from ..subscribers import subscribers
+from ..timing import hears
+from .desired_event import DesiredEvent
+
+
+def _occurs_at_commit(row: Event, now: datetime) -> bool:
+    """Return whether the process that saves makes ``row`` occur, or tells of it, as soon as it has committed."""
+    definition = row.definition
+    if row.wake_at is None or row.wake_at > now or definition is None:
+        return False
+    return hears(row, CREATED) or (not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed)
+
+
+def report_failures(pairs: Iterable[tuple[Event, DesiredEvent]]) -> None:
+    """Say what has raised in a save that writes nothing: a worker is about to ask again, or the event is parked."""
+    for row, wanted in pairs:
+        if wanted.failed_evaluation is not None:
+            wanted.failed_evaluation.report(row)
+
+
+def follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
+    if not rows:
+        return
+    for row in rows:
+        if row.failed_evaluation is not None:
+            row.failed_evaluation.report(row)
+        if row.status == EventStatus.PARKED:
+            row_parked.send_robust(Event, row=row, reason=row.error)
+    for listener in subscribers():
+        listener.plan(rows, now, fresh=fresh)
+    mine = [row for row in rows if _occurs_at_commit(row, now)]
+    if mine:
+        CommitBatch.of(alias_of(Event)).add(mine)
+    elif any(row.wake_at is not None and row.wake_at <= now for row in rows):
+        ring_after_commit(alias_of(Event), Event)

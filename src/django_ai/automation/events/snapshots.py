@@ -1,0 +1,96 @@
+"""Snapshots: a deleted entity as JSON values, and as an unsaved instance again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from datetime import datetime, time
+from typing import Any
+
+from django.apps import apps
+from django.core import serializers
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+
+from ..db.writer import from_writer
+from ..exceptions import NotStorableError, SnapshotFieldError
+from ..values.json_text import encode
+from .definitions import kept_fields
+
+
+class _Exactly(DjangoJSONEncoder):
+    """Django's own cuts moments to milliseconds."""
+
+    def default(self, o: Any) -> Any:
+        return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
+
+
+@from_writer()
+def take_snapshot(entity: models.Model) -> dict[str, Any]:
+    """Return the entity's own columns as JSON values, or those of them that its definitions keep."""
+    import json
+
+    (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_Exactly))
+    parents = [
+        json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=_Exactly))[0]["fields"]
+        for parent in entity._meta.all_parents
+    ]
+    for fields in reversed(parents):
+        snapshot["fields"] = {**fields, **snapshot["fields"]}
+    snapshot["model"] = entity._meta.label_lower
+    kept = kept_fields(type(entity))
+    if kept is not None:
+        snapshot["left_out"] = sorted(set(snapshot["fields"]) - kept)
+    # A value that JSON cannot hold in every database (NaN) is left out: it must not keep anybody from deleting a row.
+    snapshot["fields"] = {
+        name: value
+        for name, value in snapshot["fields"].items()
+        if (kept is None or name in kept) and _is_storable(value)
+    }
+    return dict(snapshot)
+
+
+def _is_storable(value: Any) -> bool:
+    try:
+        encode(value, "A snapshot")
+    except NotStorableError:
+        return False
+    return True
+
+
+def _as_parent(entity: models.Model, parent: type[models.Model]) -> models.Model:
+    return parent(**{field.attname: getattr(entity, field.attname) for field in parent._meta.concrete_fields})
+
+
+def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
+    """Return an unsaved instance with the values of a snapshot; columns that are gone since are left out."""
+    model = apps.get_model(snapshot["model"])
+    values = {}
+    for field in model._meta.concrete_fields:
+        if field.name in snapshot["fields"]:
+            values[field.attname] = (
+                field.to_python(snapshot["fields"][field.name])
+                if not field.is_relation
+                else (field.target_field.to_python(snapshot["fields"][field.name]))
+            )
+    entity: models.Model = model(**values)
+    entity.pk = model._meta.pk.to_python(snapshot["pk"])
+    for parent in model._meta.all_parents:
+        setattr(entity, parent._meta.pk.attname, entity.pk)
+    entity._state.adding = False
+    entity._automation_snapshot = True  # type: ignore[attr-defined]
+    for name in snapshot.get("left_out", ()):
+        field = next((each for each in model._meta.concrete_fields if each.name == name), None)
+        if field is not None and not field.primary_key:
+            del entity.__dict__[field.attname]  # asked for, it is "read again"
+    if "left_out" in snapshot:
+        entity.refresh_from_db = functools.partial(_refuse_left_out, entity)  # type: ignore[method-assign]
+    return entity
+
+
+def _refuse_left_out(entity: models.Model, *args: Any, fields: Iterable[str] = (), **kwargs: Any) -> None:
+    names = ", ".join(fields) or "its fields"
+    raise SnapshotFieldError(
+        f"{entity._meta.label} {entity.pk} was deleted, and its snapshot does not hold {names}: add it to "
+        "snapshot_fields= of one of its EventDefinitions, or leave snapshot_fields out."
+    )

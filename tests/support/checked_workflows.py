@@ -1,0 +1,36 @@
+"""Workflows for ``manage.py check`` to look at."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from django_ai.automation.workflows import checks as workflow_checks
+from django_ai.automation.workflows.core import complete, event_workflow, step, workflow
+
+
+def only(found):
+    (problem,) = found
+    return problem
+
+
+class Empty(BaseModel):
+    pass
+
+
+def flow(first, name="checked", event=None, offset=None):
+    @step()
+    def finish(self):
+        return complete()
+
+    def helper(self):
+        pass
+
+    first.__name__ = "first"
+    body = {"Context": Empty, "first": step(start=True)(first), "finish": finish, "helper": helper}
+    cls = type("Checked", (), {**body, "__module__": __name__})
+    return (event_workflow(event, offset=offset, name=name) if event else workflow(name))(cls)
+
+
+def check_workflows(app_configs):
+    """Most steps here are nothing but a wait, which has a warning of its own (scenario 54)."""
+    return [problem for problem in workflow_checks.check_workflows(app_configs) if problem.id != "automation.W206"]

@@ -1,0 +1,74 @@
+"""Workflows that wait, and what tests do to them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from django_ai.automation.workflows.core import complete, engine, get_wake, step, wait, wait_for_event, workflow
+from django_ai.automation.workflows.models import WorkflowRun
+from tests.apps.reservations.models import Reservation
+from tests.support.rows import leave
+
+
+def told() -> None:
+    """Leave behind why the step was entered, and what came with it."""
+    wake = get_wake()
+    payload = {
+        name: value for name, value in sorted(wake.payload.items()) if not name.startswith(("event_", "entity_"))
+    }
+    leave(f"{wake.reason} {payload}" if payload else wake.reason)
+
+
+def waiter(name="waiter", outcome=lambda self: wait("bell"), again=False, **fields):
+    """Declare a workflow that waits once (or always, with ``again``) and then completes."""
+
+    @workflow(name)
+    class Waiter:
+        class Context(BaseModel):
+            n: int = 0
+            text: str = ""
+            pk: str = ""
+            reservation_id: int = 0
+            docs_ready: bool = False
+            kind: str = ""
+
+        @step(start=True)
+        def first(self):
+            if get_wake().reason != "first":
+                told()
+                if not again:
+                    return complete()
+            return outcome(self)
+
+        @step()
+        def other(self):
+            leave("other")
+            told()
+            return complete()
+
+    return Waiter
+
+
+def begin(work, name="waiter", **arguments) -> WorkflowRun:
+    run = engine.start(name, **arguments)
+    work()
+    run.refresh_from_db()
+    return run
+
+
+def status(run: WorkflowRun) -> str:
+    run.refresh_from_db()
+    return str(run.status)
+
+
+def confirm(**values) -> Reservation:
+    return Reservation.objects.create(status="confirmed", **values)
+
+
+def upload(stay: Reservation) -> None:
+    stay.docs = True
+    stay.save()
+
+
+def match_flow(match, name="matching", event="document_uploaded", then=None):
+    waiter(name, lambda self: wait_for_event(event, match=match, then=then))

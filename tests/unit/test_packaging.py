@@ -1,0 +1,57 @@
+"""What is installed with the package: everything that it needs, and nothing that belongs to other distributions."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+from tools import package
+
+import django_ai.automation
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("hatchling")
+    return package.build(tmp_path_factory.mktemp("dist"))[0]
+
+
+def changed(wheel: Path, folder: Path, *, left_out: str = "", added: str = "") -> Path:
+    """Return a copy of a wheel without the files whose names contain ``left_out``, and with one more."""
+    copy = folder / wheel.name
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(copy, "w") as target:
+        for name in source.namelist():
+            if not left_out or left_out not in name:
+                target.writestr(name, source.read(name))
+        if added:
+            target.writestr(added, "")
+    return copy
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    assert package.problems_of(wheel) == []
+
+
+@pytest.mark.parametrize("left_out", ["py.typed", "workflows/migrations/0001", "queues/management"])
+def test_a_file_that_is_missing_is_found(wheel, tmp_path, left_out):
+    assert [each for each in package.problems_of(changed(wheel, tmp_path, left_out=left_out)) if "missing" in each]
+
+
+@pytest.mark.parametrize("added", ["django_ai/__init__.py", "tests/__init__.py"])
+def test_a_file_too_many_is_found(wheel, tmp_path, added):
+    assert f"does not belong there: {added}" in package.problems_of(changed(wheel, tmp_path, added=added))
+
+
+def test_there_is_one_source_of_the_version(wheel):
+    assert wheel.name.split("-")[1] == django_ai.automation.__version__
+    assert package.problems_of(wheel, f"v{django_ai.automation.__version__}") == []
+    assert "the tag is 'v9.9.9'" in package.problems_of(wheel, "v9.9.9")[0]
+
+
+def test_the_build_needs_nothing_outside_the_source_distribution(wheel, tmp_path):
+    sdist = wheel.parent / wheel.name.replace("-py3-none-any.whl", ".tar.gz")
+    shutil.unpack_archive(sdist, tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    assert {path.name for path in folder.iterdir()} >= {"src", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}
