@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-ci test-all test-matrix check lint types format demo serve bench soak migrations package clean
+.PHONY: help test test-ci test-all test-matrix check lint types format demo serve bench soak migrations messages package clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ soak: $(INSTALLED)  ## random programs with injected faults, checked by a model:
 
 migrations: $(INSTALLED)  ## rewrite the initial migration of each app from its models
 	$(BIN)/python tools/migrations.py
+
+messages: $(INSTALLED)  ## update and compile the translations of what the admin shows
+	$(BIN)/python tools/messages.py
 
 package: $(INSTALLED)  ## build the distributions into dist/ and check their contents; TAG=v0.1.0: and the version
 	$(BIN)/python tools/package.py $(if $(TAG),--tag $(TAG))

@@ -19,9 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
 PACKAGE = "django_ai/automation"
+APPS = ("queues", "events", "workflows", "agents")
 REQUIRED = (
     f"{PACKAGE}/py.typed",
-    *(f"{PACKAGE}/{app}/migrations/0001_initial.py" for app in ("queues", "events", "workflows", "agents")),
+    *(f"{PACKAGE}/{app}/migrations/0001_initial.py" for app in APPS),
+    *(f"{PACKAGE}/{app}/locale/{language}/LC_MESSAGES/django.mo" for app in APPS for language in ("de", "es", "fr")),
 )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
+from ..queues.admin import HistoryInline, RowAdmin, declared_names, link_causes, newest
 from ..queues.admin_fields import time_field
 from .definitions import all_agents
 from .manager import AgentManager
@@ -20,7 +21,7 @@ link_causes("agent", AgentRun)
 
 class HandlerInline(HistoryInline):
     model = HandlerExecution
-    verbose_name_plural = f"newest {MAX_INLINE_ROWS} handler executions"
+    verbose_name_plural = newest(_("handler executions"))
     columns = (
         "handler",
         "event",
@@ -48,7 +49,7 @@ class AgentRunAdmin(RowAdmin):
         time_field("created_at"),
         "due",
     )
-    list_filter = ("status", declared_names("agent", "name", lambda: {each.name for each in all_agents()}))
+    list_filter = ("status", declared_names(_("agent"), "name", lambda: {each.name for each in all_agents()}))
     exact_search = ("entity_id", "name")
     head = ("name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
     private_fields = ("data",)
@@ -61,19 +62,19 @@ class AgentRunAdmin(RowAdmin):
         for run in rows:
             run.failed_handlers = failed.get(run.pk, 0)
 
-    @admin.action(description="Complete", permissions=["complete"])
+    @admin.action(description=_("Complete"), permissions=["complete"])
     def complete(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:
-        self.apply(request, rows, lambda run: AgentManager.complete(run, f"By {request.user}."), "Completed")
+        self.apply(request, rows, lambda run: AgentManager.complete(run, f"By {request.user}."), _("Completed"))
 
-    @admin.action(description="Cancel", permissions=["cancel"])
+    @admin.action(description=_("Cancel"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:
-        self.apply(request, rows, lambda run: AgentManager.cancel(run, f"Cancelled by {request.user}."), "Cancelled")
+        self.apply(request, rows, lambda run: AgentManager.cancel(run, f"Cancelled by {request.user}."), _("Cancelled"))
 
 
 @admin.register(HandlerExecution)
 class HandlerExecutionAdmin(RowAdmin):
     list_display = ("handler", "status", "run", "event", "last_line", "milestone", "attempt", time_field("due_at"))
-    list_filter = ("status", declared_names("handler", "handler", lambda: _handlers()))
+    list_filter = ("status", declared_names(_("handler"), "handler", lambda: _handlers()))
     list_select_related = ("run", "event")
     exact_search = ("handler",)
     head = ("handler", "status", "run", "event", "error")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.core.checks import register
+from django.utils.translation import gettext_lazy as _
 
 
 class AgentsConfig(AppConfig):
@@ -9,7 +10,7 @@ class AgentsConfig(AppConfig):
 
     name = "django_ai.automation.agents"
     label = "automation_agents"
-    verbose_name = "Automation: agents"
+    verbose_name = _("Automation: agents")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -14,6 +14,7 @@ from typing import ClassVar
 from django.db import models, transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import PartialIndex, unique
 from ..db.writer import AutomationModel, WriterQuerySet, alias_of
@@ -29,12 +30,12 @@ from ..values.text import last_line
 
 
 class AgentStatus(models.TextChoices):
-    PENDING = "pending"  # its Context is still to be made
-    ACTIVE = "active"  # it lives: it handles events, or waits for them
-    COMPLETED = "completed"
-    FAILED = "failed"  # it could not be spawned
-    CANCELLED = "cancelled"
-    PARKED = "parked"  # for a person: ``error`` says why
+    PENDING = "pending", _("Pending")  # its Context is still to be made
+    ACTIVE = "active", _("Active")  # it lives: it handles events, or waits for them
+    COMPLETED = "completed", _("Completed")
+    FAILED = "failed", _("Failed")  # it could not be spawned
+    CANCELLED = "cancelled", _("Cancelled")
+    PARKED = "parked", _("Parked")  # for a person: ``error`` says why
 
 
 FINISHED = (AgentStatus.COMPLETED, AgentStatus.FAILED, AgentStatus.CANCELLED)
@@ -57,28 +58,36 @@ class AgentRunQuerySet(WriterQuerySet["AgentRun"]):
 class AgentRun(Wakeable):
     """One life of an agent."""
 
-    name = models.CharField(max_length=200, editable=False)
-    version = models.CharField(max_length=50, default="1", editable=False)
-    status = models.CharField(max_length=10, choices=AgentStatus.choices, default=AgentStatus.PENDING, editable=False)
-    data = EncryptedJSONField(default=dict, blank=True, editable=False)
-    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
-    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-    started_at = models.DateTimeField(null=True, blank=True, editable=False)
-    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    event = models.ForeignKey(
-        Event, null=True, blank=True, on_delete=models.SET_NULL, related_name="agent_runs", editable=False
+    name = models.CharField(_("name"), max_length=200, editable=False)
+    version = models.CharField(_("version"), max_length=50, default="1", editable=False)
+    status = models.CharField(
+        _("status"), max_length=10, choices=AgentStatus, default=AgentStatus.PENDING, editable=False
     )
-    position = models.BigIntegerField(default=0, editable=False)
-    entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
-    entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
-    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
-    singleton = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
-    routing = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
-    holds_claims = models.BooleanField(default=False, editable=False)
-    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
-    depth = models.PositiveSmallIntegerField(default=0, editable=False)
+    data = EncryptedJSONField(_("data"), default=dict, blank=True, editable=False)
+    call_key = models.CharField(_("call key"), max_length=KEY_LENGTH, default=new_call_key, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, editable=False)
+    event = models.ForeignKey(
+        Event,
+        verbose_name=_("event"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="agent_runs",
+        editable=False,
+    )
+    position = models.BigIntegerField(_("position"), default=0, editable=False)
+    entity_type = models.CharField(_("entity type"), max_length=200, blank=True, default="", editable=False)
+    entity_id = models.CharField(_("entity id"), max_length=255, blank=True, default="", editable=False)
+    origin_key = models.CharField(_("origin key"), max_length=KEY_LENGTH, null=True, blank=True, editable=False)
+    singleton = models.CharField(_("singleton"), max_length=KEY_LENGTH, blank=True, default="", editable=False)
+    routing = models.CharField(_("routing"), max_length=KEY_LENGTH, blank=True, default="", editable=False)
+    holds_claims = models.BooleanField(_("holds claims"), default=False, editable=False)
+    caused_by = models.CharField(_("caused by"), max_length=200, blank=True, default="", editable=False)
+    depth = models.PositiveSmallIntegerField(_("depth"), default=0, editable=False)
 
     objects = AgentRunQuerySet.as_manager()  # type: ignore[misc, assignment]
 
@@ -86,7 +95,8 @@ class AgentRun(Wakeable):
     queue: ClassVar[str] = "agents"
 
     class Meta:
-        verbose_name = "agent run"
+        verbose_name = _("agent run")
+        verbose_name_plural = _("agent runs")
         constraints = [unique("automation_agent_origin", "origin_key")]
         permissions = [
             ("resume_agentrun", "Can resume agent runs"),
@@ -166,7 +176,8 @@ class AgentRoute(AutomationModel):
     unique_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
 
     class Meta:
-        verbose_name = "agent route"
+        verbose_name = _("agent route")
+        verbose_name_plural = _("agent routes")
         constraints = [unique("automation_route_unique", "unique_key")]
         indexes = [models.Index(fields=["key", "run"], name="automation_route_key")]
 
@@ -175,39 +186,44 @@ class AgentRoute(AutomationModel):
 
 
 class HandlerStatus(models.TextChoices):
-    PENDING = "pending"
-    COMPLETED = "completed"
-    SKIPPED = "skipped"  # its condition was false, or another run had claimed the event
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    PARKED = "parked"
+    PENDING = "pending", _("Pending")
+    COMPLETED = "completed", _("Completed")
+    SKIPPED = "skipped", _("Skipped")  # its condition was false, or another run had claimed the event
+    FAILED = "failed", _("Failed")
+    CANCELLED = "cancelled", _("Cancelled")
+    PARKED = "parked", _("Parked")
 
 
 class HandlerExecution(AutomationModel):
     """One answer of one handler to one event: due, tried again, and done once."""
 
-    run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="executions", editable=False)
-    event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="handler_executions", editable=False)
-    handler = models.CharField(max_length=200, editable=False)
-    milestone = models.CharField(max_length=250, blank=True, default="", editable=False)
-    status = models.CharField(
-        max_length=10, choices=HandlerStatus.choices, default=HandlerStatus.PENDING, editable=False
+    run = models.ForeignKey(
+        AgentRun, verbose_name=_("run"), on_delete=models.CASCADE, related_name="executions", editable=False
     )
-    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
-    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
-    due_at = models.DateTimeField(editable=False)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-    started_at = models.DateTimeField(null=True, blank=True, editable=False)
-    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    parked_at = models.DateTimeField(null=True, blank=True, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
+    event = models.ForeignKey(
+        Event, verbose_name=_("event"), on_delete=models.CASCADE, related_name="handler_executions", editable=False
+    )
+    handler = models.CharField(_("handler"), max_length=200, editable=False)
+    milestone = models.CharField(_("milestone"), max_length=250, blank=True, default="", editable=False)
+    status = models.CharField(
+        _("status"), max_length=10, choices=HandlerStatus, default=HandlerStatus.PENDING, editable=False
+    )
+    attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
+    call_key = models.CharField(_("call key"), max_length=KEY_LENGTH, default=new_call_key, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    due_at = models.DateTimeField(_("due at"), editable=False)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, editable=False)
+    parked_at = models.DateTimeField(_("parked at"), null=True, blank=True, editable=False)
+    unique_key = models.CharField(_("unique key"), max_length=KEY_LENGTH, editable=False)
 
     position: int = 0
     """Where its handler stands in the class: of what is due together, it comes in that order. Not stored."""
 
     class Meta:
-        verbose_name = "handler execution"
+        verbose_name = _("handler execution")
+        verbose_name_plural = _("handler executions")
         constraints = [unique("automation_handler_unique", "unique_key")]
         permissions = [
             ("resume_handlerexecution", "Can resume handler executions"),

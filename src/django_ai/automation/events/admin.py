@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
+from ..queues.admin import HistoryInline, RowAdmin, declared_names, link_causes, newest
 from ..queues.admin_fields import json_field, time_field
 from .callbacks import all_callbacks
 from .claim_owners import owner_kinds, owners_of
@@ -19,12 +20,12 @@ from .models import CallbackExecution, Event, EventClaim
 link_causes("event", Event)
 link_causes("callback", CallbackExecution)
 
-OWNER_KINDS = declared_names("kind of owner", "owner_kind", owner_kinds)
+OWNER_KINDS = declared_names(_("kind of owner"), "owner_kind", owner_kinds)
 
 
 class ExecutionInline(HistoryInline):
     model = CallbackExecution
-    verbose_name_plural = f"newest {MAX_INLINE_ROWS} callback executions"
+    verbose_name_plural = newest(_("callback executions"))
     columns = (
         "callback",
         "milestone",
@@ -49,8 +50,8 @@ class EventAdmin(RowAdmin):
     )
     list_filter = (
         "status",
-        declared_names("event", "declared_as", lambda: declared_events().keys()),
-        declared_names("model", "entity_type", lambda: [model._meta.label_lower for model in declaring_models()]),
+        declared_names(_("event"), "declared_as", lambda: declared_events().keys()),
+        declared_names(_("model"), "entity_type", lambda: [model._meta.label_lower for model in declaring_models()]),
     )
     exact_search = ("entity_id", "event_name")
     head = ("event_name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
@@ -59,14 +60,14 @@ class EventAdmin(RowAdmin):
     inlines = (ExecutionInline,)
     actions = ("resume", "cancel")
 
-    @admin.display(description="waits for")
+    @admin.display(description=_("waits for"))
     def waits_for(self, row: Event) -> str:
         pending = Event.unfinished().filter(pk=row.pk).exists()
         return super().waits_for(row) if pending else "-"
 
-    @admin.action(description="Cancel pending events", permissions=["cancel"])
+    @admin.action(description=_("Cancel pending events"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[Event]) -> None:
-        self.apply(request, rows, lambda event: event.cancel(), "Cancelled")
+        self.apply(request, rows, lambda event: event.cancel(), _("Cancelled"))
 
 
 @admin.register(EventClaim)
@@ -80,7 +81,7 @@ class EventClaimAdmin(RowAdmin):
         time_field("expires_at"),
         "events_left",
     )
-    list_filter = (declared_names("event", "event_name", lambda: declared_events().keys()), OWNER_KINDS)
+    list_filter = (declared_names(_("event"), "event_name", lambda: declared_events().keys()), OWNER_KINDS)
     exact_search = ("event_name", "owner_id")
     private_fields = ("match", "residual")
 
@@ -89,7 +90,7 @@ class EventClaimAdmin(RowAdmin):
         for row in rows:
             row.__dict__["_owner_shown"] = str(owners.get(row.pk) or f"{row.owner_kind} {row.owner_id}, which is gone")
 
-    @admin.display(description="owner")
+    @admin.display(description=_("owner"))
     def owner_shown(self, row: EventClaim) -> str:
         return str(row.__dict__.get("_owner_shown", ""))
 
@@ -97,12 +98,12 @@ class EventClaimAdmin(RowAdmin):
 @admin.register(CallbackExecution)
 class CallbackExecutionAdmin(RowAdmin):
     list_display = ("callback", "status", "event", "last_line", "milestone", "attempt", "due")
-    list_filter = ("status", declared_names("callback", "callback", lambda: {each.name for each in all_callbacks()}))
+    list_filter = ("status", declared_names(_("callback"), "callback", lambda: {each.name for each in all_callbacks()}))
     list_select_related = ("event",)
     exact_search = ("callback", "event__entity_id")
     head = ("callback", "status", "event", "waits_for", "due", "error")
     actions = ("resume",)
 
-    @admin.display(description="waits for")
+    @admin.display(description=_("waits for"))
     def waits_for(self, row: CallbackExecution) -> str:
         return super().waits_for(row) if row.status in ("pending", "parked") else "-"

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from django.apps import AppConfig
 from django.core.checks import register
+from django.utils.translation import gettext_lazy as _
 
 
 class EventsConfig(AppConfig):
@@ -11,7 +12,7 @@ class EventsConfig(AppConfig):
 
     name = "django_ai.automation.events"
     label = "automation_events"
-    verbose_name = "Automation: events"
+    verbose_name = _("Automation: events")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

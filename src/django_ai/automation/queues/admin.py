@@ -22,7 +22,10 @@ from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
+from django.utils.text import format_lazy
 from django.utils.timesince import timesince, timeuntil
+from django.utils.translation import gettext, override
+from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import AutomationError
 from ..values.text import last_line
@@ -32,6 +35,8 @@ from .operations.resume import awaits_code
 from .worker_status import DEAD_AFTER
 
 if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
+
     ModelAdmin = admin.ModelAdmin[Any]
     TabularInline = admin.TabularInline[Any, Any]
     FormSet = BaseInlineFormSet[Any, Any, Any]
@@ -45,6 +50,8 @@ MAX_ERROR_IN_LIST = 160
 
 TECHNICAL = ("id", "wake_at", "lease", "seq", "losses", "parked_at")
 """Columns of every Wakeable, which come last on its page."""
+TECHNICAL_TITLE = _("Technical")
+TECHNICAL_TITLE = _("Technical")
 
 
 class NewestRows(FormSet):
@@ -54,6 +61,11 @@ class NewestRows(FormSet):
         if not hasattr(self, "_newest"):
             self._newest = self.queryset.order_by("-pk")[:MAX_INLINE_ROWS] if self.queryset is not None else []
         return self._newest
+
+
+def newest(what: StrOrPromise) -> StrOrPromise:
+    """Return the title of an inline: the newest of its rows."""
+    return format_lazy(_("newest {count} {rows}"), count=MAX_INLINE_ROWS, rows=what)
 
 
 class HistoryInline(TabularInline):
@@ -116,7 +128,7 @@ class DeclaredNames(admin.SimpleListFilter):
         return queryset if self.value() is None else queryset.filter(**{self.field: self.value()})
 
 
-def declared_names(title: str, field: str, names: Callable[[], Collection[str]]) -> type[DeclaredNames]:
+def declared_names(title: StrOrPromise, field: str, names: Callable[[], Collection[str]]) -> type[DeclaredNames]:
     """Return a filter of ``field`` that offers ``names()``."""
     given = {"title": title, "parameter_name": field, "field": field, "names": staticmethod(names)}
     return type("Declared", (DeclaredNames,), given)
@@ -199,16 +211,16 @@ class RowAdmin(ModelAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         return [
-            (title, {"fields": group, "classes": ["collapse"] if title == "Technical" else []})
+            (title, {"fields": group, "classes": ["collapse"] if title == TECHNICAL_TITLE else []})
             for title, group in self._groups(request)
         ]
 
-    def _groups(self, request: HttpRequest) -> list[tuple[str | None, list[Any]]]:
+    def _groups(self, request: HttpRequest) -> list[tuple[StrOrPromise | None, list[Any]]]:
         hidden = () if self.may("view_data", request) else self.private_fields
         fields = [field for field in self.model._meta.fields if field.name not in (*hidden, *self.head)]
         rest = [self._shown(field) for field in fields if field.name not in TECHNICAL]
         technical = [self._shown(field) for field in fields if field.name in TECHNICAL]
-        return [(None, [*self.head, *rest]), ("Technical", technical)]
+        return [(None, [*self.head, *rest]), (TECHNICAL_TITLE, technical)]
 
     def _shown(self, field: Any) -> Any:
         """Return how a field is shown: times to the second, JSON with indentation."""
@@ -218,17 +230,19 @@ class RowAdmin(ModelAdmin):
             return time_field(field.name)
         return json_field(field.name) if isinstance(field, models.JSONField) else field.name
 
-    @admin.display(description="due", ordering="wake_at")
+    @admin.display(description=_("due"), ordering="wake_at")
     def due(self, row: Any) -> str:
         """Say when a worker looks at the row next, in words."""
         if row.lease:
-            return f"leased by {row.holder}"
+            return gettext("leased by %s") % str(row.holder)
         if row.wake_at is None:
             return "-"
         now = timezone.now()
-        return f"in {timeuntil(row.wake_at)}" if row.wake_at > now else f"now, since {timesince(row.wake_at)}"
+        if row.wake_at > now:
+            return gettext("in %s") % timeuntil(row.wake_at)
+        return gettext("now, since %s") % timesince(row.wake_at)
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def last_line(self, row: Any) -> str:
         """Show the end of a traceback; the whole line when pointed at."""
         line = last_line(row.error)
@@ -236,14 +250,14 @@ class RowAdmin(ModelAdmin):
             return line
         return format_html('<span title="{}">{}…</span>', line, line[: MAX_ERROR_IN_LIST - 1])
 
-    @admin.display(description="waits for")
+    @admin.display(description=_("waits for"))
     def waits_for(self, row: Any) -> str:
         """Name the one thing that an unfinished row waits for."""
         if row.is_finished:
             return "-"
-        return row.waits_for(timezone.now()) or "nothing (stuck: report a bug)"
+        return row.waits_for(timezone.now()) or gettext("nothing (stuck: report a bug)")
 
-    @admin.display(description="entity")
+    @admin.display(description=_("entity"))
     def entity_link(self, row: Any) -> str:
         """Name the entity that the row is about, with a link to its own page where the project has one."""
         if not row.entity_type:
@@ -252,7 +266,7 @@ class RowAdmin(ModelAdmin):
         app, _, model = row.entity_type.partition(".")
         return _link(f"{app}_{model}", row.entity_id, text)
 
-    @admin.display(description="caused by")
+    @admin.display(description=_("caused by"))
     def cause_link(self, row: Any) -> str:
         """Name what caused the row, with a link to it."""
         kind, _, rest = row.caused_by.partition(":")
@@ -263,7 +277,9 @@ class RowAdmin(ModelAdmin):
 
     # -- actions -------------------------------------------------------------------------------------------------------
 
-    def apply(self, request: HttpRequest, rows: models.QuerySet[Any], act: Callable[[Any], Any], done: str) -> None:
+    def apply(
+        self, request: HttpRequest, rows: models.QuerySet[Any], act: Callable[[Any], Any], done: StrOrPromise
+    ) -> None:
         """Call ``act`` with each row, log each change, and say how it went. ``act`` returns False where there was
         nothing to do."""
         changed, refused, awaiting = [], [], 0
@@ -271,7 +287,7 @@ class RowAdmin(ModelAdmin):
             awaited = awaits_code(row)
             try:
                 if act(row) is False:
-                    refused.append(f"{row} has already finished.")
+                    refused.append(gettext("%s has already finished.") % row)
                     continue
             except AutomationError as error:
                 refused.append(str(error))
@@ -279,23 +295,30 @@ class RowAdmin(ModelAdmin):
             changed.append(row)
             awaiting += awaited
         if changed:
-            LogEntry.objects.log_actions(request.user.pk or 0, changed, CHANGE, f"{done} by an action.")
+            with override(None):  # the history is stored, and its readers have other languages
+                written = f"{done} by an action."
+            LogEntry.objects.log_actions(request.user.pk or 0, changed, CHANGE, written)
             self.message_user(request, f"{done}: {len(changed)}.", messages.SUCCESS)
         if awaiting:
             self.message_user(
                 request,
-                f"{awaiting} of them had been parked because their code was missing. They are parked again unless a "
-                "worker has that code now.",
+                gettext(
+                    "%s of them had been parked because their code was missing. They are parked again unless a worker "
+                    "has that code now."
+                )
+                % awaiting,
                 messages.WARNING,
             )
         for reason in refused[:MAX_MESSAGES]:
             self.message_user(request, reason, messages.WARNING)
         if len(refused) > MAX_MESSAGES:
-            self.message_user(request, f"{len(refused) - MAX_MESSAGES} more were refused.", messages.WARNING)
+            self.message_user(
+                request, gettext("%s more were refused.") % (len(refused) - MAX_MESSAGES), messages.WARNING
+            )
 
-    @admin.action(description="Resume: try again now", permissions=["resume"])
+    @admin.action(description=_("Resume: try again now"), permissions=["resume"])
     def resume(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
-        self.apply(request, rows, lambda row: row.resume(), "Resumed")
+        self.apply(request, rows, lambda row: row.resume(), _("Resumed"))
 
 
 _causes: dict[str, type[models.Model]] = {}
@@ -334,21 +357,21 @@ class WorkerAdmin(RowAdmin):
         rows: models.QuerySet[Any] = super().get_queryset(request).annotate(asked_at=DatabaseNow())
         return rows
 
-    @admin.display(description="worker", ordering="host")
+    @admin.display(description=_("worker"), ordering="host")
     def process(self, row: Worker) -> str:
         return str(row)
 
-    @admin.display(description="queues", ordering="queues")
+    @admin.display(description=_("queues"), ordering="queues")
     def looks_at(self, row: Worker) -> str:
-        return row.queues.replace(",", ", ") or "all"
+        return row.queues.replace(",", ", ") or gettext("all")
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, row: Any) -> str:
         if row.stopped_at is not None:
-            return f"stopped {at_text(row.stopped_at)}"
-        return "alive" if row.asked_at - row.seen_at < DEAD_AFTER else "dead"
+            return gettext("stopped %s") % at_text(row.stopped_at)
+        return gettext("alive") if row.asked_at - row.seen_at < DEAD_AFTER else gettext("dead")
 
-    @admin.display(description="worked at", empty_value="-")
+    @admin.display(description=_("worked at"), empty_value="-")
     def last_worked(self, row: Worker) -> str | None:
         return None if row.worked_at is None else at_text(row.worked_at)
 

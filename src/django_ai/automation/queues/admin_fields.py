@@ -5,20 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.translation import gettext_lazy
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
 
 Column = Callable[[Any], Any]
+
+
+def label_of(name: str) -> StrOrPromise:
+    """Return the label of a field, whose model has marked it for translation."""
+    label = name.replace("_", " ")
+    return gettext_lazy(label)
 
 
 @lru_cache(maxsize=256)
 def time_field(name: str) -> Column:
     """Return a column that shows the moment ``name`` of a row to the second, in the current time zone."""
 
-    @admin.display(description=name.replace("_", " "), ordering=name, empty_value="-")
+    @admin.display(description=label_of(name), ordering=name, empty_value="-")
     def shown(row: Any) -> str | None:
         moment = getattr(row, name)
         if moment is None:
@@ -35,7 +45,7 @@ def json_field(name: str, of: str = "") -> Column:
     """Return a column that shows the JSON value ``name`` of a row with indentation; ``of``: where it is a row itself,
     which of its fields."""
 
-    @admin.display(description=name.replace("_", " "), empty_value="-")
+    @admin.display(description=label_of(name), empty_value="-")
     def shown(row: Any) -> str | None:
         value = getattr(row, name)
         if value is not None and of:

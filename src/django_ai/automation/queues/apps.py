@@ -8,6 +8,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import Tags, register
 from django.db.models.signals import post_migrate
+from django.utils.translation import gettext_lazy as _
 
 
 class QueuesConfig(AppConfig):
@@ -15,7 +16,7 @@ class QueuesConfig(AppConfig):
 
     name = "django_ai.automation.queues"
     label = "automation_queues"
-    verbose_name = "Automation: queues"
+    verbose_name = _("Automation: queues")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

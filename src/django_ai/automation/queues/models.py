@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import PartialIndex, unique
 from ..db.writer import AutomationModel
@@ -44,11 +45,11 @@ class Behaviour:
 class Wakeable(AutomationModel):
     """The columns and the contract of a row that moves in time."""
 
-    wake_at = models.DateTimeField(null=True, blank=True, editable=False)
-    lease = models.CharField(max_length=100, null=True, blank=True, editable=False)
-    seq = models.PositiveIntegerField(default=0, editable=False)
-    losses = models.PositiveSmallIntegerField(default=0, editable=False)
-    parked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    wake_at = models.DateTimeField(_("wake at"), null=True, blank=True, editable=False)
+    lease = models.CharField(_("lease"), max_length=100, null=True, blank=True, editable=False)
+    seq = models.PositiveIntegerField(_("seq"), default=0, editable=False)
+    losses = models.PositiveSmallIntegerField(_("losses"), default=0, editable=False)
+    parked_at = models.DateTimeField(_("parked at"), null=True, blank=True, editable=False)
 
     drain_order: ClassVar[int] = 50
     """Models with a lower number are drained first: timers before the work that they cause."""
@@ -156,19 +157,20 @@ class Worker(AutomationModel):
     ``seen_at`` the process last performed a row of it, or had one in hand. ``stopped_at``: it ended in good order.
     """
 
-    name = models.CharField(max_length=100, editable=False)
-    runtime = models.CharField(max_length=50, editable=False)
-    host = models.CharField(max_length=60, editable=False)
-    pid = models.PositiveBigIntegerField(editable=False)
-    queues = models.CharField(max_length=500, blank=True, default="", editable=False)
-    started_at = models.DateTimeField(editable=False)
-    seen_at = models.DateTimeField(editable=False)
-    stopped_at = models.DateTimeField(null=True, blank=True, editable=False)
-    worked = models.JSONField(default=dict, blank=True, editable=False)
-    performed = models.BigIntegerField(default=0, editable=False)
+    name = models.CharField(_("name"), max_length=100, editable=False)
+    runtime = models.CharField(_("runtime"), max_length=50, editable=False)
+    host = models.CharField(_("host"), max_length=60, editable=False)
+    pid = models.PositiveBigIntegerField(_("pid"), editable=False)
+    queues = models.CharField(_("queues"), max_length=500, blank=True, default="", editable=False)
+    started_at = models.DateTimeField(_("started at"), editable=False)
+    seen_at = models.DateTimeField(_("seen at"), editable=False)
+    stopped_at = models.DateTimeField(_("stopped at"), null=True, blank=True, editable=False)
+    worked = models.JSONField(_("worked"), default=dict, blank=True, editable=False)
+    performed = models.BigIntegerField(_("performed"), default=0, editable=False)
 
     class Meta:
-        verbose_name = "worker"
+        verbose_name = _("worker")
+        verbose_name_plural = _("workers")
         constraints = [unique("automation_worker_name", "name")]
         indexes = [models.Index(fields=["seen_at"], name="automation_worker_seen")]
 
@@ -188,7 +190,8 @@ class Arrival(AutomationModel):
     at = models.DateTimeField(editable=False)
 
     class Meta:
-        verbose_name = "arrival"
+        verbose_name = _("arrival")
+        verbose_name_plural = _("arrivals")
 
     def __str__(self) -> str:
         return f"arrival #{self.pk}"
@@ -217,18 +220,19 @@ class Maintenance(Wakeable):
     sweep goes on; null: it begins anew. ``done``: how many rows it has removed or put right. ``failures``: how often in
     a row it raised ``error``."""
 
-    name = models.CharField(max_length=100, editable=False)
-    position = models.JSONField(null=True, blank=True, editable=False)
-    completed_at = models.DateTimeField(null=True, blank=True, editable=False)
-    done = models.BigIntegerField(default=0, editable=False)
-    failures = models.PositiveSmallIntegerField(default=0, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
+    name = models.CharField(_("name"), max_length=100, editable=False)
+    position = models.JSONField(_("position"), null=True, blank=True, editable=False)
+    completed_at = models.DateTimeField(_("completed at"), null=True, blank=True, editable=False)
+    done = models.BigIntegerField(_("done"), default=0, editable=False)
+    failures = models.PositiveSmallIntegerField(_("failures"), default=0, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
 
     drain_order: ClassVar[int] = 90
     queue: ClassVar[str] = "maintenance"
 
     class Meta:
-        verbose_name = "maintenance task"
+        verbose_name = _("maintenance task")
+        verbose_name_plural = _("maintenance tasks")
         constraints = [unique("automation_maintenance_name", "name")]
         indexes = [wake_index("automation_maintenance")]
 

@@ -8,8 +8,9 @@ from typing import Any
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import MAX_INLINE_ROWS, HistoryInline, RowAdmin, declared_names, link_causes
+from ..queues.admin import HistoryInline, RowAdmin, declared_names, link_causes, newest
 from ..queues.admin_fields import time_field
 from .definitions import all_workflows
 from .engine import engine
@@ -20,7 +21,7 @@ link_causes("workflow", WorkflowRun)
 
 class StepInline(HistoryInline):
     model = StepExecution
-    verbose_name_plural = f"newest {MAX_INLINE_ROWS} step executions"
+    verbose_name_plural = newest(_("step executions"))
     columns = (
         "step",
         "visit",
@@ -47,7 +48,7 @@ class WorkflowRunAdmin(RowAdmin):
         time_field("created_at"),
         "due",
     )
-    list_filter = ("status", declared_names("workflow", "name", lambda: {each.name for each in all_workflows()}))
+    list_filter = ("status", declared_names(_("workflow"), "name", lambda: {each.name for each in all_workflows()}))
     exact_search = ("entity_id", "name")
     head = ("name", "status", "entity_link", "current_step", "waits_for", "due", "error", "cause_link")
     private_fields = ("data", "waits")
@@ -58,9 +59,9 @@ class WorkflowRunAdmin(RowAdmin):
         super().prepare(rows)
         models.prefetch_related_objects(rows, "waits")
 
-    @admin.action(description="Cancel", permissions=["cancel"])
+    @admin.action(description=_("Cancel"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
-        self.apply(request, rows, lambda run: engine.cancel(run, f"Cancelled by {request.user}."), "Cancelled")
+        self.apply(request, rows, lambda run: engine.cancel(run, f"Cancelled by {request.user}."), _("Cancelled"))
 
 
 @admin.register(Signal)

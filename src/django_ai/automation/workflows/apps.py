@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.core.checks import register
+from django.utils.translation import gettext_lazy as _
 
 
 class WorkflowsConfig(AppConfig):
@@ -9,7 +10,7 @@ class WorkflowsConfig(AppConfig):
 
     name = "django_ai.automation.workflows"
     label = "automation_workflows"
-    verbose_name = "Automation: workflows"
+    verbose_name = _("Automation: workflows")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from django.db import models, transaction
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import PartialIndex, unique
 from ..db.writer import AutomationModel, WriterQuerySet, alias_of
@@ -29,14 +30,14 @@ from .wait_keys import channel_key
 
 
 class WorkflowStatus(models.TextChoices):
-    RUNNING = "running"  # a step is due or under way
-    WAITING = "waiting"  # for a time: planned, asleep, or before the next try
-    SUSPENDED = "suspended"  # for a signal or an event
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    WITHDRAWN = "withdrawn"  # it was planned, and its event took that back before it began: ``error`` says why
-    PARKED = "parked"  # for a person: ``error`` says why
+    RUNNING = "running", _("Running")  # a step is due or under way
+    WAITING = "waiting", _("Waiting")  # for a time: planned, asleep, or before the next try
+    SUSPENDED = "suspended", _("Suspended")  # for a signal or an event
+    COMPLETED = "completed", _("Completed")
+    FAILED = "failed", _("Failed")
+    CANCELLED = "cancelled", _("Cancelled")
+    WITHDRAWN = "withdrawn", _("Withdrawn")  # its event withdrew it before it began: ``error`` says why
+    PARKED = "parked", _("Parked")  # for a person: ``error`` says why
 
 
 FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED, WorkflowStatus.WITHDRAWN)
@@ -70,39 +71,51 @@ class WorkflowRunQuerySet(WriterQuerySet["WorkflowRun"]):
 class WorkflowRun(Wakeable):
     """One run of a workflow."""
 
-    name = models.CharField(max_length=200, editable=False)
-    version = models.CharField(max_length=50, default="1", editable=False)
+    name = models.CharField(_("name"), max_length=200, editable=False)
+    version = models.CharField(_("version"), max_length=50, default="1", editable=False)
     status = models.CharField(
-        max_length=10, choices=WorkflowStatus.choices, default=WorkflowStatus.RUNNING, editable=False
+        _("status"), max_length=10, choices=WorkflowStatus, default=WorkflowStatus.RUNNING, editable=False
     )
-    current_step = models.CharField(max_length=200, blank=True, default="", editable=False)
-    data = EncryptedJSONField(default=dict, blank=True, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
-    visit = models.PositiveIntegerField(default=1, editable=False)
-    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
-    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-    started_at = models.DateTimeField(null=True, blank=True, editable=False)
-    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
+    current_step = models.CharField(_("current step"), max_length=200, blank=True, default="", editable=False)
+    data = EncryptedJSONField(_("data"), default=dict, blank=True, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    visit = models.PositiveIntegerField(_("visit"), default=1, editable=False)
+    call_key = models.CharField(_("call key"), max_length=KEY_LENGTH, default=new_call_key, editable=False)
+    attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, editable=False)
 
     event = models.ForeignKey(
-        Event, null=True, blank=True, on_delete=models.SET_NULL, related_name="workflow_runs", editable=False
+        Event,
+        verbose_name=_("event"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="workflow_runs",
+        editable=False,
     )
-    planned = models.BooleanField(default=False, editable=False)
-    entity_type = models.CharField(max_length=200, blank=True, default="", editable=False)
-    entity_id = models.CharField(max_length=255, blank=True, default="", editable=False)
-    origin_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
+    planned = models.BooleanField(_("planned"), default=False, editable=False)
+    entity_type = models.CharField(_("entity type"), max_length=200, blank=True, default="", editable=False)
+    entity_id = models.CharField(_("entity id"), max_length=255, blank=True, default="", editable=False)
+    origin_key = models.CharField(_("origin key"), max_length=KEY_LENGTH, null=True, blank=True, editable=False)
     parent = models.ForeignKey(
-        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children", editable=False
+        "self",
+        verbose_name=_("parent"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="children",
+        editable=False,
     )
-    parent_channel = models.CharField(max_length=200, blank=True, default="", editable=False)
-    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
-    depth = models.PositiveSmallIntegerField(default=0, editable=False)
-    holds_claims = models.BooleanField(default=False, editable=False)
-    position = models.BigIntegerField(default=0, editable=False)
-    wake_reason = models.CharField(max_length=10, default="first", editable=False)
-    wake_ref = models.BigIntegerField(null=True, blank=True, editable=False)
-    wake_step = models.CharField(max_length=200, blank=True, default="", editable=False)
+    parent_channel = models.CharField(_("parent channel"), max_length=200, blank=True, default="", editable=False)
+    caused_by = models.CharField(_("caused by"), max_length=200, blank=True, default="", editable=False)
+    depth = models.PositiveSmallIntegerField(_("depth"), default=0, editable=False)
+    holds_claims = models.BooleanField(_("holds claims"), default=False, editable=False)
+    position = models.BigIntegerField(_("position"), default=0, editable=False)
+    wake_reason = models.CharField(_("wake reason"), max_length=10, default="first", editable=False)
+    wake_ref = models.BigIntegerField(_("wake ref"), null=True, blank=True, editable=False)
+    wake_step = models.CharField(_("wake step"), max_length=200, blank=True, default="", editable=False)
 
     objects = WorkflowRunQuerySet.as_manager()  # type: ignore[misc, assignment]
 
@@ -110,7 +123,8 @@ class WorkflowRun(Wakeable):
     queue: ClassVar[str] = "workflows"
 
     class Meta:
-        verbose_name = "workflow run"
+        verbose_name = _("workflow run")
+        verbose_name_plural = _("workflow runs")
         constraints = [unique("automation_run_origin", "origin_key")]
         permissions = [
             ("resume_workflowrun", "Can resume workflow runs"),
@@ -314,7 +328,8 @@ class Wait(AutomationModel):
     objects = WaitQuerySet.as_manager()  # type: ignore[misc, assignment]
 
     class Meta:
-        verbose_name = "wait"
+        verbose_name = _("wait")
+        verbose_name_plural = _("waits")
         indexes = [models.Index(fields=["key"], name="automation_wait_key")]
 
     def __str__(self) -> str:
@@ -388,19 +403,22 @@ class StepExecution(AutomationModel):
 
     LOST: ClassVar[str] = "lost"
 
-    run = models.ForeignKey(WorkflowRun, on_delete=models.CASCADE, related_name="steps", editable=False)
-    step = models.CharField(max_length=200, editable=False)
-    visit = models.PositiveIntegerField(editable=False)
-    attempt = models.PositiveSmallIntegerField(editable=False)
-    started = models.DateTimeField(null=True, editable=False)
-    finished = models.DateTimeField(editable=False)
-    outcome = models.CharField(max_length=20, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
-    wake_reason = models.CharField(max_length=10, default="first", editable=False)
-    wake_ref = models.BigIntegerField(null=True, blank=True, editable=False)
+    run = models.ForeignKey(
+        WorkflowRun, verbose_name=_("run"), on_delete=models.CASCADE, related_name="steps", editable=False
+    )
+    step = models.CharField(_("step"), max_length=200, editable=False)
+    visit = models.PositiveIntegerField(_("visit"), editable=False)
+    attempt = models.PositiveSmallIntegerField(_("attempt"), editable=False)
+    started = models.DateTimeField(_("started"), null=True, editable=False)
+    finished = models.DateTimeField(_("finished"), editable=False)
+    outcome = models.CharField(_("outcome"), max_length=20, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    wake_reason = models.CharField(_("wake reason"), max_length=10, default="first", editable=False)
+    wake_ref = models.BigIntegerField(_("wake ref"), null=True, blank=True, editable=False)
 
     class Meta:
-        verbose_name = "step execution"
+        verbose_name = _("step execution")
+        verbose_name_plural = _("step executions")
         ordering = ["pk"]
         indexes = [
             PartialIndex(
@@ -415,23 +433,30 @@ class StepExecution(AutomationModel):
 class Signal(Wakeable):
     """A message to whoever waits on ``name``, or to the inbox of one run."""
 
-    name = models.CharField(max_length=200, editable=False)
-    payload = EncryptedJSONField(null=True, blank=True, editable=False)
+    name = models.CharField(_("name"), max_length=200, editable=False)
+    payload = EncryptedJSONField(_("payload"), null=True, blank=True, editable=False)
     run = models.ForeignKey(
-        WorkflowRun, null=True, blank=True, on_delete=models.CASCADE, related_name="inbox", editable=False
+        WorkflowRun,
+        verbose_name=_("run"),
+        null=True,
+        blank=True,
+        on_delete=models.CASCADE,
+        related_name="inbox",
+        editable=False,
     )
-    sent_at = models.DateTimeField(default=timezone.now, editable=False)
-    delivered_at = models.DateTimeField(null=True, blank=True, editable=False)
-    position = models.BigIntegerField(null=True, blank=True, editable=False)
-    consumed_at = models.DateTimeField(null=True, blank=True, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
-    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
+    sent_at = models.DateTimeField(_("sent at"), default=timezone.now, editable=False)
+    delivered_at = models.DateTimeField(_("delivered at"), null=True, blank=True, editable=False)
+    position = models.BigIntegerField(_("position"), null=True, blank=True, editable=False)
+    consumed_at = models.DateTimeField(_("consumed at"), null=True, blank=True, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    caused_by = models.CharField(_("caused by"), max_length=200, blank=True, default="", editable=False)
 
     drain_order: ClassVar[int] = 20
     queue: ClassVar[str] = "signals"
 
     class Meta:
-        verbose_name = "signal"
+        verbose_name = _("signal")
+        verbose_name_plural = _("signals")
         permissions = [
             ("resume_signal", "Can resume parked signals"),
             ("view_data_signal", "Can view payloads of signals"),

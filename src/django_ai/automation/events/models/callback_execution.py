@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import unique
 from ...db.writer import alias_of
@@ -20,35 +21,38 @@ from .event import Event
 
 
 class ExecutionStatus(models.TextChoices):
-    PENDING = "pending"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    PARKED = "parked"
+    PENDING = "pending", _("Pending")
+    COMPLETED = "completed", _("Completed")
+    FAILED = "failed", _("Failed")
+    CANCELLED = "cancelled", _("Cancelled")
+    PARKED = "parked", _("Parked")
 
 
 class CallbackExecution(Wakeable):
     """One call of one function for one event: durable, retried, and its failure visible."""
 
-    event = models.ForeignKey(Event, on_delete=models.CASCADE, related_name="executions", editable=False)
-    callback = models.CharField(max_length=250, editable=False)
-    milestone = models.CharField(max_length=250, blank=True, default="", editable=False)
-    status = models.CharField(
-        max_length=10, choices=ExecutionStatus.choices, default=ExecutionStatus.PENDING, editable=False
+    event = models.ForeignKey(
+        Event, verbose_name=_("event"), on_delete=models.CASCADE, related_name="executions", editable=False
     )
-    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
-    call_key = models.CharField(max_length=KEY_LENGTH, default=new_call_key, editable=False)
-    error = models.TextField(blank=True, default="", editable=False)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
-    started_at = models.DateTimeField(null=True, blank=True, editable=False)
-    finished_at = models.DateTimeField(null=True, blank=True, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
+    callback = models.CharField(_("callback"), max_length=250, editable=False)
+    milestone = models.CharField(_("milestone"), max_length=250, blank=True, default="", editable=False)
+    status = models.CharField(
+        _("status"), max_length=10, choices=ExecutionStatus, default=ExecutionStatus.PENDING, editable=False
+    )
+    attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
+    call_key = models.CharField(_("call key"), max_length=KEY_LENGTH, default=new_call_key, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, editable=False)
+    unique_key = models.CharField(_("unique key"), max_length=KEY_LENGTH, editable=False)
 
     drain_order: ClassVar[int] = 40
     queue: ClassVar[str] = "callbacks"
 
     class Meta:
-        verbose_name = "callback execution"
+        verbose_name = _("callback execution")
+        verbose_name_plural = _("callback executions")
         constraints = [unique("automation_callback_unique", "unique_key")]
         permissions = [
             ("resume_callbackexecution", "Can resume callback executions"),

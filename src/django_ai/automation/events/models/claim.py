@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import unique
 from ...db.writer import AutomationModel
@@ -16,25 +17,26 @@ from ..claim_owners import owner_of
 class EventClaim(AutomationModel):
     """A claim on an event and a match: while it stands, the flows of others pass the event by."""
 
-    event_name = models.CharField(max_length=200, editable=False)
-    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
-    match = models.JSONField(default=dict, blank=True, editable=False)
-    residual = models.JSONField(default=dict, blank=True, editable=False)
-    key = models.CharField(max_length=KEY_LENGTH, editable=False)
-    unique_key = models.CharField(max_length=KEY_LENGTH, editable=False)
-    owner_kind = models.CharField(max_length=20, editable=False)
-    owner_id = models.BigIntegerField(editable=False)
-    priority = models.IntegerField(default=0, editable=False)
-    held_at = models.DateTimeField(default=timezone.now, editable=False)
-    expires_at = models.DateTimeField(null=True, blank=True, editable=False)
-    events_left = models.PositiveIntegerField(null=True, blank=True, editable=False)
-    counted = models.JSONField(default=list, blank=True, editable=False)
-    seq = models.PositiveIntegerField(default=0, editable=False)
+    event_name = models.CharField(_("event name"), max_length=200, editable=False)
+    namespace = models.CharField(_("namespace"), max_length=100, blank=True, default="", editable=False)
+    match = models.JSONField(_("match"), default=dict, blank=True, editable=False)
+    residual = models.JSONField(_("residual"), default=dict, blank=True, editable=False)
+    key = models.CharField(_("key"), max_length=KEY_LENGTH, editable=False)
+    unique_key = models.CharField(_("unique key"), max_length=KEY_LENGTH, editable=False)
+    owner_kind = models.CharField(_("owner kind"), max_length=20, editable=False)
+    owner_id = models.BigIntegerField(_("owner id"), editable=False)
+    priority = models.IntegerField(_("priority"), default=0, editable=False)
+    held_at = models.DateTimeField(_("held at"), default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True, editable=False)
+    events_left = models.PositiveIntegerField(_("events left"), null=True, blank=True, editable=False)
+    counted = models.JSONField(_("counted"), default=list, blank=True, editable=False)
+    seq = models.PositiveIntegerField(_("seq"), default=0, editable=False)
 
     shape: str = ""
 
     class Meta:
-        verbose_name = "claim"
+        verbose_name = _("claim")
+        verbose_name_plural = _("claims")
         permissions = [("view_data_eventclaim", "Can view what claims compare")]
         constraints = [unique("automation_claim_unique", "unique_key")]
         indexes = [

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.apps import apps
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import PartialIndex, unique
 from ...db.writer import WriterQuerySet, alias_of, from_writer
@@ -57,11 +58,11 @@ if TYPE_CHECKING:
 
 
 class EventStatus(models.TextChoices):
-    PENDING = "pending"
-    PROCESSED = "processed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    PARKED = "parked"
+    PENDING = "pending", _("Pending")
+    PROCESSED = "processed", _("Processed")
+    CANCELLED = "cancelled", _("Cancelled")
+    EXPIRED = "expired", _("Expired")
+    PARKED = "parked", _("Parked")
 
 
 def active_key(label: str, entity_id: object, name: str) -> str:
@@ -97,33 +98,42 @@ class EventQuerySet(WriterQuerySet["Event"]):
 class Event(Wakeable):
     """One event of one entity."""
 
-    entity_type = models.CharField(max_length=200, editable=False)
-    entity_id = models.CharField(max_length=255, editable=False)
-    event_name = models.CharField(max_length=200, editable=False)
-    declared_as = models.CharField(max_length=200, editable=False)
-    namespace = models.CharField(max_length=100, blank=True, default="", editable=False)
-    trigger = models.CharField(max_length=10, blank=True, default="", editable=False)
-    status = models.CharField(max_length=10, choices=EventStatus.choices, default=EventStatus.PENDING, editable=False)
-    at = models.DateTimeField(null=True, blank=True, editable=False)
-    event_created_at = models.DateTimeField(default=timezone.now, editable=False)
-    occurred_at = models.DateTimeField(null=True, blank=True, editable=False)
-    armed = models.BooleanField(default=False, editable=False)
-    fired = models.JSONField(default=list, blank=True, editable=False)
-    position = models.BigIntegerField(null=True, blank=True, editable=False)
-    fired_position = models.BigIntegerField(null=True, blank=True, editable=False)
-    milestone_positions = models.JSONField(default=dict, blank=True, editable=False)
-    pending_notifications = models.JSONField(default=list, blank=True, editable=False)
-    watched = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
-    planned_for = models.CharField(max_length=KEY_LENGTH, blank=True, default="", editable=False)
-    payload = models.JSONField(null=True, blank=True, editable=False)
-    snapshot = models.ForeignKey(
-        "Snapshot", models.SET_NULL, null=True, blank=True, editable=False, db_index=False, related_name="+"
+    entity_type = models.CharField(_("entity type"), max_length=200, editable=False)
+    entity_id = models.CharField(_("entity id"), max_length=255, editable=False)
+    event_name = models.CharField(_("event name"), max_length=200, editable=False)
+    declared_as = models.CharField(_("declared as"), max_length=200, editable=False)
+    namespace = models.CharField(_("namespace"), max_length=100, blank=True, default="", editable=False)
+    trigger = models.CharField(_("trigger"), max_length=10, blank=True, default="", editable=False)
+    status = models.CharField(
+        _("status"), max_length=10, choices=EventStatus, default=EventStatus.PENDING, editable=False
     )
-    error = models.TextField(blank=True, default="", editable=False)
-    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
-    caused_by = models.CharField(max_length=200, blank=True, default="", editable=False)
-    depth = models.PositiveSmallIntegerField(default=0, editable=False)
-    active_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
+    at = models.DateTimeField(_("at"), null=True, blank=True, editable=False)
+    event_created_at = models.DateTimeField(_("event created at"), default=timezone.now, editable=False)
+    occurred_at = models.DateTimeField(_("occurred at"), null=True, blank=True, editable=False)
+    armed = models.BooleanField(_("armed"), default=False, editable=False)
+    fired = models.JSONField(_("fired"), default=list, blank=True, editable=False)
+    position = models.BigIntegerField(_("position"), null=True, blank=True, editable=False)
+    fired_position = models.BigIntegerField(_("fired position"), null=True, blank=True, editable=False)
+    milestone_positions = models.JSONField(_("milestone positions"), default=dict, blank=True, editable=False)
+    pending_notifications = models.JSONField(_("pending notifications"), default=list, blank=True, editable=False)
+    watched = models.CharField(_("watched"), max_length=KEY_LENGTH, blank=True, default="", editable=False)
+    planned_for = models.CharField(_("planned for"), max_length=KEY_LENGTH, blank=True, default="", editable=False)
+    payload = models.JSONField(_("payload"), null=True, blank=True, editable=False)
+    snapshot = models.ForeignKey(
+        "Snapshot",
+        models.SET_NULL,
+        verbose_name=_("snapshot"),
+        null=True,
+        blank=True,
+        editable=False,
+        db_index=False,
+        related_name="+",
+    )
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
+    caused_by = models.CharField(_("caused by"), max_length=200, blank=True, default="", editable=False)
+    depth = models.PositiveSmallIntegerField(_("depth"), default=0, editable=False)
+    active_key = models.CharField(_("active key"), max_length=KEY_LENGTH, null=True, blank=True, editable=False)
 
     objects = EventQuerySet.as_manager()  # type: ignore[misc, assignment]
 
@@ -132,7 +142,8 @@ class Event(Wakeable):
     together: ClassVar[int] = 10
 
     class Meta:
-        verbose_name = "event"
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
         constraints = [unique("automation_event_active", "active_key")]
         permissions = [
             ("resume_event", "Can resume parked events"),

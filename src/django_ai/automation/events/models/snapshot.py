@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 from ...db.writer import AutomationModel
 from ..snapshots import restore_snapshot
@@ -16,7 +17,8 @@ class Snapshot(AutomationModel):
     data = models.JSONField(editable=False)
 
     class Meta:
-        verbose_name = "snapshot"
+        verbose_name = _("snapshot")
+        verbose_name_plural = _("snapshots")
         default_permissions = ()
 
     def __str__(self) -> str:

@@ -1,0 +1,91 @@
+"""What users of the admin read is marked for translation, and every catalogue is complete and current."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from django.contrib import admin
+from django.utils.functional import Promise
+from django.utils.translation import override
+from tools import messages
+
+from django_ai.automation import AUTOMATION_APPS
+from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
+
+PAGES = [page for model, page in admin.site._registry.items() if model.__module__.startswith(AUTOMATION_APPS)]
+
+
+@pytest.fixture
+def catalogues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the package, whose catalogues a test may spoil."""
+    copy = tmp_path / "automation"
+    shutil.copytree(messages.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(messages, "PACKAGE", copy)
+    return copy
+
+
+def test_every_catalogue_is_complete_and_current():
+    assert list(messages.problems_of()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.model.__name__)
+def test_every_label_of_the_admin_can_be_translated(page):
+    options = page.model._meta
+    unmarked = [
+        field.name for field in options.fields if not field.primary_key and not isinstance(field.verbose_name, Promise)
+    ]
+    unmarked += [
+        str(column)
+        for column in page.list_display
+        if not isinstance(getattr(getattr(page, str(column), column), "short_description", Promise()), Promise)
+    ]
+    assert unmarked == []
+    assert isinstance(options.verbose_name, Promise)
+    assert isinstance(options.verbose_name_plural, Promise)
+    assert isinstance(options.app_config.verbose_name, Promise)
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "status"),
+    [
+        ("en", "workflow run", "Waiting"),
+        ("de", "Workflow-Lauf", "Wartet"),
+        ("es", "ejecución de flujo de trabajo", "En espera"),
+        ("fr", "exécution de workflow", "En attente"),
+    ],
+)
+def test_the_admin_speaks_the_language_of_its_user(language, name, status):
+    with override(language):
+        assert str(WorkflowRun._meta.verbose_name) == name
+        assert WorkflowStatus.WAITING.label == status
+
+
+def test_a_message_that_no_catalogue_has_is_found(catalogues):
+    with (catalogues / "agents" / "admin.py").open("a") as file:
+        file.write('\nNEW = _("something new")\n')
+    assert list(messages.problems_of()) == [
+        f"agents, {language}: run make messages, 'something new' is missing" for language in messages.LANGUAGES
+    ]
+    messages.update()
+    assert list(messages.problems_of()) == [
+        f"agents, {language}: translate 'something new' in the catalogue, and run make messages"
+        for language in messages.LANGUAGES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("translation", "problem"),
+    [
+        ("%s ist beendet.", "django.mo is not what django.po says"),
+        ("Es ist beendet.", "'%s has already finished.' and its translation have different placeholders"),
+        ("", "translate '%s has already finished.'"),
+    ],
+)
+def test_a_translation_that_is_wrong_is_found(catalogues, translation, problem):
+    path = catalogues / "queues" / "locale" / "de" / "LC_MESSAGES" / "django.po"
+    path.write_text(path.read_text().replace("%s ist bereits beendet.", translation))
+    assert any(problem in each for each in messages.problems_of())
+    messages.update()
+    assert (translation == "%s ist beendet.") == (not list(messages.problems_of()))

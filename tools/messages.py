@@ -1,0 +1,133 @@
+"""Extract what users of the admin read, update the catalogues, and compile them: ``make messages``.
+
+    python tools/messages.py [--check]
+
+Each app has its messages in its own ``locale`` folder, as Django finds them. A message that several apps use is in the
+lowest of them. Babel extracts and compiles, so GNU gettext is not needed. ``--check`` writes nothing, and fails where a
+catalogue is not complete or not current.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gettext
+import io
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract_from_file
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po, write_po
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "django_ai" / "automation"
+APPS = ("queues", "events", "workflows", "agents")
+"""The lowest layer first."""
+LANGUAGES = ("de", "es", "fr")
+KEYWORDS: dict[str, tuple[int, ...] | None] = {"_": None, "gettext_lazy": None, "gettext": None}
+HEADER = "# Translations of django-ai-automation, PROJECT\n# This file is distributed under the licence of the project."
+PLACEHOLDER = re.compile(r"%\w|\{\w+\}")
+NO_DATE = datetime(2026, 1, 1, tzinfo=UTC)
+"""Catalogues carry no dates: the same messages give the same files."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail where a catalogue is not current")
+    if not parser.parse_args().check:
+        update()
+    if problems := list(problems_of()):
+        raise SystemExit("\n".join(problems))
+
+
+def messages() -> dict[str, list[str]]:
+    """Return the messages of each app that no lower app uses, too."""
+    found: dict[str, list[str]] = {}
+    known: set[str] = set()
+    for app in APPS:
+        used = {
+            str(message)
+            for path in sorted((PACKAGE / app).rglob("*.py"))
+            for _, message, *_ in extract_from_file("python", str(path), keywords=KEYWORDS)
+        }
+        found[app] = sorted(used - known)
+        known |= used
+    return found
+
+
+def folder_of(app: str, language: str) -> Path:
+    return PACKAGE / app / "locale" / language / "LC_MESSAGES"
+
+
+def read(app: str, language: str) -> Catalog:
+    """Return the catalogue of an app; an empty one where there is none yet."""
+    path = folder_of(app, language) / "django.po"
+    return read_po(io.BytesIO(path.read_bytes() if path.exists() else b""), locale=language, domain="django")
+
+
+def update() -> None:
+    """Write the catalogues anew with the messages of today, and keep their translations."""
+    for app, wanted in messages().items():
+        for language in LANGUAGES:
+            former = read(app, language)
+            catalogue = Catalog(
+                language,
+                domain="django",
+                header_comment=HEADER,
+                project="django-ai-automation",
+                version="",
+                msgid_bugs_address="https://github.com/django-ai-automation/django-ai-automation/issues",
+                creation_date=NO_DATE,
+                revision_date=NO_DATE,
+                language_team="django-ai-automation contributors",
+                last_translator="django-ai-automation contributors",
+                fuzzy=False,
+            )
+            for message in wanted:
+                translated = former.get(message)
+                catalogue.add(message, translated.string if translated and not translated.fuzzy else "")
+            folder = folder_of(app, language)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "django.po").open("wb") as file:
+                write_po(file, catalogue, width=120, no_location=True, sort_output=True)
+            with (folder / "django.mo").open("wb") as file:
+                write_mo(file, catalogue)
+
+
+def problems_of() -> Iterator[str]:
+    """Yield what is wrong with the catalogues: one line a problem."""
+    for app, wanted in messages().items():
+        for language in LANGUAGES:
+            catalogue = read(app, language)
+            entries = {str(each.id): each for each in catalogue if each.id}
+            where = f"{app}, {language}"
+            yield from (f"{where}: run make messages, {each!r} is missing" for each in wanted if each not in entries)
+            yield from (f"{where}: run make messages, {each!r} is not used" for each in entries if each not in wanted)
+            yield from (
+                f"{where}: translate {name!r} in the catalogue, and run make messages"
+                for name, each in entries.items()
+                if not each.string or each.fuzzy
+            )
+            yield from (
+                f"{where}: {name!r} and its translation have different placeholders"
+                for name, each in entries.items()
+                if each.string and sorted(PLACEHOLDER.findall(name)) != sorted(PLACEHOLDER.findall(str(each.string)))
+            )
+            if compiled(app, language) != {name: each.string for name, each in entries.items() if each.string}:
+                yield f"{where}: run make messages, django.mo is not what django.po says"
+
+
+def compiled(app: str, language: str) -> dict[str, str]:
+    """Return what the compiled catalogue of an app says."""
+    path = folder_of(app, language) / "django.mo"
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        known: dict[str, str] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+    return {name: string for name, string in known.items() if name}
+
+
+if __name__ == "__main__":
+    main()
