@@ -30,7 +30,7 @@ from django_ai.automation.agents import definitions as agent_definitions
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events import callbacks
 from django_ai.automation.events.models import Event
-from django_ai.automation.queues import parking
+from django_ai.automation.queues import deployment
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows import definitions
 from django_ai.automation.workflows.models import WorkflowRun
@@ -540,7 +540,7 @@ def test_25_a_new_process_looks_at_once(clock, work, monkeypatch):
     work()
     run.refresh_from_db()
     assert run.status == "parked"  # this process has looked before, and its code has not changed since
-    monkeypatch.setattr(parking, "_looked_in", None)
+    monkeypatch.setattr(deployment, "_looked_in", None)
     poll_due()
     work()
     run.refresh_from_db()
@@ -554,7 +554,7 @@ def test_25_what_is_parked_for_a_person_stays(clock, work, monkeypatch):
     work()
     run.refresh_from_db()
     assert (run.status, run.wake_at, run.parked_at) == ("parked", None, clock())
-    monkeypatch.setattr(parking, "_looked_in", None)
+    monkeypatch.setattr(deployment, "_looked_in", None)
     clock.tick(DAY)
     poll_due()
     work()
