@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-ci test-all test-matrix check lint types format demo serve bench soak migrations messages package clean
+.PHONY: help test test-ci test-all test-matrix check lint types imports format demo serve bench soak migrations messages package clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,13 +33,16 @@ test-matrix:  ## the quick tests of one cell of the CI matrix: DJANGO=5.2|6.1|ma
 	$(PYTHON) tools/environment.py .venv-matrix test $(filter mariadb,$(DATABASE)) $(if $(DJANGO),--django $(DJANGO))
 	TEST_DATABASE=$(or $(DATABASE),sqlite) .venv-matrix/bin/python -m pytest -q -m "not alone and not slow"
 
-check: lint types  ## lint and types
+check: lint types imports  ## lint, types and import contracts
 
 lint: $(INSTALLED)  ## ruff (rules and format) and codespell
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
 types: $(INSTALLED)  ## mypy --strict and basedpyright
 	$(BIN)/mypy && $(BIN)/basedpyright --pythonpath $(BIN)/python
+
+imports: $(INSTALLED)  ## import-linter: layers, and no circles
+	$(BIN)/lint-imports --no-cache
 
 format: $(INSTALLED)  ## fix lint errors and format the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

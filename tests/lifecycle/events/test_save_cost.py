@@ -61,7 +61,7 @@ def subscribers(request):
                 return complete()
 
 
-@pytest.mark.usefixtures("listeners")
+@pytest.mark.usefixtures("subscribers")
 @pytest.mark.parametrize("values", [{}, {"open": False}, {"dated": True}])
 def test_the_first_save_costs_two_statements_at_most(values, clock):
     values = {"due_at": clock() + 9 * HOUR} if values.pop("dated", None) else values
@@ -69,13 +69,13 @@ def test_the_first_save_costs_two_statements_at_most(values, clock):
         Ticket.objects.create(**values)
 
 
-@pytest.mark.usefixtures("listeners")
+@pytest.mark.usefixtures("subscribers")
 def test_a_first_save_without_a_date_costs_one():
     with at_most(1):
         Ticket.objects.create()
 
 
-@pytest.mark.usefixtures("listeners")
+@pytest.mark.usefixtures("subscribers")
 @pytest.mark.parametrize("values", [{}, {"open": False}, {"dated": True}])
 def test_an_update_that_changes_nothing_of_an_event_costs_one(values, clock):
     values = {"due_at": clock() + 9 * HOUR} if values.pop("dated", None) else values
@@ -94,7 +94,7 @@ def test_a_moved_date_costs_a_look_and_a_write(clock):
         ticket.save()
 
 
-@pytest.mark.usefixtures("listeners")
+@pytest.mark.usefixtures("subscribers")
 def test_the_planned_runs_are_there_all_the_same(clock, request):
     with transaction.atomic():
         Ticket.objects.create(due_at=clock() + 9 * HOUR)

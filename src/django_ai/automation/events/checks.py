@@ -13,6 +13,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import models, router
 from django.db.models.expressions import OrderBy
 from django.db.models.indexes import IndexExpression
+from django.utils import timezone
 
 from ..db.writer import alias_of
 from ..values.clock import offset_key, shift
@@ -277,8 +278,6 @@ def check_match(what: str, pattern: str, lookups: Iterable[str], obj: Any, code:
 
 def check_offset_makes_sense(what: str, event_name: str, offset: Any) -> Iterator[CheckMessage]:
     """Warn of a negative offset from an immediate event: it is known only when it is too late to be early."""
-    from django.utils import timezone
-
     now = timezone.now()
     sources = sources_of(event_name)
     if sources and not any(each.definition.is_scheduled for each in sources) and shift(now, offset) < now:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable
 from datetime import datetime, time
 from typing import Any
@@ -28,8 +29,6 @@ class _Exactly(DjangoJSONEncoder):
 @from_writer()
 def take_snapshot(entity: models.Model) -> dict[str, Any]:
     """Return the entity's own columns as JSON values, or those of them that its definitions keep."""
-    import json
-
     (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_Exactly))
     parents = [
         json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=_Exactly))[0]["fields"]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from django.apps import apps
 from django.db import DatabaseError, connections, models, router, transaction
 from django.db.models.signals import class_prepared, post_delete, post_save, pre_delete, pre_save
 from django.utils import timezone
@@ -79,8 +80,6 @@ def _writes_to(model: type[models.Model], using: str) -> Iterator[list[str]]:
 
 def connect() -> None:
     """Watch every model that declares events, those that are loaded later too."""
-    from django.apps import apps
-
     for model in apps.get_models():
         watch(model)
     class_prepared.connect(_on_class_prepared, dispatch_uid="django_ai.automation.hooks")
