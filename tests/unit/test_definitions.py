@@ -185,7 +185,9 @@ def test_a_callback_that_can_take_the_event_is_taken(decorator, function):
 
 @pytest.mark.parametrize("function", [Heard(), functools.partial(Heard.static)])
 def test_a_callback_without_a_name_of_its_own_is_given_one(function):
-    with pytest.raises(DefinitionError, match=r"@on_event\('a'\): .* has no name of its own; give name="):
+    with pytest.raises(
+        DefinitionError, match=r"@on_event\('a'\): .* has no __qualname__ to store executions under; give name="
+    ):
         on_event("a")(function)
 
 
@@ -269,7 +271,7 @@ def test_no_start_step_is_refused():
     def begin(self):
         return complete()
 
-    with pytest.raises(DefinitionError, match="none is"):
+    with pytest.raises(DefinitionError, match="none has it"):
         workflow("w")(flow(begin=begin))
 
 
@@ -451,7 +453,7 @@ def test_a_retry_of_the_step_goes_before_the_workflows():
         ({"watch_fields": ["a"], "trigger": ["create", "delete"]}, ["add EventTrigger.UPDATE"]),
         ({"rearm": 1}, ["rearm=1", "True or False"]),
         ({"rearm": "yes"}, ["rearm='yes'"]),
-        ({"namespace": ""}, ["namespace=''", "a text or a function"]),
+        ({"namespace": ""}, ["namespace=''", "or a function of the entity"]),
         ({"namespace": 5}, ["namespace=5"]),
         ({"namespace": ["north"]}, ["namespace=['north']"]),
         ({"namespace": "x" * 101}, ["100"]),
@@ -487,7 +489,7 @@ def test_options_of_events_that_do():
 
 @pytest.mark.parametrize("found", [5, b"north", "x" * 101])
 def test_a_namespace_function_returns_a_text(found):
-    with pytest.raises(DefinitionError, match="must return a text of at most 100 characters, or None"):
+    with pytest.raises(DefinitionError, match="must return a string of at most 100 characters, or None"):
         EventDefinition("a", namespace=lambda entity: found).namespace_of(None)
 
 

@@ -82,5 +82,5 @@ def test_a_base_delay_beyond_the_usual_longest_is_kept():
 
 
 def test_a_max_delay_below_the_base_delay_is_refused():
-    with pytest.raises(DefinitionError, match="longer than its max_delay"):
+    with pytest.raises(DefinitionError, match="max_delay= must not be shorter"):
         Retry(base_delay=timedelta(minutes=10), max_delay=timedelta(minutes=1))

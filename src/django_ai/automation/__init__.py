@@ -1,6 +1,6 @@
 """Durable, event-driven automations inside a Django project.
 
-The public names are imported when they are first used, so that a models module may import them too.
+The public names are imported at their first use, so that a models module may import them too.
 """
 
 from __future__ import annotations

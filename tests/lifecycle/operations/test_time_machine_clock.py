@@ -113,7 +113,7 @@ def test_what_is_no_date_is_refused(wrong, db):
 
 def test_advance_wants_a_duration(machine):
     for go in (lambda: machine.advance(), lambda: machine.advance(DAY, hours=1)):
-        with pytest.raises(DefinitionError, match="either a timedelta or units"):
+        with pytest.raises(DefinitionError, match="takes a timedelta or units"):
             go()
     for wrong in (5, 0, "1 day", NOON):
         with pytest.raises(DefinitionError, match=r"a timedelta, a relativedelta or units.*days=1"):

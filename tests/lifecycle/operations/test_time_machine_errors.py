@@ -177,7 +177,7 @@ def test_what_the_engine_cannot_perform_is_an_error_and_parked_in_the_end(machin
 
 @pytest.mark.parametrize("kind", ["sleep", "goto"])
 def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkeypatch):
-    monkeypatch.setattr(errors, "TRIES", 50)
+    monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
 
     @workflow("circle")
     class Circle:
@@ -190,7 +190,7 @@ def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkey
 
     engine.start("circle")
     for _ in range(2):
-        with pytest.raises(AutomationError, match=r"no end of what is due.*circle #"):
+        with pytest.raises(AutomationError, match=r"rows are due without end.*circle #"):
             machine.advance(hours=1)
         assert machine.now == NOON
 
@@ -198,7 +198,7 @@ def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkey
 @pytest.mark.parametrize(("rounds", "rows", "tries"), [(0, 1, 50), (0, 500, 1), (50, 0, 0)])
 def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
     """One row again and again, or ever new rows, or rows that cannot be taken at all."""
-    monkeypatch.setattr(errors, "TRIES", 50)
+    monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
     watch = errors.ErrorCollector()
     found = [WorkflowRun(pk=number, name="circle") for number in range(rows)]
     attempts = [(row, number) for number in range(tries) for row in found]
@@ -212,7 +212,7 @@ def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
     go(attempts[1:], max(rounds - 1, 1))
     watch.moved()
     go(attempts, rounds - 1)
-    with pytest.raises(AutomationError, match="no end of what is due" + ".*circle #" * bool(rows)):
+    with pytest.raises(AutomationError, match="rows are due without end" + ".*circle #" * bool(rows)):
         go([], 1)
     go(attempts[1:], 1)  # and begins anew
 
@@ -221,14 +221,14 @@ def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
 def test_a_row_that_another_connection_holds_is_no_endless_wait(monkeypatch):
     if connection.vendor != "postgresql":
         pytest.skip("rows have no locks of their own here")
-    monkeypatch.setattr(errors, "TRIES", 50)
+    monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
     with machine_at(NOON) as machine:
         book(DAY)
         other = connections.create_connection("default")
         try:
             other.set_autocommit(False)
             other.cursor().execute(f"SELECT * FROM {Event._meta.db_table} FOR UPDATE")
-            with pytest.raises(AutomationError, match=r"no end of what is due.*checkin_due"):
+            with pytest.raises(AutomationError, match=r"rows are due without end.*checkin_due"):
                 machine.advance(days=2)
             assert machine.now == NOON + DAY
         finally:
@@ -238,7 +238,7 @@ def test_a_row_that_another_connection_holds_is_no_endless_wait(monkeypatch):
 
 
 def test_a_long_way_is_no_circle(machine, monkeypatch):
-    monkeypatch.setattr(errors, "TRIES", 50)
+    monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
 
     @workflow("steps")
     class Steps:
@@ -261,7 +261,7 @@ def test_a_step_does_not_move_time(machine):
         machine.advance(hours=1)
 
     book()
-    with pytest.raises(AutomationError, match="Only the test moves it"):
+    with pytest.raises(AutomationError, match="Only the test may move it"):
         machine.process(raise_errors=True)
     assert machine.now == NOON
 

@@ -1,6 +1,6 @@
 """``@agent`` and ``@handler``: what a class declares, checked when it is imported.
 
-A definition is immutable. Unlike a workflow's run, a living agent follows the code: a new handler is its handler, too.
+A definition is immutable. Unlike the run of a workflow, an agent that lives follows the code: it gets new handlers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ ARGUMENTS = ("ctx", "context", "event", "events", "run")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerDefinition(Subscription):
-    """What ``@handler`` declares of a method: when it runs, for which events, and how. ``agent``: the name of its
-    agent."""
+    """What ``@handler`` declares of a method: when it runs, for which events, and how.
+
+    ``agent``: the name of its agent.
+    """
 
     agent: str = ""
     method: str
@@ -71,19 +73,21 @@ class AgentDefinition:
     match: Match | None = None
     singleton: bool = False
     says_singleton: bool = False
-    """Whether the class says which of both it is."""
+    """Whether ``@agent`` was given ``singleton=``, True or False."""
     default_retry: Retry = field(default_factory=Retry)
     namespace: str | None = None
     version: str = "1"
     migrate: Migration | None = None
 
     def match_of(self, handler: HandlerDefinition) -> Match | None:
-        """Return what routes events to ``handler``: its own match, or the agent's."""
+        """Return the match that routes events to ``handler``: its own, or the agent's."""
         return self.match if handler.match is None else handler.match
 
     def find_handler(self, method: str, event: Event, milestone: str) -> HandlerDefinition | None:
-        """Return what an execution calls. Whether it hears the event was judged when the execution was made: the event
-        may go by another name by now."""
+        """Return the handler that an execution calls.
+
+        Its subscription was checked when the execution was inserted: the event may have another name by now.
+        """
         found = [each for each in self.handlers if each.method == method and each.milestone == milestone]
         return next((each for each in found if each.hears(event)), found[0] if found else None)
 
@@ -119,7 +123,7 @@ class AgentDefinition:
             raise DefinitionError(f"{where}. Give event=, or the fields of the Context: {fields}.") from None
 
     def _needs_event(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether ``create_context`` cannot be called with ``arguments`` for want of an event."""
+        """Return whether ``create_context`` cannot be called with ``arguments`` because it needs an event."""
         create = getattr(self.cls, "create_context", None)
         parameters = [] if create is None else list(inspect.signature(create).parameters.values())
         if not parameters:
@@ -133,7 +137,7 @@ class AgentDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpawnOn(Subscription):
-    """What brings an agent to life."""
+    """The subscription of an agent to an event that spawns it."""
 
     agent: AgentDefinition
 
@@ -152,30 +156,29 @@ def find_agent(name: str) -> AgentDefinition:
 
 
 def agent_of(run: AgentRun) -> AgentDefinition:
-    """Return the definition that ``run`` goes on with. Raises ``UnknownAgentError``, which names the fix."""
+    """Return the definition that ``run`` continues with. Raises ``UnknownAgentError``, which names the fix."""
     definition = _registry.get(run.name)
     if definition is None:
         near = get_close_matches(run.name, _registry, n=1, cutoff=0.75)
-        hint = f" Is it {near[0]!r} now? Then call it {run.name!r} again, or" if near else ""
+        hint = f" Was it renamed to {near[0]!r}? Then name it {run.name!r} again, or restore" if near else " Restore"
         raise UnknownAgentError(
-            f"{run}: no agent is called {run.name!r}.{hint or ' To go on,'} bring the class back; then this goes on by "
-            "itself."
+            f"{run}: no agent is called {run.name!r}.{hint} the class. The agent then resumes automatically."
         )
     check_release(run.version, definition, str(run))
     return definition
 
 
 def check_release(version: str, definition: AgentDefinition, what: str) -> None:
-    """Raise ``UnknownAgentError`` for an agent that newer code has written than this."""
+    """Raise ``UnknownAgentError`` for an agent that was written by a newer release than this code."""
     if is_newer(version, definition.version):
         raise UnknownAgentError(
             f"{what} is of version {version!r}, and this worker's {definition.name!r} of version "
-            f"{definition.version!r}: the agent is of a newer release, and left to its workers."
+            f"{definition.version!r}: the agent belongs to a newer release; a worker of that release performs it."
         )
 
 
 def has_handler(name: str, method: str, milestone: str) -> bool:
-    """Say whether the agent ``name`` has a handler for an execution of before."""
+    """Return whether the agent ``name`` still has the handler of an older execution."""
     definition = _registry.get(name)
     return definition is not None and any(
         each.method == method and each.milestone == milestone for each in definition.handlers
@@ -187,12 +190,12 @@ def all_agents() -> list[AgentDefinition]:
 
 
 def handlers_hearing(event: Event) -> Sequence[HandlerDefinition]:
-    """Return the handlers of all agents that are for ``event``."""
+    """Return the handlers of all agents that subscribe to ``event``."""
     return subscriptions.hearing(HandlerDefinition, event.event_name, event.namespace)
 
 
 def agents_spawned_by(event: Event) -> list[AgentDefinition]:
-    """Return the agents that ``event`` brings to life, each once, whatever the number of its patterns."""
+    """Return the agents that ``event`` spawns, each once, even if several of its patterns match."""
     found = subscriptions.hearing(SpawnOn, event.event_name, event.namespace)
     return list({each.agent.name: each.agent for each in found}.values())
 
@@ -317,7 +320,7 @@ def agent(
             for each in _handlers_of(cls, where, context)
         )
         if not handlers:
-            raise DefinitionError(f"{where}: it has no handler; decorate its methods with @handler(...).")
+            raise DefinitionError(f"{where}: it has no handler; decorate a method with @handler(...).")
         definition = AgentDefinition(
             name=name,
             cls=cls,
@@ -335,7 +338,7 @@ def agent(
         previous = _registry.get(name)
         if previous is not None and not is_redefinition(previous.cls, cls):
             raise DefinitionError(
-                f"{where}: the name {name!r} is taken by {previous.cls.__module__}.{previous.cls.__qualname__}. "
+                f"{where}: the name {name!r} belongs to {previous.cls.__module__}.{previous.cls.__qualname__}. "
                 "Give one of them another name."
             )
         register(definition)
@@ -355,7 +358,9 @@ def _handlers_of(cls: type, what: str, context: type[BaseModel]) -> Iterable[Han
     for position, (method, (declared, match)) in enumerate(found):
         key = (method, declared["event_name"], offset_key(declared["offset"]))
         if key in seen:
-            raise DefinitionError(f"{what}: {method} handles {declared['event_name']!r} twice at the same offset.")
+            raise DefinitionError(
+                f"{what}: {method} handles {declared['event_name']!r} twice at the same offset; remove one @handler."
+            )
         seen.add(key)
         own = None if match is None else Match.of(match, f"{what}: @handler on {method}", context)
         yield HandlerDefinition(method=method, position=position, match=own, **declared)
@@ -451,7 +456,7 @@ def handler(
             "namespace": namespace,
             "recheck": recheck,
         }
-        # Decorators apply from below, and people read from above.
+        # Decorators apply from the bottom up; the order of handlers is that of the source.
         method.__handlers__ = ((declared, match), *getattr(method, "__handlers__", ()))  # type: ignore[attr-defined]
         return method
 
@@ -459,7 +464,7 @@ def handler(
 
 
 def _takes(method: Callable[..., Any], what: str) -> tuple[str, ...]:
-    """Return which arguments a handler names. Raises ``DefinitionError`` for one that nobody knows."""
+    """Return the arguments that a handler takes. Raises ``DefinitionError`` for an unknown parameter."""
     parameters = list(inspect.signature(method).parameters.values())[1:]
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return ARGUMENTS
@@ -470,8 +475,8 @@ def _takes(method: Callable[..., Any], what: str) -> tuple[str, ...]:
     ]
     if unknown:
         raise DefinitionError(
-            f"{what}: {method.__qualname__} takes {', '.join(map(repr, unknown))}, which nobody gives it. A handler "
-            f"takes self and any of {', '.join(ARGUMENTS)}."
+            f"{what}: {method.__qualname__} has an unknown parameter {', '.join(map(repr, unknown))}. A handler takes "
+            f"self and any of {', '.join(ARGUMENTS)}."
         )
     return tuple(each.name for each in parameters if each.name in ARGUMENTS)
 
@@ -487,4 +492,4 @@ def _asking(condition: Any, what: str) -> Callable[..., Any]:
         return lambda **given: condition(**{name: given[name] for name in names})
     if len(names) == 2:
         return lambda **given: condition(given["event"], given["ctx"])
-    raise DefinitionError(f"{what}: condition takes {', '.join(names)}; it must be a function of event and ctx.")
+    raise DefinitionError(f"{what}: condition takes ({', '.join(names)}); it must be a function of event and ctx.")

@@ -1,4 +1,4 @@
-"""``AgentManager``: what code outside an agent says to it: spawn, list, complete, cancel, resume."""
+"""``AgentManager``: how code outside an agent spawns, lists, completes, cancels and resumes agents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .spawning import origin_key
 
 __all__ = ["AgentManager"]
 
-TRIES = 20
+MAX_SPAWN_ATTEMPTS = 20
 
 
 class AgentManager:
@@ -74,7 +74,7 @@ class AgentManager:
                 run = AgentManager.spawn("complaints", customer_id=7)
         """
         if event is not None and not isinstance(event, Event):
-            raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave it out.")
+            raise DefinitionError(f"AgentManager.spawn(event={event!r}): give an Event, or leave event= out.")
         definition = _definition(agent)
         context = definition.context_by_hand(event, **arguments)
         return retry_on_deadlock(alias_of(AgentRun), lambda: _spawn(definition, event, context))
@@ -183,7 +183,7 @@ def _definition(agent: str | type) -> AgentDefinition:
 
 
 def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> AgentRun:
-    for _ in range(TRIES):
+    for _ in range(MAX_SPAWN_ATTEMPTS):
         run = _new_run(definition, event, context)
         keys, singleton = keys_of(definition, run, context), singleton_key(definition, run, context)
         run.singleton = singleton or ""
@@ -194,15 +194,16 @@ def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> Ag
         except SingletonTakenError:
             living = AgentRun.objects.unfinished().filter(pk=taken_by(run.singleton) or 0).first()
             if living is None:
-                continue  # it has ended this instant
+                continue  # it ended in between
             if event is not None and event.occurred_at is not None:
                 _leave_for_the_key(run, event)
             run = living
         ring_after_commit(alias_of(AgentRun), AgentRun)
         return run
     raise AutomationError(
-        f"The agent {definition.name!r} lives and ends too fast to be spawned or found, or this transaction does "
-        "not see it: use the isolation level READ COMMITTED (Django's default)."
+        f"AgentManager.spawn({definition.name!r}): the singleton could neither be spawned nor found. Agents of this "
+        "match end too fast, or this transaction does not see them: use the isolation level READ COMMITTED (Django's "
+        "default)."
     )
 
 
@@ -226,8 +227,10 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
 
 
 def _leave_for_the_key(run: AgentRun, event: Event) -> None:
-    """Leave an event for whoever lives for the key of a singleton when this has committed: ``run``, PENDING, with the
-    key and the Context. So no lock is held until the caller commits, and nothing depends on who lives then."""
+    """Insert ``run`` as PENDING, with the singleton's key and the Context, for the agent that lives after the commit.
+
+    So no lock is held until the caller commits, and it does not matter which agent lives by then.
+    """
     run.pk, run.status, run.routing = None, AgentStatus.PENDING, ""
     run.origin_key = origin_key(event, run.name)
     insert_ignoring(AgentRun, [run])

@@ -1,7 +1,7 @@
-"""``@on_event`` and its kin: which functions are called for which event, and when.
+"""``@on_event``, ``@on_event_created``, ``@on_event_cancelled``: which functions are called for which event, and when.
 
-A callback hangs on a *beat* of the event: its occurrence (``""``), an offset from it, its creation, its cancellation.
-For each beat that fires, a ``CallbackExecution`` row is made in the same transaction; a worker runs it.
+A callback belongs to a *milestone* of the event: its occurrence (``""``), an offset from it, its creation or its
+cancellation. When a milestone fires, the same transaction inserts a ``CallbackExecution`` row; a worker performs it.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Callback(Subscription):
 
 
 def callbacks_of(event_name: str, namespace: str) -> Sequence[Callback]:
-    """Return the functions that hear an event."""
+    """Return the functions that are called for an event."""
     return subscriptions.hearing(Callback, event_name, namespace)
 
 
 def find_callback(event_name: str, name: str, milestone: str) -> Callback | None:
-    """Return the function that an execution calls. The namespace was judged when the execution was made."""
+    """Return the function that an execution calls. Its namespace was checked when the execution was inserted."""
     found = subscriptions.meaning(Callback, event_name)
     return next((each for each in found if each.name == name and each.milestone == milestone), None)
 
@@ -243,7 +243,7 @@ def _register(
         check_synchronous(function, what)
         check_parameters(function, what, "event")
         if not name and not hasattr(function, "__qualname__"):
-            raise DefinitionError(f"{what}: {function!r} has no name of its own; give name=.")
+            raise DefinitionError(f"{what}: {function!r} has no __qualname__ to store executions under; give name=.")
         callback = Callback(
             name=name or f"{function.__module__}.{function.__qualname__}",
             event_name=event_name,

@@ -1,4 +1,4 @@
-"""``EventDefinition``: what a model declares in its ``events`` list, and the register of all that is declared.
+"""``EventDefinition``, which a model lists in its ``events``, and the register of all declared events.
 
 This module imports no models, because models modules import it. Definitions are immutable and refuse early. Each
 belongs to an *owner*: the furthest concrete ancestor that lists it. So a row that is saved now through a child class
@@ -116,27 +116,27 @@ class EventDefinition:
         existing: str = "baseline",
         snapshot_fields: Iterable[str] | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
-            raise DefinitionError(f"EventDefinition({name!r}): the name must be a text of 1 to {MAX_NAME} characters.")
         what = f"EventDefinition({name!r})"
+        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
+            raise DefinitionError(f"{what}: the name must be a string of 1 to {MAX_NAME} characters.")
         check_template(name, what)
         for title, function in (("condition", condition), ("payload", payload)):
             if function is not None and not callable(function):
                 raise DefinitionError(f"{what}: {title}={function!r} must be a function of the entity.")
-        for title, taken in (("condition", condition), ("payload", payload), ("namespace", namespace)):
-            if callable(taken):
-                check_synchronous(taken, f"{what}: {title}")
+        for title, given in (("condition", condition), ("payload", payload), ("namespace", namespace)):
+            if callable(given):
+                check_synchronous(given, f"{what}: {title}")
         if date_field is not None and (not isinstance(date_field, str) or not date_field):
-            raise DefinitionError(f"{what}: date_field={date_field!r} must be the name of a date field, as a text.")
+            raise DefinitionError(f"{what}: date_field={date_field!r} must be the name of a date field, as a string.")
         if grace is not None and (not isinstance(grace, timedelta) or grace < timedelta(0)):
             raise DefinitionError(f"{what}: grace={grace!r} must be a timedelta of zero or more.")
         if grace is not None and date_field is None:
-            raise DefinitionError(f"{what}: grace= is for scheduled events; give date_field= too, or leave it out.")
-        is_text = isinstance(namespace, str) and 0 < len(namespace) <= MAX_NAMESPACE
-        if namespace is not None and not callable(namespace) and not is_text:
+            raise DefinitionError(f"{what}: grace= is for scheduled events. Add date_field=, or remove grace=.")
+        is_string = isinstance(namespace, str) and 0 < len(namespace) <= MAX_NAMESPACE
+        if namespace is not None and not callable(namespace) and not is_string:
             raise DefinitionError(
-                f"{what}: namespace={namespace!r} must be a text or a function of the entity; a text has "
-                f"1 to {MAX_NAMESPACE} characters."
+                f"{what}: namespace={namespace!r} must be a string of 1 to {MAX_NAMESPACE} characters, "
+                "or a function of the entity that returns one."
             )
         if not isinstance(rearm, bool):
             raise DefinitionError(f"{what}: rearm={rearm!r} must be True or False.")
@@ -151,7 +151,7 @@ class EventDefinition:
         if self.triggers and date_field is not None:
             raise DefinitionError(
                 f"{what}: trigger= and watch_fields= are for immediate events; a scheduled one follows its date_field. "
-                "For a date that may come again use rearm=True."
+                "Use rearm=True for a date that may come again."
             )
         self.rearm = rearm
         self.namespace = namespace
@@ -171,24 +171,24 @@ class EventDefinition:
         return conf().GRACE if self._grace is None else self._grace
 
     def holds_for(self, entity: models.Model) -> bool:
-        """Say whether the condition is true for ``entity``. Raises whatever the condition raises."""
+        """Return whether the condition is true for ``entity``. Raises whatever the condition raises."""
         return self.condition is None or bool(self.condition(entity))
 
     @property
     def may_be_renamed(self) -> bool:
-        """Whether the event of one entity may go by another name or namespace later."""
+        """Whether the name or namespace of an entity's event may change later."""
         return is_template(self.name) or callable(self.namespace)
 
     def name_for(self, entity: models.Model) -> str:
-        """Return what the event of ``entity`` is called. Raises what reading a template's fields raises."""
+        """Return the name of the event of ``entity``. Raises whatever reading a field of the template raises."""
         return render(self.name, entity)
 
     def namespace_of(self, entity: models.Model) -> str:
-        """Return the namespace of the event of ``entity``, or ``""``. Raises whatever a function of yours raises."""
+        """Return the namespace of the event of ``entity``, or ``""``. Raises whatever the project's function raises."""
         found = self.namespace(entity) if callable(self.namespace) else self.namespace
         if found is not None and (not isinstance(found, str) or len(found) > MAX_NAMESPACE):
             raise DefinitionError(
-                f"{self!r}: its namespace function returned {found!r}; it must return a text of at most "
+                f"{self!r}: its namespace function returned {found!r}; it must return a string of at most "
                 f"{MAX_NAMESPACE} characters, or None."
             )
         return found or ""
@@ -213,7 +213,7 @@ def _note_class_body() -> None:
 def _field_names(names: Any, what: str) -> tuple[str, ...]:
     found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
     if not found or not all(isinstance(each, str) and each for each in found):
-        raise DefinitionError(f'{what}={names!r} must list names of fields, as in ["status"].')
+        raise DefinitionError(f'{what}={names!r} must be a list of field names, as in ["status"].')
     return found
 
 
@@ -230,7 +230,7 @@ def _triggers(trigger: Any, watches: bool, what: str) -> frozenset[EventTrigger]
             f"{what}: trigger={trigger!r} must be EventTrigger.CREATE, UPDATE or DELETE, or a list of them."
         )
     if watches and EventTrigger.UPDATE not in found:
-        raise DefinitionError(f"{what}: watch_fields= says which updates count; add EventTrigger.UPDATE to trigger=.")
+        raise DefinitionError(f"{what}: watch_fields= needs updates; add EventTrigger.UPDATE to trigger=.")
     return found
 
 
@@ -248,7 +248,7 @@ class Declared:
         return entity.pk if link is None else getattr(entity, link.attname)
 
     def entity_id_of(self, entity: models.Model) -> str:
-        """Return the owner's primary key of ``entity`` as the text that is stored."""
+        """Return the owner's primary key of ``entity`` as the string that is stored."""
         return entity_id_of(self.owner, self.pk_of(entity))
 
 
@@ -256,8 +256,8 @@ MAX_ENTITY_ID = 255
 
 
 def entity_id_of(model: type[models.Model], pk: Any) -> str:
-    """Return ``pk`` as the text that is stored of it: one for each row, however it is written (a UUID in upper case, a
-    Decimal with fewer places). Raises ``DefinitionError`` for a text that is longer than the column."""
+    """Return ``pk`` as the string that is stored: one for each row, also for a UUID in upper case or for a Decimal with
+    fewer places. Raises ``DefinitionError`` for a string that is longer than the column."""
     field: Any = model._meta.pk
     while field.is_relation:
         field = field.target_field
@@ -268,15 +268,14 @@ def entity_id_of(model: type[models.Model], pk: Any) -> str:
     text = str(pk)
     if len(text) > MAX_ENTITY_ID:
         raise DefinitionError(
-            f"{model._meta.label} declares events, and its primary key {text[:40]!r}... has {len(text)} characters; "
-            f"those of entities with events have at most {MAX_ENTITY_ID}. Use a shorter key."
+            f"{model._meta.label} declares events, and the primary key {text[:40]!r}... has {len(text)} characters. "
+            f"A model with events needs primary keys of at most {MAX_ENTITY_ID} characters."
         )
     return text
 
 
 def stored_entity_id(model: type[models.Model]) -> Any:
-    """Return an expression for what ``entity_id_of`` stores of the primary key, to compare rows where they are. None:
-    only Python knows that."""
+    """Return a database expression for what ``entity_id_of`` stores of the primary key; None: only Python knows it."""
     field: Any = model._meta.pk
     while field.is_relation:
         field = field.target_field
@@ -291,7 +290,7 @@ def stored_entity_id(model: type[models.Model]) -> Any:
 
 
 def listed(model: type[models.Model]) -> list[EventDefinition]:
-    """Return what ``model.events`` lists. A relation or manager of that name is not meant, and gives nothing."""
+    """Return the definitions in ``model.events``; none where that is a relation or a manager."""
     events = getattr(model, "events", None)
     if not isinstance(events, list | tuple):
         return []
@@ -302,7 +301,7 @@ _declarations: dict[type[models.Model], tuple[Declared, ...]] = {}
 
 
 def declared_on(model: type[models.Model]) -> tuple[Declared, ...]:
-    """Return the events that saving an instance of ``model`` may concern, in the order of their definition."""
+    """Return the events that a save of a ``model`` instance may affect, in the order of their definition."""
     found = _declarations.get(model)
     if found is None:
         found = _declarations[model] = tuple(_declared(model))
@@ -325,7 +324,7 @@ _sources: dict[str, list[Declared]] = {}
 
 
 def forget_declarations() -> None:
-    """Read ``events`` lists again: a model was added."""
+    """Forget what was read from the ``events`` lists, because a model was added."""
     _declarations.clear()
     _by_name.clear()
     _sources.clear()
@@ -359,12 +358,12 @@ def declared_events() -> dict[str, list[Declared]]:
 
 
 def sources_of(pattern: str) -> list[Declared]:
-    """Return the declarations whose events a subscriber to ``pattern`` may hear."""
+    """Return the declarations whose events a subscriber to ``pattern`` may get."""
     found = _sources.get(pattern)
     if found is None:
         known = declared_events().items()
         found = [each for name, declared in known if overlap(pattern, name) for each in declared]
-        if len(_sources) < 10_000:  # a wait on a templated name asks for a name of its own
+        if len(_sources) < 10_000:  # each wait on a templated name has another name
             _sources[pattern] = found
     return found
 

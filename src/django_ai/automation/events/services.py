@@ -1,4 +1,4 @@
-"""``EventProcessor``: the façade of older releases. It holds no logic of its own; all of it ends in ``drain``."""
+"""``EventProcessor``: a façade that keeps the API of older releases. All of its methods call ``drain``."""
 
 from __future__ import annotations
 

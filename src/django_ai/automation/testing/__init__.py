@@ -1,7 +1,7 @@
 """For the tests of a project that uses this package: a time machine, and assertions on what happened.
 
-The names are imported when they are first used, so that a root conftest may name ``testing.plugin`` before Django is
-set up. pytest is needed by ``testing.plugin`` alone.
+The names are imported at their first use, so that a root conftest may name ``testing.plugin`` before Django is set up.
+Only ``testing.plugin`` needs pytest.
 """
 
 from __future__ import annotations

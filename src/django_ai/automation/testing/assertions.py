@@ -1,7 +1,7 @@
 """Assertions on what happened: which events occurred, and which runs there are.
 
-They read the tables and nothing else, so they are as good without a time machine. A failure says what did happen. A
-name that nobody declares fails too, also where nothing is expected: a misspelt event never occurs.
+They only read the database, so they work without a time machine too. A failure lists the events that there are. An
+unknown name always fails, even in ``assert_not_occurred``: a misspelt event never occurs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..exceptions import DefinitionError, UnknownAgentError, UnknownWorkflowErro
 from ..workflows.definitions import find_workflow
 from ..workflows.models import WorkflowRun
 
-SHOWN = 20
+MAX_SHOWN_EVENTS = 20
 
 
 def assert_occurred(event_name: str, entity: Model | None = None, *, times: int | None = None) -> None:
@@ -100,7 +100,7 @@ def runs_of(flow: str | type, entity: Model | None = None) -> list[Any]:
 
 
 def _events(event_name: str, entity: Model | None) -> EventQuerySet:
-    """Return the rows of this name. Raises ``AssertionError`` for an event that nobody declares."""
+    """Return the rows of this name. Raises ``AssertionError`` for an event that no model declares."""
     __tracebackhide__ = True
     events = Event.objects.all() if entity is None else Event.objects.filter(_about(entity))
     pattern = pattern_of(event_name)
@@ -119,26 +119,26 @@ def _events(event_name: str, entity: Model | None) -> EventQuerySet:
 
 
 def _about(entity: Model) -> Q:
-    """Return the rows that belong to ``entity``, whichever class of its family it was loaded as."""
+    """Return a condition for the rows that belong to ``entity``, whichever class of its family it is an instance of."""
     if not isinstance(entity, Model):
         raise DefinitionError(f"entity={entity!r} must be a model instance.")
     if entity.pk is None:
         raise DefinitionError(
-            f"entity={entity!r} has no primary key: it was not saved, or it was deleted. Of a deleted one keep a copy "
-            "(copy.copy) from before."
+            f"entity={entity!r} has no primary key: it was not saved, or it was deleted. Save it, or make a "
+            "copy.copy(...) before the deletion."
         )
     return about(entity)
 
 
 def _flow(flow: str | type) -> tuple[type[Model], str]:
-    """Return the model that holds the runs of ``flow``, and the name that it has there."""
+    """Return the model of the runs of ``flow``, and the name that they are stored under."""
     agents = _agent_runs()
     if isinstance(flow, type):
         if "__workflow__" in flow.__dict__:
             return WorkflowRun, flow.__dict__["__workflow__"].name
         if "__agent__" in flow.__dict__ and agents is not None:
             return agents, flow.__dict__["__agent__"].name
-        raise DefinitionError(f"runs_of({flow!r}): the class is neither a workflow nor an agent.")
+        raise DefinitionError(f"runs_of({flow!r}): the class is neither a workflow nor an agent; decorate it.")
     try:
         return WorkflowRun, find_workflow(flow).name
     except UnknownWorkflowError as unknown:
@@ -153,7 +153,7 @@ def _flow(flow: str | type) -> tuple[type[Model], str]:
 
 
 def _agent_runs() -> type[Model] | None:
-    """Return the model of agents' runs, where agents are installed."""
+    """Return the model of agents' runs, or None if agents are not installed."""
     if not apps.is_installed("django_ai.automation.agents"):
         return None
     from ..agents.models import AgentRun
@@ -170,14 +170,14 @@ def _of(entity: Model | None) -> str:
 
 
 def _story(entity: Model | None) -> str:
-    """Say which events there are."""
+    """Return a list of the events that there are, as text."""
     rows = Event.objects.all() if entity is None else Event.objects.filter(_about(entity))
-    found = list(rows.order_by("pk")[: SHOWN + 1])
+    found = list(rows.order_by("pk")[: MAX_SHOWN_EVENTS + 1])
     if not found:
         return " No event was recorded: was it saved through Django?" if entity else " No event was recorded at all."
-    lines = [_line(row, entity) for row in found[:SHOWN]]
-    if len(found) > SHOWN:
-        lines.append(f"... and {rows.count() - SHOWN} more")
+    lines = [_line(row, entity) for row in found[:MAX_SHOWN_EVENTS]]
+    if len(found) > MAX_SHOWN_EVENTS:
+        lines.append(f"... and {rows.count() - MAX_SHOWN_EVENTS} more")
     return "\nThere is:" + "".join(f"\n  {line}" for line in lines)
 
 

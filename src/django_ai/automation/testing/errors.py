@@ -1,7 +1,7 @@
-"""``ErrorCollector``: what went wrong while a time machine is on, and whether rows are performed in circles.
+"""``ErrorCollector``: the errors while a time machine is active, and whether rows are performed without end.
 
-It listens to the life-cycle signals of the engine. What it hears is kept for ``TimeMachine.errors``, and once for the
-next call that is to raise.
+It listens to the life-cycle signals of the engine. Each error is kept for ``TimeMachine.errors``, and once for the next
+call that raises.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ..exceptions import AutomationError
 from ..queues.models import Wakeable
 from ..queues.signals import attempt_finished, perform_failed, row_parked
 
-TRIES = 10_000
-"""So often may one row be tried without time moving, and so many rounds may there be; ten times that for all rows."""
+MAX_ATTEMPTS_AT_ONE_MOMENT = 10_000
+"""Limit for the attempts of one row and for the rounds, while time stands; ten times that for all rows."""
 
 
 class ParkedRowError(AutomationError, AssertionError):
-    """A row was parked: it needs a person."""
+    """A row was parked: it needs an operator."""
 
 
 class ErrorCollector:
-    """Hears of attempts, failures and parked rows, from ``start`` until ``stop``."""
+    """Collects errors of attempts, other failures and parked rows, from ``start`` until ``stop``."""
 
     def __init__(self) -> None:
         self.errors: list[Exception] = []
@@ -45,26 +45,26 @@ class ErrorCollector:
         row_parked.disconnect(self._parked)
 
     def moved(self) -> None:
-        """Time has moved: what is tried again is tried at another moment."""
+        """Start counting anew: time has moved."""
         self._tries.clear()
         self._rounds = 0
 
     def count_round(self, due_rows: Callable[[], Iterable[Wakeable]]) -> None:
-        """Raise ``AutomationError`` when rows are performed at this moment without end."""
+        """Raise ``AutomationError`` if rows are performed at this moment without end."""
         self._rounds += 1
         most = self._tries.most_common(1)
-        if max(self._rounds, self._tries.total() // 10, *(tries for _, tries in most)) < TRIES:
+        if max(self._rounds, self._tries.total() // 10, *(tries for _, tries in most)) < MAX_ATTEMPTS_AT_ONE_MOMENT:
             return
         rows = {f"{row._meta.label} {row.pk} ({row})" for row in due_rows()}
         rows |= {f"{model._meta.label} {pk}, which was tried {tries} times" for (model, pk), tries in most}
         self.moved()
         raise AutomationError(
-            f"At {timezone.now().isoformat()} there is no end of what is due, and time cannot go on. Look at: "
-            f"{'; '.join(sorted(rows))}. A step that goes to itself, or sleeps for no time at all, does this."
+            f"At {timezone.now().isoformat()} rows are due without end, so time cannot move on. Look at: "
+            f"{'; '.join(sorted(rows))}. The cause may be a step that returns goto to itself, or a sleep of zero."
         )
 
     def settle(self, *, raising: bool) -> None:
-        """Forget what went wrong since the last time, or raise it: one error as it is, several as a group."""
+        """Forget the errors since the last call, or raise them: one as it is, several as a group."""
         fresh, self._fresh = self._fresh, []
         self._failed.clear()
         if not raising or not fresh:
@@ -88,6 +88,6 @@ class ErrorCollector:
         self._failed.add((type(row), row.pk))
 
     def _parked(self, sender: type[Wakeable], row: Wakeable, reason: str, **kwargs: Any) -> None:
-        # Parked by the error of its own attempt: that one says more.
+        # If the error of its own attempt parked it, that error says more.
         if (sender, row.pk) not in self._failed:
             self._fresh.append(ParkedRowError(f"{row} was parked at {timezone.now().isoformat()}: {reason}"))

@@ -1,12 +1,11 @@
-"""``time_machine``: a test lives through days in milliseconds, and everything due on the way happens at its own time.
+"""``time_machine``: days pass in milliseconds, and everything due on the way happens at its own time.
 
-Time stands until the test moves it, for the whole process: ``travel`` below is all that there is of it. On the way to
-its goal ``advance`` stops at each moment at which a row is due and calls ``queues.drain.drain`` with the live clock, as
-a worker does; there is no second path through the engine. What a worker would do in parallel is done here in turn, so
-the order is always the same.
+Time stands for the whole process until the test moves it. ``advance`` stops at each moment at which a row is due and
+calls ``queues.drain.drain``, as a worker does; there is no second path through the engine. Rows that workers would
+perform in parallel are performed one after the other, so the order is always the same.
 
-Inside a ``TestCase`` nothing ever commits, so no hook runs after a commit: what a process does there is due, and done
-by the drain. Hooks that belong to others are left alone.
+In a ``TestCase`` nothing commits, so no ``on_commit`` hook runs: events that would occur in such a hook are due, and
+``drain`` performs them. Other hooks are left alone.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from .errors import ErrorCollector
 
 INSTALL = 'Install it with: pip install "django-ai-automation[testing]"'
 
-BREATH = timedelta(seconds=0.25)
-"""How much real time the drain gets before the machine looks whether it runs in circles."""
+DRAIN_BUDGET = timedelta(seconds=0.25)
+"""Real time for one ``drain``, before the machine checks whether rows are due without end."""
 
 Move = Callable[[datetime], None]
 
@@ -135,7 +134,7 @@ class TimeMachine:
                 machine.advance(relativedelta(days=1))
         """
         if (by is None) == (not units):
-            raise DefinitionError("advance() takes either a timedelta or units, as in advance(days=1, hours=3).")
+            raise DefinitionError("advance() takes a timedelta or units, as in advance(days=1, hours=3), and not both.")
         if by is not None and not isinstance(by, timedelta | relativedelta):
             raise DefinitionError(
                 f"advance({by!r}): give a timedelta, a relativedelta or units, as in advance(days=1, hours=3)."
@@ -171,20 +170,20 @@ class TimeMachine:
         goal = moment_of(target, "advance_to(...)")
         if goal < self.now:
             raise DefinitionError(
-                f"advance_to({goal.isoformat()}) is before {self.now.isoformat()}, where time stands: time only goes "
-                "forward. Start another time_machine(...) for an earlier date."
+                f"advance_to({goal.isoformat()}) is before the present {self.now.isoformat()}: time only goes forward. "
+                "Start another time_machine(...) for an earlier date."
             )
         return self._live(goal, raise_errors)
 
     def _live(self, goal: datetime, raise_errors: bool | None) -> int:
         if draining():
             raise AutomationError(
-                "The time machine was moved by a step, callback or handler. Only the test moves it; a step that wants "
-                "time to pass returns sleep(...)."
+                "The time machine was moved by a step, callback or handler. Only the test may move it; a step that "
+                "shall wait returns sleep(...)."
             )
         performed = self._perform()
         while (due := _next_due()) is not None and due <= goal:
-            # Not later than now: a row that drain could not take, for another connection holds it.
+            # Not before now: a row that another connection has locked is still due.
             self._move(max(due, self.now))
             performed += self._perform()
         self._move(goal)
@@ -202,7 +201,7 @@ class TimeMachine:
             self._is_fresh = False
             _bring_forward(self.now)
         self._collector.count_round(_due_rows)
-        return drain(budget=BREATH)
+        return drain(budget=DRAIN_BUDGET)
 
 
 @contextmanager
@@ -239,7 +238,7 @@ def time_machine(start: datetime | str | None = None, *, raise_errors: bool = Fa
     """
     global _on
     if _on:
-        raise AutomationError("A time machine is on already, and there is only one time. Move that one.")
+        raise AutomationError("Another time machine is on already: leave its block first, or move that one.")
     moment = timezone.now() if start is None else moment_of(start, "time_machine(...)")
     with _travelling() as travel:
         travel(moment)
@@ -266,7 +265,7 @@ def _travelling() -> Iterator[Move]:
     except ImportError as error:
         raise ImportError(f"time_machine() needs the package time-machine. {INSTALL}") from error
     if (found := version("time-machine")).startswith(("1.", "2.")):
-        # Before 3.0 it stopped time.monotonic too, and a drain with a budget would never come to its end.
+        # Before 3.0 it stopped time.monotonic too, and a drain with a budget would never end.
         raise ImportError(f"time_machine() needs the package time-machine >= 3, and {found} is installed. {INSTALL}")
     epoch = datetime.fromtimestamp(0, UTC)
     with library.travel(0, tick=False) as traveller:
@@ -282,14 +281,16 @@ def _travelling() -> Iterator[Move]:
 
 
 def moment_of(value: datetime | str, what: str) -> datetime:
-    """Return ``value``, a datetime or an ISO text, as a moment in time. Raises ``NaiveDatetimeError`` and
-    ``DefinitionError``."""
+    """Return ``value``, a datetime or a string in ISO format, as a moment in time.
+
+    Raises ``NaiveDatetimeError`` and ``DefinitionError``.
+    """
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError as error:
             raise DefinitionError(
-                f'{what}: {value!r} is no ISO date; write it as in "2030-01-07T12:00+01:00".'
+                f'{what}: {value!r} is not an ISO date; write it as in "2030-01-07T12:00+01:00".'
             ) from error
     moment = aware(value, what)
     if not settings.USE_TZ and timezone.is_aware(moment):
@@ -302,8 +303,7 @@ def _next_due() -> datetime | None:
 
 
 def _bring_forward(now: datetime) -> None:
-    """Make immediate events due that were saved at a later time than ``now``: for the whole class, before the machine
-    was switched on."""
+    """Make immediate events due that were saved later than ``now``, in ``setUpTestData`` before the machine started."""
     for event in Event.objects.filter(status=EventStatus.PENDING, armed=True, event_created_at__gt=now, attempt=0):
         definition = event.definition
         if definition is not None and not definition.is_scheduled:
@@ -311,6 +311,6 @@ def _bring_forward(now: datetime) -> None:
 
 
 def _due_rows() -> list[Any]:
-    """Return some of the rows that are due now, for a message."""
+    """Return some of the rows that are due now, for an error message."""
     now = timezone.now()
     return [row for model in due_models(now) for row in model._base_manager.filter(wake_at__lte=now)[:5]]

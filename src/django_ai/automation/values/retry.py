@@ -1,4 +1,4 @@
-"""``Retry``: how often and how patiently to try again. Pure arithmetic, no state: the tries are counted on the row."""
+"""``Retry``: when and how often to retry. Pure arithmetic: the attempts are counted on the row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from ..exceptions import DefinitionError
 
-LONGEST = timedelta(minutes=5)
+DEFAULT_MAX_DELAY = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +31,23 @@ class Retry:
 
     max_attempts: int = 3
     base_delay: timedelta = timedelta(seconds=1)
-    max_delay: timedelta = LONGEST
+    max_delay: timedelta = DEFAULT_MAX_DELAY
     backoff_factor: float = 2
 
     def __post_init__(self) -> None:
         if type(self.max_attempts) is not int or self.max_attempts < 1:
             raise DefinitionError(
-                f"Retry(max_attempts={self.max_attempts!r}): give a whole number of tries, 1 or more "
-                "(the first try counts)."
+                f"Retry(max_attempts={self.max_attempts!r}): give a whole number of attempts, 1 or more "
+                "(the first attempt counts)."
             )
         for name in ("base_delay", "max_delay"):
             value = getattr(self, name)
             if not isinstance(value, timedelta) or value < timedelta(0):
                 raise DefinitionError(f"Retry({name}={value!r}): give a timedelta of zero or more.")
-        if self.base_delay > self.max_delay != LONGEST:
+        if self.base_delay > self.max_delay != DEFAULT_MAX_DELAY:
             raise DefinitionError(
-                f"Retry(base_delay={self.base_delay!r}) is longer than its max_delay={self.max_delay!r}."
+                f"Retry(base_delay={self.base_delay!r}, max_delay={self.max_delay!r}): max_delay= must not be shorter "
+                "than base_delay=."
             )
         if not isinstance(self.backoff_factor, int | float) or not 1 <= self.backoff_factor < float("inf"):
             raise DefinitionError(f"Retry(backoff_factor={self.backoff_factor!r}): give a number of 1 or more.")

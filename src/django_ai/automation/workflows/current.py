@@ -1,4 +1,4 @@
-"""The Context of the step that runs now: the same object behind ``get_context()`` and ``self.context``."""
+"""What the code of a step can ask for: its Context, its run, and why it was entered."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Wake:
 
 
 class View(NamedTuple):
-    """What the code of a step sees. ``instance``: of the workflow's class, with the Context."""
+    """What the code of the current step can read. ``instance``: an object of the workflow's class, with the Context."""
 
     instance: Any
     wake: Wake
@@ -75,7 +75,7 @@ class View(NamedTuple):
 def _view(what: str) -> View:
     current = current_run(KIND)
     if current is None:
-        raise RuntimeError(f"{what} has a value only inside a step of a workflow.")
+        raise RuntimeError(f"{what} works only inside a step of a workflow.")
     view: View = current.view
     return view
 

@@ -85,13 +85,13 @@ class WorkflowDefinition:
             raise UnknownStepError(f"Workflow {self.name!r} has no step {name!r}. {hint}")
         if isinstance(name, StepName) and not self._has(name):
             raise UnknownStepError(
-                f"Workflow {self.name!r} was sent to {name.function.__qualname__}, which is another class's step; its "
-                f"own {name!r} is another. Write self.{name}."
+                f"Workflow {self.name!r} has another step {name!r} than {name.function.__qualname__}, which belongs to "
+                f"another class. Write self.{name}."
             )
         return found
 
     def _has(self, name: StepName) -> bool:
-        """Return whether the step that ``name`` was made of is one of this class, or of those that it inherits from."""
+        """Return whether the step that ``name`` was made of belongs to this class or to one of its bases."""
         return any(each.__dict__.get(name) is name.function for each in self.cls.__mro__)
 
     def retry_of(self, step: StepDefinition) -> Retry:
@@ -104,7 +104,7 @@ class WorkflowDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start(Subscription):
-    """What starts an event workflow. With an offset its planned run is the timer."""
+    """The subscription of an event workflow. With an offset, its planned run is the timer."""
 
     is_told = False
 
@@ -132,29 +132,29 @@ def find_workflow(name: str, version: str | None = None) -> WorkflowDefinition:
 
 
 def workflow_of(run: WorkflowRun) -> WorkflowDefinition:
-    """Return the definition that ``run`` goes on with: its own version, or where that is gone the newest, if it has a
-    ``migrate_context`` or the run has no Context yet.
+    """Return the definition that ``run`` continues with: its own version; if that is gone, the newest, provided that it
+    has a ``migrate_context`` or that the run has no Context yet.
 
     Raises ``UnknownWorkflowError``, which names the fix.
     """
     versions = _registry.get(run.name)
     if not versions:
         near = get_close_matches(run.name, _registry, n=1, cutoff=0.75)
-        hint = f" Is it {near[0]!r} now? Then" if near else " If it goes by another name now,"
+        hint = f" Was it renamed to {near[0]!r}? Then" if near else " If it was renamed,"
         raise UnknownWorkflowError(
-            f"{run}: no workflow is called {run.name!r}.{hint} give that name={run.name!r}; else bring the class back. "
-            "Then this goes on by itself."
+            f"{run}: no workflow is called {run.name!r}.{hint} give that class name={run.name!r}; else restore the "
+            "class. The run then resumes automatically."
         )
     if run.version in versions:
         return versions[run.version]
     newest = find_workflow(run.name)
     gone = f"{run}: workflow {run.name!r} has no version {run.version!r}; it has {', '.join(map(repr, versions))}."
     if is_newer(run.version, newest.version):
-        raise UnknownWorkflowError(f"{gone} The run is of a newer release than this worker, which leaves it to others.")
+        raise UnknownWorkflowError(f"{gone} A worker of the newer release performs the run.")
     if newest.migrate is None and not run.has_no_context:
         raise UnknownWorkflowError(
             f"{gone} Keep the old class, with version={run.version!r}, until its runs have ended, or give the newest a "
-            "migrate_context(data, from_version); then this goes on by itself."
+            "migrate_context(data, from_version). The run then resumes automatically."
         )
     return newest
 
@@ -164,7 +164,7 @@ def all_workflows() -> list[WorkflowDefinition]:
 
 
 def newest_workflows() -> list[WorkflowDefinition]:
-    """Return the newest version of each workflow: the one that new runs get."""
+    """Return the newest version of each workflow, which new runs use."""
     return [versions[max(versions, key=version_order)] for versions in _registry.values()]
 
 
@@ -188,7 +188,7 @@ def unregister(definition: WorkflowDefinition) -> None:
 
 
 def _subscribe(name: str) -> None:
-    """Let the newest version of a workflow, and no other, start with what it declares."""
+    """Subscribe the newest version of a workflow to its event, and no other version."""
     newest = find_workflow(name) if name in _registry else None
     declared = []
     if newest is not None and newest.event_name is not None:
@@ -371,12 +371,12 @@ def _register(
     starts = [each.name for each in steps.values() if each.start]
     if len(starts) != 1:
         raise DefinitionError(
-            f"{what}: exactly one step must be the first, with @step(start=True); "
-            + (f"these are: {', '.join(map(repr, starts))}." if starts else "none is.")
+            f"{what}: exactly one step must have start=True, as in @step(start=True); "
+            + (f"these have it: {', '.join(map(repr, starts))}." if starts else "none has it.")
         )
     hooks = [attribute for attribute in dir(cls) if getattr(getattr(cls, attribute), "__on_fail__", False)]
     if len(hooks) > 1:
-        raise DefinitionError(f"{what}: only one method can be @on_fail; these are: {', '.join(map(repr, hooks))}.")
+        raise DefinitionError(f"{what}: only one method can be @on_fail, and these are: {', '.join(map(repr, hooks))}.")
     if hooks:
         _check_hook(inspect.getattr_static(cls, hooks[0]), f"{what}: @on_fail")
     definition = WorkflowDefinition(
@@ -394,7 +394,7 @@ def _register(
     previous = _registry.get(name, {}).get(definition.version)
     if previous is not None and not is_redefinition(previous.cls, cls):
         raise DefinitionError(
-            f"{what}: the name {name!r} (version {definition.version}) is taken by "
+            f"{what}: the name {name!r} (version {definition.version}) belongs to "
             f"{previous.cls.__module__}.{previous.cls.__qualname__}. Give one of them another name= or version=."
         )
     register(definition)
@@ -402,7 +402,7 @@ def _register(
 
 
 def _check_hook(method: Any, what: str) -> None:
-    """Raise ``DefinitionError`` if what the class keeps as its ``@on_fail`` cannot be called with the error."""
+    """Raise ``DefinitionError`` if the ``@on_fail`` method of a class cannot be called with the error."""
     if inspect.isfunction(method):
         check_parameters(method, what, "self", "error")
     elif isinstance(method, classmethod):
@@ -417,7 +417,7 @@ def _steps_of(cls: type) -> dict[str, StepDefinition]:
         definition = getattr(inspect.getattr_static(cls, attribute), "__step__", None)
         if definition is not None:
             if len(attribute) > 200:
-                raise DefinitionError(f"{cls.__qualname__}: the step name {attribute!r} is too long.")
+                raise DefinitionError(f"{cls.__qualname__}: the step name {attribute!r} is longer than 200 characters.")
             found[attribute] = replace(definition, name=attribute)
     return found
 

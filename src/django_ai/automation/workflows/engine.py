@@ -1,4 +1,4 @@
-"""``engine``: what code outside a workflow says to it: start, signal, cancel, resume."""
+"""``engine``: how code outside a workflow starts, signals, cancels and resumes runs."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Engine:
         text = encode(dict(payload or {}), f"The payload of the signal {name!r}")
         run_pk = run.pk if isinstance(run, WorkflowRun) else run
         if run_pk is not None:
-            _find(run_pk)  # a reference to no row would be refused, on PostgreSQL by the caller's COMMIT
+            _find(run_pk)  # else PostgreSQL would refuse the reference at the caller's COMMIT
         now, cause = timezone.now(), current_cause()
         signal = Signal.objects.create(
             name=name,
@@ -140,7 +140,7 @@ class Engine:
                 engine.handle_event_occurred(Event.objects.get(pk=event_id))
         """
         if event.status != EventStatus.PROCESSED:
-            raise DefinitionError(f"{event} is {event.status}; only an event that has occurred starts workflows.")
+            raise DefinitionError(f"{event} is {event.status}; only an event that has occurred can start workflows.")
         WorkflowSubscriber().occurred([event], timezone.now())
 
     def cancel(self, run: WorkflowRun | int, reason: str = "Cancelled.") -> bool:
@@ -219,7 +219,7 @@ def _find(pk: int) -> WorkflowRun:
     found = WorkflowRun.objects.filter(pk=pk).first()
     if found is None:
         raise UnknownRunError(
-            f"There is no workflow run #{pk}. It was removed (RETENTION_RUNS), or its transaction has not committed."
+            f"There is no workflow run #{pk}: it was removed (RETENTION_RUNS), or its transaction has not committed."
         )
     return found
 

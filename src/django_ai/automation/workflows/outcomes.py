@@ -1,7 +1,7 @@
-"""What a step returns: frozen values that say what comes next. ``transitions`` turns one into a change of the run.
+"""Outcomes, the frozen values that a step returns; ``transitions`` turns one into a change of the run.
 
-A target is the name of a step or the step itself (``self.finish``). Wrong arguments are refused when the outcome is
-made, inside the step, with the value and the fix.
+A target is the name of a step or the step itself (``self.finish``). Invalid arguments raise inside the step, when the
+outcome is made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Target: TypeAlias = str | Callable[..., Any]
 
 
 class StepName(str):
-    """The name of a step that was given as the step itself: ``function`` says whose it is."""
+    """The name of a step that was given as the step itself: ``function`` tells which class it belongs to."""
 
     function: Any
 
@@ -37,7 +37,7 @@ class StepName(str):
 
 
 def target_name(target: Any, what: str) -> str:
-    """Return the name of a step that is given as a text or as the step itself."""
+    """Return the name of a step that is given as a string or as the step itself."""
     if isinstance(target, str) and target:
         return target
     definition = getattr(target, "__step__", None)
@@ -45,7 +45,7 @@ def target_name(target: Any, what: str) -> str:
         return StepName(definition.name, getattr(target, "__func__", target))
     if callable(target) and hasattr(target, "__name__"):
         raise DefinitionError(f"{what}: {target.__name__!r} is not a step; decorate it with @step().")
-    raise DefinitionError(f"{what}: {target!r} is neither the name of a step nor a step; write self.my_step.")
+    raise DefinitionError(f"{what}: {target!r} is neither a step nor the name of one; write self.my_step.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """``event``: the name of an Event to wait for; else ``signal`` is a channel of the project's own."""
+    """``event``: the name of the event to wait for; if None, ``signal`` is a signal of the project."""
 
     signal: str
     event: str | None = None
@@ -144,7 +144,7 @@ def sleep(duration: timedelta | None = None, *, until: datetime | None = None, t
                 return sleep(timedelta(days=1))
     """
     if (duration is None) == (until is None):
-        raise DefinitionError("sleep() takes either a duration (a timedelta) or until= (a datetime).")
+        raise DefinitionError("sleep() takes either a duration (a timedelta) or until= (a datetime), and not both.")
     if duration is not None and (not isinstance(duration, timedelta) or duration < timedelta(0)):
         raise DefinitionError(f"sleep({duration!r}): give a timedelta of zero or more, as in timedelta(seconds=5).")
     if until is not None:
@@ -153,9 +153,9 @@ def sleep(duration: timedelta | None = None, *, until: datetime | None = None, t
 
 
 def check_name(name: Any, what: str) -> None:
-    """Raise ``DefinitionError`` unless ``name`` is a text that names a signal or an event in every database."""
+    """Raise ``DefinitionError`` unless ``name`` is a string that every database can store as a name."""
     if not isinstance(name, str) or not 0 < len(name) <= 200 or storable(name) != name:
-        raise DefinitionError(f"{what}: a name is a text of 1 to 200 characters without NUL or surrogates.")
+        raise DefinitionError(f"{what}: a name is a string of 1 to 200 characters without NUL or surrogates.")
 
 
 def _wait(
@@ -173,11 +173,11 @@ def _wait(
     if event is not None:
         check_expression(event, f"{what}({name!r})")
         if is_pattern(event):
-            raise DefinitionError(f"{what}({name!r}): a wait is for one event; name it, without '*'.")
+            raise DefinitionError(f"{what}({name!r}): a wait is for one event; name it without '*'.")
     if timeout is not None and (not isinstance(timeout, timedelta) or timeout < timedelta(0)):
         raise DefinitionError(f"{what}({name!r}): timeout={timeout!r} must be a timedelta of zero or more.")
     if on_timeout is not None and timeout is None:
-        raise DefinitionError(f"{what}({name!r}): on_timeout= needs a timeout=, or it is never reached.")
+        raise DefinitionError(f"{what}({name!r}): on_timeout= needs timeout=.")
     return Wait(
         signal=signal,
         event=event,
@@ -426,7 +426,7 @@ def fail(reason: str) -> Fail:
                 return goto(self.print_label)
     """
     if not isinstance(reason, str) or not reason.strip():
-        raise DefinitionError(f"fail({reason!r}): give a reason that a person can read.")
+        raise DefinitionError(f"fail({reason!r}): give a reason for the operator, as a string.")
     return Fail(reason)
 
 
