@@ -17,7 +17,7 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from django_ai.automation import AgentManager, agent, claims, handler
-from django_ai.automation.agents import mailbox, runner, spawning, subscriber
+from django_ai.automation.agents import activation, mailbox, runner, subscriber
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.conf import conf
 from django_ai.automation.events import occurrence
@@ -226,7 +226,7 @@ def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
 
 BORN = [
     (runner, "begin", "before"),
-    (spawning, "keys_of", "before"),
+    (activation, "keys_of", "before"),
     (runner, "catch_up", "before"),  # its routes have committed, and it has not looked back
     (runner, "catch_up", "after"),  # it has looked back, and does not say so yet
     (runner, "pending_in", "before"),
@@ -260,7 +260,7 @@ def test_events_that_occur_while_an_agent_comes_to_life(companion, monkeypatch, 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_events_that_occur_between_install_and_commit(companion, monkeypatch, moment):
     booking = book()
-    acted = once(monkeypatch, spawning, "install", **{moment: lambda: born_meanwhile(booking)})
+    acted = once(monkeypatch, activation, "install", **{moment: lambda: born_meanwhile(booking)})
     drain()
     assert acted
     assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]

@@ -8,7 +8,7 @@ import pytest
 from django.db import transaction
 
 from django_ai.automation import AgentManager, agent, handler
-from django_ai.automation.agents import spawning
+from django_ai.automation.agents import activation
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.runtimes.tasks import poll_due
@@ -89,7 +89,7 @@ def handled_by_a_new_one(first, second):
 def test_16_the_one_that_lives_ends_before_it_is_given_the_event(second, monkeypatch, moment):
     """The second booking's agent was refused its place, and then the place is free."""
     first, living, booking = second
-    once(monkeypatch, spawning, "taken_by", **{moment: lambda: AgentManager.complete(living.pk)})
+    once(monkeypatch, activation, "taken_by", **{moment: lambda: AgentManager.complete(living.pk)})
     drain()
     handled_by_a_new_one(first, booking)
 
@@ -97,7 +97,7 @@ def test_16_the_one_that_lives_ends_before_it_is_given_the_event(second, monkeyp
 def test_16_the_one_that_lives_moves_to_another_match_before_it_is_given_the_event(second, monkeypatch):
     _, living, booking = second
     place = AgentRoute.objects.filter(unique_key__isnull=False)
-    once(monkeypatch, spawning, "taken_by", after=lambda: place.update(unique_key="another", key="another"))
+    once(monkeypatch, activation, "taken_by", after=lambda: place.update(unique_key="another", key="another"))
     drain()
     (new,) = AgentRun.objects.exclude(pk=living.pk)
     assert (new.status, new.event.entity) == ("active", booking)
@@ -106,7 +106,7 @@ def test_16_the_one_that_lives_moves_to_another_match_before_it_is_given_the_eve
 
 def test_16_the_one_that_lives_ends_with_the_event_in_its_mailbox(second, monkeypatch):
     first, living, _ = second
-    once(monkeypatch, spawning, "touch", before=lambda: AgentManager.complete(living.pk))
+    once(monkeypatch, activation, "touch", before=lambda: AgentManager.complete(living.pk))
     drain()
     assert [run.status for run in agents()] == ["completed"]
     assert effects() == [f"created {first.pk}"]
@@ -117,13 +117,13 @@ def test_16_the_one_that_lives_ends_with_the_event_in_its_mailbox(second, monkey
 def test_16_the_end_of_the_one_that_lives_waits_for_the_event_that_it_is_given(second, monkeypatch):
     """It cannot end between the look at who lives and the commit of what that one is given: nobody would have it."""
     _, living, _ = second
-    ends, put = [], spawning.put
+    ends, put = [], activation.put
 
     def give(executions):
         ends.append(Behind(lambda: AgentManager.complete(living.pk)))
         put(executions)
 
-    monkeypatch.setattr(spawning, "put", give)
+    monkeypatch.setattr(activation, "put", give)
     drain()
     assert [end.join() for end in ends] == [True]
     assert [run.status for run in agents()] == ["completed"]

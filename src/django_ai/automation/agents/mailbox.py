@@ -8,7 +8,7 @@ process dies in between, the event is told again, or the sweep (``wake_forgotten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from django.db.models import F, Q
@@ -58,3 +58,13 @@ def wake_forgotten(now: datetime) -> int:
     touch(pks)
     ended = list(due.filter(run__status__in=FINISHED).values_list("pk", flat=True)[:10_000])
     return len(pks) + cancel_executions(HandlerExecution.objects.filter(pk__in=ended), now)
+
+
+GIVEN = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED)
+"""What has become of an event that an agent had; one that was cancelled with its agent was not had."""
+
+
+def had(singleton: str, events: Collection[int], but: AgentRun) -> set[int]:
+    """Return which of ``events`` other lives of a singleton have had, and may have ended with."""
+    rows = HandlerExecution.objects.filter(event__in=events, run__singleton=singleton, status__in=GIVEN)
+    return set(rows.exclude(run=but.pk).values_list("event", flat=True))

@@ -34,12 +34,13 @@ from ..state.versions import restore
 from ..values.clock import Clock
 from ..values.failures import Raised
 from ..values.text import trace_of
+from .activation import begin
+from .catch_up import catch_up
 from .definitions import AgentDefinition, HandlerDefinition, agent_of
 from .ending import KIND, clear_up
 from .mailbox import pending_in
 from .models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus, touch
 from .routing import Keys, fingerprint, keys_of, reroute, singleton_key
-from .spawning import begin, catch_up
 from .transitions import Decision, Returned, Skipped, State, Unknown, decide
 
 

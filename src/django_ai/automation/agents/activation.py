@@ -1,0 +1,138 @@
+"""Activation: a worker makes the Context of a PENDING agent and writes its routes, in one transaction.
+
+Code that spawns a singleton knows its key and its Context at once. Where another agent is active for that key, the
+caller inserts a PENDING row with both, so that no lock is held until the caller commits. A worker that finds the key of
+a PENDING agent taken moves its event into the mailbox of the active agent and deletes the row. One transaction does
+both, and it keeps the active agent from ending meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from django.db import transaction
+from pydantic import BaseModel
+
+from ..conf import conf
+from ..db.locks import locked
+from ..db.writer import alias_of
+from ..events.models import Event
+from ..events.subscribers import Notification
+from ..exceptions import RedirectedToSingletonError, SingletonTakenError
+from ..queues.attempt import Progress, attempt
+from ..queues.causation import CurrentRun, Owner
+from ..queues.lease import advance, release
+from ..state.contexts import dump_context
+from ..state.versions import restore
+from ..values.clock import Clock
+from ..values.failures import Raised
+from ..values.text import trace_of
+from .catch_up import spawning_executions
+from .definitions import AgentDefinition
+from .delivery import executions_for
+from .ending import KIND
+from .mailbox import had, put
+from .models import AgentRun, AgentStatus, HandlerExecution, touch
+from .routing import Keys, fingerprint, install, keys_of, singleton_key, taken_by
+
+
+def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
+    """Make the Context of a PENDING agent and write its routes; return whether it lives now, in this worker's hands."""
+    keys: list[str | None] = []
+
+    def work() -> Progress:
+        context = _context_of(run, definition)
+        keys.append(singleton_key(definition, run, context))
+        return _living(run, definition, context, keys[-1])
+
+    def rescue(error: Exception) -> Progress:
+        if isinstance(error, RedirectedToSingletonError):
+            return Progress({"status": AgentStatus.PENDING})
+        return _not_spawned(run, definition, error, clock())
+
+    committed = attempt(
+        run,
+        work,
+        rescue,
+        current=CurrentRun(
+            f"agent:{run.pk}:create_context",
+            run.depth,
+            f"agent:{run.call_key}",
+            Owner(KIND, run.pk, definition.namespace),
+        ),
+        atomic=True,
+        timeout=conf().STEP_TIMEOUT,
+        clock=clock,
+    )
+    if not committed or run.lease is None:
+        return False
+    if run.status == AgentStatus.ACTIVE:
+        return True
+    hand_over(run, definition, keys[-1] or "", clock)
+    return False
+
+
+def _context_of(run: AgentRun, definition: AgentDefinition) -> BaseModel:
+    if run.singleton:  # spawned by hand: it was made by the caller
+        return restore(definition, run.data, run.version, str(run)).context
+    return definition.make_context(run.event)
+
+
+def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel, singleton: str | None) -> Progress:
+    keys = keys_of(definition, run, context)
+    if singleton is not None and run.event_id is not None and had(singleton, [run.event_id], run):
+        raise RedirectedToSingletonError(f"The event that spawns {run} was given to another {run.name!r}.")
+    changes = {
+        "status": AgentStatus.ACTIVE,
+        "version": definition.version,
+        "data": dump_context(context, f"The Context of {definition.name}"),
+        "routing": fingerprint(definition),
+        "singleton": singleton or "",
+        "attempt": 0,
+        "error": "",
+    }
+    return Progress(changes, None, (lambda: _take_place(run, keys, singleton),))
+
+
+def _take_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
+    try:
+        install(run, keys, singleton)
+    except SingletonTakenError as error:
+        raise RedirectedToSingletonError(str(error)) from error
+
+
+def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
+    text = trace_of(error)
+    delay = Raised(error, text).delay(definition.default_retry, run.attempt + 1)
+    changes = {"attempt": run.attempt + 1, "error": text, "lease": None}
+    if delay is None:
+        changes |= {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None}
+        return Progress(changes, failed=(run, text))
+    return Progress(changes | {"wake_at": now + delay})
+
+
+def hand_over(run: AgentRun, definition: AgentDefinition, key: str, clock: Clock) -> None:
+    """Move the event of a PENDING agent whose place is taken into the mailbox of the one that lives, and delete it."""
+    holder, event, is_given = taken_by(key), run.event, True
+    with transaction.atomic(using=alias_of(AgentRun)):
+        if event is not None and not had(key, [event.pk], run):
+            # Locked, it can neither end nor change its key before this has committed.
+            living = locked(AgentRun.objects.unfinished().filter(pk=holder or 0)).first()
+            is_given = living is not None and taken_by(key) == holder
+            if living is not None and is_given:
+                put([*spawning_executions(living.pk, definition, event, clock()), *_told(living.pk, event, clock())])
+        if is_given:
+            advance(run, {"wake_at": None, "lease": None})
+            AgentRun.objects.filter(pk=run.pk).delete()
+        else:
+            release(run, clock())  # the other has ended this instant: once more, to take its place
+    if holder is not None:
+        touch([holder])
+
+
+def _told(run_pk: int, event: Event, now: datetime) -> Iterator[HandlerExecution]:
+    news = [
+        Notification(event, milestone) for milestone in ("", *event.came) if milestone or event.occurred_at is not None
+    ]
+    return executions_for(news, now, only=run_pk)
