@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, event_workflow, get_wake, step, wait, wait_for_event, workflow
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import arrivals, runner, waits
+from django_ai.automation.workflows import arrivals, run_session, waits
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.apps.reservations.models import Effect, Reservation
 
@@ -125,7 +125,7 @@ class TestSignals:
 
     def test_11_the_worker_dies_between_registration_and_look(self, monkeypatch):
         run = engine.start("race:signal")
-        monkeypatch.setattr(runner, "settle", lambda *args: None)
+        monkeypatch.setattr(run_session, "settle", lambda *args: None)
         drain()
         monkeypatch.undo()
         run.refresh_from_db()

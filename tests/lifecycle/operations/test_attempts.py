@@ -16,7 +16,7 @@ from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import attempt as attempt_module
 from django_ai.automation.queues.attempt import ShutdownInterrupt
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import runner
+from django_ai.automation.workflows import run_session
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.apps.reservations.models import Effect, Reservation
 from tests.support.fault_injection import database_failure
@@ -108,7 +108,7 @@ def test_the_end_of_the_process_gives_the_row_back(end, losses):
 
 
 def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypatch):
-    enter = runner.RunSession.enter
+    enter = run_session.RunSession.enter
 
     def enter_the_first(walk, entry):
         if entry.step.name == "two":
@@ -116,7 +116,7 @@ def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypat
         return enter(walk, entry)
 
     run = engine.start("attempt:quiet")
-    monkeypatch.setattr(runner.RunSession, "enter", enter_the_first)
+    monkeypatch.setattr(run_session.RunSession, "enter", enter_the_first)
     with pytest.raises(ShutdownInterrupt):
         drain()
     run.refresh_from_db()

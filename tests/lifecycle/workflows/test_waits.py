@@ -229,17 +229,17 @@ def test_a_process_that_dies_between_commit_and_telling_leaves_it_to_a_worker(cl
 
 
 def test_a_worker_that_dies_after_registering_and_before_looking(clock, work, monkeypatch):
-    from django_ai.automation.workflows import runner
+    from django_ai.automation.workflows import run_session
 
     waiter()
-    settle = runner.settle
-    monkeypatch.setattr(runner, "settle", lambda *args: None)
+    settle = run_session.settle
+    monkeypatch.setattr(run_session, "settle", lambda *args: None)
     run = engine.start("waiter")
     engine.signal("bell", run=run)
     Signal.objects.update(wake_at=None)  # delivered while the run was in hand: it stays in the inbox
     work()
     assert status(run) == "suspended"
-    monkeypatch.setattr(runner, "settle", settle)
+    monkeypatch.setattr(run_session, "settle", settle)
     clock.tick(timedelta(seconds=11))
     work()
     assert status(run) == "completed"
@@ -247,17 +247,17 @@ def test_a_worker_that_dies_after_registering_and_before_looking(clock, work, mo
 
 @pytest.mark.parametrize("seconds", [1, 100])
 def test_a_worker_that_dies_before_it_has_looked_makes_no_timeout_of_what_had_come(seconds, clock, work, monkeypatch):
-    from django_ai.automation.workflows import runner
+    from django_ai.automation.workflows import run_session
 
     waiter(outcome=lambda self: wait("bell", timeout=seconds * SECOND, on_timeout="other"))
-    settle = runner.settle
-    monkeypatch.setattr(runner, "settle", lambda *args: None)
+    settle = run_session.settle
+    monkeypatch.setattr(run_session, "settle", lambda *args: None)
     run = engine.start("waiter")
     engine.signal("bell", run=run)
     Signal.objects.update(wake_at=None)  # delivered while the run was in hand: it stays in the inbox
     work()
     assert status(run) == "suspended"
-    monkeypatch.setattr(runner, "settle", settle)
+    monkeypatch.setattr(run_session, "settle", settle)
     clock.tick(timedelta(seconds=200))
     work()
     assert (status(run), effects()) == ("completed", ["signal"])

@@ -24,8 +24,9 @@ from ..queues.lease import advance
 from ..queues.positions import allocate, is_folded, record_arrivals
 from ..values.clock import Clock
 from .current import WakeReason
-from .models import EVENT_CHANNEL, Signal, Wait, WaitQuerySet, WorkflowRun, wake_runs
-from .wait_keys import WAITS, channel_key, own_key
+from .models import Signal, Wait, WaitQuerySet, WorkflowRun
+from .wait_keys import EVENT_CHANNEL, WAITS, channel_key, own_key
+from .waking import wake_runs
 
 
 def deliver(signal: Signal, clock: Clock) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -15,8 +15,9 @@ from ..queues.causation import end_own_run
 from ..queues.lease import revoke
 from ..queues.notifier import ring_after_commit
 from ..values.json_text import storable
+from .child_runs import wake_parent
 from .current import KIND
-from .models import Signal, Wait, WorkflowRun, WorkflowRunQuerySet, WorkflowStatus
+from .models import Wait, WorkflowRun, WorkflowRunQuerySet, WorkflowStatus
 
 
 def withdraw(runs: WorkflowRunQuerySet, reason: str, now: datetime) -> int:
@@ -72,12 +73,3 @@ def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, n
         if ended:
             ring_after_commit(alias)
     return ended
-
-
-def wake_parent(run: WorkflowRun, payload: Mapping[str, Any], now: datetime) -> None:
-    """Put the end of a child into its parent's inbox. Inserts only, so locks go one way."""
-    if run.parent_id is not None:
-        Signal.objects.create(
-            name=run.parent_channel, payload=dict(payload), run_id=run.parent_id, sent_at=now, wake_at=now
-        )
-        ring_after_commit(alias_of(Signal), Signal)

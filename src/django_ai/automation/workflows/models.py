@@ -3,7 +3,6 @@ and the ledger of what a run has consumed), and ``Signal`` (a message on its way
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -26,7 +25,7 @@ from ..values.digests import KEY_LENGTH, new_call_key
 from ..values.text import last_line
 from .current import KIND
 from .definitions import workflow_of
-from .wait_keys import channel_key
+from .wait_keys import EVENT_CHANNEL, SUBFLOW, channel_key, subflow_channel
 
 
 class WorkflowStatus(models.TextChoices):
@@ -41,16 +40,6 @@ class WorkflowStatus(models.TextChoices):
 
 
 FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED, WorkflowStatus.WITHDRAWN)
-
-
-SUBFLOW = "subflow"
-"""What the channel begins with on which a child tells its end."""
-
-EVENT_CHANNEL = "event:"
-"""What the channel begins with on which an event is told."""
-
-CHUNK = 1000
-"""Runs that are woken in one statement."""
 
 
 class WorkflowRunQuerySet(WriterQuerySet["WorkflowRun"]):
@@ -280,7 +269,7 @@ class WorkflowRun(Wakeable):
     def _child_of(self, step: str) -> WorkflowRun | None:
         """Return a child that ``step`` has started, if that has completed or is under way."""
         visits = self.steps.filter(step=step, outcome="subflow").values_list("visit", flat=True)
-        channels = [f"{SUBFLOW}:{self.pk}:{visit}" for visit in visits]
+        channels = [subflow_channel(self.pk, visit) for visit in visits]
         children = WorkflowRun.objects.filter(parent=self.pk, parent_channel__in=channels)
         return children.exclude(status__in=[WorkflowStatus.FAILED, WorkflowStatus.CANCELLED]).last()
 
@@ -355,43 +344,6 @@ class Wait(AutomationModel):
         else:
             what = f"the signal {self.channel!r}"
         return f"{what}, until {at_text(self.deadline)}" if what and self.deadline else what
-
-
-def wake_runs(waits: WaitQuerySet, reason: str, ref: int, now: datetime, **changes: Any) -> int:
-    """Make due the runs of ``waits``, which are open; return how many were. In the caller's transaction: three
-    statements for each thousand of them."""
-    by_step: dict[str, list[int]] = {}
-    for run, step in waits.values_list("run", "then"):
-        by_step.setdefault(step, []).append(run)
-    woken = 0
-    for step, runs in by_step.items():
-        for start in range(0, len(runs), CHUNK):
-            chunk = runs[start : start + CHUNK]
-            # Asked once more in the write: one may have been woken, and wait for something else by now.
-            waiting = waits.filter(run=models.OuterRef("pk"), then=step)
-            mine = WorkflowRun.objects.filter(models.Exists(waiting), pk__in=chunk)
-            woken += wake(mine, chunk, reason, ref, step, now, **changes)
-    return woken
-
-
-def wake(
-    runs: models.QuerySet[WorkflowRun],
-    among: Collection[int],
-    reason: str,
-    ref: int,
-    step: str,
-    now: datetime,
-    **changes: Any,
-) -> int:
-    """Make ``runs`` due at ``step``, and withdraw what they waited for; return how many were suspended. ``among``:
-    primary keys, all of theirs. Who waited for an event goes on with its chain of causes (``depth``)."""
-    woken = {"status": WorkflowStatus.RUNNING, "wake_at": now, "wake_reason": str(reason), "wake_ref": ref}
-    count = revoke(runs.filter(status=WorkflowStatus.SUSPENDED, lease=None), **woken, wake_step=step, **changes)
-    if count:
-        gone = Wait.objects.filter(run__in=among)
-        (gone if count == len(among) else gone.exclude(run__status=WorkflowStatus.SUSPENDED)).delete()
-        ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
-    return count
 
 
 class StepExecution(AutomationModel):

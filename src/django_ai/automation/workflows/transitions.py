@@ -22,8 +22,9 @@ from ..values.failures import Raised
 from ..values.json_text import storable
 from .current import WakeReason
 from .definitions import StepDefinition, WorkflowDefinition
-from .models import FINISHED, SUBFLOW, WorkflowRun, WorkflowStatus
+from .models import FINISHED, WorkflowRun, WorkflowStatus
 from .outcomes import Complete, Fail, Goto, Outcome, Sleep, Subflow, Wait
+from .wait_keys import subflow_channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ def _after(state: State, outcome: Outcome, context: type[BaseModel]) -> Decision
         case Wait():
             return _suspended(state, step.name, outcome)
         case Subflow(then=then):
-            return replace(_suspended(state, step.name, Wait(subflow_channel(state.run), then=then)), child=outcome)
+            channel = subflow_channel(state.run.pk, state.run.visit)
+            return replace(_suspended(state, step.name, Wait(channel, then=then)), child=outcome)
         case Complete(fields):
             unknown = [name for name in fields if name not in context.model_fields]
             if unknown:
@@ -194,10 +196,6 @@ def _suspended(state: State, step: str, wait: Wait) -> Decision:
 def ended(status: WorkflowStatus, error: str, now: datetime) -> dict[str, Any]:
     """Return the changes that end a run."""
     return {"status": status, "error": error, "finished_at": now, "wake_at": None, "lease": None}
-
-
-def subflow_channel(run: WorkflowRun) -> str:
-    return f"{SUBFLOW}:{run.pk}:{run.visit}"
 
 
 def name_of(outcome: Any) -> str:

@@ -46,9 +46,10 @@ from ..values.clock import Clock
 from .arrivals import answers_by_hand
 from .current import WakeReason
 from .ending import end_runs
-from .models import EVENT_CHANNEL, Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus, wake
+from .models import Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
 from .outcomes import Wait as WaitOutcome
-from .wait_keys import WAITS, channel_key, own_key
+from .wait_keys import EVENT_CHANNEL, WAITS, channel_key, own_key
+from .waking import wake
 
 __all__ = ["is_there", "look_again", "registration", "settle", "time_out", "waits_of"]
 

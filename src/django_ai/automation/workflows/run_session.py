@@ -1,0 +1,374 @@
+"""One worker's session with a run: it enters step after step and commits each.
+
+After a ``goto`` the same worker enters the next step, with the Context in memory and one commit a step, until its share
+of time is used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from django.db import connections, transaction
+from pydantic import BaseModel
+
+from ..conf import conf
+from ..db.errors import is_database_failure
+from ..db.session import kept_session
+from ..db.writer import alias_of
+from ..events.claims import release_all
+from ..events.models import Event
+from ..exceptions import CodeError, ContextError, DecryptionError, PayloadError, UnknownStepError
+from ..queues.attempt import Progress, attempt
+from ..queues.causation import CurrentRun, Owner, inside, rested
+from ..queues.lease import advance
+from ..queues.parking import reason_of
+from ..queues.signals import row_parked
+from ..state.contexts import as_stored, dump_context, merge, replaced
+from ..state.encryption import check_readable
+from ..state.versions import restore
+from ..values.clock import Clock
+from ..values.failures import Raised
+from ..values.text import trace_of
+from .admission import begins_now, cancel_if_claimed
+from .child_runs import ending_of, start_child, wake_parent
+from .current import KIND, View, Wake, WakeReason
+from .definitions import StepDefinition, WorkflowDefinition, find_workflow
+from .models import Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
+from .outcomes import Outcome
+from .transitions import Decision, Returned, State, decide
+from .wait_keys import EVENT_CHANNEL, SUBFLOW, subflow_channel
+from .waits import registration, settle
+
+logger = logging.getLogger("django_ai.automation")
+
+
+@dataclass(frozen=True, slots=True)
+class StepEntry:
+    """Which step a run enters now, and why. ``waits``: what its ``@wait_for_event`` asks for has still to come."""
+
+    step: StepDefinition
+    reason: WakeReason
+    waits: bool = False
+
+
+def next_entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait] = ()) -> StepEntry:
+    name, reason = run.current_step or definition.start, WakeReason(run.wake_reason)
+    if run.has_no_context and name not in definition.steps:
+        name = definition.start  # it has not begun, so the first step may go by another name by now
+    if waits:
+        name, reason = waits[0].on_timeout, WakeReason.TIMEOUT
+    elif reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT):
+        name = run.wake_step or name
+    try:
+        step = definition.step(name)
+    except UnknownStepError as error:
+        raise UnknownStepError(
+            f"{run}: {error} Bring the step back, and this goes on by itself; or let the run go on at another one: "
+            f"manage.py automation_resume workflow --pk {run.pk} --step NAME."
+        ) from None
+    came = name == run.current_step and reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT)
+    return StepEntry(step, reason, waits=step.wait is not None and not came)
+
+
+def _moved(run: WorkflowRun, context: BaseModel) -> str:
+    """Return a migrated Context as it is stored. Raises ``ContextError``, which parks the run, where it cannot be."""
+    try:
+        return dump_context(context, f"The Context of {run}")
+    except Exception as error:
+        if is_database_failure(error, connections[alias_of(WorkflowRun)]):
+            raise
+        raise ContextError(f"{run}: migrate_context made what cannot be stored.\n{trace_of(error)}") from error
+
+
+class RunSession:
+    """One worker's time with a run: the Context in memory, from step to step.
+
+    Raises ``CodeError`` where the Context that is stored is none for this code, or the run's event is not known.
+    """
+
+    def __init__(self, run: WorkflowRun, definition: WorkflowDefinition, entry: StepEntry, clock: Clock) -> None:
+        self.run = run
+        self.definition = definition
+        self.entry = entry
+        self.clock = clock
+        self.leased = time.monotonic()
+        self.event = run.event if run.has_no_context else None
+        self.context: BaseModel | None = None
+        self.moved: str | None = None
+        if self.event is not None:
+            self.event.check_known(declared=run.planned)
+        else:
+            stored = restore(definition, run.data, run.version, f"{run} ({entry.step.name})")
+            self.context = stored.context
+            self.moved = _moved(run, stored.context) if stored.moved else None
+
+    def prepare(self) -> bool:
+        """Return whether the run goes on now, as what today's code has made of it. A planned one may be too early or
+        not wanted any more, and its event claimed."""
+        run, definition, clock = self.run, self.definition, self.clock
+        if run.planned and run.started_at is None and not begins_now(run, definition, clock):
+            return False
+        if run.has_no_context and not definition.ignores_claims and cancel_if_claimed(run, clock):
+            return False
+        if self.moved is not None:
+            advance(run, {"version": definition.version, "data": self.moved, "losses": run.losses})
+        elif run.version != definition.version:
+            advance(run, {"version": definition.version, "losses": run.losses})
+        return True
+
+    def work(self) -> None:
+        """Enter one step after the other, until the run rests or the worker's share of time is used."""
+        self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
+        while self.enter(self.entry):
+            try:
+                self.entry = next_entry(self.run, self.definition)
+                self.reload()
+            except CodeError as error:
+                self.run.park(reason_of(self.run, error), self.clock, awaiting_deploy=True)
+                return
+
+    def enter(self, entry: StepEntry) -> bool:
+        """Run one try of a step, and commit it; return whether the run goes on at once in this worker."""
+        run, step = self.run, entry.step
+        self.started = self.clock()
+        self.instance: Any = None
+        self.waits: tuple[Wait, ...] = ()
+        self.merged = False
+        self.depth = 0 if run.depth and self._has_rested(entry) else run.depth
+        self.current = CurrentRun(
+            f"workflow:{run.pk}:{step.name}",
+            self.depth + 1,
+            run.idempotency_key,
+            Owner(KIND, run.pk, self.definition.namespace),
+        )
+        committed = attempt(
+            run,
+            lambda: self._work(entry),
+            lambda error: self._rescue(entry, error),
+            current=self.current,
+            atomic=step.atomic,
+            timeout=step.timeout,
+            clock=self.clock,
+        )
+        if not committed:
+            return False
+        if run.status == WorkflowStatus.SUSPENDED:
+            settle(run, self.clock, list(self.waits))
+        elif run.status == WorkflowStatus.PARKED:
+            row_parked.send_robust(WorkflowRun, row=run, reason=run.error)
+        return run.lease is not None
+
+    def _has_rested(self, entry: StepEntry) -> bool:
+        """Return whether so much time has passed since the run last did something that what it does now is no part of a
+        storm: it waited in vain, or for long until a signal was sent, or a failed attempt was a while ago."""
+        run = self.run
+        if entry.reason == WakeReason.TIMEOUT:
+            return True
+        if run.attempt:
+            return rested(self.definition.retry_of(entry.step).delay(run.attempt))
+        if entry.reason != WakeReason.SIGNAL:
+            return False  # an event brings the depth of its own chain
+        sent_at = Signal.objects.filter(pk=run.wake_ref or 0).values_list("sent_at", flat=True).first()
+        last = run.steps.order_by("-pk").values_list("finished", flat=True).first()
+        return sent_at is not None and last is not None and rested(sent_at - last)
+
+    def _work(self, entry: StepEntry) -> Progress:
+        """Try the step, decide what becomes of the run, and record that with the Context that the step has left."""
+        outcome, ending = self._try(entry)
+        context = self.context = self._kept()
+        state = self._state(entry)
+        decision = decide(state, Returned(outcome, type(context), ending))
+        if decision.fields:
+            merge(context, decision.fields, f"complete() of {self.definition.name}.{entry.step.name}")
+        more: dict[str, Any] = {"data": dump_context(context, self._name_of_context(entry))}
+        if "wake_at" not in decision.changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
+            # Going on in this worker, and the heartbeat may have been kept out (SQLite: by this very transaction).
+            more["wake_at"] = state.finished + conf().LEASE
+            self.leased = time.monotonic()
+        return self._record(state, replace(decision, changes={**decision.changes, **more}))
+
+    def _rescue(self, entry: StepEntry, error: Exception) -> Progress:
+        """Turn an exception into another try, or into the end of the run."""
+        data, note = self._salvaged(entry)
+        state = self._state(entry)
+        return self._record(state, decide(state, Raised(error, trace_of(error), data, note)))
+
+    def _try(self, entry: StepEntry) -> tuple[Outcome, tuple[WorkflowStatus, str] | None]:
+        """Run the step; return its outcome, and how it has ended its own run, if it has. One below
+        ``@wait_for_event`` that was not reached by a goto is entered when that has come."""
+        context = self.context = self._made()
+        wake = self._wake(entry, context)
+        if entry.waits:
+            assert entry.step.wait is not None
+            return entry.step.wait, None
+        self.merged = True
+        # A new one for each step: what is to outlive a step is in the Context, and not only while one worker has it.
+        self.instance = self.definition.cls()
+        self.instance.context = context
+        with inside(View(self.instance, wake, self.run)) as current:
+            return getattr(self.instance, entry.step.name)(), current.ending
+
+    def _state(self, entry: StepEntry) -> State:
+        return State(
+            self.run,
+            self.definition,
+            entry.step,
+            entry.reason,
+            self.started,
+            self.clock(),
+            depth=self.depth,
+            waits_first=entry.waits,
+            took_payload=self.merged,
+            is_share_used=time.monotonic() >= self.until,
+            holds_claims=self.current.holds_claims,
+        )
+
+    def _record(self, state: State, decision: Decision) -> Progress:
+        """Return the commit of an attempt: the run's changes, its history, what it waits for, and what else hangs on
+        it."""
+        run = self.run
+        if decision.wait is not None:
+            step = str(decision.changes["current_step"])
+            self.waits = (registration(run, step, decision.wait, self.context, state.finished),)
+        else:
+            self.waits = ()
+        history = StepExecution(
+            run_id=run.pk,
+            step=state.step.name,
+            visit=run.visit,
+            attempt=run.attempt + 1,
+            started=state.started,
+            finished=state.finished,
+            outcome=decision.outcome,
+            error=decision.error,
+            wake_reason=state.reason.value,
+            wake_ref=run.wake_ref,
+        )
+        failed = None if decision.failure is None else (run, decision.failure)
+        return Progress(decision.changes, history, self._together(decision), failed, self.waits)
+
+    def _made(self) -> BaseModel:
+        """Return the Context, made of the run's event if it is not there yet: as a later load would give it."""
+        if self.context is not None:
+            return self.context
+        made = self.definition.make_context(self.event)
+        return as_stored(made, f"The Context of {self.run}")
+
+    def _kept(self) -> BaseModel:
+        """Return the Context that the step has left, which may be another object than it was given."""
+        assert self.context is not None
+        if self.instance is None:
+            return self.context
+        return replaced(self.context, self.instance.context, f"{self.definition.name} set self.context to")
+
+    def _name_of_context(self, entry: StepEntry) -> str:
+        return f"The Context of {self.definition.name}.{entry.step.name}"
+
+    def _salvaged(self, entry: StepEntry) -> tuple[str | None, str]:
+        """Return the Context as the step has left it before it raised, or None and why it cannot be kept. The step's
+        database writes are rolled back."""
+        if self.context is None:
+            return None, ""
+        try:
+            self.context = self._kept()
+            return dump_context(self.context, self._name_of_context(entry)), ""
+        except Exception as error:
+            if is_database_failure(error, connections[alias_of(WorkflowRun)]):
+                raise
+            self._forget()
+            return None, f"\nWhat the step had changed in its Context is lost: {type(error).__name__}: {error}"
+
+    def _forget(self) -> None:
+        """Go back to the Context that is stored, for ``@on_fail``; to none where there is none yet."""
+        self.instance = None
+        try:
+            self.context = None
+            if not self.run.has_no_context:
+                self.reload()
+        except ContextError:
+            logger.exception("The stored Context of %s does not load.", self.run)
+
+    def reload(self) -> None:
+        """Take the Context as it was stored: a step sees the same whether its worker had the one before it or not."""
+        self.context = restore(self.definition, self.run.data, self.run.version, str(self.run)).context
+
+    def _wake(self, entry: StepEntry, context: BaseModel) -> Wake:
+        """Return why the step is entered. The payload is merged into the Context until that has been committed, which
+        the run's ``wake_step`` says."""
+        run = self.run
+        payload: Mapping[str, Any] = {}
+        channel = ""
+        if run.wake_ref is None:
+            return Wake(entry.reason)
+        if entry.reason == WakeReason.SIGNAL:
+            signal = Signal.objects.filter(pk=run.wake_ref or 0).first()
+            if signal is not None:
+                _check_payload(signal, run)
+                channel = signal.name
+            payload = (signal.payload if signal else None) or {}
+        elif entry.reason == WakeReason.EVENT:
+            event = Event.objects.filter(pk=run.wake_ref).first()
+            payload = (event.payload if event else None) or {}
+            channel = f"{EVENT_CHANNEL}{event.event_name}" if event else ""
+        if channel.startswith(f"{SUBFLOW}:"):
+            return Wake(entry.reason, payload)  # the end of a child is told, not merged
+        fields = {name: value for name, value in payload.items() if name in type(context).model_fields}
+        if run.entity_id and fields.get("entity_id", run.entity_id) != run.entity_id:
+            # Another entity's event woke the run, which does not make that its own.
+            del fields["entity_id"]
+        if fields and run.wake_step:
+            try:
+                merge(context, fields, f"The payload of {channel!r} that woke {run}")
+            except ContextError as error:
+                raise PayloadError(str(error)) from error
+        return Wake(entry.reason, payload)
+
+    def _together(self, decision: Decision) -> tuple[Callable[[], None], ...]:
+        run = self.run
+        if decision.child is not None:
+            child = find_workflow(decision.child.workflow)
+            made = child.make_context(None, **decision.child.arguments)
+            channel = subflow_channel(run.pk, run.visit)
+            return (lambda: start_child(run, child, channel, made, self.clock()),)
+        found: list[Callable[[], None]] = []
+        error = decision.failure
+        if error is not None and self.definition.on_fail is not None:
+            found.append(lambda: self._call_on_fail(error))
+        if decision.ends and run.parent_id is not None:
+            found.append(lambda: wake_parent(run, ending_of(run), self.clock()))
+        if decision.ends and (run.holds_claims or self.current.holds_claims):
+            found.append(lambda: release_all(KIND, run.pk))
+        return tuple(found)
+
+    def _call_on_fail(self, error: str) -> None:
+        run, context = self.run, self.context
+        try:
+            with transaction.atomic(using=alias_of(WorkflowRun)):
+                instance = self.definition.cls()
+                instance.context = context
+                with inside(View(instance, Wake(), run)), kept_session(connections[alias_of(WorkflowRun)]):
+                    getattr(instance, str(self.definition.on_fail))(error)
+                if context is None:
+                    return
+                left = replaced(context, instance.context, f"@on_fail of {run} set self.context to")
+                data = json.loads(dump_context(left, f"The Context of {run} after its @on_fail"))
+                if data != run.data:
+                    WorkflowRun.objects.filter(pk=run.pk, seq=run.seq).update(data=data)
+                    run.data = data
+        except Exception as raised:
+            if is_database_failure(raised, connections[alias_of(WorkflowRun)]):
+                raise
+            logger.exception("@on_fail of %s raised; the run has failed all the same.", self.run)
+
+
+def _check_payload(signal: Signal, run: WorkflowRun) -> None:
+    """Raise ``PayloadError``, which parks the run, for a payload that no key opens."""
+    try:
+        check_readable(signal.payload, f"The payload of {signal} that woke {run}")
+    except DecryptionError as error:
+        raise PayloadError(str(error)) from error
