@@ -17,7 +17,7 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from django_ai.automation import AgentManager, agent, claims, handler
-from django_ai.automation.agents import activation, mailbox, runner, subscriber
+from django_ai.automation.agents import activation, agent_session, mailbox, runner, subscriber
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.conf import conf
 from django_ai.automation.events import occurrence
@@ -167,10 +167,10 @@ def test_an_event_that_occurs_while_a_handler_is_under_way(atomic):
 
 
 LEAVING = [
-    (runner, "pending_in", "before"),
-    (runner, "pending_in", "after"),  # what was read is not all any more
-    (runner, "touch", "before"),  # the lease has ended, and the last look is still to come
-    (runner, "touch", "after"),
+    (agent_session, "pending_in", "before"),
+    (agent_session, "pending_in", "after"),  # what was read is not all any more
+    (agent_session, "touch", "before"),  # the lease has ended, and the last look is still to come
+    (agent_session, "touch", "after"),
     (mailbox, "alias_of", "before"),
 ]
 
@@ -208,12 +208,12 @@ def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
     AgentManager.spawn("companion", guest_id=guest.pk)
     drain()
     write(guest, "first")
-    once(monkeypatch, runner, "pending_in", after=lambda: write(guest, "meanwhile"))
+    once(monkeypatch, agent_session, "pending_in", after=lambda: write(guest, "meanwhile"))
 
     def die(pks):
         raise SystemExit
 
-    monkeypatch.setattr(runner, "touch", die)
+    monkeypatch.setattr(agent_session, "touch", die)
     with pytest.raises(SystemExit):
         drain()
     monkeypatch.undo()
@@ -225,11 +225,11 @@ def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
 
 
 BORN = [
-    (runner, "begin", "before"),
+    (runner, "activate", "before"),
     (activation, "keys_of", "before"),
-    (runner, "catch_up", "before"),  # its routes have committed, and it has not looked back
-    (runner, "catch_up", "after"),  # it has looked back, and does not say so yet
-    (runner, "pending_in", "before"),
+    (agent_session, "catch_up", "before"),  # its routes have committed, and it has not looked back
+    (agent_session, "catch_up", "after"),  # it has looked back, and does not say so yet
+    (agent_session, "pending_in", "before"),
 ]
 
 

@@ -293,7 +293,7 @@ class TestCatchUp:
         assert effects() == ["to the bin"]
 
     def test_a_worker_that_dies_before_it_has_looked_back_is_followed_by_one_that_does(self, work, monkeypatch):
-        from django_ai.automation.agents import runner
+        from django_ai.automation.agents import agent_session
 
         of_guest()
         booking = book()
@@ -301,7 +301,7 @@ class TestCatchUp:
         def die(*arguments):
             raise SystemExit
 
-        monkeypatch.setattr(runner, "catch_up", die)
+        monkeypatch.setattr(agent_session, "catch_up", die)
         with pytest.raises(SystemExit):
             work()
         monkeypatch.undo()

@@ -125,7 +125,7 @@ def test_what_a_handler_sets_and_a_validator_raises_over_fails_that_execution(su
 def test_an_error_of_the_engine_keeps_its_traceback(subscribers, monkeypatch, work):
     (run,) = spawned("alone")
     work()
-    monkeypatch.setattr("django_ai.automation.agents.runner.pending_in", lambda *args: 1 / 0)
+    monkeypatch.setattr("django_ai.automation.agents.agent_session.pending_in", lambda *args: 1 / 0)
     book()
     write(Person.objects.create(), "hello")
     work()

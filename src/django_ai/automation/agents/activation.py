@@ -37,7 +37,7 @@ from .models import AgentRun, AgentStatus, HandlerExecution, touch
 from .routing import Keys, fingerprint, install, keys_of, singleton_key, taken_by
 
 
-def begin(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
+def activate(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
     """Make the Context of a PENDING agent and write its routes; return whether it lives now, in this worker's hands."""
     keys: list[str | None] = []
 
