@@ -17,7 +17,7 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from django_ai.automation import AgentManager, agent, claims, handler
-from django_ai.automation.agents import activation, agent_session, mailbox, runner, subscriber
+from django_ai.automation.agents import activation, agent_session, models, runner, subscriber
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.conf import conf
 from django_ai.automation.events import occurrence
@@ -171,7 +171,7 @@ LEAVING = [
     (agent_session, "pending_in", "after"),  # what was read is not all any more
     (agent_session, "touch", "before"),  # the lease has ended, and the last look is still to come
     (agent_session, "touch", "after"),
-    (mailbox, "alias_of", "before"),
+    (models, "ring_after_commit", "before"),
 ]
 
 
@@ -317,7 +317,7 @@ def test_the_worker_lets_the_agent_go_before_the_transaction_that_gives_it_an_ev
         with contextlib.suppress(OperationalError), connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '200ms'")  # he may have to wait for the end of that transaction
             AgentRun.objects.filter(pk=run.pk).update(lease=None, wake_at=None)
-            mailbox.touch([run.pk])
+            models.touch([run.pk])
 
     with transaction.atomic():
         AgentManager.spawn("companion", event=event_of(second, "booking_created"))
