@@ -189,7 +189,7 @@ def test_an_event_that_occurs_while_the_worker_takes_its_leave(companion, monkey
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("name", ["put", "touch"])
+@pytest.mark.parametrize("name", ["put_in_mailbox", "touch"])
 def test_the_worker_comes_while_the_event_is_told(companion, monkeypatch, name, moment):
     guest = Person.objects.create()
     AgentManager.spawn("companion", guest_id=guest.pk)
@@ -260,7 +260,7 @@ def test_events_that_occur_while_an_agent_comes_to_life(companion, monkeypatch, 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_events_that_occur_between_install_and_commit(companion, monkeypatch, moment):
     booking = book()
-    acted = once(monkeypatch, activation, "install", **{moment: lambda: born_meanwhile(booking)})
+    acted = once(monkeypatch, activation, "install_routes", **{moment: lambda: born_meanwhile(booking)})
     drain()
     assert acted
     assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
@@ -362,7 +362,7 @@ def test_the_agent_is_ended_while_an_event_is_told(companion, monkeypatch):
     guest = Person.objects.create()
     run = AgentManager.spawn("companion", guest_id=guest.pk)
     drain()
-    once(monkeypatch, subscriber, "put", before=lambda: AgentManager.complete(run.pk))
+    once(monkeypatch, subscriber, "put_in_mailbox", before=lambda: AgentManager.complete(run.pk))
     write(guest, "too late")
     drain()
     poll_due()

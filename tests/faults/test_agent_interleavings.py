@@ -446,7 +446,7 @@ import django
 django.setup()
 from pydantic import BaseModel
 from django_ai.automation import agent, handler
-from django_ai.automation.agents.routes import singleton_key
+from django_ai.automation.agents.routing import singleton_key
 
 @agent("s", match={"status__in": "{{ ctx.wanted }}"}, singleton=True)
 class Sets:

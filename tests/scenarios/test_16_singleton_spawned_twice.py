@@ -89,7 +89,7 @@ def handled_by_a_new_one(first, second):
 def test_16_the_one_that_lives_ends_before_it_is_given_the_event(second, monkeypatch, moment):
     """The second booking's agent was refused its place, and then the place is free."""
     first, living, booking = second
-    once(monkeypatch, activation, "taken_by", **{moment: lambda: AgentManager.complete(living.pk)})
+    once(monkeypatch, activation, "singleton_holder", **{moment: lambda: AgentManager.complete(living.pk)})
     drain()
     handled_by_a_new_one(first, booking)
 
@@ -97,7 +97,7 @@ def test_16_the_one_that_lives_ends_before_it_is_given_the_event(second, monkeyp
 def test_16_the_one_that_lives_moves_to_another_match_before_it_is_given_the_event(second, monkeypatch):
     _, living, booking = second
     place = AgentRoute.objects.filter(unique_key__isnull=False)
-    once(monkeypatch, activation, "taken_by", after=lambda: place.update(unique_key="another", key="another"))
+    once(monkeypatch, activation, "singleton_holder", after=lambda: place.update(unique_key="another", key="another"))
     drain()
     (new,) = AgentRun.objects.exclude(pk=living.pk)
     assert (new.status, new.event.entity) == ("active", booking)
@@ -117,13 +117,13 @@ def test_16_the_one_that_lives_ends_with_the_event_in_its_mailbox(second, monkey
 def test_16_the_end_of_the_one_that_lives_waits_for_the_event_that_it_is_given(second, monkeypatch):
     """It cannot end between the look at who lives and the commit of what that one is given: nobody would have it."""
     _, living, _ = second
-    ends, put = [], activation.put
+    ends, put = [], activation.put_in_mailbox
 
     def give(executions):
         ends.append(Behind(lambda: AgentManager.complete(living.pk)))
         put(executions)
 
-    monkeypatch.setattr(activation, "put", give)
+    monkeypatch.setattr(activation, "put_in_mailbox", give)
     drain()
     assert [end.join() for end in ends] == [True]
     assert [run.status for run in agents()] == ["completed"]

@@ -241,7 +241,7 @@ def test_25_a_handler_that_is_gone(clock, work):
     row = HandlerExecution.objects.get(handler="noted")
     assert (row.status, effects()) == ("parked", [f"told {booking.pk}"])
     assert "UnknownHandlerError" in row.error
-    assert "Bring the method back" in row.error
+    assert "Restore the method under this name" in row.error
     poll_due()
     row.refresh_from_db()
     assert row.status == "parked"

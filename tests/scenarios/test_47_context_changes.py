@@ -383,7 +383,7 @@ def test_47_a_handler_can_assign_only_a_context(work):
     execution = found.executions.get()
     assert (found.data["n"], execution.status) == (3, "failed")
     assert "keeper set self.context to {'n': 7}; it must be a Shelf" in execution.error
-    assert "What the handler had changed in its Context is lost" in execution.error
+    assert "The changes of the handler to its Context are lost" in execution.error
 
 
 def test_47_each_handler_sees_the_context_as_it_is_stored(work):

@@ -13,7 +13,7 @@ import pytest
 
 from django_ai.automation import Retry
 from django_ai.automation.agents.models import AgentStatus, HandlerStatus
-from django_ai.automation.agents.transitions import Returned, Skipped, State, Unknown, decide
+from django_ai.automation.agents.transitions import MissingCode, Returned, Skipped, State, decide
 from django_ai.automation.exceptions import AttemptTimeoutError, ContextError, ControlFlowError, DefinitionError
 from django_ai.automation.values.failures import Raised
 
@@ -37,7 +37,7 @@ def raised(error: Exception, data: str | None = DATA, note: str = "") -> Raised:
     [
         (Returned(), HandlerStatus.COMPLETED, "", 1, None),
         (Skipped("Skipped: claimed."), HandlerStatus.SKIPPED, "Skipped: claimed.", 0, None),
-        (Unknown("no handler"), HandlerStatus.PARKED, "no handler", 0, STARTED),
+        (MissingCode("no handler"), HandlerStatus.PARKED, "no handler", 0, STARTED),
     ],
 )
 @pytest.mark.parametrize("attempt", [0, 5])
@@ -93,7 +93,7 @@ def test_misuse_fails_at_once_and_says_what_is_wrong_first(error):
 
 
 @pytest.mark.parametrize(
-    ("next_due", "is_share_used", "again", "expected"),
+    ("next_due", "is_budget_spent", "again", "expected"),
     [
         (None, False, False, {"wake_at": None, "lease": None}),
         (NOW, False, False, {}),
@@ -105,16 +105,16 @@ def test_misuse_fails_at_once_and_says_what_is_wrong_first(error):
         (NOW + SECOND / 2, True, True, {"wake_at": NOW + SECOND / 2, "lease": None}),
     ],
 )
-def test_the_agent_goes_on_with_what_is_due_or_rests_until_that(next_due, is_share_used, again, expected):
+def test_the_agent_goes_on_with_what_is_due_or_rests_until_that(next_due, is_budget_spent, again, expected):
     gave = raised(ValueError(), None) if again else Returned()
-    assert decide(state_of(next_due=next_due, is_share_used=is_share_used), gave).agent == expected
+    assert decide(state_of(next_due=next_due, is_budget_spent=is_budget_spent), gave).agent == expected
 
 
 GIVEN = [
     Returned(),
     Returned((AgentStatus.COMPLETED, "")),
     Skipped("why"),
-    Unknown("why"),
+    MissingCode("why"),
     raised(ValueError()),
     raised(ValueError(), None),
     raised(DefinitionError()),
@@ -125,7 +125,7 @@ GIVEN = [
 def test_nothing_hangs(gave):
     """Whatever comes of an attempt: the agent goes on with the next, is due with the earliest, rests or has ended."""
     for attempt, next_due, share_used in product((0, 1, 9), (None, STARTED, NOW, NOW + HOUR), (False, True)):
-        decision = decide(state_of(attempt, next_due=next_due, is_share_used=share_used), gave)
+        decision = decide(state_of(attempt, next_due=next_due, is_budget_spent=share_used), gave)
         pending = [each for each in (next_due, decision.execution.get("due_at")) if each is not None]
         if decision.ends:
             assert (decision.agent["wake_at"], decision.agent["lease"]) == (None, None)

@@ -178,7 +178,7 @@ def test_a_step_that_has_ended_its_own_run_ends_it_whatever_it_returns(definitio
 
 def test_a_goto_gives_the_run_back_only_where_the_share_of_time_is_used(definition):
     assert "lease" not in decide(state_of(definition), returned(goto("once"))).changes
-    changes = decide(state_of(definition, is_share_used=True), returned(goto("once"))).changes
+    changes = decide(state_of(definition, is_budget_spent=True), returned(goto("once"))).changes
     assert (changes["lease"], changes["wake_at"], changes["status"]) == (None, NOW, "running")
 
 
@@ -297,7 +297,7 @@ def test_nothing_hangs_and_nothing_else_is_touched(definition, gave):
     for columns, share_used, claims in product(STATES, (False, True), (False, True)):
         run = run_of(**columns)
         before = dict(run.__dict__)
-        state = state_of(definition, run, is_share_used=share_used, holds_claims=claims)
+        state = state_of(definition, run, is_budget_spent=share_used, holds_claims=claims)
         decision = decide(state, gave)
         assert run.__dict__ == before
         assert decide(state, gave) == decision

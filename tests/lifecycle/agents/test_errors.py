@@ -117,7 +117,7 @@ def test_what_a_handler_sets_and_a_validator_raises_over_fails_that_execution(su
         work()
     execution = the_answer()
     assert execution.status == "failed"
-    assert "What the handler had changed in its Context is lost: RuntimeError" in execution.error
+    assert "The changes of the handler to its Context are lost: RuntimeError" in execution.error
     run.refresh_from_db()
     assert (run.status, run.losses, run.data["name"]) == ("active", 0, "alone")
 

@@ -229,13 +229,13 @@ class TestDeployments:
         of_booking(confirmed="booking_confirmed")
         booking = book()
         work()
-        put = subscriber.put
+        put = subscriber.put_in_mailbox
 
         def first_the_end(executions):
             AgentManager.complete(the_agent())
             put(executions)
 
-        monkeypatch.setattr(subscriber, "put", first_the_end)
+        monkeypatch.setattr(subscriber, "put_in_mailbox", first_the_end)
         change(booking, status="confirmed")
         monkeypatch.undo()
         work()
@@ -520,7 +520,7 @@ class TestChecks:
     def test_e302_a_handler_of_what_nobody_declares(self):
         problem = only(declared("mesage_received"))
         assert problem.id == "automation.E302"
-        assert "the handler answer listens to the event 'mesage_received'" in problem.msg
+        assert "the handler answer subscribes to the event 'mesage_received'" in problem.msg
         assert "Did you mean 'message_received'" in problem.hint
 
     @pytest.mark.parametrize("lookup", ["gest_id", "guest__nam", "guest_id__gt_e", "guest__id__exactly"])

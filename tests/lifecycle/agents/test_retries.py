@@ -154,7 +154,7 @@ class TestRetries:
         work()
         failed = the_answer(status="failed")
         AgentManager.complete(the_agent(entity_id=str(booking.pk)))
-        with pytest.raises(NotResumableError, match="of a living agent"):
+        with pytest.raises(NotResumableError, match="of an unfinished agent"):
             failed.resume()
 
     def test_wrong_use_of_the_package_is_not_tried_again(self, work):

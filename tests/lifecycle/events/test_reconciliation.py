@@ -119,5 +119,5 @@ def test_agents_get_their_routes_bite_by_bite(clock, monkeypatch):
     broken = {runs[0].pk, runs[1].pk, runs[2].pk}
     AgentRun.objects.filter(pk__in=broken).update(data={"nonsense": 1})
     AgentRoute.objects.all().delete()
-    assert sum(bites(agents.take_agents, clock, at_least=9)) == 6
+    assert sum(bites(agents.reconcile_slice, clock, at_least=9)) == 6
     assert set(AgentRun.objects.filter(routing="0").values_list("pk", flat=True)) == broken

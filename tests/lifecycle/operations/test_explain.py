@@ -187,9 +187,9 @@ def test_agents_and_their_mailboxes_say_what_they_wait_for(clock, work):
     claim(AgentRun, clock.now + MINUTE, 1)
     assert reasons(clock.now, "handler execution") == [f"its agent {run}"]
     AgentRun.objects.update(lease=None, wake_at=None)
-    assert reasons(clock.now, "handler execution") == [f"the next reconciliation: its agent {run} does not know of it"]
+    assert reasons(clock.now, "handler execution") == [f"the next reconciliation: its agent {run} is not due for it"]
     HandlerExecution.objects.update(status="parked", error="x\ngone")
-    assert reasons(clock.now, "handler execution") == ["a person, to resume it: gone"]
+    assert reasons(clock.now, "handler execution") == ["an operator, to resume it: gone"]
 
 
 def test_a_row_in_hand_and_one_whose_lease_ran_out_name_the_process(clock):

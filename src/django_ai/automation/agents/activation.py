@@ -32,24 +32,25 @@ from .catch_up import spawning_executions
 from .definitions import AgentDefinition
 from .delivery import executions_for
 from .ending import KIND
-from .mailbox import had, put
+from .mailbox import handled_elsewhere, put_in_mailbox
 from .models import AgentRun, AgentStatus, HandlerExecution, touch
-from .routing import Keys, fingerprint, install, keys_of, singleton_key, taken_by
+from .routing import Keys, fingerprint, install_routes, keys_of, singleton_holder, singleton_key
 
 
 def activate(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
-    """Make the Context of a PENDING agent and write its routes; return whether it lives now, in this worker's hands."""
+    """Make the Context of a PENDING agent and write its routes; return whether it is active now, leased by this
+    worker."""
     keys: list[str | None] = []
 
     def work() -> Progress:
         context = _context_of(run, definition)
         keys.append(singleton_key(definition, run, context))
-        return _living(run, definition, context, keys[-1])
+        return _activated(run, definition, context, keys[-1])
 
     def rescue(error: Exception) -> Progress:
         if isinstance(error, RedirectedToSingletonError):
             return Progress({"status": AgentStatus.PENDING})
-        return _not_spawned(run, definition, error, clock())
+        return _retry_or_fail(run, definition, error, clock())
 
     committed = attempt(
         run,
@@ -69,20 +70,20 @@ def activate(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
         return False
     if run.status == AgentStatus.ACTIVE:
         return True
-    hand_over(run, definition, keys[-1] or "", clock)
+    redirect_to_singleton(run, definition, keys[-1] or "", clock)
     return False
 
 
 def _context_of(run: AgentRun, definition: AgentDefinition) -> BaseModel:
-    if run.singleton:  # spawned by hand: it was made by the caller
+    if run.singleton:  # spawned by code, which has made its Context
         return restore(definition, run.data, run.version, str(run)).context
     return definition.make_context(run.event)
 
 
-def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel, singleton: str | None) -> Progress:
+def _activated(run: AgentRun, definition: AgentDefinition, context: BaseModel, singleton: str | None) -> Progress:
     keys = keys_of(definition, run, context)
-    if singleton is not None and run.event_id is not None and had(singleton, [run.event_id], run):
-        raise RedirectedToSingletonError(f"The event that spawns {run} was given to another {run.name!r}.")
+    if singleton is not None and run.event_id is not None and handled_elsewhere(singleton, [run.event_id], run):
+        raise RedirectedToSingletonError(f"The event that spawns {run} was handled by another {run.name!r}.")
     changes = {
         "status": AgentStatus.ACTIVE,
         "version": definition.version,
@@ -92,17 +93,17 @@ def _living(run: AgentRun, definition: AgentDefinition, context: BaseModel, sing
         "attempt": 0,
         "error": "",
     }
-    return Progress(changes, None, (lambda: _take_place(run, keys, singleton),))
+    return Progress(changes, None, (lambda: _install_place(run, keys, singleton),))
 
 
-def _take_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
+def _install_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
     try:
-        install(run, keys, singleton)
+        install_routes(run, keys, singleton)
     except SingletonTakenError as error:
         raise RedirectedToSingletonError(str(error)) from error
 
 
-def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
+def _retry_or_fail(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
     text = trace_of(error)
     delay = Raised(error, text).delay(definition.default_retry, run.attempt + 1)
     changes = {"attempt": run.attempt + 1, "error": text, "lease": None}
@@ -112,27 +113,28 @@ def _not_spawned(run: AgentRun, definition: AgentDefinition, error: Exception, n
     return Progress(changes | {"wake_at": now + delay})
 
 
-def hand_over(run: AgentRun, definition: AgentDefinition, key: str, clock: Clock) -> None:
-    """Move the event of a PENDING agent whose place is taken into the mailbox of the one that lives, and delete it."""
-    holder, event, is_given = taken_by(key), run.event, True
+def redirect_to_singleton(run: AgentRun, definition: AgentDefinition, key: str, clock: Clock) -> None:
+    """Move the event of a PENDING agent, whose key another agent holds, into that agent's mailbox, and delete the
+    row."""
+    holder, event, is_redirected = singleton_holder(key), run.event, True
     with transaction.atomic(using=alias_of(AgentRun)):
-        if event is not None and not had(key, [event.pk], run):
-            # Locked, it can neither end nor change its key before this has committed.
-            living = locked(AgentRun.objects.unfinished().filter(pk=holder or 0)).first()
-            is_given = living is not None and taken_by(key) == holder
-            if living is not None and is_given:
-                put([*spawning_executions(living.pk, definition, event, clock()), *_told(living.pk, event, clock())])
-        if is_given:
+        if event is not None and not handled_elsewhere(key, [event.pk], run):
+            # Locked, it can neither end nor change its key before this transaction has committed.
+            other = locked(AgentRun.objects.unfinished().filter(pk=holder or 0)).first()
+            is_redirected = other is not None and singleton_holder(key) == holder
+            if other is not None and is_redirected:
+                spawning = spawning_executions(other.pk, definition, event, clock())
+                put_in_mailbox([*spawning, *_notified_executions(other.pk, event, clock())])
+        if is_redirected:
             advance(run, {"wake_at": None, "lease": None})
             AgentRun.objects.filter(pk=run.pk).delete()
         else:
-            release(run, clock())  # the other has ended this instant: once more, to take its place
+            release(run, clock())  # the other has just ended: try again, and take its key
     if holder is not None:
         touch([holder])
 
 
-def _told(run_pk: int, event: Event, now: datetime) -> Iterator[HandlerExecution]:
-    news = [
-        Notification(event, milestone) for milestone in ("", *event.came) if milestone or event.occurred_at is not None
-    ]
-    return executions_for(news, now, only=run_pk)
+def _notified_executions(run_pk: int, event: Event, now: datetime) -> Iterator[HandlerExecution]:
+    """Yield what delivery would put into the agent's mailbox for the milestones of ``event`` that have fired."""
+    milestones = [milestone for milestone in ("", *event.came) if milestone or event.occurred_at is not None]
+    return executions_for([Notification(event, milestone) for milestone in milestones], now, only=run_pk)

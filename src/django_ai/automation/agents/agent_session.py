@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..db.errors import is_database_failure
 from ..db.writer import alias_of
-from ..events.claims import claim_against
+from ..events.claim_lookup import claim_against
 from ..events.timing import depth_after
 from ..exceptions import CodeError, ContextError, LeaseLostError, UnknownHandlerError
 from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit
@@ -38,8 +38,8 @@ from .definitions import AgentDefinition, HandlerDefinition
 from .ending import KIND, clear_up
 from .mailbox import pending_in
 from .models import AgentRun, HandlerExecution, HandlerStatus, touch
-from .routing import Keys, fingerprint, keys_of, reroute, singleton_key
-from .transitions import Decision, Returned, Skipped, State, Unknown, decide
+from .routing import Keys, fingerprint, keys_of, replace_routes, singleton_key
+from .transitions import Decision, MissingCode, Returned, Skipped, State, decide
 
 
 class AgentSession:
@@ -55,22 +55,22 @@ class AgentSession:
         self.was_parked = was_parked
         self.owner = Owner(KIND, run.pk, definition.namespace)
         self.current: CurrentRun | None = None
-        self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
-        self.leased = time.monotonic()
+        self.budget_ends = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
+        self.lease_renewed = time.monotonic()
         self.instance: Any = None
         self.lost = False
 
-    def prepare(self) -> None:
-        """Restore the Context, take back an agent that was parked, and write the Context of one that an older version
-        has left, with the routes that come of it.
+    def load(self) -> None:
+        """Restore the Context, and unpark a parked agent. If an older version has written the Context, store the
+        migrated one with its routes.
 
-        Raises ``ContextError`` where what is stored is no Context any more, ``SingletonTakenError`` where another one
-        lives for its new match, and ``NotStorableError``.
+        Raises ``ContextError`` if the stored data is no valid Context, ``SingletonTakenError`` if another agent holds
+        its new singleton key, and ``NotStorableError``.
         """
         run, before = self.run, self.run.singleton or None
         stored = restore(self.definition, run.data, run.version, str(run))
         self.context = stored.context
-        self.routes = keys, singleton = self._routes()
+        self.routes = keys, singleton = self._current_routes()
         if self.was_parked and not stored.moved:
             unpark(run, run.status)
         if not stored.moved:
@@ -84,25 +84,25 @@ class AgentSession:
             "singleton": singleton or "",
             "routing": fingerprint(self.definition),
         }
-        commit(run, Progress(changes, None, (lambda: reroute(run, keys, before, singleton),)))
+        commit(run, Progress(changes, None, (lambda: replace_routes(run, keys, before, singleton),)))
 
-    def _kept(self) -> BaseModel:
-        """Return the Context that the handler has left, which may be another object than it was given."""
+    def _context_left(self) -> BaseModel:
+        """Return the Context after the handler, which may have replaced the object."""
         if self.instance is None:
             return self.context
         return replaced(self.context, self.instance.context, f"{self.definition.name} set self.context to")
 
-    def _restored(self) -> BaseModel:
+    def _restored_context(self) -> BaseModel:
         return restore(self.definition, self.run.data, self.run.version, str(self.run)).context
 
-    def _routes(self) -> tuple[Keys, str | None]:
+    def _current_routes(self) -> tuple[Keys, str | None]:
         return (
             keys_of(self.definition, self.run, self.context),
             singleton_key(self.definition, self.run, self.context),
         )
 
-    def work(self) -> None:
-        """Handle what is due, and let the agent rest until the next is."""
+    def execute(self) -> None:
+        """Run the due executions of the mailbox, and release the agent until its next execution is due."""
         run = self.run
         if run.started_at is None:
             catch_up(run, self.definition, self.context, self.clock())
@@ -120,32 +120,33 @@ class AgentSession:
             touch([run.pk])
 
     def handle(self, execution: HandlerExecution, rest: Sequence[HandlerExecution]) -> bool:
-        """Run one try of an execution and commit it; return whether the agent is still leased by this worker.
+        """Run one attempt of an execution and commit it; return whether this worker still leases the agent.
 
-        ``rest``: what is pending after it, the earliest first.
+        ``rest``: the pending executions after it, the earliest first.
         """
         run, event, now = self.run, execution.event, self.clock()
         handler = self.definition.find_handler(execution.handler, event, execution.milestone)
         try:
             if handler is None:
-                raise UnknownHandlerError(self._missing(execution))
+                raise UnknownHandlerError(self._missing_handler(execution))
             event.check_known()
         except CodeError as error:
             reason = reason_of(run, error)
-            done = self._commit(execution, now, rest, Unknown(reason))
+            done = self._commit(execution, now, rest, MissingCode(reason))
             row_parked.send_robust(HandlerExecution, row=execution, reason=reason)
             return done
-        judged = handler.ignores_claims or execution.attempt > 0  # once, when it is about to start
-        claim = None if judged else claim_against(event, self.owner, now)
+        # Claims are evaluated once, when the first attempt is about to start.
+        skips_claims = handler.ignores_claims or execution.attempt > 0
+        claim = None if skips_claims else claim_against(event, self.owner, now)
         if claim is not None:
             return self._commit(execution, now, rest, Skipped(f"Skipped: {claim}."))
         found = handler
         self.current = CurrentRun(
-            f"agent:{run.pk}:{handler.method}", self._depth(found, execution), execution.idempotency_key, self.owner
+            f"agent:{run.pk}:{handler.method}", self._depth_of(found, execution), execution.idempotency_key, self.owner
         )
         committed = attempt(
             run,
-            lambda: self._work(execution, found, now, rest),
+            lambda: self._execute(execution, found, now, rest),
             lambda error: self._rescue(execution, found, error, now, rest),
             current=self.current,
             atomic=handler.atomic,
@@ -153,33 +154,34 @@ class AgentSession:
             clock=self.clock,
         )
         if not committed:
-            self._let_go()
+            self._release()
             return False
         if run.lease is None:
-            self.routes = self._routes()
+            self.routes = self._current_routes()
             return False
-        # As it was stored: a handler sees the same whether its worker had the one before it or not.
-        self.context = self._restored()
-        self.routes = self._routes()
+        # From what was stored: a handler sees the same Context whether or not its worker ran the previous handler.
+        self.context = self._restored_context()
+        self.routes = self._current_routes()
         return True
 
-    def _missing(self, execution: HandlerExecution) -> str:
-        """Say which handler is gone, and what to do."""
+    def _missing_handler(self, execution: HandlerExecution) -> str:
+        """Return the error for a handler that the class does not have, with the fix."""
         at = f" at {execution.milestone!r}" if execution.milestone else ""
         near = get_close_matches(execution.handler, [each.method for each in self.definition.handlers], n=1)
         hint = f" Did it become {near[0]!r}?" if near else ""
         return (
-            f"{self.run}: {self.run.name!r} has no handler {execution.handler!r} for {execution.event.event_name!r}{at}"
-            f" any more.{hint} Bring the method back under this name, and this goes on by itself, or delete this row."
+            f"{self.run}: {self.run.name!r} has no handler {execution.handler!r} for "
+            f"{execution.event.event_name!r}{at}.{hint} Restore the method under this name and the execution resumes "
+            "automatically, or delete this row."
         )
 
-    def _depth(self, handler: HandlerDefinition, execution: HandlerExecution) -> int:
-        """Return how deep in its chain of causes a handler's work is."""
+    def _depth_of(self, handler: HandlerDefinition, execution: HandlerExecution) -> int:
+        """Return the depth of an execution in its chain of causes."""
         if execution.attempt and rested(self.definition.retry_of(handler).delay(execution.attempt)):
             return 1
         run, event, depth = self.run, execution.event, depth_after(execution.event, handler.offset)
         if event.pk == run.event_id and not handler.offset and run.caused_by != f"event:{event.pk}":
-            # Spawned by hand: it goes on with what did that, which may have been its like.
+            # Spawned by code: it continues the chain of that code, which an agent of the same kind may have run.
             return max(depth, run.depth + 1)
         return depth
 
@@ -188,39 +190,41 @@ class AgentSession:
         execution: HandlerExecution,
         now: datetime,
         rest: Sequence[HandlerExecution],
-        gave: Skipped | Unknown,
+        result: Skipped | MissingCode,
     ) -> bool:
-        """Commit what needs no try; return whether the agent is still leased by this worker."""
+        """Commit a result without an attempt; return whether this worker still leases the agent."""
         before = dict(self.run.__dict__)
         state = self._state(execution, None, now, rest)
         try:
-            commit(self.run, self._record(execution, state, decide(state, gave)))
+            commit(self.run, self._progress(execution, state, decide(state, result)))
         except LeaseLostError:
             self.run.__dict__.update(before)
-            self._let_go()
+            self._release()
         return self.run.lease is not None
 
-    def _let_go(self) -> None:
-        """Give the agent back after a commit that was refused. In vain if its lease is lost indeed, or was given back
-        to rest a while after trouble of the database."""
+    def _release(self) -> None:
+        """Release the agent after a commit that was refused.
+
+        This changes nothing if the lease was lost, or was released already after a database failure.
+        """
         release(self.run, self.clock() + DATABASE_PAUSE)
         self.run.lease, self.lost = None, True
 
-    def _work(
+    def _execute(
         self,
         execution: HandlerExecution,
         handler: HandlerDefinition,
         started: datetime,
         rest: Sequence[HandlerExecution],
     ) -> Progress:
-        """Try the handler, decide what becomes of its execution, and record that with the Context that it has left."""
-        gave = self._try(execution, handler)
+        """Call the handler, decide the next state of its execution, and return the commit of both with the Context."""
+        result = self._call_handler(execution, handler)
         state = self._state(execution, handler, started, rest)
-        decision = decide(state, gave)
-        if isinstance(gave, Returned):
+        decision = decide(state, result)
+        if isinstance(result, Returned):
             data = dump_context(self.context, f"The Context of {self.run}")
             decision = replace(decision, agent={**decision.agent, "data": data})
-        return self._record(execution, state, decision)
+        return self._progress(execution, state, decision)
 
     def _rescue(
         self,
@@ -230,40 +234,42 @@ class AgentSession:
         started: datetime,
         rest: Sequence[HandlerExecution],
     ) -> Progress:
-        """Turn an exception into another try later, or into the end of the execution. The agent lives on."""
-        data, note = self._salvaged()
+        """Turn an exception into a retry, or into the end of the execution. The agent stays active."""
+        data, note = self._salvage_context()
         state = self._state(execution, handler, started, rest)
-        return self._record(execution, state, decide(state, Raised(error, trace_of(error), data, note)))
+        return self._progress(execution, state, decide(state, Raised(error, trace_of(error), data, note)))
 
-    def _try(self, execution: HandlerExecution, handler: HandlerDefinition) -> Returned | Skipped:
+    def _call_handler(self, execution: HandlerExecution, handler: HandlerDefinition) -> Returned | Skipped:
         context, event, self.instance = self.context, execution.event, None
-        # A copy of the row: what a handler does to it, or reads anew, must not touch the worker's fence.
+        # A copy of the row: a handler that changes or reloads it must not change the worker's fence.
         given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(self.run)}
         with inside(self.run) as current:
             if handler.condition is not None and not handler.condition(**given):
-                self.context = self._restored()  # a question changes nothing
+                self.context = self._restored_context()  # a condition must not change the Context
                 return Skipped("Its condition was false.")
-            # A new one for each handler: what is to outlive it is in the Context.
+            # A new instance for each handler: only the Context outlives a handler.
             self.instance = self.definition.cls()
             self.instance.context = context
             getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes})
-        self.context = self._kept()
+        self.context = self._context_left()
         return Returned(current.ending)
 
-    def _salvaged(self) -> tuple[str | None, str]:
-        """Return the Context as the handler has left it before it raised, or None and why it cannot be kept. The
-        handler's database writes are rolled back."""
+    def _salvage_context(self) -> tuple[str | None, str]:
+        """Return the Context as it was when the handler raised, or None and the reason why it cannot be kept.
+
+        The handler's database writes are rolled back.
+        """
         try:
-            self.context = self._kept()
+            self.context = self._context_left()
             data = dump_context(self.context, f"The Context of {self.run}")
-            if self._routes()[1] != self.routes[1]:
-                raise ContextError("it would make a second life of a singleton's match, or give up its own")
+            if self._current_routes()[1] != self.routes[1]:
+                raise ContextError("it would change the singleton key of the agent")
             return data, ""
         except Exception as error:
             if is_database_failure(error, connections[alias_of(AgentRun)]):
                 raise
-            self.context = self._restored()
-            return None, f"\nWhat the handler had changed in its Context is lost: {type(error).__name__}: {error}"
+            self.context = self._restored_context()
+            return None, f"\nThe changes of the handler to its Context are lost: {type(error).__name__}: {error}"
 
     def _state(
         self,
@@ -278,17 +284,17 @@ class AgentSession:
             started,
             self.clock(),
             next_due=rest[0].due_at if rest else None,
-            is_share_used=time.monotonic() >= self.until,
+            is_budget_spent=time.monotonic() >= self.budget_ends,
         )
 
-    def _record(self, execution: HandlerExecution, state: State, decision: Decision) -> Progress:
-        """Return the commit of an attempt: the agent's changes, and with them the execution's and the routes'."""
+    def _progress(self, execution: HandlerExecution, state: State, decision: Decision) -> Progress:
+        """Return the commit of an attempt: the changes of the agent, its execution and its routes."""
         run, changes = self.run, dict(decision.agent)
-        if "wake_at" not in changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
-            # The heartbeat may have been kept out (SQLite: by this very transaction).
+        if "wake_at" not in changes and time.monotonic() - self.lease_renewed > conf().LEASE.total_seconds() / 2:
+            # The heartbeat may have been blocked (on SQLite by this very transaction).
             changes["wake_at"] = state.finished + conf().LEASE
-            self.leased = time.monotonic()
-        before, after = self.routes, self._routes()
+            self.lease_renewed = time.monotonic()
+        before, after = self.routes, self._current_routes()
         if after != before:
             changes |= {"singleton": after[1] or "", "routing": fingerprint(self.definition)}
         if self.current is not None and self.current.holds_claims and not run.holds_claims:
@@ -297,9 +303,9 @@ class AgentSession:
         def write() -> None:
             pending = HandlerExecution.objects.filter(pk=execution.pk, status=HandlerStatus.PENDING)
             if pending.update(**decision.execution) != 1:
-                raise LeaseLostError(f"{execution} was changed while a worker had it.")
+                raise LeaseLostError(f"{execution} was changed while a worker was running it.")
             if after != before:
-                reroute(run, after[0], before[1], after[1])
+                replace_routes(run, after[0], before[1], after[1])
             if decision.ends:
                 clear_up(run.pk, state.finished)
 

@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class AgentsConfig(AppConfig):
-    """The third floor, beside the workflows: agents, their mailboxes and their routes."""
+    """The layer of agents, their mailboxes and their routes, above the events and beside the workflows."""
 
     name = "django_ai.automation.agents"
     label = "automation_agents"
@@ -25,25 +25,25 @@ class AgentsConfig(AppConfig):
         from . import checks
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
-        from .reconcile import take_agents
+        from .reconcile import reconcile_slice
         from .retention import prune_agents, prune_executions
         from .runner import perform_agent
         from .subscriber import AgentSubscriber
 
         registry.register(AgentRun, Behaviour(perform=perform_agent, park=park))
         registry.register_explained(HandlerExecution)
-        maintenance.register_reconciler("reconcile agents", take_agents)
+        maintenance.register_reconciler("reconcile agents", reconcile_slice)
         maintenance.register_pruner("prune agents", prune_agents)
         maintenance.register_pruner("prune handlers", prune_executions)
-        living = ~Q(run__status__in=FINISHED)
+        unfinished = ~Q(run__status__in=FINISHED)
         register_resumable_kind(ResumableKind("agent", AgentRun, "name", failed=Q(status="failed")))
         register_resumable_kind(
             ResumableKind(
                 "handler",
                 HandlerExecution,
                 "handler",
-                parked=Q(status="parked") & living,
-                failed=Q(status="failed") & living,
+                parked=Q(status="parked") & unfinished,
+                failed=Q(status="failed") & unfinished,
             )
         )
         register_owner(KIND, AgentRun.objects.unfinished)

@@ -1,4 +1,4 @@
-"""System checks of agents: events that nobody declares, matches that no entity has, routes that are no routes."""
+"""System checks of agents: undeclared events, matches that no entity has, matches that route nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _check(definition: AgentDefinition) -> Iterator[CheckMessage]:
         what = f"The agent {definition.name}: the handler {handler.method}"
         if not is_declared(handler.event_name):
             yield Error(
-                f"{what} listens to the event {handler.event_name!r}, which no model declares.",
+                f"{what} subscribes to the event {handler.event_name!r}, which no model declares.",
                 hint=did_you_mean(handler.event_name, declared_events()),
                 obj=definition.cls,
                 id="automation.E302",
@@ -49,32 +49,32 @@ def _check(definition: AgentDefinition) -> Iterator[CheckMessage]:
 
 
 def _check_singleton(definition: AgentDefinition) -> Iterator[CheckMessage]:
-    """Report an agent of which several may answer one event, though nothing says that this is meant."""
+    """Report an agent of which several may handle one event, unless its ``singleton=`` says so."""
     match = definition.match
     if definition.says_singleton or not definition.spawn_on or match is None or not match.lookups:
         return
     starters = [source.owner for name in definition.spawn_on for source in sources_of(name)]
-    if not starters or any(_tells_apart(definition, name, starters) for name in match.names()):
+    if not starters or any(_distinguishes(definition, name, starters) for name in match.names()):
         return
     yield Warning(
         f"The agent {definition.name}: each {' and '.join(map(repr, definition.spawn_on))} spawns one, and all with "
-        f"the same {', '.join(match.names())} answer each event that matches.",
-        hint="Write singleton=True if one for each match is meant, which then gets the events that would spawn "
-        "another; or singleton=False if each one is to answer.",
+        f"the same {', '.join(match.names())} handle each event that matches.",
+        hint="Write singleton=True for one agent for each match, which then receives the events that would spawn "
+        "another one; or singleton=False if each agent is to handle them.",
         obj=definition.cls,
         id="automation.W307",
     )
 
 
-def _tells_apart(definition: AgentDefinition, name: str, starters: list[type[models.Model]]) -> bool:
-    """Return whether two entities that spawn agents differ in what ``name`` is compared with: it is unique to them, or
+def _distinguishes(definition: AgentDefinition, name: str, starters: list[type[models.Model]]) -> bool:
+    """Return whether two entities that spawn agents always differ in the field ``name``: it is unique to them, or
     points to one of them."""
 
     def is_starter(model: Any) -> bool:
         return any(is_family(model, each) for each in starters)
 
-    heard = [each for each in definition.handlers if each.match is None]
-    owners = {*starters, *(source.owner for each in heard for source in sources_of(each.event_name))}
+    unmatched = [each for each in definition.handlers if each.match is None]
+    owners = {*starters, *(source.owner for each in unmatched for source in sources_of(each.event_name))}
     for owner in owners:
         try:
             field = resolve_field(owner, name)
@@ -97,9 +97,9 @@ def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: 
         if definition.spawn_on and not shares_entity(definition.spawn_on, handler.event_name):
             models_of = ", ".join(sorted({source.owner._meta.label for source in sources}))
             yield Warning(
-                f"{what} hears the event {handler.event_name!r} of any {models_of}: the entity that spawns the agent "
-                "does not declare it.",
-                hint='Say which ones are meant: match={"field": "{{ ctx.field }}"}, or match={} if all are.',
+                f"{what} receives the event {handler.event_name!r} of every {models_of}: the entity that spawns the "
+                "agent does not declare it.",
+                hint='Select them with match={"field": "{{ ctx.field }}"}, or write match={} for all of them.',
                 obj=definition.cls,
                 id="automation.W304",
             )
@@ -112,9 +112,9 @@ def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: 
     keyed = [name for name in match.names() if is_exact(owners, name) or is_exact(owners, name.removesuffix("__in"))]
     if not keyed:
         yield Warning(
-            f"{what}: its match compares nothing for equality ({', '.join(match.names())}), so each event is compared "
-            "with every living agent.",
-            hint="Add a field that tells agents apart, as in {'guest_id': '{{ ctx.guest_id }}'}.",
+            f"{what}: its match compares no field for equality ({', '.join(match.names())}), so each event is compared "
+            "with every active agent.",
+            hint="Add a field that distinguishes agents, as in {'guest_id': '{{ ctx.guest_id }}'}.",
             obj=definition.cls,
             id="automation.W305",
         )
@@ -124,7 +124,7 @@ def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: 
 def _check_lists(
     definition: AgentDefinition, match: Match, owners: list[type[models.Model]], what: str
 ) -> Iterator[CheckMessage]:
-    """Report a list in the Context that is compared with a single value: it never matches."""
+    """Report a list in the Context that is compared with a single value: it can never match."""
     for name, value in match.lookups:
         field = field_named(value, definition.context)
         if field is None or not is_exact(owners, name):
@@ -133,14 +133,14 @@ def _check_lists(
         if origin is not None and not any(_holds_lists(owner, name) for owner in owners):
             yield Error(
                 f"{what}: match compares the single value {name!r} with a {origin.__name__} of the Context.",
-                hint=f"Write {name + '__in'!r} for any of them.",
+                hint=f"Write {name + '__in'!r} to match any element.",
                 obj=definition.cls,
                 id="automation.E306",
             )
 
 
 def _list_type(annotation: Any) -> type | None:
-    """Return the kind of list that ``annotation`` says, also where it may be missing (``list[str] | None``)."""
+    """Return the type of list in ``annotation``, also in an optional one (``list[str] | None``)."""
     origin = typing.get_origin(annotation) or annotation
     if origin in (typing.Union, types.UnionType):
         return next((found for each in typing.get_args(annotation) if (found := _list_type(each))), None)

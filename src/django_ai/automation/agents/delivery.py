@@ -1,5 +1,7 @@
-"""Delivery: which beats of which events go into whose mailbox. Found by key in one query, and where a match says more
-than keys can, compared with each agent's Context.
+"""Delivery: which milestones of which events go into which mailbox.
+
+One query finds the agents by key. Where a match compares more than keys can, the rest (its residual) is compared with
+each agent's Context.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from ..state.versions import restore
 from .definitions import AgentDefinition, HandlerDefinition, find_agent, handlers_hearing
 from .mailbox import execution_of
 from .models import AgentRoute, AgentRun, HandlerExecution
-from .routing import keys_for, where
+from .routing import address_for, keys_for
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A handler that hears a beat, for whichever agents have one of the keys. ``position``: where the beat arrived."""
+    """A handler that subscribes to a milestone of ``event``. ``position``: the position of that milestone."""
 
     definition: AgentDefinition
     handler: HandlerDefinition
@@ -34,12 +36,15 @@ class Call:
 
 
 def executions_for(
-    news: Sequence[Notification], now: datetime, *, only: int | None = None
+    notifications: Sequence[Notification], now: datetime, *, only: int | None = None
 ) -> Iterator[HandlerExecution]:
-    """Yield what goes into which mailbox: of agents whose position is before that of the beat. What came before an
-    agent it looks back for, if it is its business at all. ``only``: for this one agent, whatever its position."""
+    """Yield the executions to insert, for agents whose position is before that of the milestone.
+
+    Milestones that fired before an agent existed are the subject of ``catch_up``. ``only``: the primary key of the one
+    agent to deliver to, whatever its position.
+    """
     calls: dict[str, list[Call]] = {}
-    for each in news:
+    for each in notifications:
         position = each.event.position_of(each.milestone)
         for handler in handlers_hearing(each.event):
             if handler.milestone != each.milestone:
@@ -53,25 +58,25 @@ def executions_for(
     routes = AgentRoute.objects.filter(key__in=list(calls)).order_by("run")
     if only is not None:
         routes = routes.filter(run=only)
-    judge = _ResidualMatcher()
+    matcher = _ResidualMatcher()
     seen = set()
-    for key, pk, behind in routes.values_list("key", "run", "run__position"):
+    for key, pk, run_position in routes.values_list("key", "run", "run__position"):
         for call in calls[key]:
             this = (pk, call.event.pk, call.handler.method, call.handler.milestone)
-            if this in seen or (only is None and call.position <= behind):
+            if this in seen or (only is None and call.position <= run_position):
                 continue
-            if judge.fits(pk, call):
+            if matcher.matches(pk, call):
                 seen.add(this)
                 yield execution_of(pk, call.event, call.handler, now)
 
 
 class _ResidualMatcher:
-    """Compares what keys do not say, with each agent's Context read once."""
+    """Compares the part of a match that keys cannot; reads each agent's Context once."""
 
     def __init__(self) -> None:
         self._contexts: dict[int, BaseModel] = {}
 
-    def fits(self, pk: int, call: Call) -> bool:
+    def matches(self, pk: int, call: Call) -> bool:
         match = call.definition.match_of(call.handler)
         if match is None or match.is_all_exact(sources_of(call.handler.event_name)):
             return True
@@ -82,9 +87,9 @@ class _ResidualMatcher:
         if entity is None:
             return False
         try:
-            residual = where(call.definition, call.handler, match, self._context(pk, call.definition)).residual
+            residual = address_for(call.definition, call.handler, match, self._context(pk, call.definition)).residual
         except AutomationError:
-            return True  # the agent is parked for it, now or when it wakes; what comes meanwhile waits in its mailbox
+            return True  # the agent is parked for this error; its mailbox keeps the event until it resumes
         return satisfies(entity, residual)
 
     def _context(self, pk: int, definition: AgentDefinition) -> BaseModel:

@@ -1,4 +1,4 @@
-"""How agents end: completed, or cancelled by a person. What is left in their mailbox goes with them."""
+"""How agents end: completed or cancelled from outside. Their pending executions are cancelled with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KIND = "agent"
 def end_agents(runs: Iterable[AgentRun], status: AgentStatus, reason: str, now: datetime) -> int:
     """End ``runs`` in one transaction; return how many ended.
 
-    A worker that has one of them finds its write refused. An agent that is ended from within its own handler ends with
+    A worker that leases one of them has its write refused. An agent that ends itself within its own handler ends with
     that handler's commit.
     """
     ended, reason = 0, storable(reason)
@@ -45,15 +45,17 @@ def end_agents(runs: Iterable[AgentRun], status: AgentStatus, reason: str, now: 
 
 
 def clear_up(run_pk: int, now: datetime) -> None:
-    """Remove what an agent that has ended leaves behind: routes, claims, and what is pending in its mailbox."""
+    """Delete the routes and claims of an agent that has ended, and cancel its unfinished executions."""
     AgentRoute.objects.filter(run=run_pk).delete()
     release_all(KIND, run_pk)
     cancel_executions(HandlerExecution.objects.filter(run=run_pk), now)
 
 
 def cancel_executions(executions: QuerySet[HandlerExecution, HandlerExecution], now: datetime) -> int:
-    """Cancel what is unfinished of ``executions``, whose agents have ended: nobody could resume what is parked. Return
-    how many."""
+    """Cancel the unfinished ones of ``executions``, whose agents have ended; return how many.
+
+    Parked ones, too: an execution of an ended agent cannot be resumed.
+    """
     cancelled = executions.filter(status=HandlerStatus.PENDING).update(
         status=HandlerStatus.CANCELLED, error="The agent has ended.", finished_at=now
     )

@@ -1,9 +1,9 @@
-"""The mailbox: how an execution gets to its agent, and the agent's worker does not miss it.
+"""The mailbox: how an execution reaches its agent, and why the agent's worker does not miss it.
 
-The two sides never lock each other. Who puts one in commits it first and then lowers the agent's ``wake_at``
-(``touch``), which leaves an agent alone that is in a worker's hands. Who finishes commits the end of his lease first
-and then looks into the mailbox once more (``touch``, too). Whichever of the two commits last sees the other. If the
-process dies in between, the event is told again, or the sweep (``wake_forgotten``) finds what is pending.
+The two sides never lock each other. Delivery commits the execution first and then lowers the agent's ``wake_at``
+(``touch``), which changes no leased agent. A worker that finishes commits the end of its lease first and then looks
+into the mailbox once more (``touch``, too). Whichever commits last sees the other. If the process dies in between, the
+event is delivered again, or maintenance (``wake_forgotten``) finds the pending execution.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from .definitions import HandlerDefinition
 from .ending import cancel_executions
 from .models import FINISHED, AgentRun, AgentStatus, HandlerExecution, HandlerStatus, touch
 
+HANDLED = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED)
+"""Statuses of an execution whose event counts as handled. An event that was cancelled with its agent does not."""
+
+MAX_REPAIRED_ROWS = 10_000
+"""Agents, and executions, that one reconciliation wakes or cancels at most."""
+
 
 def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: datetime) -> HandlerExecution:
-    """Return the unsaved execution of ``handler`` for ``event``; its key is the same however often it is asked for."""
+    """Return the unsaved execution of ``handler`` for ``event``; its key is the same for every call."""
     execution = HandlerExecution(
         run_id=run_pk,
         event=event,
@@ -36,35 +42,31 @@ def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: dat
     return execution
 
 
-def put(executions: Sequence[HandlerExecution]) -> None:
-    """Insert what is not there yet. Call ``touch`` for the agents after this has committed."""
-    # In one order, whoever inserts: two who insert the same keys in different orders would wait for each other.
+def put_in_mailbox(executions: Sequence[HandlerExecution]) -> None:
+    """Insert the executions that do not exist yet. Call ``touch`` for their agents after this has committed."""
+    # Always in the same order: two processes that insert the same keys in different orders would deadlock.
     insert_ignoring(HandlerExecution, sorted(executions, key=lambda each: (each.event_id, each.run_id, each.position)))
 
 
 def pending_in(run: AgentRun, limit: int) -> list[HandlerExecution]:
-    """Return what is pending in the agent's mailbox, the earliest first, due or not."""
+    """Return the pending executions of the agent's mailbox, the earliest first, due or not."""
     rows = HandlerExecution.objects.filter(run=run, status=HandlerStatus.PENDING).select_related("event")
     return list(rows.order_by("due_at", "pk")[:limit])
 
 
 def wake_forgotten(now: datetime) -> int:
-    """Wake agents whose mailbox nobody told them of, and cancel what came for agents that had ended; say how many."""
+    """Wake agents that miss due executions in their mailbox, and cancel executions of ended agents; return how many."""
     due = HandlerExecution.objects.filter(status=HandlerStatus.PENDING, due_at__lte=now)
     waiting = due.filter(run__status=AgentStatus.ACTIVE, run__lease=None)
     late = waiting.filter(Q(run__wake_at=None) | Q(run__wake_at__gt=F("due_at")))
     forgotten = late.values_list("run", flat=True)
-    pks = list(forgotten.distinct()[:10_000])
+    pks = list(forgotten.distinct()[:MAX_REPAIRED_ROWS])
     touch(pks)
-    ended = list(due.filter(run__status__in=FINISHED).values_list("pk", flat=True)[:10_000])
+    ended = list(due.filter(run__status__in=FINISHED).values_list("pk", flat=True)[:MAX_REPAIRED_ROWS])
     return len(pks) + cancel_executions(HandlerExecution.objects.filter(pk__in=ended), now)
 
 
-GIVEN = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED)
-"""What has become of an event that an agent had; one that was cancelled with its agent was not had."""
-
-
-def had(singleton: str, events: Collection[int], but: AgentRun) -> set[int]:
-    """Return which of ``events`` other lives of a singleton have had, and may have ended with."""
-    rows = HandlerExecution.objects.filter(event__in=events, run__singleton=singleton, status__in=GIVEN)
-    return set(rows.exclude(run=but.pk).values_list("event", flat=True))
+def handled_elsewhere(singleton: str, events: Collection[int], run: AgentRun) -> set[int]:
+    """Return which of ``events`` were handled by agents with the same singleton key other than ``run``."""
+    rows = HandlerExecution.objects.filter(event__in=events, run__singleton=singleton, status__in=HANDLED)
+    return set(rows.exclude(run=run.pk).values_list("event", flat=True))

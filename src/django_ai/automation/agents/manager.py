@@ -21,7 +21,7 @@ from ..values.classes import declaration_of
 from .definitions import AgentDefinition, find_agent
 from .ending import end_agents
 from .models import AgentRun, AgentRunQuerySet, AgentStatus
-from .routing import fingerprint, install, keys_of, singleton_key, taken_by
+from .routing import fingerprint, install_routes, keys_of, singleton_holder, singleton_key
 from .spawning import origin_key
 
 __all__ = ["AgentManager"]
@@ -190,9 +190,9 @@ def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> Ag
         try:
             with transaction.atomic(using=alias_of(AgentRun)):
                 run.save(force_insert=True, using=alias_of(AgentRun))
-                install(run, keys, singleton)
+                install_routes(run, keys, singleton)
         except SingletonTakenError:
-            living = AgentRun.objects.unfinished().filter(pk=taken_by(run.singleton) or 0).first()
+            living = AgentRun.objects.unfinished().filter(pk=singleton_holder(run.singleton) or 0).first()
             if living is None:
                 continue  # it ended in between
             if event is not None and event.occurred_at is not None:

@@ -1,8 +1,9 @@
-"""The rows of this floor: ``AgentRun`` (one life of an agent), ``HandlerExecution`` (one answer of one handler to one
-event: the agent's mailbox, and its history), and ``AgentRoute`` (a key under which events find the agent).
+"""The tables of agents: ``AgentRun`` (one agent), ``HandlerExecution`` (one event for one of its handlers: its mailbox
+and its history), and ``AgentRoute`` (a key under which events find the agent).
 
-The agent is the Wakeable; its mailbox is not. ``wake_at`` is the earliest ``due_at`` of what is pending in it, so the
-handlers of one agent never overlap, and a retry that is put off does not hold up the others.
+The agent is the ``Wakeable``; an execution in its mailbox is not. ``wake_at`` is the earliest ``due_at`` of the pending
+executions. So the handlers of one agent never overlap, and a retry that waits for its backoff delays no other
+execution.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from ..values.text import last_line
 
 
 class AgentStatus(models.TextChoices):
-    PENDING = "pending", _("Pending")  # its Context is still to be made
-    ACTIVE = "active", _("Active")  # it lives: it handles events, or waits for them
+    PENDING = "pending", _("Pending")  # not activated yet: it has no Context
+    ACTIVE = "active", _("Active")  # it handles events, or waits for them
     COMPLETED = "completed", _("Completed")
     FAILED = "failed", _("Failed")  # it could not be spawned
     CANCELLED = "cancelled", _("Cancelled")
-    PARKED = "parked", _("Parked")  # for a person: ``error`` says why
+    PARKED = "parked", _("Parked")  # for an operator or for code: ``error`` says why
 
 
 FINISHED = (AgentStatus.COMPLETED, AgentStatus.FAILED, AgentStatus.CANCELLED)
@@ -49,14 +50,14 @@ class AgentRunQuerySet(WriterQuerySet["AgentRun"]):
         return self.exclude(status__in=FINISHED)
 
     def with_failed_handlers(self) -> AgentRunQuerySet:
-        """Read with each agent how many executions of its handlers have failed (``failed_handlers``)."""
+        """Annotate each agent with the number of its failed handler executions (``failed_handlers``)."""
         failed = HandlerExecution.objects.filter(run=models.OuterRef("pk"), status=HandlerStatus.FAILED)
         count = failed.order_by().values("run").annotate(count=models.Count("pk")).values("count")
         return self.annotate(failed_handlers=models.Subquery(count))
 
 
 class AgentRun(Wakeable):
-    """One life of an agent."""
+    """One agent."""
 
     name = models.CharField(_("name"), max_length=200, editable=False)
     version = models.CharField(_("version"), max_length=50, default="1", editable=False)
@@ -131,7 +132,7 @@ class AgentRun(Wakeable):
         return f"{what} ({failed} handler execution{'s have' if failed > 1 else ' has'} failed)"
 
     def count_failed_handlers(self) -> int:
-        """Return how many executions of its handlers have failed; read with the row by ``with_failed_handlers``."""
+        """Return the number of its failed handler executions, which ``with_failed_handlers`` reads with the row."""
         if "failed_handlers" not in self.__dict__:
             return self.executions.filter(status=HandlerStatus.FAILED).count()
         return self.__dict__["failed_handlers"] or 0
@@ -140,7 +141,7 @@ class AgentRun(Wakeable):
         if self.status == AgentStatus.PARKED:
             return self.parked_reason()
         if self.wake_at is not None:
-            what = "what is due in its mailbox" if self.status == AgentStatus.ACTIVE else "its next try to begin"
+            what = "what is due in its mailbox" if self.status == AgentStatus.ACTIVE else "its next activation attempt"
             return f"{what}, {at_text(self.wake_at)}"
         return "its events" if self.status == AgentStatus.ACTIVE and self.started_at else ""
 
@@ -152,24 +153,24 @@ class AgentRun(Wakeable):
 
     @property
     def resumed_status(self) -> AgentStatus:
-        """What a parked agent goes on as."""
+        """The status with which a parked agent resumes."""
         return AgentStatus.ACTIVE if self.routing else AgentStatus.PENDING
 
     def resume(self, now: datetime | None = None) -> None:
-        """Let a parked agent go on with its mailbox, or try once more to spawn one that failed.
+        """Resume a parked agent with its mailbox, or retry the activation of one that failed.
 
-        Raises ``NotResumableError`` for one in another state.
+        Raises ``NotResumableError`` for an agent in another status.
         """
         rows = AgentRun.objects.filter(pk=self.pk, status__in=[AgentStatus.PARKED, AgentStatus.FAILED])
-        again = {"status": self.resumed_status, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
-        if not revoke(rows, **again, wake_at=aware(now or timezone.now(), "now")):
+        changes = {"status": self.resumed_status, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
+        if not revoke(rows, **changes, wake_at=aware(now or timezone.now(), "now")):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed agent can be resumed.")
         ring_after_commit(alias_of(AgentRun), AgentRun)
         self.refresh_from_db()
 
 
 class AgentRoute(AutomationModel):
-    """A key that events of an agent's entities have. One with a ``unique_key`` makes a singleton the only one."""
+    """A key of the events that an agent receives. The one with a ``unique_key`` makes a singleton unique."""
 
     run = models.ForeignKey(AgentRun, on_delete=models.CASCADE, related_name="routes", editable=False)
     key = models.CharField(max_length=KEY_LENGTH, editable=False)
@@ -182,7 +183,7 @@ class AgentRoute(AutomationModel):
         indexes = [models.Index(fields=["key", "run"], name="automation_route_key")]
 
     def __str__(self) -> str:
-        return f"a route to {self.run_id}"
+        return f"route to agent run #{self.run_id}"
 
 
 class HandlerStatus(models.TextChoices):
@@ -195,7 +196,7 @@ class HandlerStatus(models.TextChoices):
 
 
 class HandlerExecution(AutomationModel):
-    """One answer of one handler to one event: due, tried again, and done once."""
+    """One event for one handler of an agent: due, retried, and finished exactly once."""
 
     run = models.ForeignKey(
         AgentRun, verbose_name=_("run"), on_delete=models.CASCADE, related_name="executions", editable=False
@@ -219,7 +220,7 @@ class HandlerExecution(AutomationModel):
     unique_key = models.CharField(_("unique key"), max_length=KEY_LENGTH, editable=False)
 
     position: int = 0
-    """Where its handler stands in the class: of what is due together, it comes in that order. Not stored."""
+    """Position of its handler in the class: executions that are due at the same time run in this order. Not stored."""
 
     class Meta:
         verbose_name = _("handler execution")
@@ -230,11 +231,11 @@ class HandlerExecution(AutomationModel):
         ]
         ordering = ["pk"]
         indexes = [
-            # Begins with the run, also for the sweep that reads what is pending of all: an index on due_at would look
-            # best to PostgreSQL whenever its statistics are from a time when nothing was pending.
+            # Begins with the run, also for maintenance, which reads the pending executions of all agents: PostgreSQL
+            # would prefer an index on due_at whenever its statistics are from a time with no pending executions.
             PartialIndex(
                 fields=["run", "status", "due_at"],
-                name="automation_handler_box",
+                name="automation_handler_mailbox",
                 condition=models.Q(status="pending"),
             ),
             PartialIndex(
@@ -257,56 +258,58 @@ class HandlerExecution(AutomationModel):
         return cls.objects.filter(status__in=[HandlerStatus.PENDING, HandlerStatus.PARKED]).select_related("run")
 
     def waits_for(self, now: datetime) -> str:
-        """Name the one thing that this unfinished execution waits for. Empty: there is none, and it hangs."""
+        """Return the one thing that this unfinished execution waits for. Empty: it waits for nothing, and is stuck."""
         if self.status == HandlerStatus.PARKED:
             code = "" if self.parked_at is None else "code that has its handler, or "
-            return f"{code}a person, to resume it: {last_line(self.error)}"
+            return f"{code}an operator, to resume it: {last_line(self.error)}"
         if self.run.status == AgentStatus.PARKED or self.run.lease is not None:
             return f"its agent {self.run}"
         if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
             return f"its agent {self.run}, {at_text(max(self.run.wake_at, self.due_at))}"
-        return f"the next reconciliation: its agent {self.run} does not know of it"
+        return f"the next reconciliation: its agent {self.run} is not due for it"
 
     def resume(self, now: datetime | None = None) -> None:
-        """Try a failed or parked execution again, with a fresh budget of attempts.
+        """Retry a failed or parked execution, with all its attempts.
 
-        Raises ``NotResumableError`` for one in another state, or of an agent that has ended.
+        Raises ``NotResumableError`` for an execution in another status, or of an agent that has ended.
         """
         moment = aware(now or timezone.now(), "now")
         rows = HandlerExecution.objects.filter(
             pk=self.pk, status__in=[HandlerStatus.FAILED, HandlerStatus.PARKED], run__in=AgentRun.objects.unfinished()
         )
-        again = {"status": HandlerStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
-        if not rows.update(**again, due_at=moment):
+        changes = {"status": HandlerStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
+        if not rows.update(**changes, due_at=moment):
             raise NotResumableError(
-                f"{self} is {self.status}; only a failed or parked execution of a living agent can be resumed."
+                f"{self} is {self.status}; only a failed or parked execution of an unfinished agent can be resumed."
             )
         touch_after_commit([self.run_id])
         self.refresh_from_db()
 
 
-CHUNK = 500
+AGENTS_PER_STATEMENT = 500
 
 
 def touch(run_pks: Iterable[int]) -> None:
-    """Let agents that are in nobody's hands wake for what is pending in their mailboxes."""
+    """Lower ``wake_at`` of agents that are not leased to the earliest pending execution of their mailbox."""
     pks = sorted(set(run_pks))
-    for start in range(0, len(pks), CHUNK):
-        _wake(AgentRun.objects.filter(pk__in=pks[start : start + CHUNK]))
+    for start in range(0, len(pks), AGENTS_PER_STATEMENT):
+        _lower_wake_at(AgentRun.objects.filter(pk__in=pks[start : start + AGENTS_PER_STATEMENT]))
     ring_after_commit(alias_of(AgentRun), AgentRun)
 
 
 def touch_after_commit(run_pks: Iterable[int]) -> None:
-    """Touch agents now, and once more when the caller's transaction has committed: a worker may have one in hand now,
-    and have let it go by then without seeing what is not committed yet."""
+    """Touch agents now, and again when the caller's transaction has committed.
+
+    A worker that leases an agent now may release it before that commit, and not see what is not committed yet.
+    """
     pks = list(run_pks)
     touch(pks)
     transaction.on_commit(lambda: touch(pks), using=alias_of(AgentRun), robust=True)
 
 
-def _wake(runs: QuerySet[AgentRun, AgentRun]) -> int:
+def _lower_wake_at(runs: QuerySet[AgentRun, AgentRun]) -> int:
     pending = HandlerExecution.objects.filter(run=OuterRef("pk"), status=HandlerStatus.PENDING)
-    # Subqueries with a LIMIT stay one look into the index for each agent; EXISTS may become a hash of all mailboxes.
+    # A subquery with a LIMIT stays one index lookup for each agent; EXISTS may become a hash of all mailboxes.
     first = Subquery(pending.order_by("due_at").values("due_at")[:1])
     resting = runs.filter(lease=None, status=AgentStatus.ACTIVE, started_at__isnull=False)
     return resting.filter(Q(wake_at=None) | Q(wake_at__gt=first)).update(wake_at=first)

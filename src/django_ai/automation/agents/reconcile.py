@@ -1,7 +1,7 @@
-"""Gives living agents the routes that a new deployment asks for, lets go on what waited for it, and wakes those that
-were forgotten.
+"""Reconciliation of agents: adds the routes that a new deployment needs, unparks executions that waited for its code,
+and wakes agents that miss due executions.
 
-Routes are only added here, never removed: code of before may still be at work beside ours.
+Routes are only added here, never deleted: workers of the previous release may still run beside this one.
 """
 
 from __future__ import annotations
@@ -23,36 +23,42 @@ from .mailbox import wake_forgotten
 from .models import AgentRoute, AgentRun, HandlerExecution, HandlerStatus, touch
 from .routing import fingerprint, keys_of, singleton_key
 
-CHUNK = 200
-AT_ONCE = 10_000
-MOST_BROKEN = 1000
-"""So many agents of a name that get no routes are passed by; then it is the next name's turn."""
+ROWS_PER_CHUNK = 200
+MAX_UNPARKED_EXECUTIONS = 10_000
+"""Executions of one handler that one reconciliation unparks at most."""
+MAX_BROKEN_AGENTS = 1000
+"""After this number of agents of a name whose routes cannot be computed, the next name follows."""
 
 
 def reconcile_agents(now: datetime) -> int:
-    """Bring all agents in line with the code and with their mailboxes; return how many were."""
-    return take_agents(TimeSlice(now)).done
+    """Reconcile all agents with the code and with their mailboxes; return how many changed."""
+    return reconcile_slice(TimeSlice(now)).done
 
 
-def take_agents(turn: TimeSlice) -> SliceResult:
-    """Bring agents in line with the code, as long as the turn lasts, and in the last one with their mailboxes. The
-    position: at which agent it stopped, and which of its runs get no routes."""
-    place, routed = turn.position or {}, 0
+def reconcile_slice(time_slice: TimeSlice) -> SliceResult:
+    """Reconcile agents with the code until the time slice is over, and in the last slice with their mailboxes.
+
+    The position is the name of the agent at which the slice stopped, and the primary keys of its runs whose routes
+    cannot be computed.
+    """
+    place, routed = time_slice.position or {}, 0
     known = {definition.name: definition for definition in all_agents()}
     for name in sorted(known):
         if name < place.get("agent", ""):
             continue
         broken: list[int] = place["broken"] if name == place.get("agent") else []
-        count, is_complete = _add_routes(known[name], turn, broken)
+        count, is_complete = _add_routes(known[name], time_slice, broken)
         routed += count
         if not is_complete:
             return SliceResult(routed, {"agent": name, "broken": broken})
-    return SliceResult(routed + resume_found(turn.now) + wake_forgotten(turn.now))
+    return SliceResult(routed + unpark_executions(time_slice.now) + wake_forgotten(time_slice.now))
 
 
-def resume_found(now: datetime) -> int:
-    """Let executions go on that were parked for want of a handler, or of their entity's model, which this code has;
-    return how many. What nobody has costs one look at what there is, however much of it."""
+def unpark_executions(now: datetime) -> int:
+    """Unpark executions whose missing handler, or missing model of their entity, this code has; return how many.
+
+    One query finds the handlers that are still missing, for any number of parked executions.
+    """
     parked = HandlerExecution.objects.filter(
         status=HandlerStatus.PARKED, parked_at__isnull=False, run__in=AgentRun.objects.unfinished()
     )
@@ -63,49 +69,49 @@ def resume_found(now: datetime) -> int:
         if not has_handler(name, method, milestone) or not is_installed(label):
             continue
         mine = parked.filter(run__name=name, handler=method, milestone=milestone, event__entity_type=label)
-        rows = list(mine.order_by("pk").values_list("pk", "run")[:AT_ONCE])
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
+        rows = list(mine.order_by("pk").values_list("pk", "run")[:MAX_UNPARKED_EXECUTIONS])
+        for start in range(0, len(rows), ROWS_PER_CHUNK):
+            chunk = rows[start : start + ROWS_PER_CHUNK]
             again = HandlerExecution.objects.filter(pk__in=[pk for pk, _ in chunk], status=HandlerStatus.PARKED)
             found += again.update(status=HandlerStatus.PENDING, error="", finished_at=None, parked_at=None, due_at=now)
             touch(run for _, run in chunk)
     return found
 
 
-def _add_routes(definition: AgentDefinition, turn: TimeSlice, broken: list[int]) -> tuple[int, bool]:
-    """Return how many runs have got their routes, and whether those were all; add to ``broken`` the others."""
-    print_of, written = fingerprint(definition), 0
-    # Two ranges, not "other than": the index finds the next ones, however many are right already.
-    for others in (Q(routing__lt=print_of), Q(routing__gt=print_of)):
+def _add_routes(definition: AgentDefinition, time_slice: TimeSlice, broken: list[int]) -> tuple[int, bool]:
+    """Add missing routes; return of how many runs, and whether that is all of them. Add failed ones to ``broken``."""
+    current, written = fingerprint(definition), 0
+    # Two ranges instead of "not equal": the index finds the next rows, for any number of current ones.
+    for others in (Q(routing__lt=current), Q(routing__gt=current)):
         old = AgentRun.objects.active().filter(others, name=definition.name).order_by("routing")
-        while len(broken) < MOST_BROKEN and (chunk := list(old.exclude(pk__in=broken)[:CHUNK])):
+        while len(broken) < MAX_BROKEN_AGENTS and (chunk := list(old.exclude(pk__in=broken)[:ROWS_PER_CHUNK])):
             for run in chunk:
-                if _add(run, definition, print_of):
+                if _add_routes_of(run, definition, current):
                     written += 1
                 else:
                     broken.append(run.pk)
-                if turn.is_over:
+                if time_slice.is_over:
                     return written, False
     return written, True
 
 
-def _add(run: AgentRun, definition: AgentDefinition, print_of: str) -> int:
+def _add_routes_of(run: AgentRun, definition: AgentDefinition, current: str) -> bool:
     with transaction.atomic(using=alias_of(AgentRun)):
-        # Locked, and read afresh: a handler that changes the Context writes the routes of the new one.
+        # Locked and read again: a handler that changes the Context writes the routes of the new Context.
         fresh = locked(AgentRun.objects.active().filter(pk=run.pk)).first()
         if fresh is None:
-            return 0
+            return False
         try:
             check_release(fresh.version, definition, str(fresh))
             context = restore(definition, fresh.data, fresh.version, str(fresh)).context
             keys, singleton = keys_of(definition, fresh, context), singleton_key(definition, fresh, context)
         except AutomationError:
-            return 0  # the agent itself is parked for it, when it next wakes
+            return False  # the agent is parked for this error when it next wakes
         known = set(AgentRoute.objects.filter(run=fresh).values_list("key", flat=True))
         AgentRoute.objects.bulk_create([AgentRoute(run=fresh, key=key) for key in sorted(keys - known)])
         if singleton is not None:
-            # Of several that live already the first counts; the others live on beside it.
+            # Of several active agents with one key the first takes it; the others stay active beside it.
             only = AgentRoute(run=fresh, key=singleton, unique_key=singleton)
             insert_ignoring(AgentRoute, [only], key="unique_key")
-        AgentRun.objects.filter(pk=fresh.pk).update(routing=print_of, singleton=singleton or "")
-    return 1
+        AgentRun.objects.filter(pk=fresh.pk).update(routing=current, singleton=singleton or "")
+    return True

@@ -1,4 +1,4 @@
-"""What maintenance may remove on this floor."""
+"""Retention: which agents and executions maintenance deletes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from .models import FINISHED, AgentRun, HandlerExecution, HandlerStatus
 DONE = (HandlerStatus.COMPLETED, HandlerStatus.SKIPPED, HandlerStatus.FAILED, HandlerStatus.CANCELLED)
 
 
-def prune_agents(turn: TimeSlice) -> SliceResult:
-    """Remove agents that ended longer ago than ``RETENTION_AGENTS``, with their mailboxes."""
-    before = turn.now - conf().kept("AGENTS")
+def prune_agents(time_slice: TimeSlice) -> SliceResult:
+    """Delete agents that ended longer ago than ``RETENTION_AGENTS``, with their mailboxes."""
+    before = time_slice.now - conf().kept("AGENTS")
     ended = AgentRun.objects.filter(status__in=FINISHED, finished_at__lt=before)
-    return prune_in_batches(ended, "created_at", before, turn)
+    return prune_in_batches(ended, "created_at", before, time_slice)
 
 
-def prune_executions(turn: TimeSlice) -> SliceResult:
-    """Remove what agents, also living ones, did longer ago than ``RETENTION_EXECUTIONS``.
+def prune_executions(time_slice: TimeSlice) -> SliceResult:
+    """Delete handler executions that finished longer ago than ``RETENTION_EXECUTIONS``, also of active agents.
 
-    An execution of an event that is still to be told, or that may fire once more because its date moves, stays: its
-    ``unique_key`` keeps it from being done twice.
+    If an event has pending notifications, or may fire again because its date can move, its executions stay: their
+    ``unique_key`` prevents a second execution.
     """
-    before = turn.now - conf().kept("EXECUTIONS")
+    before = time_slice.now - conf().kept("EXECUTIONS")
     done = HandlerExecution.objects.filter(status__in=DONE, finished_at__lt=before, event__pending_notifications=[])
-    return prune_in_batches(done.filter(Q(milestone="") | Q(event__active_key=None)), "created_at", before, turn)
+    final = done.filter(Q(milestone="") | Q(event__active_key=None))
+    return prune_in_batches(final, "created_at", before, time_slice)

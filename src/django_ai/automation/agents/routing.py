@@ -1,9 +1,10 @@
-"""Routes: how an event finds the agents that it is for, however many there are.
+"""Routing: how an event finds its agents, for any number of agents.
 
-Each distinct match of an agent's handlers gives keys, made of the values in its Context; they are rows with an index.
-An event's entity gives the same keys, one for each shape that the code knows, and one query finds the agents. A handler
-without any match hears the entity that spawned its agent; where that entity does not declare the event, it hears any.
-Beside these a singleton has one row whose key is unique: two lives for one match cannot both be written.
+Each distinct match of an agent's handlers gives keys, made of the values in its Context. Each key is an indexed row. An
+event's entity gives the same keys, one for each shape that the code declares, and one query finds the agents. A handler
+without a match receives the events of the entity that spawned its agent; if that entity does not declare the event, it
+receives the events of every entity. A singleton has one more row, whose key is unique: two agents with one match cannot
+both be inserted.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Keys = frozenset[str]
 
 
 def scope_of(definition: AgentDefinition, match: Match) -> str:
-    """Return what keeps the keys of one match of one agent apart from all others."""
+    """Return the prefix that separates the keys of one match of one agent from all other keys."""
     return _scope(definition.name, match.text)
 
 
@@ -44,8 +45,8 @@ def _scope(name: str, match: str) -> str:
 
 
 def own_labels(entity_type: str, pattern: str) -> list[str]:
-    """Return under which labels the entity's family (its model, proxies, parents, children) declares events that
-    ``pattern`` means."""
+    """Return the labels under which the entity's family (its model, proxies, parents, children) declares events of
+    ``pattern``."""
     try:
         model = apps.get_model(entity_type) if entity_type else None
     except (LookupError, ValueError):
@@ -56,11 +57,11 @@ def own_labels(entity_type: str, pattern: str) -> list[str]:
     return sorted(label for label, owner in owners.items() if is_family(owner, model))
 
 
-def _own(name: str, label: str, entity_id: str) -> str:
+def _own_key(name: str, label: str, entity_id: str) -> str:
     return digest("agent's own", name, label, entity_id)
 
 
-def _any(name: str, pattern: str) -> str:
+def _any_key(name: str, pattern: str) -> str:
     return digest("agent's any", name, pattern)
 
 
@@ -68,31 +69,33 @@ def _any(name: str, pattern: str) -> str:
 
 
 def keys_of(definition: AgentDefinition, run: AgentRun, context: BaseModel) -> Keys:
-    """Return the keys under which events find the agent while its Context is as it is."""
+    """Return the keys under which events find the agent with this Context."""
     found: set[str] = set()
     for handler in definition.handlers:
         match = definition.match_of(handler)
         if match is None:
             labels = own_labels(run.entity_type, handler.event_name)
-            found |= {_own(definition.name, label, run.entity_id) for label in labels} or {
-                _any(definition.name, handler.event_name)
+            found |= {_own_key(definition.name, label, run.entity_id) for label in labels} or {
+                _any_key(definition.name, handler.event_name)
             }
         else:
-            found |= set(where(definition, handler, match, context).keys)
+            found |= set(address_for(definition, handler, match, context).keys)
     return frozenset(found)
 
 
-def where(definition: AgentDefinition, handler: HandlerDefinition, match: Match, context: BaseModel) -> Address:
-    """Return where the events that ``handler`` hears are found for an agent with this Context. Raises ``ContextError``
-    for whatever the Context's own code raises."""
+def address_for(definition: AgentDefinition, handler: HandlerDefinition, match: Match, context: BaseModel) -> Address:
+    """Return the address of the events that ``handler`` receives for an agent with this Context.
+
+    Raises ``ContextError`` for any exception of the Context's code.
+    """
     sources = sources_of(handler.event_name)
-    with _reading(definition):
+    with _context_errors(definition):
         return address(scope_of(definition, match), match.values_from(context), sources, spread=True)
 
 
 @contextmanager
-def _reading(definition: AgentDefinition) -> Iterator[None]:
-    """Turn what code of the project raises when a Context is read into an error of that Context."""
+def _context_errors(definition: AgentDefinition) -> Iterator[None]:
+    """Turn an exception of project code that reads a Context into a ``ContextError``."""
     try:
         yield
     except AutomationError:
@@ -100,61 +103,63 @@ def _reading(definition: AgentDefinition) -> Iterator[None]:
     except Exception as error:
         if is_database_failure(error, connections[alias_of(AgentRun)]):
             raise
-        raise ContextError(f"The match of {definition.name!r} cannot be read.\n{trace_of(error)}") from error
+        raise ContextError(
+            f"The match of the agent {definition.name!r} cannot be evaluated.\n{trace_of(error)}"
+        ) from error
 
 
 def singleton_key(definition: AgentDefinition, run: AgentRun, context: BaseModel) -> str | None:
-    """Return what only one living agent may have, or None where there may be many."""
+    """Return the key that only one unfinished agent may have, or None for an agent that is no singleton."""
     if not definition.singleton:
         return None
     if definition.match is None:
         return digest("singleton", definition.name, run.entity_type, run.entity_id)
-    with _reading(definition):
+    with _context_errors(definition):
         values = definition.match.values_from(context)
         parts = [part for name, value in sorted(values.items()) for part in (name, canonical(_settled(value)))]
     return digest("singleton", definition.name, *parts)
 
 
 def _settled(value: Any) -> Any:
-    """Return a value whose text is the same in every process: a set has no order."""
+    """Return a value whose string is the same in every process: a set has no order."""
     return sorted(map(canonical, value)) if isinstance(value, set | frozenset) else value
 
 
-def install(run: AgentRun, keys: Keys, singleton: str | None) -> None:
+def install_routes(run: AgentRun, keys: Keys, singleton: str | None) -> None:
     """Write the routes of an agent, in the caller's transaction.
 
-    Raises ``SingletonTakenError`` where another one lives for the same match; then the caller rolls back.
+    Raises ``SingletonTakenError`` if another agent holds the singleton key; the caller then rolls back.
     """
     AgentRoute.objects.bulk_create([AgentRoute(run_id=run.pk, key=key) for key in sorted(keys)])
     if singleton is not None:
-        # Last: on MariaDB whoever waits for this key locks the gap beside it, too, where the others would be inserted.
+        # Last: on MariaDB a transaction that waits for this key also locks the gap into which others insert routes.
         only = AgentRoute(run_id=run.pk, key=singleton, unique_key=singleton)
         if not insert_ignoring(AgentRoute, [only], key="unique_key"):
-            raise SingletonTakenError(f"Another {run.name!r} lives for the match of {run}, and it is a singleton.")
+            raise SingletonTakenError(f"{run.name!r} is a singleton, and another one is active for the match of {run}.")
 
 
-def reroute(run: AgentRun, keys: Keys, before: str | None, singleton: str | None) -> None:
-    """Give the agent the routes ``keys`` and no others, in the caller's transaction. ``before``: what its
-    singleton's key was.
+def replace_routes(run: AgentRun, keys: Keys, before: str | None, singleton: str | None) -> None:
+    """Give the agent the routes ``keys`` and no others, in the caller's transaction.
 
-    What other code has written is replaced, too: it was made of a Context that is gone. Raises ``SingletonTakenError``.
+    ``before`` is its previous singleton key. Routes that another release has written are replaced, too: they come from
+    a Context that has changed since. Raises ``SingletonTakenError``.
     """
     routes = AgentRoute.objects.filter(run=run)
     known = set(routes.filter(unique_key=None).values_list("key", flat=True))
     routes.filter(unique_key=None, key__in=known - keys).delete()
     if before != singleton:
         routes.filter(unique_key__isnull=False).delete()
-    install(run, keys - known, singleton if before != singleton else None)
+    install_routes(run, keys - known, singleton if before != singleton else None)
 
 
-def taken_by(singleton: str) -> int | None:
-    """Return the primary key of the agent that lives for a singleton's match."""
+def singleton_holder(singleton: str) -> int | None:
+    """Return the primary key of the agent that holds a singleton key."""
     found = AgentRoute.objects.filter(unique_key=singleton).values_list("run_id", flat=True).first()
     return None if found is None else int(found)
 
 
 def fingerprint(definition: AgentDefinition) -> str:
-    """Return what tells whether living agents have the routes that today's code asks for."""
+    """Return a digest of all matches: an agent with another one lacks routes that the current code needs."""
     parts = ["singleton"] if definition.singleton else []
     for handler in definition.handlers:
         match = definition.match_of(handler)
@@ -166,9 +171,10 @@ def fingerprint(definition: AgentDefinition) -> str:
 
 
 def keys_for(definition: AgentDefinition, handler: HandlerDefinition, event: Event) -> list[str]:
-    """Return the keys of the agents that ``handler`` of ``definition`` hears ``event`` for."""
+    """Return the keys of the agents whose ``handler`` receives ``event``."""
     match = definition.match_of(handler)
     if match is None:
-        return [_own(definition.name, event.entity_type, event.entity_id), _any(definition.name, handler.event_name)]
+        own = _own_key(definition.name, event.entity_type, event.entity_id)
+        return [own, _any_key(definition.name, handler.event_name)]
     sources = sources_of(handler.event_name)
     return entity_keys(scope_of(definition, match), event.entity, match.shapes(sources))

@@ -18,18 +18,18 @@ from .models import AgentRun, AgentStatus
 
 
 def perform_agent(run: AgentRun, clock: Clock) -> None:
-    """Do what the agent is due for: load it, prepare it, and then try, decide and record, execution by execution."""
+    """Resolve the agent's class, activate a new agent, load its Context, and execute what is due in its mailbox."""
     if run.is_finished:
         advance(run, {"wake_at": None, "lease": None})
         return
-    session = _load(run, clock)
+    session = _open_session(run, clock)
     if session is None:
         return
     before = dict(run.__dict__)
     try:
-        session.prepare()
-        before = {}  # what is committed from here on stays
-        session.work()
+        session.load()
+        before = {}  # from here on the row in memory is as committed
+        session.execute()
     except LeaseLostError:
         raise
     except Exception as error:
@@ -37,9 +37,11 @@ def perform_agent(run: AgentRun, clock: Clock) -> None:
         _park(run, error, clock)
 
 
-def _load(run: AgentRun, clock: Clock) -> AgentSession | None:
-    """Find the class of the agent, and bring it to life if it is new. None where it does not live yet, or was parked
-    because this worker's code does not have it."""
+def _open_session(run: AgentRun, clock: Clock) -> AgentSession | None:
+    """Resolve the agent's class, and activate the agent if it is new.
+
+    Return None if it is not active yet, or was parked because this worker's code lacks its class or event.
+    """
     was_parked = run.status == AgentStatus.PARKED
     if was_parked:
         run.status = run.resumed_status
@@ -60,8 +62,11 @@ def _load(run: AgentRun, clock: Clock) -> AgentSession | None:
 
 
 def _park(run: AgentRun, error: Exception, clock: Clock) -> None:
-    """Park an agent for an error that no single execution is to blame for. It hangs on the code (a validator of its
-    Context, a bug of ours), or on which singleton lives: another time it may go on. Raises a database failure."""
+    """Park an agent for an error that does not belong to a single execution; re-raise a database failure.
+
+    The error depends on the code (a validator of its Context, a bug of ours) or on another singleton, so a later
+    attempt may succeed.
+    """
     if run.lease is None or is_database_failure(error, connections[alias_of(AgentRun)]):
         raise error
     reason = reason_of(run, error) if isinstance(error, AutomationError) else f"{run}: {trace_of(error)}"

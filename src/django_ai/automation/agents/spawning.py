@@ -26,12 +26,12 @@ from .definitions import AgentDefinition, agents_spawned_by
 from .models import AgentRun, AgentStatus
 from .routing import own_labels
 
-PROMPT = timedelta(seconds=1)
-"""An immediate event that occurs later than this after its save was left behind by a process that died."""
+MAX_OCCURRENCE_DELAY = timedelta(seconds=1)
+"""An immediate event that occurs later than this after its save was left over by a process that died."""
 
 
 def spawn(events: Sequence[Event], now: datetime) -> None:
-    """Insert the agents that ``events``, which occur in this transaction, bring to life."""
+    """Insert the agents that ``events``, which occur in this transaction, spawn."""
     wanted = [(event, each) for event in events for each in agents_spawned_by(event)]
     if not wanted:
         return
@@ -42,7 +42,7 @@ def spawn(events: Sequence[Event], now: datetime) -> None:
 
 
 def new_run(event: Event, definition: AgentDefinition, now: datetime, position: int) -> AgentRun:
-    """Return the unsaved agent that ``event`` spawns; its Context is made when a worker gets to it."""
+    """Return the unsaved agent that ``event`` spawns; a worker makes its Context when it activates the agent."""
     return AgentRun(
         name=definition.name,
         version=definition.version,
@@ -60,25 +60,28 @@ def new_run(event: Event, definition: AgentDefinition, now: datetime, position: 
 
 
 def origin_key(event: Event, name: str) -> str:
-    """Return what only one agent has that ``event`` spawns, or that is left for a singleton's key."""
+    """Return the unique key of the one agent of this name that ``event`` spawns."""
     return digest("agent run", event.pk, name)
 
 
 def _position_of(event: Event, bound: int, now: datetime) -> int:
-    """Return the position of an agent that ``event`` spawns: ``bound``, or behind what its entity did since the save
-    that made an immediate event occur, where that was left to another process."""
+    """Return the position of an agent that ``event`` spawns.
+
+    It is ``bound``, unless another process has left an immediate event over: then the position is before the first
+    event of the entity since the save that made the immediate event occur.
+    """
     definition, since = event.definition, event.at
     if definition is None or definition.is_scheduled or since is None:
         return bound
     family = own_labels(event.entity_type, ANY)
     theirs = Event.objects.filter(entity_type__in=family, entity_id=event.entity_id)
     if since == event.event_created_at and event.trigger != EventTrigger.UPDATE:
-        # Perhaps this save made the entity; then all that it did came after. A worker may have been quicker with a date
-        # that was past already than the process that saved is with this event.
+        # If this save created the entity, all events of the entity came after it. A worker may have fired a date that
+        # was past already before the process that saved fires this event.
         found = theirs.aggregate(made=Min("event_created_at"), first=Min("position"))
         if found["made"] == since:
             return bound if found["first"] is None else min(bound, found["first"] - 1)
-    if now - since <= PROMPT:
+    if now - since <= MAX_OCCURRENCE_DELAY:
         return bound
     first = theirs.filter(occurred_at__gte=since).aggregate(first=Min("position"))["first"]
     return bound if first is None else min(bound, first - 1)

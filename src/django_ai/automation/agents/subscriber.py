@@ -1,8 +1,7 @@
-"""The switchboard: a listener that lets events spawn agents, and puts each event's beats into the mailboxes of the
-agents that it is for.
+"""A subscriber that lets events spawn agents, and delivers the milestones of events to mailboxes.
 
-Agents are spawned in the transaction in which their event occurs. Beats are put in after their commit, found by key: a
-few queries, however many agents there are.
+Agents are spawned in the transaction in which their event occurs. Delivery comes after its commit and finds the agents
+by key, with a few queries for any number of agents.
 """
 
 from __future__ import annotations
@@ -16,26 +15,28 @@ from ..events.models import Event, Shapes
 from ..events.subscribers import Listener, Notification
 from .definitions import all_agents, handlers_hearing
 from .delivery import executions_for
-from .mailbox import put
+from .mailbox import put_in_mailbox
 from .models import AgentRun, HandlerExecution, HandlerStatus, touch
 from .spawning import spawn
 
+UNFINISHED = (HandlerStatus.PENDING, HandlerStatus.PARKED)
+
 
 class AgentSubscriber(Listener):
-    """Follows events on behalf of the agents."""
+    """Spawns agents and fills their mailboxes."""
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         spawn(events, now)
 
     def wants_notification(self, event: Event, milestone: str) -> bool:
-        # Every occurrence, where there are agents: their claims may end after a number of them.
+        # Every occurrence, if there are agents: a claim of theirs may end after a number of occurrences.
         return (milestone == "" and bool(all_agents())) or any(
             each.milestone == milestone for each in handlers_hearing(event)
         )
 
-    def notify(self, news: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
-        found = list(executions_for(news, now))
-        put(found)
+    def notify(self, notifications: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
+        found = list(executions_for(notifications, now))
+        put_in_mailbox(found)
         if found:
             touch(each.run_id for each in found)
 
@@ -43,6 +44,3 @@ class AgentSubscriber(Listener):
         pending = HandlerExecution.objects.filter(event=OuterRef("pk"), status__in=UNFINISHED)
         spawning = AgentRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
         return [Q(Exists(pending)), Q(Exists(spawning))]
-
-
-UNFINISHED = (HandlerStatus.PENDING, HandlerStatus.PARKED)

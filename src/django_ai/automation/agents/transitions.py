@@ -1,7 +1,6 @@
-"""``decide``: what the attempt of a handler gave becomes the end or the next try of its execution, and says whether the
-agent goes on.
+"""``decide``: the result of a handler becomes the next state of its execution and of its agent.
 
-Pure: no database, no clock, no code of the project. The runner tries, asks ``decide``, and records what that says.
+Pure: no database, no clock, no project code. The session calls the handler, calls ``decide``, and commits the decision.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .models import AgentStatus, HandlerStatus
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a decision depends on, beside what the attempt gave. ``attempt``: how many the execution had before."""
+    """The input of a decision, beside the result. ``attempt``: the number of earlier attempts."""
 
     attempt: int
     retry: Retry
@@ -26,75 +25,74 @@ class State:
     finished: datetime
     next_due: datetime | None = None
     """When the next execution in the agent's mailbox is due."""
-    is_share_used: bool = False
-    """Whether the worker's share of time is used, so that it gives the agent back."""
+    is_budget_spent: bool = False
+    """Whether the worker's ``DRAIN_BUDGET`` is spent, so that it releases the agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The handler returned. ``ending``: how it has ended its own agent, and why."""
+    """The handler returned. ``ending``: the status and the reason with which it has ended its agent."""
 
     ending: tuple[AgentStatus, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The handler was not called, and is not going to be."""
+    """The handler was not called, and will not be."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
-    """This worker's code does not have what the execution needs."""
+class MissingCode:
+    """This worker's code lacks the handler or the event of the execution."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of the execution and of its agent."""
+    """The changes of the execution and of its agent."""
 
     execution: Mapping[str, Any]
     agent: Mapping[str, Any]
     ends: bool = False
-    """Whether the agent ends with it."""
+    """Whether the agent ends with this execution."""
 
     @property
     def failure(self) -> str | None:
-        """Why the execution has failed for good, if it has."""
+        """The error of an execution that has failed finally, or None."""
         return str(self.execution["error"]) if self.execution.get("status") == HandlerStatus.FAILED else None
 
 
-def decide(state: State, gave: Returned | Skipped | Unknown | Raised) -> Decision:
-    """Return what becomes of the execution and of its agent."""
-    match gave:
+def decide(state: State, result: Returned | Skipped | MissingCode | Raised) -> Decision:
+    """Return the changes of the execution and of its agent."""
+    match result:
         case Skipped(reason):
-            return Decision(_ended(state, HandlerStatus.SKIPPED, reason), _rest(state))
-        case Unknown(reason):
+            return Decision(_ended(state, HandlerStatus.SKIPPED, reason), _release_until_due(state))
+        case MissingCode(reason):
             parked = {**_ended(state, HandlerStatus.PARKED, reason), "parked_at": state.started}
-            return Decision(parked, _rest(state))
+            return Decision(parked, _release_until_due(state))
         case Returned(ending):
             completed = _ended(state, HandlerStatus.COMPLETED, "", tries=1)
             if ending is None:
-                return Decision(completed, _rest(state))
+                return Decision(completed, _release_until_due(state))
             status, reason = ending
             end = {"status": status, "error": reason, "finished_at": state.finished, "wake_at": None, "lease": None}
             return Decision(completed, end, ends=True)
         case Raised():
-            return _failed(state, gave)
+            return _failed(state, result)
 
 
 def _failed(state: State, raised: Raised) -> Decision:
-    """Try the execution again after its backoff, or end it. The agent lives on, with what the handler has changed in
-    its Context."""
+    """Retry the execution after its backoff, or end it. The agent keeps the handler's changes to its Context."""
     kept = {} if raised.data is None else {"data": raised.data}
     delay = raised.delay(state.retry, state.attempt + 1)
     if delay is None:
-        return Decision(_ended(state, HandlerStatus.FAILED, raised.text, tries=1), kept | _rest(state))
+        return Decision(_ended(state, HandlerStatus.FAILED, raised.text, tries=1), kept | _release_until_due(state))
     due_at = state.finished + delay
-    again = {"attempt": state.attempt + 1, "error": raised.text, "started_at": state.started, "due_at": due_at}
-    return Decision(again, kept | _rest(state, due_at))
+    retried = {"attempt": state.attempt + 1, "error": raised.text, "started_at": state.started, "due_at": due_at}
+    return Decision(retried, kept | _release_until_due(state, due_at))
 
 
 def _ended(state: State, status: HandlerStatus, error: str, *, tries: int = 0) -> dict[str, Any]:
@@ -108,8 +106,11 @@ def _ended(state: State, status: HandlerStatus, error: str, *, tries: int = 0) -
     }
 
 
-def _rest(state: State, again: datetime | None = None) -> dict[str, Any]:
-    """Return the changes that let the agent rest until its mailbox is next due, or none where that is now."""
-    if state.next_due is not None and state.next_due <= state.finished and not state.is_share_used:
+def _release_until_due(state: State, retry_at: datetime | None = None) -> dict[str, Any]:
+    """Return the changes that release the agent until its mailbox is next due, or none if that is now."""
+    if state.next_due is not None and state.next_due <= state.finished and not state.is_budget_spent:
         return {}
-    return {"wake_at": min((each for each in (state.next_due, again) if each is not None), default=None), "lease": None}
+    return {
+        "wake_at": min((each for each in (state.next_due, retry_at) if each is not None), default=None),
+        "lease": None,
+    }

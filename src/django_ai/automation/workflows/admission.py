@@ -12,10 +12,10 @@ from django.db import connections, transaction
 from ..db.errors import told_apart
 from ..db.session import kept_session
 from ..db.writer import alias_of
-from ..events.claims import claim_against
-from ..events.models import Event
+from ..events.claim_lookup import claim_against
 from ..events.evaluation import RETRY
 from ..events.failed_evaluation import FailedEvaluation
+from ..events.models import Event
 from ..exceptions import AutomationError
 from ..queues.causation import Owner
 from ..queues.heartbeat import is_working

@@ -224,7 +224,7 @@ class RunSession:
             depth=self.depth,
             waits_first=entry.waits,
             took_payload=self.merged,
-            is_share_used=time.monotonic() >= self.until,
+            is_budget_spent=time.monotonic() >= self.until,
             holds_claims=self.current.holds_claims,
         )
 

@@ -42,7 +42,7 @@ class State:
     """Whether the step is not entered, because what its ``@wait_for_event`` asks for has still to come."""
     took_payload: bool = False
     """Whether the payload of what woke the run is merged into the Context."""
-    is_share_used: bool = False
+    is_budget_spent: bool = False
     """Whether the worker's share of time is used, so that a ``goto`` gives the run back."""
     holds_claims: bool = False
 
@@ -124,7 +124,7 @@ def _after(state: State, outcome: Outcome, context: type[BaseModel]) -> Decision
             if entered.wait is not None:
                 return _suspended(state, entered.name, entered.wait)
             changes = _enter(target, WakeReason.FIRST, WorkflowStatus.RUNNING)
-            return Decision(changes | ({"wake_at": finished, "lease": None} if state.is_share_used else {}))
+            return Decision(changes | ({"wake_at": finished, "lease": None} if state.is_budget_spent else {}))
         case Sleep(duration, until, then):
             target = definition.step(then).name if then else step.name
             wake_at = until or finished + (duration or timedelta(0))

@@ -123,7 +123,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
-            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'pending')), fields=['run', 'status', 'due_at'], name='automation_handler_box'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'pending')), fields=['run', 'status', 'due_at'], name='automation_handler_mailbox'),
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
