@@ -97,7 +97,7 @@ def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: 
         if definition.spawn_on and not shares_entity(definition.spawn_on, handler.event_name):
             models_of = ", ".join(sorted({source.owner._meta.label for source in sources}))
             yield Warning(
-                f"{what} receives the event {handler.event_name!r} of every {models_of}: the entity that spawns the "
+                f"{what} receives the event {handler.event_name!r} of any {models_of}: the entity that spawns the "
                 "agent does not declare it.",
                 hint='Select them with match={"field": "{{ ctx.field }}"}, or write match={} for all of them.',
                 obj=definition.cls,
