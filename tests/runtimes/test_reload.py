@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,15 +76,6 @@ class Project:
                 cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-    def edits_until(self, condition: Callable[[], bool], code: str) -> None:
-        """Save ``code`` again and again: the autoreloader does not see what is saved before it first looks."""
-
-        def saved() -> bool:
-            self.automations.write_text(code)
-            return condition()
-
-        until(saved, 30, "The restart", self.log)
-
     def greets(self, greeting: str) -> None:
         """Start a run, and wait for the greeting of its step."""
         self.run("-c", START)
@@ -103,10 +93,13 @@ def test_real_seconds_a_worker_takes_up_changed_code_and_survives_code_that_cann
         project.greets("first")
         (before,) = children_of(worker.pid)
 
-        project.edits_until(lambda: children_of(worker.pid) not in ([], [before]), AUTOMATIONS % "second")
+        # The process may not watch its files yet: what is saved while it starts counts, too.
+        project.automations.write_text(AUTOMATIONS % "second")
+        until(lambda: children_of(worker.pid) not in ([], [before]), 30, "The restart", project.log)
         project.greets("second")
 
-        project.edits_until(lambda: "SyntaxError" in project.log.read_text(), "this is no Python")
+        project.automations.write_text("this is no Python")
+        until(lambda: "SyntaxError" in project.log.read_text(), 30, "The error", project.log)
         project.automations.write_text(AUTOMATIONS % "third")
         project.greets("third")
         # A change of the code is no failure of the process.

@@ -51,7 +51,6 @@ MAX_ERROR_IN_LIST = 160
 TECHNICAL = ("id", "wake_at", "lease", "seq", "losses", "parked_at")
 """Columns of every Wakeable, which come last on its page."""
 TECHNICAL_TITLE = _("Technical")
-TECHNICAL_TITLE = _("Technical")
 
 
 class NewestRows(FormSet):

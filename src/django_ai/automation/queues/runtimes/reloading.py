@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from pathlib import Path
 
 from django.utils import autoreload
 
@@ -20,9 +22,18 @@ RELOAD_BACKOFF_SECONDS = 2.0
 
 
 class CodeWatcher:
-    """Watches the code of this process. ``has_changed``: whether a file has changed and the process was stopped."""
+    """Watches the code of this process.
 
-    def __init__(self) -> None:
+    Args:
+        process_started: When the process started, as in ``time.time()``. A file that was saved since may have been
+            imported before that, so it counts as changed. The autoreloader alone would not notice.
+
+    Attributes:
+        has_changed: Whether a file has changed and the process was stopped.
+    """
+
+    def __init__(self, process_started: float) -> None:
+        self.process_started = process_started
         self.has_changed = False
 
     def start(self) -> None:
@@ -33,7 +44,20 @@ class CodeWatcher:
         autoreload.autoreload_started.send(sender=reloader)
         try:
             # Not run(), which imports the URLconf first: a worker has no use for it.
-            reloader.run_loop()
+            ticks = reloader.tick()
+            next(ticks)  # the first tick only records when each file was saved
+            for path in reloader.watched_files():
+                if self._was_saved_since_start(path):
+                    reloader.notify_file_changed(path)
+            for _ in ticks:
+                pass
         except SystemExit:
             self.has_changed = True
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def _was_saved_since_start(self, path: Path) -> bool:
+        try:
+            # A time in the future says nothing, and would restart the process again and again.
+            return self.process_started < path.stat().st_mtime <= time.time()
+        except OSError:
+            return False

@@ -121,7 +121,7 @@ class Supervisor:
             child.process = self._start(child, lifeline)
 
     def _start(self, child: Child, lifeline: int) -> subprocess.Popen[bytes]:
-        options = [*self.arguments, "--lifeline", str(lifeline)]
+        options = [*self.arguments, "--lifeline", str(lifeline), "--started", str(time.time())]
         if self.heartbeat_file:
             options += ["--heartbeat-file", file_of(self.heartbeat_file, child.number)]
         return subprocess.Popen(

@@ -66,6 +66,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--lifeline", type=int, help="internal: file descriptor that is closed when the supervisor ends"
         )
+        parser.add_argument("--started", type=float, default=0.0, help="internal: when the process was started")
         parser.add_argument(
             "--no-maintenance",
             action="store_true",
@@ -109,7 +110,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"Performed {loop.burst()}.")
             else:
                 start_pulse(options["heartbeat_file"])
-                watcher = CodeWatcher()
+                watcher = CodeWatcher(options["started"])
                 if options["reload"]:
                     watcher.start()
                 loop.run()
