@@ -416,6 +416,24 @@ def test_cancelled_by_hand_is_heard_once(work):
     assert effects() == [f"cancelled cancelled {stay.pk}"]
 
 
+def test_what_is_parked_after_it_has_occurred_is_not_cancelled(clock, work):
+    """Three workers died when a later offset of it was due: an operator who cancels it then takes nothing back."""
+    on_event_cancelled("checkin_due")(lambda event: leave("cancelled"))
+    on_event("checkin_due", name="at")(lambda event: leave("at its date"))
+    on_event("checkin_due", name="later", offset=timedelta(hours=1))(lambda event: leave("an hour later"))
+    stay = Reservation.objects.create(checkin_at=clock(), status="confirmed")
+    work()
+    event = event_of(stay, "checkin_due")
+    Event.objects.filter(pk=event.pk).update(lease="dead:1:x", losses=2, wake_at=clock())
+    work()
+    event.refresh_from_db()
+    assert (event.status, event.cancel()) == ("parked", False)
+    event.resume()
+    clock.tick(timedelta(hours=1))
+    work()
+    assert effects() == ["at its date", "an hour later"]
+
+
 def test_a_deletion_that_is_rolled_back_cancels_nothing(work):
     @on_event_cancelled(CONFIRMED)
     def cancelled(event):

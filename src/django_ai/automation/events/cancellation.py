@@ -17,9 +17,10 @@ from .timing import hears
 
 
 def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
-    """Cancel those of ``events`` that are pending; say how many."""
+    """Cancel those of ``events`` that have not occurred; return how many."""
+    pending = [EventStatus.PENDING, EventStatus.PARKED]  # one with a later offset may be parked after it has occurred
     with transaction.atomic(using=alias_of(Event)):
-        rows = list(events.select_for_update().filter(status__in=[EventStatus.PENDING, EventStatus.PARKED]))
+        rows = list(events.select_for_update().filter(status__in=pending, occurred_at=None))
         for row in rows:
             row.status = EventStatus.CANCELLED
             audible = hears(row, CANCELLED)
