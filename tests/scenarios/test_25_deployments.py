@@ -35,8 +35,8 @@ from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows import definitions
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
-from tests.support.front_desk import book, change
-from tests.support.rows import effects, event_of, leave, the_execution, the_run
+from tests.support.front_desk import book
+from tests.support.rows import change, effects, event_of, leave, the_execution, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -3,7 +3,6 @@ database."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,7 +10,6 @@ import time
 from datetime import timedelta
 
 import pytest
-from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
@@ -24,18 +22,10 @@ from django_ai.automation.queues.worker_status import DEAD_AFTER, worker_status
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.story.models import Probe
 from tests.support.child_processes import automation_worker, children_of
+from tests.support.health import probe
 from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
-
-
-def probe(*arguments: str) -> tuple[int, str]:
-    out = io.StringIO()
-    try:
-        call_command("automation_health", *arguments, stdout=out)
-    except CommandError as error:
-        return error.returncode, out.getvalue() + str(error)
-    return 0, out.getvalue()
 
 
 def test_42_work_of_web_processes_hides_no_stopped_worker(clock):

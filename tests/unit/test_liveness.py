@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -10,7 +9,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError
 
 from django_ai.automation.queues import liveness
 from django_ai.automation.queues.heartbeat import HeldLeases, hold_leases
@@ -18,6 +17,7 @@ from django_ai.automation.queues.liveness import STALL_SECONDS, Pulse
 from django_ai.automation.queues.runtimes.dispatcher import Dispatcher
 from django_ai.automation.queues.runtimes.supervisor import Supervisor
 from django_ai.automation.workflows.models import WorkflowRun
+from tests.support.health import probe
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +27,6 @@ def seconds(monkeypatch):
     monkeypatch.setattr(liveness.time, "monotonic", lambda: found[0])
     monkeypatch.setattr(liveness, "_until", {})
     return found
-
-
-def probe(*arguments: str) -> tuple[int, str]:
-    out = io.StringIO()
-    try:
-        call_command("automation_health", *arguments, stdout=out)
-    except CommandError as error:
-        return error.returncode, out.getvalue() + str(error)
-    return 0, out.getvalue()
 
 
 def age(path, by: float) -> None:

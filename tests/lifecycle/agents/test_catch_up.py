@@ -18,8 +18,8 @@ from django_ai.automation.queues.lease import claim_these
 from tests.apps.front_desk.models import Booking, GroupBooking, Person
 from tests.apps.reservations.models import Reservation
 from tests.support.agents import Entity, of_guest
-from tests.support.front_desk import agents, answers, book, change, the_agent, write
-from tests.support.rows import effects, event_of, leave, status_of
+from tests.support.front_desk import agents, answers, book, the_agent, write
+from tests.support.rows import change, effects, event_of, leave, status_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -17,8 +17,8 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExec
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due
 from tests.apps.front_desk.models import Booking, Case, Message, Person
-from tests.support.front_desk import agents, answers, book, change, the_agent, the_answer, write
-from tests.support.rows import effects, event_of, leave
+from tests.support.front_desk import agents, answers, book, the_agent, the_answer, write
+from tests.support.rows import change, effects, event_of, leave
 
 HOUR = timedelta(hours=1)
 YEAR = timedelta(days=365)

@@ -34,8 +34,8 @@ from django_ai.automation.exceptions import SettingsError
 from django_ai.automation.queues.checks import check_settings
 from django_ai.automation.state.encryption import FERNET, Unreadable
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
-from tests.support.front_desk import book, change
-from tests.support.rows import effects, leave
+from tests.support.front_desk import book
+from tests.support.rows import change, effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from django_ai.automation.exceptions import DefinitionError, NotStorableError
 from django_ai.automation.workflows.core import complete, engine, get_wake, sleep, step, wait, workflow
 from django_ai.automation.workflows.models import Signal, Wait, WorkflowRun
-from tests.support.rows import effects
-from tests.support.waiting_runs import begin, status, told, waiter
+from tests.support.rows import effects, status
+from tests.support.waiting_runs import begin, told, waiter
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
