@@ -439,7 +439,7 @@ class TestAdmin:
         assert "its events" in client.get(page("agentrun")).content.decode()
         AgentRun.objects.update(status="parked", error="somebody must look")
         shown = client.get(page("agentrun")).content.decode()
-        assert "a person, to resume it: somebody must look" in shown
+        assert "an operator, to resume it: somebody must look" in shown
         assert "somebody must look" in shown
         book()
         assert "a worker: due since" in client.get(page("agentrun")).content.decode()

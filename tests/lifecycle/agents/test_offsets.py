@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import Retry, agent, handler
 from django_ai.automation.events.models import Event
-from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.claim import claim
 from tests.apps.front_desk.models import Booking
 from tests.support.agents import Notes
 from tests.support.front_desk import answers, book, the_agent

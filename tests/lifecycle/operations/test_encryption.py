@@ -372,7 +372,7 @@ def test_a_codec_that_does_not_work_is_a_check(settings, words):
 
 def test_keys_are_texts_and_never_printed():
     (problem,) = problems({"CONTEXT_KEYS": FIRST})
-    assert problem == "AUTOMATION['CONTEXT_KEYS'] must be a list of texts."
+    assert problem == "AUTOMATION['CONTEXT_KEYS'] must be a list of strings."
     (problem,) = problems({"CONTEXT_KEYS": [FIRST, 5]})
     assert FIRST not in problem
     assert problems({"CONTEXT_KEYS": (FIRST,)}) == problems({"CONTEXT_KEYS": []}) == []

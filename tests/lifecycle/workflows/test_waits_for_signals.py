@@ -279,7 +279,7 @@ def test_many_who_wait_are_woken_in_a_few_statements(work):
     Wait.objects.bulk_create([Wait(run=run, **waits) for run in others])
     signal = engine.signal("bell")
     with CaptureQueriesContext(connection) as queries:
-        from django_ai.automation.queues.lease import claim
+        from django_ai.automation.queues.claim import claim
         from django_ai.automation.workflows.arrivals import deliver
 
         (mine,) = claim(Signal, signal.wake_at, 1)
