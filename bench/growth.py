@@ -119,19 +119,19 @@ def probe(probes: int) -> Figures:
     """Let runs become due one by one; return what it takes to see each, and to claim it."""
     from django.utils import timezone
 
-    from django_ai.automation.queues.due import beginning, look
-    from django_ai.automation.queues.lease import claim
+    from django_ai.automation.queues.claim import claim
+    from django_ai.automation.queues.due import next_due, scan_start
     from django_ai.automation.workflows.models import WorkflowRun
 
     looks, claims, idle = [], [], []
     for number in range(probes + 20):
         insert(1, "running", "clock_timestamp()", "NULL", "clock_timestamp()")
-        looked = timed(look)
+        looked = timed(next_due)
         rows: list[Any] = []
-        claimed = timed(lambda: rows.extend(claim(WorkflowRun, timezone.now(), 20, beginning(WorkflowRun))))  # noqa: B023
+        claimed = timed(lambda: rows.extend(claim(WorkflowRun, timezone.now(), 20, scan_start(WorkflowRun))))  # noqa: B023
         assert len(rows) == 1, rows
         WorkflowRun.objects.filter(pk=rows[0].pk).update(status="completed", wake_at=None, lease=None)
-        resting = timed(look)
+        resting = timed(next_due)
         if number >= 20:
             looks.append(looked)
             claims.append(claimed)
@@ -150,7 +150,7 @@ def retention(kept: int) -> Figures:
     from django.utils import timezone
 
     from django_ai.automation.events.models import Event
-    from django_ai.automation.queues.maintenance import TimeSlice
+    from django_ai.automation.queues.periodic_tasks import TimeSlice
     from django_ai.automation.workflows.models import StepExecution, WorkflowRun
     from django_ai.automation.workflows.retention import prune_runs
 

@@ -137,7 +137,7 @@ def lateness(number: int) -> Figures:
     from django_ai.automation.workflows.models import WorkflowRun
 
     fill(number)
-    maintenance._attended.clear()
+    maintenance._next_row_check.clear()
     first = timezone.now() + timedelta(seconds=3)
     due = {}
     for place in range(200):

@@ -71,7 +71,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 @pytest.fixture(autouse=True)
 def unattended() -> None:
     """Forget that the rows of maintenance were there: a test begins without them."""
-    maintenance._attended.clear()
+    maintenance._next_row_check.clear()
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def work() -> Callable[..., int]:
 def no_worker() -> Iterator[None]:
     """Let no test make a worker of the process that runs the next ones."""
     yield
-    worker_status.forget()
+    worker_status.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExec
 from django_ai.automation.conf import conf
 from django_ai.automation.events import occurrence
 from django_ai.automation.exceptions import ClaimedError
+from django_ai.automation.queues.claim import new_token
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import new_token
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from tests.apps.front_desk.models import Booking, Message, Person
 from tests.apps.reservations.models import Effect

@@ -12,9 +12,10 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from django_ai.automation.queues import positions
-from django_ai.automation.queues.maintenance import TimeSlice
+from django_ai.automation.queues.arrival_pruning import prune_arrivals
 from django_ai.automation.queues.models import Arrival
-from django_ai.automation.queues.positions import allocate, bound_at, lower_bound, prune_arrivals
+from django_ai.automation.queues.periodic_tasks import TimeSlice
+from django_ai.automation.queues.positions import allocate, bound_at, lower_bound
 from tests.support.race import Together
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -10,8 +10,10 @@ from django.utils import timezone
 
 from django_ai.automation import engine
 from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.advance import advance
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import advance, claim, release, revoke
+from django_ai.automation.queues.lease import release, revoke
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
 from tests.apps.reservations.models import Reservation
 from tests.apps.story.models import Mark, Probe

@@ -388,7 +388,7 @@ class TestClaimsInBetween:
 
     def test_ended_claims_are_found_in_a_few_statements(self, clock, owner):
         from django_ai.automation.events.retention import prune_claims
-        from django_ai.automation.queues.maintenance import TimeSlice
+        from django_ai.automation.queues.periodic_tasks import TimeSlice
 
         for number in range(100):
             claims.hold("document_uploaded", {"kind": str(number)}, owner=owner, expires_in=None)

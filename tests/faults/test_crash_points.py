@@ -32,7 +32,7 @@ def unhurried(clock, monkeypatch, settings):
     """Take time out of it: whatever the machine does, a program has the same commits each time."""
     clock.noon = clock.now
     settings.AUTOMATION = {**settings.AUTOMATION, "DRAIN_BUDGET": timedelta(minutes=10)}
-    monkeypatch.setattr(drain_module, "_share", lambda model: 20)
+    monkeypatch.setattr(drain_module, "_batch_size", lambda model: 20)
     return clock
 
 

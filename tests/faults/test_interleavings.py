@@ -32,9 +32,9 @@ from django_ai.automation import (
 from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.recording import reconcile
-from django_ai.automation.queues import heartbeat
+from django_ai.automation.queues import held_leases
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.apps.reservations.models import Document, Effect, Reservation, Ticket
@@ -176,18 +176,18 @@ def test_reconciliation_does_not_write_over_a_save(monkeypatch):
 def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, timezone.now(), 1)
-    hands = heartbeat.HeldLeases()
+    hands = held_leases.HeldLeases()
     hands.hold([row])
     hands.start(row)
     hands.keep_for(timedelta(minutes=1))
-    original = heartbeat.renew
+    original = held_leases.renew
 
     def finish_first(rows, lease, now):
         row.perform(timezone.now)  # the worker finishes between the beat's look and its write
         original(rows, lease, now)
 
-    monkeypatch.setattr(heartbeat, "renew", finish_first)
-    hands.beat()
+    monkeypatch.setattr(held_leases, "renew", finish_first)
+    hands.renew()
     row.refresh_from_db()
     assert (row.status, row.wake_at, row.lease) == (WorkflowStatus.COMPLETED, None, None)
 

@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import Event
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.registry import due_times, wakeables
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.soak import models as rows

@@ -7,8 +7,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from django_ai.automation.conf import conf
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from tests.support.race import row_locks, together
 from tests.support.rows import effects
 from tests.support.wakeable_kinds import KINDS

@@ -11,8 +11,9 @@ from django_ai.automation.conf import conf
 from django_ai.automation.events import occurrence
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import LeaseLostError
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim, release
+from django_ai.automation.queues.lease import release
 from django_ai.automation.queues.runtimes.tasks import drain_due, poll_due, process_scheduled
 from django_ai.automation.workflows import arrivals
 from django_ai.automation.workflows.models import Signal, WorkflowRun

@@ -12,9 +12,11 @@ from django.utils import timezone
 
 from django_ai.automation import engine
 from django_ai.automation.exceptions import LeaseLostError
-from django_ai.automation.queues import lease
+from django_ai.automation.queues import claim as claiming
+from django_ai.automation.queues.advance import advance
+from django_ai.automation.queues.claim import claim, new_token
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import advance, claim, new_token, release, renew
+from django_ai.automation.queues.lease import release, renew
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.story.models import Mark
 from tests.support.child_processes import run_script
@@ -30,7 +32,7 @@ def orphan(monkeypatch):
         """
 import os, signal
 from django.utils import timezone
-from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.workflows.models import WorkflowRun
 (row,) = claim(WorkflowRun, timezone.now(), 1)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +42,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     run.refresh_from_db()
     assert run.lease is not None
     name = run.lease.rpartition(":")[0]
-    monkeypatch.setattr(lease, "_process_name", lambda pid: name)
+    monkeypatch.setattr(claiming, "_process_name", lambda pid: name)
     assert new_token().startswith(name)
     return run
 

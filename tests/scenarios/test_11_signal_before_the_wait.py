@@ -63,7 +63,7 @@ def deliver(signal: Signal) -> None:
     """Deliver as another worker would, whatever this one is doing."""
     from django.utils import timezone
 
-    from django_ai.automation.queues.lease import claim
+    from django_ai.automation.queues.claim import claim
 
     (mine,) = claim(Signal, timezone.now(), 1)
     assert mine.pk == signal.pk

@@ -10,8 +10,8 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, get_wake, step, wait, workflow
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows import arrivals, runner
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.support.race import Behind, elsewhere, row_locks

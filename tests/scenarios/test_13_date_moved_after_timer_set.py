@@ -14,8 +14,8 @@ from django_ai.automation import AgentManager, agent, complete, event_workflow, 
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import LeaseLostError
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Effect, Reservation

@@ -161,7 +161,7 @@ def test_15_fails_while_it_is_being_cancelled(of):
 
 def _claimed_elsewhere(model):
     """Claim as another worker does, and commit that, whatever transaction is open here."""
-    from django_ai.automation.queues.lease import claim
+    from django_ai.automation.queues.claim import claim
 
     found = []
     elsewhere(lambda: found.extend(claim(model, timezone.now(), 1)))

@@ -200,28 +200,37 @@ def locker(gate, two_rows):
     gate.locker(*two_rows)
 
 
-def test_20_a_deadlock_chooses_the_step(gate, locker, two_rows):
-    """The step and a web process wait for each other: PostgreSQL ends one of them, and here it is the step."""
-    first, second = two_rows
-    run = engine.start("locker")
+def deadlock(gate, rows: tuple[int, int], *, worker: str, web: str) -> None:
+    """Let a worker and a web process lock two rows in opposite orders, each with its own ``deadlock_timeout``.
+
+    Each session looks for a deadlock once, when it has waited for that long, and gives way if it finds one. By then the
+    other session must be waiting, too.
+    """
+    first, second = rows
 
     def work():
         with connection.cursor() as cursor:
-            # Each looks once, when it has waited for so long, and who finds itself in a circle gives way. By then the
-            # other must be waiting, too.
-            cursor.execute("SET deadlock_timeout = '2s'")
+            cursor.execute(f"SET deadlock_timeout = '{worker}'")
         return drain()
 
-    worker = Together(work)
+    together = Together(work)
     gate.wait_until_reached()
-    with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL deadlock_timeout = '60s'")
-        Reservation.objects.filter(pk=second).update(note="web")
-        gate.opened.set()
-        until_someone_waits()
-        Reservation.objects.filter(pk=first).update(note="web")  # returns when the step was chosen
-    worker.join()
+    try:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET LOCAL deadlock_timeout = '{web}'")
+            Reservation.objects.filter(pk=second).update(note="web")
+            gate.opened.set()
+            until_someone_waits()
+            Reservation.objects.filter(pk=first).update(note="web")  # returns or raises when one of them gave way
+    finally:
+        together.join()
+
+
+def test_20_a_deadlock_chooses_the_step(gate, locker, two_rows):
+    """The step and a web process wait for each other: PostgreSQL ends one of them, and here it is the step."""
+    run = engine.start("locker")
+    deadlock(gate, two_rows, worker="2s", web="60s")
     run.refresh_from_db()
     assert (run.status, run.attempt, run.losses, run.data["tries"]) == ("running", 0, 0, 0)
     assert effects() == []
@@ -233,24 +242,9 @@ def test_20_a_deadlock_chooses_the_step(gate, locker, two_rows):
 
 def test_20_a_deadlock_chooses_the_other(gate, locker, two_rows):
     """The other order: the web process gives way, and the step's first try is kept."""
-    first, second = two_rows
     run = engine.start("locker")
-
-    def work():
-        with connection.cursor() as cursor:
-            cursor.execute("SET deadlock_timeout = '60s'")
-        return drain()
-
-    worker = Together(work)
-    gate.wait_until_reached()
-    with pytest.raises(OperationalError, match="deadlock"), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL deadlock_timeout = '50ms'")
-        Reservation.objects.filter(pk=second).update(note="web")
-        gate.opened.set()
-        until_someone_waits()
-        Reservation.objects.filter(pk=first).update(note="web")
-    worker.join()
+    with pytest.raises(OperationalError, match="deadlock"):
+        deadlock(gate, two_rows, worker="60s", web="50ms")
     run.refresh_from_db()
     assert_done_once(run)
     assert set(Reservation.objects.values_list("note", flat=True)) == {"step"}
@@ -309,22 +303,7 @@ def test_20_a_deadlock_in_a_callback_costs_no_try(gate, two_rows):
 
     Ticket.objects.create(open=False)
     execution = CallbackExecution.objects.get(callback="locking")
-
-    def work():
-        with connection.cursor() as cursor:
-            cursor.execute("SET deadlock_timeout = '2s'")
-        return drain()
-
-    worker = Together(work)
-    gate.wait_until_reached()
-    with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL deadlock_timeout = '60s'")
-        Reservation.objects.filter(pk=second).update(note="web")
-        gate.opened.set()
-        until_someone_waits()
-        Reservation.objects.filter(pk=first).update(note="web")
-    worker.join()
+    deadlock(gate, two_rows, worker="2s", web="60s")
     execution.refresh_from_db()
     assert (execution.status, execution.attempt, execution.losses) == ("pending", 0, 0)
     drain(execution.wake_at)

@@ -122,7 +122,7 @@ def test_22_a_listener_notices_the_pooler_and_only_sleeps(pooled):
         listener = Listener("default")
         listener.wait(0.05)
         assert listener._connection is None
-        assert listener._deaf_until == float("inf")
+        assert listener._retry_at == float("inf")
     direct = Listener("default")
     direct.wait(0.05)
     assert direct._connection is not None

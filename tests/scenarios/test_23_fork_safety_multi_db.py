@@ -25,8 +25,8 @@ from django.db import connection, connections, transaction
 from pydantic import BaseModel
 from django_ai.automation import complete, engine, step, workflow
 from django_ai.automation.exceptions import ForkedConnectionError
-from django_ai.automation.queues import drain as drains, heartbeat
-from django_ai.automation.queues.executor import _rings
+from django_ai.automation.queues import drain as drains, heartbeat, held_leases
+from django_ai.automation.queues.notifier import _hooks
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Effect
 
@@ -42,7 +42,7 @@ def session():
 def child(parents, queue):
     try:
         found = [
-            ("hands", heartbeat.current_leases() is None and not heartbeat._held),
+            ("hands", held_leases.current_leases() is None and not heartbeat._held),
             ("thread", heartbeat._thread is None and threading.active_count() == 1),
             ("guard", heartbeat._guard.acquire(timeout=1)),
             ("draining", not drains.draining()),
@@ -182,8 +182,8 @@ from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.executor import InlineNotifier, set_notifier
-from django_ai.automation.queues.tasks import cleanup_old, poll_due
+from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
+from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Effect, Reservation
 

@@ -15,8 +15,8 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import Retry, complete, engine, step, workflow
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.apps.story.models import Mark, Probe

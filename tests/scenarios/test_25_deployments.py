@@ -35,8 +35,8 @@ from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows import definitions
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
-from tests.support.front_desk import book, change
-from tests.support.rows import effects, event_of, leave, the_execution, the_run
+from tests.support.front_desk import book
+from tests.support.rows import change, effects, event_of, leave, the_execution, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -540,7 +540,7 @@ def test_25_a_new_process_looks_at_once(clock, work, monkeypatch):
     work()
     run.refresh_from_db()
     assert run.status == "parked"  # this process has looked before, and its code has not changed since
-    monkeypatch.setattr(deployment, "_looked_in", None)
+    monkeypatch.setattr(deployment, "_checked_by_pid", None)
     poll_due()
     work()
     run.refresh_from_db()
@@ -554,7 +554,7 @@ def test_25_what_is_parked_for_a_person_stays(clock, work, monkeypatch):
     work()
     run.refresh_from_db()
     assert (run.status, run.wake_at, run.parked_at) == ("parked", None, clock())
-    monkeypatch.setattr(deployment, "_looked_in", None)
+    monkeypatch.setattr(deployment, "_checked_by_pid", None)
     clock.tick(DAY)
     poll_due()
     work()

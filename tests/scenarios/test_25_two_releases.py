@@ -27,8 +27,8 @@ from datetime import timedelta
 django.setup()
 from django_ai.automation.queues import parking
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.tasks import poll_due
-parking.FIRST_LOOK = timedelta(seconds=0.5)
+from django_ai.automation.queues.runtimes.tasks import poll_due
+parking.MIN_CHECK_DELAY = timedelta(seconds=0.5)
 poll_due()
 beat = time.monotonic()
 while True:

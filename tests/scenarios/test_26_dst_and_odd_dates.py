@@ -19,8 +19,8 @@ from django_ai.automation import agent, complete, engine, event_workflow, goto, 
 from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import NaiveDatetimeError
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.race import Together

@@ -17,8 +17,8 @@ from django.utils import timezone
 
 from django_ai.automation import engine
 from django_ai.automation.queues import due, pruning
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
@@ -32,9 +32,9 @@ INDEX = "automation_run_wake"
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    due.forget()
+    due.reset()
     yield
-    due.forget()
+    due.reset()
 
 
 def finished_runs(doublings: int) -> int:
@@ -136,19 +136,19 @@ def test_30_a_held_snapshot_does_not_make_looks_and_claims_longer(monkeypatch):
     if connection.vendor != "postgresql":
         pytest.skip("EXPLAIN (ANALYZE, BUFFERS) is PostgreSQL's; SQLite cleans its indexes at once")
     finished_runs(12)
-    monkeypatch.setattr(due, "DEAR", 0.0)
+    monkeypatch.setattr(due, "SLOW_SCAN_SECONDS", 0.0)
     with held_snapshot():
         come_and_go(10_000)
         engine.start("story:count", steps=1)
         everywhere = pages_read(statement(lambda: claim(WorkflowRun, timezone.now(), 20)))
         look_everywhere = pages_read(statement(due_times))
         WorkflowRun.objects.filter(lease__isnull=False).update(lease=None, wake_at=timezone.now())
-        due.look()
-        due.look()
-        beginning = due.beginning(WorkflowRun)
+        due.next_due()
+        due.next_due()
+        beginning = due.scan_start(WorkflowRun)
         assert beginning is not None
         bounded = pages_read(statement(lambda: claim(WorkflowRun, timezone.now(), 20, beginning)))
-        look_bounded = pages_read(statement(due.look))
+        look_bounded = pages_read(statement(due.next_due))
     assert min(everywhere, look_everywhere) > 1000, "the index was clean: this shows nothing"
     assert bounded < everywhere / 5, (everywhere, bounded)
     assert look_bounded < look_everywhere / 5, (look_everywhere, look_bounded)
@@ -162,7 +162,7 @@ def dear(monkeypatch):
     """Every look takes long; returns the clock by which they rest."""
     watch = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(due, "time", SimpleNamespace(monotonic=lambda: watch.now))
-    monkeypatch.setattr(due, "DEAR", -1.0)
+    monkeypatch.setattr(due, "SLOW_SCAN_SECONDS", -1.0)
     return watch
 
 
@@ -172,23 +172,23 @@ def status(run: WorkflowRun) -> str:
 
 
 def remember() -> None:
-    due.look()
-    due.look()
-    assert due.beginning(WorkflowRun) is not None
+    due.next_due()
+    due.next_due()
+    assert due.scan_start(WorkflowRun) is not None
 
 
 def test_30_quick_looks_remember_nothing(monkeypatch):
-    monkeypatch.setattr(due, "DEAR", 1000.0)
+    monkeypatch.setattr(due, "SLOW_SCAN_SECONDS", 1000.0)
     for _ in range(5):
-        due.look()
-    assert due.beginning(WorkflowRun) is None
+        due.next_due()
+    assert due.scan_start(WorkflowRun) is None
 
 
 def test_30_one_dear_look_may_be_the_machines_mood(dear):
-    due.look()
-    assert due.beginning(WorkflowRun) is None
-    due.look()
-    assert due.beginning(WorkflowRun) is not None
+    due.next_due()
+    assert due.scan_start(WorkflowRun) is None
+    due.next_due()
+    assert due.scan_start(WorkflowRun) is not None
 
 
 def test_30_what_becomes_due_now_is_done_at_once(dear):
@@ -207,7 +207,7 @@ def test_30_what_becomes_due_far_back_is_done_some_seconds_later(dear):
     WorkflowRun.objects.filter(pk=run.pk).update(wake_at=timezone.now() - timedelta(days=1))
     drain_due()
     assert status(run) == WorkflowStatus.RUNNING
-    dear.now += due.REST + 0.1
+    dear.now += due.MIN_SKIP_SECONDS + 0.1
     drain_due()
     assert status(run) == WorkflowStatus.COMPLETED
 
@@ -222,7 +222,7 @@ def test_30_no_rest_is_longer_than_a_minute(dear, monkeypatch):
     run = engine.start("story:count", steps=1)
     WorkflowRun.objects.filter(pk=run.pk).update(wake_at=timezone.now() - timedelta(days=1))
     monkeypatch.setattr(due, "due_times", due_times)
-    dear.now += due.LONGEST + 0.1
+    dear.now += due.MAX_SKIP_SECONDS + 0.1
     drain_due()
     assert status(run) == WorkflowStatus.COMPLETED
 
@@ -233,7 +233,7 @@ def test_30_a_backlog_is_worked_off_from_its_beginning(dear):
     for number, run in enumerate(runs):
         WorkflowRun.objects.filter(pk=run.pk).update(wake_at=timezone.now() - timedelta(days=3 - number))
     remember()
-    first = due.beginning(WorkflowRun)
+    first = due.scan_start(WorkflowRun)
     assert timezone.now() - first > timedelta(days=2)
     assert [row.pk for row in claim(WorkflowRun, timezone.now(), 1, first)] == [runs[0].pk]
     drain_due()
@@ -265,5 +265,5 @@ def test_30_old_rows_go_in_batches_and_their_history_with_them():
     assert StepExecution.objects.filter(run=run).exists()
     assert not StepExecution.objects.exclude(run=run).exists()
     deletes = [each["sql"] for each in queries if each["sql"].startswith("DELETE")]
-    assert len([sql for sql in deletes if f"{TABLE}" in sql]) >= many / pruning.BATCH
-    assert max(sql.count(",") for sql in deletes) < pruning.WINDOW
+    assert len([sql for sql in deletes if f"{TABLE}" in sql]) >= many / pruning.BATCH_ROWS
+    assert max(sql.count(",") for sql in deletes) < pruning.WINDOW_KEYS

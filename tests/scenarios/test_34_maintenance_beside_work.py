@@ -26,12 +26,12 @@ from pydantic import BaseModel
 from django_ai.automation import EventDefinition, complete, engine, sleep, step, workflow
 from django_ai.automation.conf import conf
 from django_ai.automation.events.models import Event
-from django_ai.automation.queues import maintenance, pruning
+from django_ai.automation.queues import maintenance, periodic_tasks, pruning
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.maintenance import PRUNE, RECONCILE, SliceResult, Task, TimeSlice
 from django_ai.automation.queues.models import Maintenance, Worker
 from django_ai.automation.queues.notifier import InlineNotifier
+from django_ai.automation.queues.periodic_tasks import PRUNE, RECONCILE, PeriodicTask, SliceResult, TimeSlice
 from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes.poller import Poller
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due, poll_due, prune_soon
@@ -53,8 +53,8 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``only(name=take)``: these are all the tasks that there are."""
 
     def replace(**tasks: Take) -> None:
-        found = {name: Task(name, PRUNE, take, timedelta(minutes=1)) for name, take in tasks.items()}
-        monkeypatch.setattr(maintenance, "_tasks", found)
+        found = {name: PeriodicTask(name, PRUNE, take, timedelta(minutes=1)) for name, take in tasks.items()}
+        monkeypatch.setattr(periodic_tasks, "_tasks", found)
 
     return replace
 
@@ -102,8 +102,8 @@ def test_34_timers_go_on_while_a_big_prune_runs(only):
 
 def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
     """A bite for each few rows; another process takes the next one."""
-    monkeypatch.setattr(pruning, "WINDOW", 4)
-    monkeypatch.setattr(pruning, "BATCH", 3)
+    monkeypatch.setattr(pruning, "WINDOW_KEYS", 4)
+    monkeypatch.setattr(pruning, "BATCH_ROWS", 3)
     monkeypatch.setattr(maintenance, "SLICE_SECONDS", 0.0)
     monkeypatch.setattr(pruning.random, "randint", lambda low, high: low + 5)
     old_runs(20)
@@ -125,8 +125,8 @@ def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
 
 def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
     """Work that is due without end: maintenance waits for as long as it is patient, has a bite, and waits again."""
-    monkeypatch.setattr(maintenance, "PATIENCE", timedelta(seconds=0.2))
-    monkeypatch.setattr("django_ai.automation.queues.drain.PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr(maintenance, "MAX_WAIT", timedelta(seconds=0.2))
+    monkeypatch.setattr("django_ai.automation.queues.drain.MAX_WAIT", timedelta(seconds=0.2))
     order: list[str] = []
 
     def bite(turn: TimeSlice) -> SliceResult:
@@ -160,7 +160,7 @@ def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
 
 def test_34_reconciliation_and_pruning_go_on_under_a_backlog(monkeypatch, declare):
     """The real ones: a date that SQL has moved is found, and an old run goes, while work is due without end."""
-    monkeypatch.setattr("django_ai.automation.queues.drain.PATIENCE", timedelta(0))
+    monkeypatch.setattr("django_ai.automation.queues.drain.MAX_WAIT", timedelta(0))
     declare(Reservation, EventDefinition("soon", date_field="checkin_at"))
 
     @workflow("endless")
@@ -244,7 +244,7 @@ def test_34_health_and_admin_show_what_is_wrong_and_call_none_of_it_work(only, a
     assert "nothing is overdue" in out.getvalue()
     assert "'sick' failed 1 time(s)" in out.getvalue()
     assert "ValueError: broken on purpose" in out.getvalue()
-    assert "'late' is due since" in out.getvalue()
+    assert "'late' has been due since" in out.getvalue()
     out = StringIO()
     call_command("automation_health", "--json", stdout=out)
     found = {each["task"]: each for each in json.loads(out.getvalue())["maintenance"]}
@@ -303,14 +303,14 @@ def refused() -> OperationalError:
 
 DYING = """
 import time
-from django_ai.automation.queues import maintenance
+from django_ai.automation.queues import maintenance, periodic_tasks
 from django_ai.automation.queues.drain import drain
 
 def hang(turn):
     time.sleep(60)
 
-maintenance._tasks.clear()
-maintenance.register("hanging", maintenance.PRUNE, hang, maintenance.FIRST_BACKOFF)
+periodic_tasks._tasks.clear()
+periodic_tasks.register("hanging", periodic_tasks.PRUNE, hang, maintenance.MIN_BACKOFF)
 print("ready", flush=True)
 drain(heartbeat=True)
 """
@@ -372,7 +372,7 @@ def test_34_rows_follow_the_code(only, clock):
     only(new=lambda turn: SliceResult())
     maintain()
     assert set(Maintenance.objects.values_list("name", flat=True)) == {"old"}, "it looks once a minute"
-    maintenance._attended.clear()
+    maintenance._next_row_check.clear()
     maintain()
     assert set(Maintenance.objects.values_list("name", flat=True)) == {"old", "new"}
     clock.tick(timedelta(hours=1))
@@ -385,7 +385,7 @@ def test_34_a_fresh_process_looks_for_what_its_code_wants(clock):
     clock.tick(timedelta(seconds=1))
     assert Poller(1.0).seconds_until_due() == 0.0
     due = Maintenance.objects.filter(wake_at__lte=clock())
-    wanted = {task.name for task in maintenance.tasks_for(RECONCILE)}
+    wanted = {task.name for task in periodic_tasks.tasks_for(RECONCILE)}
     assert set(due.values_list("name", flat=True)) == wanted
     drain(models=[Maintenance])
     assert Poller(1.0, models={WorkflowRun}).seconds_until_due() > 0

@@ -16,8 +16,8 @@ from django_ai.automation import EventDefinition, on_event
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events import retention
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues import maintenance, pruning
-from django_ai.automation.queues.maintenance import TimeSlice
+from django_ai.automation.queues import maintenance, periodic_tasks, pruning
+from django_ai.automation.queues.periodic_tasks import TimeSlice
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.maintenance import maintain, old_runs
@@ -94,7 +94,7 @@ def without_constraints() -> Iterator[None]:
 
 
 def test_34_rows_whose_parent_sql_has_deleted_go(monkeypatch):
-    monkeypatch.setattr("django_ai.automation.queues.orphans.WINDOW", 2)
+    monkeypatch.setattr("django_ai.automation.queues.orphans.WINDOW_KEYS", 2)
     now = timezone.now()
     event = Event.objects.create(entity_type="x.y", entity_id="1", event_name="x", declared_as="x")
     agent = AgentRun.objects.create(name="x", event=event)
@@ -133,6 +133,6 @@ def test_34_what_must_stay_is_not_walked_over_again_at_once(clock, monkeypatch):
         return genuine(rows)
 
     monkeypatch.setattr(pruning, "_remove_batch", slow)
-    bite = maintenance._tasks["prune runs"].take(TimeSlice(clock()))
+    bite = periodic_tasks._tasks["prune runs"].run_slice(TimeSlice(clock()))
     assert (bite.done, bite.position) == (0, None)
-    assert bite.rest >= timedelta(seconds=0.5)
+    assert bite.pause >= timedelta(seconds=0.5)

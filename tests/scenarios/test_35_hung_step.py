@@ -145,14 +145,14 @@ def work():
         deadline = interrupt.Deadline()
         deadline.armed = deadline.fired = True
         deadline._disarm()
-    seen.append(interrupt._said(1))
+    seen.append(interrupt._timeout_message(1))
 
 seen = []
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 sys.settrace(tracer)
-print(interrupt._said(1), *seen)
+print(interrupt._timeout_message(1), *seen)
 """
     done = run_script(script)
     assert (done.returncode, done.stdout.count("timeout of 1 s")) == (0, 2), done.stderr
@@ -195,7 +195,7 @@ def test_35_real_seconds_a_step_that_has_locked_its_own_row_and_those_of_others(
 
 
 def test_35_real_seconds_code_that_swallows_the_exception_gets_it_again(monkeypatch):
-    monkeypatch.setattr(interrupt, "SECONDS_BETWEEN", 0.1)
+    monkeypatch.setattr(interrupt, "SECONDS_BETWEEN_INTERRUPTS", 0.1)
 
     def stubborn() -> None:
         for _ in range(3):

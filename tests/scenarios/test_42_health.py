@@ -3,7 +3,6 @@ database."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,31 +10,23 @@ import time
 from datetime import timedelta
 
 import pytest
-from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
 from django_ai.automation import engine, on_event
+from django_ai.automation.db.database_clock import DatabaseNow
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.heartbeat import enlist
-from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.models import DatabaseNow, Worker
-from django_ai.automation.queues.worker_status import DEAD_AFTER, worker_status
+from django_ai.automation.queues.claim import claim
+from django_ai.automation.queues.heartbeat import register_worker
+from django_ai.automation.queues.models import Worker
+from django_ai.automation.queues.worker_status import MAX_SILENCE, worker_status
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.story.models import Probe
 from tests.support.child_processes import automation_worker, children_of
+from tests.support.health import probe
 from tests.support.polling import until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
-
-
-def probe(*arguments: str) -> tuple[int, str]:
-    out = io.StringIO()
-    try:
-        call_command("automation_health", *arguments, stdout=out)
-    except CommandError as error:
-        return error.returncode, out.getvalue() + str(error)
-    return 0, out.getvalue()
 
 
 def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
@@ -48,7 +39,7 @@ def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
     Probe.objects.create(name="first", ready=True)
     CallbackExecution.objects.update(wake_at=clock.now)
     stopped = enlisted()
-    worker_status.dismiss()
+    worker_status.sign_off()
     clock.tick(timedelta(hours=3))
     for number in range(20):
         Probe.objects.create(name=str(number), ready=True)
@@ -76,10 +67,10 @@ def test_42_progress_in_one_queue_is_none_in_another(clock):
 
 def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatch):
     settings.AUTOMATION = {**settings.AUTOMATION, "HEARTBEAT": timedelta(milliseconds=50)}
-    monkeypatch.setattr("django_ai.automation.queues.worker_status.EVERY", 0.1)
+    monkeypatch.setattr("django_ai.automation.queues.worker_status.REPORT_SECONDS", 0.1)
     worker = enlisted()
     until(lambda: Worker.objects.get().seen_at > worker.seen_at + timedelta(milliseconds=300), 20, "A sign of life")
-    worker_status.dismiss()
+    worker_status.sign_off()
     stopped = Worker.objects.get()
     assert stopped.stopped_at is not None
     time.sleep(0.3)
@@ -101,7 +92,7 @@ def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye
     worker.refresh_from_db()
     successor.refresh_from_db()
     assert (worker.stopped_at, successor.stopped_at is None) == (None, False)
-    Worker.objects.filter(pk=worker.pk).update(seen_at=DatabaseNow() - DEAD_AFTER)
+    Worker.objects.filter(pk=worker.pk).update(seen_at=DatabaseNow() - MAX_SILENCE)
     assert "No worker is alive" in probe()[1]
 
 
@@ -152,7 +143,7 @@ def test_42_real_seconds_a_process_that_hangs_is_not_alive(tmp_path):
 
 def enlisted() -> Worker:
     """Make this process a worker for this test."""
-    enlist("test")
+    register_worker("test")
     return Worker.objects.get()
 
 

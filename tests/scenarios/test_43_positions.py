@@ -87,7 +87,7 @@ def deliver_only() -> None:
 
 
 def drain_signals() -> int:
-    from django_ai.automation.queues.lease import claim
+    from django_ai.automation.queues.claim import claim
 
     found = claim(Signal, timezone.now() + timedelta(seconds=1), 10)
     for signal in found:

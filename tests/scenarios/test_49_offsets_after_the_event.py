@@ -15,8 +15,8 @@ from django_ai.automation.exceptions import DefinitionError
 from django_ai.automation.workflows.core import complete, event_workflow, step
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
-from tests.support.front_desk import book, change
-from tests.support.rows import effects, event_of, leave, the_run
+from tests.support.front_desk import book
+from tests.support.rows import change, effects, event_of, leave, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

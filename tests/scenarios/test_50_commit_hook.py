@@ -17,8 +17,9 @@ from django_ai.automation.events import notification, occurrence
 from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
+from django_ai.automation.queues.claim import claim_rows
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim_these, renew
+from django_ai.automation.queues.lease import renew
 from django_ai.automation.queues.notifier import set_notifier
 from tests.apps.reservations.models import Reservation
 from tests.support.race import Together, until_someone_waits
@@ -175,7 +176,7 @@ def test_50_only_what_is_free_and_due_is_claimed(two):
     found = []
     with transaction.atomic():
         list(Event.objects.select_for_update().filter(pk=locked.pk))
-        Together(lambda: found.extend(claim_these(Event, [row.pk for row in rows], now))).join()
+        Together(lambda: found.extend(claim_rows(Event, [row.pk for row in rows], now))).join()
     assert [row.pk for row in found] == [ours.pk]
     stored = Event.objects.get(pk=ours.pk)
     assert (stored.lease, stored.wake_at, stored.losses) == (found[0].lease, found[0].wake_at, 0)

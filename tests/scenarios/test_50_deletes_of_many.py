@@ -270,7 +270,7 @@ def test_50_the_snapshots_of_removed_events_go(declare, work, clock, settings):
     work()
     cleanup_old()
     assert Snapshot.objects.count() == 2
-    clock.tick(conf().kept("EVENTS") + timedelta(seconds=1))
+    clock.tick(conf().retention("EVENTS") + timedelta(seconds=1))
     Event.objects.filter(entity_id=Event.objects.first().entity_id, declared_as="gone").update(
         occurred_at=clock(), event_created_at=clock()
     )

@@ -23,10 +23,10 @@ from django_ai.automation.events.recording import reconcile
 from django_ai.automation.events.recording.reconcile import reconcile_dates
 from django_ai.automation.events.subscribers import Listener
 from django_ai.automation.queues.attempt import ShutdownInterrupt
-from django_ai.automation.queues.drain import _pace as pace
+from django_ai.automation.queues.claim import claim
+from django_ai.automation.queues.drain import _seconds_per_row as pace
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.heartbeat import HeldLeases
-from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.held_leases import HeldLeases
 from django_ai.automation.queues.notifier import ring_after_commit, set_notifier
 from django_ai.automation.queues.registry import wakeables
 from django_ai.automation.queues.runtimes.poller import Poller
@@ -272,10 +272,10 @@ class Rung:
     def __init__(self):
         self.rests = []
 
-    def wait(self, seconds, also=None):
+    def wait(self, seconds, file=None):
         return True
 
-    def rest(self, seconds, also=None):
+    def sleep(self, seconds, file=None):
         self.rests.append(seconds)
 
 
@@ -395,13 +395,13 @@ def test_51_what_somebody_changes_meanwhile_is_left_out_of_the_batch(clock, quic
 def test_51_the_leases_of_a_whole_batch_are_kept(clock):
     due_tickets(4, clock)
     rows = claim(Event, clock(), 10)
-    hands = HeldLeases(beating=False, clock=clock)
+    hands = HeldLeases(has_heartbeat=False, clock=clock)
     hands.hold(list(rows))
-    assert hands.start_together(rows[:3]) == rows[:3]
+    assert hands.start_batch(rows[:3]) == rows[:3]
     hands.keep_for(HOUR)
     before = rows[0].wake_at
     clock.tick(HOUR / 3600)
-    hands.beat()
+    hands.renew()
     found = {row.pk: row for row in Event.objects.filter(declared_as="ticket_due")}
     assert [found[row.pk].wake_at for row in rows[:3]] == [before + HOUR / 3600] * 3
     assert found[rows[3].pk].lease is None
@@ -413,7 +413,7 @@ def test_51_a_batch_that_is_broken_off_is_given_back(clock, quick, monkeypatch):
     def end(events, clock):
         raise ShutdownInterrupt(0)
 
-    monkeypatch.setattr(occurrence, "perform_events", end)
+    monkeypatch.setattr(Event, "perform_batch", end)
     with pytest.raises(ShutdownInterrupt):
         drain(clock(), models=[Event])
     assert list(Event.objects.due(clock()).values_list("lease", "losses")) == [(None, 0)] * 4

@@ -18,10 +18,11 @@ from pydantic import BaseModel
 
 from django_ai.automation import Retry, agent, complete, engine, fail, handler, on_event, step, workflow
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.db.database_clock import DatabaseNow
 from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
-from django_ai.automation.queues.models import DatabaseNow, Worker
+from django_ai.automation.queues.models import Worker
 from django_ai.automation.queues.signals import row_failed
-from django_ai.automation.queues.worker_status import DEAD_AFTER
+from django_ai.automation.queues.worker_status import MAX_SILENCE
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.story.models import Probe
 
@@ -263,7 +264,7 @@ def test_61_health_says_that_nobody_works_and_counts_what_failed():
 def test_61_the_admin_says_which_workers_are_alive(client):
     client.force_login(User.objects.create_superuser("root", password="x"))
     worker("idle", queues="workflows,agents")
-    worker("killed", seen_at=DatabaseNow() - DEAD_AFTER)
+    worker("killed", seen_at=DatabaseNow() - MAX_SILENCE)
     worker("ended", stopped_at=DatabaseNow(), worked={"events": 3})
     page = client.get(url(Worker, "changelist")).content.decode()
     rows = {found[0]: found[1:] for found in re.findall(r"(idle|killed|ended):1<.*?state\">(\w+).*?</tr>", page, re.S)}

@@ -45,8 +45,8 @@ from datetime import timedelta
 django.setup()
 from django.db import Error
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.heartbeat import enlist
-enlist("test")
+from django_ai.automation.queues.heartbeat import register_worker
+register_worker("test")
 while True:
     try:
         drain(budget=timedelta(seconds=1), heartbeat=True)

@@ -62,8 +62,3 @@ def does(function, name="doer", **options) -> WorkflowRun:
             raise ZeroDivisionError
 
     return engine.start(name)
-
-
-def status(run: WorkflowRun) -> str:
-    run.refresh_from_db()
-    return str(run.status)

@@ -2,7 +2,7 @@
 
 Nothing in the product knows of this. The connection is watched from outside: the COMMIT of a transaction that has
 written, and each statement that writes outside one. A point is called after the innermost function of the product that
-made it, and its number: ``queues.lease.claim#3``. At a point the process dies before the write (``BEFORE``) or after it
+made it, and its number: ``queues.claim.claim#3``. At a point the process dies before the write (``BEFORE``) or after it
 (``AFTER``), by SIGKILL, or the write goes through and only its answer does not arrive (``UNANSWERED``): the connection
 is broken then, and the process lives on.
 
@@ -29,7 +29,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.apps import apps
-from django.db import Error as DatabaseTrouble
+from django.db import Error as AnyDatabaseError
 from django.db import connection, transaction
 from django.utils import timezone
 
@@ -169,7 +169,7 @@ class Program:
                 try:
                     act.do()
                     break
-                except DatabaseTrouble:  # the client, or the runtime, tries again on a fresh connection
+                except AnyDatabaseError:  # the client, or the runtime, tries again on a fresh connection
                     connection.close()
                     recover(clock)
 

@@ -59,15 +59,6 @@ def occurred(name: str, **lookups) -> int:
     return len(rows(name, status="processed", **lookups))
 
 
-def change(entity, **values):
-    """Save ``entity`` with other values, as a view does that has just read it."""
-    fresh = type(entity).objects.get(pk=entity.pk)
-    for name, value in values.items():
-        setattr(fresh, name, value)
-    fresh.save()
-    return fresh
-
-
 def hear(name: str, **options) -> None:
     @on_event(name, name=f"hear {name} {sorted(options)}", **options)
     def heard(event):

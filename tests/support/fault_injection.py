@@ -64,4 +64,4 @@ def dying(at: int) -> Iterator[None]:
             connection.run_on_commit = []
             connection.close()
             commit_batch._batches.clear()
-            notifier._rings.clear()
+            notifier._hooks.clear()

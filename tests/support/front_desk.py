@@ -6,19 +6,11 @@ from typing import Any
 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from tests.apps.front_desk.models import Booking, Message, Person
+from tests.support.rows import change
 
 
 def book(guest: Person | None = None, **fields: Any) -> Booking:
     return Booking.objects.create(guest=guest or Person.objects.create(name="Ada"), **fields)
-
-
-def change(entity: Any, **fields: Any) -> Any:
-    """Save ``fields`` on a fresh copy of ``entity``, as another request would."""
-    fresh = type(entity).objects.get(pk=entity.pk)
-    for name, value in fields.items():
-        setattr(fresh, name, value)
-    fresh.save()
-    return fresh
 
 
 def confirm(booking: Booking) -> None:

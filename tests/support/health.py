@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from django.core.management import CommandError, call_command
 
-from django_ai.automation.queues.models import DatabaseNow, Worker
+from django_ai.automation.db.database_clock import DatabaseNow
+from django_ai.automation.queues.models import Worker
 from django_ai.automation.workflows.models import WorkflowRun
 
 

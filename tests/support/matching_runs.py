@@ -14,6 +14,7 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.core import complete, engine, get_wake, sleep, step, wait_for_event, workflow
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Guest
+from tests.support.rows import status
 
 DAY = timedelta(days=1)
 
@@ -68,11 +69,6 @@ def waiting(match, event="order_saved", before=None, asleep=False, timeout=None,
     Waiter.Context = Context
     workflow(name)(Waiter)
     return engine.start(name, **fields)
-
-
-def status(run: WorkflowRun) -> str:
-    run.refresh_from_db()
-    return str(run.status)
 
 
 def statuses(*runs: WorkflowRun) -> list[str]:

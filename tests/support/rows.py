@@ -32,6 +32,11 @@ def definition_of(model: type, name: str) -> EventDefinition:
     return next(each.definition for each in declared_on(model) if each.definition.name == name)
 
 
+def status(run: WorkflowRun) -> str:
+    run.refresh_from_db()
+    return str(run.status)
+
+
 def the_run(**lookups: Any) -> WorkflowRun:
     return WorkflowRun.objects.get(**lookups)
 
@@ -52,3 +57,12 @@ def use_up_attempts(event, work) -> None:
             return
         work(event.wake_at)
     raise AssertionError(f"{event} is not parked")
+
+
+def change(entity: Any, **fields: Any) -> Any:
+    """Save ``fields`` on a fresh copy of ``entity``, as another request would."""
+    fresh = type(entity).objects.get(pk=entity.pk)
+    for name, value in fields.items():
+        setattr(fresh, name, value)
+    fresh.save()
+    return fresh

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from django_ai.automation.workflows.core import complete, engine, get_wake, step, wait, wait_for_event, workflow
+from django_ai.automation.workflows.core import complete, get_wake, step, wait, wait_for_event, workflow
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.rows import leave
+from tests.support.workflows import run
 
 
 def told() -> None:
@@ -49,18 +50,6 @@ def waiter(name="waiter", outcome=lambda self: wait("bell"), again=False, **fiel
     return Waiter
 
 
-def begin(work, name="waiter", **arguments) -> WorkflowRun:
-    run = engine.start(name, **arguments)
-    work()
-    run.refresh_from_db()
-    return run
-
-
-def status(run: WorkflowRun) -> str:
-    run.refresh_from_db()
-    return str(run.status)
-
-
 def confirm(**values) -> Reservation:
     return Reservation.objects.create(status="confirmed", **values)
 
@@ -72,3 +61,7 @@ def upload(stay: Reservation) -> None:
 
 def match_flow(match, name="matching", event="document_uploaded", then=None):
     waiter(name, lambda self: wait_for_event(event, match=match, then=then))
+
+
+def begin(work, name="waiter", **arguments) -> WorkflowRun:
+    return run(work, name, **arguments)

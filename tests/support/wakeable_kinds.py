@@ -22,7 +22,7 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.models import Wakeable
+from django_ai.automation.queues.wakeable import Wakeable
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.front_desk.models import Message, Person
 from tests.apps.reservations.models import Document, Reservation

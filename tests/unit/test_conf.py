@@ -35,7 +35,7 @@ def test_settings_are_read_when_they_change():
         ({"BATCH": "20"}, "must be a int, not str ('20')"),
         ({"BATCH": True}, "must be a int, not bool"),
         ({"BATCH": 0}, "at least 1"),
-        ({"LEASE": timedelta(0)}, "longer than zero"),
+        ({"LEASE": timedelta(0)}, "must be positive"),
         ({"LEASE": timedelta(seconds=5), "HEARTBEAT": timedelta(seconds=3)}, "at most half"),
         ([], "must be a dict"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -10,14 +9,16 @@ import time
 from datetime import timedelta
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError
 
 from django_ai.automation.queues import liveness
-from django_ai.automation.queues.heartbeat import HeldLeases, hold_leases
-from django_ai.automation.queues.liveness import STALL_SECONDS, Pulse
+from django_ai.automation.queues.heartbeat import set_leases
+from django_ai.automation.queues.held_leases import HeldLeases
+from django_ai.automation.queues.liveness import STALL_SECONDS, LivenessFile
 from django_ai.automation.queues.runtimes.dispatcher import Dispatcher
 from django_ai.automation.queues.runtimes.supervisor import Supervisor
 from django_ai.automation.workflows.models import WorkflowRun
+from tests.support.health import probe
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +30,6 @@ def seconds(monkeypatch):
     return found
 
 
-def probe(*arguments: str) -> tuple[int, str]:
-    out = io.StringIO()
-    try:
-        call_command("automation_health", *arguments, stdout=out)
-    except CommandError as error:
-        return error.returncode, out.getvalue() + str(error)
-    return 0, out.getvalue()
-
-
 def age(path, by: float) -> None:
     os.utime(path, (time.time() - by, time.time() - by))
 
@@ -45,32 +37,32 @@ def age(path, by: float) -> None:
 class TestFile:
     def test_a_process_of_which_nothing_is_expected_is_alive(self, tmp_path):
         path = tmp_path / "heartbeat"
-        mine = Pulse(path)
+        mine = LivenessFile(path)
         assert path.read_text() == f"{os.getpid()}\n"
         age(path, 100)
         mine.touch()
-        assert liveness.look(str(path)).is_alive
+        assert liveness.check_liveness(str(path)).is_alive
 
     def test_a_thread_that_does_not_come_back_ends_it_until_it_does(self, tmp_path, seconds, caplog):
         path = tmp_path / "heartbeat"
-        mine = Pulse(path)
-        liveness.expect(60)
+        mine = LivenessFile(path)
+        liveness.expect_progress(60)
         age(path, 100)
         seconds[0] += 60 + STALL_SECONDS
         mine.touch()
         mine.touch()
-        assert not liveness.look(str(path)).is_alive
-        assert caplog.text.count("does not come back") == 1
-        liveness.expect()
+        assert not liveness.check_liveness(str(path)).is_alive
+        assert caplog.text.count("is stuck") == 1
+        liveness.expect_progress()
         mine.touch()
-        assert liveness.look(str(path)).is_alive
+        assert liveness.check_liveness(str(path)).is_alive
 
     def test_one_thread_is_no_excuse_for_another(self, seconds):
-        other = threading.Thread(target=liveness.expect)
+        other = threading.Thread(target=liveness.expect_progress)
         other.start()
         other.join()
         seconds[0] += STALL_SECONDS
-        liveness.expect()
+        liveness.expect_progress()
         assert not liveness.is_responsive()
         liveness._until.pop(other.ident)
         assert liveness.is_responsive()
@@ -78,7 +70,7 @@ class TestFile:
     def test_a_file_that_cannot_be_touched_stops_nothing(self, tmp_path, caplog):
         folder = tmp_path / "gone"
         folder.mkdir()
-        mine = Pulse(folder / "heartbeat")
+        mine = LivenessFile(folder / "heartbeat")
         (folder / "heartbeat").unlink()
         mine.touch()
         assert (folder / "heartbeat").exists(), "somebody had removed it"
@@ -89,15 +81,15 @@ class TestFile:
 
     def test_a_file_that_cannot_be_written_is_said_at_the_start(self, tmp_path):
         with pytest.raises(CommandError, match=r"--heartbeat-file=.*nowhere/heartbeat cannot be written"):
-            liveness.start_pulse(str(tmp_path / "nowhere" / "heartbeat"))
+            liveness.start_liveness_file(str(tmp_path / "nowhere" / "heartbeat"))
 
 
 class TestExpectations:
     def test_a_row_in_hand_may_take_as_long_as_its_timeout(self, seconds):
-        hands = HeldLeases(beating=True)
+        hands = HeldLeases(has_heartbeat=True)
         row = WorkflowRun(pk=1)
         hands._waiting = {1: row}
-        hold_leases(hands)
+        set_leases(hands)
         assert hands.start(row)
         seconds[0] += STALL_SECONDS - 1
         assert liveness.is_responsive()
@@ -110,7 +102,7 @@ class TestExpectations:
         assert liveness.is_responsive()
         seconds[0] += STALL_SECONDS
         assert not liveness.is_responsive()
-        hold_leases(None)
+        set_leases(None)
         assert liveness.is_responsive(), "a worker of a queue that waits for its next message"
 
     def test_a_clock_that_hangs_in_a_look_is_not_alive(self, seconds, monkeypatch):
@@ -142,7 +134,7 @@ class TestProbe:
     def test_each_process_of_a_worker_must_be_alive(self, tmp_path):
         path = tmp_path / "heartbeat"
         for number in (1, 2, 3):
-            Pulse(tmp_path / liveness.file_of("heartbeat", number))
+            LivenessFile(tmp_path / liveness.path_of("heartbeat", number))
         (tmp_path / "heartbeat.txt").write_text("of somebody else")
         age(tmp_path / "heartbeat.txt", 1000)
         assert probe("--liveness", str(path)) == (0, "Alive.\n")
@@ -164,7 +156,7 @@ class TestSupervisor:
     def test_it_gives_each_child_a_file_and_removes_what_others_left(self, tmp_path, monkeypatch):
         path = tmp_path / "heartbeat"
         for number in (1, 2, 3):
-            Pulse(tmp_path / liveness.file_of("heartbeat", number))
+            LivenessFile(tmp_path / liveness.path_of("heartbeat", number))
         (tmp_path / "heartbeat.txt").write_text("of somebody else")
         begun = []
         supervisor = Supervisor(2, [], timedelta(0), str(path))

@@ -8,7 +8,7 @@ import pytest
 from django.db import OperationalError, ProgrammingError
 from pydantic import BaseModel, ValidationError
 
-from django_ai.automation.db.errors import fix_for
+from django_ai.automation.db.errors import hint_for
 from django_ai.automation.values.text import last_line
 
 
@@ -47,9 +47,9 @@ def missing(text: str, state: str = "", number: int = 0) -> ProgrammingError | O
     ],
 )
 def test_tables_that_are_missing_want_migrate(error):
-    assert "manage.py migrate" in fix_for(error)
+    assert "manage.py migrate" in hint_for(error)
 
 
 @pytest.mark.parametrize("error", [missing("no such table: shop_order"), missing("database is locked"), ValueError()])
 def test_other_errors_have_no_such_fix(error):
-    assert fix_for(error) == ""
+    assert hint_for(error) == ""

@@ -1,8 +1,8 @@
 """Every setting of the package: typed, read lazily, from one dictionary.
 
-A project writes ``AUTOMATION = {"LEASE": timedelta(seconds=20)}`` in its settings; what it leaves out has the
-default below. Nothing is read at import, so tests may override settings. Unknown names and values of a wrong type are
-refused by ``manage.py check`` and at first use, with the nearest name that exists.
+A project writes ``AUTOMATION = {"LEASE": timedelta(seconds=20)}`` in its settings; every other setting has the default
+below. Nothing is read at import, so tests may override settings. ``manage.py check`` and the first use refuse unknown
+names, with a suggestion, and values of a wrong type.
 """
 
 from __future__ import annotations
@@ -26,65 +26,65 @@ class Conf:
 
     RUNTIME: str = ""
     """``"q2"``, ``"worker"``, ``"celery"``, ``"tasks"``, ``"inline"``, ``"silent"``, or the dotted path of an
-    ``Executor`` class; empty: Q2 where it is installed, else ``"worker"``."""
+    ``Notifier`` class; empty: Q2 if it is installed, else ``"worker"``."""
     LEASE: timedelta = timedelta(seconds=10)
-    """How long a worker may be silent before others take its row."""
+    """How long a lease lasts: after that long without a heartbeat, another worker may claim the row."""
     HEARTBEAT: timedelta = timedelta(seconds=3)
-    """How often a worker renews the leases of the work in its hands."""
+    """How often a worker renews the leases of the rows that it is performing."""
     MAX_LOSSES: int = 3
-    """After this many lost leases without progress a row is parked."""
+    """After how many lost leases without progress a row is parked."""
     STEP_TIMEOUT: timedelta = timedelta(minutes=5)
-    """How long a step or callback may run before its lease is no longer renewed, unless it says otherwise."""
+    """How long a step, callback or handler may run, unless it declares another ``timeout=``."""
     DRAIN_BUDGET: timedelta = timedelta(seconds=1)
-    """How long one doorbell keeps a queue's worker before it looks at the queue again."""
+    """How long one doorbell keeps a worker of a task queue before it returns to its queue."""
     BATCH: int = 20
-    """How many due rows a worker takes at most in one claim."""
+    """How many due rows one claim leases at most."""
     GRACE: timedelta = timedelta(hours=24)
-    """How long after its date a scheduled event may still occur when its condition turns true."""
+    """How long after its date a scheduled event may still occur when its condition becomes true."""
     MAX_DEPTH: int = 50
-    """How long a chain of events, runs and agents that cause each other may get."""
+    """The maximum length of a chain of events, runs and agents that cause each other."""
     MAX_JSON_BYTES: int = 1_000_000
-    """The largest Context or payload, as UTF-8 JSON."""
+    """The maximum size of a Context or payload, as UTF-8 JSON."""
     CONTEXT_CODEC: str = ""
-    """The dotted path of a ``queues.sealing.Codec`` that encrypts Contexts in the database; empty: they are plain."""
+    """The dotted path of a ``state.encryption.Codec`` that encrypts Contexts in the database; empty: no encryption."""
     CONTEXT_KEYS: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Secrets of ``FernetCodec``: the first encrypts, all decrypt; none: ``SECRET_KEY`` and its fallbacks."""
     RETENTION: timedelta = timedelta(days=30)
-    """How long what is finished is kept, where the next six do not say otherwise."""
+    """How long finished rows are kept, unless one of the next six settings overrides it."""
     RETENTION_EVENTS: timedelta | None = None
-    """How long events are kept that are over for good: of deleted entities, and earlier ones of living entities."""
+    """How long events are kept that can never occur again: those of deleted entities, and past ones of others."""
     RETENTION_EXECUTIONS: timedelta | None = None
-    """How long finished calls of functions and handlers are kept."""
+    """How long finished executions of callbacks and handlers are kept."""
     RETENTION_RUNS: timedelta | None = None
-    """How long finished runs of workflows are kept, with their history."""
+    """How long finished workflow runs are kept, with their history."""
     RETENTION_HISTORY: timedelta | None = None
-    """How long the steps of runs that live on are kept, but for what their runs still need."""
+    """How long steps of unfinished runs are kept, except those that the run still needs."""
     RETENTION_AGENTS: timedelta | None = None
     """How long ended agents are kept, with their mailboxes."""
     RETENTION_SIGNALS: timedelta | None = None
     """How long delivered signals are kept."""
     CLEANUP_BUDGET: timedelta = timedelta(minutes=5)
-    """How long ``cleanup_old()`` may take, which removes at once what maintenance removes bite by bite."""
+    """How long ``cleanup_old()`` may take. It prunes immediately what maintenance prunes in time slices."""
     RECONCILE_HORIZON: timedelta = timedelta(minutes=15)
-    """How far ahead the reconciliation looks for dates that were changed behind Django's back."""
+    """How far ahead the reconciliation searches for dates that were changed behind Django's back."""
     SQLITE_TUNING: bool = True
-    """Give SQLite connections write-ahead logging, IMMEDIATE transactions and a patient busy timeout."""
+    """Give SQLite connections write-ahead logging, IMMEDIATE transactions and a long busy timeout."""
 
-    def kept(self, kind: str) -> timedelta:
+    def retention(self, kind: str) -> timedelta:
         """Return how long finished rows of a kind (``"RUNS"``) are kept."""
-        found: timedelta | None = getattr(self, f"RETENTION_{kind}")
-        return self.RETENTION if found is None else found
+        override: timedelta | None = getattr(self, f"RETENTION_{kind}")
+        return self.RETENTION if override is None else override
 
 
 _FIELDS = {
-    # What is None by default is a duration.
+    # A field whose default is None is a duration.
     field.name: timedelta if field.default is None else type(field.default)
     for field in dataclasses.fields(Conf)
 }
 
 
 def problems(values: Any) -> list[str]:
-    """Say what is wrong with a value of ``settings.AUTOMATION``: one sentence a problem, none if all is well."""
+    """Return the problems of a value of ``settings.AUTOMATION``, one sentence each."""
     if not isinstance(values, dict):
         return [f"AUTOMATION must be a dict of settings, not {type(values).__name__}."]
     found = []
@@ -95,14 +95,14 @@ def problems(values: Any) -> list[str]:
             found.append(f"AUTOMATION has no setting {name!r}.{hint}")
         elif _FIELDS[name] is tuple:
             if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-                # Without the value: these are secrets.
-                found.append(f"AUTOMATION[{name!r}] must be a list of texts.")
+                # Without the value, which may hold secrets.
+                found.append(f"AUTOMATION[{name!r}] must be a list of strings.")
         elif type(value) is not _FIELDS[name]:
             found.append(
                 f"AUTOMATION[{name!r}] must be a {_FIELDS[name].__name__}, not {type(value).__name__} ({value!r})."
             )
         elif isinstance(value, timedelta) and value <= timedelta(0):
-            found.append(f"AUTOMATION[{name!r}] must be longer than zero, not {value!r}.")
+            found.append(f"AUTOMATION[{name!r}] must be positive, not {value!r}.")
         elif type(value) is int and value < 1:
             found.append(f"AUTOMATION[{name!r}] must be at least 1, not {value!r}.")
     if not found:
@@ -110,16 +110,16 @@ def problems(values: Any) -> list[str]:
         if conf.HEARTBEAT * 2 > conf.LEASE:
             found.append(
                 f"AUTOMATION['HEARTBEAT'] ({conf.HEARTBEAT}) must be at most half of AUTOMATION['LEASE'] "
-                f"({conf.LEASE}), or one late beat costs a worker its work."
+                f"({conf.LEASE}); otherwise a worker loses its leases after one late heartbeat."
             )
     return found
 
 
 @lru_cache(maxsize=1)
 def conf() -> Conf:
-    """Return the settings in force.
+    """Return the current settings.
 
-    Raises ``SettingsError`` where ``settings.AUTOMATION`` is wrong.
+    Raises ``SettingsError`` if ``settings.AUTOMATION`` is invalid.
     """
     values = getattr(settings, "AUTOMATION", {})
     if found := problems(values):

@@ -6,35 +6,35 @@ from typing import Any, ClassVar
 
 
 class AutomationError(Exception):
-    """Something went wrong in django_ai.automation."""
+    """django_ai.automation failed."""
 
     is_retryable: ClassVar[bool] = False
-    """Whether trying again may help; else a step or handler that raises it fails at once."""
+    """Whether another attempt may succeed; if not, a step or handler that raises it fails immediately."""
     is_expected: ClassVar[bool] = False
-    """Whether this is how things go, and nothing that anybody needs to hear of."""
+    """Whether it is part of normal operation, so that it is not reported as a failure."""
 
     def __init__(self, message: str = "", *args: Any) -> None:
         super().__init__(message or (self.__doc__ or "").strip(), *args)
 
 
 class SettingsError(AutomationError):
-    """settings.AUTOMATION is wrong."""
+    """settings.AUTOMATION is invalid."""
 
 
 class DefinitionError(AutomationError, ValueError):
-    """An event, automation or workflow is declared wrongly."""
+    """The declaration of an event, automation or workflow is invalid."""
 
 
 class NaiveDatetimeError(AutomationError, ValueError):
-    """A date has no time zone, so nobody knows when it is."""
+    """A datetime has no time zone, so its moment is unknown."""
 
 
 class WrongDatabaseError(AutomationError):
-    """An entity with events was saved in another database than the automation tables."""
+    """An entity with events was saved in a different database than the automation tables."""
 
 
 class ForkedConnectionError(AutomationError, RuntimeError):
-    """A forked process may not use SQLite where its parent had a connection open."""
+    """A forked process may not use a SQLite file to which its parent had an open connection."""
 
 
 class AttemptTimeoutError(AutomationError, TimeoutError):
@@ -44,7 +44,7 @@ class AttemptTimeoutError(AutomationError, TimeoutError):
 
 
 class ControlFlowError(AutomationError, RuntimeError):
-    """User code raised something that is no Exception, for instance asyncio.CancelledError."""
+    """User code raised a BaseException that is not an Exception, for instance asyncio.CancelledError."""
 
     is_retryable = True
 
@@ -54,7 +54,7 @@ class OpenTransactionError(AutomationError, RuntimeError):
 
 
 class EventStormError(AutomationError):
-    """Events cause each other without end."""
+    """Events cause each other endlessly."""
 
 
 class NotStorableError(AutomationError, ValueError):
@@ -62,7 +62,7 @@ class NotStorableError(AutomationError, ValueError):
 
 
 class SnapshotFieldError(AutomationError, LookupError):
-    """The snapshot of a deleted entity does not hold this field."""
+    """The snapshot of a deleted entity does not contain this field."""
 
 
 class OutcomeError(AutomationError, TypeError):
@@ -70,19 +70,19 @@ class OutcomeError(AutomationError, TypeError):
 
 
 class CodeError(AutomationError):
-    """The code of this worker cannot go on with a row. Other code may: what is parked for it goes on by itself then."""
+    """The code of this worker cannot perform the row; it resumes automatically once a worker has the right code."""
 
 
 class ContextError(CodeError, ValueError):
-    """A Context does not accept the values that it was given."""
+    """A Context does not accept its values."""
 
 
 class DecryptionError(ContextError):
-    """What is stored is encrypted, and no key in use opens it."""
+    """A stored value is encrypted, and none of the configured keys decrypts it."""
 
 
 class PayloadError(ContextError):
-    """What woke a run carries values that its Context does not accept."""
+    """The event or signal that woke a run carries values that the run's Context does not accept."""
 
 
 class UnknownWorkflowError(CodeError, LookupError):
@@ -94,11 +94,11 @@ class UnknownStepError(CodeError, LookupError):
 
 
 class UnknownCallbackError(CodeError, LookupError):
-    """The function that this execution calls is not registered any more."""
+    """The function that this execution calls is no longer registered."""
 
 
 class UnknownEventError(CodeError, LookupError):
-    """No model declares this event any more."""
+    """No model declares this event any longer."""
 
 
 class UnknownAgentError(CodeError, LookupError):
@@ -106,7 +106,7 @@ class UnknownAgentError(CodeError, LookupError):
 
 
 class UnknownHandlerError(CodeError, LookupError):
-    """The agent has no such handler any more."""
+    """The agent no longer has this handler."""
 
 
 class ClaimedError(AutomationError):
@@ -116,17 +116,17 @@ class ClaimedError(AutomationError):
 
 
 class SingletonTakenError(AutomationError):
-    """Another agent lives for the same match, and the definition allows one."""
+    """An agent is already active for the same match, and the definition allows only one."""
 
 
 class RedirectedToSingletonError(SingletonTakenError):
-    """The event that would spawn a second singleton goes to the first."""
+    """The event would spawn a second singleton, so it is delivered to the first."""
 
     is_expected = True
 
 
 class UnknownRunError(AutomationError):
-    """There is no such workflow run: it was removed, or never committed."""
+    """There is no such workflow run: it was deleted, or never committed."""
 
 
 class NotResumableError(AutomationError):
@@ -134,4 +134,4 @@ class NotResumableError(AutomationError):
 
 
 class LeaseLostError(AutomationError):
-    """The row was taken over, moved or cancelled while this worker had it; nothing of its work was kept."""
+    """The row was claimed by another worker, changed or cancelled meanwhile; nothing of this worker's work was kept."""

@@ -13,13 +13,13 @@ from django_ai.automation.agents.models import HandlerExecution
 from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.models import Event
+from django_ai.automation.queues.claim import claim_rows
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim_these
 from tests.apps.front_desk.models import Booking, GroupBooking, Person
 from tests.apps.reservations.models import Reservation
 from tests.support.agents import Entity, of_guest
-from tests.support.front_desk import agents, answers, book, change, the_agent, write
-from tests.support.rows import effects, event_of, leave, status_of
+from tests.support.front_desk import agents, answers, book, the_agent, write
+from tests.support.rows import change, effects, event_of, leave, status_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -125,7 +125,7 @@ class TestCatchUp:
 
         with monkeypatch.context() as patch:
             # The process dies after its commit, with the event in its hands.
-            patch.setattr(CommitBatch, "__call__", lambda self: claim_these(Event, list(self._due), clock()))
+            patch.setattr(CommitBatch, "__call__", lambda self: claim_rows(Event, list(self._due), clock()))
             booking = book(starts_at=clock.tick(SECOND))
         work(clock.tick(SECOND))
         assert status_of(booking, "stay_due") == "processed"

@@ -13,8 +13,8 @@ from django_ai.automation.events.models import EventClaim
 from django_ai.automation.exceptions import ClaimedError, DefinitionError
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.front_desk.models import Case, Message, Person
-from tests.support.front_desk import answers, book, change, the_agent, the_answer, write
-from tests.support.rows import effects, event_of, leave
+from tests.support.front_desk import answers, book, the_agent, the_answer, write
+from tests.support.rows import change, effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

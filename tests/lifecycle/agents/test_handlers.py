@@ -13,8 +13,8 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError, NotStorableError
 from tests.apps.front_desk.models import Booking, Person
 from tests.support.agents import Notes, answering
-from tests.support.front_desk import agents, answers, book, change, the_agent, the_answer
-from tests.support.rows import effects, event_of, leave
+from tests.support.front_desk import agents, answers, book, the_agent, the_answer
+from tests.support.rows import change, effects, event_of, leave
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)

@@ -17,8 +17,8 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExec
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, poll_due
 from tests.apps.front_desk.models import Booking, Case, Message, Person
-from tests.support.front_desk import agents, answers, book, change, the_agent, the_answer, write
-from tests.support.rows import effects, event_of, leave
+from tests.support.front_desk import agents, answers, book, the_agent, the_answer, write
+from tests.support.rows import change, effects, event_of, leave
 
 HOUR = timedelta(hours=1)
 YEAR = timedelta(days=365)
@@ -439,7 +439,7 @@ class TestAdmin:
         assert "its events" in client.get(page("agentrun")).content.decode()
         AgentRun.objects.update(status="parked", error="somebody must look")
         shown = client.get(page("agentrun")).content.decode()
-        assert "a person, to resume it: somebody must look" in shown
+        assert "an operator, to resume it: somebody must look" in shown
         assert "somebody must look" in shown
         book()
         assert "a worker: due since" in client.get(page("agentrun")).content.decode()

@@ -14,8 +14,8 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError, NotResumableError, UnknownAgentError
 from tests.apps.front_desk.models import Person
 from tests.support.agents import Entity, OfGuest, of_guest
-from tests.support.front_desk import agents, answers, book, change, the_agent, the_answer, write
-from tests.support.rows import effects, event_of, leave
+from tests.support.front_desk import agents, answers, book, the_agent, the_answer, write
+from tests.support.rows import change, effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -9,11 +9,11 @@ from pydantic import BaseModel
 
 from django_ai.automation import Retry, agent, handler
 from django_ai.automation.events.models import Event
-from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.claim import claim
 from tests.apps.front_desk.models import Booking
 from tests.support.agents import Notes
-from tests.support.front_desk import answers, book, change, the_agent
-from tests.support.rows import effects, leave
+from tests.support.front_desk import answers, book, the_agent
+from tests.support.rows import change, effects, leave
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -81,27 +81,9 @@ class TestOffsets:
         work()
         assert effects() == ["before"]
 
-    def test_spawned_after_the_event_was_armed(self, clock, work):
-        @agent("late", spawn_on="booking_confirmed")
-        class Late:
-            Context = Notes
+    def late(self, match=None):
+        """Declare an agent that a later event than the one with the date spawns."""
 
-            @handler("stay_due", offset=-3 * HOUR)
-            def before(self):
-                leave("before")
-
-            @handler("stay_due")
-            def at(self):
-                leave("at")
-
-        booking = book(starts_at=clock.now + 10 * HOUR)
-        work()
-        clock.tick(5 * HOUR)
-        change(booking, status="confirmed")
-        assert self.times(clock, work, 6) == {"before": [2], "at": [5]}
-
-    @pytest.mark.parametrize("match", [None, {"id": "{{ ctx.entity_id }}"}])
-    def test_spawned_after_that_offsets_moment_has_passed_it_runs_at_once(self, clock, work, match):
         @agent("late", spawn_on="booking_confirmed", match=match)
         class Late:
             Context = Notes
@@ -114,6 +96,17 @@ class TestOffsets:
             def at(self):
                 leave("at")
 
+    def test_spawned_after_the_event_was_armed(self, clock, work):
+        self.late()
+        booking = book(starts_at=clock.now + 10 * HOUR)
+        work()
+        clock.tick(5 * HOUR)
+        change(booking, status="confirmed")
+        assert self.times(clock, work, 6) == {"before": [2], "at": [5]}
+
+    @pytest.mark.parametrize("match", [None, {"id": "{{ ctx.entity_id }}"}])
+    def test_spawned_after_that_offsets_moment_has_passed_it_runs_at_once(self, clock, work, match):
+        self.late(match)
         booking = book(starts_at=clock.now + 10 * HOUR)
         work()
         clock.tick(8 * HOUR)

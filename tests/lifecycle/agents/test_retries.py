@@ -13,8 +13,8 @@ from django_ai.automation.exceptions import NotResumableError
 from tests.apps.front_desk.models import Message
 from tests.support.agents import Notes, answering
 from tests.support.fault_injection import database_failure
-from tests.support.front_desk import answers, book, change, the_agent, the_answer, write
-from tests.support.rows import effects, event_of, leave
+from tests.support.front_desk import answers, book, the_agent, the_answer, write
+from tests.support.rows import change, effects, event_of, leave
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)

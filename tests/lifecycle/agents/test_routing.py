@@ -12,8 +12,8 @@ from django_ai.automation import AgentManager, Retry, agent, handler
 from django_ai.automation.agents.models import AgentRoute, AgentRun
 from django_ai.automation.exceptions import DefinitionError
 from tests.apps.front_desk.models import Message, Person
-from tests.support.front_desk import agents, answers, book, change, the_agent, the_answer, write
-from tests.support.rows import effects, leave
+from tests.support.front_desk import agents, answers, book, the_agent, the_answer, write
+from tests.support.rows import change, effects, leave
 
 HOUR = timedelta(hours=1)
 

@@ -11,8 +11,8 @@ from django_ai.automation import AgentManager, Retry, agent, handler
 from django_ai.automation.agents.models import AgentRun
 from tests.apps.front_desk.models import Booking, Person
 from tests.support.agents import Entity, Nothing, OfGuest, of_guest
-from tests.support.front_desk import agents, answers, book, change, the_agent, write
-from tests.support.rows import effects, event_of, leave
+from tests.support.front_desk import agents, answers, book, the_agent, write
+from tests.support.rows import change, effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

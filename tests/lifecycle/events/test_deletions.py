@@ -14,8 +14,8 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.core import complete, event_workflow, get_wake, step, wait_for_event
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Document, Guest, Reservation, Room, Suite
-from tests.support.event_options import change, confirmed, gone, hear, occurred, own_waiter, rows, starts
-from tests.support.rows import effects, leave, the_run
+from tests.support.event_options import confirmed, gone, hear, occurred, own_waiter, rows, starts
+from tests.support.rows import change, effects, leave, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

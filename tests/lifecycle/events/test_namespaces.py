@@ -13,8 +13,8 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.core import complete, engine, get_wake, step, wait_for_event, workflow
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
-from tests.support.event_options import change, confirmed, gone, hear, own_waiter, pass_by, planned, rows, starts
-from tests.support.rows import effects, leave, the_run
+from tests.support.event_options import confirmed, gone, hear, own_waiter, pass_by, planned, rows, starts
+from tests.support.rows import change, effects, leave, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

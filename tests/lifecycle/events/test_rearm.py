@@ -12,8 +12,8 @@ from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
-from tests.support.event_options import change, confirmed, hear, occurred, pass_by, rows, starts
-from tests.support.rows import effects, leave, use_up_attempts
+from tests.support.event_options import confirmed, hear, occurred, pass_by, rows, starts
+from tests.support.rows import change, effects, leave, use_up_attempts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

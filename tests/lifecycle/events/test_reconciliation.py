@@ -14,7 +14,7 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun
 from django_ai.automation.events.models import Event
 from django_ai.automation.events.recording import reconcile
 from django_ai.automation.exceptions import AutomationError
-from django_ai.automation.queues.maintenance import TimeSlice
+from django_ai.automation.queues.periodic_tasks import TimeSlice
 from tests.apps.reservations.models import Reservation, Room, Ticket
 
 pytestmark = pytest.mark.django_db(transaction=True)

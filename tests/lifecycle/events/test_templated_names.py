@@ -12,8 +12,8 @@ from django_ai.automation.events.definitions import EventDefinition, EventTrigge
 from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.core import complete, engine, get_wake, step, wait_for_event, workflow
 from tests.apps.reservations.models import Chore, Document, Guest, Reservation, Room
-from tests.support.event_options import change, confirmed, hear, pass_by, planned, rows, starts
-from tests.support.rows import effects, leave, the_run, use_up_attempts
+from tests.support.event_options import confirmed, hear, pass_by, planned, rows, starts
+from tests.support.rows import change, effects, leave, the_run, use_up_attempts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -16,8 +16,8 @@ from django_ai.automation.events.recording.reconcile import reconcile_dates
 from django_ai.automation.queues.runtimes.tasks import cleanup_old
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import LongStay, Reservation, Room, Suite
-from tests.support.event_options import Bill, change, confirmed, gone, hear, occurred, rows, starts
-from tests.support.rows import effects, leave
+from tests.support.event_options import Bill, confirmed, gone, hear, occurred, rows, starts
+from tests.support.rows import change, effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

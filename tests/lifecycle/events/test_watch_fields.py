@@ -15,8 +15,8 @@ from django.db.models.functions import Concat
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from tests.apps.reservations.models import Guest, Room, Suite
-from tests.support.event_options import Bill, change, hear, occurred, rows
-from tests.support.rows import effects, leave
+from tests.support.event_options import Bill, hear, occurred, rows
+from tests.support.rows import change, effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -34,8 +34,8 @@ from django_ai.automation.exceptions import SettingsError
 from django_ai.automation.queues.checks import check_settings
 from django_ai.automation.state.encryption import FERNET, Unreadable
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
-from tests.support.front_desk import book, change
-from tests.support.rows import effects, leave
+from tests.support.front_desk import book
+from tests.support.rows import change, effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -372,7 +372,7 @@ def test_a_codec_that_does_not_work_is_a_check(settings, words):
 
 def test_keys_are_texts_and_never_printed():
     (problem,) = problems({"CONTEXT_KEYS": FIRST})
-    assert problem == "AUTOMATION['CONTEXT_KEYS'] must be a list of texts."
+    assert problem == "AUTOMATION['CONTEXT_KEYS'] must be a list of strings."
     (problem,) = problems({"CONTEXT_KEYS": [FIRST, 5]})
     assert FIRST not in problem
     assert problems({"CONTEXT_KEYS": (FIRST,)}) == problems({"CONTEXT_KEYS": []}) == []

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import engine
 from django_ai.automation.db.inserts import insert_ignoring
-from django_ai.automation.db.mariadb import EXACT, compare_exactly
+from django_ai.automation.db.mariadb import EXACT_COLLATION, compare_exactly
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.workflows.core import complete, step, wait, workflow
 from django_ai.automation.workflows.models import WorkflowRun
@@ -69,7 +69,7 @@ def test_all_texts_of_ours_are_exact():
         cursor.execute(
             f"{looked} WHERE table_schema = DATABASE() AND table_name IN %s AND collation_name IS NOT NULL", [tables]
         )
-        loose = [found for found in cursor.fetchall() if found[2] not in (EXACT, "utf8mb4_bin")]
+        loose = [found for found in cursor.fetchall() if found[2] not in (EXACT_COLLATION, "utf8mb4_bin")]
     assert loose == []
 
 
@@ -83,7 +83,7 @@ def test_a_new_column_becomes_exact_with_the_next_migrate():
         try:
             compare_exactly(app, connection.alias)
             cursor.execute(f"{asked} AND table_schema = DATABASE()", [table])
-            assert cursor.fetchall() == ((EXACT,),)
+            assert cursor.fetchall() == ((EXACT_COLLATION,),)
         finally:
             cursor.execute(f"ALTER TABLE {table} DROP COLUMN novelty")
 

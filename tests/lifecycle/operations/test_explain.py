@@ -27,7 +27,7 @@ from django_ai.automation import (
 )
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.operations import explanations
 from django_ai.automation.queues.operations.explanations import explain
 from django_ai.automation.workflows.models import Signal, WorkflowRun
@@ -74,7 +74,7 @@ def test_a_parked_event_waits_for_a_person(clock):
     Event.objects.filter(event_name="checkin_due").update(
         status="parked", error="Traceback\nValueError: no", wake_at=None
     )
-    assert "a person, to resume it: ValueError: no" in reasons(clock.now, "event")
+    assert "an operator, to resume it: ValueError: no" in reasons(clock.now, "event")
 
 
 def test_callbacks_say_what_they_wait_for(clock, work):
@@ -87,7 +87,7 @@ def test_callbacks_say_what_they_wait_for(clock, work):
     work()
     assert reasons(clock.now, "callback execution") == ["its try number 2, 2030-01-07 13:01:00"]
     CallbackExecution.objects.update(status="parked", wake_at=None, error="poison")
-    assert reasons(clock.now, "callback execution") == ["a person, to resume it: poison"]
+    assert reasons(clock.now, "callback execution") == ["an operator, to resume it: poison"]
     CallbackExecution.objects.update(status="completed")
     assert reasons(clock.now, "callback execution") == []
 
@@ -138,7 +138,7 @@ def test_runs_say_what_they_wait_for(clock, work):
     engine.cancel(child)
     assert f"its child {child}" in reasons(clock.now, "workflow run"), "the news of its end is on its way"
     WorkflowRun.objects.filter(name="health:flow").update(status="parked", wake_at=None, lease=None, error="a\nb")
-    assert set(reasons(clock.now, "workflow run")) == {"a person, to resume it: b"}
+    assert set(reasons(clock.now, "workflow run")) == {"an operator, to resume it: b"}
 
 
 def test_a_planned_run_waits_for_its_date(clock):
@@ -163,7 +163,7 @@ def test_signals_say_what_they_wait_for(clock, work):
     engine.cancel(run)
     assert reasons(clock.now, "signal") == []
     Signal.objects.update(delivered_at=None, error="bad", wake_at=None)
-    assert reasons(clock.now, "signal") == ["a person, to resume it: bad"]
+    assert reasons(clock.now, "signal") == ["an operator, to resume it: bad"]
 
 
 def test_agents_and_their_mailboxes_say_what_they_wait_for(clock, work):
@@ -195,7 +195,7 @@ def test_agents_and_their_mailboxes_say_what_they_wait_for(clock, work):
 def test_a_row_in_hand_and_one_whose_lease_ran_out_name_the_process(clock):
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, clock.now, 1)
-    assert reasons(clock.now, "workflow run") == [f"{row.holder}, which has it in hand"]
+    assert reasons(clock.now, "workflow run") == [f"{row.holder}, which has leased it"]
     clock.tick(MINUTE)
     (reason,) = reasons(clock.now, "workflow run")
     assert reason == f"a worker: the lease of {row.holder} ran out at 2030-01-07 13:00:10"

@@ -11,15 +11,16 @@ import pytest
 from django.db import OperationalError
 
 from django_ai.automation import engine
+from django_ai.automation.db.database_clock import DatabaseNow
 from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
-from django_ai.automation.queues.models import DatabaseNow, Worker
+from django_ai.automation.queues.models import Worker
 from django_ai.automation.queues.operations import health as health_module
 from django_ai.automation.queues.operations.failed_and_parked import count_failed_and_parked
 from django_ai.automation.queues.operations.health import check_health
 from django_ai.automation.queues.registry import longest_timeout
-from django_ai.automation.queues.worker_status import DEAD_AFTER
+from django_ai.automation.queues.worker_status import MAX_SILENCE
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.health import broken, living, probe
@@ -90,7 +91,7 @@ def test_who_is_dead_or_stopped_makes_no_progress(clock, how):
     worker = living(workflows=1)
     assert check_health(clock.now).is_healthy
     if how == "dead":
-        Worker.objects.filter(pk=worker.pk).update(seen_at=DatabaseNow() - DEAD_AFTER)
+        Worker.objects.filter(pk=worker.pk).update(seen_at=DatabaseNow() - MAX_SILENCE)
     else:
         Worker.objects.filter(pk=worker.pk).update(stopped_at=DatabaseNow())
     health = check_health(clock.now)

@@ -19,9 +19,9 @@ from django_q.signing import SignedPackage
 
 from django_ai.automation import engine
 from django_ai.automation.exceptions import SettingsError
-from django_ai.automation.queues import heartbeat, notifier
+from django_ai.automation.queues import held_leases, notifier
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.lease import claim
 from django_ai.automation.queues.models import Maintenance
 from django_ai.automation.queues.notifier import InlineNotifier, SilentNotifier, get_notifier, ring_after_commit
 from django_ai.automation.queues.runtimes import poller, q2_brokers, query_timeout, tasks
@@ -84,7 +84,7 @@ class TestExecutors:
             run = engine.start("story:count", steps=1)
         finally:
             notifier.set_notifier(None)
-        assert "could not be rung" in caplog.text
+        assert "notifier failed" in caplog.text
         drain()
         run.refresh_from_db()
         assert run.status == WorkflowStatus.COMPLETED
@@ -189,7 +189,7 @@ class TestOrmBroker:
         def broken():
             raise OperationalError("server closed the connection unexpectedly")
 
-        monkeypatch.setattr(poller, "look", broken)
+        monkeypatch.setattr(poller, "next_due", broken)
         assert broker.dequeue() is None
         assert "will retry" in caplog.text
         monkeypatch.undo()
@@ -212,7 +212,7 @@ class TestOrmBroker:
         alarm = signal.getsignal(signal.SIGALRM)
         monkeypatch.setattr(query_timeout, "INITIAL_TIMEOUT_SECONDS", 0.2)
         broker.poller.query_timeout.seconds = 0.2
-        monkeypatch.setattr(poller, "look", waits_for_ever)
+        monkeypatch.setattr(poller, "next_due", waits_for_ever)
         started = time.monotonic()
         assert broker.dequeue() is None
         assert time.monotonic() - started < 10
@@ -363,13 +363,13 @@ class TestHeartbeat:
         for _ in range(3):
             engine.start("story:count", steps=1)
         rows = claim(WorkflowRun, timezone.now(), 3)
-        hands = heartbeat.HeldLeases()
+        hands = held_leases.HeldLeases()
         hands.hold(list(rows))
         assert hands.start(rows[0])
         hands.keep_for(timedelta(minutes=5))
         before = WorkflowRun.objects.get(pk=rows[0].pk).wake_at
         time.sleep(0.01)
-        hands.beat()
+        hands.renew()
         assert WorkflowRun.objects.get(pk=rows[0].pk).wake_at > before
         for row in rows[1:]:
             assert hands.start(row) is False
@@ -378,17 +378,17 @@ class TestHeartbeat:
     def test_who_drops_waits_for_a_thread_that_is_dropping(self, monkeypatch):
         """A worker may end when it has dropped: then the heartbeat's thread must have given back what it took."""
         engine.start("story:count", steps=1)
-        hands = heartbeat.HeldLeases()
+        hands = held_leases.HeldLeases()
         hands.hold(list(claim(WorkflowRun, timezone.now(), 1)))
         begun, go_on, second_done = threading.Event(), threading.Event(), threading.Event()
 
-        def slow_release(row, now, wait):
+        def slow_release(row, now):
             begun.set()
             go_on.wait(10)
 
-        monkeypatch.setattr(heartbeat, "give_up", slow_release)
-        first = threading.Thread(target=hands.drop)
-        second = threading.Thread(target=lambda: (hands.drop(), second_done.set()))
+        monkeypatch.setattr(held_leases, "release", slow_release)
+        first = threading.Thread(target=hands.release_unstarted)
+        second = threading.Thread(target=lambda: (hands.release_unstarted(), second_done.set()))
         first.start()
         assert begun.wait(10)
         second.start()
@@ -399,15 +399,15 @@ class TestHeartbeat:
         second.join()
 
     def test_stops_after_the_timeout(self, monkeypatch):
-        monkeypatch.setattr(heartbeat, "SECONDS_TO_RETURN", 0)  # no time for an interrupted attempt to be written
+        monkeypatch.setattr(held_leases, "SECONDS_TO_RETURN", 0)  # no time for an interrupted attempt to be written
         engine.start("story:count", steps=1)
         (row,) = claim(WorkflowRun, timezone.now(), 1)
-        hands = heartbeat.HeldLeases()
+        hands = held_leases.HeldLeases()
         hands.hold([row])
         hands.start(row)
         hands.keep_for(timedelta(0))
         before = WorkflowRun.objects.get(pk=row.pk).wake_at
-        hands.beat()
+        hands.renew()
         assert WorkflowRun.objects.get(pk=row.pk).wake_at == before
 
 

@@ -34,7 +34,7 @@ from django_ai.automation import (
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.conf import conf, problems
 from django_ai.automation.events.models import CallbackExecution, Event
-from django_ai.automation.queues import maintenance, pruning
+from django_ai.automation.queues import periodic_tasks, pruning
 from django_ai.automation.queues.runtimes import q2
 from django_ai.automation.queues.runtimes.tasks import cleanup_old
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun, WorkflowStatus
@@ -80,8 +80,8 @@ def kept(**durations: timedelta):
 @pytest.fixture
 def small(monkeypatch):
     """Windows and batches of a few rows."""
-    monkeypatch.setattr(pruning, "WINDOW", 4)
-    monkeypatch.setattr(pruning, "BATCH", 3)
+    monkeypatch.setattr(pruning, "WINDOW_KEYS", 4)
+    monkeypatch.setattr(pruning, "BATCH_ROWS", 3)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -89,11 +89,11 @@ def small(monkeypatch):
 
 def test_each_kind_may_have_its_own_age():
     with kept(RETENTION=7 * DAY, RETENTION_RUNS=90 * DAY):
-        assert conf().kept("RUNS") == 90 * DAY
-        assert {conf().kept(kind) for kind in ("EVENTS", "EXECUTIONS", "AGENTS", "SIGNALS")} == {7 * DAY}
+        assert conf().retention("RUNS") == 90 * DAY
+        assert {conf().retention(kind) for kind in ("EVENTS", "EXECUTIONS", "AGENTS", "SIGNALS")} == {7 * DAY}
     assert "must be a timedelta, not int" in problems({"RETENTION_RUNS": 90})[0]
     assert "Did you mean 'RETENTION_AGENTS'" in problems({"RETENTION_AGENT": DAY})[0]
-    assert "longer than zero" in problems({"RETENTION_EVENTS": timedelta(0)})[0]
+    assert "must be positive" in problems({"RETENTION_EVENTS": timedelta(0)})[0]
 
 
 def test_q2_does_not_kill_it(monkeypatch):
@@ -339,10 +339,10 @@ def test_no_kind_uses_up_the_time_of_the_others(clock, monkeypatch):
 
     def greedy(turn):
         given.append(turn.until - time.monotonic())
-        return maintenance.SliceResult()
+        return periodic_tasks.SliceResult()
 
-    tasks = {str(each): maintenance.Task(str(each), maintenance.PRUNE, greedy, DAY) for each in range(3)}
-    monkeypatch.setattr(maintenance, "_tasks", tasks)
+    tasks = {str(each): periodic_tasks.PeriodicTask(str(each), periodic_tasks.PRUNE, greedy, DAY) for each in range(3)}
+    monkeypatch.setattr(periodic_tasks, "_tasks", tasks)
     with kept(CLEANUP_BUDGET=timedelta(seconds=9)):
         cleanup_old()
     assert 2.5 < given[0] <= 3

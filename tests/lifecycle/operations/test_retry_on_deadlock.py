@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import OperationalError, transaction
 
-from django_ai.automation.db.deadlocks import TRIES, retry_on_deadlock
+from django_ai.automation.db.deadlocks import MAX_ATTEMPTS, retry_on_deadlock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -30,10 +30,10 @@ def test_a_deadlock_is_tried_again():
 
 
 def test_not_for_ever():
-    work = Work(TRIES)
+    work = Work(MAX_ATTEMPTS)
     with pytest.raises(OperationalError):
         retry_on_deadlock("default", work)
-    assert work.calls == TRIES
+    assert work.calls == MAX_ATTEMPTS
 
 
 def test_other_trouble_is_not():

@@ -16,15 +16,16 @@ from django_ai.automation import engine
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues import heartbeat
 from django_ai.automation.queues import worker_status as presence_module
+from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.heartbeat import HeldLeases, enlist
-from django_ai.automation.queues.lease import claim
+from django_ai.automation.queues.heartbeat import register_worker
+from django_ai.automation.queues.held_leases import HeldLeases
 from django_ai.automation.queues.models import Worker
 from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.queues.runtimes import tasks
 from django_ai.automation.queues.runtimes.django_tasks import automation_drain_due
 from django_ai.automation.queues.runtimes.q2 import enlist_at_doorbell
-from django_ai.automation.queues.worker_status import DEAD_AFTER, WorkerStatus, worker_status
+from django_ai.automation.queues.worker_status import MAX_SILENCE, WorkerStatus, worker_status
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.support.health import living
 
@@ -44,7 +45,7 @@ def seconds(monkeypatch):
 
 @pytest.mark.exact_times
 def test_a_worker_says_that_it_lives_and_what_it_performed(clock):
-    enlist("test")
+    register_worker("test")
     engine.start("story:count", steps=1)
     (worker,) = Worker.objects.all()
     assert (str(worker), worker.runtime) == (f"{socket.gethostname()[:60]}:{os.getpid()}", "test")
@@ -52,47 +53,47 @@ def test_a_worker_says_that_it_lives_and_what_it_performed(clock):
     assert worker.seen_at - worker.started_at < MINUTE
     assert abs(worker.seen_at.timestamp() - time.time()) < 3600, "by the database's clock, not by that of this process"
     drain(heartbeat=True)
-    worker_status.dismiss()
+    worker_status.sign_off()
     worker.refresh_from_db()
     assert (worker.performed, worker.stopped_at) == (1, worker.seen_at)
 
 
 def test_a_worker_of_some_queues_says_which():
-    enlist("test", [WorkflowRun, CallbackExecution])
+    register_worker("test", [WorkflowRun, CallbackExecution])
     assert Worker.objects.get().queues == "workflows,callbacks"
 
 
 def test_who_has_not_enlisted_is_no_worker():
     engine.start("story:count", steps=1)
     assert drain(heartbeat=True) == 1
-    worker_status.sign()
+    worker_status.report()
     assert not Worker.objects.exists()
 
 
 def test_signs_of_life_are_few_and_add_up(seconds, django_assert_num_queries):
     mine = WorkerStatus()
-    assert mine.enlist("test")
-    assert not mine.enlist("other"), "one process, one runtime"
-    mine.sign()
-    mine.worked("workflows", 5)
+    assert mine.register("test")
+    assert not mine.register("other"), "one process, one runtime"
+    mine.report()
+    mine.record_performed("workflows", 5)
     with django_assert_num_queries(0):
-        mine.sign()
-    seconds[0] += presence_module.BUSY - 1
-    mine.worked("callbacks", 7)
+        mine.report()
+    seconds[0] += presence_module.BUSY_REPORT_SECONDS - 1
+    mine.record_performed("callbacks", 7)
     with django_assert_num_queries(0):
-        mine.sign()
+        mine.report()
     seconds[0] += 1
     with django_assert_num_queries(1):
-        mine.sign()
+        mine.report()
     (worker,) = Worker.objects.all()
     assert (worker.performed, worker.runtime) == (12, "test")
     assert worker.worked == {"workflows": 5.0, "callbacks": 1.0}
     assert worker.worked_at == worker.seen_at - SECOND
-    seconds[0] += presence_module.EVERY - 0.5
+    seconds[0] += presence_module.REPORT_SECONDS - 0.5
     with django_assert_num_queries(0):
-        mine.sign()
+        mine.report()
     seconds[0] += 0.5
-    mine.sign(is_busy=["agents"])
+    mine.report(busy_queues=["agents"])
     (worker,) = Worker.objects.all()
     assert worker.performed == 12
     assert worker.worked == {"workflows": 25.0, "callbacks": 21.0, "agents": 0.0}
@@ -102,16 +103,16 @@ def test_a_row_in_hand_is_progress_until_its_timeout(seconds, clock):
     """The heartbeat says so; it would renew the lease just as long."""
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, clock.now, 1)
-    enlist("test")
+    register_worker("test")
     hands = HeldLeases()
     hands.hold([row])
     assert hands.start(row)
     hands.keep_for(MINUTE)
-    seconds[0] += presence_module.EVERY
-    heartbeat._beat_all([hands])
+    seconds[0] += presence_module.REPORT_SECONDS
+    heartbeat._beat([hands])
     assert Worker.objects.get().worked == {"workflows": 0.0}
     seconds[0] += 100
-    heartbeat._beat_all([hands])
+    heartbeat._beat([hands])
     assert Worker.objects.get().worked == {"workflows": 100.0}
 
 
@@ -119,8 +120,8 @@ def test_workers_of_long_ago_are_forgotten_when_a_new_one_begins():
     living(ago=timedelta(days=2))
     recent = living(ago=timedelta(hours=2))
     mine = WorkerStatus()
-    mine.enlist("test")
-    mine.sign()
+    mine.register("test")
+    mine.report()
     assert Worker.objects.count() == 2
     assert Worker.objects.filter(pk=recent.pk).exists()
 
@@ -133,36 +134,36 @@ def test_a_worker_that_cannot_write_its_sign_of_life_works_on_and_tries_again(se
         raise OperationalError("no")
 
     monkeypatch.setattr(WorkerStatus, "_write", refuse)
-    enlist("test")
+    register_worker("test")
     run = engine.start("story:count", steps=1)
     drain(heartbeat=True)
     run.refresh_from_db()
     assert run.status == "completed"
-    worker_status.sign()
+    worker_status.report()
     assert len(tries) == 1, "not at once"
-    seconds[0] += presence_module.AGAIN
-    worker_status.sign()
+    seconds[0] += presence_module.RETRY_SECONDS
+    worker_status.report()
     assert len(tries) == 2
     monkeypatch.setattr(WorkerStatus, "_write", written)
-    seconds[0] += presence_module.AGAIN
-    worker_status.sign()
+    seconds[0] += presence_module.RETRY_SECONDS
+    worker_status.report()
     assert Worker.objects.get().performed == 1
 
 
 def test_a_worker_that_was_cleaned_away_says_again_that_it_lives(seconds):
-    enlist("test")
+    register_worker("test")
     Worker.objects.all().delete()
-    seconds[0] += presence_module.EVERY
-    worker_status.sign()
+    seconds[0] += presence_module.REPORT_SECONDS
+    worker_status.report()
     assert Worker.objects.get().runtime == "test"
 
 
 def test_who_could_not_write_lately_does_not_wait_for_the_database_at_its_end(seconds, django_assert_num_queries):
-    enlist("test")
-    seconds[0] += DEAD_AFTER.total_seconds()
+    register_worker("test")
+    seconds[0] += MAX_SILENCE.total_seconds()
     with django_assert_num_queries(0):
-        worker_status.dismiss()
-    assert not worker_status.is_enlisted
+        worker_status.sign_off()
+    assert not worker_status.is_registered
 
 
 def test_a_burst_is_a_worker_while_it_lasts():
@@ -171,7 +172,7 @@ def test_a_burst_is_a_worker_while_it_lasts():
     (worker,) = Worker.objects.all()
     assert (worker.runtime, worker.queues, worker.performed) == ("worker", "workflows", 1)
     assert worker.stopped_at is not None
-    assert not worker_status.is_enlisted
+    assert not worker_status.is_registered
 
 
 def test_what_a_commit_performs_makes_no_worker(settings):
@@ -195,9 +196,9 @@ def test_what_a_commit_performs_makes_no_worker(settings):
 
 def test_processes_of_queues_enlist_at_their_first_doorbell():
     enlist_at_doorbell(None, len, {})
-    assert not worker_status.is_enlisted, "a task of the project's own"
+    assert not worker_status.is_registered, "a task of the project's own"
     enlist_at_doorbell(None, tasks.drain_due, {})
     assert Worker.objects.get().runtime == "q2"
-    worker_status.dismiss()
+    worker_status.sign_off()
     automation_drain_due.func()
     assert Worker.objects.get(stopped_at=None).runtime == "tasks"

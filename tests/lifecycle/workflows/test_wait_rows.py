@@ -15,7 +15,8 @@ from django_ai.automation.workflows.core import complete, engine, get_wake, step
 from django_ai.automation.workflows.models import Wait, WorkflowRun
 from django_ai.automation.workflows.wait_keys import channel_key
 from tests.apps.reservations.models import Document, Reservation
-from tests.support.rows import effects, leave
+from tests.support.rows import effects, leave, status
+from tests.support.waiting_runs import begin
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -43,18 +44,6 @@ def waiter(outcome=lambda self: wait("bell"), again=False) -> None:
             leave("other")
             leave(get_wake().reason)
             return complete()
-
-
-def begin(work, name="waiter") -> WorkflowRun:
-    run = engine.start(name)
-    work()
-    run.refresh_from_db()
-    return run
-
-
-def status(run: WorkflowRun) -> str:
-    run.refresh_from_db()
-    return str(run.status)
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL writes several rows in one statement")

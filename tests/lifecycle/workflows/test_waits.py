@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from pydantic import BaseModel
 
+from django_ai.automation.workflows import run_session
 from django_ai.automation.workflows.core import (
     complete,
     engine,
@@ -18,10 +19,10 @@ from django_ai.automation.workflows.core import (
     wait,
     wait_for_event,
 )
-from django_ai.automation.workflows.models import Signal, StepExecution
+from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from tests.apps.reservations.models import Document, Reservation
-from tests.support.rows import effects, event_of, leave, the_run
-from tests.support.waiting_runs import begin, confirm, match_flow, status, upload, waiter
+from tests.support.rows import effects, event_of, leave, status, the_run
+from tests.support.waiting_runs import begin, confirm, match_flow, upload, waiter
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -228,18 +229,21 @@ def test_a_process_that_dies_between_commit_and_telling_leaves_it_to_a_worker(cl
     assert status(run) == "completed"
 
 
-def test_a_worker_that_dies_after_registering_and_before_looking(clock, work, monkeypatch):
-    from django_ai.automation.workflows import run_session
-
-    waiter()
-    settle = run_session.settle
-    monkeypatch.setattr(run_session, "settle", lambda *args: None)
-    run = engine.start("waiter")
-    engine.signal("bell", run=run)
-    Signal.objects.update(wake_at=None)  # delivered while the run was in hand: it stays in the inbox
-    work()
+def suspended_by_a_dead_worker(work, monkeypatch) -> WorkflowRun:
+    """Start the waiter and signal it; its worker dies after it has registered the wait and before it looks back."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_session, "settle", lambda *args: None)
+        run = engine.start("waiter")
+        engine.signal("bell", run=run)
+        Signal.objects.update(wake_at=None)  # delivered while the run was leased: it stays in the inbox
+        work()
     assert status(run) == "suspended"
-    monkeypatch.setattr(run_session, "settle", settle)
+    return run
+
+
+def test_a_worker_that_dies_after_registering_and_before_looking(clock, work, monkeypatch):
+    waiter()
+    run = suspended_by_a_dead_worker(work, monkeypatch)
     clock.tick(timedelta(seconds=11))
     work()
     assert status(run) == "completed"
@@ -247,17 +251,8 @@ def test_a_worker_that_dies_after_registering_and_before_looking(clock, work, mo
 
 @pytest.mark.parametrize("seconds", [1, 100])
 def test_a_worker_that_dies_before_it_has_looked_makes_no_timeout_of_what_had_come(seconds, clock, work, monkeypatch):
-    from django_ai.automation.workflows import run_session
-
     waiter(outcome=lambda self: wait("bell", timeout=seconds * SECOND, on_timeout="other"))
-    settle = run_session.settle
-    monkeypatch.setattr(run_session, "settle", lambda *args: None)
-    run = engine.start("waiter")
-    engine.signal("bell", run=run)
-    Signal.objects.update(wake_at=None)  # delivered while the run was in hand: it stays in the inbox
-    work()
-    assert status(run) == "suspended"
-    monkeypatch.setattr(run_session, "settle", settle)
+    run = suspended_by_a_dead_worker(work, monkeypatch)
     clock.tick(timedelta(seconds=200))
     work()
     assert (status(run), effects()) == ("completed", ["signal"])

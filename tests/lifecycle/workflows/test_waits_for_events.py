@@ -23,8 +23,8 @@ from django_ai.automation.workflows.core import (
 )
 from django_ai.automation.workflows.models import StepExecution
 from tests.apps.reservations.models import Document, Guest, Reservation, Room, Suite
-from tests.support.rows import effects, event_of, leave, the_run
-from tests.support.waiting_runs import begin, confirm, match_flow, status, told, upload, waiter
+from tests.support.rows import effects, event_of, leave, status, the_run
+from tests.support.waiting_runs import begin, confirm, match_flow, told, upload, waiter
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

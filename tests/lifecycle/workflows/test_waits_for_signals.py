@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from django_ai.automation.exceptions import DefinitionError, NotStorableError
 from django_ai.automation.workflows.core import complete, engine, get_wake, sleep, step, wait, workflow
 from django_ai.automation.workflows.models import Signal, Wait, WorkflowRun
-from tests.support.rows import effects
-from tests.support.waiting_runs import begin, status, told, waiter
+from tests.support.rows import effects, status
+from tests.support.waiting_runs import begin, told, waiter
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -279,7 +279,7 @@ def test_many_who_wait_are_woken_in_a_few_statements(work):
     Wait.objects.bulk_create([Wait(run=run, **waits) for run in others])
     signal = engine.signal("bell")
     with CaptureQueriesContext(connection) as queries:
-        from django_ai.automation.queues.lease import claim
+        from django_ai.automation.queues.claim import claim
         from django_ai.automation.workflows.arrivals import deliver
 
         (mine,) = claim(Signal, signal.wake_at, 1)

@@ -12,7 +12,8 @@ from django.utils import timezone
 from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.models import Event
 from tests.apps.reservations.models import Guest, Reservation, Suite
-from tests.support.matching_runs import Order, entity_of, save, status, statuses, waiting
+from tests.support.matching_runs import Order, entity_of, save, statuses, waiting
+from tests.support.rows import status
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

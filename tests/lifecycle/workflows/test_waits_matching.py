@@ -16,7 +16,8 @@ from django_ai.automation.exceptions import DefinitionError
 from django_ai.automation.workflows.core import engine, step, wait_for_event, workflow
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Document, Guest, Reservation, Room, Ticket
-from tests.support.matching_runs import Context, Order, entity_of, save, status, statuses, waiting
+from tests.support.matching_runs import Context, Order, entity_of, save, statuses, waiting
+from tests.support.rows import status
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as AnyDatabaseError
 from django.db import connection, transaction
 from django.utils import timezone
 
@@ -90,7 +90,7 @@ class Outside:
                     if done is None:
                         done = rows.Deed.objects.create(number=number, kind=kind, result=act())
                 break
-            except DatabaseTrouble as error:
+            except AnyDatabaseError as error:
                 if not is_database_failure(error, connection):
                     raise
                 connection.close()

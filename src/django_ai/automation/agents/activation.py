@@ -20,9 +20,10 @@ from ..db.writer import alias_of
 from ..events.models import Event
 from ..events.subscribers import Notification
 from ..exceptions import RedirectedToSingletonError, SingletonTakenError
+from ..queues.advance import advance
 from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, Owner
-from ..queues.lease import advance, release
+from ..queues.lease import release
 from ..state.contexts import dump_context
 from ..state.versions import restore
 from ..values.clock import Clock

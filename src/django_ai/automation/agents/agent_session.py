@@ -23,9 +23,10 @@ from ..db.writer import alias_of
 from ..events.claim_lookup import claim_against
 from ..events.timing import depth_after
 from ..exceptions import CodeError, ContextError, LeaseLostError, UnknownHandlerError
-from ..queues.attempt import DATABASE_PAUSE, Progress, attempt, commit
-from ..queues.causation import CurrentRun, Owner, inside, rested
-from ..queues.lease import advance, release
+from ..queues.advance import advance
+from ..queues.attempt import DATABASE_RETRY_DELAY, Progress, attempt, commit
+from ..queues.causation import CurrentRun, Owner, breaks_chain, inside
+from ..queues.lease import release
 from ..queues.parking import reason_of, unpark
 from ..queues.signals import row_parked
 from ..state.contexts import dump_context, replaced
@@ -177,7 +178,7 @@ class AgentSession:
 
     def _depth_of(self, handler: HandlerDefinition, execution: HandlerExecution) -> int:
         """Return the depth of an execution in its chain of causes."""
-        if execution.attempt and rested(self.definition.retry_of(handler).delay(execution.attempt)):
+        if execution.attempt and breaks_chain(self.definition.retry_of(handler).delay(execution.attempt)):
             return 1
         run, event, depth = self.run, execution.event, depth_after(execution.event, handler.offset)
         if event.pk == run.event_id and not handler.offset and run.caused_by != f"event:{event.pk}":
@@ -207,7 +208,7 @@ class AgentSession:
 
         This changes nothing if the lease was lost, or was released already after a database failure.
         """
-        release(self.run, self.clock() + DATABASE_PAUSE)
+        release(self.run, self.clock() + DATABASE_RETRY_DELAY)
         self.run.lease, self.lost = None, True
 
     def _execute(

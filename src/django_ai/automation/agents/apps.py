@@ -18,10 +18,10 @@ class AgentsConfig(AppConfig):
 
         from ..events.claim_owners import register_owner
         from ..events.subscribers import subscribe
-        from ..queues import maintenance, registry
-        from ..queues.models import Behaviour
+        from ..queues import periodic_tasks, registry
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
+        from ..queues.wakeable import Behaviour
         from . import checks
         from .ending import KIND
         from .models import FINISHED, AgentRun, HandlerExecution
@@ -32,9 +32,9 @@ class AgentsConfig(AppConfig):
 
         registry.register(AgentRun, Behaviour(perform=perform_agent, park=park))
         registry.register_explained(HandlerExecution)
-        maintenance.register_reconciler("reconcile agents", reconcile_slice)
-        maintenance.register_pruner("prune agents", prune_agents)
-        maintenance.register_pruner("prune handlers", prune_executions)
+        periodic_tasks.register_reconciler("reconcile agents", reconcile_slice)
+        periodic_tasks.register_pruner("prune agents", prune_agents)
+        periodic_tasks.register_pruner("prune handlers", prune_executions)
         unfinished = ~Q(run__status__in=FINISHED)
         register_resumable_kind(ResumableKind("agent", AgentRun, "name", failed=Q(status="failed")))
         register_resumable_kind(

@@ -1,6 +1,6 @@
 """The public names of agents."""
 
-from .definitions import Agent, agent, handler
+from .decorators import Agent, agent, handler
 from .manager import AgentManager
 
 __all__ = ["Agent", "AgentManager", "agent", "handler"]

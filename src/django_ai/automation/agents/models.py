@@ -22,8 +22,8 @@ from ..db.writer import AutomationModel, WriterQuerySet, alias_of
 from ..events.models import Event
 from ..exceptions import NotResumableError
 from ..queues.lease import revoke
-from ..queues.models import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
+from ..queues.wakeable import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..state.encryption import EncryptedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key

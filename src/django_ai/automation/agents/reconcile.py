@@ -16,7 +16,7 @@ from ..db.locks import locked
 from ..db.writer import alias_of
 from ..events.entities import is_installed
 from ..exceptions import AutomationError
-from ..queues.maintenance import SliceResult, TimeSlice
+from ..queues.periodic_tasks import SliceResult, TimeSlice
 from ..state.versions import restore
 from .definitions import AgentDefinition, all_agents, check_release, has_handler
 from .mailbox import wake_forgotten

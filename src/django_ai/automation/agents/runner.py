@@ -7,7 +7,7 @@ from django.db import connections
 from ..db.errors import is_database_failure
 from ..db.writer import alias_of
 from ..exceptions import AutomationError, CodeError, LeaseLostError
-from ..queues.lease import advance
+from ..queues.advance import advance
 from ..queues.parking import reason_of, unpark
 from ..values.clock import Clock
 from ..values.text import trace_of

@@ -1,4 +1,4 @@
-"""Connections: a broken one is closed, a dedicated one stands outside the pool; whether a transaction was used."""
+"""Connections: close a broken one, make a dedicated one outside the pool, and detect an unused transaction."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 
 def was_closed(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether user code has closed ``connection`` inside the open ``atomic`` block; Django also does so itself
-    with one that the server has ended."""
+    """Return whether user code has closed ``connection`` inside the open ``atomic`` block. Django itself also closes a
+    connection that the server has ended; that does not count."""
     raw: Any = connection.connection
     if not connection.closed_in_transaction or raw is None:
         return False
@@ -20,16 +20,16 @@ def was_closed(connection: BaseDatabaseWrapper) -> bool:
 
 
 def close_if_broken(connection: BaseDatabaseWrapper) -> None:
-    """Close ``connection`` after a failure if it is of no use any more; the next query makes a new one."""
+    """Close ``connection`` after a failure if it is no longer usable; the next query connects again."""
     if not connection.in_atomic_block:
         connection.close_if_unusable_or_obsolete()
 
 
 def is_untouched_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Say whether the open outermost ``atomic`` block has sent nothing yet, so that no BEGIN is needed.
+    """Return whether the outermost ``atomic`` block is open and has sent nothing yet, so that no BEGIN is needed.
 
-    psycopg sends BEGIN with the first statement. A hook for after the commit counts as a touch: it must not run before
-    the progress is committed.
+    psycopg sends BEGIN with the first statement. A commit hook counts as a use: it must not run before the progress is
+    committed.
     """
     if connection.vendor != "postgresql" or len(connection.atomic_blocks) != 1 or connection.run_on_commit:
         return False
@@ -38,8 +38,8 @@ def is_untouched_transaction(connection: BaseDatabaseWrapper) -> bool:
 
 
 def dedicated_connection(alias: str) -> BaseDatabaseWrapper:
-    """Return a new connection to the database ``alias`` that takes no place in psycopg's pool: one that is held for
-    long, or that must not wait for those who work."""
+    """Return a new connection to the database ``alias`` outside psycopg's pool: for connections that are held for long,
+    or that must not wait for workers."""
     connection = connections[alias].copy()
     connection.settings_dict.get("OPTIONS", {}).pop("pool", None)
     return connection

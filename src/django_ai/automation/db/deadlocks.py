@@ -1,7 +1,8 @@
-"""Once more after a deadlock: one transaction of ours is repeated, what is part of the caller's is the caller's.
+"""Retrying after a deadlock: a transaction of our own is repeated; inside the caller's transaction the caller decides.
 
-On MariaDB two inserts of one unique key, or an insert beside a delete, can deadlock although both do all in one order
-(https://mariadb.com/kb/en/innodb-lock-modes/); a person who spawns or ends an agent should not be told of that.
+On MariaDB two inserts of the same unique key, or an insert next to a delete, can deadlock although both lock rows in
+the same order (https://mariadb.com/kb/en/innodb-lock-modes/). Code that spawns or ends an agent should not have to
+handle that.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from typing import Any, TypeVar
 from django.db import OperationalError, connections
 
 R = TypeVar("R")
-TRIES = 10
+MAX_ATTEMPTS = 10
 
 
 def retry_on_deadlock(alias: str, work: Callable[[], R]) -> R:
-    """Return what ``work`` returns; call it again where a deadlock has rolled it back. Inside an ``atomic`` block it is
-    called once, because its transaction is not ours to repeat."""
-    connection, tries = connections[alias], TRIES
+    """Return what ``work`` returns; call it again if a deadlock has rolled it back. Inside an ``atomic`` block it is
+    called once, because only the caller can repeat that transaction."""
+    connection, attempts_left = connections[alias], MAX_ATTEMPTS
     while True:
-        tries -= 1
+        attempts_left -= 1
         try:
             return work()
         except OperationalError as error:
-            if connection.in_atomic_block or not tries or not is_deadlock(error):
+            if connection.in_atomic_block or not attempts_left or not is_deadlock(error):
                 raise
 
 
 def is_deadlock(error: OperationalError) -> bool:
-    """Say whether the database has chosen this transaction to end a deadlock, and rolled it back."""
+    """Return whether the database has rolled this transaction back to end a deadlock."""
     cause: Any = error.__cause__
     return getattr(cause, "sqlstate", None) in ("40P01", "40001") or getattr(cause, "args", ())[:1] == (1213,)

@@ -1,14 +1,14 @@
-"""What a forked child must not touch: the connections of its parent.
+"""Forking: a child process must not touch the database connections of its parent.
 
-A socket to the database that two processes write to is of use to neither, and closing it in the child (or letting the
-garbage collector do so) ends the parent's session. So the child puts what it inherited aside, unclosed, and connects
-for itself when it first asks. Modules that keep something for each thread forget it in hooks of their own.
+Two processes cannot use one socket to the database, and closing it in the child (or letting the garbage collector do
+so) ends the parent's session. So the child keeps the inherited connections unclosed, and connects again on first use.
+Modules with state per thread reset it in their own fork hooks.
 
-SQLite needs more. Its library keeps in memory which locks the process has on a file, a fork copies that, but not the
-locks: the child's own connections would rely on locks that nobody has, and another process that closes the database
-would take itself for the last one and remove the log under them (https://www.sqlite.org/howtocorrupt.html, 2.6). So the
-parent closes its SQLite connections before it forks. Where it cannot (a transaction is open, or another thread uses the
-connection), a child that connects to that file is refused with ``ForkedConnectionError``.
+SQLite needs more. Its library records in memory which locks the process has on a file. A fork copies that record, but
+not the locks. So the child's own connections would rely on locks that do not exist, and another process that closes the
+database could remove the log that they use (https://www.sqlite.org/howtocorrupt.html, 2.6). Therefore the parent closes
+its SQLite connections before it forks. If it cannot (a transaction is open, or another thread uses the connection), a
+child that connects to that file gets ``ForkedConnectionError``.
 """
 
 from __future__ import annotations
@@ -25,25 +25,23 @@ from django.db.backends.signals import connection_created
 
 from ..exceptions import ForkedConnectionError
 
-SECONDS_TO_WAIT = 5.0
-"""How long a fork waits for a thread of ours that is just using SQLite."""
+SQLITE_LOCK_WAIT_SECONDS = 5.0
+"""How long a fork waits for a thread of the engine that is using SQLite."""
 
 sqlite_in_use = threading.Lock()
-"""Held by a thread of ours beside the work while it has a connection to SQLite, which it closes before it lets go."""
+"""Held by a background thread of the engine while it has a connection to SQLite, which it closes before the release."""
 
 _inherited: list[Any] = []
-"""What belongs to the parent: kept, so that nothing closes it."""
+"""Connections of the parent; kept, so that the garbage collector does not close them."""
 _opened: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()
-"""The connections to SQLite files that this process has made, in any thread."""
+"""The connections to SQLite files that this process has opened, in any thread."""
 _open_at_fork: set[str] = set()
-"""Files that were open when this process was forked."""
-
-
+"""The SQLite files that were open when this process was forked."""
 _is_connected = False
 
 
 def connect_fork_hook() -> None:
-    """Register the hooks: once, for they cannot be taken back, and apps may be made ready again."""
+    """Register the fork hooks once: they cannot be removed, and ``ready()`` may run again."""
     global _is_connected
     if not _is_connected:
         _is_connected = True
@@ -56,7 +54,7 @@ def _register_hooks() -> None:
 
 
 def _before() -> None:
-    sqlite_in_use.acquire(timeout=SECONDS_TO_WAIT)
+    sqlite_in_use.acquire(timeout=SQLITE_LOCK_WAIT_SECONDS)
     for connection in connections.all(initialized_only=True):
         if _file_of(connection) and connection.connection is not None and not connection.in_atomic_block:
             connection.close()
@@ -82,7 +80,7 @@ def abandon_inherited_connections() -> None:
     """Forget the connections of this thread without closing them."""
     for connection in connections.all(initialized_only=True):
         if _is_in_memory(connection):
-            continue  # the child has a copy of the database itself
+            continue  # the fork has copied the database itself
         _inherited.append((connection, connection.connection))
         del connections[connection.alias]
         pools = getattr(type(connection), "_connection_pools", None)
@@ -99,8 +97,8 @@ def _note_or_refuse(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any)
         connection.close()
         raise ForkedConnectionError(
             f"This process ({os.getpid()}) was forked while its parent had a connection to {file} that could not be "
-            "closed: a transaction was open, or another thread used it. SQLite's locks do not survive a fork, and to "
-            "use the file here could corrupt it. Fork outside of transaction.atomic() (a step with atomic=False), "
+            "closed: a transaction was open, or another thread was using it. SQLite's locks do not survive a fork, so "
+            "using the file here could corrupt it. Fork outside of transaction.atomic() (a step with atomic=False), "
             "start the process with multiprocessing's 'spawn' method, or use PostgreSQL or MariaDB."
         )
     _opened.add(connection)

@@ -1,4 +1,4 @@
-"""Indexes and constraints that mean the same on every database."""
+"""Indexes and constraints that work on every database."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 
 class PartialIndex(models.Index):
-    """An index on the rows that a condition picks, where the database has such indexes; on all rows elsewhere.
+    """An index on the rows that match a condition; on all rows where the database has no partial indexes.
 
-    MariaDB has none, and Django would then leave the index out altogether.
+    MariaDB has none, and Django would then omit the index.
     """
 
     def create_sql(
@@ -22,14 +22,14 @@ class PartialIndex(models.Index):
         return super().create_sql(model, schema_editor, using, **kwargs)
 
     def check(self, model: type[models.Model], connection: Any) -> list[Any]:
-        """Skip Django's warning that the condition is ignored: here that is the plan (Django >= 6.0 asks here)."""
+        """Skip Django's warning that the condition is ignored, which is intended (called by Django >= 6.0)."""
         return []
 
 
 def unique(name: str, field: str) -> models.UniqueConstraint:
-    """Return the constraint that keeps the texts of ``field`` unique.
+    """Return a unique constraint on the string column ``field``.
 
-    Not ``unique=True``: on PostgreSQL Django would add a second index to such a field, for LIKE, which no query of ours
-    uses and which every insert pays for.
+    Not ``unique=True``: on PostgreSQL Django would add a second index for LIKE to such a field. No query uses it, and
+    it slows down every insert.
     """
     return models.UniqueConstraint(fields=[field], name=name)

@@ -1,4 +1,4 @@
-"""Inserts that leave out what a unique key refuses, and raise nothing.
+"""Inserts that skip rows with a conflict on a unique key, and raise nothing.
 
 ``INSERT ... ON CONFLICT DO NOTHING``, on MariaDB ``INSERT IGNORE``: never check-then-create.
 """
@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constants import OnConflict
 from django.db.models.sql import InsertQuery
 
-from .mariadb import WARNINGS_KEPT, refuse_what_was_ignored
+from .mariadb import MAX_WARNINGS, raise_ignored_errors
 from .writer import alias_of
 
 M = TypeVar("M", bound=models.Model)
@@ -34,10 +34,10 @@ def field_of(model: type[models.Model], name: str) -> Any:
 
 
 def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -> int:
-    """Insert ``rows`` in one statement and leave out those that a unique key refuses; return how many went in.
+    """Insert ``rows`` in one statement and skip those that conflict on a unique key. Return how many were inserted.
 
-    Never raises on such a conflict, so it may run inside anybody's transaction. With ``key``, a unique column, the
-    primary keys of the rows that went in are filled in; the others keep ``None``.
+    Never raises on a conflict, so it may run inside the caller's transaction. With ``key``, a unique column, it sets
+    the primary keys of the inserted rows; the others keep ``None``.
     """
     if not rows:
         return 0
@@ -54,7 +54,7 @@ def _insert_ignoring(model: type[M], rows: Sequence[M], key: str | None, connect
     fields = insertable_fields(model)
     size = max(connection.ops.bulk_batch_size(fields, rows), 1)
     if is_mysql:
-        size = min(size, WARNINGS_KEPT)  # each row that is left out gives a warning, and all are looked at
+        size = min(size, MAX_WARNINGS)  # each skipped row gives a warning, and all of them are checked
     returning = (
         f" RETURNING {quote(column_of(model._meta.pk))}, {quote(column_of(field_of(model, key)))}" if key else ""
     )
@@ -74,5 +74,5 @@ def _insert_ignoring(model: type[M], rows: Sequence[M], key: str | None, connect
             else:
                 inserted += cursor.rowcount
             if is_mysql:
-                refuse_what_was_ignored(cursor, model._meta.label)
+                raise_ignored_errors(cursor, model._meta.label)
     return inserted

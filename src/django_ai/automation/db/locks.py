@@ -1,4 +1,4 @@
-"""Row locks that the databases can and cannot take."""
+"""Row locks, as far as each database has them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ M = TypeVar("M", bound=models.Model)
 
 
 def locked(rows: QuerySet[M]) -> QuerySet[M]:
-    """Return ``rows`` so that reading them locks them, but nobody who only refers to them."""
+    """Return ``rows`` so that reading them locks them, without blocking inserts of rows that refer to them."""
     no_key = connections[rows.db].features.has_select_for_no_key_update
     return rows.select_for_update(no_key=no_key)
 
 
-def unlocked(rows: QuerySet[M]) -> QuerySet[M]:
-    """Return ``rows`` so that reading them locks them, and passes by what somebody else has locked. Where the database
-    has no locks of rows, nobody else writes meanwhile."""
+def skipping_locked(rows: QuerySet[M]) -> QuerySet[M]:
+    """Return ``rows`` so that reading them locks them, and skips rows that are locked already. On a database without
+    row locks there is no concurrent writer."""
     return rows.select_for_update(skip_locked=connections[rows.db].features.has_select_for_update_skip_locked)

@@ -1,9 +1,9 @@
-"""NOTIFY and LISTEN on PostgreSQL: how a commit wakes an idle worker. Elsewhere a worker only sleeps.
+"""NOTIFY and LISTEN on PostgreSQL: a commit wakes an idle worker. On other databases a worker only sleeps and polls.
 
-A NOTIFY names the kinds of rows that became due, so that a worker of other kinds sleeps on.
+A NOTIFY names the queues of the rows that became due, so that workers of other queues continue to sleep.
 
-A pooler in transaction mode (PgBouncer) gives each transaction another session, so what LISTENs there hears nothing:
-a worker behind one notices it and only polls. NOTIFY goes through a pooler as any statement does.
+A pooler in transaction mode (PgBouncer) gives each transaction another session, so a LISTEN there receives nothing: a
+worker behind one detects that and only polls. NOTIFY works through a pooler like any other statement.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .connections import dedicated_connection
 logger = logging.getLogger("django_ai.automation")
 
 CHANNEL = "django_ai_automation"
-AGAIN = 1.0
-"""Seconds after which a process that could not LISTEN tries it again; until then it polls."""
+RELISTEN_SECONDS = 1.0
+"""After how many seconds a process that could not LISTEN tries again; until then it polls."""
 
 
 def notify(alias: str, queues: Collection[str] = ()) -> None:
-    """Wake whoever LISTENs on PostgreSQL for one of ``queues`` (none: whoever LISTENs). Its commit need not wait for
-    the disk: a lost NOTIFY loses nothing."""
+    """Wake the processes that LISTEN for one of ``queues`` (empty: all processes). The commit does not wait for the
+    disk, because a lost NOTIFY loses nothing."""
     connection = connections[alias]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -38,20 +38,20 @@ def notify(alias: str, queues: Collection[str] = ()) -> None:
 
 
 class Listener:
-    """A connection of its own that LISTENs; without PostgreSQL and psycopg 3, or behind a pooler, it only sleeps.
-    ``queues``: the kinds of rows that it is rung for (default: all)."""
+    """A separate connection that LISTENs. Without PostgreSQL and psycopg 3, or behind a pooler, it only sleeps.
+    ``queues``: the queues whose notifications wake it (default: all)."""
 
     def __init__(self, alias: str, queues: Collection[str] | None = None) -> None:
         self.alias = alias
         self.queues = queues
         self._connection: Any = None
-        self._deaf_until = 0.0
+        self._retry_at = 0.0
 
-    def wait(self, seconds: float, also: int | None = None) -> bool:
-        """Sleep for ``seconds``, until somebody rings, or until the file descriptor ``also`` can be read; return
-        whether somebody rang.
+    def wait(self, seconds: float, file: int | None = None) -> bool:
+        """Sleep for ``seconds``, until a notification arrives, or until the file descriptor ``file`` is readable.
+        Return whether a notification arrived.
 
-        Never raises: a broken connection is made anew, a little later.
+        Never raises: it reconnects a broken connection a little later.
         """
         if seconds <= 0:
             return False
@@ -60,58 +60,56 @@ class Listener:
         try:
             raw = self._listening()
             if raw is not None and not was_listening:
-                return False  # who rang before was not heard: look once more before the first sleep
+                return False  # earlier notifications were missed: the caller polls once more before it sleeps
             if raw is None:
-                _pause(seconds, also)
+                _pause(seconds, file)
                 return False
             while True:
                 left = seconds - (time.monotonic() - started)
-                if self._concerned(raw):
+                if self._receive(raw):
                     return True
-                if left <= 0 or _can_be_read(also):
+                if left <= 0 or _is_readable(file):
                     return False
-                select.select([raw.fileno(), *([] if also is None else [also])], [], [], left)
+                select.select([raw.fileno(), *([] if file is None else [file])], [], [], left)
         except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
             self.close()
-            self._deaf_until = time.monotonic() + AGAIN
-            _pause(seconds - (time.monotonic() - started), also)
+            self._retry_at = time.monotonic() + RELISTEN_SECONDS
+            _pause(seconds - (time.monotonic() - started), file)
         return False
 
-    def rest(self, seconds: float, also: int | None = None) -> None:
-        """Sleep for ``seconds``, whoever rings; what has rung by then is heard. Never raises."""
-        _pause(seconds, also)
+    def sleep(self, seconds: float, file: int | None = None) -> None:
+        """Sleep for ``seconds`` despite notifications, and discard those that have arrived by then. Never raises."""
+        _pause(seconds, file)
         try:
             if self._connection is not None:
-                self._concerned(self._connection.connection)
+                self._receive(self._connection.connection)
         except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
             self.close()
 
-    def _concerned(self, raw: Any) -> bool:
-        """Take what has arrived; return whether some of it is for us."""
+    def _receive(self, raw: Any) -> bool:
+        """Receive the notifications that have arrived; return whether one is for these queues."""
         raw.pgconn.consume_input()
-        concerned = False
-        while (found := raw.pgconn.notifies()) is not None:
-            named = found.extra.decode()
-            concerned = (
-                concerned or not named or self.queues is None or not set(self.queues).isdisjoint(named.split(","))
+        is_relevant = False
+        while (notification := raw.pgconn.notifies()) is not None:
+            named = notification.extra.decode()
+            is_relevant = (
+                is_relevant or not named or self.queues is None or not set(self.queues).isdisjoint(named.split(","))
             )
-        return concerned
+        return is_relevant
 
     def _listening(self) -> Any:
         if self._connection is not None:
             return self._connection.connection
-        if connections[self.alias].vendor != "postgresql" or time.monotonic() < self._deaf_until:
+        if connections[self.alias].vendor != "postgresql" or time.monotonic() < self._retry_at:
             return None
         connection: Any = dedicated_connection(self.alias)
         try:
             connection.ensure_connection()
             if not hasattr(connection.connection, "pgconn"):
-                self._deaf_until = float("inf")
+                self._retry_at = float("inf")
             elif _is_pooled(connection):
-                self._deaf_until = float("inf")
-                logger.info(
-                    "A pooler stands before the database %r: this process polls, and does not LISTEN.", self.alias
-                )
+                self._retry_at = float("inf")
+                logger.info("The database %r is behind a pooler: this process polls and does not LISTEN.", self.alias)
             else:
                 with connection.cursor() as cursor:
                     cursor.execute(f"LISTEN {CHANNEL}")
@@ -131,20 +129,20 @@ class Listener:
         self._connection = None
 
 
-def _can_be_read(file: int | None) -> bool:
+def _is_readable(file: int | None) -> bool:
     return file is not None and bool(select.select([file], [], [], 0)[0])
 
 
-def _pause(seconds: float, also: int | None) -> None:
+def _pause(seconds: float, file: int | None) -> None:
     if seconds > 0:
-        if also is None:
+        if file is None:
             time.sleep(seconds)
         else:
-            select.select([also], [], [], seconds)
+            select.select([file], [], [], seconds)
 
 
 def _is_pooled(connection: Any) -> bool:
-    """Say whether the server process that answers is another than the one that the driver was told of."""
+    """Return whether a pooler is in between: the server process that answers is not the one that the driver knows."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (answering,) = cursor.fetchone()

@@ -18,10 +18,10 @@ class EventsConfig(AppConfig):
     def ready(self) -> None:
         from django.db.models import Q
 
-        from ..queues import maintenance, registry
-        from ..queues.models import Behaviour
+        from ..queues import periodic_tasks, registry
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
+        from ..queues.wakeable import Behaviour
         from . import checks
         from .cancellation import cancel_events
         from .execution import perform_callback
@@ -39,12 +39,12 @@ class EventsConfig(AppConfig):
         )
         registry.register(Event, events)
         registry.register(CallbackExecution, Behaviour(perform=perform_callback, park=park))
-        maintenance.register_reconciler("reconcile dates", take_dates)
-        maintenance.register_pruner("prune callbacks", prune_executions)
-        maintenance.register_pruner("release orphaned events", release_orphans, timedelta(days=1))
-        maintenance.register_pruner("prune events", prune_events)
-        maintenance.register_pruner("prune snapshots", prune_snapshots)
-        maintenance.register_pruner("prune claims", prune_claims)
+        periodic_tasks.register_reconciler("reconcile dates", take_dates)
+        periodic_tasks.register_pruner("prune callbacks", prune_executions)
+        periodic_tasks.register_pruner("release orphaned events", release_orphans, timedelta(days=1))
+        periodic_tasks.register_pruner("prune events", prune_events)
+        periodic_tasks.register_pruner("prune snapshots", prune_snapshots)
+        periodic_tasks.register_pruner("prune claims", prune_claims)
         register_resumable_kind(ResumableKind("event", Event, "event_name"))
         register_resumable_kind(ResumableKind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
         model_signals.connect()

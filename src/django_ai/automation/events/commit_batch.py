@@ -13,7 +13,7 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from ..queues.lease import claim_these
+from ..queues.claim import claim_rows
 from ..queues.notifier import ring_after_commit
 from .models import Event
 from .occurrence import perform_events
@@ -60,7 +60,7 @@ class CommitBatch:
             chunk = pks[start : start + self.SIZE]
             # Not before the save's own moment: the clock may have been set back since.
             now = max(timezone.now(), *(due[pk] for pk in chunk))
-            rows = {row.pk: row for row in claim_these(Event, chunk, now)}
+            rows = {row.pk: row for row in claim_rows(Event, chunk, now)}
             if len(rows) < len(chunk):
                 ring_after_commit(self.alias, Event)  # for what is somebody else's, should he roll back
             if rows:

@@ -19,10 +19,10 @@ from typing import Any
 from django.db import connections
 
 from ..conf import conf
-from ..db.errors import told_apart
+from ..db.errors import own_failures
 from ..db.writer import alias_of, from_writer
 from ..exceptions import AutomationError, DefinitionError, UnknownEventError
-from ..queues.parking import parked, reason_of
+from ..queues.parking import parking_changes, reason_of
 from ..values.json_text import encode, storable
 from ..values.retry import Retry
 from ..values.text import trace_of
@@ -75,7 +75,7 @@ def evaluate_all(events: Sequence[Event], now: datetime) -> Iterator[Evaluation]
     load_entities([event for event in events if not event.pending_notifications])
     for event in events:
         if not event.pending_notifications:
-            with told_apart(connections[alias_of(Event)]) as is_ours:
+            with own_failures(connections[alias_of(Event)]) as is_ours:
                 reading = _evaluate(event, now, is_ours)
             yield reading
 
@@ -245,7 +245,7 @@ def _parked(event: Event, reason: str, now: datetime, *, awaiting_deploy: bool) 
     _as_stored(event)
     known = awaiting_deploy and event.parked_at is not None
     return Evaluation(
-        event, None, {**parked(event, reason, now, awaiting_deploy=awaiting_deploy), "attempt": 0}, known=known
+        event, None, {**parking_changes(event, reason, now, awaiting_deploy=awaiting_deploy), "attempt": 0}, known=known
     )
 
 

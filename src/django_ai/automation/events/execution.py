@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.attempt import Progress, attempt
-from ..queues.causation import CurrentRun, rested
+from ..queues.causation import CurrentRun, breaks_chain
 from ..queues.parking import reason_of, unpark
 from ..values.clock import Clock
 from ..values.digests import digest
@@ -54,7 +54,7 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
 
 def _links(row: CallbackExecution, callback: Callback) -> int:
     """Return the length of the chain of causes that this attempt is a part of."""
-    if row.attempt and rested(callback.retry.delay(row.attempt)):
+    if row.attempt and breaks_chain(callback.retry.delay(row.attempt)):
         return 1
     return depth_after(row.event, callback.offset)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..queues.models import Wakeable
 from ..queues.signals import attempt_finished
+from ..queues.wakeable import Wakeable
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from ..db.locks import unlocked
+from ..db.locks import skipping_locked
 from ..db.writer import alias_of
 from ..queues.notifier import ring_after_commit
 from ..values.clock import Clock
@@ -58,7 +58,7 @@ def _release(events: Sequence[Event], wake_at: datetime | None) -> None:
         rows.update(**told)
         return
     with transaction.atomic(using=alias_of(Event)):
-        free = list(unlocked(rows).order_by().values_list("pk", flat=True))
+        free = list(skipping_locked(rows).order_by().values_list("pk", flat=True))
         rows.filter(pk__in=free).update(**told)
     for event in events:
         if event.pk not in free:

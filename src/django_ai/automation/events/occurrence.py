@@ -19,13 +19,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..conf import conf
 from ..db.inserts import insert_ignoring
-from ..db.locks import unlocked
+from ..db.locks import skipping_locked
 from ..db.session import kept_session
 from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..queues import positions
-from ..queues.heartbeat import is_working, keep_lease_for
-from ..queues.lease import advance, advance_together
+from ..queues.advance import advance, advance_many
+from ..queues.held_leases import is_working, keep_lease_for
 from ..queues.notifier import ring_after_commit
 from ..queues.signals import row_parked
 from ..values.clock import Clock
@@ -74,7 +74,7 @@ def _occur(readings: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
     with transaction.atomic(using=alias_of(Event)):
         if len(free) > 1 and connections[alias_of(Event)].features.has_select_for_update:
             rows = Event.objects.filter(pk__in=[reading.event.pk for reading in readings])
-            mine = set(unlocked(rows).order_by().values_list("pk", flat=True))
+            mine = set(skipping_locked(rows).order_by().values_list("pk", flat=True))
             free = [reading for reading in readings if reading.event.pk in mine]
             busy = [reading for reading in readings if reading.event.pk not in mine]
         kept = _write(free)
@@ -88,13 +88,13 @@ def _occur(readings: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
 def _write(readings: Sequence[Evaluation]) -> list[Evaluation]:
     """Write what was read, and return of which the lease was still ours. What arrives takes its position."""
     connection = connections[alias_of(Event)]
-    if len(readings) == 1 and positions.is_folded(connection):
+    if len(readings) == 1 and positions.is_allocated_by_advance(connection):
         return _write_alone(readings[0], connection)
     arriving = [reading for reading in readings if reading.arrives]
     if arriving:
         for reading, position in zip(arriving, positions.allocate(len(arriving)), strict=True):
             reading.changes |= dict.fromkeys(reading.arrives, position)
-    kept = advance_together([(reading.event, reading.changes) for reading in readings]) if readings else set()
+    kept = advance_many([(reading.event, reading.changes) for reading in readings]) if readings else set()
     return [reading for reading in readings if reading.event.pk in kept]
 
 
@@ -103,7 +103,7 @@ def _write_alone(reading: Evaluation, connection: BaseDatabaseWrapper) -> list[E
     if reading.arrives:
         positions.record_arrivals(connection)
     try:
-        advance(reading.event, reading.changes, arrives=reading.arrives)
+        advance(reading.event, reading.changes, position_columns=reading.arrives)
     except LeaseLostError:
         return []
     return [reading]

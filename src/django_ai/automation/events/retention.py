@@ -19,8 +19,8 @@ from ..conf import conf
 from ..db.locks import locked
 from ..db.writer import alias_of
 from ..queues.lease import revoke
-from ..queues.maintenance import SliceResult, TimeSlice
-from ..queues.pruning import WINDOW, prune_in_batches
+from ..queues.periodic_tasks import SliceResult, TimeSlice
+from ..queues.pruning import WINDOW_KEYS, prune_in_batches
 from .claim_owners import owner_kinds, unfinished_owners
 from .definitions import entity_id_of
 from .entities import is_installed
@@ -30,7 +30,7 @@ from .subscribers import subscribers
 
 def prune_executions(turn: TimeSlice) -> SliceResult:
     """Remove what ended longer ago than ``RETENTION_EXECUTIONS``."""
-    before = turn.now - conf().kept("EXECUTIONS")
+    before = turn.now - conf().retention("EXECUTIONS")
     finished = [ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED]
     # A finished execution of a living event stays with it: its unique key is what says "done".
     rows = CallbackExecution.objects.filter(status__in=finished, finished_at__lt=before, event__active_key=None)
@@ -39,8 +39,8 @@ def prune_executions(turn: TimeSlice) -> SliceResult:
 
 def prune_events(turn: TimeSlice) -> SliceResult:
     """Remove events that are over since longer than ``RETENTION_EVENTS``, and what they called."""
-    before = turn.now - conf().kept("EVENTS")
-    executed = min(before, turn.now - conf().kept("EXECUTIONS"))
+    before = turn.now - conf().retention("EVENTS")
+    executed = min(before, turn.now - conf().retention("EXECUTIONS"))
     dead = (
         Event.objects.filter(active_key=None, wake_at=None, event_created_at__lt=before)
         .exclude(occurred_at__gte=before)
@@ -64,7 +64,7 @@ def prune_events(turn: TimeSlice) -> SliceResult:
 
 def prune_snapshots(turn: TimeSlice) -> SliceResult:
     """Remove the snapshots of deleted entities whose last event has gone."""
-    before = turn.now - conf().kept("EVENTS")
+    before = turn.now - conf().retention("EVENTS")
     needed = Event.objects.filter(snapshot=OuterRef("pk"))
     return prune_in_batches(Snapshot.objects.filter(~Exists(needed), taken_at__lt=before), "taken_at", before, turn)
 
@@ -77,11 +77,13 @@ def release_orphans(turn: TimeSlice) -> SliceResult:
     """Let go of events whose entity was deleted past Django (raw SQL, a cascade of the database), as its deletion would
     have: they are removed then like those of any other entity that is gone. Only events are asked that are old
     enough."""
-    before = turn.now - conf().kept("EVENTS")
+    before = turn.now - conf().retention("EVENTS")
     after, released = turn.position or 0, 0
     resting = Q(active_key__isnull=False, wake_at=None, lease=None, event_created_at__lt=before)
     while True:
-        window = list(Event.objects.filter(pk__gt=after).order_by("pk").values_list("pk", "event_created_at")[:WINDOW])
+        window = list(
+            Event.objects.filter(pk__gt=after).order_by("pk").values_list("pk", "event_created_at")[:WINDOW_KEYS]
+        )
         if not any(moment < before for _, moment in window):
             return SliceResult(released)
         events = Event.objects.filter(resting, pk__gt=after, pk__lte=window[-1][0])

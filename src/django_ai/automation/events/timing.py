@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from ..queues.causation import REST
+from ..queues.causation import CHAIN_BREAK
 from ..values.clock import RECHECK, Offset, later, shift
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .definitions import EventDefinition
@@ -39,7 +39,7 @@ def depth_after(event: Event, offset: Offset | None) -> int:
     """Return how deep in its chain of causes is what ``event`` causes at ``offset``."""
     if offset is None or event.at is None or event.occurred_at is None:
         return event.depth + 1
-    return 1 if shift(event.at, offset) >= later(event.occurred_at, REST) else event.depth + 1
+    return 1 if shift(event.at, offset) >= later(event.occurred_at, CHAIN_BREAK) else event.depth + 1
 
 
 def lies_ahead(event: Event, now: datetime) -> bool:
@@ -47,7 +47,7 @@ def lies_ahead(event: Event, now: datetime) -> bool:
     if event.at is None:
         return False
     times = [event.at, *(shift(event.at, offset) for offset in reach_of(event.declared_as))]
-    return min(times) >= later(now, REST)
+    return min(times) >= later(now, CHAIN_BREAK)
 
 
 def hears(event: Event, moment: str) -> bool:

@@ -1,1 +1,1 @@
-"""The ground floor: rows that know when they are next due, and everything that performs them."""
+"""The engine: rows that know when they are next due, and the code that performs them."""

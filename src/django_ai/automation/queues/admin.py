@@ -27,12 +27,14 @@ from django.utils.timesince import timesince, timeuntil
 from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 
+from ..db.database_clock import DatabaseNow
 from ..exceptions import AutomationError
 from ..values.text import last_line
 from .admin_fields import json_field, time_field
-from .models import DatabaseNow, Maintenance, Worker, at_text
+from .models import Maintenance, Worker
 from .operations.resume import awaits_code
-from .worker_status import DEAD_AFTER
+from .wakeable import at_text
+from .worker_status import MAX_SILENCE
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -368,7 +370,7 @@ class WorkerAdmin(RowAdmin):
     def state(self, row: Any) -> str:
         if row.stopped_at is not None:
             return gettext("stopped %s") % at_text(row.stopped_at)
-        return gettext("alive") if row.asked_at - row.seen_at < DEAD_AFTER else gettext("dead")
+        return gettext("alive") if row.asked_at - row.seen_at < MAX_SILENCE else gettext("dead")
 
     @admin.display(description=_("worked at"), empty_value="-")
     def last_worked(self, row: Worker) -> str | None:

@@ -25,20 +25,21 @@ class QueuesConfig(AppConfig):
         from ..db.sqlite import connect_tuning
         from ..db.writer import alias_of
         from . import checks, maintenance
-        from .deployment import look_at_once
+        from .arrival_pruning import prune_arrivals
+        from .deployment import check_parked_rows_soon
         from .discovery import discover
-        from .maintenance import SliceResult, register_pruner, register_reconciler
-        from .models import Behaviour, Maintenance, Worker
+        from .models import Maintenance, Worker
         from .orphans import prune_orphans
-        from .positions import prune_arrivals
+        from .periodic_tasks import SliceResult, register_pruner, register_reconciler
         from .runtimes.q2 import connect_enlisting
         from .runtimes.q2_schedules import install_schedules
         from .signals import connect_logging
+        from .wakeable import Behaviour
 
         Maintenance.behaviour = Behaviour(perform=maintenance.perform, park=maintenance.postpone)
         connect_logging()
         connect_tuning(lambda alias: alias == alias_of(Worker))
-        register_reconciler("look for code", lambda turn: SliceResult(look_at_once(turn.now)))
+        register_reconciler("look for code", lambda turn: SliceResult(check_parked_rows_soon(turn.now)))
         register_pruner("prune arrivals", prune_arrivals)
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()

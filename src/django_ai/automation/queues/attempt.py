@@ -1,20 +1,20 @@
-"""One try of user code under a row's lease: run it, and commit what came of it, once.
+"""One attempt of user code under a row's lease: run it, and commit its progress exactly once.
 
 Steps, callbacks and handlers all go through ``attempt``. The work runs in one ``atomic`` block together with its fenced
-progress write (or, with ``atomic=False``, outside any transaction, and only the progress is a write of its own). What
-ends the try decides what is kept:
+progress write. With ``atomic=False`` it runs outside any transaction, and the progress is a write of its own. How the
+attempt ends decides what is kept:
 
 * a result: the user's writes, the progress and the history commit together;
-* an exception: the user's writes are rolled back; the progress that ``rescue`` makes of it (a retry, a failure) is
+* an exception: the user's writes are rolled back; the progress that ``rescue`` returns (a retry, a failure) is
   committed;
-* trouble of the database: the row is given back and costs no try;
-* a lost lease: everything is rolled back, and somebody else has the row;
-* the end of the process (``SystemExit``): the row is given back at once. That is a loss, as if the worker had been
-  killed, or a step that calls ``sys.exit()`` would end worker after worker; but none where a worker that is told to
-  stop breaks off what it has in hand (``ShutdownInterrupt``).
+* a database failure: the row is released, and the attempt is not counted;
+* a lost lease: everything is rolled back, and another worker has the row;
+* the end of the process (``SystemExit``): the row is released immediately, and a loss is counted, as if the worker had
+  been killed. Otherwise a step that calls ``sys.exit()`` would end one worker after another. No loss is counted when a
+  worker that must stop interrupts the attempt (``ShutdownInterrupt``).
 
-After a commit whose answer was lost nothing can be written by mistake: the commit raised ``seq``, and every later
-write of this worker is fenced on the old one.
+After a commit whose answer was lost, nothing is written twice: the commit raised ``seq``, and every later write of this
+worker is fenced on the old value.
 """
 
 from __future__ import annotations
@@ -25,40 +25,41 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as AnyDatabaseError
 from django.db import connections, models, transaction
 from django.db.models import F
 
 from ..db.connections import close_if_broken, is_untouched_transaction, was_closed
-from ..db.errors import comes_from_elsewhere, is_database_failure
+from ..db.errors import is_database_failure, is_from_other_connection
 from ..db.session import Session
 from ..db.writer import alias_of
 from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
 from ..values.clock import Clock
+from .advance import advance
 from .causation import CurrentRun, running
-from .heartbeat import bounded, is_working, keep_lease_for
-from .lease import advance, release
-from .models import Wakeable
+from .held_leases import bounded, is_working, keep_lease_for
+from .lease import release
 from .signals import attempt_finished, row_failed
+from .wakeable import Wakeable
 
-DATABASE_PAUSE = timedelta(seconds=1)
-"""After trouble of the database a row is due again in so long."""
+DATABASE_RETRY_DELAY = timedelta(seconds=1)
+"""How long after a database failure a row is due again."""
 
 
 class ShutdownInterrupt(SystemExit):
-    """Raised inside user code by a worker that is told to stop and has waited long enough."""
+    """Raised inside user code by a worker that must stop, after its grace period."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a try wants to commit: ``changes`` of its row, a ``record`` of history and other new rows (``inserts``), and
-    writes that go ``together`` with them."""
+    """What an attempt commits: ``changes`` of its row, a history row (``record``), other new rows (``inserts``), and
+    functions that write more in the same transaction (``writes``)."""
 
     changes: Mapping[str, Any]
     record: models.Model | None = None
-    together: tuple[Callable[[], None], ...] = field(default=())
+    writes: tuple[Callable[[], None], ...] = field(default=())
     failed: tuple[models.Model, str] | None = None
-    """The row that fails for good with this commit, and why: ``row_failed`` is sent for it."""
+    """The row that fails permanently with this commit, and why: ``row_failed`` is sent for it."""
     inserts: tuple[models.Model, ...] = ()
 
     @property
@@ -69,7 +70,7 @@ class Progress:
 def commit(row: Wakeable, progress: Progress) -> None:
     """Write ``progress`` under the fence, in one transaction. Raises ``LeaseLostError``; then nothing is written."""
     connection = connections[alias_of(type(row))]
-    one_statement = not progress.together and (not progress.records or connection.vendor == "postgresql")
+    one_statement = not progress.writes and (not progress.records or connection.vendor == "postgresql")
     if one_statement:
         _write(row, progress)
     else:
@@ -79,7 +80,7 @@ def commit(row: Wakeable, progress: Progress) -> None:
 
 def _write(row: Wakeable, progress: Progress) -> None:
     advance(row, progress.changes, progress.records)
-    for write in progress.together:
+    for write in progress.writes:
         write()
 
 
@@ -93,9 +94,9 @@ def attempt(
     timeout: timedelta,
     clock: Clock,
 ) -> bool:
-    """Run ``work`` once under the lease of ``row`` and commit its progress; say whether anything was committed.
+    """Run ``work`` once under the lease of ``row`` and commit its progress. Return whether anything was committed.
 
-    ``rescue`` turns an exception of ``work`` into the progress to commit instead.
+    ``rescue`` turns an exception of ``work`` into the progress that is committed instead.
     """
     connection = connections[alias_of(type(row))]
     session = Session(connection)
@@ -115,7 +116,7 @@ def attempt(
         except (Exception, SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            # It must end the attempt, and not the worker.
+            # It must end the attempt, but not the worker.
             raise ControlFlowError(f"User code raised {type(error).__name__}: {error}") from error
         return made
 
@@ -126,45 +127,45 @@ def attempt(
             finally:
                 session.settle(is_ours=is_working())
             if failure is None and progress is not None:
-                failure = _committed(row, progress)
+                failure = _commit_or_error(row, progress)
             if isinstance(failure, AttemptTimeoutError) and not connection.in_atomic_block:
-                # What cancelled its statement may reach the database late, and must not hit one of ours.
+                # The cancel request may reach the database late, and must not hit a statement of the engine.
                 connection.close()
             if failure is not None:
-                # What was rolled back is not so in memory. And if it was not rolled back, because only a hook after
-                # the commit raised, the old ``seq`` makes sure that nothing is written over it.
+                # The rollback did not change the row in memory. And if only a hook after the commit raised, so that
+                # nothing was rolled back, the old ``seq`` prevents that the commit is overwritten.
                 row.__dict__.clear()
                 row.__dict__.update(before)
                 rescued = rescue(failure)
                 commit(row, rescued)
     except LeaseLostError:
-        if failure is None or not _went_through(row, seq):
+        if failure is None or not _was_committed(row, seq):
             row.__dict__.clear()
             row.__dict__.update(before)
             return False
         rescued = None
     except BaseException as error:
         if not isinstance(error, Exception) or is_database_failure(error, connection):
-            pause = DATABASE_PAUSE if isinstance(error, Exception) else timedelta(0)
+            pause = DATABASE_RETRY_DELAY if isinstance(error, Exception) else timedelta(0)
             is_loss = not isinstance(error, Exception | ShutdownInterrupt)
-            give_back(row, lease, [seq], clock() + pause, is_loss=is_loss)
+            release_or_expire(row, lease, [seq], clock() + pause, is_loss=is_loss)
         if isinstance(error, Exception) and is_database_failure(error, connection):
             attempt_finished.send_robust(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
         raise
-    told = None if getattr(failure, "is_expected", False) else failure
-    attempt_finished.send_robust(type(row), row=row, error=told, seconds=time.monotonic() - started)
-    kept = rescued or made
-    if kept is not None and kept.failed is not None:
-        ended, reason = kept.failed
-        row_failed.send_robust(type(ended), row=ended, reason=reason)
+    reported = None if getattr(failure, "is_expected", False) else failure
+    attempt_finished.send_robust(type(row), row=row, error=reported, seconds=time.monotonic() - started)
+    committed = rescued or made
+    if committed is not None and committed.failed is not None:
+        failed_row, reason = committed.failed
+        row_failed.send_robust(type(failed_row), row=failed_row, reason=reason)
     return True
 
 
 def _run(
     row: Wakeable, work: Callable[[], Progress], alias: str, atomic: bool
 ) -> tuple[Exception | None, Progress | None]:
-    """Return the exception of ``work``, or the progress that is still to be committed."""
+    """Return the exception of ``work``, or the progress that must still be committed."""
     connection = connections[alias]
     closed, session = False, connection.connection
     try:
@@ -173,8 +174,8 @@ def _run(
         with transaction.atomic(using=alias):
             try:
                 progress = work()
-                # Nothing was sent to the database: leave the block first, and the progress needs neither BEGIN nor
-                # COMMIT.
+                # Nothing was sent to the database: leave the block first, so that the progress needs neither BEGIN
+                # nor COMMIT.
                 if is_untouched_transaction(connection):
                     return None, progress
                 _write(row, progress)
@@ -186,14 +187,14 @@ def _run(
     except Exception as error:
         if closed:
             error.add_note("User code closed its database connection inside the transaction of its attempt.")
-        elif is_database_failure(error, connection) and not comes_from_elsewhere(error, connection, session):
+        elif is_database_failure(error, connection) and not is_from_other_connection(error, connection, session):
             raise
         close_if_broken(connection)
         return error, None
 
 
-def _committed(row: Wakeable, progress: Progress) -> Exception | None:
-    """Commit what the work came to, and return what refused it, if that is not the database's trouble."""
+def _commit_or_error(row: Wakeable, progress: Progress) -> Exception | None:
+    """Commit the progress of the work. Return the error of the commit, unless it is a database failure."""
     try:
         commit(row, progress)
     except LeaseLostError:
@@ -205,9 +206,9 @@ def _committed(row: Wakeable, progress: Progress) -> Exception | None:
     return None
 
 
-def _went_through(row: Wakeable, seq: int) -> bool:
-    """Say whether the progress of this try was committed although it ended with an exception; the row is then as in
-    the database."""
+def _was_committed(row: Wakeable, seq: int) -> bool:
+    """Return whether the progress of this attempt was committed although it ended with an exception. If so, reload the
+    row."""
     model = type(row)
     if not model._base_manager.using(alias_of(model)).filter(pk=row.pk, seq=seq + 1).exists():
         return False
@@ -215,7 +216,7 @@ def _went_through(row: Wakeable, seq: int) -> bool:
     return True
 
 
-def give_back(
+def release_or_expire(
     row: Wakeable,
     lease: str | None,
     seqs: Collection[int],
@@ -224,16 +225,17 @@ def give_back(
     is_loss: bool = False,
     error: str | None = None,
 ) -> None:
-    """Release the row as it was when it was claimed, or as one of ``seqs`` has it; if the database cannot be reached,
-    its lease runs out. ``is_loss``: count it as a lease that was lost. ``error``: what to keep on the row as the
-    reason."""
-    kept = {} if error is None else {"error": error}
+    """Release the row, which has one of ``seqs``; if the database cannot be reached, let its lease expire.
+
+    ``is_loss``: count a lost lease. ``error``: the reason to write to the row.
+    """
+    reason = {} if error is None else {"error": error}
     connection = connections[alias_of(type(row))]
     row.lease = lease
     try:
         close_if_broken(connection)
         for row.seq in seqs:
-            if release(row, wake_at, losses=F("losses") + int(is_loss), **kept):
+            if release(row, wake_at, losses=F("losses") + int(is_loss), **reason):
                 return
-    except DatabaseTrouble:
+    except AnyDatabaseError:
         connection.close()

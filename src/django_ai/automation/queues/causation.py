@@ -1,8 +1,9 @@
-"""``CurrentRun``: which step, handler or callback runs now, and the chain of causes that it is a link of.
+"""``CurrentRun``: which step, handler or callback is running now, and its position in a chain of causes.
 
-``attempt`` sets it around user code, and nothing else says what is running: claims ask it for their owner, a run that
-ends itself leaves its end there, and whatever the code saves or sends carries the cause on. That is how an event storm
-is seen, and how the admin can say why something happened. Outside a worker there is no current run.
+``attempt`` sets it around user code, and it is the only place that records what is running: claims read their owner
+from it, a run that ends itself stores its end there, and everything that the code saves or sends records it as its
+cause. The engine detects event storms by it, and the admin shows why something happened. Outside a worker there is no
+current run.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from django.utils import timezone
 from ..conf import conf
 from ..exceptions import EventStormError
 
-REST = timedelta(seconds=1)
-"""A chain ends where so much time lies between a cause and what it causes, because that was planned so far ahead, was
-waited for, or took as long: what comes round once a minute is no storm."""
+CHAIN_BREAK = timedelta(seconds=1)
+"""A chain of causes ends where this much time passes between a cause and its effect, because the effect was planned
+ahead, was waited for, or took that long: what repeats once a minute is no storm."""
 
 
-def rested(delay: timedelta | None) -> bool:
-    """Return whether a chain has come to rest by ``delay``, for instance before another attempt."""
-    return delay is not None and delay >= REST
+def breaks_chain(delay: timedelta | None) -> bool:
+    """Return whether ``delay``, for instance before another attempt, ends a chain of causes."""
+    return delay is not None and delay >= CHAIN_BREAK
 
 
 class Owner(NamedTuple):
-    """A run of a workflow or an agent: what may own claims. ``namespace``: of which events, where its class names
-    one."""
+    """A run of a workflow or an agent, which may own claims. ``namespace``: the namespace of its events, if its class
+    has one."""
 
     kind: str
     pk: int
@@ -40,29 +41,29 @@ class Owner(NamedTuple):
 
 @dataclass(slots=True)
 class CurrentRun:
-    """One attempt of user code, while it runs."""
+    """One running attempt of user code."""
 
     label: str
     """The row and the code: ``"workflow:12:step"``."""
-    links: int
-    """The length of its chain of causes when it began."""
+    chain_length: int
+    """The length of its chain of causes when it started."""
     key: str
     """Its idempotency key."""
     owner: Owner | None = None
-    """The run that it is a part of, if it is."""
-    began: datetime = field(default_factory=lambda: timezone.now())
+    """The run that it belongs to, if any."""
+    started_at: datetime = field(default_factory=lambda: timezone.now())
     view: Any = None
-    """What the layer above lets the code see, while it is the project's own (see ``inside``)."""
+    """What the layer above exposes to the project's code while that runs (see ``inside``)."""
     ending: tuple[Any, str] | None = None
-    """The status with which the code has asked for the end of its own run, and why."""
+    """The status and the reason with which the code has requested the end of its own run."""
     holds_claims: bool = False
-    """Whether it has come to own claims."""
+    """Whether it has acquired claims."""
 
     @property
     def depth(self) -> int:
-        """How deep in its chain is what this causes now. Who has worked for a second or more has not just passed on
-        what it was given: a chain of such links is slow, and no storm."""
-        return 1 if timezone.now() - self.began >= REST else self.links
+        """The depth in its chain of what this run causes now. After a second or more of work a new chain starts: a
+        chain of such links is slow, and no storm."""
+        return 1 if timezone.now() - self.started_at >= CHAIN_BREAK else self.chain_length
 
 
 _current: ContextVar[CurrentRun | None] = ContextVar("automation_current_run", default=None)
@@ -79,7 +80,7 @@ def running(current: CurrentRun | None) -> Iterator[None]:
 
 @contextmanager
 def inside(view: Any) -> Iterator[CurrentRun]:
-    """Let the project's code of the current run see ``view``, and end its own run, until the block is left."""
+    """Expose ``view`` to the project's code of the current run, and let it end its own run, during the block."""
     current = _current.get()
     assert current is not None
     current.view, current.ending = view, None
@@ -90,12 +91,12 @@ def inside(view: Any) -> Iterator[CurrentRun]:
 
 
 def current_cause() -> CurrentRun | None:
-    """Return what runs now, as the cause of what it saves or sends."""
+    """Return what is running now: the cause of everything that it saves or sends."""
     return _current.get()
 
 
 def current_run(kind: str) -> CurrentRun | None:
-    """Return what runs now if that is the project's own code of a run of ``kind``: a step or a handler."""
+    """Return what is running now, if it is the project's code of a run of ``kind``: a step or a handler."""
     current = _current.get()
     if current is None or current.view is None or current.owner is None or current.owner.kind != kind:
         return None
@@ -103,14 +104,14 @@ def current_run(kind: str) -> CurrentRun | None:
 
 
 def own_run_pk(kind: str) -> int | None:
-    """Return the primary key of the run of ``kind`` whose code runs now, or None."""
+    """Return the primary key of the run of ``kind`` whose code is running now, or None."""
     current = current_run(kind)
     return current.owner.pk if current is not None and current.owner is not None else None
 
 
 def end_own_run(kind: str, pk: int, status: Any, reason: str) -> bool:
-    """Return whether the code that runs now is that of the run ``pk``; the run then ends with its commit, and is not
-    touched behind its worker's back."""
+    """Return whether the running code is that of the run ``pk``. If so, the run ends with the commit of its attempt,
+    and the caller must not change its row."""
     current = current_run(kind)
     if current is None or own_run_pk(kind) != pk:
         return False
@@ -119,14 +120,15 @@ def end_own_run(kind: str, pk: int, status: Any, reason: str) -> bool:
 
 
 def next_depth(what: str) -> int:
-    """Return how deep in its chain ``what`` is if it begins now. Raises ``EventStormError`` beyond ``MAX_DEPTH``."""
+    """Return the depth of ``what`` in its chain of causes if it starts now. Raises ``EventStormError`` beyond
+    ``MAX_DEPTH``."""
     cause = _current.get()
     if cause is None:
         return 0
     if cause.depth > conf().MAX_DEPTH:
         raise EventStormError(
-            f"{what} would be number {cause.depth} in a chain of causes without a rest (last by {cause.label}); "
-            f"AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the circle, or let it sleep in between."
+            f"{what} would be number {cause.depth} in a chain of causes without a pause (last cause: {cause.label}); "
+            f"AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the cycle, or add a sleep of a second or more to it."
         )
     return cause.depth
 

@@ -1,4 +1,4 @@
-"""Finds the automations of a project: the ``automations`` module or package of every installed app, all of it."""
+"""Finds the automations of a project: the ``automations`` module of every installed app, or all of that package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.apps import apps
 def discover(name: str = "automations") -> list[str]:
     """Import ``<app>.automations`` and all modules below it, for each installed app; return what was imported.
 
-    An app without one is passed over; an error inside one is raised as it is.
+    An app without one is skipped. An error inside one is raised unchanged.
     """
     found = []
     for config in apps.get_app_configs():

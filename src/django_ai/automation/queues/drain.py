@@ -1,10 +1,10 @@
-"""``drain`` is the only loop: take what is due, perform it, until nothing is due or the budget is spent.
+"""``drain`` is the only loop: claim what is due, perform it, until nothing is due or the budget is spent.
 
-Every runtime calls it, and so do the tests; there is no second path. Per round it asks once which models have due rows
-(timers first), claims a batch of each, and performs row by row, or together what says that it can be (events); a batch
-that fails is performed row by row, too. Maintenance has one bite in a round without work, or when it has waited for too
-long. A row that the engine itself cannot perform does not stop the others: its lease runs out, the loss is counted, and
-after three losses it is parked.
+Every runtime calls it, and so do the tests; there is no second path. In each round it asks once which models have due
+rows (timers first), claims a batch of each, and performs it row by row. Models with ``claim_batches`` above 1 (events)
+perform a batch in one call; a batch that fails is performed row by row. Maintenance gets one time slice in a round
+without work, or when it has waited for too long. A row that the engine itself cannot perform does not stop the others:
+its lease runs out, the loss is counted, and after ``MAX_LOSSES`` losses the row is parked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as AnyDatabaseError
 from django.db import connections
 
 from ..conf import conf
@@ -27,14 +27,17 @@ from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..values.clock import Clock, clock_at
 from ..values.text import trace_of
-from .attempt import DATABASE_PAUSE, ShutdownInterrupt, give_back
-from .due import beginning, look
-from .heartbeat import HeldLeases, hold_leases, is_working
-from .lease import ENGINE_FAILED, claim
-from .maintenance import PATIENCE, ensure_rows
-from .models import Maintenance, Wakeable
+from .advance import ENGINE_FAILED
+from .attempt import DATABASE_RETRY_DELAY, ShutdownInterrupt, release_or_expire
+from .claim import claim
+from .due import next_due, scan_start
+from .heartbeat import hold, set_leases
+from .held_leases import HeldLeases, is_working
+from .maintenance import MAX_WAIT, ensure_rows
+from .models import Maintenance
 from .registry import due_models, due_times, wakeables
 from .signals import perform_failed
+from .wakeable import Wakeable
 from .worker_status import worker_status
 
 W = TypeVar("W", bound=Wakeable)
@@ -45,7 +48,7 @@ os.register_at_fork(after_in_child=lambda: _state.__dict__.clear())
 
 
 def draining() -> bool:
-    """Say whether this thread is inside a ``drain`` of everything: what becomes due now is seen by its next round."""
+    """Return whether this thread is inside a ``drain`` of all models: its next round finds what becomes due now."""
     return getattr(_state, "draining", False) and not getattr(_state, "partly", False)
 
 
@@ -64,106 +67,107 @@ def drain(
 ) -> int:
     """Perform everything that is due, and return how many rows of work were performed; maintenance is not counted.
 
-    ``now``: a fixed moment to work at (tests, replays); default: the wall clock. ``budget``: stop after this time
-    (default: when nothing is due). ``heartbeat``: keep leases of slow work alive in a thread (workers do). ``models``:
-    only rows of these kinds (default: all work, and with ``heartbeat`` and the wall clock maintenance, too). ``stop``:
-    asked between two rows; once it says true, nothing more is begun and what was claimed goes back. ``expendable``: the
-    process may end where user code cannot be interrupted after its timeout, because something starts another (workers).
+    ``now``: a fixed moment (tests, replays); default: the wall clock. ``budget``: stop after this time (default: when
+    nothing is due). ``heartbeat``: a thread renews the leases of slow work (workers). ``models``: only rows of these
+    models (default: all work; with ``heartbeat`` and the wall clock also maintenance). ``stop``: called between two
+    rows; once it returns true, no other row is started and claimed rows are released. ``expendable``: the process may
+    be ended if user code cannot be interrupted after its timeout, because a supervisor starts another one (workers).
 
-    Must not be called inside a transaction of a live system; a nested call returns 0
-    at once.
+    Must not be called inside a transaction of a live system. A nested call returns 0 immediately.
 
-    When the database cannot be asked what is due, its error is raised. Call again after a pause: a connection that
-    broke is made anew then, and what was in hand is done when its lease has run out, if not before.
+    If the query for due rows fails, its error is raised. Call again after a pause: the next call connects again, and
+    rows that were leased are performed when their lease has run out, if not before.
     """
     if getattr(_state, "draining", False):
         return 0
     clock = clock_at(now)
-    hands = HeldLeases(beating=heartbeat, clock=clock, expendable=expendable)
+    leases = HeldLeases(has_heartbeat=heartbeat, clock=clock, expendable=expendable)
     deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
     _state.draining, _state.partly = True, models is not None and not set(wakeables()) <= set(models)
-    hold_leases(hands)
+    set_leases(leases)
     try:
-        return _drain(clock, hands, models, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None)
-    except DatabaseTrouble:
+        return _drain(clock, leases, models, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None)
+    except AnyDatabaseError:
         close_if_broken(connections[alias_of(wakeables()[0])])
         raise
     finally:
-        hold_leases(None)
+        set_leases(None)
         _state.draining = False
 
 
 def _drain(
     clock: Clock,
-    hands: HeldLeases,
+    leases: HeldLeases,
     models: Collection[type[Wakeable]] | None,
-    enough: Callable[[], bool],
-    watching: bool,
+    must_stop: Callable[[], bool],
+    is_live: bool,
 ) -> int:
-    performed, bites = 0, 0
-    maintains = watching if models is None else Maintenance in models
+    performed, slices = 0, 0
+    maintains = is_live if models is None else Maintenance in models
     while True:
-        before = performed + bites
-        if maintains and watching:
+        before = performed + slices
+        if maintains and is_live:
             ensure_rows(clock())
-        times = look() if watching else due_times(maintenance=maintains)
-        for model in _in_turn(due_models(clock(), times, models), times, clock()):
-            begun = performed
-            rows = claim(model, clock(), _share(model), beginning(model) if watching else None)
+        times = next_due() if is_live else due_times(maintenance=maintains)
+        for model in _in_order(due_models(clock(), times, models), times, clock()):
+            performed_before = performed
+            rows = claim(model, clock(), _batch_size(model), scan_start(model) if is_live else None)
             started, claimed = time.monotonic(), len(rows)
-            hands.hold(list(rows))
+            hold(leases, rows)
             try:
-                if model.together > 1 and len(rows) > 1:
-                    together, rows = _perform_together(rows, hands, clock)
-                    performed += together
-                    if enough():
+                if model.claim_batches > 1 and len(rows) > 1:
+                    count, rows = _perform_batch(rows, leases, clock)
+                    performed += count
+                    if must_stop():
                         return performed
                 for row in rows:
-                    if hands.start(row):
+                    if leases.start(row):
                         performed += model is not Maintenance
-                        bites += model is Maintenance
+                        slices += model is Maintenance
                         _perform(row, clock)
-                        hands.finish()
-                    if enough():
+                        leases.finish()
+                    if must_stop():
                         return performed
             finally:
-                hands.finish()
-                hands.drop()
-                if hands.beating and performed > begun:
-                    worker_status.worked(model.queue, performed - begun)
+                leases.finish()
+                leases.release_unstarted()
+                if leases.has_heartbeat and performed > performed_before:
+                    worker_status.record_performed(model.queue, performed - performed_before)
             if claimed:
-                _pace[model] = (time.monotonic() - started) / claimed
-        if performed + bites == before:
+                _seconds_per_row[model] = (time.monotonic() - started) / claimed
+        if performed + slices == before:
             return performed
 
 
-def _in_turn(
+def _in_order(
     due: list[type[Wakeable]], times: Mapping[type[Wakeable], datetime], now: datetime
 ) -> list[type[Wakeable]]:
-    """Leave maintenance out while there is work. When it has waited for ``PATIENCE`` it has one bite, before a budget
-    is spent on what never ends."""
+    """Leave maintenance out while work is due. Once it has waited for ``MAX_WAIT`` it gets one time slice, first of
+    all: a budget may be spent before the work ends."""
     if len(due) < 2 or due[-1] is not Maintenance:
         return due
     *work, maintenance = due
-    return work if times[Maintenance] > now - PATIENCE else [maintenance, *work]
+    return work if times[Maintenance] > now - MAX_WAIT else [maintenance, *work]
 
 
-_pace: dict[type[Wakeable], float] = {}
-"""Seconds that a row of the model took in the last batch of this process."""
+BATCH_SECONDS = 0.25
+"""How long the rows of one claim should take, about."""
+_seconds_per_row: dict[type[Wakeable], float] = {}
+"""How many seconds one row of the model took in the last batch of this process."""
 
 
-def _share(model: type[Wakeable]) -> int:
-    """Return how many rows to claim: as many as take about a quarter of a second, so that other workers get some. Of
-    maintenance it is one: work may become due meanwhile."""
+def _batch_size(model: type[Wakeable]) -> int:
+    """Return how many rows to claim: about ``BATCH_SECONDS`` of work, so that other workers get some of it. One row of
+    maintenance: work may become due meanwhile."""
     if model is Maintenance:
         return 1
-    most = conf().BATCH * model.together
-    return max(1, min(most, int(0.25 / max(_pace.get(model, 0.05), 1e-6))))
+    most = conf().BATCH * model.claim_batches
+    return max(1, min(most, int(BATCH_SECONDS / max(_seconds_per_row.get(model, 0.05), 1e-6))))
 
 
-def _perform_together(rows: list[W], hands: HeldLeases, clock: Clock) -> tuple[int, list[W]]:
-    """Perform ``rows`` of one kind in one go; return how many were, and those that are to be performed one by one."""
-    mine = hands.start_together(rows)
+def _perform_batch(rows: list[W], leases: HeldLeases, clock: Clock) -> tuple[int, list[W]]:
+    """Perform ``rows`` of one model in one call. Return how many were performed, and those to perform one by one."""
+    mine = leases.start_batch(rows)
     if not mine:
         return 0, []
     model, lease, before = type(mine[0]), mine[0].lease, {row.pk: row.seq for row in mine}
@@ -174,16 +178,16 @@ def _perform_together(rows: list[W], hands: HeldLeases, clock: Clock) -> tuple[i
         return len(mine), []
     except ShutdownInterrupt:
         for row in mine:
-            give_back(row, lease, {before[row.pk], row.seq}, clock())
+            release_or_expire(row, lease, {before[row.pk], row.seq}, clock())
         raise
     except Exception:
-        # Each by itself says who is to blame. Read again, for this may have changed them in memory.
+        # One by one, the row that failed shows. Read again, because the failed batch may have changed rows in memory.
         close_if_broken(connection)
         left = list(model._base_manager.using(connection.alias).filter(pk__in=before, lease=lease).order_by("pk"))
-        hands.hold(list(left))
+        hold(leases, left)
         return len(mine) - len(left), left
     finally:
-        hands.finish()
+        leases.finish()
 
 
 def _perform(row: Wakeable, clock: Clock) -> None:
@@ -195,26 +199,26 @@ def _perform(row: Wakeable, clock: Clock) -> None:
                 known = str(getattr(row, "error", ""))
                 if not known.startswith(ENGINE_FAILED):
                     known = (
-                        f"{row.losses} workers in a row died or hung with this row in hand. Look for what kills them "
-                        "(memory, a crash in C code, a timeout), then resume it."
+                        f"{row.losses} workers in a row died or hung while they performed this row. Find what kills "
+                        "them (memory, a crash in C code, a timeout), then resume the row."
                     )
                 row.park(known, clock)
                 return
         with kept_session(connections[alias_of(type(row))], is_ours=is_working()):
             row.perform(clock)
     except LeaseLostError:
-        pass  # moved, cancelled or taken over meanwhile: whoever did that has seen to what comes next
+        pass  # revoked or claimed by another worker meanwhile, which takes care of what comes next
     except ShutdownInterrupt:
-        # Between two steps, perhaps: then nobody else has given the row back.
-        give_back(row, lease, {seq, row.seq}, clock())
+        # It may come between two steps, where no attempt releases the row.
+        release_or_expire(row, lease, {seq, row.seq}, clock())
         raise
     except Exception as error:
         perform_failed.send_robust(type(row), row=row, error=error)
         if is_database_failure(error, connections[alias_of(type(row))]):
-            # Nobody's fault, so it is no loss either. What was rolled back may have raised ``seq`` in memory.
-            give_back(row, lease, {seq, row.seq}, clock() + DATABASE_PAUSE)
+            # Not a fault of the row, so not a loss. What was rolled back may have raised ``seq`` in memory.
+            release_or_expire(row, lease, {seq, row.seq}, clock() + DATABASE_RETRY_DELAY)
         else:
-            # The traceback is the reason: a row that is parked for it later must not blame a worker's death.
+            # Keep the traceback as the reason: if the row is parked later, the reason must not be a worker's death.
             reason = f"{ENGINE_FAILED} (report a bug):\n{trace_of(error)}"
             kept = reason if hasattr(row, "error") else None
-            give_back(row, lease, {seq, row.seq}, clock() + conf().LEASE, is_loss=True, error=kept)
+            release_or_expire(row, lease, {seq, row.seq}, clock() + conf().LEASE, is_loss=True, error=kept)

@@ -1,12 +1,12 @@
-"""The pulse of one process: a file that is touched every few seconds, for a liveness probe that needs no database.
+"""The heartbeat file of one process: touched every few seconds, for a liveness probe that needs no database.
 
-A thread touches it, which asks nobody but this process. So a database that is away restarts no worker: its loop
-notices, waits and tries again, and that is life. What is not alive is a loop that does not come back: each thread that
-works says for how long it may be away (``expect``), a step for its timeout, all else for ``STALL_SECONDS``. When that
-is over the file is touched no more, until the thread is back.
+A separate thread touches the file, and checks nothing but this process. So a database outage restarts no worker: its
+loop notices the outage, waits and retries, which counts as alive. A process is not alive when a loop does not come
+back: each working thread declares how long it may take (``expect_progress``), a step its timeout, everything else
+``STALL_SECONDS``. After that the file is no longer touched, until the thread makes progress again.
 
-That is for what nothing else ends, such as a connection that is neither open nor closed, or a fault of the engine. User
-code is interrupted after its timeout, and a process that cannot be interrupted ends by itself (``interrupt``).
+This covers what nothing else ends, such as a connection that is neither open nor closed, or a defect of the engine.
+User code is interrupted after its timeout, and a process that cannot be interrupted ends itself (``interrupt``).
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ logger = logging.getLogger("django_ai.automation")
 
 TOUCH_SECONDS = 5.0
 STALL_SECONDS = 300.0
-"""How long a thread that works may be away with no word: longer than a client takes to give up a connection to a
+"""How long a working thread may take between two calls: longer than a client needs to give up a connection to a
 database that does not answer."""
 MAX_AGE_SECONDS = 30.0
-"""How old a file may be before its process counts as dead: several times what it takes to touch it."""
+"""How old a file may be before its process counts as dead: several times ``TOUCH_SECONDS``."""
 
 _until: dict[int, float] = {}
 
 
-def expect(seconds: float = 0.0) -> None:
-    """Say that this thread is back within ``seconds`` and ``STALL_SECONDS``, and then says so."""
+def expect_progress(seconds: float = 0.0) -> None:
+    """Declare that this thread calls again within ``seconds`` plus ``STALL_SECONDS``."""
     _until[threading.get_ident()] = time.monotonic() + seconds + STALL_SECONDS
 
 
-def rest() -> None:
-    """Expect nothing of this thread: it has nothing to do."""
+def expect_nothing() -> None:
+    """Declare that this thread has nothing to do."""
     _until.pop(threading.get_ident(), None)
 
 
 def is_responsive() -> bool:
-    """Return whether each thread of this process that works is back in time."""
+    """Return whether each working thread of this process has called in time."""
     now = time.monotonic()
     return all(now < until for until in list(_until.values()))
 
 
-class Pulse:
-    """Touches the file ``path`` while this process is alive. Raises ``OSError`` where it cannot be written."""
+class LivenessFile:
+    """Touches the file ``path`` while this process is alive. Raises ``OSError`` if it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_told = False
+        self._has_warned = False
         path.write_text(f"{os.getpid()}\n")
 
     def start(self) -> None:
         """Touch it from now on, until the process ends."""
-        threading.Thread(target=self._run, name="automation-pulse", daemon=True).start()
+        threading.Thread(target=self._run, name="automation-liveness", daemon=True).start()
 
     def _run(self) -> None:
         while True:
@@ -67,32 +67,32 @@ class Pulse:
             self.touch()
 
     def touch(self) -> None:
-        """Touch the file, if this process is alive. Never raises for trouble with the file."""
+        """Touch the file, if this process is alive. Never raises if the file cannot be touched."""
         if not is_responsive():
-            if not self._is_told:
-                logger.critical("A thread that works does not come back; the heartbeat file is touched no more.")
-            self._is_told = True
+            if not self._has_warned:
+                logger.critical("A worker thread is stuck; the heartbeat file is no longer touched.")
+            self._has_warned = True
             return
-        self._is_told = False
+        self._has_warned = False
         try:
             self.path.touch()
         except OSError as error:
             logger.warning("The heartbeat file %s could not be touched: %s", self.path, error)
 
 
-def start_pulse(path: str | None) -> None:
-    """Let this process touch the file ``path``, if one is given. Raises ``CommandError`` where it cannot be written."""
+def start_liveness_file(path: str | None) -> None:
+    """Let this process touch the file ``path``, if one is given. Raises ``CommandError`` if it cannot be written."""
     if not path:
         return
     try:
-        Pulse(Path(path)).start()
+        LivenessFile(Path(path)).start()
     except OSError as error:
         raise CommandError(f"--heartbeat-file={path} cannot be written: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
-class Liveness:
-    """What the files of a worker's processes say. ``ages``: for each file how many seconds ago it was touched."""
+class LivenessReport:
+    """What the files of a worker's processes show. ``ages``: for each file how many seconds ago it was touched."""
 
     path: str
     ages: dict[str, float]
@@ -109,23 +109,23 @@ class Liveness:
         return f"Not alive: {', '.join(late)}." if late else "Alive."
 
 
-def file_of(path: str, number: int) -> str:
-    """Return the file of the worker process with this number, the first of which is 1."""
+def path_of(path: str, number: int) -> str:
+    """Return the file of the worker process with this number, which starts at 1."""
     return path if number == 1 else f"{path}.{number}"
 
 
-def files_of(path: str) -> list[str]:
-    """Return the files of all processes of a worker that there are."""
+def existing_paths(path: str) -> list[str]:
+    """Return the existing files of a worker's processes."""
     others = [each for each in glob.glob(f"{glob.escape(path)}.*") if each.rpartition(".")[2].isdigit()]
     return sorted([*filter(os.path.isfile, [path]), *others])
 
 
-def look(path: str, max_age: float = MAX_AGE_SECONDS) -> Liveness:
-    """Look at the files of a worker's processes."""
+def check_liveness(path: str, max_age: float = MAX_AGE_SECONDS) -> LivenessReport:
+    """Check the files of a worker's processes."""
     ages = {}
-    for each in files_of(path):
+    for each in existing_paths(path):
         try:
             ages[each] = time.time() - os.stat(each).st_mtime
         except FileNotFoundError:
             continue
-    return Liveness(path, ages, max_age)
+    return LivenessReport(path, ages, max_age)

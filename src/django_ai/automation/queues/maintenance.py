@@ -1,18 +1,17 @@
-"""Maintenance: what the engine does for itself, as rows like any other work.
+"""Maintenance: workers perform the periodic tasks of the engine, as rows like any other work.
 
-Each periodic task (to find what changed behind Django's back, to remove what is old) has one row of ``Maintenance``. It
-is due, leased and performed by ``drain`` as a run or an event is, so one of N workers has it, beside the others; if
-that one dies, its lease runs out and another goes on. Three things keep maintenance out of the way of work:
+Each periodic task (``periodic_tasks``) has one row of ``Maintenance``. ``drain`` claims and performs it like a run or
+an event, so only one of N workers has it at a time; if that worker dies, the lease runs out and another one continues.
+Maintenance does not delay work:
 
-* a turn is a *bite* of ``BITE_SECONDS``: the task says where it stopped (``position``), and the row is due again at
-  once;
-* work that is due goes first. Only a row that has waited for ``PATIENCE`` has one bite between two rounds of work, so
-  that a backlog that never ends does not end maintenance;
-* each task has its own row, its own time and its own error: one that raises is tried again later, ever more seldom, and
-  the others go on.
+* a worker performs a task in time slices of ``SLICE_SECONDS``: the task returns where it stopped (``position``), and
+  the row is due again immediately;
+* work that is due comes first. Only a row that has waited for ``MAX_WAIT`` gets one slice between two rounds of work,
+  so that an endless backlog does not stop maintenance;
+* each task has its own row, time and error: one that raises is retried with an exponential backoff, and the others
+  continue.
 
-A floor registers its tasks in ``ready()``; the rows follow the code (``attend``), without a migration. Whoever wants it
-done at once, in the foreground, calls ``run_all``.
+The rows follow the code without a migration (``ensure_rows``).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -36,114 +34,54 @@ from ..db.writer import alias_of
 from ..values.clock import Clock
 from ..values.json_text import storable
 from ..values.text import last_line, trace_of
-from .heartbeat import bounded, keep_lease_for
-from .lease import advance
-from .models import Maintenance, at_text
+from .advance import advance
+from .held_leases import bounded, keep_lease_for
+from .models import Maintenance
+from .periodic_tasks import RECONCILE, TimeSlice, find_task, task_names, tasks_for
+from .wakeable import at_text
 
 logger = logging.getLogger("django_ai.automation")
 
 SLICE_SECONDS = 0.3
-"""How long a turn of a task takes, about."""
-PATIENCE = timedelta(seconds=3)
-"""How long a row of maintenance waits at most while other work is due without end."""
-FIRST_BACKOFF = timedelta(seconds=10)
-LAST_BACKOFF = timedelta(hours=1)
-ATTEND_SECONDS = 60.0
-"""How often a process looks whether each task has its row."""
-
-RECONCILE = "reconcile"
-PRUNE = "prune"
-
-
-@dataclass(frozen=True, slots=True)
-class TimeSlice:
-    """What a task gets: the moment, the ``position`` at which its last bite has stopped (None: it begins anew), and
-    until when (of ``time.monotonic``) it may take. At least one step of it is done."""
-
-    now: datetime
-    position: Any = None
-    until: float = float("inf")
-
-    @property
-    def is_over(self) -> bool:
-        return time.monotonic() >= self.until
-
-
-@dataclass(frozen=True, slots=True)
-class SliceResult:
-    """What came of a turn: how many rows were removed or put right, and where the next one goes on (JSON; None: all is
-    done). ``rest``: how long at least the task has nothing to do then."""
-
-    done: int = 0
-    position: Any = None
-    rest: timedelta = timedelta(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A periodic task. ``purpose``: ``RECONCILE`` or ``PRUNE``. ``every``: how long after it is done it begins
-    again."""
-
-    name: str
-    purpose: str
-    take: Callable[[TimeSlice], SliceResult]
-    every: timedelta
-
-
-_tasks: dict[str, Task] = {}
-
-
-def register(name: str, purpose: str, take: Callable[[TimeSlice], SliceResult], every: timedelta) -> None:
-    """Let workers call ``take`` bite by bite, and begin again ``every`` so long after it is done."""
-    _tasks[name] = Task(name, purpose, take, every)
-
-
-def register_reconciler(name: str, reconcile: Callable[[TimeSlice], SliceResult]) -> None:
-    """Let ``reconcile`` be called every five minutes, bite by bite, and by ``poll_due``; it counts rows put right."""
-    register(name, RECONCILE, reconcile, timedelta(minutes=5))
-
-
-def register_pruner(
-    name: str, prune: Callable[[TimeSlice], SliceResult], every: timedelta = timedelta(minutes=1)
-) -> None:
-    """Let ``prune`` be called every minute, bite by bite, and by ``cleanup_old``; it counts rows that it removed."""
-    register(name, PRUNE, prune, every)
-
-
-def tasks_for(purpose: str) -> list[Task]:
-    return [task for task in _tasks.values() if task.purpose == purpose]
+"""How long one time slice of a task takes, about."""
+MAX_WAIT = timedelta(seconds=3)
+"""How long a row of maintenance waits at most while other work is always due."""
+MIN_BACKOFF = timedelta(seconds=10)
+MAX_BACKOFF = timedelta(hours=1)
+ROW_CHECK_SECONDS = 60.0
+"""How often a process checks that each task has its row."""
 
 
 # -- the rows ----------------------------------------------------------------------------------------------------------
 
-_attended: dict[tuple[str, str], float] = {}
+_next_row_check: dict[tuple[str, str], float] = {}
 
 
 def ensure_rows(now: datetime) -> None:
-    """See to it that each task has its row. Costs a query a minute."""
+    """Ensure that each task has its row. Costs one query per ``ROW_CHECK_SECONDS``."""
     connection = connections[alias_of(Maintenance)]
     key = (connection.alias, str(connection.settings_dict["NAME"]))
-    if time.monotonic() < _attended.get(key, 0.0):
+    if time.monotonic() < _next_row_check.get(key, 0.0):
         return
     known = set(Maintenance.objects.values_list("name", flat=True))
-    missing = [Maintenance(name=name, wake_at=now) for name in _tasks if name not in known]
+    missing = [Maintenance(name=name, wake_at=now) for name in task_names() if name not in known]
     insert_ignoring(Maintenance, missing)
-    if not connection.in_atomic_block:  # else it may be rolled back
-        _attended[key] = time.monotonic() + ATTEND_SECONDS
+    if not connection.in_atomic_block:  # a transaction may be rolled back
+        _next_row_check[key] = time.monotonic() + ROW_CHECK_SECONDS
 
 
 def run_soon(purpose: str, now: datetime) -> int:
-    """Let the tasks for ``purpose`` be due now, without waiting for their period; return how many were not. One that
-    has failed keeps its time."""
+    """Make the tasks for ``purpose`` due now, before the end of their interval. Return how many were not due. A task
+    that has failed keeps its time."""
     names = [task.name for task in tasks_for(purpose)]
-    resting = Maintenance.objects.filter(name__in=names, lease=None, wake_at__gt=now, failures=0)
-    return resting.update(wake_at=now)
+    waiting = Maintenance.objects.filter(name__in=names, lease=None, wake_at__gt=now, failures=0)
+    return waiting.update(wake_at=now)
 
 
-def begin(now: datetime) -> None:
-    """Called once by each process that keeps time for workers: it may run new code, so what that wants is looked
-    for."""
-    _attended.clear()
+def on_timekeeper_start(now: datetime) -> None:
+    """Ensure the rows and reconcile soon. Each process that keeps time for workers calls it once: it may run new
+    code."""
+    _next_row_check.clear()
     ensure_rows(now)
     run_soon(RECONCILE, now)
 
@@ -152,10 +90,10 @@ def begin(now: datetime) -> None:
 
 
 def perform(row: Maintenance, clock: Clock) -> None:
-    """Take one bite, and write where it stopped. Raises ``LeaseLostError``, and what the database raises."""
-    task = _tasks.get(row.name)
+    """Run one time slice, and write where it stopped. Raises ``LeaseLostError`` and database failures."""
+    task = find_task(row.name)
     if task is None:
-        # Of another release. If that still runs it makes the row again.
+        # A task of another release. If that release still runs, it inserts the row again.
         Maintenance.objects.filter(pk=row.pk, lease=row.lease, seq=row.seq).delete()
         return
     connection = connections[alias_of(Maintenance)]
@@ -163,24 +101,24 @@ def perform(row: Maintenance, clock: Clock) -> None:
     keep_lease_for(timeout)
     try:
         with bounded(timeout, connection):  # a reconciler calls conditions of the project
-            bite = task.take(TimeSlice(clock(), row.position, time.monotonic() + SLICE_SECONDS))
-            position = None if bite.position is None else json.dumps(bite.position)
+            result = task.run_slice(TimeSlice(clock(), row.position, time.monotonic() + SLICE_SECONDS))
+            position = None if result.position is None else json.dumps(result.position)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
         if is_database_failure(error, connection):
             raise
         close_if_broken(connection)
-        logger.exception("%s failed, and is tried again later; the other tasks go on.", row)
+        logger.exception("%s failed and will be retried later; the other tasks continue.", row)
         postpone(row, trace_of(error), clock())
         return
     is_complete = position is None
     now = clock()
     changes: dict[str, Any] = {
         "lease": None,
-        "wake_at": now + max(task.every, bite.rest) if is_complete else now,
+        "wake_at": now + max(task.interval, result.pause) if is_complete else now,
         "position": position,
-        "done": row.done + bite.done,
+        "done": row.done + result.done,
         "failures": 0,
         "error": "",
     }
@@ -188,13 +126,13 @@ def perform(row: Maintenance, clock: Clock) -> None:
 
 
 def postpone(row: Maintenance, reason: str, now: datetime, *, awaiting_deploy: bool = False) -> None:
-    """Write why a task could not be done, and let it begin anew after a pause: nobody else would do its work. Fenced;
-    raises ``LeaseLostError``."""
-    backoff = min(FIRST_BACKOFF * 2 ** min(row.failures, 16), LAST_BACKOFF)
+    """Write why a task failed, and let it start from the beginning after a backoff. A task is never parked, because no
+    other task does its work. Fenced; raises ``LeaseLostError``."""
+    backoff = min(MIN_BACKOFF * 2 ** min(row.failures, 16), MAX_BACKOFF)
     changes: dict[str, Any] = {
         "lease": None,
         "wake_at": now + backoff,
-        "position": None,  # it may be what cannot be read
+        "position": None,  # the position itself may be what cannot be read
         "failures": min(row.failures + 1, 1000),
         "error": storable(reason),
     }
@@ -205,9 +143,9 @@ def postpone(row: Maintenance, reason: str, now: datetime, *, awaiting_deploy: b
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """A task that raises, or that nobody has taken for too long. ``since``: when it was due; ``error``: its last
-    line."""
+class UnhealthyTask:
+    """A task that raises, or that no worker has performed for too long. ``since``: when it was due, or is retried;
+    ``error``: the last line of its error."""
 
     task: str
     since: datetime
@@ -216,36 +154,11 @@ class Trouble:
 
     def __str__(self) -> str:
         if self.failures:
-            return f"{self.task!r} failed {self.failures} time(s), tried again at {at_text(self.since)}: {self.error}"
-        return f"{self.task!r} is due since {at_text(self.since)}"
+            return f"{self.task!r} failed {self.failures} time(s), next attempt {at_text(self.since)}: {self.error}"
+        return f"{self.task!r} has been due since {at_text(self.since)}"
 
 
-def unhealthy_tasks(before: datetime) -> list[Trouble]:
-    """Return the tasks that raised, and those that are due since ``before``. Reads only."""
+def unhealthy_tasks(before: datetime) -> list[UnhealthyTask]:
+    """Return the tasks that raised, and those that have been due since ``before``. Reads only."""
     rows = Maintenance.objects.filter(Q(failures__gt=0) | Q(wake_at__lte=before)).order_by("name")
-    return [Trouble(row.name, row.wake_at, row.failures, last_line(row.error)) for row in rows if row.wake_at]
-
-
-# -- at once -----------------------------------------------------------------------------------------------------------
-
-
-def run_all(purpose: str, now: datetime, until: float = float("inf")) -> int:
-    """Do the tasks for ``purpose`` here and now, whatever their rows say; return how many rows were removed or put
-    right.
-
-    ``until``: stop at this moment (of ``time.monotonic``). Each task gets its part of the time that is left, so that
-    none can use up all of it. One that raises does not stop the others: its error is raised after them, but for a
-    database failure, which is raised at once.
-    """
-    done, failed, todo = 0, None, tasks_for(purpose)
-    while todo:
-        part = max(until - time.monotonic(), 0.0) / len(todo)
-        try:
-            done += todo.pop(0).take(TimeSlice(now, until=time.monotonic() + part)).done
-        except Exception as error:
-            if is_database_failure(error, connections[alias_of(Maintenance)]):
-                raise
-            failed = failed or error
-    if failed is not None:
-        raise failed
-    return done
+    return [UnhealthyTask(row.name, row.wake_at, row.failures, last_line(row.error)) for row in rows if row.wake_at]

@@ -1,8 +1,8 @@
-"""The seam to whatever runs workers: an ``Executor`` is a doorbell, nothing more.
+"""The interface to the runtime: a ``Notifier`` is a doorbell, nothing more.
 
-``ring_after_commit`` is what the floors above call when something became due now, and of which kinds: after the commit,
-and once a commit, the executor is rung for all of them. A ring that is lost loses nothing: the database knows what is
-due, and workers look there anyway.
+The layers above call ``ring_after_commit`` when rows become due now. After the commit, and once per commit, the
+notifier is rung for all of them. A lost ring loses nothing: the database records what is due, and workers poll it
+anyway.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from ..db.notifications import notify
 from ..exceptions import SettingsError
 from .drain import drain, draining
 from .maintenance import SLICE_SECONDS
-from .models import Maintenance, Wakeable
+from .models import Maintenance
 from .registry import wakeables
+from .wakeable import Wakeable
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -37,13 +38,13 @@ class Notifier(Protocol):
     """Something that makes a worker call ``drain`` soon."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
-        """Wake a worker: rows in the database ``alias`` have become due. ``queues``: of which kinds they are, as in
-        ``automation_worker --queues``; none: of any. May raise; nothing depends on it."""
+        """Wake a worker: rows in the database ``alias`` have become due. ``queues``: the names of their queues, as in
+        ``automation_worker --queues``; empty: any. May raise; nothing depends on it."""
 
 
 class InlineNotifier:
-    """Performs what is due at once, in the thread that committed it: for tests, notebooks and small scripts. Now and
-    then it does its part of the maintenance: a bite or a few small ones, and none inside somebody's transaction."""
+    """Performs due rows immediately, in the thread that committed them: for tests, notebooks and small scripts. Every
+    ``MAINTENANCE_SECONDS`` it also performs some maintenance, but never inside an open transaction."""
 
     MAINTENANCE_SECONDS = 10.0
 
@@ -58,14 +59,14 @@ class InlineNotifier:
 
 
 class SilentNotifier:
-    """Does nothing: workers find due rows by looking, or a test calls ``drain`` when it wants to."""
+    """Does nothing: workers find due rows by polling, or a test calls ``drain``."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         pass
 
 
 class WorkerNotifier:
-    """Wakes ``manage.py automation_worker``: with a NOTIFY on PostgreSQL; elsewhere its next look is soon enough."""
+    """Wakes ``manage.py automation_worker`` with a NOTIFY on PostgreSQL. On other databases it polls often enough."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         notify(alias, queues)
@@ -83,13 +84,13 @@ _override: Notifier | None = None
 
 
 def set_notifier(notifier: Notifier | None) -> None:
-    """Use ``executor`` from now on in this process; ``None``: what the settings say."""
+    """Use ``notifier`` from now on in this process; ``None``: use the one of the settings."""
     global _override
     _override = notifier
 
 
 def get_notifier() -> Notifier:
-    """Return the executor in force. Raises ``SettingsError`` when the settings name none that exists."""
+    """Return the notifier in use. Raises ``SettingsError`` when the one of the settings does not exist."""
     return _override or _from_settings()
 
 
@@ -107,8 +108,8 @@ def _from_settings() -> Notifier:
         raise
     except Exception as error:
         raise SettingsError(
-            f"AUTOMATION['RUNTIME'] is {name!r}, which cannot be used ({type(error).__name__}: {error}). Look at the "
-            "settings of the queue that it rings."
+            f"AUTOMATION['RUNTIME'] is {name!r}, which cannot be used ({type(error).__name__}: {error}). Check the "
+            "settings of its task queue."
         ) from error
     return notifier
 
@@ -118,56 +119,56 @@ def _forget(*, setting: str, **kwargs: object) -> None:
         _from_settings.cache_clear()
 
 
-setting_changed.connect(_forget, dispatch_uid="django_ai.automation.executor")
+setting_changed.connect(_forget, dispatch_uid="django_ai.automation.notifier")
 
 
-class _Ring:
-    """The hook of one connection's commits. Registered as often as it is asked for, it rings once a commit."""
+class _CommitHook:
+    """The commit hook of one connection. However often it is registered, it rings once per commit."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self.queues: set[str] | None = set()
-        self.wanted = False
-        self.__qualname__ = type(self).__name__  # Django names a hook that fails
+        self.is_pending = False
+        self.__qualname__ = type(self).__name__  # Django logs the name of a hook that fails
 
     def __call__(self) -> None:
-        if self.wanted:
-            queues, self.queues, self.wanted = self.queues or (), set(), False
+        if self.is_pending:
+            queues, self.queues, self.is_pending = self.queues or (), set(), False
             ring(self.alias, queues)
 
-    def want(self, due: Sequence[type[Wakeable]]) -> None:
-        """Ring for these kinds of rows, too; for none: for any."""
-        self.wanted = True
+    def add(self, due: Sequence[type[Wakeable]]) -> None:
+        """Ring also for rows of these models; empty: of any model."""
+        self.is_pending = True
         if not due or self.queues is None:
             self.queues = None
         else:
             self.queues.update(model.queue for model in due)
 
 
-_rings: WeakKeyDictionary[BaseDatabaseWrapper, _Ring] = WeakKeyDictionary()
+_hooks: WeakKeyDictionary[BaseDatabaseWrapper, _CommitHook] = WeakKeyDictionary()
 
 
 def ring_after_commit(alias: str, *due: type[Wakeable]) -> None:
-    """Ring the executor when the current transaction has committed (at once outside one), once however often asked.
-    ``due``: the kinds of rows that became due (default: any may have)."""
+    """Ring the notifier after the current transaction commits (immediately outside one), once per commit. ``due``: the
+    models whose rows became due (default: any)."""
     connection = connections[alias]
-    hook = _rings.get(connection)
+    hook = _hooks.get(connection)
     if hook is None:
-        hook = _rings[connection] = _Ring(alias)
-    hook.want(due)
-    # Registered each time: Django drops hooks of a savepoint that is rolled back, and a test may run but a part.
+        hook = _hooks[connection] = _CommitHook(alias)
+    hook.add(due)
+    # Registered every time: Django drops hooks of a savepoint that is rolled back, and a test may run only some.
     transaction.on_commit(hook, using=alias, robust=True)
 
 
 def ring(alias: str, queues: Collection[str] = ()) -> None:
-    """Ring now. An executor that fails is logged, not raised: its work is safe and will be found."""
+    """Ring now. A notifier that fails is logged, not raised: workers find the due rows by polling."""
     if draining():
-        return  # this thread's own loop sees it in its next round
+        return  # the next round of this thread's own ``drain`` finds the due rows
     _state.is_ringing = True
     try:
         get_notifier().ring(alias, queues)
     except Exception:
-        logger.exception("The executor could not be rung; workers will find the work by looking.")
+        logger.exception("The notifier failed; workers will find the due rows by polling.")
     finally:
         _state.is_ringing = False
 
@@ -176,6 +177,6 @@ _state = threading.local()
 
 
 def is_ringing() -> bool:
-    """Return whether this thread is ringing after a commit: who performs rows now is no worker, but a process that has
-    saved something, such as a web process, whose queue performs at once what it is given."""
+    """Return whether this thread is ringing after a commit. A process that performs rows meanwhile is no worker, but
+    one that has saved something: a web process, say, whose task queue executes tasks immediately."""
     return getattr(_state, "is_ringing", False)

@@ -1,9 +1,9 @@
-"""Orphans: rows of ours whose parent was removed by raw SQL, past the constraints that would have refused it.
+"""Orphans: automation rows whose parent was deleted by raw SQL, bypassing the constraints.
 
-A session that has switched off the checks of foreign keys, a dump of some of the tables, a partition that was dropped:
-what is left refers to nothing, and every query that joins it with its parent passes it by, the retention's, too. So it
-is looked for by itself, table by table, and goes as it would have gone with its parent. (An event whose *entity* is
-gone is no such row: ``events.retention`` sees to it.)
+This happens in a session without foreign-key checks, after a restore of some of the tables, or when a partition is
+dropped. The remaining rows refer to nothing, and every query that joins them with their parent misses them, including
+those of the retention. So this task searches for them, table by table, and deletes them as their parent's deletion
+would have. (An event whose *entity* is gone is no orphan: ``events.retention`` releases it.)
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from django.db import models, transaction
 from django.db.models import Exists, OuterRef
 
 from ..db.writer import alias_of
-from .maintenance import SliceResult, TimeSlice
-from .pruning import OURS, WINDOW, remove
+from .periodic_tasks import SliceResult, TimeSlice
+from .pruning import OURS, WINDOW_KEYS, remove
 
 
-def prune_orphans(turn: TimeSlice) -> SliceResult:
-    """Remove rows that hung on one that is gone, and empty references that only mention one."""
+def prune_orphans(time_slice: TimeSlice) -> SliceResult:
+    """Delete rows that belonged to a deleted one, and set references to deleted rows to null where that is allowed."""
     references = _references()
-    number, after = (turn.position or {}).get("reference", 0), (turn.position or {}).get("after", 0)
+    position = time_slice.position or {}
+    number, after = position.get("reference", 0), position.get("after", 0)
     done = 0
     while number < len(references):
         field = references[number]
         rows = field.model._base_manager.using(alias_of(field.model)).order_by("pk")
-        window = list(rows.filter(pk__gt=after).values_list("pk", flat=True)[:WINDOW])
+        window = list(rows.filter(pk__gt=after).values_list("pk", flat=True)[:WINDOW_KEYS])
         if window:
             done += _remove(field, rows.filter(pk__gt=after, pk__lte=window[-1]))
             after = window[-1]
-        if len(window) < WINDOW:
+        if len(window) < WINDOW_KEYS:
             number, after = number + 1, 0
-        if turn.is_over and number < len(references):
+        if time_slice.is_over and number < len(references):
             return SliceResult(done, {"reference": number, "after": after})
     return SliceResult(done)
 
 
 def _references() -> list[Any]:
-    """Return the foreign keys between our own models. Those of a table to itself come first: SQLite asks for them again
-    at each update of their row."""
+    """Return the foreign keys between automation models. References of a table to itself come first: SQLite checks
+    them again at each update of their row."""
     found = [
         field
         for model in apps.get_models()
@@ -53,8 +54,8 @@ def _references() -> list[Any]:
 
 def _remove(field: Any, rows: models.QuerySet[Any]) -> int:
     parents = field.related_model._base_manager.using(rows.db).filter(pk=OuterRef(field.attname))
-    lost = rows.filter(**{f"{field.attname}__isnull": False}).filter(~Exists(parents))
-    pks = list(lost.values_list("pk", flat=True))
+    orphans = rows.filter(**{f"{field.attname}__isnull": False}).filter(~Exists(parents))
+    pks = list(orphans.values_list("pk", flat=True))
     if not pks:
         return 0
     with transaction.atomic(using=rows.db):

@@ -1,6 +1,6 @@
-"""What the floors above hand down: which rows move in time, and when the next of them is due.
+"""The registry of Wakeable models, and when the next row of each is due.
 
-Floors register in their ``AppConfig.ready()``; this floor names none of them.
+The layers above register their models in ``AppConfig.ready()``; this layer imports none of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from django.db.models import Model
 
 from ..conf import conf
 from ..db.writer import alias_of
-from .models import Behaviour, Maintenance, Wakeable
+from .models import Maintenance
+from .wakeable import Behaviour, Wakeable
 
 _wakeables: list[type[Wakeable]] = []
 _explained: list[type[Model]] = []
@@ -24,8 +25,7 @@ _longest_timeout = timedelta(0)
 
 
 def register(model: type[Wakeable], behaviour: Behaviour) -> None:
-    """Let ``drain`` perform rows of ``model``, as ``behaviour`` says; models with a lower ``drain_order`` come
-    first."""
+    """Let ``drain`` perform rows of ``model`` with ``behaviour``. Models with a lower ``drain_order`` come first."""
     model.behaviour = behaviour
     if model not in _wakeables:
         _wakeables.append(model)
@@ -33,14 +33,14 @@ def register(model: type[Wakeable], behaviour: Behaviour) -> None:
 
 
 def register_explained(model: type[Model]) -> None:
-    """Let ``automation_health --explain`` list unfinished rows of ``model``, too: one that is no Wakeable, and has
-    ``unfinished()`` and ``waits_for(now)`` as those have."""
+    """Let ``automation_health --explain`` also list unfinished rows of ``model``, which is no Wakeable but has the same
+    ``unfinished()`` and ``waits_for(now)``."""
     if model not in _explained:
         _explained.append(model)
 
 
 def declare_timeout(timeout: timedelta) -> None:
-    """Tell the queue that user code may run as long as this, so that it does not kill the worker before."""
+    """Declare that user code may run for ``timeout``, so that no task queue kills the worker earlier."""
     global _longest_timeout
     _longest_timeout = max(_longest_timeout, timeout)
 
@@ -50,24 +50,24 @@ def longest_timeout() -> timedelta:
 
 
 def wakeables() -> tuple[type[Wakeable], ...]:
-    """Return the models whose rows are work. ``Maintenance``, the engine's own, is none of them."""
+    """Return the models whose rows are work. They do not include the engine's own ``Maintenance``."""
     return tuple(_wakeables)
 
 
-def of_queues(names: Collection[str]) -> tuple[type[Wakeable], ...]:
-    """Return the models whose rows are called so in ``--queues``. Raises ``ValueError`` for a name that none has."""
+def models_of_queues(names: Collection[str]) -> tuple[type[Wakeable], ...]:
+    """Return the models of the given queue names. Raises ``ValueError`` for an unknown name."""
     everything: list[type[Wakeable]] = [*_wakeables, Maintenance]
     known = {model.queue: model for model in everything}
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"There is no queue {name!r}.{hint} There are: {', '.join(sorted(known))}.")
+            raise ValueError(f"There is no queue {name!r}.{hint} Known queues: {', '.join(sorted(known))}.")
     return tuple(model for model in everything if model.queue in names)
 
 
 def explained() -> tuple[type[Any], ...]:
-    """Return the models whose unfinished rows can say what they wait for."""
+    """Return the models whose unfinished rows can report what they wait for."""
     return (*_wakeables, *_explained)
 
 
@@ -76,30 +76,30 @@ def due_times(
 ) -> dict[type[Wakeable], datetime]:
     """Return for each Wakeable model when its next row is due: one cheap query, answered from the indexes.
 
-    ``since``: from where on to look at a model's rows (default: at all; see ``lookout``). ``maintenance``: also of
-    ``Maintenance``.
+    ``since``: skip rows of a model with an earlier ``wake_at`` (default: skip none; see ``due``). ``maintenance``:
+    include ``Maintenance``.
     """
     if not _wakeables:
         return {}
     connection = connections[alias_of(_wakeables[0])]
     quote = connection.ops.quote_name
-    # min() over an index, not EXISTS: the same answer says whether anything is due and how long to sleep if not.
-    begin = {model: connection.ops.adapt_datetimefield_value(moment) for model, moment in (since or {}).items()}
+    # min() over an index, not EXISTS: one answer shows whether a row is due and, if not, how long to sleep.
+    starts = {model: connection.ops.adapt_datetimefield_value(moment) for model, moment in (since or {}).items()}
     asked: list[type[Wakeable]] = [*_wakeables, Maintenance] if maintenance else _wakeables
     sql = " UNION ALL ".join(
         f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} "
-        f"WHERE wake_at {'>= %s' if model in begin else 'IS NOT NULL'}"
+        f"WHERE wake_at {'>= %s' if model in starts else 'IS NOT NULL'}"
         for number, model in enumerate(asked)
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [begin[model] for model in asked if model in begin])
+        cursor.execute(sql, [starts[model] for model in asked if model in starts])
         rows = cursor.fetchall()
     convert = _converter(connection)
     return {asked[number]: convert(value) for number, value in rows if value is not None}
 
 
 def _converter(connection: BaseDatabaseWrapper) -> Callable[[object], datetime]:
-    """Return how this database's raw datetimes become Python's: Django's own conversion of the column."""
+    """Return the function that converts raw datetimes of this database to Python's, as Django does for the column."""
     field = Wakeable._meta.get_field("wake_at")
     converters = [
         *connection.ops.get_db_converters(field.get_col("")),
@@ -119,8 +119,8 @@ def due_models(
     times: Mapping[type[Wakeable], datetime] | None = None,
     models: Collection[type[Wakeable]] | None = None,
 ) -> list[type[Wakeable]]:
-    """Return the models that have a due row, in the order of draining: maintenance last. ``times``: what ``due_times``
-    has said. ``models``: only these (default: all that is in ``times``)."""
+    """Return the models that have a due row, in the order of draining, maintenance last. ``times``: the result of
+    ``due_times``. ``models``: only these (default: all in ``times``)."""
     if times is None:
         times = due_times()
     everything: list[type[Wakeable]] = [*_wakeables, Maintenance]

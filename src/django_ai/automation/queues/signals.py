@@ -1,12 +1,13 @@
-"""Life-cycle signals of the engine. Logs, metrics and traces listen here; the engine itself does no logging.
+"""Life-cycle signals of the engine, for logs, metrics and traces.
 
-``attempt_finished(sender=model, row, error, seconds)``: user code of a row ran; ``error`` is its exception or None. Of
-what an event asks (its condition, name, namespace, payload) only an exception is told; one in a save before its commit.
+``attempt_finished(sender=model, row, error, seconds)``: user code of a row ran; ``error`` is its exception or None. For
+functions of an event definition (condition, name, namespace, payload) it is sent only after an exception; for an
+exception in a save it is sent before the commit.
 ``row_failed(sender=model, row, reason)``: a run, callback or handler has failed for good: no attempt follows. Sent
-after the commit; alerts listen here.
-``row_parked(sender=model, row, reason)``: a row needs a person.
-``perform_failed(sender=model, row, error)``: the engine itself failed on a row; its lease will run out, or
-the row was given back, if it was trouble of the database.
+after the commit; connect alerts here.
+``row_parked(sender=model, row, reason)``: a row needs an operator, or code that this worker does not have.
+``perform_failed(sender=model, row, error)``: the engine itself failed on a row. Its lease will run out; after a
+database failure the row was released.
 """
 
 from __future__ import annotations

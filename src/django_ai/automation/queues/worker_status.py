@@ -1,12 +1,12 @@
-"""WorkerStatus: each worker process says every few seconds that it lives, and which queues it looks at.
+"""Worker status: each worker process reports every few seconds that it lives, and which queues it works on.
 
-A process is a worker once it has enlisted (``heartbeat.enlist``): ``automation_worker`` does so when it starts,
-processes of Django-Q2, Celery and Django tasks when they answer their first doorbell. A process that only saves, and a
-web process in which a commit performs what is due, never does: whoever counts workers does not count it.
+A process is a worker once it is registered (``heartbeat.register_worker``): ``automation_worker`` registers when it
+starts; processes of Django-Q2, Celery and Django tasks register at their first doorbell. A process that only saves
+never registers, and neither does a web process in which a commit performs what is due: it does not count as a worker.
 
-One row of ``Worker`` for each process, written by the heartbeat's thread beside the work and outside its transactions,
-also while the process is idle. It is a sign of life and nothing else: no row is taken from anybody because of it, and a
-process that cannot write it works on.
+There is one row of ``Worker`` per process. The thread of the heartbeat writes it, outside the transactions of the work,
+including while the process is idle. The row is a report and nothing else: no lease is taken from a process because of
+it, and a process that cannot write it continues to work.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as AnyDatabaseError
 from django.db import connections
 from django.db.models import F
 
 from ..db.connections import close_if_broken
+from ..db.database_clock import DatabaseNow
 from ..db.writer import alias_of
-from .lease import new_token
-from .models import DatabaseNow, Worker
+from .claim import new_token
+from .models import Worker
 
-EVERY = 20.0
-"""Seconds between two signs of life of a process ..."""
-BUSY = 5.0
-"""... and of one that has performed something since the last."""
-AGAIN = 3.0
-"""Seconds after which a sign of life that could not be written is tried again."""
-DEAD_AFTER = timedelta(seconds=60)
-"""A process that has given none for so long is dead, or cannot reach the database, and performs nothing either way."""
-FORGET_AFTER = timedelta(days=1)
+REPORT_SECONDS = 20.0
+"""Seconds between two reports of a process ..."""
+BUSY_REPORT_SECONDS = 5.0
+"""... and of one that has performed rows since the last report."""
+RETRY_SECONDS = 3.0
+"""After how many seconds a report that could not be written is retried."""
+MAX_SILENCE = timedelta(seconds=60)
+"""A process without a report for this long is dead, or cannot reach the database; either way it performs nothing."""
+DEAD_WORKER_RETENTION = timedelta(days=1)
 
 
 class WorkerStatus:
-    """The sign of life of this process. Thread-safe; a fork is a process of its own, which has not enlisted."""
+    """The reports of this process. Thread-safe; a fork is a process of its own, which is not registered."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Be no worker any more, and say nothing about it."""
+    def reset(self) -> None:
+        """Be registered no longer, without a report about it."""
         self._name = ""
         self._runtime = ""
         self._queues = ""
@@ -58,22 +59,23 @@ class WorkerStatus:
         self._worked: dict[str, float] = {}
 
     @property
-    def is_enlisted(self) -> bool:
+    def is_registered(self) -> bool:
         return bool(self._name)
 
-    def enlist(self, runtime: str, queues: Iterable[str] = ()) -> bool:
-        """Be a worker of ``runtime`` that looks at ``queues`` (default: at all); return whether that is new.
+    def register(self, runtime: str, queues: Iterable[str] = ()) -> bool:
+        """Register this process as a worker of ``runtime`` that works on ``queues`` (default: all). Return whether that
+        is new.
 
         One process has one runtime, the first.
         """
         with self._lock:
             if self._name:
                 return False
-            self.forget()
+            self.reset()
             self._name, self._runtime, self._queues = new_token(), runtime, ",".join(queues)
             return True
 
-    def worked(self, queue: str, performed: int) -> None:
+    def record_performed(self, queue: str, performed: int) -> None:
         """Note that this process has performed rows. Writes nothing."""
         with self._lock:
             if self._name:
@@ -82,31 +84,31 @@ class WorkerStatus:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a sign of life."""
+        """Whether it is time for a report."""
         now = time.monotonic()
-        if not self.is_enlisted or now < self._not_before:
+        if not self.is_registered or now < self._not_before:
             return False
-        return now >= self._next or (self._performed > 0 and now >= self._written + BUSY)
+        return now >= self._next or (self._performed > 0 and now >= self._written + BUSY_REPORT_SECONDS)
 
-    def sign(self, is_busy: Iterable[str] = ()) -> None:
-        """Give the sign of life if it is due. ``is_busy``: queues of rows that this process is busy with. Never raises
-        for the database's trouble."""
+    def report(self, busy_queues: Iterable[str] = ()) -> None:
+        """Write the report if it is due. ``busy_queues``: queues of the rows that this process is performing. Never
+        raises for a database failure."""
         with self._lock:
             if not self.is_due:
                 return
             now = time.monotonic()
-            self._worked.update(dict.fromkeys(is_busy, now))
-            self._not_before = now + AGAIN  # nobody else begins with it meanwhile
+            self._worked.update(dict.fromkeys(busy_queues, now))
+            self._not_before = now + RETRY_SECONDS  # no other thread writes the report meanwhile
             name, performed = self._name, self._performed
             worked = {queue: round(now - moment, 3) for queue, moment in self._worked.items()}
         try:
             self._write(name, worked, performed)
-        except DatabaseTrouble:
+        except AnyDatabaseError:
             close_if_broken(connections[alias_of(Worker)])
             return
         with self._lock:
             if name == self._name:
-                self._written, self._next = now, now + EVERY
+                self._written, self._next = now, now + REPORT_SECONDS
                 self._performed -= performed
 
     def _write(self, name: str, worked: dict[str, float], performed: int) -> None:
@@ -124,19 +126,18 @@ class WorkerStatus:
             worked=worked,
             performed=performed,
         )
-        with suppress(DatabaseTrouble):  # another process that begins may do the same
-            workers.filter(seen_at__lt=DatabaseNow() - FORGET_AFTER).delete()
+        with suppress(AnyDatabaseError):  # another process that starts may do the same
+            workers.filter(seen_at__lt=DatabaseNow() - DEAD_WORKER_RETENTION).delete()
 
-    def dismiss(self) -> None:
-        """Be no worker any more, and say so: the process ends in good order. Never raises for trouble of the
-        database."""
+    def sign_off(self) -> None:
+        """Be registered no longer, and report that the process has stopped. Never raises for a database failure."""
         with self._lock:
-            name, is_known = self._name, time.monotonic() - self._written < DEAD_AFTER.total_seconds()
+            name, is_known = self._name, time.monotonic() - self._written < MAX_SILENCE.total_seconds()
             performed = self._performed
-            self.forget()
+            self.reset()
         if not name or not is_known:
-            return  # a database that was away just now would only hold up the end
-        with suppress(DatabaseTrouble):
+            return  # a database that was unreachable a moment ago would only delay the end of the process
+        with suppress(AnyDatabaseError):
             Worker.objects.using(alias_of(Worker)).filter(name=name).update(
                 seen_at=DatabaseNow(), stopped_at=DatabaseNow(), performed=F("performed") + performed
             )
@@ -147,7 +148,7 @@ worker_status = WorkerStatus()
 
 def _after_fork() -> None:
     worker_status._lock = threading.Lock()
-    worker_status.forget()
+    worker_status.reset()
 
 
 os.register_at_fork(after_in_child=_after_fork)

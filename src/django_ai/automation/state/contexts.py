@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as AnyDatabaseError
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
@@ -61,8 +61,8 @@ def replaced(old: BaseModel, new: BaseModel, how: str) -> BaseModel:
     if new is not old:
         if not isinstance(new, type(old)):
             raise DefinitionError(f"{how} {new!r:.200}; it must be a {type(old).__qualname__}.")
-        if HANDED_ON in old.__dict__:
-            new.__dict__.setdefault(HANDED_ON, old.__dict__[HANDED_ON])
+        if UNKNOWN_FIELDS in old.__dict__:
+            new.__dict__.setdefault(UNKNOWN_FIELDS, old.__dict__[UNKNOWN_FIELDS])
     return new
 
 
@@ -94,7 +94,7 @@ def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
             f"{what}: what is stored does not fit its Context any more: {reasons(error)}. Give new fields a default, "
             "or give the class a migrate_context(data, from_version); then this goes on by itself."
         ) from error
-    except DatabaseTrouble:
+    except AnyDatabaseError:
         raise  # a validator that asks the database: not the fault of what is stored
     except Exception as error:
         raise ContextError(
@@ -102,11 +102,11 @@ def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
         ) from error
     known = _known_names(model)
     if known is not None and (unknown := data.keys() - known):
-        context.__dict__[HANDED_ON] = {name: data[name] for name in unknown}
+        context.__dict__[UNKNOWN_FIELDS] = {name: data[name] for name in unknown}
     return context
 
 
-HANDED_ON = "_automation_handed_on"
+UNKNOWN_FIELDS = "_automation_handed_on"
 
 
 @lru_cache(maxsize=1024)
@@ -135,7 +135,7 @@ def dump_context(context: BaseModel, what: str) -> str:
     """
     models: Counter[type] = Counter()
     for name, value in context.__dict__.items():
-        if type(value) not in _PLAIN and name != HANDED_ON and (trouble := _silent_trouble(value, name, 0, models)):
+        if type(value) not in _PLAIN and name != UNKNOWN_FIELDS and (trouble := _lossy_value(value, name, 0, models)):
             raise NotStorableError(f"{what} cannot be stored as JSON: {trouble}.")
     try:
         values = context.model_dump(mode="json", round_trip=True, warnings="error")
@@ -144,7 +144,7 @@ def dump_context(context: BaseModel, what: str) -> str:
         values = _coerced(context, what, error)
     if models and (loss := _lost_class(context, values, models)):
         raise NotStorableError(f"{what} cannot be stored: {loss}.")
-    if (others := context.__dict__.get(HANDED_ON)) is not None:
+    if (others := context.__dict__.get(UNKNOWN_FIELDS)) is not None:
         values = {**others, **values}
     return encode(values, what)
 
@@ -152,7 +152,7 @@ def dump_context(context: BaseModel, what: str) -> str:
 _PLAIN = (str, int, bool, type(None))
 
 
-def _silent_trouble(value: Any, path: str, depth: int, models: Counter[type]) -> str:
+def _lossy_value(value: Any, path: str, depth: int, models: Counter[type]) -> str:
     """Return what in ``value`` Pydantic would write wrongly without a word, or a text without end: NaN and infinities
     become null, and what contains itself never ends. Counts in ``models`` the classes of the models in it that inherit
     from another model."""
@@ -171,7 +171,7 @@ def _silent_trouble(value: Any, path: str, depth: int, models: Counter[type]) ->
     else:
         return ""
     for at, item in items:
-        if type(item) not in _PLAIN and (trouble := _silent_trouble(item, at, depth + 1, models)):
+        if type(item) not in _PLAIN and (trouble := _lossy_value(item, at, depth + 1, models)):
             return trouble
     return ""
 

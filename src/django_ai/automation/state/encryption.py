@@ -21,7 +21,7 @@ from django.utils.module_loading import import_string
 from ..conf import conf
 from ..exceptions import DecryptionError, SettingsError
 
-SEALED = "$sealed"
+ENVELOPE_KEY = "$sealed"
 FERNET = "django_ai.automation.state.fernet.FernetCodec"
 
 
@@ -46,16 +46,16 @@ class Unreadable(dict[str, Any]):
 def codec() -> Codec | None:
     """Return what new text is sealed with, or None. Raises ``SettingsError`` where there is no such codec."""
     name = conf().CONTEXT_CODEC
-    return _made(name) if name else None
+    return _load_codec(name) if name else None
 
 
 @lru_cache(maxsize=1)
-def _reader() -> Codec:
+def _reading_codec() -> Codec:
     """Return what envelopes are opened with: also after the codec was turned off, if it was ours."""
-    return codec() or _made(FERNET)
+    return codec() or _load_codec(FERNET)
 
 
-def _made(name: str) -> Codec:
+def _load_codec(name: str) -> Codec:
     try:
         made: Codec = import_string(name)()
     except SettingsError:
@@ -71,7 +71,7 @@ def _made(name: str) -> Codec:
 def _forget(*, setting: str, **kwargs: object) -> None:
     if setting in ("AUTOMATION", "SECRET_KEY", "SECRET_KEY_FALLBACKS"):
         codec.cache_clear()
-        _reader.cache_clear()
+        _reading_codec.cache_clear()
 
 
 setting_changed.connect(_forget, dispatch_uid="django_ai.automation.sealing")
@@ -82,15 +82,15 @@ def encrypt(text: str) -> str:
     with_codec = codec()
     if with_codec is None or text in ("{}", "null"):
         return text
-    return json.dumps({SEALED: with_codec.encode(text)})
+    return json.dumps({ENVELOPE_KEY: with_codec.encode(text)})
 
 
 def decrypt(value: Any) -> Any:
     """Return what a stored value holds; plain ones are themselves, and what cannot be opened is ``Unreadable``."""
-    if not isinstance(value, dict) or value.keys() != {SEALED}:
+    if not isinstance(value, dict) or value.keys() != {ENVELOPE_KEY}:
         return value
     try:
-        return json.loads(_reader().decode(value[SEALED]))
+        return json.loads(_reading_codec().decode(value[ENVELOPE_KEY]))
     except Exception as error:
         found = Unreadable(value)
         found.reason = f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from django.db import Error as DatabaseTrouble
+from django.db import Error as AnyDatabaseError
 from pydantic import BaseModel, ValidationError
 
 from ..exceptions import ContextError, DefinitionError
@@ -106,7 +106,7 @@ def _migrated(definition: Versioned, data: Any, version: str, what: str) -> Base
     assert definition.migrate is not None
     try:
         found = definition.migrate(copy.deepcopy(data), version)
-    except DatabaseTrouble:
+    except AnyDatabaseError:
         raise
     except Exception as error:
         raise ContextError(
@@ -130,7 +130,7 @@ def _migrated(definition: Versioned, data: Any, version: str, what: str) -> Base
         raise ContextError(
             f"{what}: what {HOOK}(data, {version!r}) returned does not fit the Context: {reasons(error)}."
         ) from error
-    except DatabaseTrouble:
+    except AnyDatabaseError:
         raise
     except Exception as error:
         raise ContextError(

@@ -13,8 +13,8 @@ from typing import Any
 from django.utils import timezone
 
 from ..exceptions import AutomationError
-from ..queues.models import Wakeable
 from ..queues.signals import attempt_finished, perform_failed, row_parked
+from ..queues.wakeable import Wakeable
 
 MAX_ATTEMPTS_AT_ONE_MOMENT = 10_000
 """Limit for the attempts of one row and for the rounds, while time stands; ten times that for all rows."""

@@ -1,5 +1,5 @@
-"""Refuses functions that a call does not run: a coroutine or generator function returns at once, with nothing done, and
-one that cannot take what it is given raises at each call."""
+"""Checks of declared functions: a coroutine or generator function would return without running anything, and a function
+with other parameters would raise at each call."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 
 from ..exceptions import DefinitionError
 
-KINDS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+NOT_SYNCHRONOUS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 def check_synchronous(function: Any, what: str) -> None:
     """Raise ``DefinitionError`` if ``function`` (also under ``functools.partial``, wrappers, or as an object with
     ``__call__``) is async or a generator."""
-    if any(is_kind(each) for each in _inside(function) for is_kind in KINDS):
+    if any(is_kind(each) for each in _inside(function) for is_kind in NOT_SYNCHRONOUS):
         name = getattr(function, "__qualname__", None) or repr(function)
         raise DefinitionError(
-            f"{what}: {name} must be a plain function, not async or a generator: a call would run nothing. "
-            "Call async code in it with asgiref.sync.async_to_sync."
+            f"{what}: {name} must be a plain function, not async or a generator, because a call would run nothing. "
+            "Call async code inside it with asgiref.sync.async_to_sync."
         )
 
 
 def check_parameters(function: Any, what: str, *arguments: str) -> None:
-    """Raise ``DefinitionError`` if ``function`` cannot be called with ``arguments``, by position. What says nothing of
-    its parameters is taken."""
+    """Raise ``DefinitionError`` if ``function`` cannot be called with ``arguments``, by position. A callable without a
+    signature is accepted."""
     called = function.__func__ if isinstance(function, staticmethod) else function
     try:
-        # What is called is a wrapper itself, and not what it wraps.
+        # A call reaches the wrapper, not the function that it wraps.
         signature = inspect.signature(called, follow_wrapped=False)
     except (TypeError, ValueError):
         return
@@ -39,7 +39,7 @@ def check_parameters(function: Any, what: str, *arguments: str) -> None:
         name = getattr(function, "__qualname__", None) or repr(function)
         given = ", ".join(arguments)
         raise DefinitionError(
-            f"{what}: {name} takes {signature}, and is called with ({given}): {error}. Let it take ({given})."
+            f"{what}: {name} has the signature {signature} but is called with ({given}): {error}. Declare ({given})."
         ) from None
 
 

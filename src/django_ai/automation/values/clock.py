@@ -1,6 +1,7 @@
-"""Time is an argument: one ``Clock`` is made at each entry point and passed down.
+"""Time is an argument: each entry point creates one ``Clock`` and passes it down.
 
-A live clock reads the wall; a fixed one says the same moment for as long as a test wants.
+A live clock returns the current time; a fixed one always returns the same moment (tests). This module also has the
+arithmetic of moments and offsets.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Clock = Callable[[], datetime]
 
 
 def clock_at(now: datetime | None) -> Clock:
-    """Return a clock that stands at ``now``, or the live one. Raises ``NaiveDatetimeError``."""
+    """Return a clock fixed at ``now``, or the live one. Raises ``NaiveDatetimeError``."""
     if now is None:
         return lambda: timezone.now()
     moment = aware(now, "now")
@@ -29,11 +30,11 @@ def clock_at(now: datetime | None) -> Clock:
 
 
 def aware(value: Any, what: str) -> datetime:
-    """Return ``value`` as a moment in time; a ``date`` is its midnight in ``TIME_ZONE``,
-    whatever time zone a request has activated.
+    """Return ``value`` as a moment in time. A ``date`` means its midnight in ``TIME_ZONE``, whatever time zone a
+    request has activated.
 
-    Raises ``NaiveDatetimeError`` where ``USE_TZ`` is on and the time zone is missing, and ``DefinitionError`` for what
-    is no date at all. ``what`` names the value in the message.
+    Raises ``NaiveDatetimeError`` if ``USE_TZ`` is on and the time zone is missing, and ``DefinitionError`` if the value
+    is not a date. ``what`` names the value in the message.
     """
     if isinstance(value, datetime):
         if settings.USE_TZ and timezone.is_naive(value):
@@ -49,10 +50,9 @@ def aware(value: Any, what: str) -> datetime:
 
 
 def later(moment: datetime, delta: timedelta) -> datetime:
-    """Return ``moment + delta`` in elapsed time, or the end of the calendar where that is beyond it: "never" stays
-    "never"."""
+    """Return ``moment + delta`` in elapsed time, limited to the range of the calendar: "never" stays "never"."""
     if moment.tzinfo not in (None, UTC):
-        # Python adds on the wall clock of the zone that a datetime carries.
+        # Python adds on the wall clock of a datetime's zone.
         with contextlib.suppress(OverflowError):
             moment = moment.astimezone(UTC)
     try:
@@ -80,7 +80,7 @@ def shift(moment: datetime, offset: Offset | None) -> datetime:
         # Through UTC, so that a wall-clock time that does not exist becomes one that does (PEP 495).
         shifted: datetime = (moment.astimezone(timezone.get_default_timezone()) + offset).astimezone(UTC)
     except (OverflowError, ValueError):
-        return moment  # at the end of the calendar: a date that means "never"
+        return moment  # the end of the calendar, which means "never"
     return shifted
 
 
@@ -94,7 +94,7 @@ UNITS = {
 
 
 def offset_key(offset: Offset | None) -> str:
-    """Return a stable text for ``offset`` (``"-3h"``): equal offsets have equal texts. No offset is ``""``."""
+    """Return a stable string for ``offset`` (``"-3h"``): equal offsets have equal strings. No offset is ``""``."""
     if not offset:
         return ""
     if isinstance(offset, timedelta):
@@ -107,7 +107,7 @@ def offset_key(offset: Offset | None) -> str:
     relative = ("years", "months", "days", "leapdays", "hours", "minutes", "seconds", "microseconds")
     absolute = ("year", "month", "day", "hour", "minute", "second", "microsecond", "weekday")
     parts = [f"{name}={value:+d}" for name in relative if (value := int(getattr(offset, name)))]
-    # hour=0 means midnight, which is something; hours=0 is nothing.
+    # hour=0 means midnight, so it counts; hours=0 changes nothing.
     parts += [f"{name}={value}" for name in absolute if (value := getattr(offset, name)) is not None]
     return ",".join(parts)
 
@@ -116,7 +116,7 @@ RECHECK = "?"
 
 
 def milestone_key(offset: Offset | None, recheck: bool) -> str:
-    """Return the key of the beat at ``offset``. One whose condition is asked again is a beat of its own."""
+    """Return the key of the milestone at ``offset``. One that checks the condition again is a separate milestone."""
     return offset_key(offset) + (RECHECK if recheck else "")
 
 
@@ -126,7 +126,7 @@ def check_recheck(recheck: Any, offset: Offset | None, what: str) -> None:
         raise DefinitionError(f"{what}: recheck={recheck!r} must be True or False.")
     if recheck and not offset:
         raise DefinitionError(
-            f"{what}: recheck=True needs offset=: at the event itself its condition is always asked. Leave it out."
+            f"{what}: recheck=True needs offset=: without an offset the condition is always checked. Remove recheck."
         )
 
 
@@ -134,12 +134,12 @@ def check_offset(offset: Any, what: str) -> None:
     """Raise ``DefinitionError`` unless ``offset`` is None, a timedelta or a relativedelta."""
     if offset is not None and not isinstance(offset, timedelta | relativedelta):
         raise DefinitionError(
-            f"{what}: offset={offset!r} must be a timedelta or a relativedelta; negative is before the event, "
-            "positive after it."
+            f"{what}: offset={offset!r} must be a timedelta or a relativedelta: negative before the event, positive "
+            "after it."
         )
 
 
 def check_duration(value: Any, what: str) -> None:
-    """Raise ``DefinitionError`` unless ``value`` is a timedelta longer than zero."""
+    """Raise ``DefinitionError`` unless ``value`` is a positive timedelta."""
     if not isinstance(value, timedelta) or value <= timedelta(0):
-        raise DefinitionError(f"{what}={value!r} must be a timedelta longer than zero.")
+        raise DefinitionError(f"{what}={value!r} must be a positive timedelta.")

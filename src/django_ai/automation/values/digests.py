@@ -1,5 +1,5 @@
-"""Short keys: for unique constraints, where the same parts give the same key on every machine and database; and random
-ones for calls to the outside."""
+"""Short keys: digests for unique constraints, equal on every machine and database, and random keys for calls to
+external systems."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ KEY_LENGTH = 32
 
 
 def new_call_key() -> str:
-    """Return 32 random hex digits: what a row's ``idempotency_key`` is made of.
+    """Return 32 random hex digits, from which a row's ``idempotency_key`` is built.
 
-    Not its primary key, which comes again in other databases and after a backup was restored: a payment provider would
-    then take another charge for one that it has made.
+    Not the primary key: it repeats in other databases and after a restore of a backup. A payment provider would then
+    mistake a new charge for one that it has already made.
     """
     return secrets.token_hex(KEY_LENGTH // 2)
 
@@ -21,8 +21,8 @@ def new_call_key() -> str:
 def digest(*parts: object) -> str:
     """Return 32 hex digits for ``parts`` (128 bits: no two of a billion rows collide).
 
-    Hashed, because MariaDB compares text without regard to case and limits the length of an index.
+    Hashed, because MariaDB compares strings case-insensitively and limits the length of an index.
     """
-    # With their lengths, so that no text in one part can pass for the border between two.
+    # With their lengths, so that no part can contain the separator between two parts.
     text = "".join(f"{len(each)}:{each}" for each in map(str, parts))
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_LENGTH // 2).hexdigest()

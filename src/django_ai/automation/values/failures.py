@@ -1,5 +1,4 @@
-"""An attempt that raised: what is said of it, and when it is tried again. Pure, for the ``decide`` of each kind of
-run."""
+"""A failed attempt: its error message, and when it is retried. Pure, for the ``decide`` of each kind of run."""
 
 from __future__ import annotations
 
@@ -12,18 +11,18 @@ from .retry import Retry
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """What an attempt gave that ended with an exception."""
+    """The result of an attempt that ended with an exception."""
 
     error: Exception
     trace: str
     data: str | None = None
-    """The Context as the code has left it; None where it cannot be kept, or is still to be made."""
+    """The Context as the code left it; None if it cannot be stored, or does not exist yet."""
     note: str = ""
-    """Why it cannot be kept."""
+    """Why the Context cannot be stored."""
 
     @property
     def is_final(self) -> bool:
-        """Whether it would be the same again: wrong use of this package."""
+        """Whether another attempt would fail in the same way: the package is used incorrectly."""
         return isinstance(self.error, AutomationError) and not self.error.is_retryable
 
     @property

@@ -1,4 +1,4 @@
-"""``Retry``: when and how often to retry. Pure arithmetic: the attempts are counted on the row."""
+"""``Retry``: how often and after which backoff to retry. Pure arithmetic: the row counts the attempts."""
 
 from __future__ import annotations
 

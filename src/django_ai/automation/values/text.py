@@ -1,7 +1,7 @@
-"""Texts for people: the line of an error that says what happened, and lines that are safe to print.
+"""Strings for display: the line of an error that names its cause, and lines that are safe to print.
 
-An error, an entity's key or a name may hold anything, also what makes a terminal clear its screen or a log file show a
-line that nobody wrote. What is printed or logged goes through ``one_line`` first.
+An error, an entity's key or a name may contain anything, including control characters that clear a terminal or forge a
+line of a log file. Everything that is printed or logged passes through ``one_line`` first.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import unicodedata
 
 from .json_text import storable
 
-LONGEST_LINE = 2_000
-PYDANTICS_PAGE = "For further information visit https://errors.pydantic.dev/"
+MAX_LINE_LENGTH = 2_000
+MAX_TRACE_LENGTH = 20_000
+PYDANTIC_ERROR_URL = "For further information visit https://errors.pydantic.dev/"
 
 
 def last_line(error: str) -> str:
-    """Return the end of a traceback or reason: the line that says what happened, safe to print.
+    """Return the line of a traceback or reason that names the cause, safe to print.
 
-    Of Pydantic's errors that is the last field with what is wrong with it, and not the address of a page about it.
+    For Pydantic's errors that is the last field with its problem, not the URL of the documentation.
     """
-    lines = [line for line in error.strip().splitlines() if not line.strip().startswith(PYDANTICS_PAGE)]
+    lines = [line for line in error.strip().splitlines() if not line.strip().startswith(PYDANTIC_ERROR_URL)]
     if not lines:
         return ""
     last = lines[-1]
@@ -30,10 +31,10 @@ def last_line(error: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return ``text`` on one line, at most ``LONGEST_LINE`` characters, with control characters as escapes."""
+    """Return ``text`` on one line, at most ``MAX_LINE_LENGTH`` characters, with control characters as escapes."""
     line = str(text)
-    if len(line) > LONGEST_LINE:
-        line = f"{line[: LONGEST_LINE - 1]}…"
+    if len(line) > MAX_LINE_LENGTH:
+        line = f"{line[: MAX_LINE_LENGTH - 1]}…"
     return line if line.isprintable() else "".join(map(_printable, line))
 
 
@@ -44,6 +45,7 @@ def _printable(character: str) -> str:
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the traceback of ``error`` as text that every database takes, at most 20,000 characters of its end."""
+    """Return the traceback of ``error`` in a form that every database accepts, at most its last
+    ``MAX_TRACE_LENGTH`` characters."""
     text = "".join(traceback.format_exception(error))
-    return storable(text[-20_000:])
+    return storable(text[-MAX_TRACE_LENGTH:])

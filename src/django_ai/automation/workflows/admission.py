@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from django.db import connections, transaction
 
-from ..db.errors import told_apart
+from ..db.errors import own_failures
 from ..db.session import kept_session
 from ..db.writer import alias_of
 from ..events.claim_lookup import claim_against
@@ -17,9 +17,9 @@ from ..events.evaluation import RETRY
 from ..events.failed_evaluation import FailedEvaluation
 from ..events.models import Event
 from ..exceptions import AutomationError
+from ..queues.advance import advance
 from ..queues.causation import Owner
-from ..queues.heartbeat import is_working
-from ..queues.lease import advance
+from ..queues.held_leases import is_working
 from ..queues.positions import bound_at
 from ..values.clock import Clock, shift
 from ..values.text import trace_of
@@ -40,7 +40,7 @@ def begins_now(run: WorkflowRun, definition: WorkflowDefinition, clock: Clock) -
     assert event is not None
     connection = connections[alias_of(WorkflowRun)]
     started = time.monotonic()
-    with told_apart(connection) as is_ours:
+    with own_failures(connection) as is_ours:
         try:
             occurred = event.occurred_at is not None
             with kept_session(connection, is_ours=is_working()):

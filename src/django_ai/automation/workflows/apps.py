@@ -18,10 +18,10 @@ class WorkflowsConfig(AppConfig):
 
         from ..events.claim_owners import register_owner
         from ..events.subscribers import subscribe
-        from ..queues import maintenance, registry
-        from ..queues.models import Behaviour
+        from ..queues import periodic_tasks, registry
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
+        from ..queues.wakeable import Behaviour
         from . import checks
         from .arrivals import deliver
         from .current import KIND
@@ -32,10 +32,10 @@ class WorkflowsConfig(AppConfig):
 
         registry.register(Signal, Behaviour(perform=deliver, park=park))
         registry.register(WorkflowRun, Behaviour(perform=perform_run, park=park))
-        maintenance.register_pruner("prune signals", prune_signals)
-        maintenance.register_pruner("prune runs", prune_runs)
-        maintenance.register_pruner("prune steps", prune_history)
-        maintenance.register_pruner("prune steps of living runs", prune_living_history)
+        periodic_tasks.register_pruner("prune signals", prune_signals)
+        periodic_tasks.register_pruner("prune runs", prune_runs)
+        periodic_tasks.register_pruner("prune steps", prune_history)
+        periodic_tasks.register_pruner("prune steps of living runs", prune_living_history)
         undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
         register_resumable_kind(ResumableKind("signal", Signal, "name", parked=undelivered))
         register_resumable_kind(

@@ -20,8 +20,8 @@ from ..events.matching.lookups import COMPARED, compares, satisfies
 from ..events.matching.match import address, entity_keys, within
 from ..events.models import Event, RoutingShape, Shapes
 from ..events.names import pattern_of
-from ..queues.lease import advance
-from ..queues.positions import allocate, is_folded, record_arrivals
+from ..queues.advance import advance
+from ..queues.positions import allocate, is_allocated_by_advance, record_arrivals
 from ..values.clock import Clock
 from .current import WakeReason
 from .models import Signal, Wait, WaitQuerySet, WorkflowRun
@@ -41,9 +41,9 @@ def deliver(signal: Signal, clock: Clock) -> None:
             waits = Wait.objects.open().filter(run=signal.run_id, channel=signal.name)
             if wake_runs(waits, WakeReason.SIGNAL, signal.pk, now):
                 done["consumed_at"] = now
-        if is_folded(connections[alias_of(Signal)]):
+        if is_allocated_by_advance(connections[alias_of(Signal)]):
             record_arrivals(connections[alias_of(Signal)])
-            advance(signal, done, arrives=("position",))
+            advance(signal, done, position_columns=("position",))
         else:
             advance(signal, done | {"position": allocate(1)[0]})
 

@@ -3,7 +3,7 @@
 from ..queues.causation import idempotency_key
 from ..values.retry import Retry
 from .current import Wake, WakeReason, get_context, get_run, get_wake
-from .definitions import Workflow, event_workflow, on_fail, step, workflow
+from .decorators import Workflow, event_workflow, on_fail, step, workflow
 from .engine import engine
 from .outcomes import Outcome, complete, fail, goto, run_subflow, sleep, wait, wait_for_event
 

@@ -17,8 +17,8 @@ from ..events.models import Event
 from ..exceptions import NotResumableError, UnknownRunError
 from ..queues.causation import own_run_pk
 from ..queues.lease import revoke
-from ..queues.models import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..queues.notifier import ring_after_commit
+from ..queues.wakeable import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
 from ..state.encryption import EncryptedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key
@@ -434,7 +434,7 @@ class Signal(Wakeable):
         if self.delivered_at is not None:
             return f"run {self.run_id}, to wait for {self.name!r}"
         if self.error:
-            return f"a person, to resume it: {last_line(self.error)}"
+            return f"an operator, to resume it: {last_line(self.error)}"
         return f"its delivery, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def resume(self, now: datetime | None = None) -> None:

@@ -23,9 +23,9 @@ from ..db.writer import alias_of
 from ..events.claims import release_all
 from ..events.models import Event
 from ..exceptions import CodeError, ContextError, DecryptionError, PayloadError, UnknownStepError
+from ..queues.advance import advance
 from ..queues.attempt import Progress, attempt
-from ..queues.causation import CurrentRun, Owner, inside, rested
-from ..queues.lease import advance
+from ..queues.causation import CurrentRun, Owner, breaks_chain, inside
 from ..queues.parking import reason_of
 from ..queues.signals import row_parked
 from ..state.contexts import as_stored, dump_context, merge, replaced
@@ -170,12 +170,12 @@ class RunSession:
         if entry.reason == WakeReason.TIMEOUT:
             return True
         if run.attempt:
-            return rested(self.definition.retry_of(entry.step).delay(run.attempt))
+            return breaks_chain(self.definition.retry_of(entry.step).delay(run.attempt))
         if entry.reason != WakeReason.SIGNAL:
             return False  # an event brings the depth of its own chain
         sent_at = Signal.objects.filter(pk=run.wake_ref or 0).values_list("sent_at", flat=True).first()
         last = run.steps.order_by("-pk").values_list("finished", flat=True).first()
-        return sent_at is not None and last is not None and rested(sent_at - last)
+        return sent_at is not None and last is not None and breaks_chain(sent_at - last)
 
     def _work(self, entry: StepEntry) -> Progress:
         """Try the step, decide what becomes of the run, and record that with the Context that the step has left."""

@@ -7,7 +7,7 @@ parks this run and no other.
 from __future__ import annotations
 
 from ..exceptions import CodeError
-from ..queues.lease import advance
+from ..queues.advance import advance
 from ..queues.parking import reason_of, unpark
 from ..values.clock import Clock
 from .definitions import workflow_of

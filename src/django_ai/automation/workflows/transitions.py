@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..exceptions import ContextError, OutcomeError, PayloadError
-from ..queues.causation import REST
-from ..queues.parking import parked
+from ..queues.causation import CHAIN_BREAK
+from ..queues.parking import parking_changes
 from ..values.failures import Raised
 from ..values.json_text import storable
 from .current import WakeReason
@@ -128,7 +128,7 @@ def _after(state: State, outcome: Outcome, context: type[BaseModel]) -> Decision
         case Sleep(duration, until, then):
             target = definition.step(then).name if then else step.name
             wake_at = until or finished + (duration or timedelta(0))
-            rested = {"depth": 0} if state.run.depth and wake_at - finished >= REST else {}
+            rested = {"depth": 0} if state.run.depth and wake_at - finished >= CHAIN_BREAK else {}
             entered_at = {"wake_at": wake_at, "lease": None} | rested
             return Decision(_enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | entered_at)
         case Wait():
@@ -169,7 +169,7 @@ def _failed(state: State, raised: Raised) -> Decision:
     delay = raised.delay(state.definition.retry_of(state.step), run.attempt + 1)
     if isinstance(raised.error, PayloadError):
         # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
-        changes |= parked(run, text, now, awaiting_deploy=False)
+        changes |= parking_changes(run, text, now, awaiting_deploy=False)
     elif delay is None:
         changes |= {"attempt": run.attempt + 1, **ended(WorkflowStatus.FAILED, text, now)}
     else:

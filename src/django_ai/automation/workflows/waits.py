@@ -41,7 +41,8 @@ from ..events.matching.typed_values import plain
 from ..events.models import Event, RoutingShape
 from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
-from ..queues.lease import advance, revoke
+from ..queues.advance import advance
+from ..queues.lease import revoke
 from ..values.clock import Clock
 from .arrivals import answers_by_hand
 from .current import WakeReason

@@ -31,8 +31,8 @@ from django_ai.automation.workflows.core import (
 )
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation, Room
-from tests.support.claims import UPLOADED, begin, does, started, status, upload
-from tests.support.rows import effects, leave
+from tests.support.claims import UPLOADED, begin, does, started, upload
+from tests.support.rows import effects, leave, status
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -23,8 +23,8 @@ from django_ai.automation.workflows.core import (
 )
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Guest, Reservation
-from tests.support.claims import UPLOADED, begin, does, listen, started, status, upload
-from tests.support.rows import effects, leave
+from tests.support.claims import UPLOADED, begin, does, listen, started, upload
+from tests.support.rows import effects, leave, status
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

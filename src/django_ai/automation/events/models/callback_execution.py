@@ -13,8 +13,8 @@ from ...db.indexes import unique
 from ...db.writer import alias_of
 from ...exceptions import NotResumableError
 from ...queues.lease import revoke
-from ...queues.models import Wakeable, at_text, failed_index, parked_index, wake_index
 from ...queues.notifier import ring_after_commit
+from ...queues.wakeable import Wakeable, at_text, failed_index, parked_index, wake_index
 from ...values.clock import aware
 from ...values.digests import KEY_LENGTH, new_call_key
 from .event import Event

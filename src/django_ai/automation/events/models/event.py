@@ -38,8 +38,8 @@ from ...db.indexes import PartialIndex, unique
 from ...db.writer import WriterQuerySet, alias_of, from_writer
 from ...exceptions import NotResumableError, UnknownEventError
 from ...queues.lease import revoke
-from ...queues.models import Wakeable, at_text, parked_index, wake_index
 from ...queues.notifier import ring_after_commit
+from ...queues.wakeable import Wakeable, at_text, parked_index, wake_index
 from ...values.clock import aware
 from ...values.digests import KEY_LENGTH, digest
 from ...values.text import last_line
@@ -139,7 +139,7 @@ class Event(Wakeable):
 
     drain_order: ClassVar[int] = 10
     queue: ClassVar[str] = "events"
-    together: ClassVar[int] = 10
+    claim_batches: ClassVar[int] = 10
 
     class Meta:
         verbose_name = _("event")

@@ -26,7 +26,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Case, F, Q, Value, When
 from django.utils import timezone
 
-from ...db.errors import told_apart
+from ...db.errors import own_failures
 from ...db.writer import alias_of, from_writer
 from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
@@ -238,7 +238,7 @@ def _deletions_of(entity: models.Model, declared: Iterable[Declared], now: datet
         if row.status == EventStatus.PENDING:
             # The payload is asked for now, while what the entity belongs to may still be there.
             started = time.monotonic()
-            with told_apart(connections[alias_of(Event)]) as is_ours:
+            with own_failures(connections[alias_of(Event)]) as is_ours:
                 try:
                     with condition_of(entity):
                         row.payload = extra_payload(row, definition)

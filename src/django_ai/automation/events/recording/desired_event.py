@@ -18,7 +18,7 @@ from typing import Any
 from django.db import connections, models, transaction
 
 from ...conf import conf
-from ...db.errors import told_apart
+from ...db.errors import own_failures
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
 from ...values.clock import aware, later
@@ -127,7 +127,7 @@ def ask(wanted: DesiredEvent, entity: models.Model, raw: bool) -> None:
     """Ask the functions of the definition. What they raise is the event's failed_evaluation and never the save's."""
     definition = wanted.definition
     started = time.monotonic()
-    with told_apart(connections[alias_of(Event)]) as is_ours:
+    with own_failures(connections[alias_of(Event)]) as is_ours:
         try:
             with condition_of(entity):
                 wanted.name = definition.name_for(entity)

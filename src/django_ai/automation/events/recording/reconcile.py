@@ -24,10 +24,10 @@ from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 
 from ...conf import conf
 from ...db.errors import is_database_failure
-from ...db.locks import unlocked
+from ...db.locks import skipping_locked
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
-from ...queues.maintenance import SliceResult, TimeSlice
+from ...queues.periodic_tasks import SliceResult, TimeSlice
 from ...values.clock import aware, shift
 from ...values.text import trace_of
 from ..definitions import Declared, declared_on, declaring_models, entity_id_of, stored_entity_id
@@ -194,7 +194,7 @@ def _rewake(entities: Sequence[models.Model], declared: Declared, now: datetime)
     keys = [active_key(declared.label, declared.entity_id_of(entity), declared.definition.name) for entity in entities]
     live = [EventStatus.PENDING, EventStatus.PROCESSED]
     # Nobody is waited for: what somebody else has locked is left to the next look.
-    rows = list(unlocked(Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0)))
+    rows = list(skipping_locked(Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0)))
     plan, written = plan_of(declared.definition.name), 0
     for row in rows:
         late = too_late(row, declared.definition, now)

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from ...db.database_clock import DatabaseNow
 from ...db.writer import alias_of
-from ..maintenance import Trouble, unhealthy_tasks
-from ..models import DatabaseNow, Wakeable, Worker, at_text
+from ..maintenance import UnhealthyTask, unhealthy_tasks
+from ..models import Worker
 from ..registry import due_times, longest_timeout, wakeables
-from ..worker_status import DEAD_AFTER
+from ..wakeable import Wakeable, at_text
+from ..worker_status import MAX_SILENCE
 from .explanations import kind_name
 
 DEFAULT_TOLERANCE = timedelta(seconds=90)
@@ -93,7 +95,7 @@ class Health:
     last_worker: str
     last_seen_at: datetime | None
     last_worked_at: datetime | None
-    maintenance: tuple[Trouble, ...] = ()
+    maintenance: tuple[UnhealthyTask, ...] = ()
 
     @property
     def is_healthy(self) -> bool:
@@ -174,7 +176,7 @@ def check_health(now: datetime, tolerance: timedelta = DEFAULT_TOLERANCE) -> Hea
 
 def _live_workers() -> list[LiveWorker]:
     found = []
-    workers = Worker.objects.using(alias_of(Worker)).filter(stopped_at=None, seen_at__gt=DatabaseNow() - DEAD_AFTER)
+    workers = Worker.objects.using(alias_of(Worker)).filter(stopped_at=None, seen_at__gt=DatabaseNow() - MAX_SILENCE)
     for worker in workers.annotate(asked_at=DatabaseNow()):
         unseen = worker.asked_at - worker.seen_at
         ages = {queue: unseen + timedelta(seconds=age) for queue, age in worker.worked.items()}

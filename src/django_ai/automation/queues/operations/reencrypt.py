@@ -12,8 +12,8 @@ from django.db import transaction
 
 from ...db.writer import alias_of
 from ...state.encryption import EncryptedJSONField, Unreadable
-from ..models import Wakeable
 from ..registry import wakeables
+from ..wakeable import Wakeable
 
 
 def reencrypt(batch: int) -> Iterator[tuple[str, str, int, int]]:

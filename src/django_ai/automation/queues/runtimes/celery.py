@@ -19,7 +19,7 @@ from celery import current_app, shared_task
 from celery.signals import worker_process_shutdown, worker_ready, worker_shutdown
 from kombu.pools import producers
 
-from ..heartbeat import enlist
+from ..heartbeat import register_worker
 from ..worker_status import worker_status
 from . import tasks
 from .dispatcher import Dispatcher
@@ -56,7 +56,7 @@ def drain_due(task: Any) -> None:
 def _enlist(task: Any) -> None:
     """Register this process as a worker if Celery has delivered the task to it."""
     if not (task.request.called_directly or task.request.is_eager):
-        enlist("celery")
+        register_worker("celery")
 
 
 def send(task: Any) -> None:
@@ -165,7 +165,7 @@ def stop_dispatcher(**kwargs: Any) -> None:
 
 def report_shutdown(**kwargs: Any) -> None:
     """Record that this process stops: one of the pool, or the main one where that performs tasks itself."""
-    worker_status.dismiss()
+    worker_status.sign_off()
 
 
 worker_process_shutdown.connect(report_shutdown, dispatch_uid="django_ai.automation.worker_status")

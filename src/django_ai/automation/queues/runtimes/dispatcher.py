@@ -54,7 +54,7 @@ class Dispatcher:
             while not self._is_stopping:
                 self._run_once()
         finally:
-            liveness.rest()
+            liveness.expect_nothing()
             self._poller.close()
             connections.close_all()
 
@@ -65,7 +65,7 @@ class Dispatcher:
 
     def _run_once(self) -> None:
         pause = self._poller.poll
-        liveness.expect(pause)
+        liveness.expect_progress(pause)
         try:
             with self._guard:
                 pause = self._poll_and_ring()

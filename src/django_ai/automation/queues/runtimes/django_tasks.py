@@ -20,7 +20,7 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from ...exceptions import SettingsError
-from ..heartbeat import enlist
+from ..heartbeat import register_worker
 from ..notifier import is_ringing
 from . import tasks
 
@@ -53,7 +53,7 @@ def _provides_default_backend(name: str) -> bool:
 def automation_drain_due() -> None:
     """Perform the rows that are due."""
     if not is_ringing():  # an immediate backend performs the task in the process that enqueues it, which is no worker
-        enlist("tasks")
+        register_worker("tasks")
     tasks.drain_due()
 
 

@@ -19,10 +19,11 @@ from django.utils import timezone
 
 from ...db.notifications import Listener
 from ...db.writer import alias_of
-from ..due import look
-from ..maintenance import begin, ensure_rows
-from ..models import Maintenance, Wakeable
+from ..due import next_due
+from ..maintenance import ensure_rows, on_timekeeper_start
+from ..models import Maintenance
 from ..registry import wakeables
+from ..wakeable import Wakeable
 from .query_timeout import QueryTimeout
 
 FIRST_WORK_INTERVAL_SECONDS = 0.02
@@ -73,9 +74,9 @@ class Poller:
         self._polled_at = time.monotonic()
         with self.query_timeout.enforced():
             if self.models is None or Maintenance in self.models:
-                begin(timezone.now()) if self._is_first_poll else ensure_rows(timezone.now())
+                on_timekeeper_start(timezone.now()) if self._is_first_poll else ensure_rows(timezone.now())
                 self._is_first_poll = False
-            due_times = [due for model, due in look().items() if self.models is None or model in self.models]
+            due_times = [due for model, due in next_due().items() if self.models is None or model in self.models]
         if not due_times:
             return self._idle_for(self.poll)
         ahead = (min(due_times) - timezone.now()) / timedelta(seconds=1)
@@ -110,9 +111,9 @@ class Poller:
             queues = None if self.models is None else {model.queue for model in self.models}
             self._listener = Listener(automation_alias(), queues)
         waker = self._waker_pipe[0] if self._waker_pipe else None
-        self._was_notified = self._listener.wait(seconds, also=waker)
+        self._was_notified = self._listener.wait(seconds, file=waker)
         if self._was_notified:
-            self._listener.rest(self._polled_at + self._notify_interval - time.monotonic(), also=waker)
+            self._listener.sleep(self._polled_at + self._notify_interval - time.monotonic(), file=waker)
 
     def waker(self) -> Callable[[], None]:
         """Return a function that ends this and every later sleep, to be called from a thread or a signal handler."""

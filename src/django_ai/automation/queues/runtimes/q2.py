@@ -17,7 +17,7 @@ from django.utils.module_loading import import_string
 from ...conf import conf
 from ...db.notifications import notify
 from ..drain import drain
-from ..heartbeat import enlist
+from ..heartbeat import register_worker
 from ..registry import longest_timeout
 
 TASKS = "django_ai.automation.queues.runtimes.tasks"
@@ -61,7 +61,7 @@ def doorbell() -> str:
 def enlist_at_doorbell(sender: Any, func: Any, task: dict[str, Any], **kwargs: Any) -> None:
     """Register a process of the cluster as a worker when it starts one of ``tasks``. Receiver of Q2's signal."""
     if getattr(func, "__module__", "") == TASKS and not task.get("sync"):
-        enlist("q2")
+        register_worker("q2")
 
 
 def connect_enlisting() -> None:

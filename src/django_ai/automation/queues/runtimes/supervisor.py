@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
 
-from ..liveness import file_of, files_of
+from ..liveness import existing_paths, path_of
 from .reloading import CODE_CHANGED
 
 logger = logging.getLogger("django_ai.automation")
@@ -98,7 +98,7 @@ class Supervisor:
         """Keep the children running until SIGTERM or SIGINT; return 0 if all of them then ended in time, else 1."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        for stale_file in files_of(self.heartbeat_file) if self.heartbeat_file else ():
+        for stale_file in existing_paths(self.heartbeat_file) if self.heartbeat_file else ():
             os.unlink(stale_file)  # an earlier worker may have had more processes
         lifeline, write_end = os.pipe()
         while not self._signals:
@@ -123,7 +123,7 @@ class Supervisor:
     def _start(self, child: Child, lifeline: int) -> subprocess.Popen[bytes]:
         options = [*self.arguments, "--lifeline", str(lifeline), "--started", str(time.time())]
         if self.heartbeat_file:
-            options += ["--heartbeat-file", file_of(self.heartbeat_file, child.number)]
+            options += ["--heartbeat-file", path_of(self.heartbeat_file, child.number)]
         return subprocess.Popen(
             [sys.executable, "-P", "-c", CHILD_BOOTSTRAP, os.pathsep.join(sys.path), "automation_worker", *options],
             pass_fds=[lifeline],

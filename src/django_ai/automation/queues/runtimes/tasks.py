@@ -17,9 +17,10 @@ from ...conf import conf
 from ...db.errors import is_database_failure
 from ...db.writer import alias_of
 from ..drain import drain
-from ..due import look
-from ..maintenance import PRUNE, RECONCILE, run_all, run_soon
+from ..due import next_due
+from ..maintenance import run_soon
 from ..notifier import get_notifier
+from ..periodic_tasks import PRUNE, RECONCILE, run_all
 from ..registry import due_models, wakeables
 from .q2 import within_timeout
 from .q2_schedules import skip_missed
@@ -36,7 +37,7 @@ def drain_due() -> int:
     try:
         performed = drain(budget=budget, heartbeat=True, expendable=True)
         is_used_up = time.monotonic() - started >= budget.total_seconds()
-        if is_used_up and due_models(timezone.now(), look()):
+        if is_used_up and due_models(timezone.now(), next_due()):
             get_notifier().ring(alias_of(wakeables()[0]))
     except DatabaseFailure as error:
         if not is_database_failure(error, connections[alias_of(wakeables()[0])]):

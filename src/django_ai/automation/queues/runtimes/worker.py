@@ -24,14 +24,16 @@ from django.db import Error as DatabaseFailure
 from django.db import connections
 from django.utils import timezone
 
-from ...db.errors import fix_for
+from ...db.errors import hint_for
 from .. import liveness
 from ..attempt import ShutdownInterrupt
 from ..drain import drain
-from ..heartbeat import enlist, give_back, is_busy
-from ..maintenance import begin
-from ..models import Maintenance, Wakeable
+from ..heartbeat import register_worker, release_unstarted
+from ..held_leases import is_busy
+from ..maintenance import on_timekeeper_start
+from ..models import Maintenance
 from ..registry import wakeables
+from ..wakeable import Wakeable
 from ..worker_status import worker_status
 from .poller import Poller
 
@@ -78,9 +80,9 @@ class WorkerLoop:
     def run(self) -> None:
         """Perform due rows until a signal arrives or the supervisor ends. Must be called in the main thread."""
         self._watch_for_stop()
-        liveness.expect()
+        liveness.expect_progress()
         try:
-            enlist("worker", self.models)
+            register_worker("worker", self.models)
             while not self.stopping:
                 self._run_once()
         except SystemExit:
@@ -90,23 +92,23 @@ class WorkerLoop:
                 logger.warning("The running step did not end within the grace. Its row was released.")
         finally:
             self._is_finished = True
-            liveness.rest()
-            worker_status.dismiss()
+            liveness.expect_nothing()
+            worker_status.sign_off()
             self._poller.close()
             connections.close_all()
 
     def _run_once(self) -> None:
         try:
-            liveness.expect(self._poller.poll)
+            liveness.expect_progress(self._poller.poll)
             pause = self._poller.seconds_until_due()
             if not pause:
                 performed = drain(heartbeat=True, models=self.models, stop=self._is_stopping, expendable=True)
                 self._poller.record_performed(performed)
-                liveness.expect()
+                liveness.expect_progress()
                 _close_stale_connections()
                 return
         except DatabaseFailure as error:
-            logger.warning("The worker could not use the database and will retry: %s%s", error, fix_for(error))
+            logger.warning("The worker could not use the database and will retry: %s%s", error, hint_for(error))
             self._poller.reset_connection()
             pause = max(self._poller.poll, DATABASE_RETRY_SECONDS)
         if not self.stopping:
@@ -116,9 +118,9 @@ class WorkerLoop:
         """Perform the rows that are due now, and return how many. Raises database errors."""
         previous_handlers = self._watch_for_stop()
         try:
-            enlist("worker", self.models)
+            register_worker("worker", self.models)
             if self.models is None or Maintenance in self.models:
-                begin(timezone.now())
+                on_timekeeper_start(timezone.now())
             return drain(heartbeat=True, models=self.models, stop=self._is_stopping, expendable=True)
         except SystemExit:
             if not self.stopping:
@@ -126,7 +128,7 @@ class WorkerLoop:
             return 0
         finally:
             self._is_finished = True
-            worker_status.dismiss()
+            worker_status.sign_off()
             os.write(self._stop_write_end, b"!")
             for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
@@ -158,7 +160,7 @@ class WorkerLoop:
         if self._stop_read_end in ready:
             os.read(self._stop_read_end, 1)
         try:
-            give_back()
+            release_unstarted()
         except DatabaseFailure as error:
             logger.warning("Rows that were not started could not be released; their leases will expire: %s", error)
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ...liveness import start_pulse
+from ...liveness import start_liveness_file
 from ...notifier import get_notifier
 from ...runtimes.dispatcher import Dispatcher
 from ...runtimes.poller import automation_alias
@@ -41,5 +41,5 @@ class Command(BaseCommand):
         dispatcher = Dispatcher(lambda: get_notifier().ring(alias), options["poll"])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: dispatcher.stop())
-        start_pulse(options["heartbeat_file"])
+        start_liveness_file(options["heartbeat_file"])
         dispatcher.run()

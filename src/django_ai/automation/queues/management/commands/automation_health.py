@@ -107,7 +107,7 @@ class Command(BaseCommand):
                 raise CommandError(f"--kind: unknown kind {kind!r}. Kinds: {', '.join(map(repr, known))}.")
 
     def _report_liveness(self, options: dict[str, Any]) -> None:
-        found = liveness.look(options["liveness"], options["max_age"])
+        found = liveness.check_liveness(options["liveness"], options["max_age"])
         if options["json"]:
             self.stdout.write(json.dumps({"alive": found.is_alive, "seconds_since_touched": found.ages}))
         if not found.is_alive:

@@ -8,8 +8,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ...liveness import start_pulse
-from ...registry import of_queues, wakeables
+from ...liveness import start_liveness_file
+from ...registry import models_of_queues, wakeables
 from ...runtimes.reloading import CODE_CHANGED, RELOAD_BACKOFF_SECONDS, CodeWatcher
 from ...runtimes.supervisor import MAX_BACKOFF_SECONDS, Supervisor
 from ...runtimes.worker import WorkerLoop
@@ -90,7 +90,7 @@ class Command(BaseCommand):
             raise CommandError("--reload cannot be combined with --once, which exits when the due rows are done.")
         names = [name.strip() for name in options["queues"].split(",") if name.strip()]
         try:
-            models = of_queues(names) if names else None
+            models = models_of_queues(names) if names else None
         except ValueError as error:
             raise CommandError(f"--queues: {error}") from error
         if not wakeables():
@@ -109,7 +109,7 @@ class Command(BaseCommand):
             if options["once"]:
                 self.stdout.write(f"Performed {loop.burst()}.")
             else:
-                start_pulse(options["heartbeat_file"])
+                start_liveness_file(options["heartbeat_file"])
                 watcher = CodeWatcher(options["started"])
                 if options["reload"]:
                     watcher.start()

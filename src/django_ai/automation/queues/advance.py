@@ -1,0 +1,194 @@
+"""Advancing: a worker writes the progress of a row that it has leased.
+
+``advance`` is the only way to write progress. It is fenced on (``lease``, ``seq``) and raises ``seq``. When no row
+matches, it raises ``LeaseLostError``, so that the whole transaction is rolled back. The SQL is written by hand, because
+a step's commit must be one round trip together with its history row wherever the database can do that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from django.db import connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..db.database_clock import DATABASE_NOW_SQL
+from ..db.inserts import column_of, field_of, insertable_fields
+from ..db.writer import alias_of
+from ..exceptions import LeaseLostError
+from ..state.encryption import EncryptedJSONField, encrypt
+from .models import Arrival
+from .wakeable import Wakeable
+
+ENGINE_FAILED = "The engine itself failed on this row"
+"""The beginning of a row's ``error`` while the engine cannot perform the row."""
+
+
+def advance(
+    row: Wakeable,
+    changes: Mapping[str, Any],
+    records: Sequence[models.Model] = (),
+    position_columns: tuple[str, ...] = (),
+) -> None:
+    """Write ``changes`` to a row that this worker has leased, and insert ``records`` (new rows of history, of waits).
+
+    Fenced on (``lease``, ``seq``). Raises ``seq`` and sets ``losses`` to zero. A string for a JSON field counts as
+    encoded JSON. Raises ``LeaseLostError`` when the lease was lost; then nothing is written. On PostgreSQL all writes
+    are one statement; elsewhere the caller opens the transaction.
+
+    ``position_columns``: columns that get a new position (see ``positions``); only on PostgreSQL, without ``records``.
+    """
+    connection = connections[alias_of(type(row))]
+    changes = _all_changes(row, changes)
+    names = tuple(changes)
+    params = _prepared_values(type(row), changes, connection)
+    fence = [row.seq + 1, row.pk, row.lease, row.seq]
+    with connection.cursor() as cursor:
+        if records and connection.vendor == "postgresql":
+            for record in records:
+                values = {field.attname: getattr(record, field.attname) for field in insertable_fields(type(record))}
+                fence += _prepared_values(type(record), values, connection)
+            cursor.execute(_advance_sql(type(row), names, tuple(map(type, records))), [*params, *fence])
+            kept = cursor.rowcount
+        else:
+            cursor.execute(_advance_sql(type(row), names, (), position_columns), [*params, *fence])
+            kept = cursor.rowcount
+            if kept and position_columns:
+                (position,) = cursor.fetchone()
+                row.__dict__.update(dict.fromkeys(position_columns, position))
+            if kept:
+                for record in records:
+                    record.save(force_insert=True, using=connection.alias)
+    if kept != 1:
+        raise LeaseLostError(f"{row._meta.label} {row.pk} was claimed or changed by another process meanwhile.")
+    _update_in_memory(row, changes)
+
+
+def advance_many(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]]) -> set[Any]:
+    """Write changes to rows of one model, each fenced like ``advance``. Return the primary keys of the rows that were
+    written; the lease of the others was lost.
+
+    On PostgreSQL rows that change the same columns share one statement; elsewhere each row has its own.
+    """
+    if len(rows) == 1 or connections[alias_of(type(rows[0][0]))].vendor != "postgresql":
+        kept = set()
+        for row, changes in rows:
+            with contextlib.suppress(LeaseLostError):
+                advance(row, changes)
+                kept.add(row.pk)
+        return kept
+    groups: dict[tuple[str, ...], list[tuple[Wakeable, dict[str, Any]]]] = {}
+    for row, changes in rows:
+        progress = _all_changes(row, changes)
+        groups.setdefault(tuple(progress), []).append((row, progress))
+    return {pk for names, group in groups.items() for pk in _advance_same_columns(names, group)}
+
+
+def _advance_same_columns(names: tuple[str, ...], rows: Sequence[tuple[Wakeable, dict[str, Any]]]) -> set[Any]:
+    model = type(rows[0][0])
+    connection = connections[alias_of(model)]
+    quote = connection.ops.quote_name
+    fields = [field_of(model, name) for name in ("id", "lease", "seq", *names)]
+    lists, sets = [], ["seq = kept.seq + 1"]
+    for number, field in enumerate(fields):
+        kind = str(field.db_type(connection)).split("(")[0]
+        is_json = isinstance(field, models.JSONField)
+        lists.append(f"%s::{'text' if is_json else kind}[]")
+        if number > 2:
+            sets.append(f"{quote(field.column)} = given.v{number}{'::jsonb' if is_json else ''}")
+    given = [
+        [row.pk, row.lease, row.seq, *map(_json_text, _prepared_values(model, changes, connection))]
+        for row, changes in rows
+    ]
+    with connection.cursor() as cursor:
+        # One array per column: with one parameter per value, the driver would parse longer than the database works.
+        cursor.execute(
+            f"UPDATE {quote(model._meta.db_table)} AS kept SET {', '.join(sets)} "
+            f"FROM unnest({', '.join(lists)}) AS given ({', '.join(f'v{number}' for number in range(len(fields)))}) "
+            f"WHERE kept.id = given.v0 AND kept.lease = given.v1 AND kept.seq = given.v2 RETURNING kept.id",
+            list(map(list, zip(*given, strict=True))),
+        )
+        found = {pk for (pk,) in cursor.fetchall()}
+    for row, changes in rows:
+        if row.pk in found:
+            _update_in_memory(row, changes)
+    return found
+
+
+def _json_text(value: Any) -> Any:
+    """Return the JSON text of a value that Django has adapted for the driver."""
+    return (value.dumps or json.dumps)(value.obj) if hasattr(value, "obj") else value
+
+
+def _all_changes(row: Wakeable, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``changes`` with the columns that progress resets."""
+    cleared = {"error": ""} if str(getattr(row, "error", "")).startswith(ENGINE_FAILED) else {}
+    return {"losses": 0, **cleared, **changes}
+
+
+def _update_in_memory(row: Wakeable, changes: Mapping[str, Any]) -> None:
+    """Set on ``row`` what was just written."""
+    row.seq += 1
+    for name, value in changes.items():
+        encoded = isinstance(value, str) and isinstance(field_of(type(row), name), models.JSONField)
+        setattr(row, name, json.loads(value) if encoded else value)
+
+
+def _prepared_values(
+    model: type[models.Model], values: Mapping[str, Any], connection: BaseDatabaseWrapper
+) -> list[Any]:
+    """Return ``values`` as query parameters. Encoded JSON stays as it is."""
+    found = []
+    for name, value in values.items():
+        field = field_of(model, name)
+        if isinstance(field, models.JSONField) and isinstance(value, str):
+            found.append(encrypt(value) if isinstance(field, EncryptedJSONField) else value)
+        else:
+            found.append(field.get_db_prep_save(value, connection))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _advance_sql(
+    model: type[Wakeable],
+    names: tuple[str, ...],
+    records: tuple[type[models.Model], ...] = (),
+    position_columns: tuple[str, ...] = (),
+) -> str:
+    connection = connections[alias_of(model)]
+    quote = connection.ops.quote_name
+
+    def placeholder(field: Any) -> str:
+        return "%s::jsonb" if isinstance(field, models.JSONField) and connection.vendor == "postgresql" else "%s"
+
+    fields = [field_of(model, name) for name in names]
+    table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
+    sets = ", ".join(
+        [f"{quote(field.column)} = {placeholder(field)}" for field in fields]
+        + [f"{quote(field_of(model, name).column)} = (SELECT id FROM arrived)" for name in position_columns]
+    )
+    update = f"UPDATE {table} SET {sets}, seq = %s WHERE {pk} = %s AND lease = %s AND seq = %s"
+    if position_columns:
+        return (
+            f"WITH arrived AS (INSERT INTO {quote(Arrival._meta.db_table)} (at) "
+            f"VALUES ({DATABASE_NOW_SQL['postgresql']}) RETURNING id) "
+            f"{update} RETURNING {quote(field_of(model, position_columns[0]).column)}"
+        )
+    if not records:
+        return update
+    inserts = [_insert_sql(record, connection) for record in records]
+    more = "".join(f", record{number} AS ({sql})" for number, sql in enumerate(inserts[:-1]))
+    return f"WITH kept AS ({update} RETURNING 1){more} {inserts[-1]}"
+
+
+def _insert_sql(record: type[models.Model], connection: BaseDatabaseWrapper) -> str:
+    quote = connection.ops.quote_name
+    columns = insertable_fields(record)
+    names = ", ".join(quote(column_of(field)) for field in columns)
+    # Typed, because a SELECT list, unlike VALUES, gives parameters no types.
+    placeholders = ", ".join(f"%s::{field.db_type(connection).split('(')[0]}" for field in columns)  # type: ignore[union-attr]
+    return f"INSERT INTO {quote(record._meta.db_table)} ({names}) SELECT {placeholders} FROM kept"

@@ -1,0 +1,161 @@
+"""Claiming: a worker leases due rows.
+
+``claim`` leases a batch of due rows in one statement: it writes a fresh token into ``lease`` and moves ``wake_at`` to
+the end of the lease. ``claim_rows`` leases given rows. The SQL is written by hand, because a claim must be one round
+trip wherever the database has UPDATE ... RETURNING.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import TypeVar
+
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import F
+
+from ..conf import conf
+from ..db.inserts import column_of
+from ..db.locks import skipping_locked
+from ..db.writer import alias_of
+from .wakeable import Wakeable
+
+W = TypeVar("W", bound=Wakeable)
+
+
+@lru_cache(maxsize=1)
+def _process_name(pid: int) -> str:
+    return f"{socket.gethostname()[:60]}:{pid}"
+
+
+def new_token() -> str:
+    """Return a fresh lease token. It names the process, so that an operator sees which one holds a row."""
+    return f"{_process_name(os.getpid())}:{secrets.token_hex(6)}"
+
+
+def claim(model: type[W], now: datetime, limit: int, since: datetime | None = None) -> list[W]:
+    """Lease up to ``limit`` due rows of ``model``, those that have been due longest first, under one fresh token.
+
+    ``since``: skip rows with an earlier ``wake_at`` (default: skip none; see ``due``). A row whose lease ran out gets
+    one more loss. A row with losses is claimed alone, so that it cannot harm other rows of a batch. Commits
+    immediately. Two workers never get the same row.
+    """
+    connection = connections[alias_of(model)]
+    token = new_token()
+    if connection.features.can_return_columns_from_insert and connection.vendor in ("postgresql", "sqlite"):
+        ops = connection.ops
+        sql = _claim_sql(model, connection.vendor, since is not None)
+        moment = ops.adapt_datetimefield_value(now)
+        until = ops.adapt_datetimefield_value(now + conf().LEASE)
+        start = [] if since is None else [ops.adapt_datetimefield_value(since)]
+        rows = list(model._base_manager.using(connection.alias).raw(sql, [moment, *start, limit, token, until]))
+        rows.sort(key=lambda row: row.pk)
+        return rows
+    return _claim_in_two_statements(model, connection, now, limit, token, since)
+
+
+def claim_rows(model: type[W], pks: Sequence[int], now: datetime) -> list[W]:
+    """Lease those rows of ``pks`` that are due, under one fresh token, and return them in the order of their keys.
+
+    Skips rows that are leased or locked, or that have losses: workers claim these later. Waits for no lock. Commits
+    immediately.
+    """
+    connection = connections[alias_of(model)]
+    free = model._base_manager.using(connection.alias).filter(
+        pk__in=pks, wake_at__lte=now, lease__isnull=True, losses=0
+    )
+    token, until = new_token(), now + conf().LEASE
+    if connection.vendor not in ("postgresql", "sqlite") or not connection.features.can_return_columns_from_insert:
+        with transaction.atomic(using=connection.alias):
+            rows = list(skipping_locked(free).order_by("pk"))
+            model._base_manager.using(connection.alias).filter(pk__in=[row.pk for row in rows]).update(
+                lease=token, wake_at=until
+            )
+        for row in rows:
+            row.lease, row.wake_at = token, until
+        return rows
+    adapt = connection.ops.adapt_datetimefield_value
+    sql = _claim_rows_sql(model, connection.vendor, 1 if connection.vendor == "postgresql" else len(pks))
+    keys = [list(pks)] if connection.vendor == "postgresql" else pks
+    claimed = model._base_manager.using(connection.alias).raw(sql, [*keys, adapt(now), token, adapt(until)])
+    return sorted(claimed, key=lambda row: row.pk)
+
+
+@lru_cache(maxsize=64)
+def _claim_rows_sql(model: type[Wakeable], vendor: str, count: int) -> str:
+    quote = connections[alias_of(model)].ops.quote_name
+    table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
+    columns = ", ".join(f"{table}.{quote(column_of(field))}" for field in model._meta.concrete_fields)
+    in_keys = "= ANY(%s)" if vendor == "postgresql" else f"IN ({', '.join(['%s'] * count)})"
+    locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
+    return f"""
+        WITH free AS (
+            SELECT {pk} AS id FROM {table}
+            WHERE {pk} {in_keys} AND wake_at <= %s AND lease IS NULL AND losses = 0 {locking}
+        )
+        UPDATE {table} SET lease = %s, wake_at = %s WHERE {pk} IN (SELECT id FROM free) RETURNING {columns}"""
+
+
+@lru_cache(maxsize=64)
+def _claim_sql(model: type[Wakeable], vendor: str, has_start: bool) -> str:
+    quote = connections[alias_of(model)].ops.quote_name
+    table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
+    columns = ", ".join(f"{table}.{quote(column_of(field))}" for field in model._meta.concrete_fields)
+    start = "AND wake_at >= %s" if has_start else ""
+    # SKIP LOCKED: a row that another worker is claiming is not worth waiting for. SQLite has one writer anyway.
+    locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
+    return f"""
+        WITH due AS (
+            SELECT {pk} AS id, wake_at, (lease IS NOT NULL OR losses > 0) AS was_lost
+            FROM {table} WHERE wake_at <= %s {start} ORDER BY wake_at LIMIT %s {locking}
+        ), oldest AS (
+            SELECT id, was_lost FROM due ORDER BY wake_at, id LIMIT 1
+        ), chosen AS (
+            SELECT due.id FROM due, oldest
+            WHERE due.id = oldest.id OR (NOT oldest.was_lost AND NOT due.was_lost)
+        )
+        UPDATE {table} SET
+            losses = losses + CASE WHEN lease IS NULL THEN 0 ELSE 1 END, lease = %s, wake_at = %s
+        WHERE {pk} IN (SELECT id FROM chosen)
+        RETURNING {columns}"""
+
+
+def _claim_in_two_statements(
+    model: type[W], connection: BaseDatabaseWrapper, now: datetime, limit: int, token: str, since: datetime | None
+) -> list[W]:
+    manager = model._base_manager.using(connection.alias)
+    with transaction.atomic(using=connection.alias):
+        moments = [connection.ops.adapt_datetimefield_value(each) for each in (now, since) if each is not None]
+        due = list(manager.raw(_select_due_sql(model, since is not None), [*moments, limit]))
+        if not due:
+            return []
+        was_lost = [row.lease is not None or row.losses > 0 for row in due]
+        ran_out = due[0].lease is not None
+        rows = due[:1] if was_lost[0] else [row for row, lost in zip(due, was_lost, strict=True) if not lost]
+        until = now + conf().LEASE
+        for row in rows:
+            row.losses += row.lease is not None
+            row.lease, row.wake_at = token, until
+        manager.filter(pk__in=[row.pk for row in rows]).update(
+            lease=token, wake_at=until, losses=F("losses") + int(ran_out)
+        )
+        return rows
+
+
+@lru_cache(maxsize=64)
+def _select_due_sql(model: type[Wakeable], has_start: bool) -> str:
+    connection = connections[alias_of(model)]
+    quote = connection.ops.quote_name
+    columns = ", ".join(quote(column_of(field)) for field in model._meta.concrete_fields)
+    # Without the hint MariaDB reads and sorts the table when many rows are due, and locks each row that it reads.
+    index = next(quote(each.name) for each in model._meta.indexes if each.fields == ["wake_at"])
+    locking = connection.ops.for_update_sql(skip_locked=connection.features.has_select_for_update_skip_locked)
+    return (
+        f"SELECT {columns} FROM {quote(model._meta.db_table)} FORCE INDEX ({index}) "
+        f"WHERE wake_at <= %s {'AND wake_at >= %s' if has_start else ''} ORDER BY wake_at LIMIT %s {locking}"
+    )

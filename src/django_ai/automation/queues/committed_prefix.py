@@ -1,0 +1,132 @@
+"""The committed prefix of the table ``Arrival``: up to which key every arrival is visible, or never comes.
+
+Keys are handed out in another order than transactions commit, so a key below the highest visible one may still commit
+later. The prefix ends before the first missing key, because that key may belong to an open transaction. A missing key
+whose transaction was rolled back never comes; the prefix continues past it as soon as that is certain:
+
+* PostgreSQL: the owner of a key has locked the table for writing before it gets the key, and holds the lock until it
+  ends. A key was rolled back if it is still missing when none of the transactions that held that lock at the first scan
+  is open any more;
+* MariaDB: the owner holds a row lock from the statement on that makes the key (``INSERT ... SELECT`` prevents other
+  keys meanwhile), and NOWAIT distinguishes a locked row from a row that does not exist.
+
+SQLite has one writer and needs none of this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from django.db import OperationalError
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..db.database_clock import DATABASE_NOW_SQL
+from .models import Arrival
+
+SETTLED_SECONDS = 60
+"""A new process starts after the last arrival that is at least this old."""
+PAGE = 1000
+_MYSQL_LOCK_WAIT_TIMEOUT = 1205
+
+
+@dataclass(slots=True)
+class CommittedPrefix:
+    """What one process knows of one database: every key up to ``end`` was visible or never comes.
+
+    ``seen`` and ``owners`` (PostgreSQL): the highest key when a gap was last seen, and the transactions that may own a
+    key below it and are still open.
+    """
+
+    end: int = 0
+    seen: int = 0
+    owners: frozenset[str] = frozenset()
+
+
+def highest_key(connection: BaseDatabaseWrapper) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT max(id) FROM {connection.ops.quote_name(Arrival._meta.db_table)}")
+        return int(cursor.fetchone()[0] or 0)
+
+
+def settled_key(connection: BaseDatabaseWrapper) -> int:
+    """Return the highest key that is so old that no transaction with a lower key can be open."""
+    table = connection.ops.quote_name(Arrival._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT id FROM {table} WHERE {older_than_sql(connection)} ORDER BY id DESC LIMIT 1")
+        row = cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+def older_than_sql(connection: BaseDatabaseWrapper, seconds: int = SETTLED_SECONDS) -> str:
+    """Return the SQL condition that an arrival is older than ``seconds``, by the database's clock."""
+    if connection.vendor == "sqlite":
+        return f"at < {DATABASE_NOW_SQL['sqlite'][:-1]}, '-{seconds} seconds')"
+    return f"at < {DATABASE_NOW_SQL[connection.vendor]} - INTERVAL '{seconds}' SECOND"
+
+
+def extend(connection: BaseDatabaseWrapper, known: CommittedPrefix) -> CommittedPrefix | None:
+    """Return ``known`` extended by what was committed since, or None if the arrival at its end is gone."""
+    found = CommittedPrefix(known.end, known.seen, known.owners)
+    rolled_back_below = 0
+    while True:
+        rows = _page(connection, found.end)
+        if found.end and (not rows or rows[0] != found.end):
+            return None
+        gap = next((pk for last, pk in pairwise([found.end, *rows]) if pk > max(last + 1, rolled_back_below)), None)
+        if gap is None:
+            found.end = rows[-1] if rows else found.end
+            if len(rows) < PAGE:
+                return found
+            continue
+        found.end = max((pk for pk in rows if pk < gap), default=found.end)
+        if connection.vendor == "mysql":
+            if not _were_rolled_back(connection, found.end, gap):
+                return found
+            rolled_back_below = gap
+            continue
+        owners = _open_writers(connection)
+        if gap > found.seen:
+            found.seen, found.owners = rows[-1], owners
+        else:
+            found.owners &= owners
+        if found.owners:
+            return found
+        rolled_back_below = found.seen  # read these keys once more, because an owner may just have committed
+
+
+def _page(connection: BaseDatabaseWrapper, start: int) -> list[int]:
+    table = connection.ops.quote_name(Arrival._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT id FROM {table} WHERE id >= %s ORDER BY id LIMIT {PAGE}", [start])
+        return [int(pk) for (pk,) in cursor.fetchall()]
+
+
+def _open_writers(connection: BaseDatabaseWrapper) -> frozenset[str]:
+    """Return the open transactions of others that have written to the table, or are about to (PostgreSQL)."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            "AND relation = %s::regclass AND pid IS DISTINCT FROM pg_backend_pid()",
+            [connection.ops.quote_name(Arrival._meta.db_table)],
+        )
+        return frozenset(str(found) for (found,) in cursor.fetchall())
+
+
+def _were_rolled_back(connection: BaseDatabaseWrapper, low: int, high: int) -> bool:
+    """Return whether the keys between ``low`` and ``high`` were rolled back (MariaDB)."""
+    table = connection.ops.quote_name(Arrival._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@innodb_rollback_on_timeout")
+        if cursor.fetchone()[0]:  # NOWAIT could roll back the caller's transaction, so decide by age
+            cursor.execute(f"SELECT {older_than_sql(connection)} FROM {table} WHERE id = %s", [high])
+            found = cursor.fetchone()
+            return bool(found and found[0])
+        try:
+            cursor.execute(f"SELECT id FROM {table} WHERE id > %s AND id < %s LOCK IN SHARE MODE NOWAIT", [low, high])
+        except OperationalError as error:
+            if error.args and error.args[0] == _MYSQL_LOCK_WAIT_TIMEOUT:
+                return False
+            raise
+        return not cursor.fetchall()  # a key that was committed since is found by the next scan

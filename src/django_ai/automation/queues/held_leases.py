@@ -1,0 +1,161 @@
+"""``HeldLeases``: the rows that one worker has claimed, some of them started, some not yet.
+
+The heartbeat renews the leases of started rows until their timeout, and releases rows that were not started, so that
+they do not wait behind a slow one. The functions below give the code that performs a row access to the leases of its
+thread; a thread without them (inline, tests) has no heartbeat.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from ..values.clock import Clock
+from . import liveness
+from .interrupt import SECONDS_TO_RETURN, Deadline
+from .lease import release, release_unless_locked, renew
+from .wakeable import Wakeable
+
+W = TypeVar("W", bound=Wakeable)
+
+
+@dataclass(eq=False)
+class HeldLeases:
+    """The rows that one worker has claimed. Thread-safe. ``has_heartbeat``: whether a thread renews their leases."""
+
+    has_heartbeat: bool = False
+    clock: Clock = timezone.now
+    expendable: bool = False
+    deadline: Deadline = field(init=False)
+    _waiting: dict[int, Wakeable] = field(default_factory=dict)
+    _started: tuple[Wakeable, ...] = ()
+    _renew_until: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _release_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.deadline = Deadline(expendable=self.expendable)
+
+    def hold(self, rows: Sequence[Wakeable]) -> None:
+        """Replace the rows that were not started by ``rows``, which were just claimed."""
+        with self._lock:
+            self._waiting = {row.pk: row for row in rows}
+
+    def start(self, row: Wakeable) -> bool:
+        """Start ``row``, if it is still held; return whether it is."""
+        return bool(self.start_batch([row]))
+
+    def start_batch(self, rows: Sequence[W]) -> list[W]:
+        """Start those of ``rows`` that are still held, and return them."""
+        with self._lock:
+            mine = [row for row in rows if self._waiting.pop(row.pk, None) is not None]
+            if mine:
+                self._started = tuple(mine)
+                liveness.expect_progress()
+                # Until user code declares its timeout, a row gets no more than its first lease.
+                self._renew_until = 0.0
+            return mine
+
+    def keep_for(self, timeout: timedelta) -> None:
+        """Let the heartbeat renew the leases of the started rows for as long as ``timeout``."""
+        with self._lock:
+            # And a little longer: after an interrupt, the result must still be written.
+            self._renew_until = time.monotonic() + timeout.total_seconds() + SECONDS_TO_RETURN
+            liveness.expect_progress(timeout.total_seconds() + SECONDS_TO_RETURN)
+
+    @property
+    def has_started(self) -> bool:
+        return bool(self._started)
+
+    def finish(self) -> None:
+        """Note that the started rows were performed."""
+        with self._lock:
+            self._started = ()
+            liveness.expect_progress()
+
+    def release_unstarted(self, *, wait: bool = True) -> None:
+        """Release the rows that were not started. Waits for another thread that is doing so: its process may end next.
+
+        ``wait``: also wait for row locks. Without it a locked row stays held, for this worker or the next heartbeat.
+        """
+        with self._release_lock:
+            with self._lock:
+                rows, self._waiting = self._waiting, {}
+            try:
+                for row in list(rows.values()):
+                    if wait:
+                        release(row, self.clock())
+                    elif not release_unless_locked(row, self.clock()):
+                        continue
+                    del rows[row.pk]
+            finally:
+                with self._lock:
+                    self._waiting |= rows
+
+    @property
+    def to_renew(self) -> tuple[Wakeable, ...]:
+        """The started rows whose timeout has not passed: user code is running for them."""
+        with self._lock:
+            return self._started if time.monotonic() < self._renew_until else ()
+
+    def renew(self) -> None:
+        """Renew the leases of the started rows and release the others; called by the heartbeat."""
+        self.release_unstarted(wait=False)
+        rows = self.to_renew
+        for lease in {row.lease for row in rows} - {None}:
+            renew(rows, str(lease), self.clock())
+
+
+_local = threading.local()
+
+
+def current_leases() -> HeldLeases | None:
+    """Return the leases of this thread, if it performs rows."""
+    return getattr(_local, "leases", None)
+
+
+def set_current_leases(leases: HeldLeases | None) -> None:
+    _local.leases = leases
+
+
+def is_working() -> bool:
+    """Return whether this thread is a worker, which shares its connection with no other code."""
+    leases = current_leases()
+    return leases is not None and leases.has_heartbeat
+
+
+def is_busy() -> bool:
+    """Return whether this thread has started a row."""
+    leases = current_leases()
+    return leases is not None and leases.has_started
+
+
+def keep_lease_for(timeout: timedelta) -> None:
+    """Renew the lease of the started row for as long as ``timeout``; called where user code starts."""
+    leases = current_leases()
+    if leases is not None and leases.has_heartbeat:
+        leases.keep_for(timeout)
+
+
+@contextmanager
+def bounded(timeout: timedelta, connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Interrupt the block, which runs user code, after ``timeout``, if this thread has a heartbeat. Raises
+    ``AttemptTimeoutError``."""
+    leases = current_leases()
+    if leases is None or not leases.has_heartbeat:
+        yield
+        return
+    with leases.deadline.bound(timeout.total_seconds(), connection):
+        yield
+
+
+os.register_at_fork(after_in_child=lambda: _local.__dict__.clear())

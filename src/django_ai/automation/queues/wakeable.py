@@ -1,0 +1,148 @@
+"""``Wakeable``: the row that knows when it is next due. One column is timer, queue, visibility timeout and recovery.
+
+``wake_at`` is when a worker must next perform the row. A claim (``claim``) writes a fresh ``lease`` and moves
+``wake_at`` to the end of that lease, so a row whose worker died becomes due again. Every progress write is fenced on
+(``lease``, ``seq``) and raises ``seq``. Code that changes a row from outside clears its lease in the same write, so a
+late write of the worker is refused. ``losses`` counts the leases that ran out since the last progress. ``parked_at`` is
+since when a row has been parked, or was parked when it ended.
+
+Events, executions, signals and runs are Wakeables of the layers above; ``Maintenance`` is the engine's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar
+
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from ..db.indexes import PartialIndex
+from ..db.writer import AutomationModel
+from ..values.clock import Clock
+from ..values.text import last_line
+
+
+def _unsupported(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError("This model was registered without this part of its Behaviour.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """What the layer that owns a model does with its rows. A model is data and imports no code that works with it."""
+
+    perform: Callable[[Any, Clock], None]
+    park: Callable[..., None]
+    perform_batch: Callable[[Sequence[Any], Clock], None] = _unsupported
+    cancel: Callable[[models.QuerySet[Any], datetime], int] = _unsupported
+
+
+class Wakeable(AutomationModel):
+    """The columns and the interface of a row that becomes due."""
+
+    wake_at = models.DateTimeField(_("wake at"), null=True, blank=True, editable=False)
+    lease = models.CharField(_("lease"), max_length=100, null=True, blank=True, editable=False)
+    seq = models.PositiveIntegerField(_("seq"), default=0, editable=False)
+    losses = models.PositiveSmallIntegerField(_("losses"), default=0, editable=False)
+    parked_at = models.DateTimeField(_("parked at"), null=True, blank=True, editable=False)
+
+    drain_order: ClassVar[int] = 50
+    """``drain`` performs models with a lower number first: timers before the work that they cause."""
+
+    queue: ClassVar[str] = ""
+    """The name of this model in ``automation_worker --queues``."""
+
+    claim_batches: ClassVar[int] = 1
+    """How many times ``BATCH`` rows one claim may lease. Above 1, ``perform_batch`` performs a batch in one call; with
+    1, rows are performed one by one."""
+
+    class Meta:
+        abstract = True
+
+    behaviour: ClassVar[Behaviour]
+    """Set by ``registry.register``."""
+
+    def perform(self, clock: Clock) -> None:
+        """Perform the work that is due on this row. Called by ``drain``, which has leased the row."""
+        self.behaviour.perform(self, clock)
+
+    @classmethod
+    def perform_batch(cls, rows: Sequence[Any], clock: Clock) -> None:
+        """Perform the work that is due on ``rows``, which are leased, in few transactions. After an error, which
+        belongs to no single row, ``drain`` performs those that are still leased one by one."""
+        cls.behaviour.perform_batch(rows, clock)
+
+    def park(self, reason: str, clock: Clock = timezone.now, *, awaiting_deploy: bool = False) -> None:
+        """Park the row with ``reason`` until an operator resumes it, or, with ``awaiting_deploy``, until a worker has
+        the code that it needs. Fenced; raises ``LeaseLostError``."""
+        self.behaviour.park(self, reason, clock(), awaiting_deploy=awaiting_deploy)
+
+    def record_loss(self, clock: Clock) -> None:
+        """Record in the row's history that its lease ran out; called when the row is claimed again."""
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[Any]:
+        """Return the rows that still have something to do or to wait for."""
+        raise NotImplementedError
+
+    def waits_for(self, now: datetime) -> str:
+        """Return what this unfinished row waits for. Empty: nothing, so the row is stuck, which is a bug."""
+        if self.lease is not None:
+            if self.wake_at is None:
+                return ""
+            if self.wake_at > now:
+                return f"{self.holder}, which has leased it"
+            return f"a worker: the lease of {self.holder} ran out at {at_text(self.wake_at)}"
+        if self.wake_at is not None and self.wake_at <= now:
+            return f"a worker: due since {at_text(self.wake_at)}"
+        return self.waiting_reason(now)
+
+    def waiting_reason(self, now: datetime) -> str:
+        """Return what a row waits for that is neither leased nor due. Empty: nothing."""
+        raise NotImplementedError
+
+    def parked_reason(self) -> str:
+        """Return what a parked row waits for, and why it is parked."""
+        reason = last_line(getattr(self, "error", ""))
+        if self.wake_at is None:
+            return f"an operator, to resume it: {reason}"
+        return f"missing code, next checked at {at_text(self.wake_at)}, or an operator, to resume it: {reason}"
+
+    @property
+    def holder(self) -> str:
+        """The process that has leased the row: host and process id."""
+        return (self.lease or "").rsplit(":", 1)[0]
+
+
+def at_text(moment: datetime) -> str:
+    """Return ``moment`` as a string for display, in the current time zone, to the second."""
+    local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
+    return f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def wake_index(label: str) -> PartialIndex:
+    """Return the index that finds due rows of the model ``label``."""
+    return PartialIndex(fields=["wake_at"], name=f"{label}_wake", condition=models.Q(wake_at__isnull=False))
+
+
+def entity_index(label: str) -> PartialIndex:
+    """Return the index that finds the runs of one entity, for the model ``label``."""
+    return PartialIndex(
+        fields=["entity_id", "entity_type"], name=f"{label}_entity", condition=models.Q(entity_id__gt="")
+    )
+
+
+def parked_index(label: str) -> PartialIndex:
+    """Return the index that finds parked rows of the model ``label``, however many rows have ended."""
+    return PartialIndex(fields=["parked_at"], name=f"{label}_parked", condition=models.Q(status="parked"))
+
+
+def failed_index(label: str) -> PartialIndex:
+    """Return the index that finds failed rows of the model ``label``, however many rows have ended.
+
+    It starts with the status, because on MariaDB it contains all rows.
+    """
+    return PartialIndex(fields=["status", "finished_at"], name=f"{label}_failures", condition=models.Q(status="failed"))
