@@ -51,7 +51,7 @@ def test_38_inline_performs_at_once_for_who_asks(choose):
 
 def test_38_a_deployment_is_told_what_it_runs_on(choose):
     choose("")
-    assert ["No runtime is named" in said for said in deploy_warnings()] == [True]
+    assert ["is not set and Django-Q2 is not installed" in said for said in deploy_warnings()] == [True]
     choose("inline")
     assert ["'inline'" in said for said in deploy_warnings()] == [True]
     choose("worker")

@@ -359,7 +359,7 @@ def test_a_codec_of_ones_own(flow, work):
     [
         ({"CONTEXT_CODEC": "nowhere.Codec"}, "cannot be made"),
         ({"CONTEXT_CODEC": f"{__name__}.Broken"}, "no connection to the key server"),
-        ({"CONTEXT_CODEC": f"{__name__}.Forgetful"}, "cannot read what it wrote"),
+        ({"CONTEXT_CODEC": f"{__name__}.Forgetful"}, "cannot decode what it has encoded"),
         ({"CONTEXT_CODEC": FERNET, "CONTEXT_KEYS": [FIRST, "short"]}, "key number 2 has fewer than 32"),
     ],
 )

@@ -10,13 +10,13 @@ from django.db import models
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import HistoryInline, RowAdmin, declared_names, link_causes, newest
+from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
 from ..queues.admin_fields import time_field
 from .definitions import all_agents
 from .manager import AgentManager
 from .models import AgentRun, HandlerExecution
 
-link_causes("agent", AgentRun)
+register_cause("agent", AgentRun)
 
 
 class HandlerInline(HistoryInline):
@@ -49,9 +49,9 @@ class AgentRunAdmin(RowAdmin):
         time_field("created_at"),
         "due",
     )
-    list_filter = ("status", declared_names(_("agent"), "name", lambda: {each.name for each in all_agents()}))
+    list_filter = ("status", declared_name_filter(_("agent"), "name", lambda: {each.name for each in all_agents()}))
     exact_search = ("entity_id", "name")
-    head = ("name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
+    first_fields = ("name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
     private_fields = ("data",)
     inlines = (HandlerInline,)
     actions = ("resume", "complete", "cancel")
@@ -74,10 +74,10 @@ class AgentRunAdmin(RowAdmin):
 @admin.register(HandlerExecution)
 class HandlerExecutionAdmin(RowAdmin):
     list_display = ("handler", "status", "run", "event", "last_line", "milestone", "attempt", time_field("due_at"))
-    list_filter = ("status", declared_names(_("handler"), "handler", lambda: _handlers()))
+    list_filter = ("status", declared_name_filter(_("handler"), "handler", lambda: _handlers()))
     list_select_related = ("run", "event")
     exact_search = ("handler",)
-    head = ("handler", "status", "run", "event", "error")
+    first_fields = ("handler", "status", "run", "event", "error")
     actions = ("resume",)
 
 

@@ -10,17 +10,17 @@ from django.db import models
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import HistoryInline, RowAdmin, declared_names, link_causes, newest
+from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
 from ..queues.admin_fields import json_field, time_field
 from .callbacks import all_callbacks
 from .claim_owners import owner_kinds, owners_of
 from .definitions import declared_events, declaring_models
 from .models import CallbackExecution, Event, EventClaim
 
-link_causes("event", Event)
-link_causes("callback", CallbackExecution)
+register_cause("event", Event)
+register_cause("callback", CallbackExecution)
 
-OWNER_KINDS = declared_names(_("kind of owner"), "owner_kind", owner_kinds)
+OWNER_KINDS = declared_name_filter(_("kind of owner"), "owner_kind", owner_kinds)
 
 
 class ExecutionInline(HistoryInline):
@@ -50,13 +50,15 @@ class EventAdmin(RowAdmin):
     )
     list_filter = (
         "status",
-        declared_names(_("event"), "declared_as", lambda: declared_events().keys()),
-        declared_names(_("model"), "entity_type", lambda: [model._meta.label_lower for model in declaring_models()]),
+        declared_name_filter(_("event"), "declared_as", lambda: declared_events().keys()),
+        declared_name_filter(
+            _("model"), "entity_type", lambda: [model._meta.label_lower for model in declaring_models()]
+        ),
     )
     exact_search = ("entity_id", "event_name")
-    head = ("event_name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
+    first_fields = ("event_name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
     private_fields = ("payload", "snapshot")
-    displays: ClassVar[dict[str, Any]] = {"snapshot": json_field("snapshot", of="data")}
+    field_displays: ClassVar[dict[str, Any]] = {"snapshot": json_field("snapshot", of="data")}
     inlines = (ExecutionInline,)
     actions = ("resume", "cancel")
 
@@ -81,7 +83,7 @@ class EventClaimAdmin(RowAdmin):
         time_field("expires_at"),
         "events_left",
     )
-    list_filter = (declared_names(_("event"), "event_name", lambda: declared_events().keys()), OWNER_KINDS)
+    list_filter = (declared_name_filter(_("event"), "event_name", lambda: declared_events().keys()), OWNER_KINDS)
     exact_search = ("event_name", "owner_id")
     private_fields = ("match", "residual")
 
@@ -98,10 +100,13 @@ class EventClaimAdmin(RowAdmin):
 @admin.register(CallbackExecution)
 class CallbackExecutionAdmin(RowAdmin):
     list_display = ("callback", "status", "event", "last_line", "milestone", "attempt", "due")
-    list_filter = ("status", declared_names(_("callback"), "callback", lambda: {each.name for each in all_callbacks()}))
+    list_filter = (
+        "status",
+        declared_name_filter(_("callback"), "callback", lambda: {each.name for each in all_callbacks()}),
+    )
     list_select_related = ("event",)
     exact_search = ("callback", "event__entity_id")
-    head = ("callback", "status", "event", "waits_for", "due", "error")
+    first_fields = ("callback", "status", "event", "waits_for", "due", "error")
     actions = ("resume",)
 
     @admin.display(description=_("waits for"))

@@ -1,8 +1,8 @@
-"""What the admin pages of all layers share: rows to look at, and actions that are methods of the row.
+"""Base classes of the admin pages of all layers: read-only rows, and actions that call methods of the row.
 
-The pages stay quick on tables of any size: filters offer what the code declares instead of asking the table, lists
-count up to a limit, and a row's page shows the newest part of its history. Each action leaves a ``LogEntry`` for each
-row that it changed.
+The pages stay fast on tables of any size: filters offer the declared names instead of querying the table, lists count
+up to a limit, and the page of a row shows the newest part of its history. Each action writes a ``LogEntry`` for each
+row that it changes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
     TabularInline = admin.TabularInline[Any, Any]
     FormSet = BaseInlineFormSet[Any, Any, Any]
-else:  # Django's own classes take no parameters when they run
+else:  # at run time Django's classes are not generic
     ModelAdmin, TabularInline, FormSet = admin.ModelAdmin, admin.TabularInline, BaseInlineFormSet
 
 MAX_INLINE_ROWS = 50
@@ -50,13 +50,13 @@ MAX_COUNTED_ROWS = 10_000
 MAX_MESSAGES = 5
 MAX_ERROR_IN_LIST = 160
 
-TECHNICAL = ("id", "wake_at", "lease", "seq", "losses", "parked_at")
-"""Columns of every Wakeable, which come last on its page."""
+TECHNICAL_FIELDS = ("id", "wake_at", "lease", "seq", "losses", "parked_at")
+"""Fields of every Wakeable that come last on its page."""
 TECHNICAL_TITLE = _("Technical")
 
 
 class NewestRows(FormSet):
-    """The newest rows of an inline: a row may have tens of thousands."""
+    """Limits an inline to its newest rows: a row may have tens of thousands."""
 
     def get_queryset(self) -> Any:
         if not hasattr(self, "_newest"):
@@ -65,12 +65,12 @@ class NewestRows(FormSet):
 
 
 def newest(what: StrOrPromise) -> StrOrPromise:
-    """Return the title of an inline: the newest of its rows."""
+    """Return the title of an inline that shows the newest rows."""
     return format_lazy(_("newest {count} {rows}"), count=MAX_INLINE_ROWS, rows=what)
 
 
 class HistoryInline(TabularInline):
-    """The newest rows that hang on another, to be read only."""
+    """A read-only inline of the newest related rows."""
 
     extra = 0
     can_delete = False
@@ -94,7 +94,7 @@ class HistoryInline(TabularInline):
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]
-    """Counts up to ``MAX_COUNTED_ROWS``: to count a table of ten million rows takes seconds."""
+    """Counts up to ``MAX_COUNTED_ROWS``: counting ten million rows would take seconds."""
 
     @cached_property
     def count(self) -> int:
@@ -102,8 +102,8 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]
         return len(rows.order_by().values_list("pk")[:MAX_COUNTED_ROWS])
 
 
-class Page(ChangeList):
-    """A page of a list, whose rows are prepared together."""
+class PreparedChangeList(ChangeList):
+    """A change list that passes the rows of a page to ``RowAdmin.prepare``."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -112,8 +112,8 @@ class Page(ChangeList):
         owner.prepare(self.result_list)
 
 
-class DeclaredNames(admin.SimpleListFilter):
-    """A filter by name that offers what the code declares. A ``SELECT DISTINCT`` would read the whole table."""
+class DeclaredNameFilter(admin.SimpleListFilter):
+    """A filter by name that offers the declared names. A ``SELECT DISTINCT`` would read the whole table."""
 
     field: ClassVar[str]
 
@@ -129,30 +129,32 @@ class DeclaredNames(admin.SimpleListFilter):
         return queryset if self.value() is None else queryset.filter(**{self.field: self.value()})
 
 
-def declared_names(title: StrOrPromise, field: str, names: Callable[[], Collection[str]]) -> type[DeclaredNames]:
+def declared_name_filter(
+    title: StrOrPromise, field: str, names: Callable[[], Collection[str]]
+) -> type[DeclaredNameFilter]:
     """Return a filter of ``field`` that offers ``names()``."""
     given = {"title": title, "parameter_name": field, "field": field, "names": staticmethod(names)}
-    return type("Declared", (DeclaredNames,), given)
+    return type("Declared", (DeclaredNameFilter,), given)
 
 
 class RowAdmin(ModelAdmin):
-    """A page of rows that nobody edits or deletes by hand: code writes them, an operator looks, resumes and cancels.
+    """A page of rows that only code writes. Operators view, resume and cancel them; they do not edit or delete them.
 
-    To look is Django's ``view`` permission; each action has a permission of its own (``resume_workflowrun``), and so
-    have the columns that hold the project's data (``view_data_workflowrun``).
+    Viewing needs Django's ``view`` permission. Each action has a permission of its own (``resume_workflowrun``), and so
+    do the fields with the project's data (``view_data_workflowrun``).
     """
 
     list_per_page = 50
     show_full_result_count = False
     paginator = CappedPaginator
     private_fields: ClassVar[tuple[str, ...]] = ()
-    """What only they see who may see data."""
-    head: ClassVar[tuple[str, ...]] = ()
-    """What comes first on the page of a row: names of fields and of methods."""
-    displays: ClassVar[dict[str, Any]] = {}
-    """How fields are shown whose value says too little."""
+    """Fields that need the permission ``view_data``."""
+    first_fields: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields and methods that come first on the page of a row."""
+    field_displays: ClassVar[dict[str, Any]] = {}
+    """Columns that replace fields on the page of a row, by field name."""
     exact_search: tuple[str, ...] = ()
-    """Fields that a search compares exactly, so that their indexes serve; a number is compared with the key, too."""
+    """Fields that a search compares exactly, so that it uses their indexes. A number is also compared with the key."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -161,38 +163,38 @@ class RowAdmin(ModelAdmin):
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody deletes a row by hand: others wait for it, and it is what keeps things from being done twice."""
+        """Rows are never deleted by hand: other rows wait for them, and they guarantee once-only execution."""
         return False
 
     def has_resume_permission(self, request: HttpRequest) -> bool:
-        return self.may("resume", request)
+        return self.has_action_permission("resume", request)
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self.may("cancel", request)
+        return self.has_action_permission("cancel", request)
 
     def has_complete_permission(self, request: HttpRequest) -> bool:
-        return self.may("complete", request)
+        return self.has_action_permission("complete", request)
 
-    def may(self, action: str, request: HttpRequest) -> bool:
+    def has_action_permission(self, action: str, request: HttpRequest) -> bool:
         """Return whether the user has the permission for ``action`` on rows of this model."""
         name = get_permission_codename(action, self.model._meta)
         return request.user.has_perm(f"{self.model._meta.app_label}.{name}")
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Refuse to filter by what the user may not see: a filter answers questions about it."""
-        hidden = lookup.split("__")[0] in self.private_fields and not self.may("view_data", request)
+        """Refuse to filter by fields that the user may not see: the results would reveal their values."""
+        hidden = lookup.split("__")[0] in self.private_fields and not self.has_action_permission("view_data", request)
         return not hidden and super().lookup_allowed(lookup, value, request)
 
     # -- lists ---------------------------------------------------------------------------------------------------------
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return Page
+        return PreparedChangeList
 
     def prepare(self, rows: Sequence[Any]) -> None:
-        """Read at once what the columns of these rows ask for."""
+        """Load what the columns of these rows need, in few queries."""
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
-        return self.exact_search  # the box is there where this is not empty
+        return self.exact_search  # Django shows the search box if this is not empty
 
     def get_search_results(
         self, request: HttpRequest, queryset: models.QuerySet[Any], search_term: str
@@ -217,23 +219,23 @@ class RowAdmin(ModelAdmin):
         ]
 
     def _groups(self, request: HttpRequest) -> list[tuple[StrOrPromise | None, list[Any]]]:
-        hidden = () if self.may("view_data", request) else self.private_fields
-        fields = [field for field in self.model._meta.fields if field.name not in (*hidden, *self.head)]
-        rest = [self._shown(field) for field in fields if field.name not in TECHNICAL]
-        technical = [self._shown(field) for field in fields if field.name in TECHNICAL]
-        return [(None, [*self.head, *rest]), (TECHNICAL_TITLE, technical)]
+        hidden = () if self.has_action_permission("view_data", request) else self.private_fields
+        fields = [field for field in self.model._meta.fields if field.name not in (*hidden, *self.first_fields)]
+        rest = [self._display_of(field) for field in fields if field.name not in TECHNICAL_FIELDS]
+        technical = [self._display_of(field) for field in fields if field.name in TECHNICAL_FIELDS]
+        return [(None, [*self.first_fields, *rest]), (TECHNICAL_TITLE, technical)]
 
-    def _shown(self, field: Any) -> Any:
-        """Return how a field is shown: times to the second, JSON with indentation."""
-        if field.name in self.displays:
-            return self.displays[field.name]
+    def _display_of(self, field: Any) -> Any:
+        """Return the column that shows a field: times to the second, JSON with indentation."""
+        if field.name in self.field_displays:
+            return self.field_displays[field.name]
         if isinstance(field, models.DateTimeField):
             return time_field(field.name)
         return json_field(field.name) if isinstance(field, models.JSONField) else field.name
 
     @admin.display(description=_("due"), ordering="wake_at")
     def due(self, row: Any) -> str:
-        """Say when a worker looks at the row next, in words."""
+        """Return when the row is due, in words, or which worker has leased it."""
         if row.lease:
             return gettext("leased by %s") % str(row.holder)
         if row.wake_at is None:
@@ -245,7 +247,7 @@ class RowAdmin(ModelAdmin):
 
     @admin.display(description=_("error"))
     def last_line(self, row: Any) -> str:
-        """Show the end of a traceback; the whole line when pointed at."""
+        """Return the last line of the error, shortened; the full line is the tooltip."""
         line = last_line(row.error)
         if len(line) <= MAX_ERROR_IN_LIST:
             return line
@@ -253,14 +255,14 @@ class RowAdmin(ModelAdmin):
 
     @admin.display(description=_("waits for"))
     def waits_for(self, row: Any) -> str:
-        """Name the one thing that an unfinished row waits for."""
+        """Return the one thing that an unfinished row waits for."""
         if row.is_finished:
             return "-"
         return row.waits_for(timezone.now()) or gettext("nothing (stuck: report a bug)")
 
     @admin.display(description=_("entity"))
     def entity_link(self, row: Any) -> str:
-        """Name the entity that the row is about, with a link to its own page where the project has one."""
+        """Return the entity of the row, with a link to its admin page if the project has one."""
         if not row.entity_type:
             return "-"
         text = f"{row.entity_type} {row.entity_id}"
@@ -269,9 +271,9 @@ class RowAdmin(ModelAdmin):
 
     @admin.display(description=_("caused by"))
     def cause_link(self, row: Any) -> str:
-        """Name what caused the row, with a link to it."""
+        """Return what caused the row, with a link to it."""
         kind, _, rest = row.caused_by.partition(":")
-        model = _causes.get(kind)
+        model = _cause_models.get(kind)
         if model is None:
             return row.caused_by or "-"
         return _link(f"{model._meta.app_label}_{model._meta.model_name}", rest.partition(":")[0], row.caused_by)
@@ -281,9 +283,15 @@ class RowAdmin(ModelAdmin):
     def apply(
         self, request: HttpRequest, rows: models.QuerySet[Any], act: Callable[[Any], Any], done: StrOrPromise
     ) -> None:
-        """Call ``act`` with each row, log each change, and say how it went. ``act`` returns False where there was
-        nothing to do."""
-        changed, refused, awaiting = [], [], 0
+        """Call ``act`` with each row, log each change, and report the results to the user.
+
+        Args:
+            request: The request.
+            rows: The selected rows.
+            act: Changes one row. Returns False if the row has already finished.
+            done: The past participle for the messages, such as "Resumed".
+        """
+        changed, refused, awaiting_code = [], [], 0
         for row in rows:
             awaited = awaits_code(row)
             try:
@@ -294,20 +302,20 @@ class RowAdmin(ModelAdmin):
                 refused.append(str(error))
                 continue
             changed.append(row)
-            awaiting += awaited
+            awaiting_code += awaited
         if changed:
             with override(None):  # the history is stored, and its readers have other languages
                 written = f"{done} by an action."
             LogEntry.objects.log_actions(request.user.pk or 0, changed, CHANGE, written)
             self.message_user(request, f"{done}: {len(changed)}.", messages.SUCCESS)
-        if awaiting:
+        if awaiting_code:
             self.message_user(
                 request,
                 gettext(
                     "%s of them had been parked because their code was missing. They are parked again unless a worker "
                     "has that code now."
                 )
-                % awaiting,
+                % awaiting_code,
                 messages.WARNING,
             )
         for reason in refused[:MAX_MESSAGES]:
@@ -322,12 +330,12 @@ class RowAdmin(ModelAdmin):
         self.apply(request, rows, lambda row: row.resume(), _("Resumed"))
 
 
-_causes: dict[str, type[models.Model]] = {}
+_cause_models: dict[str, type[models.Model]] = {}
 
 
-def link_causes(kind: str, model: type[models.Model]) -> None:
-    """Let ``caused_by`` texts that begin with ``kind`` link to rows of ``model``."""
-    _causes[kind] = model
+def register_cause(kind: str, model: type[models.Model]) -> None:
+    """Link values of ``caused_by`` that begin with ``kind`` to rows of ``model``."""
+    _cause_models[kind] = model
 
 
 def _link(page: str, key: str, text: str) -> str:
@@ -340,12 +348,12 @@ def _link(page: str, key: str, text: str) -> str:
 
 @admin.register(Worker)
 class WorkerAdmin(RowAdmin):
-    """Which processes perform the work, and which of them are alive."""
+    """The worker processes, and which of them are alive."""
 
     list_display = (
         "process",
         "runtime",
-        "looks_at",
+        "polled_queues",
         "state",
         time_field("started_at"),
         time_field("seen_at"),
@@ -363,7 +371,7 @@ class WorkerAdmin(RowAdmin):
         return str(row)
 
     @admin.display(description=_("queues"), ordering="queues")
-    def looks_at(self, row: Worker) -> str:
+    def polled_queues(self, row: Worker) -> str:
         return row.queues.replace(",", ", ") or gettext("all")
 
     @admin.display(description=_("state"))
@@ -379,7 +387,7 @@ class WorkerAdmin(RowAdmin):
 
 @admin.register(Maintenance)
 class MaintenanceAdmin(RowAdmin):
-    """The periodic tasks of the engine: when each is due, what it has done, and why it failed."""
+    """The periodic tasks of the engine: when each is due, what it did, and why it failed."""
 
     list_display = ("name", "due", time_field("completed_at"), "done", "failures", "last_line")
     ordering = ("name",)

@@ -1,4 +1,4 @@
-"""Columns of the admin: moments to the second with their zone, JSON that can be read."""
+"""Columns of the admin: times to the second with their zone, and indented JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def label_of(name: str) -> StrOrPromise:
 
 @lru_cache(maxsize=256)
 def time_field(name: str) -> Column:
-    """Return a column that shows the moment ``name`` of a row to the second, in the current time zone."""
+    """Return a column that shows the datetime ``name`` of a row to the second, in the current time zone."""
 
     @admin.display(description=label_of(name), ordering=name, empty_value="-")
     def shown(row: Any) -> str | None:
@@ -42,8 +42,12 @@ def time_field(name: str) -> Column:
 
 @lru_cache(maxsize=256)
 def json_field(name: str, of: str = "") -> Column:
-    """Return a column that shows the JSON value ``name`` of a row with indentation; ``of``: where it is a row itself,
-    which of its fields."""
+    """Return a column that shows the JSON field ``name`` of a row with indentation.
+
+    Args:
+        name: The field. If it is a foreign key, ``of`` is required.
+        of: The field of the related row.
+    """
 
     @admin.display(description=label_of(name), empty_value="-")
     def shown(row: Any) -> str | None:

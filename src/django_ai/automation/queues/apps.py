@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class QueuesConfig(AppConfig):
-    """The ground floor: rows that are due, leases, the drain, executors, schedules."""
+    """The queues layer: due rows, leases, the drain, runtimes, schedules."""
 
     name = "django_ai.automation.queues"
     label = "automation_queues"
@@ -56,6 +56,6 @@ class QueuesConfig(AppConfig):
         register(checks.check_database, Tags.database)
         discover()
         if getattr(settings, "AUTOMATION", None) and settings.AUTOMATION.get("RUNTIME") == "celery":
-            # A Celery worker must know the doorbell, and gets its clock. Without Celery a check says what is missing.
+            # Registers the doorbell task and the dispatcher of a Celery worker. A check reports a missing Celery.
             with suppress(ImportError):
                 import_module(f"{self.name}.runtimes.celery")

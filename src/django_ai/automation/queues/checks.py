@@ -1,4 +1,4 @@
-"""System checks of the ground floor: settings, database, queue."""
+"""System checks of the queues layer: settings, runtime, database, broker."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     try:
         with_codec = codec()
         if with_codec is not None and with_codec.decode(with_codec.encode("{}")) != "{}":
-            raise SettingsError(f"AUTOMATION['CONTEXT_CODEC'] ({conf().CONTEXT_CODEC!r}) cannot read what it wrote.")
+            raise SettingsError(
+                f"AUTOMATION['CONTEXT_CODEC'] ({conf().CONTEXT_CODEC!r}) cannot decode what it has encoded."
+            )
     except SettingsError as error:
         hint = "FernetCodec needs the extra: pip install 'django-ai-automation[encryption]'."
         found.append(Error(str(error), hint=hint, id="automation.E008"))
@@ -59,28 +61,31 @@ def check_apps(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_runtime(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """``check --deploy``: somebody has chosen what performs the work, and that is no web process."""
-    chosen = conf().RUNTIME if not conf_module.problems(getattr(settings, "AUTOMATION", {})) else "?"
-    if chosen == "inline":
-        said = "AUTOMATION['RUNTIME'] is 'inline': web requests perform everybody's work, and timers wait for one."
-    elif not chosen and not apps.is_installed("django_q"):
-        said = (
-            "No runtime is named, and Django-Q2 is not installed: only manage.py automation_worker performs the work."
+    """``check --deploy``: a runtime is chosen, and it is not the web process."""
+    runtime = conf().RUNTIME if not conf_module.problems(getattr(settings, "AUTOMATION", {})) else "?"
+    if runtime == "inline":
+        message = (
+            "AUTOMATION['RUNTIME'] is 'inline': web requests perform all due work, and timers wait for the next one."
+        )
+    elif not runtime and not apps.is_installed("django_q"):
+        message = (
+            "AUTOMATION['RUNTIME'] is not set and Django-Q2 is not installed, so only manage.py automation_worker "
+            "performs the work."
         )
     else:
         return []
     hint = "Set AUTOMATION['RUNTIME'] to 'worker' (and run automation_worker), 'q2', 'celery' or 'tasks'."
-    return [Warning(said, hint=hint, id="automation.W012")]
+    return [Warning(message, hint=hint, id="automation.W012")]
 
 
 def check_surroundings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """What of the project around it an automation cannot live with: naive moments, psycopg2. Opens no connection."""
+    """Settings of the project with which automations fail or are slow. Opens no connection."""
     found: list[CheckMessage] = []
     if not settings.USE_TZ:
         found.append(
             Error(
-                "USE_TZ is False: timers, leases and the dates of events need moments that have a time zone.",
-                hint="Set USE_TZ = True. TIME_ZONE stays what it is, and says which day a date is.",
+                "USE_TZ is False, but timers, leases and the dates of events need aware datetimes.",
+                hint="Set USE_TZ = True. TIME_ZONE stays as it is and defines on which day a datetime falls.",
                 id="automation.E013",
             )
         )
@@ -89,19 +94,19 @@ def check_surroundings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg2":
         found.append(
             Error(
-                f"Database {alias!r}, which holds the automation tables, is used by way of psycopg2, with "
-                "which atomic steps and callbacks fail.",
-                hint="Install psycopg 3, which Django prefers where both are there: pip install 'psycopg[binary]'.",
+                f"Database {alias!r}, which holds the automation tables, uses psycopg2, with which atomic steps and "
+                "callbacks fail.",
+                hint="Install psycopg 3, which Django prefers if both are installed: pip install 'psycopg[binary]'.",
                 id="automation.E014",
             )
         )
     if connection.vendor == "sqlite" and connection.settings_dict.get("ATOMIC_REQUESTS") and conf().SQLITE_TUNING:
         found.append(
             Warning(
-                f"ATOMIC_REQUESTS is on for database {alias!r}, which is SQLite: each request takes the one write lock "
-                "as it begins, those too that only read, and all of them wait for each other and for the workers.",
+                f"ATOMIC_REQUESTS is on for database {alias!r}, which is SQLite: every request, even a reading one, "
+                "takes the write lock when it starts, so requests wait for each other and for the workers.",
                 hint=(
-                    "Leave ATOMIC_REQUESTS off on SQLite (a save and its events are one transaction anyway), or mark "
+                    "Turn ATOMIC_REQUESTS off on SQLite (a save and its events are one transaction anyway), or mark "
                     "views that only read with @transaction.non_atomic_requests."
                 ),
                 id="automation.W015",
@@ -118,7 +123,7 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Info(
-            "Q_CLUSTER names no broker of django_ai.automation, so timers are looked at once a minute.",
+            "Q_CLUSTER['broker_class'] is no broker of django_ai.automation, so timers fire only once a minute.",
             hint="Set Q_CLUSTER['broker_class'] = 'django_ai.automation.queues.runtimes.q2_brokers.OrmBroker' "
             "(or RedisBroker).",
             id="automation.I004",
@@ -126,27 +131,28 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-KEY_LENGTH, KEY_VARIETY, KEY_OF_STARTPROJECT = 50, 5, "django-insecure-"
-"""What ``check --deploy`` of Django asks of a key (security.W009)."""
+MIN_KEY_LENGTH, MIN_DISTINCT_CHARACTERS, STARTPROJECT_KEY_PREFIX = 50, 5, "django-insecure-"
+"""The criteria of Django's own check (security.W009)."""
 
 
 def check_secret_key(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """Q2's tasks are signed pickles: who can guess the key and write to the queue runs code in the workers.
+    """Q2's tasks are signed pickles: anyone who knows the key and can write to the queue can run code in the workers.
 
-    Silent under DEBUG: there the key that ``startproject`` made is in order.
+    Silent under DEBUG, where the key that ``startproject`` generates is sufficient.
     """
     if not apps.is_installed("django_q") or settings.DEBUG:
         return []
     key = str(settings.SECRET_KEY)
-    is_long = len(key) >= KEY_LENGTH and len(set(key)) >= KEY_VARIETY
-    if is_long and not key.startswith(KEY_OF_STARTPROJECT):
+    is_long = len(key) >= MIN_KEY_LENGTH and len(set(key)) >= MIN_DISTINCT_CHARACTERS
+    if is_long and not key.startswith(STARTPROJECT_KEY_PREFIX):
         return []
     return [
         Warning(
-            "SECRET_KEY is easy to guess, and Django-Q2 runs whatever is signed with it.",
+            "SECRET_KEY is easy to guess, and Django-Q2 runs any task that is signed with it.",
             hint=(
-                f"Use a secret one of at least {KEY_LENGTH} characters, {KEY_VARIETY} of them different, that does not "
-                f"begin with {KEY_OF_STARTPROJECT!r}; django.core.management.utils.get_random_secret_key() makes one."
+                f"Use a key of at least {MIN_KEY_LENGTH} characters, {MIN_DISTINCT_CHARACTERS} of them distinct, "
+                f"that does not begin with {STARTPROJECT_KEY_PREFIX!r}. "
+                "django.core.management.utils.get_random_secret_key() generates one."
             ),
             id="automation.W007",
         )
@@ -154,7 +160,7 @@ def check_secret_key(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_queue_times(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """What Q2 does with a long task: kill its worker after ``timeout``, hand it out again after ``retry``."""
+    """Q2 kills the worker of a long task after ``timeout``, and delivers the task again after ``retry``."""
     if not apps.is_installed("django_q"):
         return []
     cluster = getattr(settings, "Q_CLUSTER", {})
@@ -163,8 +169,8 @@ def check_queue_times(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if timeout is not None and retry <= timeout:
         found.append(
             Warning(
-                f"Q_CLUSTER['retry'] ({retry} s) is not above Q_CLUSTER['timeout'] ({timeout} s): Q2 starts a task a "
-                "second time while the first still runs. Automations are safe by their leases; other tasks are not.",
+                f"Q_CLUSTER['retry'] ({retry} s) is not greater than Q_CLUSTER['timeout'] ({timeout} s), so Q2 starts "
+                "a task again while it still runs. Leases protect automations from that, but not other tasks.",
                 hint=f"Set Q_CLUSTER['retry'] to more than {timeout}.",
                 id="automation.W010",
             )
@@ -173,11 +179,11 @@ def check_queue_times(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if retry <= longest and conf().RUNTIME in ("", "q2") and not watches_database(cluster.get("broker_class")):
         found.append(
             Warning(
-                f"Q_CLUSTER['retry'] ({retry} s) is not above the {longest} s that a worker may take for a doorbell, "
-                f"with the longest step ({longest_timeout()}): Q2 sends a second worker after it, for nothing.",
+                f"Q_CLUSTER['retry'] ({retry} s) is not greater than the {longest} s that a doorbell task may take "
+                f"(the longest step takes {longest_timeout()}), so Q2 delivers it to a second worker needlessly.",
                 hint=(
                     f"Set Q_CLUSTER['retry'] to more than {longest}, or Q_CLUSTER['broker_class'] to "
-                    "'django_ai.automation.queues.runtimes.q2_brokers.OrmBroker', which stores no doorbells."
+                    "'django_ai.automation.queues.runtimes.q2_brokers.OrmBroker', which stores no doorbell tasks."
                 ),
                 id="automation.W011",
             )
@@ -186,7 +192,7 @@ def check_queue_times(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_database(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """Runs with ``check --database``: MariaDB's isolation, and that all automation tables live in one database."""
+    """Runs with ``check --database``: MariaDB's isolation level, and that one database holds all automation tables."""
     models: list[type[Model]] = [*wakeables(), Worker]
     aliases = {alias_of(model) for model in models}
     found: list[CheckMessage] = []
@@ -194,7 +200,7 @@ def check_database(app_configs: Any, databases: Any = None, **kwargs: Any) -> li
         found.append(
             Error(
                 f"The automation tables are spread over the databases {sorted(aliases)}.",
-                hint="Route all apps of django_ai.automation to one database: what they promise needs one transaction.",
+                hint="Route all apps of django_ai.automation to one database: their guarantees need one transaction.",
                 id="automation.E005",
             )
         )
@@ -205,7 +211,7 @@ def check_database(app_configs: Any, databases: Any = None, **kwargs: Any) -> li
             if level is None or level.lower() != "read committed":
                 found.append(
                     Error(
-                        f"Database {alias!r} uses the isolation level {level!r}.",
+                        f"Database {alias!r} uses the isolation level {level!r}; automations need 'read committed'.",
                         hint="Set OPTIONS['isolation_level'] to 'read committed', Django's default.",
                         id="automation.E006",
                     )

@@ -10,13 +10,13 @@ from django.db import models
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import HistoryInline, RowAdmin, declared_names, link_causes, newest
+from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
 from ..queues.admin_fields import time_field
 from .definitions import all_workflows
 from .engine import engine
 from .models import Signal, StepExecution, WorkflowRun
 
-link_causes("workflow", WorkflowRun)
+register_cause("workflow", WorkflowRun)
 
 
 class StepInline(HistoryInline):
@@ -48,9 +48,12 @@ class WorkflowRunAdmin(RowAdmin):
         time_field("created_at"),
         "due",
     )
-    list_filter = ("status", declared_names(_("workflow"), "name", lambda: {each.name for each in all_workflows()}))
+    list_filter = (
+        "status",
+        declared_name_filter(_("workflow"), "name", lambda: {each.name for each in all_workflows()}),
+    )
     exact_search = ("entity_id", "name")
-    head = ("name", "status", "entity_link", "current_step", "waits_for", "due", "error", "cause_link")
+    first_fields = ("name", "status", "entity_link", "current_step", "waits_for", "due", "error", "cause_link")
     private_fields = ("data", "waits")
     inlines = (StepInline,)
     actions = ("resume", "cancel")
@@ -76,7 +79,7 @@ class SignalAdmin(RowAdmin):
         "last_line",
     )
     exact_search = ("name",)
-    head = ("name", "run", "due", "error", "cause_link")
+    first_fields = ("name", "run", "due", "error", "cause_link")
     private_fields = ("payload",)
     list_select_related = ("run",)
     actions = ("resume",)
