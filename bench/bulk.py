@@ -1,12 +1,13 @@
-"""The fourth benchmark: what many rows cost that are near, or due, at once. On PostgreSQL.
+"""The cost of many rows that are due soon, or at once. On PostgreSQL.
 
     python bench/bulk.py [--rows 10000] [--only reconcile,due,waits,doorbells] [--json FILE]
 
-``reconcile``: so many entities with a date that is near are in line with their events, and a pass of ``poll_due`` looks
-at them. ``due``: so many events are due at once, and one process makes them occur. ``waits``: ten times so many events
-have occurred since a run began, and it looks for one of those that its match means; there is none. ``doorbells``:
-one-step runs are started one by one, at most 270 in a second, while five workers LISTEN, all of them for runs or one of
-them; counted are all transactions of the database: starting a run, ringing, and its step are about eight.
+- ``reconcile``: one pass of the reconciliation over ``--rows`` entities whose events are up to date.
+- ``due``: ``--rows`` events are due at once, and one process makes them occur.
+- ``waits``: ten times as many events have occurred since a run started, and its wait searches them; none matches.
+- ``doorbells``: one-step runs are started one by one, at most 270 per second, while five workers LISTEN, all for
+  runs or only one. All transactions of the database are counted: starting a run, its doorbell and its step need about
+  eight.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--only", default="reconcile,due,waits,doorbells")
     parser.add_argument("--json", type=Path)
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
-    os.environ["BENCH_EXECUTOR"] = "worker" if wanted.only == "doorbells" else "silent"
+    os.environ["BENCH_RUNTIME"] = "worker" if options.only == "doorbells" else "silent"
     figures: Figures = {}
     with database():
-        for name in wanted.only.split(","):
+        for name in options.only.split(","):
             empty()
-            figures |= {"reconcile": reconcile, "due": due, "waits": waits, "doorbells": doorbells}[name](wanted.rows)
+            figures |= {"reconcile": reconcile, "due": due, "waits": waits, "doorbells": doorbells}[name](options.rows)
     for name, value in figures.items():
         print(f"{name}: {value:,.2f}")
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=2))
 
 
 def save(number: int, minutes: float) -> None:
-    """Save so many entities whose date is ``minutes`` ahead, with their events."""
+    """Save ``number`` entities whose date is ``minutes`` ahead, with their events."""
     from datetime import timedelta
 
     from django.db import transaction
@@ -66,7 +67,7 @@ def save(number: int, minutes: float) -> None:
 
 
 def reconcile(number: int) -> Figures:
-    """Return the seconds of a pass that finds nothing, the second of two."""
+    """Return the duration of a pass that finds nothing to change, the second of two."""
     from django.utils import timezone
 
     from django_ai.automation.events.recording.reconcile import reconcile_dates
@@ -77,7 +78,7 @@ def reconcile(number: int) -> Figures:
 
 
 def due(number: int) -> Figures:
-    """Return how many events one process makes occur in a second."""
+    """Return how many events per second one process makes occur."""
     from datetime import timedelta
 
     from django.utils import timezone
@@ -94,11 +95,11 @@ def due(number: int) -> Figures:
     analyze()
     took = timed(lambda: drain(heartbeat=True))
     assert Event.objects.filter(declared_as="eventful_due", status="processed").count() == number
-    return {f"events a second, of {number:,} that are due at once": number / (took / 1000)}
+    return {f"events per second, of {number:,} that are due at once": number / (took / 1000)}
 
 
 def waits(number: int) -> Figures:
-    """Return the milliseconds of a look for an event of ten, and of 2,000 entities, none of which has had any."""
+    """Return the duration of a search for events of ten entities, and of 2,000; no event matches."""
     from bench.growth import execute
     from django_ai.automation.events.definitions import sources_of
     from django_ai.automation.events.matching.lookback import occurred_of
@@ -124,23 +125,23 @@ def waits(number: int) -> Figures:
         values = {"owner": owner}
         where = address("note_taken", values, sources)
         took = timed(lambda: list(occurred_of(Event.objects.all(), sources, "note_taken", values, where)))  # noqa: B023
-        found[f"ms to look among {number * 10:,} events for those of {matching} entities that match"] = took
+        found[f"ms to search {number * 10:,} events for those of {matching} matching entities"] = took
     return found
 
 
-RATE = 270
-SECONDS = 5
+RUNS_PER_SECOND = 270
+DURATION_SECONDS = 5
 
 
 def doorbells(number: int) -> Figures:
-    """Return how many transactions each run costs that is started by itself."""
+    """Return the number of transactions per run, for runs that are started one by one."""
     from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 
     set_notifier(WorkerNotifier())
     try:
         return {
-            "transactions a doorbell, five workers for all queues": ring(["", "", "", "", ""]),
-            "transactions a doorbell, one worker for runs and four for agents": ring(
+            "transactions per run, five workers for all queues": transactions_per_run(["", "", "", "", ""]),
+            "transactions per run, one worker for runs and four for agents": transactions_per_run(
                 ["workflows", "agents", "agents", "agents", "agents"]
             ),
         }
@@ -148,7 +149,7 @@ def doorbells(number: int) -> Figures:
         set_notifier(None)
 
 
-def ring(queues: list[str]) -> float:
+def transactions_per_run(queues: list[str]) -> float:
     from django_ai.automation.workflows.core import engine
     from django_ai.automation.workflows.models import WorkflowRun
 
@@ -161,12 +162,12 @@ def ring(queues: list[str]) -> float:
     try:
         time.sleep(5)
         before, started = transactions(), time.monotonic()
-        for n in range(RATE * SECONDS):
-            time.sleep(max(0.0, started + n / RATE - time.monotonic()))
+        for n in range(RUNS_PER_SECOND * DURATION_SECONDS):
+            time.sleep(max(0.0, started + n / RUNS_PER_SECOND - time.monotonic()))
             engine.start("one", number=n)
         while WorkflowRun.objects.unfinished().exists():
             time.sleep(0.2)
-        return (transactions() - before) / (RATE * SECONDS)
+        return (transactions() - before) / (RUNS_PER_SECOND * DURATION_SECONDS)
     finally:
         for worker in workers:
             worker.terminate()
@@ -177,7 +178,7 @@ def ring(queues: list[str]) -> float:
 def transactions() -> float:
     from django.db import connection
 
-    time.sleep(1.5)  # until the sessions have said what they did
+    time.sleep(1.5)  # PostgreSQL reports the statistics of a session with a delay
     with connection.cursor() as cursor:
         cursor.execute("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
         return float(cursor.fetchone()[0])

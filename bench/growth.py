@@ -1,13 +1,13 @@
-"""The third benchmark: is the next row found as fast when much lies behind it? On PostgreSQL.
+"""Whether claiming stays fast with many finished rows. On PostgreSQL.
 
     python bench/growth.py [--finished 0,5000000,10000000] [--churned 0,10000,100000,600000] [--probes 300]
                            [--kept 1000000] [--json FILE]
 
-First so many finished runs are put into the table, and due runs are claimed among them, one by one. Then somebody opens
-a transaction with a snapshot and leaves it open, as a backup or a forgotten shell does, while runs come and go: what
-they leave in the index cannot be cleaned away until that transaction ends. Measured is a worker's look (when is
-something due?) and its claim, in milliseconds. The last lines are about pruning: how long it takes to pass by
-runs that must stay, and how many old ones it removes in a second, with one step of history each.
+First, finished runs are inserted, and due runs are claimed from among them, one by one. Then a transaction with a
+snapshot stays open, as a backup or a forgotten shell does, while runs start and end: the database cannot remove their
+index entries until that transaction ends. Measured are a worker's poll for due rows and its claim, in milliseconds. The
+last lines measure pruning: how long it takes to skip runs that must stay, and how many old runs per second it deletes,
+with one step of history each.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--finished", default="0,5000000,10000000")
     parser.add_argument("--churned", default="0,10000,100000,600000")
-    parser.add_argument("--kept", type=int, default=1_000_000, help="old runs that must stay, in the test of retention")
+    parser.add_argument("--kept", type=int, default=1_000_000, help="number of old runs that pruning must keep")
     parser.add_argument("--probes", type=int, default=300)
     parser.add_argument("--json", type=Path)
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
-    os.environ["BENCH_EXECUTOR"] = "silent"
+    os.environ["BENCH_RUNTIME"] = "silent"
     table: dict[str, Figures] = {}
     with database():
         empty()
-        there = 0
-        for size in map(int, wanted.finished.split(",")):
-            finish(size - there)
-            there = size
+        present = 0
+        for size in map(int, options.finished.split(",")):
+            finish(size - present)
+            present = size
             analyze()
-            table[f"{size:,} finished runs"] = probe(wanted.probes)
+            table[f"{size:,} finished runs"] = probe(options.probes)
         churned = 0
         with held_snapshot():
-            for size in map(int, wanted.churned.split(",")):
+            for size in map(int, options.churned.split(",")):
                 churn(size - churned)
                 churned = size
-                table[f"and {size:,} that came and went since a snapshot"] = probe(wanted.probes)
-        if wanted.kept:
-            table["retention"] = retention(wanted.kept)
+                table[f"and {size:,} runs since the snapshot"] = probe(options.probes)
+        if options.kept:
+            table["retention"] = retention(options.kept)
     figures = table.pop("retention", {})
     show(table)
     for name, value in figures.items():
         print(f"{name}: {value:,.1f}")
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps({"growth": table, "retention": figures}, indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"growth": table, "retention": figures}, indent=2))
 
 
 def execute(sql: str, *values: Any) -> None:
@@ -77,7 +77,7 @@ def execute(sql: str, *values: Any) -> None:
 
 COLUMNS = """name, version, status, current_step, data, error, visit, attempt, created_at, started_at, finished_at,
     planned, entity_type, entity_id, parent_channel, caused_by, depth, holds_claims, position, wake_reason, wake_step,
-    seq, losses, wake_at"""
+    seq, losses, wake_at, call_key"""
 
 
 def insert(number: int, status: str, moment: str, finished: str, wake_at: str) -> None:
@@ -85,7 +85,7 @@ def insert(number: int, status: str, moment: str, finished: str, wake_at: str) -
         f"""INSERT INTO automation_workflows_workflowrun ({COLUMNS})
         SELECT 'bench', '1', %s, 'listen', '{{"owner": 1, "note": "some text of a common length"}}'::jsonb, '', 1, 0,
             {moment}, {moment}, {finished}, false, '', '', '', '', 0, false, 0, 'first', '', 3, 0,
-            {wake_at}
+            {wake_at}, md5(random()::text)
         FROM generate_series(1, %s) AS n""",
         status,
         number,
@@ -93,7 +93,7 @@ def insert(number: int, status: str, moment: str, finished: str, wake_at: str) -
 
 
 def finish(number: int) -> None:
-    """Put in ``number`` runs that ended in the last weeks."""
+    """Insert ``number`` runs that finished in the last 30 days."""
     print(f"{number:,} finished runs ...", file=sys.stderr, flush=True)
     moment = "now() - interval '30 days' * random()"
     while number > 0:
@@ -102,8 +102,8 @@ def finish(number: int) -> None:
 
 
 def churn(number: int) -> None:
-    """Let ``number`` runs come, be claimed, and end, as if that had been a thousand in each second until now."""
-    print(f"{number:,} runs come and go ...", file=sys.stderr, flush=True)
+    """Insert, claim and finish ``number`` runs, as if at a rate of 1,000 per second until now."""
+    print(f"{number:,} runs start and end ...", file=sys.stderr, flush=True)
     table = "automation_workflows_workflowrun"
     while number > 0:
         moment = f"clock_timestamp() - interval '{number} ms'"
@@ -116,35 +116,35 @@ def churn(number: int) -> None:
 
 
 def probe(probes: int) -> Figures:
-    """Let runs become due one by one; return what it takes to see each, and to claim it."""
+    """Make runs due one by one; return the durations of the poll that finds each, and of its claim."""
     from django.utils import timezone
 
     from django_ai.automation.queues.claim import claim
     from django_ai.automation.queues.due import next_due, scan_start
     from django_ai.automation.workflows.models import WorkflowRun
 
-    looks, claims, idle = [], [], []
+    polls, claims, idle = [], [], []
     for number in range(probes + 20):
         insert(1, "running", "clock_timestamp()", "NULL", "clock_timestamp()")
-        looked = timed(next_due)
+        polled = timed(next_due)
         rows: list[Any] = []
         claimed = timed(lambda: rows.extend(claim(WorkflowRun, timezone.now(), 20, scan_start(WorkflowRun))))  # noqa: B023
         assert len(rows) == 1, rows
         WorkflowRun.objects.filter(pk=rows[0].pk).update(status="completed", wake_at=None, lease=None)
-        resting = timed(next_due)
+        polled_idle = timed(next_due)
         if number >= 20:
-            looks.append(looked)
+            polls.append(polled)
             claims.append(claimed)
-            idle.append(resting)
+            idle.append(polled_idle)
     return {
         f"{what} {name}": value
-        for what, found in (("look", looks), ("claim", claims), ("idle look", idle))
+        for what, found in (("poll", polls), ("claim", claims), ("idle poll", idle))
         for name, value in (("p50", statistics.median(found)), ("p99", statistics.quantiles(found, n=100)[98]))
     }
 
 
 def retention(kept: int) -> Figures:
-    """Sweep a table of old runs that must stay, and then remove as many again."""
+    """Prune a table of old runs that must stay, and then delete old runs from among them."""
     from datetime import timedelta
 
     from django.utils import timezone
@@ -174,8 +174,8 @@ def retention(kept: int) -> Figures:
     removing = timed(lambda: prune_runs(TimeSlice(later)))
     assert (WorkflowRun.objects.count(), StepExecution.objects.count()) == (kept, 0)
     return {
-        f"seconds to pass by {kept:,} old runs that must stay": passing / 1000,
-        f"old runs removed in a second, among {kept:,} that must stay": gone / (removing / 1000),
+        f"seconds to skip {kept:,} old runs that must stay": passing / 1000,
+        f"old runs deleted per second, among {kept:,} that must stay": gone / (removing / 1000),
     }
 
 

@@ -1,11 +1,10 @@
-"""The fifth benchmark: does pruning keep up, and what does it cost the timers? On PostgreSQL.
+"""Whether pruning keeps up with new rows, and how late it makes timers. On PostgreSQL.
 
     python bench/pruning.py [--occurrences 100000] [--json FILE]
 
-So many occurrences are old enough to go, each with what it left: its event (of an entity that is gone), its arrival, a
-call, a run and its step. One process removes them as workers do, bite by bite; the figure is occurrences in a second,
-all their rows included. Then it is done once more while runs become due twenty times a second in the same process: how
-late are they?
+One process prunes old occurrences as workers do, in time slices. Each has an event (of a deleted entity), an arrival, a
+callback execution, a run and a step. The first figure is occurrences per second, with all their rows. Then the same is
+done while twenty runs per second become due in the same process, and the lateness of these runs is measured.
 """
 
 from __future__ import annotations
@@ -26,30 +25,29 @@ from bench.run import database  # noqa: E402
 from bench.scale import analyze, copy, empty  # noqa: E402
 
 Figures = dict[str, float]
-FIRST = 1_000_000
-"""The key of the first old row: above those of the runs that become due."""
-GAP = 0.05
-"""Seconds between two timers."""
+FIRST_OLD_PK = 1_000_000
+"""Primary key of the first old row: greater than those of the runs that become due."""
+TIMER_INTERVAL_SECONDS = 0.05
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--occurrences", type=int, default=100_000)
     parser.add_argument("--json", type=Path)
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
-    os.environ["BENCH_EXECUTOR"] = "silent"
+    os.environ["BENCH_RUNTIME"] = "silent"
     with database():
-        figures = {**throughput(wanted.occurrences), **lateness(wanted.occurrences)}
+        figures = {**throughput(options.occurrences), **lateness(options.occurrences)}
     for name, value in figures.items():
         print(f"{name}: {value:,.1f}")
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=2))
 
 
 def fill(number: int) -> None:
-    """Put in what ``number`` occurrences of 40 days ago have left."""
+    """Insert the rows of ``number`` occurrences of 40 days ago."""
     from django.utils import timezone
 
     from django_ai.automation.events.models import CallbackExecution, Event
@@ -61,7 +59,7 @@ def fill(number: int) -> None:
     for model in (Arrival, Maintenance):
         model.objects.all().delete()
     moment = timezone.now() - timedelta(days=40)
-    keys = range(FIRST, FIRST + number)
+    keys = range(FIRST_OLD_PK, FIRST_OLD_PK + number)
     copy(
         Event,
         (
@@ -72,7 +70,7 @@ def fill(number: int) -> None:
             for key in keys
         ),
     )  # fmt: skip
-    copy(Arrival, (Arrival(pk=key, at=moment) for key in range(FIRST, FIRST + number + 1)))
+    copy(Arrival, (Arrival(pk=key, at=moment) for key in range(FIRST_OLD_PK, FIRST_OLD_PK + number + 1)))
     copy(
         CallbackExecution,
         (
@@ -100,7 +98,8 @@ def fill(number: int) -> None:
     analyze()
 
 
-def left() -> int:
+def remaining() -> int:
+    """Return how many of the old rows are left."""
     from django_ai.automation.events.models import CallbackExecution, Event
     from django_ai.automation.queues.models import Arrival
     from django_ai.automation.workflows.models import StepExecution, WorkflowRun
@@ -124,8 +123,8 @@ def throughput(number: int) -> Figures:
     started = time.perf_counter()
     drain(models=[Maintenance])
     took = time.perf_counter() - started
-    assert left() == 0, left()
-    return {"occurrences pruned in a second": number / took}
+    assert remaining() == 0, remaining()
+    return {"occurrences pruned per second": number / took}
 
 
 def lateness(number: int) -> Figures:
@@ -142,17 +141,19 @@ def lateness(number: int) -> Figures:
     due = {}
     for place in range(200):
         run = engine.start("one", number=place)
-        due[run.pk] = first + timedelta(seconds=GAP * place)
+        due[run.pk] = first + timedelta(seconds=TIMER_INTERVAL_SECONDS * place)
         WorkflowRun.objects.filter(pk=run.pk).update(wake_at=due[run.pk])
-    # With something still to prune at the end, or the timers would have had the worker for themselves.
-    drain(heartbeat=True, stop=lambda: timezone.now() > first + timedelta(seconds=GAP * 200 + 1))
-    busy = left() > 0
+    # Rows must be left to prune at the end, or the last timers would not have competed with the pruning.
+    drain(heartbeat=True, stop=lambda: timezone.now() > first + timedelta(seconds=TIMER_INTERVAL_SECONDS * 200 + 1))
+    is_still_pruning = remaining() > 0
     ended = dict(WorkflowRun.objects.filter(pk__in=due).values_list("pk", "finished_at"))
+    if None in ended.values():
+        raise SystemExit(f"FAILED: {number:,} occurrences were pruned before the last timer; use more --occurrences.")
     late = [(ended[pk] - at).total_seconds() * 1000 for pk, at in due.items()]
     return {
-        "timers beside the pruning, late by ms, p50": statistics.median(late),
-        "timers beside the pruning, late by ms, p99": statistics.quantiles(late, n=100)[98],
-        "and it was still pruning at the end (1: yes)": float(busy),
+        "lateness of timers during pruning, ms, p50": statistics.median(late),
+        "lateness of timers during pruning, ms, p99": statistics.quantiles(late, n=100)[98],
+        "rows were left to prune at the end (1: yes)": float(is_still_pruning),
     }
 
 

@@ -1,12 +1,13 @@
-"""The first benchmark: how much two workers do, how soon, and what a save() costs. On PostgreSQL, or on SQLite.
+"""Throughput and latency of two workers, and the cost of a save(). On PostgreSQL or SQLite.
 
     python bench/run.py [--database sqlite] [--runs 3000] [--flows 1000] [--probes 200] [--timers 100]
                         [--repeat 3] [--json FILE]
 
-Work is queued first and then a real ``qcluster`` with two workers is started; throughput is counted between the first
-step's start and the last one's end, so that start-up is not in it. Latency is from the commit of a ``save()`` to the
-start of the first step of the run that its event starts, on an idle cluster, saves at no fixed phase. Lateness is from
-a sleeping run's ``wake_at`` to its step. Machines are noisy: medians of ``--repeat`` rounds.
+Throughput: the runs are started first, and then a real ``qcluster`` with two workers. The time runs from the start of
+the first step to the end of the last, so it does not include the start of the cluster. Latency: from the commit of a
+``save()`` to the start of the first step of the run that its event starts, on an idle cluster, at irregular times.
+Lateness: from a sleeping run's ``wake_at`` to its step. The figures are medians of ``--repeat`` rounds, as machines are
+noisy.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default="", help="names of measurements, comma separated")
-    wanted = parser.parse_args()
+    parser.add_argument("--only", default="", help="comma-separated measurements: throughput, latency, timers, save")
+    options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
-    with sqlite() if wanted.database == "sqlite" else database():
-        figures = measure(wanted)
-    show(figures, wanted.database)
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps(figures, indent=2))
+    with sqlite() if options.database == "sqlite" else database():
+        figures = measure(options)
+    show(figures, options.database)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=2))
 
 
 @contextlib.contextmanager
 def sqlite() -> Iterator[None]:
-    """Make a SQLite file for the benchmark, and remove it afterwards."""
+    """Create a SQLite file for the benchmark, and delete it afterwards."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         os.environ["BENCH_SQLITE"] = str(Path(folder) / "bench.sqlite3")
         import django
@@ -67,7 +68,7 @@ def sqlite() -> Iterator[None]:
 
 @contextlib.contextmanager
 def database() -> Iterator[None]:
-    """Make a database on PostgreSQL for the benchmark, and drop it afterwards."""
+    """Create a PostgreSQL database for the benchmark, and drop it afterwards."""
     with server() as environment:
         os.environ.update(environment)
         with _database():
@@ -126,20 +127,25 @@ def until(condition: Callable[[], bool], seconds: float, pause: float = 0.05) ->
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit("The cluster did not get there in time; is something wrong with it?")
+            raise SystemExit(f"FAILED: the cluster did not finish within {seconds:g} s; see its output above.")
         time.sleep(pause)
 
 
-def measure(wanted: argparse.Namespace) -> Figures:
-    only = set(filter(None, wanted.only.split(",")))
+def measure(options: argparse.Namespace) -> Figures:
+    only = set(filter(None, options.only.split(",")))
     rounds: list[Figures] = []
-    for number in range(wanted.repeat):
+    for number in range(options.repeat):
         found: Figures = {}
-        for name, take in (("throughput", throughput), ("latency", latency), ("timers", timers), ("save", save_cost)):
+        for name, measurement in (
+            ("throughput", throughput),
+            ("latency", latency),
+            ("timers", timers),
+            ("save", save_cost),
+        ):
             if not only or name in only:
-                print(f"round {number + 1} of {wanted.repeat}: {name} ...", file=sys.stderr, flush=True)
+                print(f"round {number + 1} of {options.repeat}: {name} ...", file=sys.stderr, flush=True)
                 clear()
-                found |= take(wanted)
+                found |= measurement(options)
         rounds.append(found)
     return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
 
@@ -167,10 +173,10 @@ def clear() -> None:
         cursor.execute("VACUUM ANALYZE")
 
 
-def throughput(wanted: argparse.Namespace) -> Figures:
+def throughput(options: argparse.Namespace) -> Figures:
     return {
-        "one-step runs per second": _rate("one", wanted.runs, 1),
-        "five-step steps per second": _rate("five", wanted.flows, 5),
+        "one-step runs per second": _rate("one", options.runs, 1),
+        "five-step steps per second": _rate("five", options.flows, 5),
     }
 
 
@@ -192,7 +198,7 @@ def _rate(name: str, runs: int, steps: int) -> float:
     return runs * steps / (span["last"] - span["first"]).total_seconds()
 
 
-def latency(wanted: argparse.Namespace) -> Figures:
+def latency(options: argparse.Namespace) -> Figures:
     from django.utils import timezone
 
     from bench.load.models import Eventful
@@ -202,7 +208,7 @@ def latency(wanted: argparse.Namespace) -> Figures:
     with cluster():
         Eventful.objects.create(name="warm up", ready=True)
         until(lambda: StepExecution.objects.count() == 1, 30)
-        for number in range(wanted.probes):
+        for number in range(options.probes):
             time.sleep(0.05 + number % 17 / 100)
             saved = timezone.now()
             probe = Eventful.objects.create(name="probe", ready=True)
@@ -216,12 +222,12 @@ def latency(wanted: argparse.Namespace) -> Figures:
     }
 
 
-def timers(wanted: argparse.Namespace) -> Figures:
+def timers(options: argparse.Namespace) -> Figures:
     from django_ai.automation import engine
     from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 
     with cluster():
-        for number in range(wanted.timers):
+        for number in range(options.timers):
             engine.start("timer", seconds=2 + number * 0.037)
         until(lambda: WorkflowRun.objects.unfinished().count() == 0, 60)
     late = []
@@ -236,7 +242,7 @@ def timers(wanted: argparse.Namespace) -> Figures:
     }
 
 
-def save_cost(wanted: argparse.Namespace) -> Figures:
+def save_cost(options: argparse.Namespace) -> Figures:
     from bench.load.models import Eventful, Plain
 
     def timed(work: Callable[[], Any]) -> float:

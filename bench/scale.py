@@ -1,12 +1,12 @@
-"""The second benchmark: does it stay as fast when there is much of it? On PostgreSQL.
+"""Whether routing stays fast with many agents, claims and waiting runs. On PostgreSQL.
 
     python bench/scale.py [--sizes 100,10000,1000000] [--probes 200] [--waiters 10000] [--json FILE]
 
-For each size so many agents (each with two routes), claims and waiting runs are copied into the tables, each for an
-owner of its own. Then notes of random owners are saved, one by one: what is measured is the ``save()`` with its commit,
-the event's occurrence and its routing, in the saving process, and the queries that it makes; then the worker's part,
-which judges the claim and runs the handler. The last lines are about one signal that wakes many at once, and about a
-guest's month in the time machine. Medians.
+For each size, that number of agents (each with two routes), claims and waiting runs is copied into the tables, each
+with its own owner. Then notes of random owners are saved one by one. Measured are the ``save()`` with its commit, the
+event's occurrence and its routing, in the saving process, and the number of queries; then the worker's part, which
+evaluates the claim and runs the handler. The last lines measure one signal that wakes many runs, and a month in the
+time machine. The figures are medians.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=200)
     parser.add_argument("--waiters", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
-    os.environ["BENCH_EXECUTOR"] = "silent"
+    os.environ["BENCH_RUNTIME"] = "silent"
     table: dict[str, dict[str, float]] = {}
     with database():
-        for size in map(int, wanted.sizes.split(",")):
-            for name, value in measure(size, wanted.probes).items():
+        for size in map(int, options.sizes.split(",")):
+            for name, value in measure(size, options.probes).items():
                 table.setdefault(name, {})[f"{size:,}"] = value
-        figures = many_waiters(wanted.waiters) | month()
+        figures = many_waiters(options.waiters) | month()
     show(table, figures)
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps({"by size": table, "figures": figures}, indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"by size": table, "figures": figures}, indent=2))
 
 
 def measure(size: int, probes: int) -> Figures:
     found: Figures = {}
-    for name, fill in (("an agent", agents), ("an agent behind a claim", claims), ("a waiting run", waits)):
+    for name, fill in (("an agent", agents), ("an agent with a claim", claims), ("a waiting run", waits)):
         print(f"{size:,}: {name} ...", file=sys.stderr, flush=True)
         empty()
         fill(size)
@@ -83,7 +83,7 @@ def analyze() -> None:
 
 
 def copy(model: Any, rows: Iterable[Any]) -> None:
-    """Copy unsaved instances into their table: a million of them in seconds."""
+    """Copy unsaved instances into their table with COPY: a million of them takes seconds."""
     from django.db import connection, models
 
     fields = list(model._meta.concrete_fields)
@@ -100,7 +100,7 @@ def copy(model: Any, rows: Iterable[Any]) -> None:
 
 
 def agents(size: int) -> None:
-    """Let ``size`` agents live, each for an owner of its own."""
+    """Create ``size`` agents, each with its own owner."""
     from bench.load.automations import Versioned
     from django_ai.automation.agents.models import AgentRoute, AgentRun
     from django_ai.automation.agents.routing import fingerprint, keys_of
@@ -132,7 +132,7 @@ def agents(size: int) -> None:
 
 
 def claims(size: int) -> None:
-    """Let each of ``size`` agents claim the notes of its owner, besides."""
+    """Create ``size`` agents, each of which claims the notes of its owner."""
     from django_ai.automation.events.claim_lookup import CLAIMS
     from django_ai.automation.events.claims import _claim
     from django_ai.automation.events.models import EventClaim, RoutingShape
@@ -149,7 +149,7 @@ def claims(size: int) -> None:
 
 
 def waits(size: int) -> None:
-    """Let ``size`` runs wait, each for a note of an owner of its own."""
+    """Create ``size`` runs that wait, each for a note of its own owner."""
     from bench.load.automations import WaitForNote
     from django_ai.automation.events.definitions import sources_of
     from django_ai.automation.events.matching.match import address
@@ -191,13 +191,13 @@ def waiting(name: str, number: int) -> Any:
 
 
 def probe(name: str, size: int, probes: int) -> Figures:
-    """Save notes of random owners; return what the save and the worker's part take."""
+    """Save notes of random owners; return the durations of the save and of the worker's part."""
     from django.db import connection
 
     from bench.load.models import Note
     from django_ai.automation.queues.drain import drain
 
-    chance = random.Random(1)
+    generator = random.Random(1)
     routed, queries, worked = [], [], []
     for number in range(probes + 20):
         counted = 0
@@ -207,14 +207,14 @@ def probe(name: str, size: int, probes: int) -> Figures:
             counted += 1
             return execute(*rest)
 
-        owner = chance.randint(1, size)
+        owner = generator.randint(1, size)
         with connection.execute_wrapper(count):
             took = timed(lambda owner=owner: Note.objects.create(owner=owner))  # type: ignore[misc]
-        took_too = timed(drain)
-        if number >= 20:  # the first ones warm the caches
+        worker_took = timed(drain)
+        if number >= 20:  # the first 20 fill the caches
             routed.append(took)
             queries.append(counted)
-            worked.append(took_too)
+            worked.append(worker_took)
     check(name, probes + 20)
     return {
         f"route a note to {name}, ms": statistics.median(routed),
@@ -224,7 +224,7 @@ def probe(name: str, size: int, probes: int) -> Figures:
 
 
 def check(name: str, expected: int) -> None:
-    """See to it that what was measured has happened."""
+    """Assert that the measured notes were handled."""
     from django_ai.automation.agents.models import HandlerExecution
     from django_ai.automation.workflows.models import StepExecution
 
@@ -243,7 +243,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def many_waiters(number: int) -> Figures:
-    """Wake many runs that wait for one signal, and let them go on."""
+    """Wake many runs that wait for one signal, and run them."""
     from django.utils import timezone
 
     from bench.load.automations import WaitForAll
@@ -257,11 +257,11 @@ def many_waiters(number: int) -> Figures:
     print(f"{number:,} waiters of one signal ...", file=sys.stderr, flush=True)
     empty()
     name = WaitForAll.__workflow__.name  # type: ignore[attr-defined]
-    key = channel_key("everybody")
+    key = channel_key("all")
     copy(WorkflowRun, (waiting(name, each) for each in range(1, number + 1)))
-    copy(Wait, (waits_for(each, "everybody", key, None) for each in range(1, number + 1)))
+    copy(Wait, (waits_for(each, "all", key, None) for each in range(1, number + 1)))
     analyze()
-    engine.signal("everybody")
+    engine.signal("all")
     (signal,) = claim(Signal, timezone.now(), 1)
     woken = timed(lambda: deliver(signal, timezone.now))
     assert WorkflowRun.objects.filter(status="running").count() == number
@@ -274,7 +274,7 @@ def many_waiters(number: int) -> Figures:
 
 
 def month() -> Figures:
-    """Replay a guest's month: thirty days of notes, a reminder each day, a run that sleeps through all of it."""
+    """Run a month in the time machine: a note and a reminder every day, and a run that sleeps a day thirty times."""
     from bench.load.models import Note
     from django_ai.automation import engine
     from django_ai.automation.testing import time_machine

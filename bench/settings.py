@@ -1,4 +1,4 @@
-"""Settings of the benchmark: PostgreSQL (or SQLite), Q2 with two workers, our broker."""
+"""Settings of the benchmarks: PostgreSQL or SQLite, and Q2 with two workers and ``OrmBroker``."""
 
 import os
 
@@ -33,4 +33,4 @@ Q_CLUSTER = {
     "log_level": "WARNING",
     "save_limit": -1,
 }
-AUTOMATION = {"RUNTIME": os.environ.get("BENCH_EXECUTOR", "")}
+AUTOMATION = {"RUNTIME": os.environ.get("BENCH_RUNTIME", "")}

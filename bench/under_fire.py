@@ -1,12 +1,12 @@
-"""Throughput under fire: a worker is killed every second until all runs have ended, each effect exactly once.
+"""Throughput while a worker is killed every second, and whether each effect happens exactly once.
 
     python bench/under_fire.py [--database sqlite] [--one 10000] [--five 2000] [--kind workers] [--every 1.0]
                                [--workers 3] [--seed 1]
 
-On a database of its own, with leases of ten seconds as in production. ``--kind workers``: plain worker processes, a
-dead one replaced at once. ``--kind qcluster``: any process of the cluster may be killed, the idle ones too, and a
-cluster that has wedged by it is started anew by the health check. Exit code 0: all have ended, and each effect is there
-exactly once.
+It uses a separate database, and leases of ten seconds as in production. ``--kind workers``: plain worker processes; a
+killed one is replaced at once. ``--kind qcluster``: any process of the cluster may be killed, idle ones included, and a
+cluster that hangs is restarted when the health check reports it. Exit code 0: all runs have finished, and each effect
+exists exactly once.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=1.0)
     parser.add_argument("--kind", choices=("workers", "qcluster"), default="workers")
     parser.add_argument("--database", choices=("sqlite", "postgresql", "mariadb"), default="postgresql")
-    wanted = parser.parse_args()
-    with own_database(wanted.database, lease=10), tempfile.TemporaryDirectory(prefix="fire-") as scratch:
+    options = parser.parse_args()
+    with own_database(options.database, lease=10), tempfile.TemporaryDirectory(prefix="fire-") as scratch:
         set_up()
         from tests.support.soak.under_fire import Fire
 
         fire = Fire(
-            runs={1: wanted.one, 5: wanted.five},
+            runs={1: options.one, 5: options.five},
             environment={**os.environ},
             scratch=Path(scratch),
-            every=wanted.every,
-            workers=wanted.workers,
-            seed=wanted.seed,
+            every=options.every,
+            workers=options.workers,
+            seed=options.seed,
         )
-        seconds = fire.fight(wanted.kind)
+        seconds = fire.fight(options.kind)
         wrong = fire.verdict()
-    steps = wanted.one + 5 * wanted.five
+    steps = options.one + 5 * options.five
     print(
-        f"{wanted.kind} on {wanted.database}: {wanted.one} one-step and {wanted.five} five-step runs ended in "
-        f"{seconds:.0f} s, {steps / seconds:,.0f} steps a second; {dict(fire.count)}"
+        f"{options.kind} on {options.database}: {options.one} one-step and {options.five} five-step runs finished in "
+        f"{seconds:.0f} s, {steps / seconds:,.0f} steps per second; {dict(fire.count)}"
     )
     for each in wrong[:50]:
         print(each)
-    print(f"{len(wrong)} effects or runs are not as they must be" if wrong else "every effect is there exactly once")
+    print(f"FAILED: {len(wrong)} wrong effects or runs." if wrong else "Every effect exists exactly once.")
     sys.exit(bool(wrong))
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark runs: the least that a step can do, so that the figures are the engine's."""
+"""The automations of the benchmarks. Their steps do as little as possible, so that the engine is measured."""
 
 from datetime import timedelta
 
@@ -118,7 +118,7 @@ class WaitForAll:
     def listen(self):
         if get_wake().reason == "signal":
             return complete()
-        return wait("everybody")
+        return wait("all")
 
 
 @workflow("month")

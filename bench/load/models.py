@@ -1,5 +1,4 @@
-"""Two models alike: one declares two events, one none, so that the price of a save() can be told. And notes, each of an
-owner, to be routed."""
+"""Two equal models, with two events and without, to measure the cost of events in a save(). And notes to be routed."""
 
 from django.db import models
 
