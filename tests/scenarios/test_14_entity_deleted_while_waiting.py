@@ -76,11 +76,7 @@ def test_14_a_planned_run(delete, clock, work):
     assert effects() == []
     run = WorkflowRun.objects.get()
     assert (run.status, run.wake_at) == ("withdrawn", None)
-    assert run.error == (
-        "Withdrawn before it was to begin: its entity was deleted."
-        if delete is by_the_orm
-        else "Withdrawn before it was to begin: its entity is gone."
-    )
+    assert run.error == "Withdrawn before it was to start: its entity was deleted."
     assert Event.objects.get(event_name="checkin_due").status == "cancelled"
 
 

@@ -188,7 +188,7 @@ def test_49_before_the_event_a_false_condition_takes_everything(clock, work):
     turn_false(stay, "save")
     run = WorkflowRun.objects.get()
     assert (run.status, run.wake_at) == ("withdrawn", None)
-    assert "the condition of its event is not true any more" in run.error
+    assert "the condition of its event is no longer true" in run.error
     clock.tick(3 * DAY)
     work()
     event = event_of(stay, SCHEDULED)

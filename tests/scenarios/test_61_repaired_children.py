@@ -83,7 +83,7 @@ def test_61_a_parent_hears_of_its_repaired_child(family, work):
 def test_61_a_step_that_would_start_a_second_child_is_refused(family, work):
     parent, child, bank = family
     repair(child, bank, work)
-    with pytest.raises(NotResumableError, match="has not heard yet how its child ended"):
+    with pytest.raises(NotResumableError, match="has not received the final end of its child"):
         parent.resume(step="begin")
     work()
     assert effects() == ["sorry", "charged"]
@@ -121,7 +121,7 @@ def test_61_a_parent_waits_for_a_child_that_is_under_way_again(family, work):
     parent, child, bank = family
     bank.clear()
     child.resume()
-    with pytest.raises(NotResumableError, match="has not heard yet how its child ended"):
+    with pytest.raises(NotResumableError, match="has not received the final end of its child"):
         parent.resume(step="begin")
     parent.resume()
     parent.refresh_from_db()

@@ -152,7 +152,7 @@ def test_what_is_waited_for_then(definition, outcome, signal, namespace, timeout
     ("outcome", "error", "said"),
     [
         (None, OutcomeError, "forget `return complete"),
-        ("done", OutcomeError, "'done', which is no outcome"),
+        ("done", OutcomeError, "'done', which is not an outcome"),
         (goto("onse"), UnknownStepError, "Did you mean 'once'"),
         (sleep(HOUR, then="nowhere"), UnknownStepError, "nowhere"),
         (wait("word", then="nowhere"), UnknownStepError, "nowhere"),

@@ -50,7 +50,7 @@ def withdrawn() -> str:
     run = the_run()
     assert (run.status, run.wake_at, run.lease, run.started_at) == ("withdrawn", None, None, None)
     assert run.finished_at is not None
-    return run.error.removeprefix("Withdrawn before it was to begin: ").removesuffix(".")
+    return run.error.removeprefix("Withdrawn before it was to start: ").removesuffix(".")
 
 
 @pytest.mark.exact_times
@@ -127,7 +127,7 @@ def test_there_is_none_while_the_condition_is_false_and_one_when_it_turns_true(c
         assert the_run().wake_at == clock() + 4 * HOUR
         stay.status = "cancelled"
         stay.save()
-        assert withdrawn() == "the condition of its event is not true any more"
+        assert withdrawn() == "the condition of its event is no longer true"
     stay.status = "confirmed"
     stay.save()
     assert (the_run().status, the_run().error, the_run().finished_at) == ("waiting", "", None)
@@ -150,7 +150,7 @@ def test_it_goes_with_the_date(clock):
     stay = book(clock)
     stay.checkin_at = None
     stay.save()
-    assert withdrawn() == "its event has no date any more"
+    assert withdrawn() == "its event no longer has a date"
     stay.checkin_at = clock() + DAY
     stay.save()
     assert the_run().wake_at == clock() + DAY - HOUR
@@ -348,7 +348,7 @@ def test_a_condition_that_an_update_made_false_is_noticed_when_it_wakes(clock, w
     Reservation.objects.filter(pk=stay.pk).update(status="cancelled")
     clock.tick(4 * HOUR)
     work()
-    assert (effects(), withdrawn()) == ([], "the condition of its event is not true any more")
+    assert (effects(), withdrawn()) == ([], "the condition of its event is no longer true")
     stay.refresh_from_db()
     stay.status = "confirmed"
     stay.save()
@@ -411,7 +411,7 @@ def test_it_goes_with_the_name_of_its_event(clock, declare):
     stay = book(clock, note="north")
     stay.note = "south"
     stay.save()
-    assert withdrawn() == "its event goes by the name 'stay_in:south' now"
+    assert withdrawn() == "its event now has the name 'stay_in:south'"
     stay.note = "north"
     stay.save()
     assert the_run().status == "waiting"
@@ -422,7 +422,7 @@ def test_a_date_that_moves_to_where_it_comes_too_late_withdraws_it(clock):
     stay = book(clock)
     stay.checkin_at = clock() - timedelta(days=400)
     stay.save()
-    assert withdrawn() == "the date of its event has moved to where it comes too late"
+    assert withdrawn() == "the date of its event was moved too far into the past"
 
 
 @pytest.mark.exact_times

@@ -1,4 +1,4 @@
-"""Runs, their history and their signals."""
+"""The admin of runs, their history and their signals."""
 
 from __future__ import annotations
 

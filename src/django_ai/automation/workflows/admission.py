@@ -29,13 +29,15 @@ from .ending import withdrawn
 from .models import WorkflowRun, WorkflowStatus
 from .transitions import ended
 
-SLACK = timedelta(seconds=5)
-"""A run that is planned for a date that was past already counts from its creation, which the saving machine's clock
-has written and the database's has not: so much may they differ."""
+MAX_CLOCK_SKEW = timedelta(seconds=5)
+"""How far the clocks of a saving machine and of the database may differ.
+
+A run that was planned for a past date receives events from its creation on, a time that the saving machine has written.
+"""
 
 
 def begins_now(run: WorkflowRun, definition: WorkflowDefinition, clock: Clock) -> bool:
-    """Say whether a planned run begins now. Its event may have changed behind Django's back."""
+    """Return whether a planned run starts now. Writes that bypass Django's signals may have changed its event."""
     event = run.event
     assert event is not None
     connection = connections[alias_of(WorkflowRun)]
@@ -50,28 +52,28 @@ def begins_now(run: WorkflowRun, definition: WorkflowDefinition, clock: Clock) -
             if is_ours(error):
                 raise
             FailedEvaluation(error, time.monotonic() - started).report(run)
-            _ask_again(run, event, error, clock)
+            _retry_or_park(run, event, error, clock)
             return False
-    run.attempt = 0  # those of its condition are not its first step's
+    run.attempt = 0  # attempts to evaluate the condition do not count for the first step
     if not valid:
         if occurred and event.has_date:
-            reason = f"Skipped: recheck=True, and the condition of {event} was not true when this was to begin."
+            reason = f"Skipped: recheck=True, and the condition of {event} was not true when this run was to start."
             advance(run, ended(WorkflowStatus.CANCELLED, reason, clock()))
         else:
-            _withdraw(run, event, clock())
+            _withdraw_run(run, event, clock())
         return False
     due = None if at is None else shift(at, definition.offset)
     if due is not None and due > clock():
         advance(run, {"attempt": 0, "error": "", "wake_at": due, "lease": None})
         return False
-    # It begins at its date, however late this worker is: what has come since then is heard.
-    begins = run.created_at - SLACK
-    run.position = bound_at(begins if due is None else max(due, begins), clock())
+    # It starts at its date, however late this worker is, and receives what has arrived since then.
+    created = run.created_at - MAX_CLOCK_SKEW
+    run.position = bound_at(created if due is None else max(due, created), clock())
     return True
 
 
-def _ask_again(run: WorkflowRun, event: Event, error: Exception, clock: Clock) -> None:
-    """Look at a planned run again after a backoff, as at an event whose condition raises, or park it."""
+def _retry_or_park(run: WorkflowRun, event: Event, error: Exception, clock: Clock) -> None:
+    """Retry a planned run after a backoff, like an event whose condition raises, or park it."""
     text = f"The condition of {event} raised:\n{trace_of(error)}"
     delay = None if isinstance(error, AutomationError) else RETRY.delay(run.attempt + 1)
     if delay is None:
@@ -82,7 +84,7 @@ def _ask_again(run: WorkflowRun, event: Event, error: Exception, clock: Clock) -
 
 
 def cancel_if_claimed(run: WorkflowRun, clock: Clock) -> bool:
-    """End a run whose event somebody else keeps to himself; say whether it was so."""
+    """Cancel a run whose event another run has claimed; return whether that was so."""
     event = run.event
     assert event is not None
     claim = claim_against(event, Owner(KIND, run.pk), clock())
@@ -92,11 +94,11 @@ def cancel_if_claimed(run: WorkflowRun, clock: Clock) -> bool:
     return True
 
 
-def _withdraw(run: WorkflowRun, event: Event, now: datetime) -> None:
-    """Take back a planned run whose condition is false; when it turns true again, the next save plans it anew."""
-    reason = "the condition of its event is not true any more"
+def _withdraw_run(run: WorkflowRun, event: Event, now: datetime) -> None:
+    """Withdraw a planned run whose condition is false. If it becomes true again, the next save plans the run again."""
+    reason = "the condition of its event is no longer true"
     if event.entity is None or not event.has_date:
-        reason = "its entity is gone" if event.entity is None else "its event has no date any more"
+        reason = "its entity was deleted" if event.entity is None else "its event no longer has a date"
     with transaction.atomic(using=alias_of(WorkflowRun)):
         advance(run, {**withdrawn(reason, now), "lease": None})
         Event.objects.filter(pk=event.pk).update(armed=False)

@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class WorkflowsConfig(AppConfig):
-    """The third floor: workflows, their runs and their signals."""
+    """The layer of workflows, their runs and their signals, above the events and beside the agents."""
 
     name = "django_ai.automation.workflows"
     label = "automation_workflows"

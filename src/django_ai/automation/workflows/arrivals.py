@@ -1,8 +1,9 @@
-"""Waits, the other side: whom a signal or an occurrence wakes. One indexed lookup by key, however many runs wait.
+"""Waits, the arriving side: which runs a signal or an occurrence wakes. One indexed lookup by key, for any number of
+waiting runs.
 
-What arrives is committed first (or commits with this, as the delivery of a signal does), and then those are woken who
-are registered under its keys; ``waits`` says why nothing falls between. All waits of a run are withdrawn in the
-transaction that wakes it.
+A signal or an occurrence commits first (a signal together with its delivery). Then the runs that wait under its keys
+are woken; the head of ``waits`` explains why no wake-up is lost. The transaction that wakes a run deletes all its
+waits.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from .waking import wake_runs
 
 
 def deliver(signal: Signal, clock: Clock) -> None:
-    """Wake those who wait for ``signal``, in one short transaction: a few statements, however many they are."""
+    """Wake the runs that wait for ``signal``, in one transaction: a few statements, for any number of runs."""
     now = clock()
     with transaction.atomic(using=alias_of(Signal)):
         done = {"delivered_at": now, "wake_at": None, "lease": None}
         if signal.run_id is None:
-            waits = Wait.objects.under(keys_by_hand(signal)).not_consumed(WakeReason.SIGNAL, signal.pk)
-            wake_runs(_answered(signal, waits), WakeReason.SIGNAL, signal.pk, now)
+            waits = Wait.objects.under(signal_keys(signal)).not_consumed(WakeReason.SIGNAL, signal.pk)
+            wake_runs(_satisfied_waits(signal, waits), WakeReason.SIGNAL, signal.pk, now)
         else:
             waits = Wait.objects.open().filter(run=signal.run_id, channel=signal.name)
             if wake_runs(waits, WakeReason.SIGNAL, signal.pk, now):
@@ -49,19 +50,21 @@ def deliver(signal: Signal, clock: Clock) -> None:
 
 
 def wake_waiting_for(events: Sequence[Event], shapes: Shapes, now: datetime) -> None:
-    """Wake those who wait for these occurrences, which are committed. Idempotent, however late it is done: a run hears
-    nothing that has come before it was created."""
+    """Wake the runs that wait for these occurrences, which are committed.
+
+    Idempotent, and correct however late it is called: a run receives nothing that arrived before it was created.
+    """
     keys = {event.pk: _keys_of(event, shapes) for event in events}
     every = {key for found in keys.values() for key in found}
-    # One look for the whole batch: most occurrences have nobody waiting for them.
+    # One query for the whole batch: most occurrences have no waiting run.
     waited = set(Wait.objects.under(list(every)).values_list("key", flat=True).distinct())
     for event in events:
         mine = [key for key in keys[event.pk] if key in waited]
         if mine:
             waits = Wait.objects.under(mine).not_consumed(WakeReason.EVENT, event.pk)
             waits = waits.filter(run__position__lt=event.position or 0)
-            waits = waits.exclude(run__event=event.pk)  # what started a run is not what it waits for
-            fitting = _fitting(waits, lambda residual, event=event: _satisfies(event, residual), event.event_name)
+            waits = waits.exclude(run__event=event.pk)  # a run never waits for the event that started it
+            fitting = _with_residual(waits, lambda residual, event=event: _satisfies(event, residual), event.event_name)
             with transaction.atomic(using=alias_of(WorkflowRun)):
                 wake_runs(fitting, WakeReason.EVENT, event.pk, now, depth=event.depth + 1)
 
@@ -70,8 +73,8 @@ def _satisfies(event: Event, residual: Mapping[str, Any]) -> bool:
     return event.entity is not None and satisfies(event.entity, residual)
 
 
-def _fitting(waits: WaitQuerySet, holds: Any, event_name: str) -> WaitQuerySet:
-    """Return those of ``waits`` whose match holds for more than what the key says."""
+def _with_residual(waits: WaitQuerySet, holds: Any, event_name: str) -> WaitQuerySet:
+    """Return those of ``waits`` whose match is satisfied beyond its key: its residual holds, too."""
     verdicts: dict[str, bool] = {}
     wrong = []
     for pk, match in waits.filter(residual=True).values_list("pk", "match"):
@@ -85,7 +88,7 @@ def _fitting(waits: WaitQuerySet, holds: Any, event_name: str) -> WaitQuerySet:
 
 
 def residual_of(match: dict[str, Any], event_name: str) -> dict[str, Any]:
-    """Return what of a wait's match the key does not say."""
+    """Return the part of a wait's match that its key does not cover."""
     return address(event_name, match, sources_of(event_name)).residual
 
 
@@ -98,12 +101,12 @@ def _keys_of(event: Event, shapes: Shapes) -> list[str]:
     return keys + [within(event.namespace, key) for key in keys] if event.namespace else keys
 
 
-# -- events that are told by hand: engine.signal("event:X", payload) ---------------------------------------------------
+# -- signals that stand for an event: engine.signal("event:X", payload) ------------------------------------------------
 
 
-def keys_by_hand(signal: Signal) -> list[str]:
-    """Return the keys of the waits that a signal to everybody is for. One on the channel of an event is also for the
-    waits whose match its payload satisfies: it stands for the entity."""
+def signal_keys(signal: Signal) -> list[str]:
+    """Return the keys of the waits that a broadcast signal wakes. On the channel of an event the payload stands for the
+    entity: the signal also wakes waits whose match the payload satisfies."""
     keys = [channel_key(signal.name)]
     if not signal.name.startswith(EVENT_CHANNEL):
         return keys
@@ -121,23 +124,23 @@ def keys_by_hand(signal: Signal) -> list[str]:
     return keys + [within(namespace, key) for key in keys] if isinstance(namespace, str) and namespace else keys
 
 
-def _answered(signal: Signal, waits: WaitQuerySet) -> WaitQuerySet:
+def _satisfied_waits(signal: Signal, waits: WaitQuerySet) -> WaitQuerySet:
     if not signal.name.startswith(EVENT_CHANNEL):
         return waits
     name = signal.name.removeprefix(EVENT_CHANNEL)
-    return _fitting(waits, lambda residual: _holds_for(signal, name, residual), name)
+    return _with_residual(waits, lambda residual: _payload_satisfies(signal, name, residual), name)
 
 
-def answers_by_hand(signal: Signal, wait: Wait) -> bool:
-    """Return whether a signal on the channel of an event is what ``wait`` waits for."""
+def signal_satisfies(signal: Signal, wait: Wait) -> bool:
+    """Return whether a signal on the channel of an event satisfies ``wait``."""
     name = signal.name.removeprefix(EVENT_CHANNEL)
-    if wait.key not in keys_by_hand(signal):
+    if wait.key not in signal_keys(signal):
         return False
-    return not wait.residual or _holds_for(signal, name, residual_of(wait.match or {}, name))
+    return not wait.residual or _payload_satisfies(signal, name, residual_of(wait.match or {}, name))
 
 
-def _holds_for(signal: Signal, event_name: str, residual: Mapping[str, Any]) -> bool:
-    """Return whether the payload satisfies what no key says; a lookup that needs the database does not hold."""
+def _payload_satisfies(signal: Signal, event_name: str, residual: Mapping[str, Any]) -> bool:
+    """Return whether the payload satisfies ``residual``. A lookup that needs the database is never satisfied."""
     payload = signal.payload or {}
     owners = [source.owner for source in sources_of(event_name)]
     for name, value in residual.items():

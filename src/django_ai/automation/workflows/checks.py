@@ -1,4 +1,4 @@
-"""System checks of workflows: events that nobody declares, targets that do not exist, waits that anybody wakes."""
+"""System checks of workflows: undeclared events, steps that do not exist, waits that any entity's event ends."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _check(definition: WorkflowDefinition) -> Iterator[CheckMessage]:
             yield from _check_target(definition, call)
         elif isinstance(call, OnlyWait):
             yield Warning(
-                f"The workflow {definition.name}: the step {call.step!r} only waits, and never goes on: when what it "
-                f"waits for has come, the same step is entered again, and {call.call}() waits for the next.",
-                hint="Say where it goes on: then=self.<step>. Or look at get_wake().reason in the step.",
+                f"The workflow {definition.name}: the step {call.step!r} only waits and names no next step: when it is "
+                f"woken, the same step is entered again, and {call.call}() waits again.",
+                hint="Name the next step with then=self.<step>, or read get_wake().reason in the step.",
                 obj=definition.cls,
                 id="automation.W206",
             )
@@ -83,8 +83,8 @@ def _check_wait(definition: WorkflowDefinition, call: EventWait) -> Iterator[Che
         return
     owners = ", ".join(declared.owner._meta.label for declared in sources)
     yield Warning(
-        f"{where} of any {owners}: its own entity does not declare it.",
-        hint='Say which one is meant: match={"field": "{{ ctx.field }}"}, or match={} if any will do.',
+        f"{where} of any {owners}: the run's own entity does not declare it.",
+        hint='Select it with match={"field": "{{ ctx.field }}"}, or write match={} for any of them.',
         obj=definition.cls,
         id="automation.W204",
     )

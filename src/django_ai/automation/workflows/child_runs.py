@@ -16,7 +16,7 @@ from .starting import insert_run
 
 
 def ending_of(run: WorkflowRun) -> dict[str, Any]:
-    """Return what a parent is told of its child's end."""
+    """Return the payload that tells a parent how its child has ended."""
     return {"status": str(run.status), "data": run.data, "error": run.error}
 
 
@@ -37,7 +37,7 @@ def start_child(
 
 
 def wake_parent(run: WorkflowRun, payload: Mapping[str, Any], now: datetime) -> None:
-    """Put the end of a child into its parent's inbox. Inserts only, so locks go one way."""
+    """Put the end of a child into its parent's inbox. It only inserts, so locks are taken in one order."""
     if run.parent_id is not None:
         Signal.objects.create(
             name=run.parent_channel, payload=dict(payload), run_id=run.parent_id, sent_at=now, wake_at=now

@@ -1,4 +1,4 @@
-"""How runs are ended from outside: cancelled by a person or by what they wait for."""
+"""How runs end from outside: cancelled, failed with their parent, or withdrawn before they start."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ from .models import Wait, WorkflowRun, WorkflowRunQuerySet, WorkflowStatus
 
 
 def withdraw(runs: WorkflowRunQuerySet, reason: str, now: datetime) -> int:
-    """Take back those of ``runs`` that are planned and have not begun; return how many. They stay and say why, until
-    ``RETENTION_RUNS`` is over or they are planned anew."""
-    return revoke(runs.not_begun(), **withdrawn(reason, now))
+    """Withdraw those of ``runs`` that are planned and have not started; return how many.
+
+    The rows stay with the reason until ``RETENTION_RUNS`` is over or they are planned again.
+    """
+    return revoke(runs.not_started(), **withdrawn(reason, now))
 
 
 def withdrawn(reason: str, now: datetime) -> dict[str, Any]:
-    """Return the changes that take back a planned run."""
-    text = storable(f"Withdrawn before it was to begin: {reason}.")
-    return {"status": WorkflowStatus.WITHDRAWN, "error": text, "finished_at": now, "wake_at": None}
+    """Return the changes that withdraw a planned run."""
+    error = storable(f"Withdrawn before it was to start: {reason}.")
+    return {"status": WorkflowStatus.WITHDRAWN, "error": error, "finished_at": now, "wake_at": None}
 
 
-def why_not(event: Event) -> str:
-    """Return why nothing is planned for ``event`` as it stands."""
+def withdrawal_reason(event: Event) -> str:
+    """Return why no run is planned for ``event`` in its current state."""
     if event.status in (EventStatus.CANCELLED, EventStatus.EXPIRED):
         return f"its event is {event.status}" + (f": {event.error.rstrip('.')}" if event.error else "")
     if event.at is None:
-        return "its event has no date any more"
+        return "its event no longer has a date"
     if not event.armed:
-        return "the condition of its event is not true any more"
-    return "the date of its event has moved to where it comes too late"
+        return "the condition of its event is no longer true"
+    return "the date of its event was moved too far into the past"
 
 
 def end_runs(runs: Iterable[WorkflowRun], status: WorkflowStatus, reason: str, now: datetime) -> int:
     """End ``runs`` and the children that they wait for, and wake their parents; return how many ended.
 
-    One transaction. A worker that has one of them finds its write refused. Returns at once: nobody is waited for. A run
-    that is ended from within its own step ends with that step's commit.
+    One transaction, which waits for no worker: a worker that leases one of them has its write refused. A run that ends
+    itself within its own step ends with that step's commit.
     """
     ended, reason = 0, storable(reason)
     alias = alias_of(WorkflowRun)

@@ -1,6 +1,6 @@
-"""Reads the source of steps for what they will do: targets that do not exist, waits that anybody can wake.
+"""Reads the source of steps for the system checks: the steps that they name, and the events that they wait for.
 
-Only plain calls with plain names are understood; what is computed is checked when it runs. Used by the system checks.
+Only literal names in plain calls are read. A computed name is checked when the step runs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class EventWait:
-    """A wait for an event in the source of ``step``; ``lookups`` of its match, as far as they are written out, or None
-    if it has none."""
+    """A wait for an event in the source of ``step``. ``lookups``: the literal names in its match, or None without a
+    match."""
 
     step: str
     event_name: str
@@ -39,14 +39,14 @@ class EventWait:
 
 @dataclass(frozen=True, slots=True)
 class OnlyWait:
-    """The step ``step`` does nothing but wait, and nothing says where it goes on: the same step waits again."""
+    """A step that only waits and names no next step: when it is woken, it waits again."""
 
     step: str
     call: str
 
 
 def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait | OnlyWait]:
-    """Yield what the steps of a workflow name, as far as their source tells."""
+    """Yield the steps and events that the source of a workflow's steps names."""
     for name, step in definition.steps.items():
         if step.wait is not None and step.wait.event is not None:
             match = step.wait.match
@@ -85,7 +85,7 @@ def _read(step: str, call: ast.Call) -> Iterator[Target | EventWait]:
 
 
 def _only_wait(body: list[ast.stmt]) -> str:
-    """Return the call that waits, if a step is nothing but ``return wait(...)`` without ``then=``."""
+    """Return the name of the call if the step is only ``return wait(...)`` without ``then=``, else an empty string."""
     if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]  # the docstring
     statement = body[0] if len(body) == 1 else None
@@ -112,7 +112,7 @@ def _called(function: ast.expr) -> str:
 
 
 def _target(node: ast.expr) -> str:
-    """Return the step that an argument names: a text, or an attribute of self."""
+    """Return the step that an argument names as a string or as an attribute of ``self``."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":

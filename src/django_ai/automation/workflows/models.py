@@ -1,5 +1,6 @@
-"""The rows of this floor: ``WorkflowRun`` (one life of a workflow), ``StepExecution`` (one try of a step: the history,
-and the ledger of what a run has consumed), and ``Signal`` (a message on its way, or in a run's inbox)."""
+"""The tables of workflows: ``WorkflowRun``, ``Wait`` (one thing that a suspended run waits for), ``StepExecution`` (one
+attempt of a step: the history, and the record of what a run has consumed), and ``Signal`` (a message on its way, or in
+the inbox of a run)."""
 
 from __future__ import annotations
 
@@ -29,14 +30,14 @@ from .wait_keys import EVENT_CHANNEL, SUBFLOW, channel_key, subflow_channel
 
 
 class WorkflowStatus(models.TextChoices):
-    RUNNING = "running", _("Running")  # a step is due or under way
-    WAITING = "waiting", _("Waiting")  # for a time: planned, asleep, or before the next try
+    RUNNING = "running", _("Running")  # a step is due or running
+    WAITING = "waiting", _("Waiting")  # for a time: planned, asleep, or in the backoff of a retry
     SUSPENDED = "suspended", _("Suspended")  # for a signal or an event
     COMPLETED = "completed", _("Completed")
     FAILED = "failed", _("Failed")
     CANCELLED = "cancelled", _("Cancelled")
     WITHDRAWN = "withdrawn", _("Withdrawn")  # its event withdrew it before it began: ``error`` says why
-    PARKED = "parked", _("Parked")  # for a person: ``error`` says why
+    PARKED = "parked", _("Parked")  # for an operator or for code: ``error`` says why
 
 
 FINISHED = (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED, WorkflowStatus.WITHDRAWN)
@@ -46,14 +47,16 @@ class WorkflowRunQuerySet(WriterQuerySet["WorkflowRun"]):
     def unfinished(self) -> WorkflowRunQuerySet:
         return self.exclude(status__in=FINISHED)
 
-    def not_begun(self) -> WorkflowRunQuerySet:
-        """Planned runs whose first step has not committed anything yet, but for the one whose step runs now: what it
-        saves may end its event's condition, and it has begun."""
+    def not_started(self) -> WorkflowRunQuerySet:
+        """Planned runs whose first step has not committed yet.
+
+        Without the run whose step runs now: it has started, and its own saves may make its event's condition false.
+        """
         planned, own = self.filter(planned=True, started_at=None, status=WorkflowStatus.WAITING), own_run_pk(KIND)
         return planned if own is None else planned.exclude(pk=own)
 
     def waiting_under(self, keys: list[str]) -> WorkflowRunQuerySet:
-        """Runs that wait under one of ``keys`` and are in nobody's hands."""
+        """Runs that wait under one of ``keys`` and are not leased."""
         return self.filter(pk__in=Wait.objects.under(keys).values("run"))
 
 
@@ -133,7 +136,7 @@ class WorkflowRun(Wakeable):
 
     @property
     def idempotency_key(self) -> str:
-        """The stable key of the current step visit: the same for each of its tries."""
+        """The stable key of the current step visit: the same for each of its attempts."""
         return f"workflow:{self.call_key}:{self.visit}"
 
     @property
@@ -148,18 +151,18 @@ class WorkflowRun(Wakeable):
         if self.status == WorkflowStatus.PARKED:
             return self.parked_reason()
         if self.status == WorkflowStatus.SUSPENDED:
-            found = [wait.text for wait in self.waits.all() if wait.visit == self.visit]
+            found = [wait.description for wait in self.waits.all() if wait.visit == self.visit]
             return " or ".join(each for each in found if each)
         if self.wake_at is None:
             return ""
         if self.planned and self.started_at is None:
             what = "its date"
         else:
-            what = f"its try number {self.attempt + 1}" if self.attempt else "its timer"
+            what = f"its attempt number {self.attempt + 1}" if self.attempt else "its timer"
         return f"{what}, {at_text(self.wake_at)}"
 
     def record_loss(self, clock: Clock) -> None:
-        """Write the try that was lost into the history, once for each loss."""
+        """Record the lost attempt in the history, once for each loss."""
         lost = self.steps.filter(visit=self.visit, attempt=self.attempt + 1, outcome=StepExecution.LOST).count()
         if lost < self.losses:
             StepExecution.objects.create(
@@ -177,12 +180,12 @@ class WorkflowRun(Wakeable):
 
     @property
     def has_no_context(self) -> bool:
-        """Whether its Context is still to be made, from the event that starts it."""
+        """Whether its Context has still to be made from the event that starts it."""
         return self.event_id is not None and self.started_at is None
 
     @property
     def resumed_status(self) -> WorkflowStatus:
-        """What a parked run goes on as."""
+        """The status with which a parked run resumes."""
         if self.waits.filter(visit=self.visit).exists():
             return WorkflowStatus.SUSPENDED
         if self.planned and self.started_at is None:
@@ -190,34 +193,34 @@ class WorkflowRun(Wakeable):
         return WorkflowStatus.RUNNING
 
     def resume(self, now: datetime | None = None, *, step: str | None = None, again: bool = False) -> None:
-        """Let a parked run go on where it stood, or a failed one try its last step again with a fresh budget.
+        """Resume a parked run at its current step, or retry the last step of a failed one, with all its attempts.
 
-        ``step``: go on at this step of its workflow instead, as after a ``goto``, and wait for nothing any more.
-        ``again``: also where that step has started a child run which completed or is under way, and may start another.
+        ``step``: continue at this step instead, as after a ``goto``, and wait for nothing else.
+        ``again``: also at a step that has started a child run which completed or is unfinished, and may start another.
 
-        Raises ``NotResumableError`` for a run in another state and for such a step without ``again``, and
+        Raises ``NotResumableError`` for a run in another status and for such a step without ``again``, and
         ``UnknownRunError`` for a run that was removed; with ``step`` also ``UnknownWorkflowError`` and
         ``UnknownStepError``.
         """
         moment = aware(now or timezone.now(), "now")
         changes: dict[str, Any] = {"status": self.resumed_status}
-        heard = self._heard_of_child()
-        news = None if heard is None else self._news_since(heard)
-        rejoined = heard if news is None and heard is not None and self._is_under_way(heard) else None
+        end = self._end_of_child()
+        newer_end = None if end is None else self._newer_end(end)
+        rejoined = end if newer_end is None and end is not None and self._is_child_unfinished(end) else None
         if step is not None:
-            if news is not None or rejoined is not None:
+            if newer_end is not None or rejoined is not None:
                 raise NotResumableError(
-                    f"{self} has not heard yet how its child ended at last; another step could start a second one. "
+                    f"{self} has not received the final end of its child yet; another step could start a second child. "
                     f"Resume it without a step: manage.py automation_resume workflow --failed --pk {self.pk}."
                 )
-            changes = {"status": WorkflowStatus.RUNNING, **self._entering(step)}
-            if not again and (child := self._child_of(step)) is not None:
+            changes = {"status": WorkflowStatus.RUNNING, **self._entry_at(step)}
+            if not again and (child := self._child_started_by(step)) is not None:
                 raise NotResumableError(
-                    f"{self}: step {step!r} has started {child}, which is {child.status}; entered again it may start a "
+                    f"{self}: step {step!r} has started {child}, which is {child.status}; run again, it may start a "
                     "second one. Resume the run at a later step, without a step, or with again=True (--again)."
                 )
-        elif news is not None:
-            changes["wake_ref"] = news.pk
+        elif newer_end is not None:
+            changes["wake_ref"] = newer_end.pk
         elif rejoined is not None:
             changes["status"] = WorkflowStatus.SUSPENDED
         with transaction.atomic(using=alias_of(WorkflowRun)):
@@ -230,51 +233,51 @@ class WorkflowRun(Wakeable):
                 parked_at=None,
                 wake_at=moment,
             )
-            if changed and step is None and news is not None:
-                inbox = Signal.objects.filter(run=self.pk, name=news.name, pk__lte=news.pk, consumed_at=None)
+            if changed and step is None and newer_end is not None:
+                inbox = Signal.objects.filter(run=self.pk, name=newer_end.name, pk__lte=newer_end.pk, consumed_at=None)
                 revoke(inbox, consumed_at=moment, delivered_at=moment, wake_at=None)
             if changed and step is None and rejoined is not None:
-                self._wait_again(rejoined)
+                self._wait_for_child(rejoined)
         if not changed:
-            now_is = WorkflowRun.objects.filter(pk=self.pk).values_list("status", flat=True).first()
-            if now_is is None:
+            status = WorkflowRun.objects.filter(pk=self.pk).values_list("status", flat=True).first()
+            if status is None:
                 raise UnknownRunError(f"{self} was removed; there is nothing to resume.")
-            raise NotResumableError(f"{self} is {now_is}; only a parked or failed run can be resumed.")
+            raise NotResumableError(f"{self} is {status}; only a parked or failed run can be resumed.")
         if step is not None:
             self.waits.all().delete()
         ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
         self.refresh_from_db()
 
-    def _heard_of_child(self) -> Signal | None:
-        """Return the end of a child that the run acts on now, if it does on one."""
+    def _end_of_child(self) -> Signal | None:
+        """Return the end of a child that has woken the run at its current step, or None."""
         row = WorkflowRun.objects.filter(pk=self.pk, wake_reason="signal").only("wake_ref").first()
-        heard = None if row is None else Signal.objects.filter(pk=row.wake_ref or 0, run=self.pk).first()
-        return heard if heard is not None and heard.name.startswith(f"{SUBFLOW}:") else None
+        end = None if row is None else Signal.objects.filter(pk=row.wake_ref or 0, run=self.pk).first()
+        return end if end is not None and end.name.startswith(f"{SUBFLOW}:") else None
 
-    def _news_since(self, heard: Signal) -> Signal | None:
-        """Return a later end of the same child, which was resumed in between."""
-        return Signal.objects.filter(run=self.pk, name=heard.name, consumed_at=None, pk__gt=heard.pk).last()
+    def _newer_end(self, end: Signal) -> Signal | None:
+        """Return a later end of the same child, which was resumed meanwhile, or None."""
+        return Signal.objects.filter(run=self.pk, name=end.name, consumed_at=None, pk__gt=end.pk).last()
 
-    def _is_under_way(self, heard: Signal) -> bool:
+    def _is_child_unfinished(self, end: Signal) -> bool:
         """Return whether that child was resumed and has not ended yet."""
-        return WorkflowRun.objects.unfinished().filter(parent=self.pk, parent_channel=heard.name).exists()
+        return WorkflowRun.objects.unfinished().filter(parent=self.pk, parent_channel=end.name).exists()
 
-    def _wait_again(self, heard: Signal) -> None:
-        """Let the step that acted on the end of a child hear of its next one."""
+    def _wait_for_child(self, end: Signal) -> None:
+        """Register a wait for the next end of the child, at the step that the last end has woken."""
         row = WorkflowRun.objects.only("visit", "current_step").get(pk=self.pk)
         steps = {"then": row.current_step, "on_timeout": row.current_step}
-        key = channel_key(heard.name)
-        Wait.objects.create(run_id=self.pk, visit=row.visit, channel=heard.name, key=key, **steps)
+        key = channel_key(end.name)
+        Wait.objects.create(run_id=self.pk, visit=row.visit, channel=end.name, key=key, **steps)
 
-    def _child_of(self, step: str) -> WorkflowRun | None:
-        """Return a child that ``step`` has started, if that has completed or is under way."""
+    def _child_started_by(self, step: str) -> WorkflowRun | None:
+        """Return a child that ``step`` has started and that has completed or is unfinished, or None."""
         visits = self.steps.filter(step=step, outcome="subflow").values_list("visit", flat=True)
         channels = [subflow_channel(self.pk, visit) for visit in visits]
         children = WorkflowRun.objects.filter(parent=self.pk, parent_channel__in=channels)
         return children.exclude(status__in=[WorkflowStatus.FAILED, WorkflowStatus.CANCELLED]).last()
 
-    def _entering(self, step: str) -> dict[str, Any]:
-        """Return the changes that let the run enter ``step`` next: a visit of its own."""
+    def _entry_at(self, step: str) -> dict[str, Any]:
+        """Return the changes that let the run enter ``step`` next, as a new visit."""
         workflow_of(self).step(step)
         return {
             "current_step": step,
@@ -287,21 +290,24 @@ class WorkflowRun(Wakeable):
 
 class WaitQuerySet(WriterQuerySet["Wait"]):
     def open(self) -> WaitQuerySet:
-        """Waits of runs that are suspended and in nobody's hands."""
+        """Waits of runs that are suspended and not leased."""
         return self.filter(run__status=WorkflowStatus.SUSPENDED, run__lease=None, visit=models.F("run__visit"))
 
     def under(self, keys: list[str]) -> WaitQuerySet:
         return self.open().filter(key__in=keys)
 
     def not_consumed(self, reason: str, ref: int) -> WaitQuerySet:
-        """Waits of runs that have not been woken by this signal or event before."""
-        taken = StepExecution.objects.filter(run=models.OuterRef("run"), wake_reason=reason, wake_ref=ref)
-        return self.filter(~models.Exists(taken))
+        """Waits of runs that have not consumed this signal or event."""
+        consumed = StepExecution.objects.filter(run=models.OuterRef("run"), wake_reason=reason, wake_ref=ref)
+        return self.filter(~models.Exists(consumed))
 
 
 class Wait(AutomationModel):
-    """One thing that a suspended run waits for. Inserted by the commit of its step; all waits of a run are withdrawn in
-    the transaction that wakes it. One of an earlier ``visit`` counts for nothing."""
+    """One thing that a suspended run waits for.
+
+    The commit of its step inserts it; the transaction that wakes the run deletes all its waits. A wait of an earlier
+    ``visit`` has no effect.
+    """
 
     run = models.ForeignKey(WorkflowRun, on_delete=models.CASCADE, related_name="waits", editable=False)
     visit = models.PositiveIntegerField(editable=False)
@@ -329,14 +335,14 @@ class Wait(AutomationModel):
         return self.deadline is not None and self.deadline <= now
 
     @property
-    def text(self) -> str:
-        """The signal, event or child that it is for; empty for a child that cannot end any more."""
+    def description(self) -> str:
+        """The signal, event or child that it waits for; empty for a child that can no longer report its end."""
         kind, _, name = self.channel.partition(":")
         if kind == SUBFLOW:
             child = self.run.children.filter(parent_channel=self.channel).first()
-            told = Signal.unfinished().filter(run=self.run_id, name=self.channel)
-            lives = child is not None and (not child.is_finished or told.exists())
-            what = f"its child {child}" if lives else ""
+            reports = Signal.unfinished().filter(run=self.run_id, name=self.channel)
+            can_report = child is not None and (not child.is_finished or reports.exists())
+            what = f"its child {child}" if can_report else ""
         elif self.channel.startswith(EVENT_CHANNEL):
             what = f"the event {name!r}{f' with {self.match}' if self.match else ''}"
             if not sources_of(name):
@@ -347,10 +353,10 @@ class Wait(AutomationModel):
 
 
 class StepExecution(AutomationModel):
-    """One try of one step.
+    """One attempt of one step.
 
-    Those with a ``wake_ref`` are also the ledger of what the run has consumed: while the run may still wait, they stay
-    as long as the signal or event does, or it would be heard again.
+    Rows with a ``wake_ref`` also record what the run has consumed. While the run may still wait, they stay as long as
+    the signal or event, which would be consumed again otherwise.
     """
 
     LOST: ClassVar[str] = "lost"
@@ -374,7 +380,7 @@ class StepExecution(AutomationModel):
         ordering = ["pk"]
         indexes = [
             PartialIndex(
-                fields=["run", "wake_ref"], name="automation_step_heard", condition=models.Q(wake_ref__isnull=False)
+                fields=["run", "wake_ref"], name="automation_step_consumed", condition=models.Q(wake_ref__isnull=False)
             )
         ]
 
@@ -383,7 +389,7 @@ class StepExecution(AutomationModel):
 
 
 class Signal(Wakeable):
-    """A message to whoever waits on ``name``, or to the inbox of one run."""
+    """A message to all runs that wait for ``name``, or to the inbox of one run."""
 
     name = models.CharField(_("name"), max_length=200, editable=False)
     payload = EncryptedJSONField(_("payload"), null=True, blank=True, editable=False)
@@ -426,7 +432,7 @@ class Signal(Wakeable):
 
     @classmethod
     def unfinished(cls) -> models.QuerySet[Signal]:
-        """Return signals that are on their way, parked, or in the inbox of a run that may still wait for them."""
+        """Return signals that are not delivered yet, or are in the inbox of a run that may still wait for them."""
         inbox = models.Q(consumed_at=None, run__in=WorkflowRun.objects.unfinished())
         return cls.objects.filter(models.Q(delivered_at=None) | inbox)
 
@@ -441,6 +447,6 @@ class Signal(Wakeable):
         """Deliver a parked signal again. Raises ``NotResumableError`` for one that was delivered."""
         rows = Signal.objects.filter(pk=self.pk, delivered_at=None)
         if not revoke(rows, wake_at=aware(now or timezone.now(), "now"), error="", parked_at=None):
-            raise NotResumableError(f"{self} was delivered already.")
+            raise NotResumableError(f"{self} was delivered already; only an undelivered signal can be resumed.")
         ring_after_commit(alias_of(Signal), Signal)
         self.refresh_from_db()

@@ -1,4 +1,4 @@
-"""What maintenance may remove on this floor."""
+"""Retention: which runs, history and signals maintenance deletes."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from ..queues.pruning import prune_in_batches
 from .models import FINISHED, Signal, StepExecution, WorkflowRun, WorkflowStatus
 
 
-def prune_runs(turn: TimeSlice) -> SliceResult:
-    """Remove runs that ended longer ago than ``RETENTION_RUNS``, with their history.
+def prune_runs(time_slice: TimeSlice) -> SliceResult:
+    """Delete runs that ended longer ago than ``RETENTION_RUNS``, with their history.
 
-    A run of an event that can still be told stays: its ``origin_key`` keeps it from being started twice. One that was
-    withdrawn has not begun.
+    A run stays if its event may be delivered again: its ``origin_key`` prevents a second start. A withdrawn run has not
+    started, and needs no such protection.
     """
-    before = turn.now - conf().retention("RUNS")
+    before = time_slice.now - conf().retention("RUNS")
     ended = WorkflowRun.objects.filter(status__in=FINISHED, finished_at__lt=before)
     withdrawn = Q(status=WorkflowStatus.WITHDRAWN)
     return prune_in_batches(
-        ended.filter(Q(event=None) | Q(event__active_key=None) | withdrawn), "created_at", before, turn
+        ended.filter(Q(event=None) | Q(event__active_key=None) | withdrawn), "created_at", before, time_slice
     )
 
 
-def prune_history(turn: TimeSlice) -> SliceResult:
-    """Remove the history of runs that ended as long ago and stay, unless somebody may resume them: then it says what
-    they have consumed."""
-    before = turn.now - conf().retention("RUNS")
-    over = [WorkflowStatus.COMPLETED, WorkflowStatus.CANCELLED]
-    history = StepExecution.objects.filter(run__status__in=over, run__finished_at__lt=before)
-    return prune_in_batches(history, "finished", before, turn)
+def prune_history(time_slice: TimeSlice) -> SliceResult:
+    """Delete the history of runs that ended as long ago but stay.
 
-
-def prune_living_history(turn: TimeSlice) -> SliceResult:
-    """Remove what runs that live on did longer ago than ``RETENTION_HISTORY``: a run in a circle never ends.
-
-    What such a run still needs stays: its last two visits (attempts, losses, when it last did something); what it has
-    consumed, as long as that is there and could be heard once more; and which step has started a child that is there.
+    A run that may be resumed keeps its history, which records what it has consumed.
     """
-    before = turn.now - conf().retention("HISTORY")
+    before = time_slice.now - conf().retention("RUNS")
+    final = [WorkflowStatus.COMPLETED, WorkflowStatus.CANCELLED]
+    history = StepExecution.objects.filter(run__status__in=final, run__finished_at__lt=before)
+    return prune_in_batches(history, "finished", before, time_slice)
+
+
+def prune_living_history(time_slice: TimeSlice) -> SliceResult:
+    """Delete history of unfinished runs that is older than ``RETENTION_HISTORY``: a run that loops never ends.
+
+    What such a run still needs stays: its last two visits (attempts, losses, the time of its last step); the record of
+    each consumed signal or event that still exists and could be received again; and which step has started a child
+    that still exists.
+    """
+    before = time_slice.now - conf().retention("HISTORY")
     run = WorkflowRun.objects.filter(pk=OuterRef("run")).unfinished()
     children = WorkflowRun.objects.filter(parent=OuterRef("run"), created_at__lt=before)
     signal, event = (Exists(each.objects.filter(pk=OuterRef("wake_ref"))) for each in (Signal, Event))
@@ -50,13 +53,13 @@ def prune_living_history(turn: TimeSlice) -> SliceResult:
         .exclude(consumed)
         .exclude(Q(Exists(children), outcome="subflow"))
     )
-    return prune_in_batches(history, "finished", before, turn)
+    return prune_in_batches(history, "finished", before, time_slice)
 
 
-def prune_signals(turn: TimeSlice) -> SliceResult:
-    """Remove signals that nobody can consume any more, delivered longer ago than ``RETENTION_SIGNALS``."""
-    before = turn.now - conf().retention("SIGNALS")
+def prune_signals(time_slice: TimeSlice) -> SliceResult:
+    """Delete signals that no run can consume, delivered longer ago than ``RETENTION_SIGNALS``."""
+    before = time_slice.now - conf().retention("SIGNALS")
     waiting_for = WorkflowRun.objects.unfinished().filter(wake_reason="signal", wake_ref=OuterRef("pk"))
     delivered = Signal.objects.filter(delivered_at__lt=before).filter(~Exists(waiting_for))
     done = delivered.filter(Q(run=None) | Q(consumed_at__isnull=False) | Q(run__status__in=FINISHED))
-    return prune_in_batches(done, "sent_at", before, turn)
+    return prune_in_batches(done, "sent_at", before, time_slice)

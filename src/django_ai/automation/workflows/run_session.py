@@ -49,7 +49,7 @@ logger = logging.getLogger("django_ai.automation")
 
 @dataclass(frozen=True, slots=True)
 class StepEntry:
-    """Which step a run enters now, and why. ``waits``: what its ``@wait_for_event`` asks for has still to come."""
+    """The step that a run enters now, and why. ``waits``: its ``@wait_for_event`` waits first."""
 
     step: StepDefinition
     reason: WakeReason
@@ -57,9 +57,10 @@ class StepEntry:
 
 
 def next_entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait] = ()) -> StepEntry:
+    """Return the step that the run enters next. ``waits``: what it has waited for in vain, if it timed out."""
     name, reason = run.current_step or definition.start, WakeReason(run.wake_reason)
     if run.has_no_context and name not in definition.steps:
-        name = definition.start  # it has not begun, so the first step may go by another name by now
+        name = definition.start  # it has not started, so its first step may have been renamed
     if waits:
         name, reason = waits[0].on_timeout, WakeReason.TIMEOUT
     elif reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT):
@@ -68,27 +69,29 @@ def next_entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence
         step = definition.step(name)
     except UnknownStepError as error:
         raise UnknownStepError(
-            f"{run}: {error} Bring the step back, and this goes on by itself; or let the run go on at another one: "
+            f"{run}: {error} Restore the step and the run resumes automatically, or resume it at another step: "
             f"manage.py automation_resume workflow --pk {run.pk} --step NAME."
         ) from None
-    came = name == run.current_step and reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT)
-    return StepEntry(step, reason, waits=step.wait is not None and not came)
+    arrived = name == run.current_step and reason in (WakeReason.SIGNAL, WakeReason.EVENT, WakeReason.TIMEOUT)
+    return StepEntry(step, reason, waits=step.wait is not None and not arrived)
 
 
-def _moved(run: WorkflowRun, context: BaseModel) -> str:
-    """Return a migrated Context as it is stored. Raises ``ContextError``, which parks the run, where it cannot be."""
+def _dump_migrated(run: WorkflowRun, context: BaseModel) -> str:
+    """Return a migrated Context as JSON. Raises ``ContextError``, which parks the run, if it cannot be stored."""
     try:
         return dump_context(context, f"The Context of {run}")
     except Exception as error:
         if is_database_failure(error, connections[alias_of(WorkflowRun)]):
             raise
-        raise ContextError(f"{run}: migrate_context made what cannot be stored.\n{trace_of(error)}") from error
+        raise ContextError(
+            f"{run}: migrate_context returned a Context that cannot be stored.\n{trace_of(error)}"
+        ) from error
 
 
 class RunSession:
-    """One worker's time with a run: the Context in memory, from step to step.
+    """A run while one worker leases it, with the Context in memory from step to step.
 
-    Raises ``CodeError`` where the Context that is stored is none for this code, or the run's event is not known.
+    Raises ``CodeError`` if the stored data is no valid Context for this code, or this code lacks the run's event.
     """
 
     def __init__(self, run: WorkflowRun, definition: WorkflowDefinition, entry: StepEntry, clock: Clock) -> None:
@@ -96,34 +99,38 @@ class RunSession:
         self.definition = definition
         self.entry = entry
         self.clock = clock
-        self.leased = time.monotonic()
+        self.lease_renewed = time.monotonic()
         self.event = run.event if run.has_no_context else None
         self.context: BaseModel | None = None
-        self.moved: str | None = None
+        self.migrated: str | None = None
         if self.event is not None:
             self.event.check_known(declared=run.planned)
         else:
             stored = restore(definition, run.data, run.version, f"{run} ({entry.step.name})")
             self.context = stored.context
-            self.moved = _moved(run, stored.context) if stored.moved else None
+            self.migrated = _dump_migrated(run, stored.context) if stored.moved else None
 
-    def prepare(self) -> bool:
-        """Return whether the run goes on now, as what today's code has made of it. A planned one may be too early or
-        not wanted any more, and its event claimed."""
+    def admit(self) -> bool:
+        """Return whether the run continues now. A planned run may be too early or no longer wanted, and another run may
+        have claimed its event."""
         run, definition, clock = self.run, self.definition, self.clock
         if run.planned and run.started_at is None and not begins_now(run, definition, clock):
             return False
-        if run.has_no_context and not definition.ignores_claims and cancel_if_claimed(run, clock):
-            return False
-        if self.moved is not None:
-            advance(run, {"version": definition.version, "data": self.moved, "losses": run.losses})
+        if not run.has_no_context or definition.ignores_claims:
+            return True
+        return not cancel_if_claimed(run, clock)
+
+    def store_version(self) -> None:
+        """Store the version of the current code, with the Context that ``migrate_context`` returned."""
+        run, definition = self.run, self.definition
+        if self.migrated is not None:
+            advance(run, {"version": definition.version, "data": self.migrated, "losses": run.losses})
         elif run.version != definition.version:
             advance(run, {"version": definition.version, "losses": run.losses})
-        return True
 
-    def work(self) -> None:
-        """Enter one step after the other, until the run rests or the worker's share of time is used."""
-        self.until = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
+    def execute(self) -> None:
+        """Enter step after step, until the run is released or the worker's ``DRAIN_BUDGET`` is spent."""
+        self.budget_ends = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
         while self.enter(self.entry):
             try:
                 self.entry = next_entry(self.run, self.definition)
@@ -133,13 +140,13 @@ class RunSession:
                 return
 
     def enter(self, entry: StepEntry) -> bool:
-        """Run one try of a step, and commit it; return whether the run goes on at once in this worker."""
+        """Run one attempt of a step and commit it; return whether this worker continues the run at once."""
         run, step = self.run, entry.step
         self.started = self.clock()
         self.instance: Any = None
         self.waits: tuple[Wait, ...] = ()
         self.merged = False
-        self.depth = 0 if run.depth and self._has_rested(entry) else run.depth
+        self.depth = 0 if run.depth and self._ends_storm(entry) else run.depth
         self.current = CurrentRun(
             f"workflow:{run.pk}:{step.name}",
             self.depth + 1,
@@ -148,7 +155,7 @@ class RunSession:
         )
         committed = attempt(
             run,
-            lambda: self._work(entry),
+            lambda: self._execute(entry),
             lambda error: self._rescue(entry, error),
             current=self.current,
             atomic=step.atomic,
@@ -163,51 +170,56 @@ class RunSession:
             row_parked.send_robust(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
 
-    def _has_rested(self, entry: StepEntry) -> bool:
-        """Return whether so much time has passed since the run last did something that what it does now is no part of a
-        storm: it waited in vain, or for long until a signal was sent, or a failed attempt was a while ago."""
+    def _ends_storm(self, entry: StepEntry) -> bool:
+        """Return whether the run has waited long enough to end its chain of causes, which guards against event storms.
+
+        It has if its wait timed out, if a signal was sent long after its last step, or after a long backoff.
+        """
         run = self.run
         if entry.reason == WakeReason.TIMEOUT:
             return True
         if run.attempt:
             return breaks_chain(self.definition.retry_of(entry.step).delay(run.attempt))
         if entry.reason != WakeReason.SIGNAL:
-            return False  # an event brings the depth of its own chain
+            return False  # an event has set the depth of its own chain
         sent_at = Signal.objects.filter(pk=run.wake_ref or 0).values_list("sent_at", flat=True).first()
         last = run.steps.order_by("-pk").values_list("finished", flat=True).first()
         return sent_at is not None and last is not None and breaks_chain(sent_at - last)
 
-    def _work(self, entry: StepEntry) -> Progress:
-        """Try the step, decide what becomes of the run, and record that with the Context that the step has left."""
-        outcome, ending = self._try(entry)
-        context = self.context = self._kept()
+    def _execute(self, entry: StepEntry) -> Progress:
+        """Call the step, decide the next state of the run, and return the commit of both with the Context."""
+        outcome, ending = self._call_step(entry)
+        context = self.context = self._context_left()
         state = self._state(entry)
         decision = decide(state, Returned(outcome, type(context), ending))
         if decision.fields:
             merge(context, decision.fields, f"complete() of {self.definition.name}.{entry.step.name}")
-        more: dict[str, Any] = {"data": dump_context(context, self._name_of_context(entry))}
-        if "wake_at" not in decision.changes and time.monotonic() - self.leased > conf().LEASE.total_seconds() / 2:
-            # Going on in this worker, and the heartbeat may have been kept out (SQLite: by this very transaction).
+        more: dict[str, Any] = {"data": dump_context(context, self._context_label(entry))}
+        lease_age = time.monotonic() - self.lease_renewed
+        if "wake_at" not in decision.changes and lease_age > conf().LEASE.total_seconds() / 2:
+            # This worker continues, and the heartbeat may have been blocked (on SQLite by this very transaction).
             more["wake_at"] = state.finished + conf().LEASE
-            self.leased = time.monotonic()
-        return self._record(state, replace(decision, changes={**decision.changes, **more}))
+            self.lease_renewed = time.monotonic()
+        return self._progress(state, replace(decision, changes={**decision.changes, **more}))
 
     def _rescue(self, entry: StepEntry, error: Exception) -> Progress:
-        """Turn an exception into another try, or into the end of the run."""
-        data, note = self._salvaged(entry)
+        """Turn an exception into a retry, or into the end of the run."""
+        data, note = self._salvage_context(entry)
         state = self._state(entry)
-        return self._record(state, decide(state, Raised(error, trace_of(error), data, note)))
+        return self._progress(state, decide(state, Raised(error, trace_of(error), data, note)))
 
-    def _try(self, entry: StepEntry) -> tuple[Outcome, tuple[WorkflowStatus, str] | None]:
-        """Run the step; return its outcome, and how it has ended its own run, if it has. One below
-        ``@wait_for_event`` that was not reached by a goto is entered when that has come."""
-        context = self.context = self._made()
+    def _call_step(self, entry: StepEntry) -> tuple[Outcome, tuple[WorkflowStatus, str] | None]:
+        """Call the step; return its outcome, and the status and reason with which it has ended its own run, if it has.
+
+        A step with ``@wait_for_event`` waits first, unless a ``goto`` has registered that wait already.
+        """
+        context = self.context = self._make_context()
         wake = self._wake(entry, context)
         if entry.waits:
             assert entry.step.wait is not None
             return entry.step.wait, None
         self.merged = True
-        # A new one for each step: what is to outlive a step is in the Context, and not only while one worker has it.
+        # A new instance for each step: only the Context outlives a step, also within one worker.
         self.instance = self.definition.cls()
         self.instance.context = context
         with inside(View(self.instance, wake, self.run)) as current:
@@ -224,13 +236,12 @@ class RunSession:
             depth=self.depth,
             waits_first=entry.waits,
             took_payload=self.merged,
-            is_budget_spent=time.monotonic() >= self.until,
+            is_budget_spent=time.monotonic() >= self.budget_ends,
             holds_claims=self.current.holds_claims,
         )
 
-    def _record(self, state: State, decision: Decision) -> Progress:
-        """Return the commit of an attempt: the run's changes, its history, what it waits for, and what else hangs on
-        it."""
+    def _progress(self, state: State, decision: Decision) -> Progress:
+        """Return the commit of an attempt: the changes of the run, its history, its wait, and its follow-ups."""
         run = self.run
         if decision.wait is not None:
             step = str(decision.changes["current_step"])
@@ -250,56 +261,59 @@ class RunSession:
             wake_ref=run.wake_ref,
         )
         failed = None if decision.failure is None else (run, decision.failure)
-        return Progress(decision.changes, history, self._together(decision), failed, self.waits)
+        return Progress(decision.changes, history, self._follow_ups(decision), failed, self.waits)
 
-    def _made(self) -> BaseModel:
-        """Return the Context, made of the run's event if it is not there yet: as a later load would give it."""
+    def _make_context(self) -> BaseModel:
+        """Return the Context. A new one is made from the run's event, as a later load would return it."""
         if self.context is not None:
             return self.context
         made = self.definition.make_context(self.event)
         return as_stored(made, f"The Context of {self.run}")
 
-    def _kept(self) -> BaseModel:
-        """Return the Context that the step has left, which may be another object than it was given."""
+    def _context_left(self) -> BaseModel:
+        """Return the Context after the step, which may have replaced the object."""
         assert self.context is not None
         if self.instance is None:
             return self.context
         return replaced(self.context, self.instance.context, f"{self.definition.name} set self.context to")
 
-    def _name_of_context(self, entry: StepEntry) -> str:
+    def _context_label(self, entry: StepEntry) -> str:
         return f"The Context of {self.definition.name}.{entry.step.name}"
 
-    def _salvaged(self, entry: StepEntry) -> tuple[str | None, str]:
-        """Return the Context as the step has left it before it raised, or None and why it cannot be kept. The step's
-        database writes are rolled back."""
+    def _salvage_context(self, entry: StepEntry) -> tuple[str | None, str]:
+        """Return the Context as it was when the step raised, or None and the reason why it cannot be kept.
+
+        The step's database writes are rolled back.
+        """
         if self.context is None:
             return None, ""
         try:
-            self.context = self._kept()
-            return dump_context(self.context, self._name_of_context(entry)), ""
+            self.context = self._context_left()
+            return dump_context(self.context, self._context_label(entry)), ""
         except Exception as error:
             if is_database_failure(error, connections[alias_of(WorkflowRun)]):
                 raise
-            self._forget()
-            return None, f"\nWhat the step had changed in its Context is lost: {type(error).__name__}: {error}"
+            self._reset_context()
+            return None, f"\nThe changes of the step to its Context are lost: {type(error).__name__}: {error}"
 
-    def _forget(self) -> None:
-        """Go back to the Context that is stored, for ``@on_fail``; to none where there is none yet."""
+    def _reset_context(self) -> None:
+        """Restore the stored Context for ``@on_fail``, if there is one."""
         self.instance = None
         try:
             self.context = None
             if not self.run.has_no_context:
                 self.reload()
         except ContextError:
-            logger.exception("The stored Context of %s does not load.", self.run)
+            logger.exception("The stored Context of %s cannot be loaded.", self.run)
 
     def reload(self) -> None:
-        """Take the Context as it was stored: a step sees the same whether its worker had the one before it or not."""
+        """Restore the Context from what was stored: a step sees the same one whether or not its worker ran the last
+        step."""
         self.context = restore(self.definition, self.run.data, self.run.version, str(self.run)).context
 
     def _wake(self, entry: StepEntry, context: BaseModel) -> Wake:
-        """Return why the step is entered. The payload is merged into the Context until that has been committed, which
-        the run's ``wake_step`` says."""
+        """Return why the step is entered. Merge the payload into the Context, unless an earlier attempt has committed
+        that: then ``wake_step`` is empty."""
         run = self.run
         payload: Mapping[str, Any] = {}
         channel = ""
@@ -316,10 +330,10 @@ class RunSession:
             payload = (event.payload if event else None) or {}
             channel = f"{EVENT_CHANNEL}{event.event_name}" if event else ""
         if channel.startswith(f"{SUBFLOW}:"):
-            return Wake(entry.reason, payload)  # the end of a child is told, not merged
+            return Wake(entry.reason, payload)  # the end of a child is not merged into the Context
         fields = {name: value for name, value in payload.items() if name in type(context).model_fields}
         if run.entity_id and fields.get("entity_id", run.entity_id) != run.entity_id:
-            # Another entity's event woke the run, which does not make that its own.
+            # The event of another entity woke the run; it must not replace the entity of the run.
             del fields["entity_id"]
         if fields and run.wake_step:
             try:
@@ -328,7 +342,8 @@ class RunSession:
                 raise PayloadError(str(error)) from error
         return Wake(entry.reason, payload)
 
-    def _together(self, decision: Decision) -> tuple[Callable[[], None], ...]:
+    def _follow_ups(self, decision: Decision) -> tuple[Callable[[], None], ...]:
+        """Return the writes that commit together with a decision."""
         run = self.run
         if decision.child is not None:
             child = find_workflow(decision.child.workflow)
@@ -346,6 +361,7 @@ class RunSession:
         return tuple(found)
 
     def _call_on_fail(self, error: str) -> None:
+        """Call ``@on_fail`` and store its changes to the Context. If it raises, the run has failed nevertheless."""
         run, context = self.run, self.context
         try:
             with transaction.atomic(using=alias_of(WorkflowRun)):
@@ -355,19 +371,19 @@ class RunSession:
                     getattr(instance, str(self.definition.on_fail))(error)
                 if context is None:
                     return
-                left = replaced(context, instance.context, f"@on_fail of {run} set self.context to")
-                data = json.loads(dump_context(left, f"The Context of {run} after its @on_fail"))
+                replacement = replaced(context, instance.context, f"@on_fail of {run} set self.context to")
+                data = json.loads(dump_context(replacement, f"The Context of {run} after its @on_fail"))
                 if data != run.data:
                     WorkflowRun.objects.filter(pk=run.pk, seq=run.seq).update(data=data)
                     run.data = data
         except Exception as raised:
             if is_database_failure(raised, connections[alias_of(WorkflowRun)]):
                 raise
-            logger.exception("@on_fail of %s raised; the run has failed all the same.", self.run)
+            logger.exception("@on_fail of %s raised; the run has failed nevertheless.", self.run)
 
 
 def _check_payload(signal: Signal, run: WorkflowRun) -> None:
-    """Raise ``PayloadError``, which parks the run, for a payload that no key opens."""
+    """Raise ``PayloadError``, which parks the run, for a payload that no key decrypts."""
     try:
         check_readable(signal.payload, f"The payload of {signal} that woke {run}")
     except DecryptionError as error:

@@ -13,29 +13,33 @@ from ..values.clock import Clock
 from .definitions import workflow_of
 from .models import WorkflowRun, WorkflowStatus
 from .run_session import RunSession, next_entry
-from .waits import is_there, look_again, time_out, waits_of
+from .waits import finish_registration, is_there, time_out, waits_of
 
 
 def perform_run(run: WorkflowRun, clock: Clock) -> None:
-    """Do what the run is due for: load it, prepare it, and then try, decide and record, step by step."""
+    """Load the run, admit it, and execute step after step, each with a commit of its own."""
     if run.is_finished:
         advance(run, {"wake_at": None, "lease": None})
         return
     session = _load(run, clock)
-    if session is not None and session.prepare():
-        session.work()
+    if session is None or not session.admit():
+        return
+    session.store_version()
+    session.execute()
 
 
 def _load(run: WorkflowRun, clock: Clock) -> RunSession | None:
-    """Find the class, step and Context of the run. None where it goes on waiting, or was parked because this worker's
-    code does not have them."""
+    """Find the class, step and Context of the run.
+
+    Return None if the run still waits, or was parked because this worker's code lacks one of them.
+    """
     was_parked = run.status == WorkflowStatus.PARKED
     if was_parked:
         run.status = run.resumed_status
     waits = waits_of(run) if run.status == WorkflowStatus.SUSPENDED else []
-    rests = bool(waits) and (all(not wait.is_over(clock()) for wait in waits) or is_there(run, waits))
-    if rests and not was_parked:
-        look_again(run, clock, waits)
+    still_waits = bool(waits) and (all(not wait.is_over(clock()) for wait in waits) or is_there(run, waits))
+    if still_waits and not was_parked:
+        finish_registration(run, clock, waits)
         return None
     try:
         definition = workflow_of(run)
@@ -45,8 +49,8 @@ def _load(run: WorkflowRun, clock: Clock) -> RunSession | None:
         return None
     if was_parked:
         unpark(run, run.status)
-    if rests:
-        look_again(run, clock, waits)
+    if still_waits:
+        finish_registration(run, clock, waits)
         return None
     if waits:
         time_out(run, waits)

@@ -1,4 +1,4 @@
-"""How runs come into being: by hand, by an event, by a parent. Inserting is all; a worker does the rest."""
+"""How runs are inserted: by a call, by an event, by a parent. A worker does the rest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .models import WorkflowRun, WorkflowStatus
 def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime, **columns: Any) -> WorkflowRun:
     """Insert a run that is due now, in the caller's transaction, and ring after its commit.
 
-    Raises ``EventStormError`` where runs start each other without end.
+    Raises ``EventStormError`` if runs start each other without end.
     """
     cause = current_cause()
     depth = next_depth(f"A run of {definition.name}")
@@ -46,13 +46,16 @@ def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime
 
 
 def origin_key(event: Event, definition: WorkflowDefinition) -> str:
-    """Return the key that gives one event one run of a workflow, however often it is planned or told."""
+    """Return the unique key of the one run of a workflow that an event starts."""
     return digest("run", event.pk, definition.name)
 
 
 def new_run(event: Event, definition: WorkflowDefinition, now: datetime, *, position: int = 0) -> WorkflowRun:
     """Return the unsaved run that ``event`` starts: due now, or planned at its offset. Its Context is made when it
-    first wakes. ``position``: behind what it may hear; a planned run gets one when it begins."""
+    first wakes.
+
+    ``position``: it receives what arrives after this position. A planned run gets its position when it starts.
+    """
     planned = definition.offset is not None
     return WorkflowRun(
         name=definition.name,
@@ -72,11 +75,11 @@ def new_run(event: Event, definition: WorkflowDefinition, now: datetime, *, posi
     )
 
 
-PLANNED = ("version", "status", "current_step", "created_at", "wake_at", "caused_by", "depth")
+REPLANNED_COLUMNS = ("version", "status", "current_step", "created_at", "wake_at", "caused_by", "depth")
 
 
-def plan_anew(run: WorkflowRun, wanted: WorkflowRun) -> None:
-    """Plan a run that was withdrawn once more, as ``wanted``, which has the same key."""
+def replan(run: WorkflowRun, wanted: WorkflowRun) -> None:
+    """Plan a withdrawn run again, with the values of ``wanted``, which has the same key."""
     rows = WorkflowRun.objects.filter(pk=run.pk, status=WorkflowStatus.WITHDRAWN)
-    values = {name: getattr(wanted, name) for name in PLANNED}
+    values = {name: getattr(wanted, name) for name in REPLANNED_COLUMNS}
     revoke(rows, **values, attempt=0, error="", finished_at=None)

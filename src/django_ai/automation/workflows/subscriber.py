@@ -1,8 +1,8 @@
-"""The bridge from events to workflows: a listener that plans, starts, wakes and withdraws runs.
+"""A subscriber that plans, starts, wakes and withdraws runs of workflows.
 
 A workflow with an offset has a *planned run* for each event that could start it: a WAITING row whose ``wake_at`` is the
-timer. It is there while the condition holds (once the event has occurred: whatever that says), moves with the date in
-the same transaction, and is withdrawn with the event: then it says why, and a later save may plan it anew.
+timer. The run exists while the event's condition is true, or the event has occurred. It moves with the date in the same
+transaction. It is withdrawn with the event, with the reason in ``error``, and a later save may plan it again.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ..queues.positions import lower_bound
 from ..values.clock import later, shift
 from .arrivals import wake_waiting_for
 from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
-from .ending import end_runs, why_not, withdraw
+from .ending import end_runs, withdraw, withdrawal_reason
 from .models import Wait, WorkflowRun, WorkflowStatus
-from .starting import new_run, origin_key, plan_anew
+from .starting import new_run, origin_key, replan
 from .transitions import ended
 from .wait_keys import own_key
-from .waits import counts_deletions, deletions_to_come
+from .waits import has_delete_trigger, pending_deletions
 
 
 class WorkflowSubscriber(Listener):
-    """Follows events on behalf of the workflows."""
+    """Plans, starts, wakes and withdraws runs when events change."""
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
         pairs = [
@@ -51,7 +51,7 @@ class WorkflowSubscriber(Listener):
         if not fresh:
             keys = [origin_key(event, definition) for event, definition in pairs]
             known = {run.origin_key: run for run in WorkflowRun.objects.filter(origin_key__in=keys)}
-        missing, anew = [], []
+        missing, replanned = [], []
         for event, definition in pairs:
             run = known.get(origin_key(event, definition))
             wanted = _is_wanted(event, definition, now)
@@ -60,34 +60,34 @@ class WorkflowSubscriber(Listener):
                     missing.append(new_run(event, definition, now))
             elif run.status == WorkflowStatus.WITHDRAWN:
                 if wanted:
-                    anew.append(new_run(event, definition, now))
-                    plan_anew(run, anew[-1])
+                    replanned.append(new_run(event, definition, now))
+                    replan(run, replanned[-1])
             elif not wanted:
-                withdraw(WorkflowRun.objects.filter(pk=run.pk), why_not(event), now)
+                withdraw(WorkflowRun.objects.filter(pk=run.pk), withdrawal_reason(event), now)
             elif event.at is not None and run.attempt == 0:
                 wake_at = shift(event.at, definition.offset)
                 if wake_at != run.wake_at and run.lease is None:
-                    revoke(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+                    revoke(WorkflowRun.objects.not_started().filter(pk=run.pk), wake_at=wake_at)
                 elif run.lease is not None and wake_at > now:
-                    # A worker is just beginning it, and its date was put off: take it back.
-                    revoke(WorkflowRun.objects.not_begun().filter(pk=run.pk), wake_at=wake_at)
+                    # A worker is about to start it, and its date was moved to later: revoke the lease.
+                    revoke(WorkflowRun.objects.not_started().filter(pk=run.pk), wake_at=wake_at)
         insert_ignoring(WorkflowRun, missing)
-        if any(run.wake_at is not None and run.wake_at <= now for run in [*missing, *anew]):
+        if any(run.wake_at is not None and run.wake_at <= now for run in [*missing, *replanned]):
             ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
 
     def _withdraw_others(self, events: Sequence[Event], now: datetime) -> None:
-        """Take back what is planned for events that go by another name or namespace now."""
+        """Withdraw the runs of events that have another name or namespace now."""
         renamed = [event for event in events if (found := event.definition) is not None and found.may_be_renamed]
         if not renamed:
             return
         by_pk = {event.pk: event for event in renamed}
         known = {definition.name for definition in newest_workflows()}
-        for run in WorkflowRun.objects.not_begun().filter(event__in=by_pk):
+        for run in WorkflowRun.objects.not_started().filter(event__in=by_pk):
             event = by_pk[run.event_id or 0]
-            meant = {definition.name for definition in workflows_on(event)}
-            if run.name in known - meant:
+            started = {definition.name for definition in workflows_on(event)}
+            if run.name in known - started:
                 where = f" in the namespace {event.namespace!r}" if event.namespace else ""
-                reason = f"its event goes by the name {event.event_name!r}{where} now"
+                reason = f"its event now has the name {event.event_name!r}{where}"
                 withdraw(WorkflowRun.objects.filter(pk=run.pk), reason, now)
 
     def has_begun(self, event: Event) -> bool:
@@ -99,7 +99,7 @@ class WorkflowSubscriber(Listener):
             return
         position = 0
         if any(definition.offset is None for _, definition in started):
-            # Behind these events, too: what occurs in the same commit is heard.
+            # Before these events, too: the run receives what occurs in the same commit.
             position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
         runs = [new_run(event, definition, now, position=position) for event, definition in started]
         if insert_ignoring(WorkflowRun, runs):
@@ -108,8 +108,8 @@ class WorkflowSubscriber(Listener):
     def wants_notification(self, event: Event, milestone: str) -> bool:
         return milestone == "" and bool(all_workflows())
 
-    def notify(self, news: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
-        occurred = [each.event for each in news if each.milestone == ""]
+    def notify(self, notifications: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
+        occurred = [each.event for each in notifications if each.milestone == ""]
         if occurred:
             wake_waiting_for(occurred, shapes, now)
 
@@ -119,23 +119,23 @@ class WorkflowSubscriber(Listener):
             return
         occurred = [event.pk for event in events if event.status == EventStatus.PROCESSED]
         if occurred:
-            text = "Skipped: the entity of its event was deleted, or its date moved, before this was to begin."
-            begun = WorkflowRun.objects.not_begun().filter(event__in=occurred)
-            revoke(begun, **ended(WorkflowStatus.CANCELLED, text, now))
+            error = "Skipped: the entity of its event was deleted, or its date moved, before this run was to start."
+            planned = WorkflowRun.objects.not_started().filter(event__in=occurred)
+            revoke(planned, **ended(WorkflowStatus.CANCELLED, error, now))
         by_reason: dict[str, list[int]] = {}
         for event in events:
             if event.status != EventStatus.PROCESSED:
-                by_reason.setdefault(reason or why_not(event), []).append(event.pk)
+                by_reason.setdefault(reason or withdrawal_reason(event), []).append(event.pk)
         for each, pks in by_reason.items():
             withdraw(WorkflowRun.objects.filter(event__in=pks), each, now)
 
     def entities_deleted(self, label: str, entity_ids: Sequence[str], now: datetime) -> None:
-        """End the runs that wait for an event of these entities: it cannot come any more."""
+        """Cancel the runs that wait for an event of these entities, which can no longer occur."""
         if not all_workflows():
             return
         declared = [each.definition for each in declared_on(apps.get_model(label))]
         theirs = Event.objects.filter(entity_type=label, entity_id__in=entity_ids)
-        to_come = deletions_to_come(label, entity_ids) if any(map(counts_deletions, declared)) else set()
+        to_come = pending_deletions(label, entity_ids) if any(map(has_delete_trigger, declared)) else set()
         spaces = {(entity_id, "") for entity_id in entity_ids}
         for namespace in {each.namespace for each in declared if isinstance(each.namespace, str)}:
             spaces |= {(entity_id, namespace) for entity_id in entity_ids}
@@ -161,7 +161,7 @@ class WorkflowSubscriber(Listener):
 
 
 def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
-    """Say whether a run is planned for the event as it stands."""
+    """Return whether a run is planned for the event in its current state."""
     declaration = event.definition
     if declaration is None or event.at is None:
         return False
@@ -169,5 +169,5 @@ def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> b
         return False  # an immediate one is planned when it occurs
     if event.status not in (EventStatus.PENDING, EventStatus.PROCESSED):
         return False
-    # Once it has occurred its condition takes no run away; with ``recheck`` it is asked when the run is to begin.
+    # Once the event has occurred, its condition withdraws no run; with ``recheck`` it is evaluated when the run starts.
     return now <= later(max(event.at, shift(event.at, definition.offset)), declaration.grace)

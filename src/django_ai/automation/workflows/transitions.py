@@ -1,7 +1,7 @@
-"""``decide``: what the attempt of a step gave becomes the changes of its run.
+"""``decide``: the result of an attempt becomes the changes of its run.
 
-Pure: no database, no clock, no code of the project. The runner tries, asks ``decide``, and records what that says: the
-columns of the fenced commit, and what commits with them. Unchanged columns are left out, so that a ``goto`` rewrites no
+Pure: no database, no clock, no project code. The session runs the step, calls ``decide``, and commits the decision: the
+columns of the fenced write, and the rows that commit with it. Unchanged columns are left out, so a ``goto`` rewrites no
 indexed column.
 """
 
@@ -29,7 +29,7 @@ from .wait_keys import subflow_channel
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a decision depends on, beside what the attempt gave: the run as it was claimed, and its attempt."""
+    """The input of a decision, beside the result: the run as it was claimed, and its attempt."""
 
     run: WorkflowRun
     definition: WorkflowDefinition
@@ -39,17 +39,17 @@ class State:
     finished: datetime
     depth: int = 0
     waits_first: bool = False
-    """Whether the step is not entered, because what its ``@wait_for_event`` asks for has still to come."""
+    """Whether the step is not entered yet, because its ``@wait_for_event`` waits first."""
     took_payload: bool = False
-    """Whether the payload of what woke the run is merged into the Context."""
+    """Whether the payload that woke the run is merged into the Context."""
     is_budget_spent: bool = False
-    """Whether the worker's share of time is used, so that a ``goto`` gives the run back."""
+    """Whether the worker's ``DRAIN_BUDGET`` is spent, so that a ``goto`` releases the run."""
     holds_claims: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What an attempt gave that returned. ``ending``: how the code has ended its own run by itself, and why."""
+    """The attempt returned. ``ending``: the status and the reason with which the code has ended its own run."""
 
     outcome: Outcome
     context: type[BaseModel]
@@ -58,19 +58,19 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of the run."""
+    """The changes of the run, and what commits with them."""
 
     changes: Mapping[str, Any]
     outcome: str = "error"
-    """What the history calls it."""
+    """The outcome in the history."""
     error: str = ""
-    """What the history says of it."""
+    """The error in the history."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """What is merged into the Context before that is stored."""
+    """Values that are merged into the Context before it is stored."""
     wait: Wait | None = None
-    """What the run waits for now, and goes on with ``changes["current_step"]``."""
+    """What the run waits for. It continues at ``changes["current_step"]``."""
     child: Subflow | None = None
-    """Which child run starts."""
+    """The child run to start."""
 
     @property
     def ends(self) -> bool:
@@ -78,28 +78,28 @@ class Decision:
 
     @property
     def failure(self) -> str | None:
-        """Why the run has failed for good, if it has."""
+        """The error of a run that has failed finally, or None."""
         return str(self.changes["error"]) if self.changes["status"] == WorkflowStatus.FAILED else None
 
 
-def decide(state: State, gave: Returned | Raised) -> Decision:
-    """Return what becomes of the run.
+def decide(state: State, result: Returned | Raised) -> Decision:
+    """Return the changes of the run.
 
-    Raises ``OutcomeError`` for what is no outcome, ``UnknownStepError`` for a target that does not exist, and
-    ``ContextError`` for fields that the Context does not have: then the attempt has raised that.
+    Raises ``OutcomeError`` if the step returned no outcome, ``UnknownStepError`` for a target that does not exist, and
+    ``ContextError`` for fields that the Context does not have. The attempt then fails with that error.
     """
-    if isinstance(gave, Raised):
-        return _failed(state, gave)
+    if isinstance(result, Raised):
+        return _failed(state, result)
     run = state.run
-    if gave.ending is not None:
-        decision = Decision(ended(*gave.ending, state.finished))
+    if result.ending is not None:
+        decision = Decision(ended(*result.ending, state.finished))
     else:
-        decision = _after(state, gave.outcome, gave.context)
+        decision = _after(state, result.outcome, result.context)
     changes: dict[str, Any] = {"current_step": state.step.name, "visit": run.visit + 1}
     if state.depth != run.depth:
         changes["depth"] = state.depth
     if run.started_at is None:
-        changes |= _begun(state)
+        changes |= _start_changes(state)
     if run.wake_step:
         changes["wake_step"] = ""
     if state.holds_claims and not run.holds_claims:
@@ -107,11 +107,11 @@ def decide(state: State, gave: Returned | Raised) -> Decision:
     if run.error:
         changes["error"] = ""
     changes |= decision.changes
-    return replace(decision, changes=changes, outcome=name_of(gave.outcome), error=changes.get("error", ""))
+    return replace(decision, changes=changes, outcome=name_of(result.outcome), error=changes.get("error", ""))
 
 
-def _begun(state: State) -> dict[str, Any]:
-    """Return the changes of a run that has come to have a Context. A planned one listens from its date on."""
+def _start_changes(state: State) -> dict[str, Any]:
+    """Return the changes of a run that has a Context for the first time. A planned run keeps its new position."""
     position = {"position": state.run.position} if state.run.planned else {}
     return {"started_at": state.run.started_at or state.started, **position}
 
@@ -147,35 +147,37 @@ def _after(state: State, outcome: Outcome, context: type[BaseModel]) -> Decision
         case Fail(reason):
             return Decision(ended(WorkflowStatus.FAILED, storable(reason), finished))
     raise OutcomeError(
-        f"{definition.name}.{step.name} returned {outcome!r:.200}, which is no outcome. A step returns goto(...), "
+        f"{definition.name}.{step.name} returned {outcome!r:.200}, which is not an outcome. A step returns goto(...), "
         "sleep(...), wait(...), wait_for_event(...), complete(...) or fail(...)."
         + (" Did you forget `return complete()`?" if outcome is None else "")
     )
 
 
 def _failed(state: State, raised: Raised) -> Decision:
-    """Try the step again after its backoff, or end the run. What the step has changed in its Context is kept."""
-    run, text, now = state.run, raised.text, state.finished
+    """Retry the step after its backoff, or end the run. The step's changes to its Context are kept."""
+    run, error, now = state.run, raised.text, state.finished
     changes: dict[str, Any] = {}
     if not state.waits_first:
         changes |= {"current_step": state.step.name, "wake_reason": state.reason.value}
     if state.holds_claims:
-        changes["holds_claims"] = True  # held outside a transaction (atomic=False), it outlives the failure
+        changes["holds_claims"] = (
+            True  # claimed outside a transaction (atomic=False), so the claim outlives the failure
+        )
     if raised.data is not None:
-        # A run has begun once it has stored a Context; without one its next try makes it anew.
-        changes |= {"data": raised.data, **_begun(state)}
+        # A run has started once it has stored a Context; without one its next attempt makes it again.
+        changes |= {"data": raised.data, **_start_changes(state)}
         if run.wake_step and state.took_payload:
             changes["wake_step"] = ""
     delay = raised.delay(state.definition.retry_of(state.step), run.attempt + 1)
     if isinstance(raised.error, PayloadError):
-        # Somebody else's mistake: a person can mend the Context or drop the payload, and resume.
-        changes |= parking_changes(run, text, now, awaiting_deploy=False)
+        # The sender's mistake: an operator can repair the Context or drop the payload, and resume.
+        changes |= parking_changes(run, error, now, awaiting_deploy=False)
     elif delay is None:
-        changes |= {"attempt": run.attempt + 1, **ended(WorkflowStatus.FAILED, text, now)}
+        changes |= {"attempt": run.attempt + 1, **ended(WorkflowStatus.FAILED, error, now)}
     else:
-        changes |= {"attempt": run.attempt + 1, "status": WorkflowStatus.WAITING, "error": text}
+        changes |= {"attempt": run.attempt + 1, "status": WorkflowStatus.WAITING, "error": error}
         changes |= {"wake_at": now + delay, "lease": None}
-    return Decision(changes, error=text)
+    return Decision(changes, error=error)
 
 
 def _enter(step: str, reason: WakeReason, status: WorkflowStatus) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def _suspended(state: State, step: str, wait: Wait) -> Decision:
             state.definition.step(target)
     if wait.namespace is None:
         wait = replace(wait, namespace=state.definition.namespace)
-    # Due soon, in case this worker dies before it has looked for what is there already.
+    # Due soon, in case this worker dies before it has looked for what has arrived already.
     changes = _enter(step, WakeReason.FIRST, WorkflowStatus.SUSPENDED)
     return Decision(changes | {"lease": None, "wake_at": state.finished + conf().LEASE}, wait=wait)
 
@@ -199,7 +201,7 @@ def ended(status: WorkflowStatus, error: str, now: datetime) -> dict[str, Any]:
 
 
 def name_of(outcome: Any) -> str:
-    """Return what the history calls an outcome."""
+    """Return the name of an outcome in the history."""
     match outcome:
         case Goto():
             return "goto"

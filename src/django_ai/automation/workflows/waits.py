@@ -1,22 +1,21 @@
-"""Waits, the run's side: what a run waits for becomes rows, and it looks for what has come already.
+"""Waits, the run's side: a run registers what it waits for, and looks for what has arrived already.
 
-The two sides never lock each other. Both first commit what they have and then look at the other's:
+The two sides never lock each other. Each commits first and then looks for the other:
 
-* a run *registers*: its step's commit inserts a ``Wait`` for each thing that it waits for and lets the lease go; then
-  ``settle`` looks for a signal or an occurrence that is already there, and takes it, or writes the deadline as its next
-  ``wake_at``. Until then the row is due soon, so a worker that dies in between only delays the look;
-* a signal or an occurrence *arrives*: it is committed first; then everybody who is registered under its keys is woken
+* a run *registers*: the commit of its step inserts a ``Wait`` for each thing that it waits for and releases the lease.
+  Then ``settle`` looks for a signal or an occurrence that has arrived already, and consumes it, or writes the deadline
+  as the next ``wake_at``. Until then the row is due soon, so a worker that dies in between only delays the look;
+* a signal or an occurrence *arrives*: it commits first. Then the runs that wait under its keys are woken
   (``arrivals``).
 
-Whichever of the two commits last sees the other, so a wake-up is never lost, and on any database. Each write names the
-state that it changes (not leased, still waiting, same ``seq``), so when both see each other one wins. A run in a
-worker's hands is never touched.
+Whichever commits last sees the other, on any database, so no wake-up is lost. Each write names the state that it
+changes (not leased, still waiting, same ``seq``), so if both see each other, one wins. A leased run is never changed.
 
-A timeout wins by a commit, too (``time_out``): a worker that comes for it looks first, and what was committed before it
-looked wins, however late it came.
+A timeout wins by a commit, too (``time_out``): the worker that fires it looks first, and what was committed before that
+look wins, even after the deadline.
 
-A run may hear what has a position above its own (``queues/positions.py``) and is not in its history, which says what it
-has consumed. No clock is asked: neither when a worker got to it, nor which of two machines is ahead.
+A run can receive what has a position after its own (``queues/positions.py``) and is not in its history, the record of
+what it has consumed. No clock decides: neither when a worker reached the run, nor the difference between two machines.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from ..exceptions import DefinitionError
 from ..queues.advance import advance
 from ..queues.lease import revoke
 from ..values.clock import Clock
-from .arrivals import answers_by_hand
+from .arrivals import signal_satisfies
 from .current import WakeReason
 from .ending import end_runs
 from .models import Signal, StepExecution, Wait, WorkflowRun, WorkflowStatus
@@ -52,7 +51,7 @@ from .outcomes import Wait as WaitOutcome
 from .wait_keys import EVENT_CHANNEL, WAITS, channel_key, own_key
 from .waking import wake
 
-__all__ = ["is_there", "look_again", "registration", "settle", "time_out", "waits_of"]
+__all__ = ["finish_registration", "is_there", "registration", "settle", "time_out", "waits_of"]
 
 
 def own_declaration(run: WorkflowRun, event_name: str) -> Declared | None:
@@ -67,14 +66,14 @@ def own_declaration(run: WorkflowRun, event_name: str) -> Declared | None:
 
 
 def registration(run: WorkflowRun, step: str, wait: WaitOutcome, context: Any, now: datetime) -> Wait:
-    """Return the unsaved row that says what the run waits for. ``step``: where it goes on, unless the wait says it."""
+    """Return the unsaved row of what the run waits for. ``step``: the next step, unless the wait names one."""
     channel, match, residual, namespace = wait.signal, None, False, ""
     key = channel_key(channel)
     if wait.event is not None:
         name = _name(wait.event, context)
         channel = f"{EVENT_CHANNEL}{name}"
         key = channel_key(channel)
-        # A name made of the Context's fields says by itself whose event is meant.
+        # A name that is made of the Context's fields already selects the entity.
         own = own_declaration(run, name) if name == wait.event else None
         if wait.match is not None and wait.match.lookups:
             values = wait.match.values_from(context)
@@ -110,12 +109,12 @@ def _name(template: str, context: Any) -> str:
 
 
 def _address(event_name: str, values: dict[str, Any]) -> Address:
-    """Return where a wait with these values is found, and see to it that occurrences are looked up there."""
+    """Return the address of a wait with these values, and declare its shape, so that occurrences look there."""
     sources = sources_of(event_name)
     for name in values:
-        troubles = [problem_with(source.owner, name) for source in sources]
-        if troubles and all(troubles):
-            raise DefinitionError(f"wait_for_event({event_name!r}): match compares {name!r}. {troubles[0]}")
+        problems = [problem_with(source.owner, name) for source in sources]
+        if problems and all(problems):
+            raise DefinitionError(f"wait_for_event({event_name!r}): match compares {name!r}. {problems[0]}")
     where = address(event_name, values, sources)
     for pattern in {pattern_of(source.definition.name) for source in sources} or {event_name}:
         RoutingShape.ensure(WAITS, pattern, where.shape)
@@ -123,79 +122,83 @@ def _address(event_name: str, values: dict[str, Any]) -> Address:
 
 
 def waits_of(run: WorkflowRun) -> list[Wait]:
-    """Return what the run waits for now, what ends first first."""
+    """Return what the run waits for now, the earliest deadline first."""
     return list(run.waits.filter(visit=run.visit).order_by(F("deadline").asc(nulls_last=True), "pk"))
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one of a run's waits has waited for, and has come."""
+    """A signal or an event that has arrived for one of a run's waits."""
 
     wait: Wait
     what: Signal | Event
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """What has arrived goes before what is still on its way."""
+        """Sort key: what was delivered comes before what is still on its way."""
         return self.what.position is None, self.what.position or 0, self.what.pk
 
 
 def settle(run: WorkflowRun, clock: Clock, waits: list[Wait] | None = None) -> None:
-    """Look for what the run waits for, after its registration has committed: take it, or let the run rest.
+    """Look for what the run waits for, after its registration has committed: consume it, or write the deadline.
 
-    The run has no lease here; every write is fenced on ``seq``. ``waits``: its rows, where they are known.
+    The run has no lease here; every write is fenced on ``seq``. ``waits``: its rows, if they are known.
     """
     waits = waits_of(run) if waits is None else waits
     mine = WorkflowRun.objects.filter(pk=run.pk, seq=run.seq, lease=None, status=WorkflowStatus.SUSPENDED)
-    message = _first_of(run, waits)
+    message = _first_arrival(run, waits)
     if message is None:
-        if waits and all(_waits_in_vain(run, wait) for wait in waits):
+        if waits and all(_cannot_arrive(run, wait) for wait in waits):
             reason = f"{run.entity_type} {run.entity_id}, whose event it waited for, was deleted."
             end_runs(mine, WorkflowStatus.CANCELLED, reason, clock())
         else:
             mine.update(wake_at=min((wait.deadline for wait in waits if wait.deadline is not None), default=None))
         return
     alias, found = alias_of(WorkflowRun), message.what
-    # The run first and then the signal, as ``deliver`` does: locks are taken in one order.
+    # The run first and then the signal, as in ``deliver``: locks are taken in one order.
     with transaction.atomic(using=alias):
         if isinstance(found, Event):
             wake(mine, [run.pk], WakeReason.EVENT, found.pk, message.wait.then, clock(), depth=found.depth + 1)
         elif wake(mine, [run.pk], WakeReason.SIGNAL, found.pk, message.wait.then, clock()) and found.run_id is not None:
-            untaken = Signal.objects.filter(pk=found.pk, consumed_at=None)
-            if not revoke(untaken, consumed_at=clock(), delivered_at=clock(), wake_at=None):
-                transaction.set_rollback(True, using=alias)  # delivered this instant: the run is woken by that
+            unconsumed = Signal.objects.filter(pk=found.pk, consumed_at=None)
+            if not revoke(unconsumed, consumed_at=clock(), delivered_at=clock(), wake_at=None):
+                transaction.set_rollback(True, using=alias)  # delivered just now, which wakes the run
 
 
 def is_there(run: WorkflowRun, waits: list[Wait]) -> bool:
-    """Return whether something that the run waits for has come: asked when its deadline has passed. What was committed
-    before a worker came to fire the timeout wins, also where nobody has taken it: workers were behind, or the one that
-    registered the wait died before it had looked."""
-    return _first_of(run, waits) is not None
+    """Return whether something that the run waits for has arrived, when its deadline has passed.
+
+    What was committed before a worker fires the timeout wins, even if it was not consumed yet: workers were late, or
+    the worker that registered the wait died before it had looked.
+    """
+    return _first_arrival(run, waits) is not None
 
 
 def time_out(run: WorkflowRun, waits: list[Wait]) -> None:
-    """Let the timeout win, by a commit of its own before its step runs: what comes from now on is too late for these
-    waits, also where the step is tried again or its worker dies."""
+    """Let the timeout win, with a commit of its own before its step runs.
+
+    What arrives from now on is too late for these waits, even if the step is retried or its worker dies.
+    """
     with transaction.atomic(using=alias_of(WorkflowRun)):
         fired = {"wake_reason": WakeReason.TIMEOUT.value, "wake_ref": None, "wake_step": waits[0].on_timeout}
         advance(run, {"status": WorkflowStatus.RUNNING, **fired, "losses": run.losses})
         run.waits.all().delete()
 
 
-def look_again(run: WorkflowRun, clock: Clock, waits: list[Wait]) -> None:
-    """Finish a registration whose worker died before it had looked. Lets the lease go first, then looks."""
+def finish_registration(run: WorkflowRun, clock: Clock, waits: list[Wait]) -> None:
+    """Finish a registration whose worker died before it had looked: release the lease first, then look."""
     advance(run, {"wake_at": clock() + conf().LEASE, "lease": None})
     settle(run, clock, waits)
 
 
-def _first_of(run: WorkflowRun, waits: list[Wait]) -> Message | None:
+def _first_arrival(run: WorkflowRun, waits: list[Wait]) -> Message | None:
     found = [(wait, _in_inbox(run, wait) or _broadcast(run, wait) or _occurrence(run, wait)) for wait in waits]
     messages = [Message(wait, what) for wait, what in found if what is not None]
     return min(messages, key=lambda each: each.order, default=None)
 
 
-def _taken(run: WorkflowRun, reason: WakeReason) -> Exists:
-    """Return whether the run has consumed a row: one look into its history for each, however long that is."""
+def _consumed(run: WorkflowRun, reason: WakeReason) -> Exists:
+    """Return whether the run has consumed a row: one index lookup for each, for a history of any length."""
     return Exists(StepExecution.objects.filter(run=run, wake_reason=reason, wake_ref=OuterRef("pk")))
 
 
@@ -204,23 +207,23 @@ def _in_inbox(run: WorkflowRun, wait: Wait) -> Signal | None:
 
 
 def _broadcast(run: WorkflowRun, wait: Wait) -> Signal | None:
-    """A signal to everybody that has come since the run was created, or is on its way now."""
+    """Return a broadcast signal that has arrived since the run was created, or is on its way."""
     comes = Q(position__gt=run.position) | Q(position=None, delivered_at=None, wake_at__isnull=False)
-    signals = Signal.objects.filter(comes, run=None, name=wait.channel).filter(~_taken(run, WakeReason.SIGNAL))
+    signals = Signal.objects.filter(comes, run=None, name=wait.channel).filter(~_consumed(run, WakeReason.SIGNAL))
     ordered = signals.order_by(F("position").asc(nulls_last=True), "pk")
     if not wait.channel.startswith(EVENT_CHANNEL):
         return ordered.first()
-    return next((signal for signal in ordered if answers_by_hand(signal, wait)), None)
+    return next((signal for signal in ordered if signal_satisfies(signal, wait)), None)
 
 
 def _occurrence(run: WorkflowRun, wait: Wait) -> Event | None:
-    """An event that has occurred since the run was created, for the entity that the wait means, not consumed yet."""
+    """Return an event that has occurred since the run was created, satisfies the wait, and is not consumed yet."""
     if not wait.channel.startswith(EVENT_CHANNEL):
         return None
     name = wait.channel.removeprefix(EVENT_CHANNEL)
-    events = Event.objects.filter(event_name=name, position__gt=run.position).filter(~_taken(run, WakeReason.EVENT))
+    events = Event.objects.filter(event_name=name, position__gt=run.position).filter(~_consumed(run, WakeReason.EVENT))
     if run.event_id is not None:
-        events = events.exclude(pk=run.event_id)  # what started the run is not what it waits for
+        events = events.exclude(pk=run.event_id)  # a run never waits for the event that started it
     if wait.namespace:
         events = events.filter(namespace=wait.namespace)
     if not wait.match:
@@ -232,23 +235,24 @@ def _occurrence(run: WorkflowRun, wait: Wait) -> Event | None:
     return next(occurred_of(events, sources, name, wait.match, address(name, wait.match, sources)), None)
 
 
-def counts_deletions(definition: EventDefinition) -> bool:
+def has_delete_trigger(definition: EventDefinition) -> bool:
+    """Return whether the deletion of its entity makes the event occur."""
     return EventTrigger.DELETE in definition.triggers
 
 
-def deletions_to_come(label: str, entity_ids: Sequence[str]) -> set[tuple[str, str]]:
-    """Return which events of the deletion of which entities were recorded, and have not occurred yet."""
+def pending_deletions(label: str, entity_ids: Sequence[str]) -> set[tuple[str, str]]:
+    """Return the entity and the event of each recorded deletion that has not occurred yet."""
     deletions = Event.objects.filter(entity_type=label, entity_id__in=entity_ids, trigger=EventTrigger.DELETE)
     return set(deletions.filter(occurred_at=None).values_list("entity_id", "declared_as"))
 
 
-def _waits_in_vain(run: WorkflowRun, wait: Wait) -> bool:
-    """Return whether it is an event of the run's own entity, and that was deleted while its step was under way."""
+def _cannot_arrive(run: WorkflowRun, wait: Wait) -> bool:
+    """Return whether the wait is for an event of the run's own entity, which was deleted while its step was running."""
     own = own_declaration(run, wait.channel.removeprefix(EVENT_CHANNEL))
     if own is None or wait.match != {"pk": run.entity_id}:
         return False
     name = own.definition.name
-    if counts_deletions(own.definition) and (run.entity_id, name) in deletions_to_come(own.label, [run.entity_id]):
+    if has_delete_trigger(own.definition) and (run.entity_id, name) in pending_deletions(own.label, [run.entity_id]):
         return False
     pk = own.owner._meta.pk.to_python(run.entity_id)
     return not own.owner._base_manager.using(alias_of(own.owner)).filter(pk=pk).exists()

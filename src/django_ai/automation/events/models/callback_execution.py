@@ -77,7 +77,7 @@ class CallbackExecution(Wakeable):
     def waiting_reason(self, now: datetime) -> str:
         if self.status == ExecutionStatus.PARKED:
             return self.parked_reason()
-        return f"its try number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
+        return f"its attempt number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def resume(self, now: datetime | None = None) -> None:
         """Try a parked or failed execution again, with a fresh budget of attempts.

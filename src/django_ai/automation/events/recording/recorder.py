@@ -144,7 +144,7 @@ def _bury(rows: list[Event], now: datetime) -> None:
         status=Case(When(status=EventStatus.PENDING, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
     )
     for listener in subscribers():
-        listener.withdrawn(rows, now, "its entity is gone")
+        listener.withdrawn(rows, now, "its entity was deleted")
 
 
 def _change(pairs: list[tuple[Event, DesiredEvent]], now: datetime) -> int:

@@ -152,7 +152,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='stepexecution',
-            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_ref__isnull', False)), fields=['run', 'wake_ref'], name='automation_step_heard'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_ref__isnull', False)), fields=['run', 'wake_ref'], name='automation_step_consumed'),
         ),
         migrations.AddIndex(
             model_name='signal',
