@@ -102,7 +102,7 @@ def waits(number: int) -> Figures:
     """Return the duration of a search for events of ten entities, and of 2,000; no event matches."""
     from bench.growth import execute
     from django_ai.automation.events.definitions import sources_of
-    from django_ai.automation.events.matching.lookback import occurred_of
+    from django_ai.automation.events.matching.lookback import occurred_matching
     from django_ai.automation.events.matching.match import address
     from django_ai.automation.events.models import Event
 
@@ -124,7 +124,7 @@ def waits(number: int) -> Figures:
     for owner, matching in ((2, "ten"), (1, "2,000")):
         values = {"owner": owner}
         where = address("note_taken", values, sources)
-        took = timed(lambda: list(occurred_of(Event.objects.all(), sources, "note_taken", values, where)))  # noqa: B023
+        took = timed(lambda: list(occurred_matching(Event.objects.all(), sources, "note_taken", values, where)))  # noqa: B023
         found[f"ms to search {number * 10:,} events for those of {matching} matching entities"] = took
     return found
 

@@ -225,7 +225,7 @@ class TestWaits:
 
     def test_an_event_is_found_among_many_matching_entities(self, monkeypatch):
         stay = Reservation.objects.create()
-        monkeypatch.setattr(lookback, "FEW", 3)
+        monkeypatch.setattr(lookback, "ROWS_PER_QUERY", 3)
         run = self.listen(rid=str(stay.pk))
         WorkflowRun.objects.filter(pk=run.pk).update(started_at=timezone.now() - timedelta(minutes=1))
         Document.objects.create(reservation=stay)  # occurs before the run waits

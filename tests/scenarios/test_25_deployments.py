@@ -300,7 +300,9 @@ def test_25_an_event_that_is_gone(clock, work, declare):
     declare(Reservation, EventDefinition("checkin_du"))
     clock.tick(2 * HOUR)
     work()
-    run = parked_because(the_run(name="planned"), "UnknownEventError", "'checkin_due'", "Did it become 'checkin_du'?")
+    run = parked_because(
+        the_run(name="planned"), "UnknownEventError", "'checkin_due'", "Was it renamed to 'checkin_du'?"
+    )
     clock.tick(HOUR)
     work()
     event = parked_because(event_of(stay, "checkin_due"), "UnknownEventError", "declares no event 'checkin_due'")

@@ -124,8 +124,8 @@ def test_32_rows_and_their_relations_are_read_from_the_writer():
 def test_32_a_refused_row_that_cannot_be_seen_is_an_error(monkeypatch):
     ticket = Ticket.objects.create()
     # A snapshot that is older than the row of another transaction: the look finds nothing, the key refuses.
-    monkeypatch.setattr(recorder, "_known", lambda wanted: {})
-    monkeypatch.setattr(recorder, "_present", lambda wanted: [])
+    monkeypatch.setattr(recorder, "_rows_by_key", lambda desired: {})
+    monkeypatch.setattr(recorder, "_rows_of", lambda desired: [])
     ticket.open = False
     with pytest.raises(AutomationError, match=r"ticket_closed.*cannot be armed"):
         ticket.save()

@@ -221,7 +221,7 @@ def test_50_a_snapshot_holds_what_its_definitions_name(declare, work):
     assert set(row.snapshot.data["fields"]) == {"status", "guest"}
     found = Event.objects.get(pk=row.pk).entity
     assert (found.pk, found.status, found.guest) == (stay.pk, "confirmed", guest)
-    with pytest.raises(SnapshotFieldError, match=r"app.Reservation.*does not hold note: add it to snapshot_fields="):
+    with pytest.raises(SnapshotFieldError, match=r"app.Reservation.*does not contain note: add it to snapshot_fields="):
         found.note  # noqa: B018
 
 

@@ -16,12 +16,12 @@ from django_ai.automation.events import occurrence
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition, sources_of
 from django_ai.automation.events.matching import lookback
-from django_ai.automation.events.matching.lookback import occurred_of
+from django_ai.automation.events.matching.lookback import occurred_matching
 from django_ai.automation.events.matching.match import address
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.events.recording import reconcile
 from django_ai.automation.events.recording.reconcile import reconcile_dates
-from django_ai.automation.events.subscribers import Listener
+from django_ai.automation.events.subscribers import Subscriber
 from django_ai.automation.queues.attempt import ShutdownInterrupt
 from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import _seconds_per_row as pace
@@ -84,9 +84,9 @@ def test_51_rows_that_are_in_line_are_not_read(model, clock, judged):
 
 @pytest.mark.parametrize("model", [Reservation, Ticket, Room, Suite])
 def test_51_exactly_the_rows_that_differ_are_read(model, clock, judged, monkeypatch):
-    monkeypatch.setattr(reconcile, "PAGE", 3)
-    monkeypatch.setattr(reconcile, "CHUNK", 2)
-    monkeypatch.setattr(reconcile, "DAYS", 2)
+    monkeypatch.setattr(reconcile, "KEYS_PER_QUERY", 3)
+    monkeypatch.setattr(reconcile, "ENTITIES_PER_TRANSACTION", 2)
+    monkeypatch.setattr(reconcile, "DATES_PER_QUERY", 2)
     rows = make(model, 20, clock())
     for row in rows[:12]:
         row.save()
@@ -300,7 +300,7 @@ def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
 @pytest.mark.parametrize("few", [1000, 1])
 @pytest.mark.parametrize("model", [Reservation, Ticket, Room])
 def test_51_a_wait_reads_no_occurrence_of_others(few, model, clock, monkeypatch, declare):
-    monkeypatch.setattr(lookback, "FEW", few)
+    monkeypatch.setattr(lookback, "ROWS_PER_QUERY", few)
     declare(model, EventDefinition("saved"))
     field = {Reservation: "status", Ticket: "title"}.get(model, "is_clean")
     mine, other = (True, False) if model is Room else ("mine", "other")
@@ -312,7 +312,7 @@ def test_51_a_wait_reads_no_occurrence_of_others(few, model, clock, monkeypatch,
     load = lookback.load_entities
     monkeypatch.setattr(lookback, "load_entities", lambda events: (read.extend(events), load(events))[1])
     sources, values = sources_of("saved"), {field: mine}
-    found = list(occurred_of(Event.objects.all(), sources, "saved", values, address("saved", values, sources)))
+    found = list(occurred_matching(Event.objects.all(), sources, "saved", values, address("saved", values, sources)))
     assert [event.entity_id for event in found] == [str(rows[number].pk) for number in (3, 7, 9)]
     assert len(read) == 3
 
@@ -352,7 +352,7 @@ def test_51_one_bad_event_does_not_stop_its_batch(clock, quick, monkeypatch):
     tickets = due_tickets(9, clock)
     bad, asked = str(tickets[4].pk), []
 
-    class Trouble(Listener):
+    class Trouble(Subscriber):
         def occurred(self, events, now):
             asked.append(len(events))
             if any(event.entity_id == bad for event in events):

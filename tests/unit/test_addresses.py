@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from django_ai.automation.events.definitions import declared_events
 from django_ai.automation.events.matching.context_expressions import check_expression, field_named
 from django_ai.automation.events.matching.lookups import is_deleted, problem_with, satisfies
-from django_ai.automation.events.matching.match import MANY, Match, address, entity_keys, shape_of
-from django_ai.automation.events.matching.typed_values import is_exact, plain
+from django_ai.automation.events.matching.match import MAX_LIST_KEYS, Match, address, entity_keys, shape_of
+from django_ai.automation.events.matching.typed_values import is_exact, json_value
 from django_ai.automation.events.snapshots import restore_snapshot, take_snapshot
 from django_ai.automation.exceptions import DefinitionError
 from tests.apps.reservations.models import Document, Guest, Reservation, Room, Suite, Ticket
@@ -116,8 +116,8 @@ def test_the_text_of_a_match_tells_it_from_all_others():
         {"a": 1, "b": 1},
         {"a": "{{ ctx.name }}"},
     ]
-    assert len({Match.of(match, "x").text for match in matches}) == len(matches)
-    assert Match.of({"a": Colour.RED}, "x").text == Match.of({"a": "red"}, "x").text
+    assert len({Match.of(match, "x").identity for match in matches}) == len(matches)
+    assert Match.of({"a": Colour.RED}, "x").identity == Match.of({"a": "red"}, "x").identity
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_text_of_a_match_tells_it_from_all_others():
     ],
 )
 def test_values_as_json_keeps_them(value, kept):
-    assert plain(value) == kept
+    assert json_value(value) == kept
 
 
 # -- shapes and addresses ----------------------------------------------------------------------------------------------
@@ -199,10 +199,10 @@ def test_two_lists_become_every_pair():
 
 
 def test_a_list_that_is_too_long_is_compared():
-    most = of({"pk__in": list(range(MANY))}, spread=True)
-    assert (len(most.keys), most.residual) == (MANY, {})
-    more = of({"pk__in": list(range(MANY + 1))}, spread=True)
-    assert (more.shape, len(more.keys), len(more.residual["pk__in"])) == ("", 1, MANY + 1)
+    most = of({"pk__in": list(range(MAX_LIST_KEYS))}, spread=True)
+    assert (len(most.keys), most.residual) == (MAX_LIST_KEYS, {})
+    more = of({"pk__in": list(range(MAX_LIST_KEYS + 1))}, spread=True)
+    assert (more.shape, len(more.keys), len(more.residual["pk__in"])) == ("", 1, MAX_LIST_KEYS + 1)
     both = of({"kind__in": [str(n) for n in range(20)], "pk__in": list(range(20))}, spread=True)
     assert (both.shape, len(both.keys), list(both.residual)) == ("kind", 20, ["pk__in"])
 

@@ -457,7 +457,7 @@ def test_a_retry_of_the_step_goes_before_the_workflows():
         ({"namespace": 5}, ["namespace=5"]),
         ({"namespace": ["north"]}, ["namespace=['north']"]),
         ({"namespace": "x" * 101}, ["100"]),
-        ({"name": "a*"}, ["'a*'", "'*' is for those who listen"]),
+        ({"name": "a*"}, ["'a*'", "'*' is only for subscribers"]),
     ],
 )
 def test_options_of_events_that_make_no_sense(arguments, named):

@@ -57,9 +57,9 @@ def test_what_is_filled_in_is_not_read_again():
         ("{# nothing #}", "template tag"),
         ("task:{{ instance.pk", "not closed"),
         ("task: instance.pk }}", "not closed"),
-        ("task:*", "'*' is for those who listen"),
-        ("*", "'*' is for those who listen"),
-        ("task:{{ instance.pk }}:*", "'*' is for those who listen"),
+        ("task:*", "'*' is only for subscribers"),
+        ("*", "'*' is only for subscribers"),
+        ("task:{{ instance.pk }}:*", "'*' is only for subscribers"),
     ],
 )
 def test_a_definitions_name_reaches_no_further_than_fields(template, named):
@@ -110,12 +110,12 @@ def test_the_attributes_that_a_template_begins_with():
     ],
 )
 def test_who_means_what(pattern, name, meant):
-    assert names.means(names.pattern_of(pattern), name) is meant
+    assert names.matches(names.pattern_of(pattern), name) is meant
 
 
 def test_the_text_of_a_template_means_all_its_events():
     assert names.pattern_of("task:{{ instance.pk }}:done") == "task:*:done"
-    assert names.means(names.pattern_of("task:{{ instance.pk }}"), "task:7")
+    assert names.matches(names.pattern_of("task:{{ instance.pk }}"), "task:7")
     assert names.pattern_of("task:*") == "task:*"
 
 
@@ -138,7 +138,7 @@ def test_the_text_of_a_template_means_all_its_events():
 )
 def test_which_declarations_a_subscriber_may_hear(pattern, declared, may):
     """``"*done"`` may be ``"task:done"``: neither text contains the other, and still they overlap."""
-    assert names.overlap(pattern, declared) is may
+    assert names.may_match(pattern, declared) is may
 
 
 def test_sources_of_a_pattern():
@@ -166,7 +166,7 @@ def test_a_subscription_has_a_name(name):
 
 @pytest.mark.parametrize("namespace", ["", 5, ["north"], lambda event: "north"])
 def test_a_subscribers_namespace_is_a_text(namespace):
-    with pytest.raises(DefinitionError, match="must be a text, or None for events of any namespace"):
+    with pytest.raises(DefinitionError, match="must be a non-empty string, or None for events of any namespace"):
         names.check_namespace(namespace, "x")
     assert names.check_namespace("north", "x") == "north"
     assert names.check_namespace(None, "x") is None

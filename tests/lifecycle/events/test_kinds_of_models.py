@@ -181,5 +181,5 @@ def test_an_entity_that_is_gone_by_raw_sql_before_its_event_occurs(work, monkeyp
     work()
     event = Event.objects.get(event_name="checkin_due")
     assert (event.status, event.entity) == ("cancelled", None)
-    assert "gone" in event.error
+    assert "deleted" in event.error
     assert stay.pk

@@ -56,8 +56,8 @@ def bites(take, clock, at_least):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(reconcile, "CHUNK", 2)
-    monkeypatch.setattr(reconcile, "PAGE", 3)
+    monkeypatch.setattr(reconcile, "ENTITIES_PER_TRANSACTION", 2)
+    monkeypatch.setattr(reconcile, "KEYS_PER_QUERY", 3)
     monkeypatch.setattr(agents, "CHUNK", 2)
 
 
@@ -74,13 +74,13 @@ def test_dates_are_reconciled_bite_by_bite(clock):
         [Room(number=f"{each}", inspected_on=(clock() + timedelta(days=each % 2)).date()) for each in range(7)]
     )
     Ticket.objects.bulk_create([Ticket(due_at=soon) for _ in range(7)])
-    done = bites(reconcile.take_dates, clock, at_least=12)
+    done = bites(reconcile.reconcile_slice, clock, at_least=12)
     expected = {"checkin_due": 14, "inspection_due": 7, "ticket_due": 7}
     for name, number in expected.items():
         assert Event.objects.filter(event_name=name).count() == number
     assert Event.objects.count() == sum(done)
     assert max(done) <= 2
-    assert sum(bites(reconcile.take_dates, clock, at_least=1)) == 0
+    assert sum(bites(reconcile.reconcile_slice, clock, at_least=1)) == 0
 
 
 @pytest.mark.usefixtures("small")
@@ -97,7 +97,7 @@ def test_an_error_of_an_early_bite_is_raised_after_the_last(clock, monkeypatch):
 
     monkeypatch.setattr(reconcile, "record", fail_for_one)
     with pytest.raises(AutomationError, match="RuntimeError: a column is gone"):
-        bites(reconcile.take_dates, clock, at_least=100)
+        bites(reconcile.reconcile_slice, clock, at_least=100)
     assert Event.objects.filter(event_name="ticket_due").count() == 5
 
 

@@ -295,7 +295,7 @@ def test_a_deletion_cannot_be_asked_again(declare, condition, work):
     ticket.delete()
     event = Event.objects.get()
     assert (event.status, event.attempt, event.wake_at) == ("parked", 0, None)
-    assert "cannot be asked again: the row is gone" in event.error
+    assert "is not retried: the entity no longer exists" in event.error
 
 
 def test_a_lost_connection_of_our_own_is_the_savers(closed):

@@ -52,7 +52,7 @@ def test_events_say_what_they_wait_for(clock, work):
     by_name = {Event.objects.get(pk=each.pk).event_name: each.waits_for for each in explain(clock.now, ["event"])}
     assert by_name == {
         "reservation_confirmed": "a save that makes its condition true",
-        "checkin_due": "its condition, next looked at, 2030-01-08 13:00:00",
+        "checkin_due": "the next evaluation of its condition, 2030-01-08 13:00:00",
         "checkout_due": "a date: 'checkout_at' is NULL",
         "guest_docs_uploaded": "a save that makes its condition true",
     }

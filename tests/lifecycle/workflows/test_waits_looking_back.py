@@ -34,7 +34,7 @@ def test_it_looks_back_at_the_first_that_fits(work):
 
 
 def test_it_looks_back_through_more_entities_than_it_lists(work, monkeypatch):
-    monkeypatch.setattr(lookback, "FEW", 2)
+    monkeypatch.setattr(lookback, "ROWS_PER_QUERY", 2)
     made = []
 
     def occur():
@@ -129,7 +129,7 @@ def test_a_parents_row_is_compared_whichever_class_saved_it(work):
 
 def test_looking_back_reads_a_few_events_at_a_time_and_none_twice(work, monkeypatch):
     """Without a cursor that stays open: the parts meet without a gap, also where events occurred at the same moment."""
-    monkeypatch.setattr(lookback, "FEW", 2)
+    monkeypatch.setattr(lookback, "ROWS_PER_QUERY", 2)
     for _ in range(7):
         Reservation.objects.create(status="confirmed")
     Event.objects.filter(event_name="reservation_confirmed").update(occurred_at=timezone.now())

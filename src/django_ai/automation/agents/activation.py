@@ -137,5 +137,5 @@ def redirect_to_singleton(run: AgentRun, definition: AgentDefinition, key: str, 
 
 def _notified_executions(run_pk: int, event: Event, now: datetime) -> Iterator[HandlerExecution]:
     """Yield what delivery would put into the agent's mailbox for the milestones of ``event`` that have fired."""
-    milestones = [milestone for milestone in ("", *event.came) if milestone or event.occurred_at is not None]
+    milestones = [milestone for milestone in ("", *event.fired_offsets) if milestone or event.occurred_at is not None]
     return executions_for([Notification(event, milestone) for milestone in milestones], now, only=run_pk)

@@ -20,7 +20,7 @@ from django.db.models import Q, QuerySet
 from pydantic import BaseModel
 
 from ..events.definitions import sources_of
-from ..events.matching.lookback import met
+from ..events.matching.lookback import events_matching
 from ..events.models import Event, EventStatus
 from ..events.names import is_pattern
 from ..values.clock import shift
@@ -40,7 +40,7 @@ def spawning_executions(
     return [
         execution_of(run_pk, event, each, now)
         for each in definition.handlers
-        if each.match is None and each.hears(event) and _has_fired(each, event, spawned_by_it=True)
+        if each.match is None and each.matches(event) and _has_fired(each, event, spawned_by_it=True)
     ]
 
 
@@ -54,7 +54,7 @@ def catch_up(run: AgentRun, definition: AgentDefinition, context: BaseModel, now
 
     def lookup_of(handler: HandlerDefinition) -> tuple[str, str]:
         match = definition.match_of(handler)
-        return handler.event_name, "" if match is None else match.text
+        return handler.event_name, "" if match is None else match.identity
 
     for _, group in groupby(sorted(definition.handlers, key=lookup_of), key=lookup_of):
         handlers = list(group)
@@ -62,7 +62,7 @@ def catch_up(run: AgentRun, definition: AgentDefinition, context: BaseModel, now
             found += [
                 execution_of(run.pk, event, each, now)
                 for each in handlers
-                if each.hears(event) and _is_missed(run, each, event, position)
+                if each.matches(event) and _is_missed(run, each, event, position)
             ]
     if run.singleton and found:
         handled = handled_elsewhere(run.singleton, {each.event_id for each in found} - {run.event_id or 0}, run)
@@ -89,8 +89,8 @@ def _has_fired(handler: HandlerDefinition, event: Event, *, spawned_by_it: bool 
         return event.occurred_at is not None
     if spawned_by_it and event.occurred_at is not None and event.at is not None:
         # An agent that an occurrence spawns is too late for the milestones before that occurrence.
-        return handler.milestone in event.came and shift(event.at, handler.offset) >= event.at
-    return handler.milestone in event.came
+        return handler.milestone in event.fired_offsets and shift(event.at, handler.offset) >= event.at
+    return handler.milestone in event.fired_offsets
 
 
 def _missed_events(
@@ -113,7 +113,7 @@ def _missed_events(
         found = iter(events)
     else:
         address = address_for(definition, first, match, context)
-        found = met(events, sources, scope_of(definition, match), match.values_from(context), address)
+        found = events_matching(events, sources, scope_of(definition, match), match.values_from(context), address)
     for event in found:
         is_own = event.entity_type in labels and event.entity_id == run.entity_id
         yield event, since if is_own else run.position

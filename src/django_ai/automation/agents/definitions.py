@@ -78,7 +78,7 @@ class AgentDefinition:
         Its subscription was checked when the execution was inserted: the event may have another name by now.
         """
         found = [each for each in self.handlers if each.method == method and each.milestone == milestone]
-        return next((each for each in found if each.hears(event)), found[0] if found else None)
+        return next((each for each in found if each.matches(event)), found[0] if found else None)
 
     def retry_of(self, handler: HandlerDefinition) -> Retry:
         return handler.retry or self.default_retry
@@ -185,12 +185,12 @@ def all_agents() -> list[AgentDefinition]:
 
 def handlers_hearing(event: Event) -> Sequence[HandlerDefinition]:
     """Return the handlers of all agents that subscribe to ``event``."""
-    return subscriptions.hearing(HandlerDefinition, event.event_name, event.namespace)
+    return subscriptions.subscribed_to(HandlerDefinition, event.event_name, event.namespace)
 
 
 def agents_spawned_by(event: Event) -> list[AgentDefinition]:
     """Return the agents that ``event`` spawns, each once, even if several of its patterns match."""
-    found = subscriptions.hearing(SpawnOn, event.event_name, event.namespace)
+    found = subscriptions.subscribed_to(SpawnOn, event.event_name, event.namespace)
     return list({each.agent.name: each.agent for each in found}.values())
 
 

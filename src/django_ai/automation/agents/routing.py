@@ -36,7 +36,7 @@ Keys = frozenset[str]
 
 def scope_of(definition: AgentDefinition, match: Match) -> str:
     """Return the prefix that separates the keys of one match of one agent from all other keys."""
-    return _scope(definition.name, match.text)
+    return _scope(definition.name, match.identity)
 
 
 @lru_cache(maxsize=4096)
@@ -163,7 +163,7 @@ def fingerprint(definition: AgentDefinition) -> str:
     parts = ["singleton"] if definition.singleton else []
     for handler in definition.handlers:
         match = definition.match_of(handler)
-        parts.append(f"{handler.event_name}:{'own' if match is None else match.text}")
+        parts.append(f"{handler.event_name}:{'own' if match is None else match.identity}")
     return digest("routing", *sorted(parts))
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from django.db.models import Exists, OuterRef, Q
 
 from ..events.models import Event, Shapes
-from ..events.subscribers import Listener, Notification
+from ..events.subscribers import Notification, Subscriber
 from .definitions import all_agents, handlers_hearing
 from .delivery import executions_for
 from .mailbox import put_in_mailbox
@@ -22,7 +22,7 @@ from .spawning import spawn
 UNFINISHED = (HandlerStatus.PENDING, HandlerStatus.PARKED)
 
 
-class AgentSubscriber(Listener):
+class AgentSubscriber(Subscriber):
     """Spawns agents and fills their mailboxes."""
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
@@ -40,7 +40,7 @@ class AgentSubscriber(Listener):
         if found:
             touch(each.run_id for each in found)
 
-    def still_needs(self) -> Sequence[Q]:
+    def needed_events(self) -> Sequence[Q]:
         pending = HandlerExecution.objects.filter(event=OuterRef("pk"), status__in=UNFINISHED)
         spawning = AgentRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
         return [Q(Exists(pending)), Q(Exists(spawning))]

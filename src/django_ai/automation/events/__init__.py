@@ -1,1 +1,1 @@
-"""Events: what happens to the project's models, recorded with them, occurring once, and who hears of it."""
+"""Events: changes of the project's models, recorded with them, occurring once, and their subscribers."""

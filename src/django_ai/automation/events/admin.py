@@ -1,4 +1,4 @@
-"""Events and what they called: why something happened, or has not yet."""
+"""The admin of events, claims and callback executions: why something happened, or has not happened yet."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class EventClaimAdmin(RowAdmin):
     def prepare(self, rows: Sequence[EventClaim]) -> None:
         owners = owners_of(rows)
         for row in rows:
-            row.__dict__["_owner_shown"] = str(owners.get(row.pk) or f"{row.owner_kind} {row.owner_id}, which is gone")
+            row.__dict__["_owner_shown"] = str(owners.get(row.pk) or f"{row.owner_kind} {row.owner_id} (deleted)")
 
     @admin.display(description=_("owner"))
     def owner_shown(self, row: EventClaim) -> str:

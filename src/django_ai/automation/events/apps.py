@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class EventsConfig(AppConfig):
-    """The second floor: events of the project's models, and the functions that they call."""
+    """The second layer: events of the project's models, and the functions that subscribe to them."""
 
     name = "django_ai.automation.events"
     label = "automation_events"
@@ -28,7 +28,7 @@ class EventsConfig(AppConfig):
         from .models import CallbackExecution, Event
         from .occurrence import perform_events
         from .recording import model_signals
-        from .recording.reconcile import take_dates
+        from .recording.reconcile import reconcile_slice
         from .retention import prune_claims, prune_events, prune_executions, prune_snapshots, release_orphans
 
         events = Behaviour(
@@ -39,7 +39,7 @@ class EventsConfig(AppConfig):
         )
         registry.register(Event, events)
         registry.register(CallbackExecution, Behaviour(perform=perform_callback, park=park))
-        periodic_tasks.register_reconciler("reconcile dates", take_dates)
+        periodic_tasks.register_reconciler("reconcile dates", reconcile_slice)
         periodic_tasks.register_pruner("prune callbacks", prune_executions)
         periodic_tasks.register_pruner("release orphaned events", release_orphans, timedelta(days=1))
         periodic_tasks.register_pruner("prune events", prune_events)

@@ -52,12 +52,12 @@ class Callback(Subscription):
 
 def callbacks_of(event_name: str, namespace: str) -> Sequence[Callback]:
     """Return the functions that are called for an event."""
-    return subscriptions.hearing(Callback, event_name, namespace)
+    return subscriptions.subscribed_to(Callback, event_name, namespace)
 
 
 def find_callback(event_name: str, name: str, milestone: str) -> Callback | None:
     """Return the function that an execution calls. Its namespace was checked when the execution was inserted."""
-    found = subscriptions.meaning(Callback, event_name)
+    found = subscriptions.named(Callback, event_name)
     return next((each for each in found if each.name == name and each.milestone == milestone), None)
 
 

@@ -13,20 +13,21 @@ from ..queues.notifier import ring_after_commit
 from .callbacks import CANCELLED
 from .models import Event, EventStatus
 from .subscribers import subscribers
-from .timing import hears
+from .timing import has_callback
 
 
 def cancel_events(events: QuerySet[Event, Event], now: datetime) -> int:
-    """Cancel those of ``events`` that have not occurred; return how many."""
-    pending = [EventStatus.PENDING, EventStatus.PARKED]  # one with a later offset may be parked after it has occurred
+    """Cancel those of ``events`` that have not occurred, and return how many."""
+    # An event with a later offset may be parked after it has occurred.
+    pending = [EventStatus.PENDING, EventStatus.PARKED]
     with transaction.atomic(using=alias_of(Event)):
         rows = list(events.select_for_update().filter(status__in=pending, occurred_at=None))
         for row in rows:
             row.status = EventStatus.CANCELLED
-            audible = hears(row, CANCELLED)
-            revoke(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=now if audible else None)
+            wake_at = now if has_callback(row, CANCELLED) else None
+            revoke(Event.objects.filter(pk=row.pk), status=EventStatus.CANCELLED, wake_at=wake_at)
         if rows:
-            for listener in subscribers():
-                listener.withdrawn(rows, now)
+            for subscriber in subscribers():
+                subscriber.withdrawn(rows, now)
             ring_after_commit(alias_of(Event), Event)
     return len(rows)

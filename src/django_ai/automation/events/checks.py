@@ -66,7 +66,7 @@ def check_definitions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def _check_lost_lists() -> Iterator[CheckMessage]:
-    """Look for models whose list a relation of another model has replaced."""
+    """Report models whose ``events`` list was replaced by a relation of another model."""
     for model in apps.get_models():
         if (model.__module__, model.__qualname__) not in class_bodies or isinstance(
             vars(model).get("events"), list | tuple
@@ -84,7 +84,7 @@ def _check_lost_lists() -> Iterator[CheckMessage]:
 
 
 def _check_key(model: type[models.Model]) -> Iterator[CheckMessage]:
-    """Refuse keys of several columns: an event names its entity by one."""
+    """Report composite primary keys: an event refers to its entity by one column."""
     if isinstance(model._meta.pk, models.CompositePrimaryKey):
         yield Error(
             f"{model._meta.label} declares events and has a CompositePrimaryKey; an event names its entity by the "
@@ -150,21 +150,22 @@ def _check_date_field(model: type[models.Model], declared: Declared) -> Iterator
         )
 
 
-NO_ORDER = ("hash", "gin", "bloom")
-"""The suffixes of Django's indexes that find no range of values."""
+UNORDERED_INDEX_SUFFIXES = ("hash", "gin", "bloom")
+"""The suffixes of Django's index classes that do not support ranges of values."""
 
 
 def leads_an_index(field: Any) -> bool:
-    """Return whether a range of values of ``field`` is found by an index: its own, or one of several columns that
-    begins with it."""
+    """Return whether an index supports ranges of ``field``: its own, or one whose first column it is."""
     if field.primary_key or field.unique or field.db_index:
         return True
     meta = field.model._meta
     firsts = [each[0] for each in meta.unique_together]
     for found in (*meta.indexes, *meta.constraints):
-        if getattr(found, "suffix", "") in NO_ORDER or not isinstance(found, models.Index | models.UniqueConstraint):
+        if getattr(found, "suffix", "") in UNORDERED_INDEX_SUFFIXES or not isinstance(
+            found, models.Index | models.UniqueConstraint
+        ):
             continue
-        # Of a partial index we know only that a range of dates excludes NULL.
+        # Of the partial indexes only the one without NULLs is certain to cover a range of dates.
         if found.condition is not None and found.condition != models.Q(**{f"{field.name}__isnull": False}):
             continue
         if found.fields:
@@ -181,24 +182,24 @@ def _column_of(expression: Any) -> str:
 
 
 def _check_field_names(model: type[models.Model], declared: Declared) -> Iterator[CheckMessage]:
-    """Check what ``watch_fields=``, ``snapshot_fields=`` and the slots of a templated name read."""
+    """Check the fields in ``watch_fields=``, ``snapshot_fields=`` and the expressions of a template."""
     definition = declared.definition
     columns = {field.name for field in model._meta.concrete_fields}
     attributes = {field.attname for field in model._meta.concrete_fields}
     for name in definition.watch_fields:
         if name not in columns and name not in attributes:
             yield Error(
-                f"{model._meta.label}: the event {definition.name!r} watches {name!r}, which is no column of it.",
-                hint=did_you_mean(name, columns) + " A relation of many rows cannot be watched: its rows are saved by "
-                "themselves, and may declare events.",
+                f"{model._meta.label}: the event {definition.name!r} watches {name!r}, which is not a column of it.",
+                hint=did_you_mean(name, columns) + " A to-many relation cannot be watched: its rows are saved "
+                "separately, and may declare events.",
                 obj=model,
                 id="automation.E108",
             )
     for name in definition.snapshot_fields:
         if name != "pk" and name not in columns and name not in attributes:
             yield Error(
-                f"{model._meta.label}: snapshot_fields= of the event {definition.name!r} names {name!r}, which is no "
-                "column of it.",
+                f"{model._meta.label}: snapshot_fields= of the event {definition.name!r} names {name!r}, which is not "
+                "a column of it.",
                 hint=did_you_mean(name, columns),
                 obj=model,
                 id="automation.E115",
@@ -215,11 +216,11 @@ def _check_field_names(model: type[models.Model], declared: Declared) -> Iterato
 
 
 def _check_changing_name(model: type[models.Model], definition: EventDefinition) -> Iterator[CheckMessage]:
-    """Warn of an event that occurs once and is named after a field that may change: only the first value is heard."""
+    """Warn of an event that occurs once and whose name has a field that may change: later values are ignored."""
     if definition.is_scheduled or definition.triggers or definition.rearm:
         return
-    slots = set(expressions_of(definition.name))
-    changing = [field.name for field in model._meta.concrete_fields if field.name in slots and _may_change(field)]
+    attributes = set(expressions_of(definition.name))
+    changing = [field.name for field in model._meta.concrete_fields if field.name in attributes and _may_change(field)]
     if changing:
         yield Warning(
             f"{model._meta.label}: the event {definition.name!r} occurs once for an entity, named after what "
@@ -241,7 +242,7 @@ def check_callbacks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         if not is_declared(callback.event_name):
             found.append(
                 Error(
-                    f"{callback.name} listens to the event {callback.event_name!r}, which no model declares.",
+                    f"{callback.name} subscribes to the event {callback.event_name!r}, which no model declares.",
                     hint=did_you_mean(callback.event_name, declared_events()),
                     obj=callback.function,
                     id="automation.E106",
@@ -253,36 +254,36 @@ def check_callbacks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def is_declared(pattern: str) -> bool:
-    """Say whether a subscriber to ``pattern`` may ever hear anything; ``"*"`` is right in an empty project too."""
+    """Return whether any event can match ``pattern``; ``"*"`` is valid in an empty project, too."""
     return pattern == "*" or bool(sources_of(pattern))
 
 
 def shares_entity(starting: Iterable[str], pattern: str) -> bool:
-    """Return whether every entity whose event is one of ``starting`` declares an event that ``pattern`` means."""
+    """Return whether every entity whose event is one of ``starting`` declares an event that ``pattern`` matches."""
     starters = {source.owner for each in starting for source in sources_of(each)}
     owners = {source.owner for source in sources_of(pattern)}
     return bool(starters) and all(any(is_family(starter, owner) for owner in owners) for starter in starters)
 
 
 def check_match(what: str, pattern: str, lookups: Iterable[str], obj: Any, code: str) -> Iterator[CheckMessage]:
-    """Report lookups that no model which declares the event has."""
+    """Report lookups that are invalid on every model that declares the event."""
     sources = sources_of(pattern)
     for lookup in lookups:
-        troubles = [problem_with(source.owner, lookup) for source in sources]
-        if troubles and all(troubles):
+        problems = [problem_with(source.owner, lookup) for source in sources]
+        if problems and all(problems):
             models = ", ".join(sorted({source.owner._meta.label for source in sources}))
             yield Error(
-                f"{what}: match compares {lookup!r}, which {models} does not have.", hint=troubles[0], obj=obj, id=code
+                f"{what}: match compares {lookup!r}, which {models} does not have.", hint=problems[0], obj=obj, id=code
             )
 
 
 def check_offset_makes_sense(what: str, event_name: str, offset: Any) -> Iterator[CheckMessage]:
-    """Warn of a negative offset from an immediate event: it is known only when it is too late to be early."""
+    """Warn of a negative offset from an immediate event: its time is not known in advance."""
     now = timezone.now()
     sources = sources_of(event_name)
     if sources and not any(each.definition.is_scheduled for each in sources) and shift(now, offset) < now:
         yield Warning(
             f"{what} wants to run before the event {event_name!r} (offset {offset_key(offset)}), which is immediate.",
-            hint="Nobody knows beforehand when it occurs, so this runs at once. Use a scheduled event (date_field=).",
+            hint="Its time is not known in advance, so this runs at once. Use a scheduled event (date_field=).",
             id="automation.W107",
         )

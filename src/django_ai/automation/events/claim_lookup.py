@@ -15,7 +15,7 @@ from ..db.writer import alias_of
 from ..queues.causation import Owner
 from .claim_owners import owner_kinds, unfinished_owners
 from .matching.lookups import satisfies
-from .matching.match import entity_keys, within
+from .matching.match import entity_keys, namespaced_key
 from .models import Event, EventClaim, RoutingShape, Shapes
 
 CLAIMS = "claims"
@@ -69,7 +69,7 @@ def count_events(events: Sequence[Event], shapes: Shapes) -> None:
 def _keys(event: Event, shapes: Shapes) -> list[str]:
     mine = shapes.of(CLAIMS, event)
     keys = entity_keys(event.event_name, event.entity, mine) if mine else []
-    return keys + [within(event.namespace, key) for key in keys] if event.namespace else keys
+    return keys + [namespaced_key(event.namespace, key) for key in keys] if event.namespace else keys
 
 
 def _fits(claim: EventClaim, event: Event) -> bool:

@@ -29,8 +29,8 @@ from .claim_lookup import claim_against as claim_against
 from .claim_owners import kind_of, unfinished_owners
 from .definitions import sources_of
 from .matching.lookups import problem_with
-from .matching.match import Address, address, within
-from .matching.typed_values import plain
+from .matching.match import Address, address, namespaced_key
+from .matching.typed_values import json_value
 from .models import Event, EventClaim, RoutingShape
 from .names import ANY, check_namespace, is_pattern, pattern_of
 
@@ -243,11 +243,11 @@ def _claim(event_name: str, match: Mapping[str, Any] | None, what: str, namespac
     where = _address(event_name, values, what)
     (key,) = where.keys
     if namespace:
-        key = within(namespace, key)
-    json_values = {name: plain(value) for name, value in values.items()}
+        key = namespaced_key(namespace, key)
+    json_values = {name: json_value(value) for name, value in values.items()}
     # The order of a list of values means nothing: equal matches are one claim.
     residual = {
-        name: sorted(plain(value), key=str) if name.endswith("__in") else plain(value)
+        name: sorted(json_value(value), key=str) if name.endswith("__in") else json_value(value)
         for name, value in where.residual.items()
     }
     unique = digest("claim", event_name, key, json.dumps(residual, sort_keys=True))

@@ -20,10 +20,10 @@ from .occurrence import perform_events
 
 
 class CommitBatch:
-    """The events of one connection that are due at its commit: the hook that makes them occur.
+    """The events that become due with the next commit of one connection.
 
-    It claims them like a worker, all of one commit at once, and leaves what somebody else has or is about to change.
-    What a rolled back transaction has added is due no more, or anybody's business: it does no harm.
+    After the commit it claims them like a worker, all at once, and skips rows that are leased or locked by others.
+    Events of a transaction that was rolled back are not due, so claiming them does nothing.
     """
 
     SIZE = 500
@@ -42,37 +42,37 @@ class CommitBatch:
         return batch
 
     def has(self, event: Event) -> bool:
-        """Return whether the open transaction makes ``event`` occur. What a savepoint has taken back does not count."""
+        """Return whether the open transaction makes ``event`` occur. Rolled back savepoints do not count."""
         if event.pk not in self._due:
-            return False  # most are not, and a long transaction has many hooks
+            return False  # the common case: a long transaction has many hooks to search
         hooks = (hook for _, hook, *_ in reversed(connections[self.alias].run_on_commit))
-        return any(isinstance(hook, _Added) and hook.batch is self and event.pk in hook.pks for hook in hooks)
+        return any(isinstance(hook, _CommitHook) and hook.batch is self and event.pk in hook.pks for hook in hooks)
 
     def add(self, events: Sequence[Event]) -> None:
-        """Make ``events``, which the open transaction has made due, occur after its commit."""
+        """Make ``events`` occur after the commit of the open transaction, which has made them due."""
         self._due |= {event.pk: event.wake_at for event in events if event.wake_at is not None}
-        transaction.on_commit(_Added(self, frozenset(event.pk for event in events)), using=self.alias, robust=True)
+        transaction.on_commit(_CommitHook(self, frozenset(event.pk for event in events)), using=self.alias, robust=True)
 
     def __call__(self) -> None:
         due, self._due = self._due, {}
         pks = list(due)
         for start in range(0, len(pks), self.SIZE):
             chunk = pks[start : start + self.SIZE]
-            # Not before the save's own moment: the clock may have been set back since.
+            # Not before the time of the save: the clock may have been set back since.
             now = max(timezone.now(), *(due[pk] for pk in chunk))
             rows = {row.pk: row for row in claim_rows(Event, chunk, now)}
             if len(rows) < len(chunk):
-                ring_after_commit(self.alias, Event)  # for what is somebody else's, should he roll back
+                ring_after_commit(self.alias, Event)  # for rows locked by a transaction that may roll back
             if rows:
                 perform_events([rows[pk] for pk in chunk if pk in rows], timezone.now)
 
 
-class _Added:
-    """What one save adds to its connection's batch. The first of a commit that is called makes all of them occur."""
+class _CommitHook:
+    """The hook that one save registers. The first hook of a commit makes all events of the batch occur."""
 
     def __init__(self, batch: CommitBatch, pks: frozenset[int]) -> None:
         self.batch, self.pks = batch, pks
-        self.__qualname__ = CommitBatch.__name__  # Django names a hook that fails
+        self.__qualname__ = CommitBatch.__name__  # Django logs it if the hook fails
 
     def __call__(self) -> None:
         self.batch()

@@ -25,7 +25,7 @@ from django.db.models.functions import Cast, Concat, Substr
 from ..conf import conf
 from ..exceptions import DefinitionError
 from ..values.callables import check_synchronous
-from .names import MAX_NAME, check_template, is_template, overlap, render
+from .names import MAX_NAME, check_template, is_template, may_match, render
 
 Condition = Callable[[Any], bool]
 Payload = Callable[[Any], dict[str, Any]]
@@ -362,7 +362,7 @@ def sources_of(pattern: str) -> list[Declared]:
     found = _sources.get(pattern)
     if found is None:
         known = declared_events().items()
-        found = [each for name, declared in known if overlap(pattern, name) for each in declared]
+        found = [each for name, declared in known if may_match(pattern, name) for each in declared]
         if len(_sources) < 10_000:  # each wait on a templated name has another name
             _sources[pattern] = found
     return found

@@ -12,7 +12,7 @@ from .models.event import inherit_snapshots
 
 
 def is_installed(label: str) -> bool:
-    """Say whether this code has the model that rows call ``label``."""
+    """Return whether this code has the model ``label`` that rows refer to."""
     try:
         apps.get_model(label)
     except (LookupError, ValueError):
@@ -21,7 +21,7 @@ def is_installed(label: str) -> bool:
 
 
 def load_entities(events: Iterable[Event]) -> None:
-    """Read the entities of ``events``, one query for each model. Those of deleted ones are their snapshots."""
+    """Read the entities of ``events`` with one query for each model. Deleted entities are restored from snapshots."""
     by_model: dict[str, list[Event]] = {}
     events = list(events)
     for event in events:

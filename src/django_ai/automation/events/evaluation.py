@@ -34,12 +34,12 @@ from .models import Event, EventStatus
 from .subscribers import subscribers
 from .timing import (
     due_milestones,
-    hears,
+    has_callback,
     held_back,
-    is_given_up,
-    moves_again,
+    is_past_grace,
     next_wake,
     not_fired,
+    occurs_again_at_new_date,
     plan_of,
     rearm_future,
     skip_note,
@@ -48,7 +48,11 @@ from .timing import (
 
 @dataclass(slots=True)
 class Evaluation:
-    """What one event row does now."""
+    """What one event row does now: the columns to write, and what subscribers do about it.
+
+    ``replan``: its date or condition changed. ``withdrawn``: it was cancelled or expired. ``was_parked``: it stays
+    parked, which was reported before.
+    """
 
     event: Event
     definition: EventDefinition | None
@@ -56,14 +60,14 @@ class Evaluation:
     milestones: list[str] = field(default_factory=list)
     replan: bool = False
     withdrawn: bool = False
-    gone: bool = False
-    rests: bool = False
-    known: bool = False
+    entity_is_missing: bool = False
+    has_no_timer: bool = False
+    was_parked: bool = False
     failed_evaluation: FailedEvaluation | None = None
 
     @property
-    def arrives(self) -> tuple[str, ...]:
-        """The columns that take a new position: something comes for those who wait."""
+    def position_columns(self) -> tuple[str, ...]:
+        """The columns that get a new position, because a milestone fires that waits and mailboxes may be ordered by."""
         if "" in self.milestones:
             return ("position", "fired_position")
         return (
@@ -72,121 +76,133 @@ class Evaluation:
 
 
 def evaluate_all(events: Sequence[Event], now: datetime) -> Iterator[Evaluation]:
+    """Evaluate the events, without those that only have notifications left to deliver."""
     load_entities([event for event in events if not event.pending_notifications])
     for event in events:
         if not event.pending_notifications:
             with own_failures(connections[alias_of(Event)]) as is_ours:
-                reading = _evaluate(event, now, is_ours)
-            yield reading
+                evaluation = _evaluate(event, now, is_ours)
+            yield evaluation
 
 
 @from_writer()
 def _evaluate(event: Event, now: datetime, is_ours: Callable[[BaseException], bool]) -> Evaluation:
-    """Decide what the event does now. Runs user code: its condition and its payload. ``is_ours``: says whether an error
-    is that of the automations' database."""
+    """Decide what the event does now. Calls user code: name, namespace, condition, payload.
+
+    ``is_ours``: returns whether an error is a failure of the automation database.
+    """
     definition = event.definition
-    reading = Evaluation(event, definition)
+    evaluation = Evaluation(event, definition)
     deletion = event.trigger == EventTrigger.DELETE
     if event.status == EventStatus.CANCELLED:
-        reading.milestones = [milestone for milestone in (CREATED, CANCELLED) if _hears_now(event, milestone)]
-        return _settled(reading, now)
+        evaluation.milestones = [milestone for milestone in (CREATED, CANCELLED) if _has_new_callback(event, milestone)]
+        return _finished(evaluation, now)
     try:
         event.check_known(declared=True)
     except UnknownEventError as error:
         return _parked(event, reason_of(event, error), now, awaiting_deploy=True)
     assert definition is not None
-    if event.status == EventStatus.PARKED:  # for code, which is here now
+    if event.status == EventStatus.PARKED:  # awaiting a deploy that has happened
         event.status, event.error, event.parked_at = event.resumed_status, "", None
     if (event.entity is None or event.snapshot_id is not None) and not deletion:
-        reading.withdrawn = True
+        evaluation.withdrawn = True
         event.wake_at = None
         if event.status == EventStatus.PENDING:
-            event.status, event.error = EventStatus.CANCELLED, "Its entity is gone."
-            reading.gone = True
+            event.status, event.error = EventStatus.CANCELLED, "Its entity was deleted."
+            evaluation.entity_is_missing = True
         else:
-            _skip(event, not_fired(event), "its entity is gone")
-        # One that has occurred is not cancelled, though its later offsets are withdrawn.
-        moments = (CREATED, CANCELLED) if reading.gone else (CREATED,)
-        reading.milestones = [milestone for milestone in moments if _hears_now(event, milestone)]
-        return _settled(reading, now)
+            _skip(event, not_fired(event), "its entity was deleted")
+        # An event that has occurred is not cancelled, only its later offsets are withdrawn.
+        possible = (CREATED, CANCELLED) if evaluation.entity_is_missing else (CREATED,)
+        evaluation.milestones = [milestone for milestone in possible if _has_new_callback(event, milestone)]
+        return _finished(evaluation, now)
     if event.attempt:
         event.error = ""
     started = time.monotonic()
     try:
-        # A deletion is final: its condition was asked then.
-        at, armed = (event.at, event.armed) if deletion else _ask(event, definition)
-        if definition.rearm and definition.is_scheduled and at not in (None, event.at) and moves_again(event):
-            # Its date moved behind Django's back: the reconciliation gives the new one a row of its own.
-            _skip(event, not_fired(event), "its date moved, and the new one has an event of its own")
-            reading.rests = True
-            return _settled(reading, now)
+        # The condition of a deletion was evaluated when the entity was deleted.
+        at, armed = (event.at, event.armed) if deletion else _current_state(event, definition)
+        if (
+            definition.rearm
+            and definition.is_scheduled
+            and at not in (None, event.at)
+            and occurs_again_at_new_date(event)
+        ):
+            # The date was changed by a write that bypasses signals: the reconciliation inserts a row for the new date.
+            _skip(event, not_fired(event), "its date moved, and the new date has its own event")
+            evaluation.has_no_timer = True
+            return _finished(evaluation, now)
         if (at, armed) != (event.at, event.armed):
-            event.at, event.armed, reading.replan = at, armed, True
+            event.at, event.armed, evaluation.replan = at, armed, True
             rearm_future(event, now)
         if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
-            reading.milestones = [""]
-        reading.milestones += [
-            milestone for milestone in due_milestones(event, now) if milestone not in reading.milestones
+            evaluation.milestones = [""]
+        evaluation.milestones += [
+            milestone for milestone in due_milestones(event, now) if milestone not in evaluation.milestones
         ]
         if not armed and event.active_key is None and event.status == EventStatus.PENDING:
-            # A newer row speaks for the entity, and this one cannot be armed again.
-            _give_up(reading, "Its condition was no longer true when it should have occurred.")
-        elif not armed and is_given_up(event, definition, now):
-            _give_up(reading)
-        if "" in reading.milestones:
-            event.payload = json.loads(_payload_text(event, definition))
+            # A newer row of the entity has the key, so this one cannot be armed again.
+            _expire(evaluation, "Its condition was no longer true when it should have occurred.")
+        elif not armed and is_past_grace(event, definition, now):
+            _expire(evaluation)
+        if "" in evaluation.milestones:
+            event.payload = json.loads(_payload_json(event, definition))
             event.status, event.occurred_at = EventStatus.PROCESSED, now
             if event.at is None:
                 event.at = now
-            reading.milestones += [
-                milestone for milestone in due_milestones(event, now) if milestone not in reading.milestones
+            evaluation.milestones += [
+                milestone for milestone in due_milestones(event, now) if milestone not in evaluation.milestones
             ]
     except Exception as error:
         if is_ours(error):
-            raise  # nobody's fault: the row is looked at again when its lease runs out
+            raise  # not a fault of the event: the row is evaluated again after its lease expires
         return _failed(event, FailedEvaluation(error, time.monotonic() - started), now)
-    if _hears_now(event, CREATED):
-        reading.milestones.insert(0, CREATED)
-    milestones = [milestone for milestone in reading.milestones if milestone not in (CREATED, CANCELLED)]
+    if _has_new_callback(event, CREATED):
+        evaluation.milestones.insert(0, CREATED)
+    milestones = [milestone for milestone in evaluation.milestones if milestone not in (CREATED, CANCELLED)]
     event.pending_notifications = [
         milestone
         for milestone in milestones
         if any(each.wants_notification(event, milestone) for each in subscribers())
     ]
-    return _settled(reading, now)
+    return _finished(evaluation, now)
 
 
-def _ask(event: Event, definition: EventDefinition) -> tuple[datetime | None, bool]:
-    """Return the event's date and verdict, from the entity as it is now."""
+def _current_state(event: Event, definition: EventDefinition) -> tuple[datetime | None, bool]:
+    """Return the date of the event and whether its condition holds, from the entity as it is now."""
     entity = event.entity
     if event.status == EventStatus.PENDING:
         event.event_name, event.namespace = definition.name_for(entity), definition.namespace_of(entity)
     return event.current_date(), definition.holds_for(entity)
 
 
-def _give_up(
-    reading: Evaluation, reason: str = "Its condition was not true at its date, nor within its grace."
+def _expire(
+    evaluation: Evaluation, reason: str = "Its condition was not true at its date or within its grace period."
 ) -> None:
-    event = reading.event
+    event = evaluation.event
     if event.status == EventStatus.PENDING:
-        reading.withdrawn = True
+        evaluation.withdrawn = True
         event.status, event.error = EventStatus.EXPIRED, reason
     else:
-        _skip(event, held_back(event), "recheck=True, and its condition was not true then, nor within its grace")
+        _skip(
+            event,
+            held_back(event),
+            "recheck=True, and its condition was not true at that time or within its grace period",
+        )
 
 
 def _skip(event: Event, milestones: Iterable[str], reason: str) -> None:
-    """Drop offsets of an event that has occurred, and say so in its ``error``."""
+    """Skip offsets of an event that has occurred, and record the reason in its ``error``."""
     if skipped := list(milestones):
         event.fired = [*event.fired, *skipped]
         event.error = skip_note(skipped, reason)
 
 
-def _hears_now(event: Event, moment: str) -> bool:
-    return moment not in event.fired and hears(event, moment)
+def _has_new_callback(event: Event, milestone: str) -> bool:
+    return milestone not in event.fired and has_callback(event, milestone)
 
 
-CHANGED = (
+OCCURRENCE_COLUMNS = (
     "event_name",
     "namespace",
     "status",
@@ -202,62 +218,66 @@ CHANGED = (
 )
 
 
-def _settled(reading: Evaluation, now: datetime) -> Evaluation:
-    event = reading.event
-    event.fired = [*event.fired, *(milestone for milestone in reading.milestones if milestone)]
+def _finished(evaluation: Evaluation, now: datetime) -> Evaluation:
+    """Return the evaluation with the changes to write."""
+    event = evaluation.event
+    event.fired = [*event.fired, *(milestone for milestone in evaluation.milestones if milestone)]
     keeps_lease = bool(event.pending_notifications)
-    next_look = None
-    if reading.definition is not None and not reading.rests:
-        next_look = next_wake(event, reading.definition, now)
+    wake_at = None
+    if evaluation.definition is not None and not evaluation.has_no_timer:
+        wake_at = next_wake(event, evaluation.definition, now)
         event.planned_for = plan_of(event.declared_as)
-    reading.changes = {name: getattr(event, name) for name in CHANGED} | {
+    evaluation.changes = {name: getattr(event, name) for name in OCCURRENCE_COLUMNS} | {
         "attempt": 0,
-        "wake_at": now + conf().LEASE if keeps_lease else next_look,
+        "wake_at": now + conf().LEASE if keeps_lease else wake_at,
         "lease": event.lease if keeps_lease else None,
     }
-    offsets = [milestone for milestone in reading.milestones if milestone not in ("", CREATED, CANCELLED)]
-    if offsets or (reading.arrives and event.milestone_positions):
-        # The latest beats have the position that this write takes, and those before them keep theirs.
+    offsets = [milestone for milestone in evaluation.milestones if milestone not in ("", CREATED, CANCELLED)]
+    if offsets or (evaluation.position_columns and event.milestone_positions):
+        # The new milestones get the position of this write, and earlier ones keep theirs.
         kept = {milestone: event.position_of(milestone) for milestone in event.milestone_positions}
-        reading.changes["milestone_positions"] = kept | dict.fromkeys(offsets)
-    if reading.gone:
-        # Otherwise left alone: a save may have given the key to a newer row since this one was read.
-        reading.changes["active_key"] = event.active_key = None
-    return reading
+        evaluation.changes["milestone_positions"] = kept | dict.fromkeys(offsets)
+    if evaluation.entity_is_missing:
+        # Otherwise unchanged: a save may have given the key to a newer row since this one was read.
+        evaluation.changes["active_key"] = event.active_key = None
+    return evaluation
 
 
-RETRY = Retry(max_attempts=5)
-"""How often a condition or payload that raises is asked again before its event is parked."""
+EVALUATION_RETRY = Retry(max_attempts=5)
+"""The retry policy for a condition or payload that raises, before its event is parked."""
 
 
 def _failed(event: Event, failed_evaluation: FailedEvaluation, now: datetime) -> Evaluation:
-    """Ask again after a backoff, or park the event. What this package refuses is refused again: that parks at once."""
+    """Retry after a backoff, or park the event: an error of this package is not retried."""
     error = failed_evaluation.error
-    delay = None if isinstance(error, AutomationError) else RETRY.delay(event.attempt + 1)
+    delay = None if isinstance(error, AutomationError) else EVALUATION_RETRY.delay(event.attempt + 1)
     if delay is None:
         return replace(_parked(event, trace_of(error), now, awaiting_deploy=False), failed_evaluation=failed_evaluation)
-    _as_stored(event)
+    _discard_changes(event)
     changes = {"attempt": event.attempt + 1, "error": storable(trace_of(error)), "wake_at": now + delay, "lease": None}
     return Evaluation(event, None, changes, failed_evaluation=failed_evaluation)
 
 
 def _parked(event: Event, reason: str, now: datetime, *, awaiting_deploy: bool) -> Evaluation:
-    _as_stored(event)
-    known = awaiting_deploy and event.parked_at is not None
+    _discard_changes(event)
+    was_parked = awaiting_deploy and event.parked_at is not None
     return Evaluation(
-        event, None, {**parking_changes(event, reason, now, awaiting_deploy=awaiting_deploy), "attempt": 0}, known=known
+        event,
+        None,
+        {**parking_changes(event, reason, now, awaiting_deploy=awaiting_deploy), "attempt": 0},
+        was_parked=was_parked,
     )
 
 
-def _as_stored(event: Event) -> None:
-    """Take back what a reading that failed has set."""
+def _discard_changes(event: Event) -> None:
+    """Restore the fields that a failed evaluation has set."""
     names = ["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
-    with contextlib.suppress(Event.DoesNotExist):  # then the write is refused, as every late one
+    with contextlib.suppress(Event.DoesNotExist):  # the fenced write will fail, too
         event.refresh_from_db(fields=names)
 
 
-def _payload_text(event: Event, definition: EventDefinition) -> str:
-    """Return what those who wait for the event are given, as JSON."""
+def _payload_json(event: Event, definition: EventDefinition) -> str:
+    """Return the payload for waits and handlers, as JSON."""
     payload: dict[str, Any] = {
         "event_id": event.pk,
         "event_name": event.event_name,
@@ -265,7 +285,7 @@ def _payload_text(event: Event, definition: EventDefinition) -> str:
         "event_at": event.at.isoformat() if event.at else None,
     }
     if event.trigger == EventTrigger.DELETE:
-        payload |= event.payload or {}  # asked for at the deletion
+        payload |= event.payload or {}  # computed at the deletion
     else:
         payload |= extra_payload(event, definition)
     return encode(payload, f"The payload of {definition!r}")
@@ -273,8 +293,10 @@ def _payload_text(event: Event, definition: EventDefinition) -> str:
 
 @from_writer()
 def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
-    """Return what the definition's payload function adds. Raises what it raises, ``DefinitionError`` if that is no
-    dict, and ``NotStorableError``."""
+    """Return what the payload function of the definition adds to the payload.
+
+    Raises what that function raises, ``DefinitionError`` unless it returns a dict, and ``NotStorableError``.
+    """
     if definition.payload is None:
         return {}
     takes_event = "event" in inspect.signature(definition.payload).parameters

@@ -1,4 +1,4 @@
-"""A worker's path for one callback execution: find the function, call it with the event, commit what came of it."""
+"""A worker's path for one callback execution: find the function, call it with the event, commit its outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .timing import depth_after
 
 
 def perform_callback(row: CallbackExecution, clock: Clock) -> None:
-    """Run one try of the execution."""
+    """Run one attempt of the execution."""
     event = row.event
     callback = find_callback(event.event_name, row.callback, row.milestone)
     try:
@@ -45,29 +45,29 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         row,
         work,
         rescue,
-        current=CurrentRun(f"callback:{row.pk}", _links(row, callback), row.idempotency_key),
+        current=CurrentRun(f"callback:{row.pk}", _depth(row, callback), row.idempotency_key),
         atomic=callback.atomic,
         timeout=callback.timeout,
         clock=clock,
     )
 
 
-def _links(row: CallbackExecution, callback: Callback) -> int:
-    """Return the length of the chain of causes that this attempt is a part of."""
+def _depth(row: CallbackExecution, callback: Callback) -> int:
+    """Return the depth of this attempt in its chain of causes."""
     if row.attempt and breaks_chain(callback.retry.delay(row.attempt)):
         return 1
     return depth_after(row.event, callback.offset)
 
 
 def _missing(row: CallbackExecution) -> str:
-    """Say which function is gone, and what to do."""
+    """Return the error for a function that is no longer subscribed, with the fix."""
     event, at = row.event, f" at {row.milestone!r}" if row.milestone else ""
     names = sorted({each.name for each in callbacks_of(event.event_name, event.namespace)})
     near = get_close_matches(row.callback, names, n=1)
-    hint = f" Did it become {near[0]!r}?" if near else ""
+    hint = f" Was it renamed to {near[0]!r}?" if near else ""
     return (
-        f"{row}: no function {row.callback!r} listens to {event.event_name!r}{at} any more.{hint} Bring it back, or "
-        f"give its new place name={row.callback!r}; then this goes on by itself. Or delete this row."
+        f"{row}: no function {row.callback!r} subscribes to {event.event_name!r}{at} any longer.{hint} Restore it, or "
+        f"give the moved function name={row.callback!r}, and this resumes automatically. Or delete this row."
     )
 
 
@@ -88,11 +88,11 @@ def _finished(
 
 
 def _failed(row: CallbackExecution, callback: Callback, error: Exception, started: datetime, now: datetime) -> Progress:
-    """Try again after the backoff, or fail for good."""
+    """Retry after the backoff, or fail after the last attempt."""
     delay = callback.retry.delay(row.attempt + 1)
     if delay is None:
-        text = trace_of(error)
-        return replace(_finished(row, ExecutionStatus.FAILED, text, started, now), failed=(row, text))
+        trace = trace_of(error)
+        return replace(_finished(row, ExecutionStatus.FAILED, trace, started, now), failed=(row, trace))
     return Progress(
         {
             "attempt": row.attempt + 1,

@@ -10,8 +10,10 @@ from ..queues.wakeable import Wakeable
 
 @dataclass(frozen=True, slots=True)
 class FailedEvaluation:
-    """What a function of the project raised that a row asked, and after how many seconds. ``tell`` says so, to those
-    who hear of attempts: that is what it was."""
+    """What a function of the project raised during the evaluation of a row, and after how many seconds.
+
+    ``report`` sends the ``attempt_finished`` signal: a failed evaluation is a failed attempt.
+    """
 
     error: Exception
     seconds: float

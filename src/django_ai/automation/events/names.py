@@ -1,9 +1,9 @@
-"""Event names: what an entity's event is called, and which events a subscriber means.
+"""Event names: what the event of an entity is called, and which events a subscriber matches.
 
-The name of a definition may be a template, ``"task_done:{{ instance.pk }}"``: the event of each entity then has a name
-of its own, and whoever waits for one task's end names just that one. A subscriber may mean many events: ``"*"`` stands
-for any text, so ``"task_done:*"`` is every task's and ``"*"`` is every event there is. The text of a template, given by
-a subscriber, means all its events.
+The name of a definition may be a template, ``"task_done:{{ instance.pk }}"``: the event of each entity then has its own
+name, and a wait for the end of one task names exactly that one. A subscriber may match many events: ``"*"`` stands for
+any string, so ``"task_done:*"`` matches every task and ``"*"`` matches every event. A subscriber that gives the
+template itself matches all its events.
 """
 
 from __future__ import annotations
@@ -24,45 +24,47 @@ def is_template(name: str) -> bool:
 
 
 def is_pattern(name: str) -> bool:
-    """Say whether a subscriber's name means many events."""
+    """Return whether a subscriber's name may match many events."""
     return "*" in name
 
 
 def check_template(name: str, what: str) -> None:
-    """Raise ``DefinitionError`` unless every slot of ``name`` reads plain attributes of the instance."""
+    """Raise ``DefinitionError`` unless every expression in ``name`` reads plain attributes of the instance."""
     if "*" in name:
-        raise DefinitionError(f"{what}: '*' is for those who listen; the name of an event is a text without it.")
+        raise DefinitionError(f"{what}: '*' is only for subscribers; remove it from the name of the event.")
     check_expressions(name, what, ROOT)
 
 
 def render(name: str, instance: Any) -> str:
     """Return the name of the event of ``instance``.
 
-    Raises ``AttributeError`` for what it does not have, and ``DefinitionError`` for a name that gets too long.
+    Raises ``AttributeError`` for a missing attribute, and ``DefinitionError`` for a name that is too long.
     """
     if not is_template(name):
         return name
-    text = EXPRESSION.sub(lambda slot: str(_reach(instance, slot.group(1))), name)
-    if len(text) > MAX_NAME:
-        raise DefinitionError(f"The event name {name!r} becomes longer than {MAX_NAME} characters: {text[:60]!r}...")
-    return text
+    rendered = EXPRESSION.sub(lambda found: str(_resolve(instance, found.group(1))), name)
+    if len(rendered) > MAX_NAME:
+        raise DefinitionError(
+            f"The event name {name!r} becomes longer than {MAX_NAME} characters: {rendered[:60]!r}..."
+        )
+    return rendered
 
 
-def _reach(instance: Any, slot: str) -> Any:
+def _resolve(instance: Any, expression: str) -> Any:
     value = instance
-    for name in path_of(slot, ROOT) or ():
+    for name in path_of(expression, ROOT) or ():
         value = getattr(value, name)
     return value
 
 
 def expressions_of(name: str) -> list[str]:
-    """Return the attributes of the instance that the slots of a template begin with."""
-    return [path[0] for slot in EXPRESSION.findall(name) if (path := path_of(slot, ROOT))]
+    """Return the first attribute of each expression in a template."""
+    return [path[0] for expression in EXPRESSION.findall(name) if (path := path_of(expression, ROOT))]
 
 
 @lru_cache(maxsize=1024)
 def pattern_of(name: str) -> str:
-    """Return what a subscriber means by ``name``: a template stands for all its events."""
+    """Return the pattern that a subscriber's ``name`` matches: a template matches all its events."""
     return EXPRESSION.sub("*", name)
 
 
@@ -71,23 +73,26 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
 
 
-def means(pattern: str, name: str) -> bool:
-    """Say whether a subscriber to ``pattern`` hears the event ``name``."""
+def matches(pattern: str, name: str) -> bool:
+    """Return whether a subscriber to ``pattern`` is notified of the event ``name``."""
     if pattern == name or pattern == "*":
         return True
     return "*" in pattern and _compiled(pattern).fullmatch(name) is not None
 
 
-def overlap(pattern: str, declared: str) -> bool:
-    """Say whether a subscriber to ``pattern`` may hear an event of a definition that is called ``declared``."""
+def may_match(pattern: str, declared: str) -> bool:
+    """Return whether a subscriber to ``pattern`` may match an event of the definition ``declared``."""
     theirs = pattern_of(declared)
     if not is_pattern(theirs):
-        return means(pattern, theirs)
-    return _meet(pattern, theirs)
+        return matches(pattern, theirs)
+    return _patterns_overlap(pattern, theirs)
 
 
-def _meet(one: str, other: str) -> bool:
-    """Say whether there is a text that both patterns mean. Row by row: whether the rests of both from here on meet."""
+def _patterns_overlap(one: str, other: str) -> bool:
+    """Return whether a string exists that both patterns match.
+
+    Dynamic programming over the suffixes of both, one row for each suffix of ``one``.
+    """
     below = [False] * len(other) + [True]
     for position in range(len(other) - 1, -1, -1):
         below[position] = other[position] == "*" and below[position + 1]
@@ -106,7 +111,7 @@ def _meet(one: str, other: str) -> bool:
 
 
 def check_subscription(name: Any, decorator: str) -> str:
-    """Return ``name`` as a subscriber means it. Raises ``DefinitionError`` for what is no name."""
+    """Return the pattern of a subscriber's ``name``. Raises ``DefinitionError`` for an invalid name."""
     if not isinstance(name, str) or not name.strip():
         raise DefinitionError(
             f'@{decorator} needs the name of an event, as in @{decorator}("confirmed"); got {name!r}.'
@@ -115,16 +120,18 @@ def check_subscription(name: Any, decorator: str) -> str:
 
 
 ANY = "*"
-"""The namespace of a handler, wait or claim that means events of any, whatever its agent or workflow says."""
+"""The namespace of a handler, wait or claim that matches events of any namespace, despite its agent or workflow."""
 
 
 def in_namespace(wanted: str | None, namespace: str) -> bool:
-    """Say whether a subscriber that names ``wanted`` hears events of ``namespace``."""
+    """Return whether a subscriber with the namespace ``wanted`` matches events of ``namespace``."""
     return wanted in (None, ANY, namespace)
 
 
 def check_namespace(namespace: Any, what: str) -> str | None:
-    """Return a subscriber's ``namespace``. Raises ``DefinitionError`` unless it is None or a text."""
+    """Return a subscriber's ``namespace``. Raises ``DefinitionError`` unless it is None or a string."""
     if namespace is not None and (not isinstance(namespace, str) or not namespace):
-        raise DefinitionError(f"{what}: namespace={namespace!r} must be a text, or None for events of any namespace.")
+        raise DefinitionError(
+            f"{what}: namespace={namespace!r} must be a non-empty string, or None for events of any namespace."
+        )
     return namespace

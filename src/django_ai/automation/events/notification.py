@@ -22,23 +22,23 @@ from .subscribers import Notification, subscribers
 from .timing import next_wake
 
 
-def ring_if_due(wakes: Iterable[datetime | None], now: datetime) -> None:
-    """Ring for events that are due again at once."""
-    if any(wake_at is not None and wake_at <= now for wake_at in wakes):
+def ring_if_due(wake_times: Iterable[datetime | None], now: datetime) -> None:
+    """Ring the doorbell if an event is due again at once."""
+    if any(wake_at is not None and wake_at <= now for wake_at in wake_times):
         ring_after_commit(alias_of(Event), Event)
 
 
-def notify_subscribers(news: Sequence[Notification], clock: Clock) -> None:
-    """Tell those who wait, then let the rows go. What fired is committed: whoever begins to wait now sees it."""
-    if not news:
+def notify_subscribers(notifications: Sequence[Notification], clock: Clock) -> None:
+    """Notify the subscribers of committed milestones, then release the rows. A wait that begins now sees the event."""
+    if not notifications:
         return
     now = clock()
-    shapes = RoutingShape.of([each.event for each in news])
-    count_events([each.event for each in news if each.milestone == ""], shapes)
-    for listener in subscribers():
-        listener.notify(news, shapes, now)
+    shapes = RoutingShape.of([each.event for each in notifications])
+    count_events([each.event for each in notifications if each.milestone == ""], shapes)
+    for subscriber in subscribers():
+        subscriber.notify(notifications, shapes, now)
     by_wake: dict[datetime | None, list[Event]] = {}
-    for event in {each.event.pk: each.event for each in news}.values():
+    for event in {each.event.pk: each.event for each in notifications}.values():
         definition = event.definition
         event.pending_notifications = []
         by_wake.setdefault(next_wake(event, definition, now) if definition else None, []).append(event)
@@ -48,18 +48,20 @@ def notify_subscribers(news: Sequence[Notification], clock: Clock) -> None:
 
 
 def _release(events: Sequence[Event], wake_at: datetime | None) -> None:
-    """Give back events that were told, in one statement, or one by one where somebody has locked some of them: he may
-    be waiting for the others."""
-    # Fenced on the lease alone: whoever changed a row since has cleared it.
+    """Release the events after their notification: the unlocked ones in one statement, the others one by one.
+
+    A transaction that has locked some of them may be waiting for the others, so no lock is held while waiting.
+    """
+    # Fenced on the lease alone: every change from outside clears it.
     pks = [event.pk for event in events]
     rows = Event.objects.filter(pk__in=pks, lease=events[0].lease).exclude(pending_notifications=[])
-    told: dict[str, Any] = {"pending_notifications": [], "wake_at": wake_at, "lease": None}
+    released: dict[str, Any] = {"pending_notifications": [], "wake_at": wake_at, "lease": None}
     if len(events) == 1 or not connections[alias_of(Event)].features.has_select_for_update:
-        rows.update(**told)
+        rows.update(**released)
         return
     with transaction.atomic(using=alias_of(Event)):
         free = list(skipping_locked(rows).order_by().values_list("pk", flat=True))
-        rows.filter(pk__in=free).update(**told)
+        rows.filter(pk__in=free).update(**released)
     for event in events:
         if event.pk not in free:
             _release([event], wake_at)

@@ -1,12 +1,11 @@
-"""Occurrence: what happens when an event row is due, in one short fenced transaction, once.
+"""Occurrence: what happens when event rows are due, in one short fenced transaction, exactly once.
 
-``perform_events`` reads the entities afresh and asks conditions and payloads (user code: no transaction is open), then
-writes for each event what its reading says, and fans out: callback executions, and whatever the listeners make. What
-lost its lease meanwhile (the entity was saved again, the event cancelled) is left out. After the commit those who wait
-for the event are told; the row stays due until they were, so a crash in between only repeats the telling.
+``perform_events`` evaluates the rows (user code, no transaction is open), then writes each evaluation and fans out:
+callback executions, and whatever the subscribers create. A row whose lease was lost meanwhile (the entity was saved
+again, the event cancelled) is skipped. After the commit the waiting subscribers are notified; the row stays due until
+then, so a crash in between only repeats the notification.
 
-``CommitBatch`` is the fast path: the process that saved the entities does this itself right after its commit, for all
-events of the commit together.
+``commit_batch.CommitBatch`` is the fast path: the process that saved the entities calls this right after its commit.
 """
 
 from __future__ import annotations
@@ -38,94 +37,88 @@ from .subscribers import Notification, subscribers
 
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
-    """Do what the events are due for. Their leases must be in the caller's hand."""
+    """Perform what the events are due for. The caller holds their leases."""
     keep_lease_for(conf().STEP_TIMEOUT)
     now = clock()
-    # Before they are read: reading decides what there is to tell now, and this is what somebody left untold.
-    pending_notifications = [
-        Notification(event, milestone) for event in events for milestone in event.pending_notifications
-    ]
+    # Read before the evaluation, which overwrites it: notifications that an earlier process did not deliver.
+    undelivered = [Notification(event, milestone) for event in events for milestone in event.pending_notifications]
     with kept_session(connections[alias_of(Event)], is_ours=is_working()):
-        readings = list(evaluate_all(events, now))
-    kept = _occur(readings, now)
-    for reading in kept:
-        if reading.failed_evaluation is not None:
-            reading.failed_evaluation.report(reading.event)
-        if reading.event.status == EventStatus.PARKED and not reading.known:
-            row_parked.send_robust(Event, row=reading.event, reason=reading.event.error)
+        evaluations = list(evaluate_all(events, now))
+    kept = _occur(evaluations, now)
+    for evaluation in kept:
+        if evaluation.failed_evaluation is not None:
+            evaluation.failed_evaluation.report(evaluation.event)
+        if evaluation.event.status == EventStatus.PARKED and not evaluation.was_parked:
+            row_parked.send_robust(Event, row=evaluation.event, reason=evaluation.event.error)
     notify_subscribers(
-        [
-            Notification(reading.event, milestone)
-            for reading in kept
-            for milestone in reading.event.pending_notifications
-        ],
+        [Notification(each.event, milestone) for each in kept for milestone in each.event.pending_notifications],
         clock,
     )
-    notify_subscribers(pending_notifications, clock)
+    notify_subscribers(undelivered, clock)
 
 
-def _occur(readings: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
-    """Write what was read, all in one transaction, and return of which the lease was still ours.
+def _occur(evaluations: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
+    """Write the evaluations in one transaction, and return those whose lease was still held.
 
-    Who saves several entities locks their events in his order, so nothing is waited for with locks in hand: what
-    somebody has locked is written afterwards, by itself.
+    A transaction that saves several entities locks their events in its own order. To avoid a deadlock, this one never
+    waits while it holds locks: rows that others have locked are written afterwards, one transaction each.
     """
-    free, busy = list(readings), []
+    free, busy = list(evaluations), []
     with transaction.atomic(using=alias_of(Event)):
         if len(free) > 1 and connections[alias_of(Event)].features.has_select_for_update:
-            rows = Event.objects.filter(pk__in=[reading.event.pk for reading in readings])
-            mine = set(skipping_locked(rows).order_by().values_list("pk", flat=True))
-            free = [reading for reading in readings if reading.event.pk in mine]
-            busy = [reading for reading in readings if reading.event.pk not in mine]
+            rows = Event.objects.filter(pk__in=[each.event.pk for each in evaluations])
+            unlocked_pks = set(skipping_locked(rows).order_by().values_list("pk", flat=True))
+            free = [each for each in evaluations if each.event.pk in unlocked_pks]
+            busy = [each for each in evaluations if each.event.pk not in unlocked_pks]
         kept = _write(free)
         _fan_out(kept, now)
-        ring_if_due((reading.changes["wake_at"] for reading in kept), now)
-    for reading in busy:
-        kept += _occur([reading], now)
+        ring_if_due((evaluation.changes["wake_at"] for evaluation in kept), now)
+    for evaluation in busy:
+        kept += _occur([evaluation], now)
     return kept
 
 
-def _write(readings: Sequence[Evaluation]) -> list[Evaluation]:
-    """Write what was read, and return of which the lease was still ours. What arrives takes its position."""
+def _write(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Write the evaluations, and return those whose lease was still held. Milestones get their position here."""
     connection = connections[alias_of(Event)]
-    if len(readings) == 1 and positions.is_allocated_by_advance(connection):
-        return _write_alone(readings[0], connection)
-    arriving = [reading for reading in readings if reading.arrives]
+    if len(evaluations) == 1 and positions.is_allocated_by_advance(connection):
+        return _write_alone(evaluations[0], connection)
+    arriving = [evaluation for evaluation in evaluations if evaluation.position_columns]
     if arriving:
-        for reading, position in zip(arriving, positions.allocate(len(arriving)), strict=True):
-            reading.changes |= dict.fromkeys(reading.arrives, position)
-    kept = advance_many([(reading.event, reading.changes) for reading in readings]) if readings else set()
-    return [reading for reading in readings if reading.event.pk in kept]
+        for evaluation, position in zip(arriving, positions.allocate(len(arriving)), strict=True):
+            evaluation.changes |= dict.fromkeys(evaluation.position_columns, position)
+    kept = advance_many([(each.event, each.changes) for each in evaluations]) if evaluations else set()
+    return [evaluation for evaluation in evaluations if evaluation.event.pk in kept]
 
 
-def _write_alone(reading: Evaluation, connection: BaseDatabaseWrapper) -> list[Evaluation]:
-    """Write one reading together with its position, in one statement."""
-    if reading.arrives:
+def _write_alone(evaluation: Evaluation, connection: BaseDatabaseWrapper) -> list[Evaluation]:
+    """Write one evaluation together with its position, in one statement."""
+    if evaluation.position_columns:
         positions.record_arrivals(connection)
     try:
-        advance(reading.event, reading.changes, position_columns=reading.arrives)
+        advance(evaluation.event, evaluation.changes, position_columns=evaluation.position_columns)
     except LeaseLostError:
         return []
-    return [reading]
+    return [evaluation]
 
 
-def _fan_out(readings: Sequence[Evaluation], now: datetime) -> None:
+def _fan_out(evaluations: Sequence[Evaluation], now: datetime) -> None:
     executions = [
-        new_execution(reading.event, callback, milestone, now)
-        for reading in readings
-        for milestone in reading.milestones
-        for callback in callbacks_of(reading.event.event_name, reading.event.namespace)
+        new_execution(evaluation.event, callback, milestone, now)
+        for evaluation in evaluations
+        for milestone in evaluation.milestones
+        for callback in callbacks_of(evaluation.event.event_name, evaluation.event.namespace)
         if callback.milestone == milestone
     ]
     if insert_ignoring(CallbackExecution, executions):
         ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
-    replanned = [reading.event for reading in readings if reading.replan and not reading.withdrawn]
-    occurred = [reading.event for reading in readings if "" in reading.milestones]
-    withdrawn = [reading.event for reading in readings if reading.withdrawn]
-    for listener in subscribers():
+    replanned = [evaluation.event for evaluation in evaluations if evaluation.replan and not evaluation.withdrawn]
+    occurred = [evaluation.event for evaluation in evaluations if "" in evaluation.milestones]
+    withdrawn = [evaluation.event for evaluation in evaluations if evaluation.withdrawn]
+    for subscriber in subscribers():
         if replanned:
-            listener.plan(replanned, now, fresh=False)
+            subscriber.plan(replanned, now, fresh=False)
         if occurred:
-            listener.occurred(occurred, now)
+            subscriber.occurred(occurred, now)
         if withdrawn:
-            listener.withdrawn(withdrawn, now)
+            subscriber.withdrawn(withdrawn, now)

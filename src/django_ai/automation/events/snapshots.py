@@ -19,8 +19,8 @@ from ..values.json_text import encode
 from .definitions import kept_fields
 
 
-class _Exactly(DjangoJSONEncoder):
-    """Django's own cuts moments to milliseconds."""
+class _MicrosecondEncoder(DjangoJSONEncoder):
+    """Keep microseconds, which Django's encoder cuts to milliseconds."""
 
     def default(self, o: Any) -> Any:
         return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
@@ -28,10 +28,10 @@ class _Exactly(DjangoJSONEncoder):
 
 @from_writer()
 def take_snapshot(entity: models.Model) -> dict[str, Any]:
-    """Return the entity's own columns as JSON values, or those of them that its definitions keep."""
-    (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_Exactly))
+    """Return the columns of the entity as JSON values, or only those that its definitions keep."""
+    (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_MicrosecondEncoder))
     parents = [
-        json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=_Exactly))[0]["fields"]
+        json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=_MicrosecondEncoder))[0]["fields"]
         for parent in entity._meta.all_parents
     ]
     for fields in reversed(parents):
@@ -40,7 +40,7 @@ def take_snapshot(entity: models.Model) -> dict[str, Any]:
     kept = kept_fields(type(entity))
     if kept is not None:
         snapshot["left_out"] = sorted(set(snapshot["fields"]) - kept)
-    # A value that JSON cannot hold in every database (NaN) is left out: it must not keep anybody from deleting a row.
+    # A value that JSON cannot hold in every database (NaN) is omitted: it must not prevent the deletion of a row.
     snapshot["fields"] = {
         name: value
         for name, value in snapshot["fields"].items()
@@ -62,7 +62,7 @@ def _as_parent(entity: models.Model, parent: type[models.Model]) -> models.Model
 
 
 def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
-    """Return an unsaved instance with the values of a snapshot; columns that are gone since are left out."""
+    """Return an unsaved instance with the values of a snapshot, without columns that were removed since."""
     model = apps.get_model(snapshot["model"])
     values = {}
     for field in model._meta.concrete_fields:
@@ -81,15 +81,15 @@ def restore_snapshot(snapshot: dict[str, Any]) -> models.Model | None:
     for name in snapshot.get("left_out", ()):
         field = next((each for each in model._meta.concrete_fields if each.name == name), None)
         if field is not None and not field.primary_key:
-            del entity.__dict__[field.attname]  # asked for, it is "read again"
+            del entity.__dict__[field.attname]  # deferred: an access calls refresh_from_db
     if "left_out" in snapshot:
-        entity.refresh_from_db = functools.partial(_refuse_left_out, entity)  # type: ignore[method-assign]
+        entity.refresh_from_db = functools.partial(_raise_snapshot_field_error, entity)  # type: ignore[method-assign]
     return entity
 
 
-def _refuse_left_out(entity: models.Model, *args: Any, fields: Iterable[str] = (), **kwargs: Any) -> None:
+def _raise_snapshot_field_error(entity: models.Model, *args: Any, fields: Iterable[str] = (), **kwargs: Any) -> None:
     names = ", ".join(fields) or "its fields"
     raise SnapshotFieldError(
-        f"{entity._meta.label} {entity.pk} was deleted, and its snapshot does not hold {names}: add it to "
-        "snapshot_fields= of one of its EventDefinitions, or leave snapshot_fields out."
+        f"{entity._meta.label} {entity.pk} was deleted, and its snapshot does not contain {names}: add it to "
+        "snapshot_fields= of one of its EventDefinitions, or omit snapshot_fields."
     )

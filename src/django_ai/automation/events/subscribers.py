@@ -1,6 +1,6 @@
-"""``subscribe(listener)``: how the floors above hear of events. This floor names none of them.
+"""``subscribe(subscriber)``: how the layers above are notified of events. This layer does not name them.
 
-A listener overrides the methods that it needs. All but ``tell`` run inside the transaction that makes their news true,
+A subscriber overrides the methods that it needs. All but ``notify`` run inside the transaction that records the change,
 so what they write commits with it.
 """
 
@@ -17,55 +17,62 @@ from .models import Event, Shapes
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """A beat of an event that has come: its occurrence (``""``), or the key of an offset from it."""
+    """A milestone of an event that has fired: its occurrence (``""``), or the key of an offset from its date."""
 
     event: Event
     milestone: str
 
 
-class Listener:
-    """Somebody who follows events. Every method does nothing by default."""
+class Subscriber:
+    """The interface of a layer that follows events. Every method does nothing by default."""
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
-        """Events were recorded (``fresh``), moved, armed or disarmed: bring what is planned for them in line."""
+        """Events were recorded (``fresh``), moved, armed or disarmed: update the runs that are planned for them."""
 
     def has_begun(self, event: Event) -> bool:
-        """Say whether something that was planned for this event has begun."""
+        """Return whether a run that was planned for this event has started."""
         return False
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         """These events occur in this transaction."""
 
     def wants_notification(self, event: Event, milestone: str) -> bool:
-        """Say whether ``tell`` must be called after this beat of the event has committed."""
+        """Return whether ``notify`` must be called after this milestone of the event has committed."""
         return False
 
-    def notify(self, news: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
-        """These beats are committed; ``shapes``: what their events are looked up by. Perhaps some time ago, by a
-        process that died before it had told, or had told all: this must be idempotent, and a position says who is too
-        young to hear of them."""
+    def notify(self, notifications: Sequence[Notification], shapes: Shapes, now: datetime) -> None:
+        """These milestones are committed; ``shapes`` are the routing shapes of their events.
+
+        They may have been committed some time ago by a process that died before or after it notified: this must be
+        idempotent, and compare positions to exclude runs that are newer than the milestone.
+        """
 
     def withdrawn(self, events: Sequence[Event], now: datetime, reason: str = "") -> None:
-        """These events were cancelled, expired or disarmed for good: what is planned for them must not begin.
-        ``reason``: why, where the events do not say it themselves."""
+        """These events were cancelled, expired or disarmed for good: runs that are planned for them must not start.
+
+        ``reason``: why, where the rows of the events do not have it.
+        """
 
     def entities_deleted(self, label: str, entity_ids: Sequence[str], now: datetime) -> None:
         """These entities of the model ``label`` were deleted."""
 
-    def still_needs(self) -> Sequence[Q]:
-        """Return which events must not be cleaned up yet, whatever their age."""
+    def needed_events(self) -> Sequence[Q]:
+        """Return the conditions for events that must not be pruned yet, whatever their age."""
         return ()
 
 
-_listeners: list[Listener] = []
+_subscribers: list[Subscriber] = []
 
 
-def subscribe(listener: Listener) -> None:
-    """Let ``listener`` follow all events, from the next one on. Of one class there is one: apps are made ready again
-    where a test changes INSTALLED_APPS, and nothing may be told twice for that."""
-    if not any(type(each) is type(listener) for each in _listeners):
-        _listeners.append(listener)
+def subscribe(subscriber: Subscriber) -> None:
+    """Notify ``subscriber`` of all events from now on.
+
+    There is one subscriber of each class: ``ready()`` runs again when a test changes INSTALLED_APPS, and nothing may be
+    notified twice because of that.
+    """
+    if not any(type(each) is type(subscriber) for each in _subscribers):
+        _subscribers.append(subscriber)
 
 
-def subscribers() -> tuple[Listener, ...]:
-    return tuple(_listeners)
+def subscribers() -> tuple[Subscriber, ...]:
+    return tuple(_subscribers)

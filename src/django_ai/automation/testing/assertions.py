@@ -13,8 +13,8 @@ from django.apps import apps
 from django.db.models import Model, Q
 
 from ..events.definitions import declared_events, declared_on
-from ..events.models import Event, EventQuerySet, EventStatus, about
-from ..events.names import is_pattern, means, overlap, pattern_of
+from ..events.models import Event, EventQuerySet, EventStatus, rows_of_entity
+from ..events.names import is_pattern, matches, may_match, pattern_of
 from ..exceptions import DefinitionError, UnknownAgentError, UnknownWorkflowError
 from ..workflows.definitions import find_workflow
 from ..workflows.models import WorkflowRun
@@ -106,11 +106,11 @@ def _events(event_name: str, entity: Model | None) -> EventQuerySet:
     pattern = pattern_of(event_name)
     if is_pattern(pattern):
         names = events.values_list("event_name", flat=True).distinct()
-        named = events.filter(event_name__in=[name for name in names if means(pattern, name)])
+        named = events.filter(event_name__in=[name for name in names if matches(pattern, name)])
     else:
         named = events.filter(event_name=event_name)
     known = set(declared_events()) if entity is None else {each.definition.name for each in declared_on(type(entity))}
-    if any(overlap(pattern, each) for each in known) or named.exists():
+    if any(may_match(pattern, each) for each in known) or named.exists():
         return named
     owner = "No model" if entity is None else f"{entity._meta.label} does not"
     near = get_close_matches(event_name, known, n=1)
@@ -127,7 +127,7 @@ def _about(entity: Model) -> Q:
             f"entity={entity!r} has no primary key: it was not saved, or it was deleted. Save it, or make a "
             "copy.copy(...) before the deletion."
         )
-    return about(entity)
+    return rows_of_entity(entity)
 
 
 def _flow(flow: str | type) -> tuple[type[Model], str]:

@@ -13,7 +13,7 @@ from ..db.errors import own_failures
 from ..db.session import kept_session
 from ..db.writer import alias_of
 from ..events.claim_lookup import claim_against
-from ..events.evaluation import RETRY
+from ..events.evaluation import EVALUATION_RETRY
 from ..events.failed_evaluation import FailedEvaluation
 from ..events.models import Event
 from ..exceptions import AutomationError
@@ -75,7 +75,7 @@ def begins_now(run: WorkflowRun, definition: WorkflowDefinition, clock: Clock) -
 def _retry_or_park(run: WorkflowRun, event: Event, error: Exception, clock: Clock) -> None:
     """Retry a planned run after a backoff, like an event whose condition raises, or park it."""
     text = f"The condition of {event} raised:\n{trace_of(error)}"
-    delay = None if isinstance(error, AutomationError) else RETRY.delay(run.attempt + 1)
+    delay = None if isinstance(error, AutomationError) else EVALUATION_RETRY.delay(run.attempt + 1)
     if delay is None:
         run.park(text, clock)
     else:

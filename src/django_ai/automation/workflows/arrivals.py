@@ -17,8 +17,8 @@ from django.db import connections, transaction
 
 from ..db.writer import alias_of
 from ..events.definitions import sources_of
-from ..events.matching.lookups import COMPARED, compares, satisfies
-from ..events.matching.match import address, entity_keys, within
+from ..events.matching.lookups import COMPARISONS, compare, satisfies
+from ..events.matching.match import address, entity_keys, namespaced_key
 from ..events.models import Event, RoutingShape, Shapes
 from ..events.names import pattern_of
 from ..queues.advance import advance
@@ -98,7 +98,7 @@ def _keys_of(event: Event, shapes: Shapes) -> list[str]:
         own_key(event.event_name, event.entity_type, event.entity_id),
         *entity_keys(event.event_name, event.entity, shapes.of(WAITS, event)),
     ]
-    return keys + [within(event.namespace, key) for key in keys] if event.namespace else keys
+    return keys + [namespaced_key(event.namespace, key) for key in keys] if event.namespace else keys
 
 
 # -- signals that stand for an event: engine.signal("event:X", payload) ------------------------------------------------
@@ -121,7 +121,7 @@ def signal_keys(signal: Signal) -> list[str]:
         if all(field in payload for field in fields):
             keys += address(name, {field: payload[field] for field in fields}, sources).keys
     namespace = payload.get("namespace")
-    return keys + [within(namespace, key) for key in keys] if isinstance(namespace, str) and namespace else keys
+    return keys + [namespaced_key(namespace, key) for key in keys] if isinstance(namespace, str) and namespace else keys
 
 
 def _satisfied_waits(signal: Signal, waits: WaitQuerySet) -> WaitQuerySet:
@@ -145,10 +145,10 @@ def _payload_satisfies(signal: Signal, event_name: str, residual: Mapping[str, A
     owners = [source.owner for source in sources_of(event_name)]
     for name, value in residual.items():
         path, _, lookup = name.rpartition("__")
-        if lookup not in COMPARED or path not in payload:
+        if lookup not in COMPARISONS or path not in payload:
             return False
         try:
-            if not compares(owners, path, lookup, payload[path], value):
+            if not compare(owners, path, lookup, payload[path], value):
                 return False
         except TypeError:
             return False

@@ -95,7 +95,7 @@ class WorkflowDefinition:
 class Start(Subscription):
     """The subscription of an event workflow. With an offset, its planned run is the timer."""
 
-    is_told = False
+    uses_event_timer = False
 
     workflow: WorkflowDefinition
 
@@ -164,7 +164,7 @@ def newest_workflows() -> list[WorkflowDefinition]:
 
 def workflows_on(event: Event) -> list[WorkflowDefinition]:
     """Return the workflows that this event starts, the newest version of each."""
-    return [each.workflow for each in subscriptions.hearing(Start, event.event_name, event.namespace)]
+    return [each.workflow for each in subscriptions.subscribed_to(Start, event.event_name, event.namespace)]
 
 
 def register(definition: WorkflowDefinition) -> None:

@@ -16,9 +16,9 @@ from django.db.models import Exists, OuterRef, Q
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
 from ..events.definitions import declared_on
-from ..events.matching.match import within
+from ..events.matching.match import namespaced_key
 from ..events.models import Event, EventStatus, Shapes
-from ..events.subscribers import Listener, Notification
+from ..events.subscribers import Notification, Subscriber
 from ..queues.lease import revoke
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
@@ -33,7 +33,7 @@ from .wait_keys import own_key
 from .waits import has_delete_trigger, pending_deletions
 
 
-class WorkflowSubscriber(Listener):
+class WorkflowSubscriber(Subscriber):
     """Plans, starts, wakes and withdraws runs when events change."""
 
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
@@ -142,7 +142,7 @@ class WorkflowSubscriber(Listener):
         if any(callable(each.namespace) for each in declared):
             spaces |= set(theirs.values_list("entity_id", "namespace"))
         keys = {
-            within(namespace, key) if namespace else key: entity_id
+            namespaced_key(namespace, key) if namespace else key: entity_id
             for entity_id, namespace in spaces
             for each in declared
             if (entity_id, each.name) not in to_come
@@ -155,7 +155,7 @@ class WorkflowSubscriber(Listener):
             reason = f"{label} {entity_id}, whose event it waited for, was deleted."
             end_runs(WorkflowRun.objects.filter(pk__in=pks), WorkflowStatus.CANCELLED, reason, now)
 
-    def still_needs(self) -> Sequence[Q]:
+    def needed_events(self) -> Sequence[Q]:
         waiting = WorkflowRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
         return [Q(Exists(waiting))]
 

@@ -33,10 +33,10 @@ from ..conf import conf
 from ..db.writer import alias_of
 from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
 from ..events.matching.context_expressions import evaluate
-from ..events.matching.lookback import occurred_of
+from ..events.matching.lookback import occurred_matching
 from ..events.matching.lookups import problem_with
-from ..events.matching.match import Address, address, within
-from ..events.matching.typed_values import plain
+from ..events.matching.match import Address, address, namespaced_key
+from ..events.matching.typed_values import json_value
 from ..events.models import Event, RoutingShape
 from ..events.names import ANY, MAX_NAME, pattern_of
 from ..exceptions import DefinitionError
@@ -79,12 +79,12 @@ def registration(run: WorkflowRun, step: str, wait: WaitOutcome, context: Any, n
             values = wait.match.values_from(context)
             where = _address(name, values)
             (key,) = where.keys
-            match, residual = {each: plain(value) for each, value in values.items()}, bool(where.residual)
+            match, residual = {each: json_value(value) for each, value in values.items()}, bool(where.residual)
         elif wait.match is None and own is not None:
             key, match = own_key(name, own.label, run.entity_id), {"pk": run.entity_id}
         if wait.namespace not in (None, ANY):
             namespace = str(wait.namespace)
-            key = within(namespace, key)
+            key = namespaced_key(namespace, key)
     return Wait(
         run_id=run.pk,
         visit=run.visit + 1,
@@ -232,7 +232,7 @@ def _occurrence(run: WorkflowRun, wait: Wait) -> Event | None:
     if own is not None and wait.match == {"pk": run.entity_id}:
         return events.filter(entity_type=own.label, entity_id=run.entity_id).order_by("position").first()
     sources = sources_of(name)
-    return next(occurred_of(events, sources, name, wait.match, address(name, wait.match, sources)), None)
+    return next(occurred_matching(events, sources, name, wait.match, address(name, wait.match, sources)), None)
 
 
 def has_delete_trigger(definition: EventDefinition) -> bool:

@@ -1,1 +1,1 @@
-"""Matching: which entities belong to which Context, as a routing key that both sides compute."""
+"""Matching: which entities belong to which Context, by a routing key that both sides compute."""

@@ -1,9 +1,7 @@
-"""Looking back: which committed events does a match mean? For whoever begins to listen and must not miss what came
-while it was not known yet.
+"""Look back: which committed events does a match select? For runs that start to wait and must not miss earlier events.
 
-The entities that match are found through their own table, and their events by entity; where too many match, the
-database joins the two, or the events are gone through instead. Entities that were deleted since are compared by the
-snapshots that their events carry.
+The matching entities are found through their own table, and their events by entity; where too many entities match, the
+database joins the two, or the events are read in turn instead. Deleted entities are compared by their snapshots.
 """
 
 from __future__ import annotations
@@ -19,13 +17,14 @@ from ...db.writer import alias_of
 from ..definitions import Declared, entity_id_of, stored_entity_id
 from ..entities import load_entities
 from ..models import Event
-from .lookups import ask, satisfies
+from .lookups import query_or_none, satisfies
 from .match import Address, entity_keys
 
-FEW = 1000
+ROWS_PER_QUERY = 1000
+"""Events that one query reads, and the most entities whose events are looked up by primary key."""
 
 
-def met(
+def events_matching(
     events: QuerySet[Event, Event],
     sources: Sequence[Declared],
     scope: str,
@@ -34,19 +33,21 @@ def met(
 ) -> Iterator[Event]:
     """Yield those of ``events`` whose entity matches ``values``; ``where`` is their address in ``scope``."""
     for source in sources:
-        yield from _met(events.filter(entity_type=source.label), source, scope, values, where)
+        yield from _events_matching(events.filter(entity_type=source.label), source, scope, values, where)
 
 
-def _met(
+def _events_matching(
     events: QuerySet[Event, Event], source: Declared, scope: str, values: Mapping[str, Any], where: Address
 ) -> Iterator[Event]:
     entities = source.owner._base_manager.using(alias_of(source.owner))
-    matching = ask(entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: FEW + 1]))
+    matching = query_or_none(
+        entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: ROWS_PER_QUERY + 1])
+    )
     pks = [entity_id_of(source.owner, pk) for pk in matching or ()]
-    are_few = len(pks) <= FEW
+    are_few = len(pks) <= ROWS_PER_QUERY
     if are_few:
         events = events.filter(Q(entity_id__in=pks) | Q(snapshot__isnull=False))
-    # MariaDB takes "bob" for "Bob"; keys don't.
+    # MariaDB compares "bob" and "Bob" as equal, routing keys do not.
     is_exact = connections[entities.db].vendor != "mysql"
     for event in _with_entities(events):
         if event.snapshot_id is None and are_few and is_exact:
@@ -57,24 +58,27 @@ def _met(
             yield event
 
 
-def occurred_of(
+def occurred_matching(
     events: QuerySet[Event, Event],
     sources: Sequence[Declared],
     scope: str,
     values: Mapping[str, Any],
     where: Address,
 ) -> Iterator[Event]:
-    """Yield those of ``events`` that have occurred and whose entity matches ``values``, in the order in which they
-    came. They are found by entity, through an index, where few entities match, and joined by the database where many
-    do."""
-    return merge(*(_occurred_of(events, each, scope, values, where) for each in sources), key=_position)
+    """Yield those of ``events`` that have occurred and whose entity matches ``values``, in the order of their position.
+
+    Where few entities match, their events are found by entity through an index; otherwise the database joins both.
+    """
+    return merge(*(_occurred_matching(events, each, scope, values, where) for each in sources), key=_position)
 
 
-def _occurred_of(
+def _occurred_matching(
     events: QuerySet[Event, Event], source: Declared, scope: str, values: Mapping[str, Any], where: Address
 ) -> Iterator[Event]:
     entities = source.owner._base_manager.using(alias_of(source.owner))
-    matching = ask(entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: FEW + 1]))
+    matching = query_or_none(
+        entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: ROWS_PER_QUERY + 1])
+    )
     pks = [entity_id_of(source.owner, pk) for pk in matching or ()]
     theirs = events.filter(entity_type=source.label)
 
@@ -83,22 +87,22 @@ def _occurred_of(
         return not set(where.keys).isdisjoint(keys) and bool(event.entity) and satisfies(event.entity, where.residual)
 
     ids: Any = pks
-    if len(pks) > FEW:
+    if len(pks) > ROWS_PER_QUERY:
         key = stored_entity_id(source.owner)
         if key is None:
-            return filter(fits, _as_they_came(theirs))
+            return filter(fits, _in_order_of_position(theirs))
         ids = entities.filter(**values).annotate(automation_key=key).values("automation_key")
     living: Iterator[Event] = (
-        _as_they_came(theirs.filter(entity_id__in=ids, snapshot__isnull=True)) if pks else iter(())
+        _in_order_of_position(theirs.filter(entity_id__in=ids, snapshot__isnull=True)) if pks else iter(())
     )
-    if connections[entities.db].vendor == "mysql":  # it takes "bob" for "Bob"; keys don't
+    if connections[entities.db].vendor == "mysql":  # compares "bob" and "Bob" as equal, routing keys do not
         living = filter(fits, living)
-    return merge(living, filter(fits, _as_they_came(theirs.filter(snapshot__isnull=False))), key=_position)
+    return merge(living, filter(fits, _in_order_of_position(theirs.filter(snapshot__isnull=False))), key=_position)
 
 
-def _as_they_came(events: QuerySet[Event, Event]) -> Iterator[Event]:
+def _in_order_of_position(events: QuerySet[Event, Event]) -> Iterator[Event]:
     rest = events.order_by("position")
-    while chunk := list(rest[:FEW]):
+    while chunk := list(rest[:ROWS_PER_QUERY]):
         load_entities(chunk)
         yield from chunk
         rest = events.filter(position__gt=chunk[-1].position).order_by("position")
@@ -109,23 +113,23 @@ def _position(event: Event) -> int:
 
 
 def _with_entities(events: QuerySet[Event, Event]) -> Iterator[Event]:
-    """Yield the events with their entities read, many at a time: first those still to occur, then the others as they
-    occurred. In this order, because one that occurs meanwhile must be among one or the other; it is yielded once.
+    """Yield the events with their entities loaded, many at a time: pending events first, then the others by time.
 
-    No cursor stays open on the server, which a pooler may not allow.
+    In this order an event that occurs meanwhile is in one part or the other; it is yielded once. No server-side cursor
+    stays open, because a connection pooler may not allow it.
     """
-    seen: set[int] = set()
-    for still_to_occur in (True, False):
-        part = events.filter(occurred_at__isnull=still_to_occur).order_by("occurred_at", "pk")
+    yielded: set[int] = set()
+    for is_pending in (True, False):
+        part = events.filter(occurred_at__isnull=is_pending).order_by("occurred_at", "pk")
         rest = part
-        while chunk := list(rest[:FEW]):
+        while chunk := list(rest[:ROWS_PER_QUERY]):
             last = chunk[-1]
-            chunk = [event for event in chunk if event.pk not in seen]
+            chunk = [event for event in chunk if event.pk not in yielded]
             load_entities(chunk)
             yield from chunk
             after = Q(pk__gt=last.pk)
-            if still_to_occur:
-                seen.update(event.pk for event in chunk)
+            if is_pending:
+                yielded.update(event.pk for event in chunk)
             else:
                 after = Q(occurred_at__gt=last.occurred_at) | Q(occurred_at=last.occurred_at) & after
             rest = part.filter(after)

@@ -19,32 +19,34 @@ from .typed_values import typed_value
 
 @from_writer()
 def satisfies(entity: models.Model, residual: Mapping[str, Any]) -> bool:
-    """Say whether ``entity`` fits what is left to compare: asked of the database. One that was deleted is compared
-    here, with the lookups that need no database."""
+    """Return whether the database finds that ``entity`` matches the residual lookups.
+
+    The snapshot of a deleted entity is compared in Python, with the lookups that need no database.
+    """
     if not residual:
         return True
     if is_deleted(entity):
-        return all(_holds_here(entity, name, value) for name, value in residual.items())
+        return all(_matches_snapshot(entity, name, value) for name, value in residual.items())
     rows = type(entity)._base_manager.using(alias_of(type(entity)))
-    return bool(ask(rows.db, lambda: rows.filter(pk=entity.pk, **residual).exists()))
+    return bool(query_or_none(rows.db, lambda: rows.filter(pk=entity.pk, **residual).exists()))
 
 
 T = TypeVar("T")
 
 
-def ask(alias: str, question: Callable[[], T]) -> T | None:
-    """Return what the project's tables answer, or None where the question makes no sense to them: a value that a field
-    cannot have, a regular expression that is none, a field or lookup of the project's that raises. Somebody's odd value
-    must not stop an event for all others.
+def query_or_none(alias: str, query: Callable[[], T]) -> T | None:
+    """Return the result of ``query`` on the project's tables, or None if it raises.
 
-    A surrounding transaction survives it. The database's own trouble is raised.
+    It raises for a value that the field cannot hold, an invalid regular expression, or a broken custom field or lookup.
+    Such a value in one run must not stop the event for all others. A surrounding transaction stays usable. Database
+    failures are raised.
     """
     connection = connections[alias]
     try:
         if not connection.in_atomic_block:
-            return question()
+            return query()
         with transaction.atomic(using=connection.alias):
-            return question()
+            return query()
     except Exception as error:
         if is_database_failure(error, connection):
             raise
@@ -52,11 +54,11 @@ def ask(alias: str, question: Callable[[], T]) -> T | None:
 
 
 def is_deleted(entity: models.Model) -> bool:
-    """Say whether ``entity`` is a snapshot (or was deleted just now), and no row of its table any more."""
+    """Return whether ``entity`` is a snapshot or was just deleted, so that its table has no row of it."""
     return getattr(entity, "_automation_snapshot", False) or entity.pk is None
 
 
-COMPARED: Mapping[str, Callable[[Any, Any], bool]] = {
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "in": lambda one, others: one in others,
     "gt": operator.gt,
     "gte": operator.ge,
@@ -66,37 +68,37 @@ COMPARED: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def _holds_here(entity: models.Model, name: str, value: Any) -> bool:
+def _matches_snapshot(entity: models.Model, name: str, value: Any) -> bool:
     path, _, lookup = name.rpartition("__")
-    if lookup not in COMPARED:
+    if lookup not in COMPARISONS:
         return False
     try:
-        return compares([type(entity)], path, lookup, read_lookup(entity, path), value)
-    except Exception as error:  # it has no such field, or a descriptor or a value of the project's raises
+        return compare([type(entity)], path, lookup, read_lookup(entity, path), value)
+    except Exception as error:  # a missing field, or a descriptor or value of the project that raises
         if is_database_failure(error, connections[alias_of(type(entity))]):
             raise
         return False
 
 
-def compares(owners: list[type[models.Model]], path: str, lookup: str, mine: Any, value: Any) -> bool:
-    """Return whether ``mine``, a value of the field ``path``, compares so with ``value``. Raises ``TypeError``."""
+def compare(owners: list[type[models.Model]], path: str, lookup: str, actual: Any, value: Any) -> bool:
+    """Return whether ``actual``, a value of the field ``path``, satisfies ``lookup``. Raises ``TypeError``."""
     if lookup == "isnull":
-        return COMPARED[lookup](mine, value)
-    # A number is compared as it is: 5.5 is no 5, though a column of whole numbers would make it one.
-    is_number = isinstance(mine, int | float | Decimal) and isinstance(value, int | float | Decimal)
-    theirs: Any = value if is_number else typed_value(owners, path, value)
+        return COMPARISONS[lookup](actual, value)
+    # Numbers are compared unconverted: an integer field would convert 5.5 to 5.
+    is_number = isinstance(actual, int | float | Decimal) and isinstance(value, int | float | Decimal)
+    expected: Any = value if is_number else typed_value(owners, path, value)
     if lookup == "in":
-        theirs = [typed_value(owners, path, each) for each in value]
-    typed = mine if is_number else typed_value(owners, path, mine)
-    return mine is not None and bool(COMPARED[lookup](typed, theirs))
+        expected = [typed_value(owners, path, each) for each in value]
+    typed = actual if is_number else typed_value(owners, path, actual)
+    return actual is not None and bool(COMPARISONS[lookup](typed, expected))
 
 
-PROBES: Mapping[str, Any] = {"in": [], "range": (F("pk"), F("pk")), "isnull": True}
+PROBE_VALUES: Mapping[str, Any] = {"in": [], "range": (F("pk"), F("pk")), "isnull": True}
 
 
 def problem_with(owner: type[models.Model], name: str) -> str:
-    """Return what is wrong with the lookup ``name`` on ``owner`` in Django's own words, or an empty text."""
-    probe = PROBES.get(name.rpartition("__")[2], F("pk"))
+    """Return Django's error message for the lookup ``name`` on ``owner``, or an empty string."""
+    probe = PROBE_VALUES.get(name.rpartition("__")[2], F("pk"))
     try:
         owner._base_manager.filter(**{name: probe})
     except (FieldError, ValueError, TypeError) as error:
@@ -115,7 +117,7 @@ def read_lookup(entity: Any, lookup: str) -> Any:
         if key is not None:
             return getattr(value, key)
         if name != "pk" and not _is_field(value, name):
-            raise AttributeError(f"{value!r} has no field {name!r}.")  # a property would be code of the project's
+            raise AttributeError(f"{value!r} has no field {name!r}.")  # a property would run code of the project
         value = value.pk if name == "pk" else getattr(value, name)
     return value.pk if isinstance(value, models.Model) else value
 
@@ -129,7 +131,7 @@ def _is_field(entity: models.Model, name: str) -> bool:
 
 
 def _foreign_key(entity: Any, name: str, rest: list[str]) -> str | None:
-    """Return the column that answers ``name`` and the ``rest`` of a lookup without a query: the relation's own."""
+    """Return the foreign key column that has the value of ``name`` and the ``rest`` of a lookup without a query."""
     if not isinstance(entity, models.Model) or name == "pk":
         return None
     try:
@@ -138,5 +140,5 @@ def _foreign_key(entity: Any, name: str, rest: list[str]) -> str | None:
         return None
     if not (field.is_relation and field.concrete) or field.many_to_many:
         return None
-    asks_for_key = not rest or rest == ["pk"] or rest == [field.target_field.name]
-    return str(field.attname) if asks_for_key else None
+    is_key = not rest or rest == ["pk"] or rest == [field.target_field.name]
+    return str(field.attname) if is_key else None

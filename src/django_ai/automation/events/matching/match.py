@@ -1,13 +1,11 @@
-"""``Match``: which entities belong to which context, as a key that both sides can compute.
+"""``Match``: which entities belong to which Context, by a key that both sides can compute.
 
-``{"guest_id": "{{ ctx.guest_id }}"}`` means: the entity's ``guest_id`` equals the context's. The context's side gives
-values, the entity's side is read through its attributes, and both are digested into a *routing key*; an index finds
-equal keys however many there are. Values are typed by the model's field first, so ``"5"`` in a context matches ``5`` in
-a column, as the ORM would have it. The names of the looked-up fields are the match's *shape*; the entity's side has to
-compute one key for each shape that somebody waits with. What is no equality (``amount__gte``) is the *residual*: the
-database compares it, on the few that the key leaves. A short list for ``status__in`` can become a key for each value.
-
-Expressions reach only the fields of the Context: no calls, no tags, no private names.
+``{"guest_id": "{{ ctx.guest_id }}"}`` means: the ``guest_id`` of the entity equals that of the Context. The values come
+from the Context, the entity's attributes are read, and a digest of either is the *routing key*; an index finds equal
+keys however many there are. Values are converted to the type of the model field first, so ``"5"`` in a Context matches
+``5`` in a column, as in the ORM. The names of the compared fields are the *shape* of the match; an entity computes one
+key for each shape in use. Lookups that are no equality (``amount__gte``) are the *residual*: the database compares them
+for the few entities that the key selects. A short list for ``status__in`` can become one key for each value.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from ...values.digests import digest
 from ..definitions import Declared
 from .context_expressions import check_expression, evaluate
 from .lookups import read_lookup
-from .typed_values import canonical, has_field, is_exact, plain, typed_value
+from .typed_values import canonical, has_field, is_exact, json_value, typed_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +39,9 @@ class Match:
 
     @classmethod
     def of(cls, lookups: Mapping[str, Any], what: str, context: type[BaseModel] | None = None) -> Match:
-        """Make a match. ``context``: the class whose fields its expressions may name, where it is known.
+        """Return the match for ``lookups``. ``context``: the Context class that its expressions may read, if known.
 
-        Raises ``DefinitionError`` for what is no lookup, and for expressions that reach too far.
+        Raises ``DefinitionError`` for an invalid lookup or expression.
         """
         if not isinstance(lookups, Mapping):
             raise DefinitionError(f"{what}: match={lookups!r} must be a dict of lookups and values.")
@@ -64,58 +62,58 @@ class Match:
         return {name: evaluate(value, context) for name, value in self.lookups}
 
     @property
-    def text(self) -> str:
-        """A text that tells this match from all others."""
-        return json.dumps([[name, plain(value)] for name, value in self.lookups])
+    def identity(self) -> str:
+        """A string that identifies this match."""
+        return json.dumps([[name, json_value(value)] for name, value in self.lookups])
 
     def is_all_exact(self, sources: Sequence[Declared]) -> bool:
-        """Say whether keys are all there is to it: nothing is ever left to compare."""
+        """Return whether routing keys are enough: no lookup is residual."""
         owners = [each.owner for each in sources]
         return all(is_exact(owners, name) for name in self.names())
 
     def shapes(self, sources: Sequence[Declared]) -> list[str]:
-        """Return the shapes that addresses of this match have, whatever the context."""
+        """Return the shapes that addresses of this match can have, for any Context."""
         owners = [each.owner for each in sources]
         exact = [name for name in self.names() if is_exact(owners, name)]
         listed = [name for name in self.names() if _listed_field(owners, name)]
-        whole = shape_of([*exact, *(name.removesuffix(IN) for name in listed)])
+        whole = shape_of([*exact, *(name.removesuffix(IN_SUFFIX) for name in listed)])
         return [whole] if not listed else [whole, shape_of(exact)]
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a match with its values is to be found: under which ``keys`` of one ``shape``, and what is then left to
-    compare (``residual``)."""
+    """Where a match with its values is found: the ``keys`` of one ``shape``, and the lookups that are then compared
+    (``residual``)."""
 
     shape: str
     keys: tuple[str, ...]
     residual: dict[str, Any]
 
 
-IN = "__in"
-MANY = 100
-"""A list of more values than this does not become keys of its own; the database compares it."""
+IN_SUFFIX = "__in"
+MAX_LIST_KEYS = 100
+"""The longest list that becomes routing keys; the database compares longer ones."""
 
 
 def address(scope: str, values: Mapping[str, Any], sources: Sequence[Declared], *, spread: bool = False) -> Address:
-    """Return where entities that match ``values`` are found. ``scope``: what the keys are for, so that equal values do
-    not meet elsewhere. ``sources``: the declarations whose models type the values. ``spread``: a short list given for
-    ``field__in`` becomes one key a value.
+    """Return where entities that match ``values`` are found.
 
-    Raises ``DefinitionError`` for ``__in`` without a list.
+    ``scope``: what the keys are for; equal values in another scope have other keys. ``sources``: the declarations
+    whose models give the types of the values. ``spread``: a short list for ``field__in`` becomes one key for each
+    value. Raises ``DefinitionError`` for ``__in`` without a list.
     """
     owners = [each.owner for each in sources]
     parts: dict[str, list[str]] = {}
     residual: dict[str, Any] = {}
     for name, value in values.items():
-        if name.endswith(IN) and not isinstance(value, list | tuple | set | frozenset):
-            raise DefinitionError(f"match for {scope!r}: {name!r} needs a list of values, and got {value!r}.")
+        if name.endswith(IN_SUFFIX) and not isinstance(value, list | tuple | set | frozenset):
+            raise DefinitionError(f"match for {scope!r}: {name!r} needs a list of values, not {value!r}.")
         if is_exact(owners, name):
-            # Where several models declare the event, each has its own type for the field.
+            # Several models may declare the event, with different types of the field.
             typed = [[owner] for owner in owners if has_field(owner, name)] if spread else [owners]
             parts[name] = sorted({canonical(typed_value(each, name, value)) for each in typed or [owners]})
-        elif spread and _listed_field(owners, name) and len(value) <= MANY // max(1, _product(parts)):
-            field = name.removesuffix(IN)
+        elif spread and _listed_field(owners, name) and len(value) <= MAX_LIST_KEYS // max(1, _product(parts)):
+            field = name.removesuffix(IN_SUFFIX)
             found = {canonical(typed_value(owners, field, each)) for each in value if each is not None}
             parts[field] = sorted(found & set(parts[field]) if field in parts else found)
         else:
@@ -139,7 +137,7 @@ def _key(scope: str, names: Sequence[str], parts: Iterable[str]) -> str:
 
 @from_writer()
 def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) -> list[str]:
-    """Return the keys of the entity's side, one for each shape that it has the fields for."""
+    """Return the routing keys of the entity, one for each shape whose fields it has."""
     if entity is None:
         return []
     keys = []
@@ -147,7 +145,7 @@ def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) 
         names = shape.split(",") if shape else []
         try:
             parts = [canonical(read_lookup(entity, name)) for name in names]
-        except Exception as error:  # it has no such field, or a descriptor of the project's raises
+        except Exception as error:  # a missing field, or a descriptor of the project that raises
             if is_database_failure(error, connections[alias_of(type(entity))]):
                 raise
             continue
@@ -155,10 +153,10 @@ def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) 
     return keys
 
 
-def within(namespace: str, key: str) -> str:
-    """Return the key of those who look under ``key`` for events of one namespace."""
+def namespaced_key(namespace: str, key: str) -> str:
+    """Return the key that corresponds to ``key`` for events of one namespace."""
     return digest("namespace", namespace, key)
 
 
 def _listed_field(owners: Iterable[type[models.Model]], name: str) -> bool:
-    return name.endswith(IN) and is_exact(owners, name.removesuffix(IN)) and not is_exact(owners, name)
+    return name.endswith(IN_SUFFIX) and is_exact(owners, name.removesuffix(IN_SUFFIX)) and not is_exact(owners, name)

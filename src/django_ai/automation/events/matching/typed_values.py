@@ -14,8 +14,10 @@ from django.db import models
 
 
 def is_exact(owners: Iterable[type[models.Model]], name: str) -> bool:
-    """Say whether ``name`` is a field of one value, compared for equality, on one of ``owners``. Where nobody declares
-    the event, every name is taken for one."""
+    """Return whether ``name`` is a single-valued field, compared for equality, of one of ``owners``.
+
+    Without ``owners`` (no model declares the event) every name counts as one.
+    """
     known = list(owners)
     return not known or any(has_field(owner, name) for owner in known)
 
@@ -29,7 +31,7 @@ def has_field(owner: type[models.Model], name: str) -> bool:
 
 
 def resolve_field(model: type[models.Model], lookup: str) -> Any:
-    """Return the field that ``lookup`` ends in. Raises ``FieldDoesNotExist``, also for ``status__in`` and the like."""
+    """Return the last field of ``lookup``. Raises ``FieldDoesNotExist``, also for lookups such as ``status__in``."""
     field: Any = None
     current: Any = model
     for name in lookup.split("__"):
@@ -37,7 +39,7 @@ def resolve_field(model: type[models.Model], lookup: str) -> Any:
             raise FieldDoesNotExist(f"{lookup!r}: {name!r} is not a field of {field}")
         field = current._meta.pk if name == "pk" else current._meta.get_field(name)
         if field.many_to_many or field.one_to_many:
-            raise FieldDoesNotExist(f"{lookup!r}: {name!r} has many values, and a key is made of one")
+            raise FieldDoesNotExist(f"{lookup!r}: {name!r} has many values, and a routing key needs exactly one")
         current = field.related_model if field.is_relation else None
     return field
 
@@ -55,12 +57,12 @@ def typed_value(owners: list[type[models.Model]], lookup: str, value: Any) -> An
         try:
             return field.to_python(value)
         except Exception:
-            return value  # not a value of this field: it equals nothing, and says so by not matching
+            return value  # not a value of this field: it matches nothing
     return value
 
 
 def canonical(value: Any) -> str:
-    """Return a text that is equal for values that a database calls equal, and different otherwise."""
+    """Return a string that is equal for values that a database compares as equal, and different otherwise."""
     if isinstance(value, Enum):
         value = value.value
     if value is None:
@@ -69,7 +71,7 @@ def canonical(value: Any) -> str:
         return f"bool:{value}"
     if isinstance(value, int | float | Decimal):
         number = Decimal(str(value))
-        # Adding zero makes one of 0 and -0.
+        # Adding zero normalizes -0 to 0.
         return f"number:{number.normalize() + 0:f}" if number.is_finite() else f"number:{number}"
     if isinstance(value, datetime):
         moment = value.astimezone(UTC) if value.tzinfo else value
@@ -81,10 +83,10 @@ def canonical(value: Any) -> str:
     return f"{'text' if isinstance(value, str) else type(value).__name__}:{value}"
 
 
-def plain(value: Any) -> Any:
-    """Return ``value`` as JSON keeps it; a model's field makes the same of it again."""
+def json_value(value: Any) -> Any:
+    """Return ``value`` as stored in JSON; the model field converts it back to the same value."""
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
+        return [json_value(each) for each in value]
     if isinstance(value, models.Model):
         value = value.pk
     if isinstance(value, Enum):

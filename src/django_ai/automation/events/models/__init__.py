@@ -2,7 +2,7 @@
 
 from .callback_execution import CallbackExecution, ExecutionStatus
 from .claim import EventClaim
-from .event import Event, EventQuerySet, EventStatus, about, active_key
+from .event import Event, EventQuerySet, EventStatus, active_key, rows_of_entity
 from .routing_shape import RoutingShape, Shapes
 from .snapshot import Snapshot
 
@@ -16,6 +16,6 @@ __all__ = [
     "RoutingShape",
     "Shapes",
     "Snapshot",
-    "about",
     "active_key",
+    "rows_of_entity",
 ]

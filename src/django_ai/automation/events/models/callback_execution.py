@@ -29,7 +29,7 @@ class ExecutionStatus(models.TextChoices):
 
 
 class CallbackExecution(Wakeable):
-    """One call of one function for one event: durable, retried, and its failure visible."""
+    """One durable call of one function for one milestone of an event. It is retried, and its failures are recorded."""
 
     event = models.ForeignKey(
         Event, verbose_name=_("event"), on_delete=models.CASCADE, related_name="executions", editable=False
@@ -77,12 +77,12 @@ class CallbackExecution(Wakeable):
     def waiting_reason(self, now: datetime) -> str:
         if self.status == ExecutionStatus.PARKED:
             return self.parked_reason()
-        return f"its attempt number {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
+        return f"attempt {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
 
     def resume(self, now: datetime | None = None) -> None:
-        """Try a parked or failed execution again, with a fresh budget of attempts.
+        """Retry a parked or failed execution, with all its attempts.
 
-        Raises ``NotResumableError`` for one that is pending or completed.
+        Raises ``NotResumableError`` if the execution is pending or completed.
         """
         rows = CallbackExecution.objects.filter(pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])
         moment = aware(now or timezone.now(), "now")

@@ -15,7 +15,7 @@ from ..claim_owners import owner_of
 
 
 class EventClaim(AutomationModel):
-    """A claim on an event and a match: while it stands, the flows of others pass the event by."""
+    """A claim on an event and a match: while it is active, the runs of other owners skip the event."""
 
     event_name = models.CharField(_("event name"), max_length=200, editable=False)
     namespace = models.CharField(_("namespace"), max_length=100, blank=True, default="", editable=False)
@@ -50,5 +50,5 @@ class EventClaim(AutomationModel):
 
     @property
     def owner(self) -> Any:
-        """The run that holds it, or None if that is gone."""
+        """The run that holds the claim, or None if it was deleted."""
         return owner_of(self)

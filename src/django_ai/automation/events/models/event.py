@@ -1,25 +1,22 @@
-"""The rows of this floor: ``Event``, and ``CallbackExecution`` for each function that one event calls.
+"""``Event``: one event of one entity, and the timer of everything that is due at an offset from its date.
 
-An ``Event`` is one entity's one definition: it is recorded in the transaction that saves the entity, and it is itself
-the timer of everything that hangs on its date. ``wake_at`` is the earliest of: its date, its subscribers' offsets that
-have not fired, the end of its grace. What has fired is remembered in ``fired``, so nothing fires twice when a date
-moves. ``armed`` says whether the condition was true when last evaluated. A milestone that has committed stays in
-``pending_notifications`` until the subscribers that wait for it have been notified; if the process dies in between, the
-row is due again.
+A row is recorded in the transaction that saves its entity. ``wake_at`` is the earliest of: the date, the subscribers'
+offsets that have not fired, the end of the grace period. ``fired`` lists the milestones that have fired, so none fires
+twice when the date moves. ``armed`` is the result of the latest evaluation of the condition. A milestone that has been
+committed stays in ``pending_notifications`` until its subscribers have been notified; if the process dies first, the
+row becomes due again.
 
-``attempt`` counts how often in a row its condition or payload raised when it was due; ``error`` says what. After a few
-attempts with a backoff it is parked.
+``attempt`` counts consecutive evaluations that raised (condition, name or payload), and ``error`` has the traceback of
+the latest. After a few attempts with a backoff the row is parked.
 
-``position`` is the place of its occurrence in the one order of all arrivals (``queues/positions.py``), and
-``fired_position`` that of its latest milestones. ``milestone_positions`` has the position of each offset that has fired
-(null: ``fired_position``); an offset that was skipped is not in it.
+``position`` is the place of the occurrence in the one order of all arrivals (``queues/positions.py``), and
+``fired_position`` the place of the latest milestones. ``milestone_positions`` has the position of each offset that has
+fired (null: ``fired_position``); it has no entry for a skipped offset.
 
-``planned_for`` tells by code with which subscribers ``wake_at`` was set (``timing.plan_of``).
+``planned_for`` is a digest of the subscribers that ``wake_at`` was computed for (``timing.plan_of``).
 
-A living entity has at most one row of a definition with an ``active_key``. Where a definition lets an event occur
-again, the old row gives up its key and stays as history, and a new one takes its place.
-
-``Snapshot`` is what an entity was when it was deleted, one for all of its events.
+A living entity has at most one row with an ``active_key`` for each definition. Where a definition lets an event occur
+again, the old row gives up its key and stays as history, and a new row replaces it.
 """
 
 from __future__ import annotations
@@ -70,9 +67,9 @@ def active_key(label: str, entity_id: object, name: str) -> str:
     return digest("event", label, entity_id, name)
 
 
-def about(entity: models.Model) -> models.Q:
-    """Return which rows (of events and of runs) belong to ``entity``, whichever class of its family it was loaded
-    as."""
+def rows_of_entity(entity: models.Model) -> models.Q:
+    """Return the condition for rows (events or runs) of ``entity``, whichever class of its inheritance chain it was
+    loaded as."""
     query = models.Q(pk__in=[])
     for parent in concrete_ancestors(type(entity)):
         pk = getattr(entity, parent._meta.pk.attname)
@@ -82,8 +79,8 @@ def about(entity: models.Model) -> models.Q:
 
 class EventQuerySet(WriterQuerySet["Event"]):
     def of(self, entity: models.Model) -> EventQuerySet:
-        """The events of one entity, whichever class of its family it was loaded as."""
-        return self.filter(about(entity))
+        """Return the events of one entity, whichever class of its inheritance chain it was loaded as."""
+        return self.filter(rows_of_entity(entity))
 
     def due(self, now: datetime) -> EventQuerySet:
         return self.filter(wake_at__lte=now)
@@ -166,41 +163,41 @@ class Event(Wakeable):
         ]
 
     failed_evaluation: FailedEvaluation | None = None
-    """What its definition raised in the save that writes this row. Not stored."""
+    """What the definition raised in the save that writes this row. Not stored."""
 
     def __str__(self) -> str:
         return f"event {self.event_name!r} of {self.entity_type} {self.entity_id}"
 
     @property
     def definition(self) -> EventDefinition | None:
-        """The declaration of this event in today's code, or None if it is gone."""
+        """The declaration of this event in today's code, or None if it was removed."""
         declared = find_declared(self.entity_type, self.declared_as)
         return declared.definition if declared else None
 
     def position_of(self, milestone: str) -> int:
-        """Return the position at which ``beat`` arrived; 0 if it never did."""
+        """Return the position at which ``milestone`` fired; 0 if it has not fired."""
         if not milestone:
             return self.position or 0
         found = self.milestone_positions.get(milestone, 0)
         return (self.fired_position or 0) if found is None else int(found)
 
     @property
-    def came(self) -> list[str]:
-        """The offsets that have come. ``fired`` also holds those that were skipped, and will not come."""
+    def fired_offsets(self) -> list[str]:
+        """The offsets that have fired, without the skipped ones that ``fired`` also lists."""
         return [milestone for milestone in self.fired if milestone in self.milestone_positions]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What shapes are kept under: the event's name, and where that is rendered from a template, its pattern."""
+        """The names that routing shapes are stored under: the name, and the pattern of its template if any."""
         pattern = pattern_of(self.declared_as)
         return (self.event_name,) if pattern == self.event_name else (self.event_name, pattern)
 
     @property
     def entity(self) -> Any:
-        """The model instance that the event is about, read when first asked for.
+        """The model instance that the event is about, read on first access.
 
-        Once the entity is deleted this is the snapshot that was taken then: an unsaved instance. None if the entity
-        went without a trace (raw SQL), or its model did.
+        After the entity was deleted, an unsaved instance that is restored from its snapshot. None if the entity was
+        deleted without a snapshot (raw SQL), or if its model was removed.
         """
         if "_entity" not in self.__dict__:
             self.__dict__["_entity"] = self.load_entity()
@@ -216,7 +213,7 @@ class Event(Wakeable):
         fields: Iterable[str] | None = None,
         from_queryset: models.QuerySet[Event, Event] | None = None,
     ) -> None:
-        """Read the row again, and its entity when next asked for it."""
+        """Read the row again, and its entity on next access."""
         super().refresh_from_db(using=using, fields=fields, from_queryset=from_queryset)
         if fields is None:
             self.__dict__.pop("_entity", None)
@@ -233,13 +230,13 @@ class Event(Wakeable):
         pk = model._meta.pk.to_python(self.entity_id)
         found: models.Model | None = model._base_manager.using(alias_of(model)).filter(pk=pk).first()
         if found is None and self.active_key is not None:
-            # Deleted since this row was read, perhaps.
+            # The entity may have been deleted since this row was read.
             self.snapshot_id = Event.objects.filter(pk=self.pk).values_list("snapshot", flat=True).first()
             return None if self.snapshot is None else self.snapshot.restore()
         return found
 
     def current_date(self) -> datetime | None:
-        """Return the date that the entity gives the event now; of an immediate event, when it occurred."""
+        """Return the date in the entity's date field now; for an immediate event, when it occurred."""
         definition = self.definition
         if definition is None or definition.date_field is None:
             return self.at
@@ -249,7 +246,7 @@ class Event(Wakeable):
     @property
     @from_writer()
     def is_valid(self) -> bool:
-        """Whether the event could occur with the entity as it is now: it exists, has a date, the condition holds."""
+        """Whether the event could occur now: the entity exists and has a date, and the condition holds."""
         definition = self.definition
         if definition is None or not self.has_date:
             return False
@@ -258,7 +255,7 @@ class Event(Wakeable):
     @property
     @from_writer()
     def has_date(self) -> bool:
-        """Whether the entity exists and gives the event a date, whatever its condition says."""
+        """Whether the entity exists and has a date for the event. The condition is not evaluated."""
         definition = self.definition
         if self.trigger == EventTrigger.DELETE:
             return definition is not None
@@ -268,7 +265,7 @@ class Event(Wakeable):
 
     @classmethod
     def unfinished(cls) -> EventQuerySet:
-        """Return events that may still occur or fire an offset, and parked ones."""
+        """Return the events that may still occur or fire an offset, and the parked ones."""
         return cls.objects.filter(
             models.Q(status__in=[EventStatus.PENDING, EventStatus.PARKED]) | models.Q(wake_at__isnull=False)
         )
@@ -283,47 +280,47 @@ class Event(Wakeable):
                 "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
             )
             keeps = self.armed or self.status == EventStatus.PROCESSED
-            return f"{milestone if keeps else 'its condition, next looked at'}, {at_text(self.wake_at)}"
+            return f"{milestone if keeps else 'the next evaluation of its condition'}, {at_text(self.wake_at)}"
         definition = self.definition
         if definition is None:
             return f"code that declares {self.declared_as!r} on {self.entity_type}"
         if definition.date_field is not None:
-            # With a date it would be due at some time.
+            # An event with a date has a wake_at.
             return f"a date: {definition.date_field!r} is NULL" if self.at is None else ""
         return "" if self.armed else "a save that makes its condition true"
 
     def set_parked(self, reason: str, now: datetime) -> None:
-        """Set a row aside that is about to be written, until a person resumes it."""
+        """Park a row that is about to be written, until an operator resumes it."""
         self.status, self.error, self.parked_at, self.wake_at, self.lease = EventStatus.PARKED, reason, now, None, None
 
     @property
     def resumed_status(self) -> EventStatus:
-        """What a parked event goes on as."""
+        """The status that a parked event gets when it is resumed."""
         return EventStatus.PROCESSED if self.occurred_at else EventStatus.PENDING
 
     def check_known(self, *, declared: bool = False) -> None:
-        """Raise ``UnknownEventError`` if this code has not the model of the event's entity; with ``declared``, if that
-        does not declare the event either."""
+        """Raise ``UnknownEventError`` if this code does not have the model of the entity or, with ``declared``, if the
+        model does not declare the event."""
         try:
             model = apps.get_model(self.entity_type)
         except (LookupError, ValueError):
             near = get_close_matches(self.entity_type, [each._meta.label_lower for each in apps.get_models()], n=1)
-            hint = f" Did it become {near[0]!r}?" if near else ""
+            hint = f" Was it renamed to {near[0]!r}?" if near else ""
             raise UnknownEventError(
-                f"{self}: there is no model {self.entity_type!r} any more.{hint} Bring it back, or cancel the event; "
-                "what has the model goes on by itself."
+                f"{self}: the model {self.entity_type!r} no longer exists.{hint} Restore it and the event resumes "
+                "automatically, or cancel the event."
             ) from None
         if declared and self.definition is None:
             names = [each.definition.name for each in declared_on(model)]
             near = get_close_matches(self.declared_as, names, n=1)
-            hint = f" Did it become {near[0]!r}?" if near else ""
+            hint = f" Was it renamed to {near[0]!r}?" if near else ""
             raise UnknownEventError(
-                f"{self}: {model._meta.label} declares no event {self.declared_as!r} any more.{hint} Declare it again, "
-                "and this goes on by itself, or cancel the event."
+                f"{self}: {model._meta.label} no longer declares the event {self.declared_as!r}.{hint} Declare it "
+                "again and the event resumes automatically, or cancel the event."
             )
 
     def resume(self, now: datetime | None = None) -> None:
-        """Let a parked event go on: it is looked at again at once. Raises ``NotResumableError`` if it is not parked."""
+        """Make a parked event due now. Raises ``NotResumableError`` if it is not parked."""
         moment = aware(now or timezone.now(), "now")
         parked = Event.objects.filter(pk=self.pk, status=EventStatus.PARKED)
         changed = revoke(parked, status=self.resumed_status, error="", parked_at=None, wake_at=moment)
@@ -333,13 +330,15 @@ class Event(Wakeable):
         self.refresh_from_db()
 
     def cancel(self, now: datetime | None = None) -> bool:
-        """Keep a pending event from occurring; ``on_event_cancelled`` runs. Says whether it was still pending."""
+        """Cancel a pending event; ``on_event_cancelled`` callbacks run. Returns whether it was still pending."""
         return self.behaviour.cancel(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
 
 
 def inherit_snapshots(label: str, history: Sequence[Event]) -> None:
-    """Give rows that are history the snapshot that the deletion wrote to the row which took their place. It is that of
-    the next deletion, for the same primary key may have come again since."""
+    """Give ``history`` rows the snapshot that the deletion wrote to a later row of the same entity and definition.
+
+    It is the snapshot of the next deletion: the primary key may have been used again since.
+    """
     if not history:
         return
     found: dict[tuple[str, str], list[tuple[int, int | None]]] = {}

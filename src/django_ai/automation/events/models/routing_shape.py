@@ -14,9 +14,9 @@ from .event import Event
 
 
 class RoutingShape(AutomationModel):
-    """Which fields somebody matches an event by: the keys that its occurrence must be looked up under.
+    """A set of fields that subscribers match an event by: occurrences compute one routing key for each shape.
 
-    A small table: one row for each distinct set of lookups in the code, not for each one who waits.
+    A small table: one row for each distinct set of lookups in the code, not for each waiting run.
     """
 
     used_by = models.CharField(max_length=10, editable=False)
@@ -33,14 +33,14 @@ class RoutingShape(AutomationModel):
 
     @classmethod
     def ensure(cls, used_by: str, event_name: str, shape: str) -> None:
-        """Make sure that occurrences of ``event_name`` are looked up by ``shape``. Commits with the caller."""
+        """Make occurrences of ``event_name`` compute the key of ``shape``. Commits with the caller."""
         key = digest("shape", used_by, event_name, shape)
         if not cls.objects.filter(unique_key=key).exists():
             insert_ignoring(cls, [cls(used_by=used_by, event_name=event_name, shape=shape, unique_key=key)])
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Shapes:
-        """Return the shapes that ``events`` are looked up by: one query."""
+        """Return the shapes of ``events``, read with one query."""
         names = {name for event in events for name in event.names}
         found: dict[tuple[str, str], list[str]] = {}
         for used_by, name, shape in cls.objects.filter(event_name__in=names).values_list(
@@ -51,7 +51,7 @@ class RoutingShape(AutomationModel):
 
 
 class Shapes:
-    """The shapes of some events, read together."""
+    """The shapes of several events."""
 
     def __init__(self, found: Mapping[tuple[str, str], list[str]]) -> None:
         self._found = found

@@ -10,8 +10,8 @@ from ..snapshots import restore_snapshot
 
 
 class Snapshot(AutomationModel):
-    """What a deleted entity was, once for all of its events: the values of its columns, or of those that its
-    definitions keep (``snapshot_fields=``)."""
+    """The column values of a deleted entity, or those that its definitions keep (``snapshot_fields=``). All events of
+    the entity share one snapshot."""
 
     taken_at = models.DateTimeField(editable=False)
     data = models.JSONField(editable=False)
@@ -25,5 +25,5 @@ class Snapshot(AutomationModel):
         return f"{self.data['model']} {self.data['pk']}, deleted at {self.taken_at.isoformat()}"
 
     def restore(self) -> models.Model | None:
-        """Return an unsaved instance with these values."""
+        """Return an unsaved instance with the stored values."""
         return restore_snapshot(self.data)

@@ -28,22 +28,24 @@ from ..definitions import Declared, EventDefinition, EventTrigger, declared_on
 from ..failed_evaluation import FailedEvaluation
 from ..matching.typed_values import canonical
 from ..models import Event, active_key
-from .entity_state import known_since
+from .entity_state import first_recorded_at
 from .stored_values import may_differ
 
-UNKNOWN = object()
+NOT_WRITTEN = object()
+"""The value of a date or of watched fields that a save does not write."""
 
-
-FOR_GOOD = " at a deletion, and cannot be asked again: the row is gone."
+NOT_RETRIED = " at a deletion and is not retried: the entity no longer exists."
 
 
 @dataclass(slots=True)
 class DesiredEvent:
-    """What an entity says about one of its events now. ``at`` and ``watched`` are UNKNOWN where the save did not touch
-    the date or the watched fields. ``write``: which kind of write this is, if the definition counts writes of its kind;
-    ``armed`` then says whether the condition held at it. ``error``, ``failed_evaluation``: what a function of the
-    project raised, and ``is_retryable``: whether it may yet succeed. ``already``: the condition held before the
-    save that first shows the entity to this definition."""
+    """What an entity declares about one of its events now.
+
+    ``at`` and ``watched`` are ``NOT_WRITTEN`` if the save did not write the date or the watched fields. ``write`` is
+    the kind of this write if it is a trigger of the definition; ``armed`` is then the condition at this write.
+    ``error`` and ``failed_evaluation``: what a function of the project raised; ``is_retryable``: a retry may succeed.
+    ``held_before``: the condition already held before the first save that the definition sees.
+    """
 
     declared: Declared
     entity_id: str
@@ -56,7 +58,7 @@ class DesiredEvent:
     error: str = ""
     is_retryable: bool = False
     failed_evaluation: FailedEvaluation | None = None
-    already: bool = False
+    held_before: bool = False
 
     @property
     def definition(self) -> EventDefinition:
@@ -68,91 +70,95 @@ class DesiredEvent:
 
 
 def mark_existing(unseen: Sequence[DesiredEvent], before: models.Model | None, now: datetime, *, saved: bool) -> None:
-    """Say of what is seen for the first time whether it held before."""
-    for wanted in unseen:
-        definition = wanted.definition
-        if not (wanted.armed or wanted.error) or definition.triggers or definition.existing == "fire":
+    """Set ``held_before`` of events that are recorded for the first time, where existing rows do not fire."""
+    for desired in unseen:
+        definition = desired.definition
+        if not (desired.armed or desired.error) or definition.triggers or definition.existing == "fire":
             continue
-        if definition.is_scheduled and (wanted.at is UNKNOWN or wanted.at is None or wanted.at > now):
+        if definition.is_scheduled and (desired.at is NOT_WRITTEN or desired.at is None or desired.at > now):
             continue
-        if wanted.error:
-            wanted.is_retryable = False  # asked later, nobody could tell whether it held before
+        if desired.error:
+            desired.is_retryable = False  # a later evaluation could not find out whether it held before
             continue
         if saved:
-            wanted.already = before is not None and _held_before(wanted, before, now)
-        elif wanted.at < later(now, -conf().RECONCILE_HORIZON):
-            since = known_since(wanted.declared)
-            wanted.already = since is None or wanted.at < since
+            desired.held_before = before is not None and _held_before(desired, before, now)
+        elif desired.at < later(now, -conf().RECONCILE_HORIZON):
+            since = first_recorded_at(desired.declared)
+            desired.held_before = since is None or desired.at < since
 
 
-def _held_before(wanted: DesiredEvent, before: models.Model, now: datetime) -> bool:
-    definition, was = wanted.definition, replace(wanted, armed=False, error="")
+def _held_before(desired: DesiredEvent, before: models.Model, now: datetime) -> bool:
+    definition, was = desired.definition, replace(desired, armed=False, error="")
     if definition.date_field is not None:
         at = _date_of(before, definition.date_field)
         if at is None or at > now:
             return False
-    ask(was, before, raw=False)
+    evaluate_definition(was, before, raw=False)
     return was.armed
 
 
 def desired_events(
     entity: models.Model, raw: bool, update_fields: Any, write: EventTrigger | None, only: Declared | None = None
 ) -> Iterator[DesiredEvent]:
+    """Yield what ``entity`` declares about each of its events, or about ``only`` one, at a save.
+
+    ``raw``: a fixture is loaded. ``update_fields``: those of the save. ``write``: which kind of write the save is.
+    """
     deferred = entity.get_deferred_fields()
-    entity = _as_saved(entity)
+    entity = _as_stored(entity)
     for declared in declared_on(type(entity)) if only is None else (only,):
         if raw and declared.owner._meta.concrete_model is not entity._meta.concrete_model:
-            continue  # a fixture holds the parent's row by itself, and this instance none of its columns
+            continue  # a fixture has a separate row for the parent, and this instance lacks its columns
         definition = declared.definition
         counts = write in definition.triggers and not raw
         if definition.triggers and not counts and not (definition.watch_fields and write):
             continue
-        wanted = DesiredEvent(
+        desired = DesiredEvent(
             declared, declared.entity_id_of(entity), definition.name, "", None, "", False, write if counts else None
         )
         name = definition.date_field
         if name is not None:
             untouched = (update_fields is not None and name not in update_fields) or name in deferred
-            wanted.at = UNKNOWN if untouched else _date_of(entity, name)
+            desired.at = NOT_WRITTEN if untouched else _date_of(entity, name)
         if definition.watch_fields:
             untouched = update_fields is not None and not _columns(entity, definition.watch_fields) & _columns(
                 entity, update_fields
             )
-            wanted.watched = UNKNOWN if untouched else watched_values(entity, definition)
-        ask(wanted, entity, raw)
-        yield wanted
+            desired.watched = NOT_WRITTEN if untouched else watched_values(entity, definition)
+        evaluate_definition(desired, entity, raw)
+        yield desired
 
 
-def ask(wanted: DesiredEvent, entity: models.Model, raw: bool) -> None:
-    """Ask the functions of the definition. What they raise is the event's failed_evaluation and never the save's."""
-    definition = wanted.definition
+def evaluate_definition(desired: DesiredEvent, entity: models.Model, raw: bool) -> None:
+    """Call the functions of the definition. An error is recorded with the event and never fails the save."""
+    definition = desired.definition
     started = time.monotonic()
     with own_failures(connections[alias_of(Event)]) as is_ours:
         try:
-            with condition_of(entity):
-                wanted.name = definition.name_for(entity)
-                wanted.namespace = definition.namespace_of(entity)
-                if wanted.write or not definition.triggers:
-                    wanted.armed = definition.holds_for(entity)
+            with savepoint_on_query(entity):
+                desired.name = definition.name_for(entity)
+                desired.namespace = definition.namespace_of(entity)
+                if desired.write or not definition.triggers:
+                    desired.armed = definition.holds_for(entity)
         except Exception as raised:
             if is_ours(raised):
-                raise  # a deadlock or a lost connection: the user's transaction is over anyway
-            # In a fixture the rows that a condition reads may come later: its verdict waits for the first real save.
-            wanted.armed = False
-            is_last = wanted.write == EventTrigger.DELETE
-            what = f"A function of {definition!r} raised{FOR_GOOD if is_last else ':'}"
-            wanted.error = "" if raw else storable(f"{what}\n{traceback.format_exc()}")
-            wanted.failed_evaluation = None if raw else FailedEvaluation(raised, time.monotonic() - started)
-            wanted.is_retryable = not isinstance(raised, AutomationError) and not is_last
+                raise  # a deadlock or a lost connection: the transaction of the save is over anyway
+            # A fixture may load the rows that a condition reads later: the first real save evaluates it.
+            desired.armed = False
+            is_last = desired.write == EventTrigger.DELETE
+            what = f"A function of {definition!r} raised{NOT_RETRIED if is_last else ':'}"
+            desired.error = "" if raw else storable(f"{what}\n{traceback.format_exc()}")
+            desired.failed_evaluation = None if raw else FailedEvaluation(raised, time.monotonic() - started)
+            desired.is_retryable = not isinstance(raised, AutomationError) and not is_last
 
 
 def _columns(entity: models.Model, names: Iterable[str]) -> set[str]:
-    """Return which columns ``names`` mean: a relation may be named by itself or by its key."""
+    """Return the field names of ``names``: a relation may be given by its name or by its column."""
     return {entity._meta.get_field(name).name for name in names}
 
 
 def watched_values(entity: models.Model, definition: EventDefinition) -> str:
-    """Return a digest of the fields that the definition watches, as the database keeps them."""
+    """Return a digest of the fields that the definition watches, as the database stores them."""
     values = []
     for name in definition.watch_fields:
         field: Any = entity._meta.get_field(name)
@@ -162,26 +168,26 @@ def watched_values(entity: models.Model, definition: EventDefinition) -> str:
         if isinstance(field, models.DecimalField) and value is not None:
             value = round(value, field.decimal_places)
         if isinstance(field, models.JSONField):
-            plainly = json.loads(json.dumps(value, cls=field.encoder))
-            value = json.dumps(plainly, sort_keys=True)
+            as_json = json.loads(json.dumps(value, cls=field.encoder))
+            value = json.dumps(as_json, sort_keys=True)
         values.append(canonical(value))
     return digest("watched", *values)
 
 
-def _as_saved(entity: models.Model) -> models.Model:
-    """Return the entity as the database holds it, read again where it may hold something else."""
+def _as_stored(entity: models.Model) -> models.Model:
+    """Return the entity as the database stores it, read again if the instance may differ from its row."""
     return (read_from_table(entity) or entity) if may_differ(entity) else entity
 
 
 def read_from_table(entity: models.Model, *, lock: bool = False) -> models.Model | None:
     rows = type(entity)._base_manager.using(alias_of(Event))
-    return (
-        (rows.select_for_update(of=("self",)) if lock and _locks_parts(rows.db) else rows).filter(pk=entity.pk).first()
-    )
+    if lock and _supports_lock_of(rows.db):
+        rows = rows.select_for_update(of=("self",))
+    return rows.filter(pk=entity.pk).first()
 
 
-def _locks_parts(alias: str) -> bool:
-    """Say whether ``SELECT ... FOR UPDATE OF`` works; SQLite has one writer, and needs no row locks."""
+def _supports_lock_of(alias: str) -> bool:
+    """Return whether ``SELECT ... FOR UPDATE OF`` works; SQLite has a single writer and needs no row locks."""
     return connections[alias].features.has_select_for_update_of
 
 
@@ -197,9 +203,12 @@ def _date_of(entity: models.Model, name: str) -> datetime | None:
 
 
 @contextmanager
-def condition_of(entity: models.Model) -> Iterator[None]:
-    """Let a function of the project query without harm: its first query opens a savepoint, so that an error of the
-    database in it does not spoil the user's transaction. One that does not query costs nothing."""
+def savepoint_on_query(entity: models.Model) -> Iterator[None]:
+    """Open a savepoint before the first query inside the block.
+
+    So a database error in a function of the project does not break the transaction of the save. A function that does
+    not query costs nothing.
+    """
     connection = connections[alias_of(Event)]
     atomic = transaction.atomic(using=connection.alias)
     entered = False

@@ -1,9 +1,9 @@
 """What an entity was before the save that first shows it to a definition.
 
-An event that is declared on a table which is full already must not occur for what has long been so. So the values that
-an instance was loaded with are kept beside it (no copies, and no statement), and where a save finds no event row, the
-condition is asked of them, too. Where nobody knows them (an instance that was made by hand over a row, or refreshed)
-the row is read before it is overwritten.
+An event that is declared on a table with existing rows must not occur for rows whose condition already held. So the
+values that an instance was loaded with are kept with it (no copies, no statement); if a save finds no event row, the
+condition is evaluated with these values, too. Where they are unknown (an instance that was constructed over an existing
+row) the row is read before it is overwritten.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from django.db import models
 from ..definitions import Declared
 from ..models import Event
 
-LOADED = "automation_loaded"
+LOADED_VALUES = "automation_loaded"
+"""The attribute of ``instance._state`` that has the loaded values; None: the row did not exist."""
 
 
-def keep_what_is_loaded(model: type[models.Model]) -> None:
-    """Let instances of ``model`` remember what they were loaded with. Idempotent."""
-    if not getattr(model.from_db, "keeps_loaded", False):
+def remember_loaded_values(model: type[models.Model]) -> None:
+    """Let instances of ``model`` remember the values that they were loaded with. Idempotent."""
+    if not getattr(model.from_db, "remembers_loaded_values", False):
         model.from_db = classmethod(_from_db(model.from_db.__func__))  # type: ignore[attr-defined,assignment]
-    if not getattr(model.refresh_from_db, "forgets_loaded", False):
+    if not getattr(model.refresh_from_db, "updates_loaded_values", False):
         model.refresh_from_db = _refresh_from_db(model.refresh_from_db)  # type: ignore[method-assign]
 
 
@@ -34,10 +35,10 @@ def _from_db(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(cls: type[models.Model], db: str | None, field_names: Any, values: Any, **kwargs: Any) -> Any:
         instance = original(cls, db, field_names, values, **kwargs)
-        setattr(instance._state, LOADED, (tuple(field_names), tuple(values)))
+        setattr(instance._state, LOADED_VALUES, (tuple(field_names), tuple(values)))
         return instance
 
-    wrapper.keeps_loaded = True  # type: ignore[attr-defined]
+    wrapper.remembers_loaded_values = True  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -52,29 +53,29 @@ def _refresh_from_db(original: Callable[..., Any]) -> Callable[..., Any]:
             for field in self._meta.concrete_fields:
                 if field.attname in self.__dict__ and (named is None or named & {field.name, field.attname}):
                     known[field.attname] = self.__dict__[field.attname]
-            setattr(self._state, LOADED, known)
+            setattr(self._state, LOADED_VALUES, known)
 
-    wrapper.forgets_loaded = True  # type: ignore[attr-defined]
+    wrapper.updates_loaded_values = True  # type: ignore[attr-defined]
     return wrapper
 
 
 def _loaded(instance: models.Model) -> dict[str, Any] | None:
-    """Return what the database held when ``instance`` was read. None: it was not read."""
-    found = getattr(instance._state, LOADED, None)
+    """Return the values of the row when ``instance`` was read. None: it was not read."""
+    found = getattr(instance._state, LOADED_VALUES, None)
     return found if found is None or isinstance(found, dict) else dict(zip(*found, strict=True))
 
 
-def look_before_save(instance: models.Model, using: str, is_inserted: bool) -> None:
-    """Read what the save may overwrite, where the instance does not know. It is asked nothing in an ordinary save."""
+def read_row_before_save(instance: models.Model, using: str, is_inserted: bool) -> None:
+    """Read the row that the save may overwrite, if its values are unknown. An ordinary save needs no query."""
     meta, loaded = instance._meta, _loaded(instance)
-    surely_new = is_inserted or instance.pk is None or (instance._state.adding and _has_default(instance))
-    if surely_new or (loaded is None and not instance._state.adding and hasattr(instance._state, LOADED)):
+    is_new = is_inserted or instance.pk is None or (instance._state.adding and _has_default(instance))
+    if is_new or (loaded is None and not instance._state.adding and hasattr(instance._state, LOADED_VALUES)):
         return
     fields = [field.attname for field in meta.concrete_fields if field.attname in instance.__dict__]
     if loaded is not None and loaded.get(meta.pk.attname) == instance.pk and set(fields) <= set(loaded):
         return
     row = type(instance)._base_manager.using(using).filter(pk=instance.pk).first()
-    setattr(instance._state, LOADED, None if row is None else _loaded(row))
+    setattr(instance._state, LOADED_VALUES, None if row is None else _loaded(row))
 
 
 def _has_default(instance: models.Model) -> bool:
@@ -82,13 +83,13 @@ def _has_default(instance: models.Model) -> bool:
     return bool(pk.has_default() or pk.has_db_default())
 
 
-def remember_new(instance: models.Model) -> None:
-    """The row of ``instance`` is new: there was nothing before."""
-    setattr(instance._state, LOADED, None)
+def mark_as_inserted(instance: models.Model) -> None:
+    """Remember that the row of ``instance`` is new."""
+    setattr(instance._state, LOADED_VALUES, None)
 
 
-def before_save(instance: models.Model) -> models.Model | None:
-    """Return ``instance`` as the database held it before this save. None: it did not, or nobody knows."""
+def as_before_save(instance: models.Model) -> models.Model | None:
+    """Return a copy of ``instance`` as stored before this save. None: there was no row, or it is unknown."""
     loaded = _loaded(instance)
     if loaded is None:
         return None
@@ -103,13 +104,13 @@ def before_save(instance: models.Model) -> models.Model | None:
     return before
 
 
-def known_since(declared: Declared) -> datetime | None:
-    """Return when the first event of a definition was recorded."""
+def first_recorded_at(declared: Declared) -> datetime | None:
+    """Return when the first event of a definition was recorded, or None."""
     rows = Event.objects.filter(entity_type=declared.label, declared_as=declared.definition.name)
     return rows.order_by("pk").values_list("event_created_at", flat=True).first()
 
 
-ALREADY = (
-    "It held already before the event was declared here (or before its first save since); it does not occur for the "
-    'past. existing="fire" on the EventDefinition asks for it.'
+HELD_BEFORE_NOTE = (
+    "Its condition already held before the event was declared here (or before its first save since), so it does not "
+    'occur. Set existing="fire" on the EventDefinition to make it occur.'
 )

@@ -15,56 +15,56 @@ from ...values.clock import later
 from ..callbacks import CREATED
 from ..commit_batch import CommitBatch
 from ..definitions import EventTrigger
-from ..evaluation import RETRY
+from ..evaluation import EVALUATION_RETRY
 from ..models import Event, EventStatus
 from ..subscribers import subscribers
 from ..timing import (
     held_back,
-    lies_ahead,
-    moves_again,
+    is_far_ahead,
     next_wake,
+    occurs_again_at_new_date,
     plan_of,
     rearm_future,
     skip_note,
     too_late,
 )
-from .desired_event import UNKNOWN, DesiredEvent
-from .entity_state import ALREADY
+from .desired_event import NOT_WRITTEN, DesiredEvent
+from .entity_state import HELD_BEFORE_NOTE
 
 
-def needs_row(wanted: DesiredEvent) -> bool:
-    """Say whether there is anything to keep: of what counts writes, a row is a write, or what the fields were."""
-    definition = wanted.definition
-    return not definition.triggers or bool(definition.watch_fields or wanted.armed or wanted.error)
+def needs_row(desired: DesiredEvent) -> bool:
+    """Return whether there is anything to record: with triggers, only a counted write or watched values."""
+    definition = desired.definition
+    return not definition.triggers or bool(definition.watch_fields or desired.armed or desired.error)
 
 
-def new_row(wanted: DesiredEvent, now: datetime, raw: bool, *, again: bool = False) -> Event:
-    """Return the unsaved row for what is wanted. ``again``: it takes the place of one that was there before."""
-    definition = wanted.definition
+def new_row(desired: DesiredEvent, now: datetime, raw: bool, *, replaces: bool = False) -> Event:
+    """Return the unsaved row of ``desired``. ``replaces``: it takes the place of an earlier row."""
+    definition = desired.definition
     cause = current_cause()
-    # Nobody knows what the watched fields were before: this write says only what they are.
-    blind = bool(definition.watch_fields) and wanted.write == EventTrigger.UPDATE and not again
+    # The previous values of the watched fields are unknown: this write only records the current ones.
+    is_baseline = bool(definition.watch_fields) and desired.write == EventTrigger.UPDATE and not replaces
     row = Event(
-        entity_type=wanted.declared.label,
-        entity_id=wanted.entity_id,
-        event_name=wanted.name,
+        entity_type=desired.declared.label,
+        entity_id=desired.entity_id,
+        event_name=desired.name,
         declared_as=definition.name,
-        namespace=wanted.namespace,
+        namespace=desired.namespace,
         event_created_at=now,
-        active_key=wanted.key,
-        at=None if wanted.at is UNKNOWN else wanted.at,
-        armed=wanted.armed and not blind,
-        trigger=wanted.write.value if wanted.write and not blind else "",
-        watched="" if wanted.watched is UNKNOWN else wanted.watched,
+        active_key=desired.key,
+        at=None if desired.at is NOT_WRITTEN else desired.at,
+        armed=desired.armed and not is_baseline,
+        trigger=desired.write.value if desired.write and not is_baseline else "",
+        watched="" if desired.watched is NOT_WRITTEN else desired.watched,
         caused_by=cause.label if cause else "",
         depth=cause.depth if cause else 0,
     )
-    row.failed_evaluation = wanted.failed_evaluation
-    if wanted.error and not wanted.is_retryable:
-        row.set_parked(wanted.error, now)
-    elif wanted.already:
-        row.status, row.error, row.fired = EventStatus.EXPIRED, ALREADY, [CREATED]
-    elif raw and not definition.is_scheduled and wanted.armed:
+    row.failed_evaluation = desired.failed_evaluation
+    if desired.error and not desired.is_retryable:
+        row.set_parked(desired.error, now)
+    elif desired.held_before:
+        row.status, row.error, row.fired = EventStatus.EXPIRED, HELD_BEFORE_NOTE, [CREATED]
+    elif raw and not definition.is_scheduled and desired.armed:
         row.status, row.error = EventStatus.EXPIRED, "Loaded from a fixture with its condition already true."
     elif definition.is_scheduled and row.at is not None and later(row.at, definition.grace) < now:
         row.status, row.error = EventStatus.EXPIRED, f"Its date was already past by more than {definition.grace}."
@@ -72,94 +72,97 @@ def new_row(wanted: DesiredEvent, now: datetime, raw: bool, *, again: bool = Fal
         row.status, row.error = EventStatus.EXPIRED, "Loaded from a fixture with its date already past."
     if raw:
         row.fired = [CREATED]
-    _set_timer(row, wanted, now)
-    if wanted.error and row.status == EventStatus.PENDING:
-        _ask_again(row, wanted.error, now)
+    set_timer(row, desired, now)
+    if desired.error and row.status == EventStatus.PENDING:
+        _retry_evaluation(row, desired.error, now)
     return row
 
 
-def _ask_again(row: Event, error: str, now: datetime) -> None:
-    """Let a worker ask once more what raised in a save: the first attempt of ``occurrence.RETRY``."""
+def _retry_evaluation(row: Event, error: str, now: datetime) -> None:
+    """Let a worker evaluate again what raised in a save: this was the first attempt of ``EVALUATION_RETRY``."""
     row.attempt, row.error, row.lease = 1, error, None
-    row.wake_at = now + RETRY.base_delay
+    row.wake_at = now + EVALUATION_RETRY.base_delay
 
 
-def _set_timer(row: Event, wanted: DesiredEvent, now: datetime) -> None:
-    """Set ``wake_at``."""
-    definition = wanted.definition
+def set_timer(row: Event, desired: DesiredEvent, now: datetime) -> None:
+    """Set ``wake_at``, and park an event that is too deep in a chain of causes."""
+    definition = desired.definition
     if not definition.is_scheduled and row.armed and row.at is None and row.status == EventStatus.PENDING:
         row.at = now
-    if row.depth and definition.is_scheduled and lies_ahead(row, now):
+    if row.depth and definition.is_scheduled and is_far_ahead(row, now):
         row.depth = 0
     if row.depth > conf().MAX_DEPTH and row.status == EventStatus.PENDING and row.armed and row.at is not None:
         row.set_parked(
             f"{EventStormError.__name__}: {row} is number {row.depth} in a chain of events that cause each other "
-            f"(last by {row.caused_by}); AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the circle, then resume.",
+            f"(the last cause: {row.caused_by}); AUTOMATION['MAX_DEPTH'] is {conf().MAX_DEPTH}. Break the cycle, then "
+            "resume.",
             now,
         )
     row.wake_at, row.planned_for = next_wake(row, definition, now), plan_of(row.declared_as)
 
 
-def _date(row: Event, wanted: DesiredEvent) -> datetime | None:
-    return row.at if wanted.at is UNKNOWN or not wanted.definition.is_scheduled else wanted.at
+def _date_of_row(row: Event, desired: DesiredEvent) -> datetime | None:
+    return row.at if desired.at is NOT_WRITTEN or not desired.definition.is_scheduled else desired.at
 
 
-def differs(row: Event, wanted: DesiredEvent) -> bool:
-    if wanted.definition.triggers:
-        return _counts(row, wanted) or wanted.watched not in (UNKNOWN, row.watched)
+def differs(row: Event, desired: DesiredEvent) -> bool:
+    """Return whether ``desired`` changes the row."""
+    if desired.definition.triggers:
+        return _is_counted_write(row, desired) or desired.watched not in (NOT_WRITTEN, row.watched)
     if row.status == EventStatus.CANCELLED:
         return False
-    if wanted.error and row.attempt:
-        return row.status == EventStatus.PENDING and row.at != _date(row, wanted)  # a worker is about to ask again
-    if wanted.error:
+    if desired.error and row.attempt:
+        # A worker is about to evaluate it again.
+        return row.status == EventStatus.PENDING and row.at != _date_of_row(row, desired)
+    if desired.error:
         return row.status == EventStatus.PENDING
     if row.attempt and not row.armed:
-        return True  # what raised has been answered
-    names = (wanted.name, wanted.namespace)
+        return True  # the condition no longer raises
+    names = (desired.name, desired.namespace)
     renamed = row.status == EventStatus.PENDING and (row.event_name, row.namespace) != names
-    return renamed or (row.at, row.armed) != (_date(row, wanted), wanted.armed)
+    return renamed or (row.at, row.armed) != (_date_of_row(row, desired), desired.armed)
 
 
-def _counts(row: Event, wanted: DesiredEvent) -> bool:
-    """Say whether this write is one that the event occurs at. All writes of one transaction are one."""
-    if not wanted.write or not (wanted.armed or wanted.error):
+def _is_counted_write(row: Event, desired: DesiredEvent) -> bool:
+    """Return whether the event occurs at this write. All writes of one transaction count as one."""
+    if not desired.write or not (desired.armed or desired.error):
         return False
-    if wanted.definition.watch_fields and wanted.watched in (UNKNOWN, row.watched):
+    if desired.definition.watch_fields and desired.watched in (NOT_WRITTEN, row.watched):
         return False
     if not row.armed or row.status != EventStatus.PENDING:
         return True
     return not CommitBatch.of(alias_of(Event)).has(row)
 
 
-def occurs_again(row: Event, wanted: DesiredEvent, now: datetime) -> bool:
-    """Say whether the event is to occur once more, in a row of its own."""
-    definition, at = wanted.definition, _date(row, wanted)
+def occurs_again(row: Event, desired: DesiredEvent, now: datetime) -> bool:
+    """Return whether the event is to occur again, in a new row."""
+    definition, at = desired.definition, _date_of_row(row, desired)
     if definition.triggers:
         is_another = row.armed or row.attempt > 0 or row.status != EventStatus.PENDING
-        return _counts(row, wanted) and is_another
-    if not definition.rearm or wanted.error:
+        return _is_counted_write(row, desired) and is_another
+    if not definition.rearm or desired.error:
         return False
     if not definition.is_scheduled:
-        return wanted.armed and not row.armed and row.status in (EventStatus.PROCESSED, EventStatus.EXPIRED)
+        return desired.armed and not row.armed and row.status in (EventStatus.PROCESSED, EventStatus.EXPIRED)
     if at is None or at == row.at or later(at, definition.grace) < now:
         return False
-    return moves_again(row) or (
-        row.status == EventStatus.PENDING and any(listener.has_begun(row) for listener in subscribers())
+    return occurs_again_at_new_date(row) or (
+        row.status == EventStatus.PENDING and any(subscriber.has_begun(row) for subscriber in subscribers())
     )
 
 
-def apply_desired(row: Event, wanted: DesiredEvent, now: datetime) -> None:
-    """Take over what the entity says now."""
-    row.failed_evaluation = wanted.failed_evaluation
-    definition, at = wanted.definition, _date(row, wanted)
-    armed, counts = wanted.armed, bool(definition.triggers) and _counts(row, wanted)
-    if wanted.watched is not UNKNOWN:
-        row.watched = wanted.watched
+def apply_desired(row: Event, desired: DesiredEvent, now: datetime) -> None:
+    """Set the columns of the row to what the entity declares now."""
+    row.failed_evaluation = desired.failed_evaluation
+    definition, at = desired.definition, _date_of_row(row, desired)
+    armed, counts = desired.armed, bool(definition.triggers) and _is_counted_write(row, desired)
+    if desired.watched is not NOT_WRITTEN:
+        row.watched = desired.watched
     if definition.triggers:
-        armed = row.armed or (counts and wanted.armed)
+        armed = row.armed or (counts and desired.armed)
     if counts or (row.status == EventStatus.PENDING and not definition.triggers):
-        row.event_name, row.namespace = wanted.name, wanted.namespace
-        row.trigger = wanted.write.value if wanted.write else ""
+        row.event_name, row.namespace = desired.name, desired.namespace
+        row.trigger = desired.write.value if desired.write else ""
     if armed and not row.armed:
         cause = current_cause()
         row.caused_by, row.depth = (cause.label, cause.depth) if cause else ("", 0)
@@ -167,29 +170,29 @@ def apply_desired(row: Event, wanted: DesiredEvent, now: datetime) -> None:
             at = now
     is_late = definition.is_scheduled and at is not None and later(at, definition.grace) < now
     if row.status == EventStatus.PENDING and is_late and armed and not row.armed:
-        row.status, row.error = EventStatus.EXPIRED, "Its condition turned true only after its grace."
+        row.status, row.error = EventStatus.EXPIRED, "Its condition became true only after its grace period."
     if row.status == EventStatus.EXPIRED and at is not None and at != row.at and later(at, definition.grace) >= now:
-        # It never occurred, and its date was moved to where it still may.
+        # It has not occurred, and at its new date it still may.
         row.status, row.error = EventStatus.PENDING, ""
-    # Where nothing is overdue, an offset whose time is long past is new, and not made up for, as in the reconciliation.
-    is_quiet = at == row.at and (row.wake_at is None or row.wake_at > now)
-    turned, row.at, row.armed = armed and not row.armed, at, armed
+    # Nothing is overdue, so an offset past its grace period is a new subscription: it is skipped, as in ``reconcile``.
+    is_not_due = at == row.at and (row.wake_at is None or row.wake_at > now)
+    became_armed, row.at, row.armed = armed and not row.armed, at, armed
     rearm_future(row, now)
-    if turned:
+    if became_armed:
         held = held_back(row)
         if late := [milestone for milestone in too_late(row, definition, now) if milestone in held]:
             row.fired = [*row.fired, *late]
-            row.error = skip_note(late, "recheck=True, and its condition turned true only after its grace")
-    if is_quiet:
+            row.error = skip_note(late, "recheck=True, and its condition became true only after its grace period")
+    if is_not_due:
         row.fired = [*row.fired, *too_late(row, definition, now)]
-    if wanted.error and not wanted.is_retryable:
-        row.set_parked(wanted.error, now)
-    is_asked = bool(row.attempt) and (bool(wanted.error) or bool(definition.triggers))
-    if row.attempt and not is_asked:
+    if desired.error and not desired.is_retryable:
+        row.set_parked(desired.error, now)
+    is_retrying = bool(row.attempt) and (bool(desired.error) or bool(definition.triggers))
+    if row.attempt and not is_retrying:
         row.attempt, row.error = 0, ""
-    asked_at = row.wake_at if row.lease is None else now + RETRY.base_delay
-    _set_timer(row, wanted, now)
-    if is_asked and row.status == EventStatus.PENDING:
-        row.wake_at, row.lease = asked_at, None
-    elif wanted.error and row.status == EventStatus.PENDING:
-        _ask_again(row, wanted.error, now)
+    retry_at = row.wake_at if row.lease is None else now + EVALUATION_RETRY.base_delay
+    set_timer(row, desired, now)
+    if is_retrying and row.status == EventStatus.PENDING:
+        row.wake_at, row.lease = retry_at, None
+    elif desired.error and row.status == EventStatus.PENDING:
+        _retry_evaluation(row, desired.error, now)

@@ -12,26 +12,29 @@ from ..callbacks import CREATED
 from ..commit_batch import CommitBatch
 from ..models import Event, EventStatus
 from ..subscribers import subscribers
-from ..timing import hears
+from ..timing import has_callback
 from .desired_event import DesiredEvent
 
 
 def _occurs_at_commit(row: Event, now: datetime) -> bool:
-    """Return whether the process that saves makes ``row`` occur, or tells of it, as soon as it has committed."""
+    """Return whether the saving process makes ``row`` occur, or runs its callbacks, right after its commit."""
     definition = row.definition
     if row.wake_at is None or row.wake_at > now or definition is None:
         return False
-    return hears(row, CREATED) or (not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed)
+    return has_callback(row, CREATED) or (
+        not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed
+    )
 
 
 def report_failures(pairs: Iterable[tuple[Event, DesiredEvent]]) -> None:
-    """Say what has raised in a save that writes nothing: a worker is about to ask again, or the event is parked."""
-    for row, wanted in pairs:
-        if wanted.failed_evaluation is not None:
-            wanted.failed_evaluation.report(row)
+    """Report what raised in a save that changes no row: a worker is about to retry, or the event is parked."""
+    for row, desired in pairs:
+        if desired.failed_evaluation is not None:
+            desired.failed_evaluation.report(row)
 
 
-def follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
+def follow_up(rows: list[Event], now: datetime, *, fresh: bool) -> None:
+    """Do what follows from written ``rows``, in their transaction. ``fresh``: they were inserted."""
     if not rows:
         return
     for row in rows:
@@ -39,10 +42,10 @@ def follow(rows: list[Event], now: datetime, *, fresh: bool) -> None:
             row.failed_evaluation.report(row)
         if row.status == EventStatus.PARKED:
             row_parked.send_robust(Event, row=row, reason=row.error)
-    for listener in subscribers():
-        listener.plan(rows, now, fresh=fresh)
-    mine = [row for row in rows if _occurs_at_commit(row, now)]
-    if mine:
-        CommitBatch.of(alias_of(Event)).add(mine)
+    for subscriber in subscribers():
+        subscriber.plan(rows, now, fresh=fresh)
+    due = [row for row in rows if _occurs_at_commit(row, now)]
+    if due:
+        CommitBatch.of(alias_of(Event)).add(due)
     elif any(row.wake_at is not None and row.wake_at <= now for row in rows):
         ring_after_commit(alias_of(Event), Event)

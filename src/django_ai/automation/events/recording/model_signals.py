@@ -1,7 +1,7 @@
-"""The hooks: where Django calls the recorder and the deletions, for every model that declares events.
+"""Where Django calls the recorder and the deletions, for every model that declares events.
 
-Django sends ``post_save`` after the statement of a save in autocommit mode has committed. So that event and entity
-commit together, ``save_base`` of models that declare events is wrapped in ``atomic``.
+Django sends ``post_save`` after the statement of a save in autocommit mode has committed. ``save_base`` of models that
+declare events is wrapped in ``atomic``, so that event and entity commit together.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from ..definitions import concrete_ancestors, declared_on, forget_declarations, 
 from ..models import Event
 from . import recorder
 from .deletions import before_delete, on_delete
-from .entity_state import keep_what_is_loaded, look_before_save, remember_new
+from .entity_state import mark_as_inserted, read_row_before_save, remember_loaded_values
 
 
-def watch(model: type[models.Model]) -> None:
+def connect_model(model: type[models.Model]) -> None:
     """Record the events of ``model`` from now on. Idempotent."""
     if model._meta.abstract or model._meta.swapped or not listed(model):
         return
     forget_declarations()
     uid = f"django_ai.automation.hooks:{model._meta.label}"
-    pre_save.connect(refuse_early, sender=model, dispatch_uid=uid)
+    pre_save.connect(validate_before_save, sender=model, dispatch_uid=uid)
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     pre_delete.connect(before_delete, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
-    keep_what_is_loaded(model)
+    remember_loaded_values(model)
     if not getattr(model.save_base, "commits_events", False):
-        model.save_base = _in_one_transaction(model.save_base)  # type: ignore[method-assign]
+        model.save_base = _save_in_transaction(model.save_base)  # type: ignore[method-assign]
 
 
-def _in_one_transaction(save_base: Callable[..., Any]) -> Callable[..., Any]:
+def _save_in_transaction(save_base: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(save_base)
     def wrapper(self: models.Model, *args: Any, using: str | None = None, **kwargs: Any) -> Any:
         using = using or router.db_for_write(type(self), instance=self)
-        with _writes_to(type(self), using) as sent, transaction.atomic(using=using, savepoint=False):
+        with _collect_writes(type(self), using) as sent, transaction.atomic(using=using, savepoint=False):
             try:
                 if not kwargs.get("raw"):
-                    look_before_save(self, using, bool(kwargs.get("force_insert")))
+                    read_row_before_save(self, using, bool(kwargs.get("force_insert")))
                 return save_base(self, *args, using=using, **kwargs)
             except Exception as error:
-                # With anything of it in the database the transaction must go: an entity without its events.
+                # If a part of the save was written, the transaction must roll back: no entity without its events.
                 if sent or isinstance(error, DatabaseError):
                     raise
                 refused = error
@@ -62,48 +62,50 @@ def _in_one_transaction(save_base: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _writes_to(model: type[models.Model], using: str) -> Iterator[list[str]]:
-    """Collect the writes to the tables of ``model`` that are sent meanwhile."""
+def _collect_writes(model: type[models.Model], using: str) -> Iterator[list[str]]:
+    """Collect the writes to the tables of ``model`` inside the block."""
     connection = connections[using]
     tables = [connection.ops.quote_name(each._meta.db_table) for each in concrete_ancestors(model)]
     sent: list[str] = []
 
-    def note(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
-        text = str(sql)
-        if text.startswith(("INSERT", "UPDATE")) and any(table in text for table in tables):
-            sent.append(text)
+    def collect(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+        statement = str(sql)
+        if statement.startswith(("INSERT", "UPDATE")) and any(table in statement for table in tables):
+            sent.append(statement)
         return execute(sql, params, many, context)
 
-    with connection.execute_wrapper(note):
+    with connection.execute_wrapper(collect):
         yield sent
 
 
 def connect() -> None:
-    """Watch every model that declares events, those that are loaded later too."""
+    """Connect every model that declares events, including models that are loaded later."""
     for model in apps.get_models():
-        watch(model)
+        connect_model(model)
     class_prepared.connect(_on_class_prepared, dispatch_uid="django_ai.automation.hooks")
-    pre_save.connect(on_raw_event, sender=Event, dispatch_uid="django_ai.automation.hooks")
+    pre_save.connect(replace_recorded_event, sender=Event, dispatch_uid="django_ai.automation.hooks")
 
 
 def _on_class_prepared(sender: Any, **kwargs: Any) -> None:
-    watch(sender)
+    connect_model(sender)
 
 
-def on_raw_event(sender: Any, instance: Event, raw: bool, using: str, **kwargs: Any) -> None:
-    """Let a fixture that holds both entities and events replace what loading the entity recorded."""
+def replace_recorded_event(sender: Any, instance: Event, raw: bool, using: str, **kwargs: Any) -> None:
+    """Delete the event that loading an entity from a fixture recorded, if the fixture has the event itself."""
     if raw and instance.active_key is not None:
         Event.objects.using(using).filter(active_key=instance.active_key).exclude(pk=instance.pk).delete()
 
 
-def refuse_early(sender: type[models.Model], instance: models.Model, raw: bool, **kwargs: Any) -> None:
-    """Refuse a date without a time zone, and a key that is too long, before anything is written. Raises
-    ``NaiveDatetimeError`` and ``DefinitionError``."""
+def validate_before_save(sender: type[models.Model], instance: models.Model, raw: bool, **kwargs: Any) -> None:
+    """Validate what the events need before anything is written.
+
+    Raises ``NaiveDatetimeError`` for a date without a time zone, and ``DefinitionError`` for a key that is too long.
+    """
     if raw:
         return
     for declared in declared_on(sender):
         if instance.pk is not None:
-            declared.entity_id_of(instance)  # raises for one that is too long
+            declared.entity_id_of(instance)  # raises if it is too long
         name = declared.definition.date_field
         value = instance.__dict__.get(name) if name else None
         if isinstance(value, datetime):
@@ -122,4 +124,4 @@ def on_save(
     recorder.refuse_other_database(sender, using)
     recorder.record([instance], timezone.now(), created=created, raw=raw, update_fields=update_fields)
     if created:
-        remember_new(instance)
+        mark_as_inserted(instance)

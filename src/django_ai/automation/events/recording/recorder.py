@@ -1,10 +1,9 @@
-"""The recorder: what each save and delete of an entity does to its event rows, in the same transaction.
+"""The recorder: write what each save of an entity changes in its event rows, in the transaction of the save.
 
-The first save inserts a PENDING row for each definition (one statement); later saves read them (one statement) and
-write only what changed: a date that moved, a condition that flipped, a field that is watched. Where a definition lets
-its event occur again, the old row becomes history and a new one takes its place (``_renew``). An immediate event whose
-condition is true becomes due at once, and ``occurrence.CommitBatch`` makes it occur after the commit; if the process
-dies in between, a worker does it.
+The first save inserts a pending row for each definition (one statement). Later saves read the rows (one statement) and
+write only changes: a date that moved, a condition that flipped, a watched field. Where a definition lets its event
+occur again, the old row becomes history and a new one replaces it (``_replace``). An immediate event whose condition is
+true becomes due at once, and ``CommitBatch`` makes it occur after the commit; if that process dies, a worker does.
 """
 
 from __future__ import annotations
@@ -23,19 +22,18 @@ from ...queues.lease import revoke
 from ..definitions import Declared, EventTrigger, declared_on
 from ..models import Event, EventStatus
 from ..subscribers import subscribers
-from ..timing import (
-    not_fired,
-    skip_note,
-)
+from ..timing import not_fired, skip_note
 from .desired_event import DesiredEvent, desired_events, mark_existing, read_from_table
-from .entity_state import before_save
+from .entity_state import as_before_save
 from .event_row import apply_desired, differs, needs_row, new_row, occurs_again
-from .follow_up import follow, report_failures
+from .follow_up import follow_up, report_failures
 
-TRIES = 20
+MAX_WRITE_ATTEMPTS = 20
+"""Attempts to insert or update a row that concurrent transactions change, before an error is raised."""
 
 
 def refuse_other_database(model: type[models.Model], using: str) -> None:
+    """Raise ``WrongDatabaseError`` unless ``using`` is the database of the automation tables."""
     if using != alias_of(Event):
         raise WrongDatabaseError(
             f"{model._meta.label} declares events and was written to the database {using!r}, but the automation tables "
@@ -54,133 +52,138 @@ def record(
     read_before: bool = False,
     only: Declared | None = None,
 ) -> int:
-    """Bring the event rows of ``entities`` (all of one class) in line; return how many rows were written.
+    """Update the event rows of ``entities`` (all of one class), and return how many rows were written.
 
-    ``read_before``: the entities were read some time ago and nobody saves them now, so those that seem to differ are
-    locked and read again. ``only``: the one event that it is about (default: all that the class declares). Runs in the
-    caller's transaction. A condition that raises parks its event and never the save.
+    ``read_before``: the entities were read earlier and are not being saved, so those that seem to differ are locked and
+    read again. ``only``: the one event to update (default: all that the class declares). Runs in the transaction of the
+    caller. A condition that raises never fails the save: a worker evaluates it again, or its event is parked.
     """
     write = None if read_before else EventTrigger.CREATE if created else EventTrigger.UPDATE
-    wanted = [each for entity in entities for each in desired_events(entity, raw, update_fields, write, only)]
-    if not wanted:
+    desired = [each for entity in entities for each in desired_events(entity, raw, update_fields, write, only)]
+    if not desired:
         return 0
     with transaction.atomic(using=alias_of(Event), savepoint=False):
         if created:
-            return _insert(wanted, now, raw, reborn=not raw)
-        known = _known(wanted)
-        if update_fields is not None or read_before or any(each.definition.watch_fields for each in wanted):
-            doubtful = {each.entity_id for each in wanted if each.key not in known or differs(known[each.key], each)}
+            return _insert(desired, now, raw, is_new_entity=not raw)
+        known = _rows_by_key(desired)
+        if update_fields is not None or read_before or any(each.definition.watch_fields for each in desired):
+            doubtful = {each.entity_id for each in desired if each.key not in known or differs(known[each.key], each)}
             if not doubtful:
                 if not read_before:
-                    report_failures([(known[each.key], each) for each in wanted])
+                    report_failures([(known[each.key], each) for each in desired])
                 return 0
-            # The instance may hold values that this save left out, that were changed since it was read, or that the
-            # database rounds; what counts is what is in the table.
+            # The instance may have values that this save omits, that were changed since it was read, or that the
+            # database rounds. The values in the table count.
             fresh = [read_from_table(entity, lock=read_before) for entity in entities if _ids_of(entity) & doubtful]
             present = [entity for entity in fresh if entity is not None]
-            wanted = [each for entity in present for each in desired_events(entity, raw, None, write, only)]
-            known = _known(wanted)
-        unseen = [each for each in wanted if each.key not in known]
-        if read_before:  # nobody saves: an immediate event waits for the next save
+            desired = [each for entity in present for each in desired_events(entity, raw, None, write, only)]
+            known = _rows_by_key(desired)
+        unseen = [each for each in desired if each.key not in known]
+        if read_before:  # no save is running: an immediate event waits for the next one
             unseen = [each for each in unseen if each.definition.is_scheduled]
         if unseen and not raw:
-            mark_existing(unseen, None if read_before else before_save(entities[0]), now, saved=not read_before)
-        written = _insert(unseen, now, raw, reborn=False)
-        return written + _change([(known[each.key], each) for each in wanted if each.key in known], now)
+            mark_existing(unseen, None if read_before else as_before_save(entities[0]), now, saved=not read_before)
+        written = _insert(unseen, now, raw, is_new_entity=False)
+        return written + _update([(known[each.key], each) for each in desired if each.key in known], now)
 
 
 def _ids_of(entity: models.Model) -> set[str]:
     return {declared.entity_id_of(entity) for declared in declared_on(type(entity))}
 
 
-def _present(wanted: Sequence[DesiredEvent]) -> list[Event]:
-    return list(Event.objects.filter(active_key__in=[each.key for each in wanted]))
+def _rows_of(desired: Sequence[DesiredEvent]) -> list[Event]:
+    return list(Event.objects.filter(active_key__in=[each.key for each in desired]))
 
 
-def _known(wanted: Sequence[DesiredEvent]) -> dict[str | None, Event]:
-    return {row.active_key: row for row in _present(wanted)}
+def _rows_by_key(desired: Sequence[DesiredEvent]) -> dict[str | None, Event]:
+    return {row.active_key: row for row in _rows_of(desired)}
 
 
-def _insert(wanted: list[DesiredEvent], now: datetime, raw: bool, *, reborn: bool, tries: int = TRIES) -> int:
-    """Insert first rows. ``reborn``: the entity is surely new, so rows that exist belong to a dead one."""
-    wanted = [each for each in wanted if needs_row(each)]
-    if not wanted:
+def _insert(
+    desired: list[DesiredEvent], now: datetime, raw: bool, *, is_new_entity: bool, tries: int = MAX_WRITE_ATTEMPTS
+) -> int:
+    """Insert first rows. ``is_new_entity``: it was just inserted, so existing rows belong to a deleted entity."""
+    desired = [each for each in desired if needs_row(each)]
+    if not desired:
         return 0
-    rows = [new_row(each, now, raw) for each in wanted]
+    rows = [new_row(each, now, raw) for each in desired]
     insert_ignoring(Event, rows, key="active_key")
-    refused = [each for each, row in zip(wanted, rows, strict=True) if row.pk is None]
+    refused = [each for each, row in zip(desired, rows, strict=True) if row.pk is None]
     rows = [row for row in rows if row.pk is not None]
-    follow(rows, now, fresh=True)
+    follow_up(rows, now, fresh=True)
     if not refused or raw:
         return len(rows)
-    present = _present(refused)
-    if reborn:
-        # An entity of the same primary key went without a trace (raw SQL). Its rows must not speak for this one.
-        _bury(present, now)
-        return len(rows) + _insert(refused, now, raw, reborn=False)
-    # Two first saves at once: the other one was faster, and ours is the newer state.
+    present = _rows_of(refused)
+    if is_new_entity:
+        # Raw SQL has deleted an entity with the same primary key. Its rows must not count for this one.
+        _release_keys(present, now)
+        return len(rows) + _insert(refused, now, raw, is_new_entity=False)
+    # A concurrent first save was faster; this transaction has the newer state.
     pairs = {row.active_key: row for row in present}
-    gone = [each for each in refused if each.key not in pairs]
-    if gone and not tries:
-        raise AutomationError(_unseen(gone[0]))
-    written = len(rows) + _change([(pairs[each.key], each) for each in refused if each.key in pairs], now)
-    # Deleted or moved between the refusal and our look, perhaps.
-    return written + (_insert(gone, now, raw, reborn=False, tries=tries - 1) if gone else 0)
+    missing = [each for each in refused if each.key not in pairs]
+    if missing and not tries:
+        raise AutomationError(_invisible_row_message(missing[0]))
+    written = len(rows) + _update([(pairs[each.key], each) for each in refused if each.key in pairs], now)
+    # A missing row may have been deleted or replaced since the insert was refused.
+    return written + (_insert(missing, now, raw, is_new_entity=False, tries=tries - 1) if missing else 0)
 
 
-def _unseen(wanted: DesiredEvent) -> str:
+def _invisible_row_message(desired: DesiredEvent) -> str:
     return (
-        f"The event {wanted.definition.name!r} of {wanted.declared.label} {wanted.entity_id} has a row already, "
-        f"and this transaction does not see it, so it cannot be armed. Read where you write (the automation tables "
-        f"are in {alias_of(Event)!r}) in the isolation level READ COMMITTED, Django's default, or save again."
+        f"The event {desired.definition.name!r} of {desired.declared.label} {desired.entity_id} has a row already, "
+        f"and this transaction does not see it, so it cannot be armed. Read from the database that is written to (the "
+        f"automation tables are in {alias_of(Event)!r}) with the isolation level READ COMMITTED, Django's default, or "
+        "save again."
     )
 
 
-def _bury(rows: list[Event], now: datetime) -> None:
+def _release_keys(rows: list[Event], now: datetime) -> None:
+    """Let rows of a deleted entity become history: pending ones are cancelled."""
     revoke(
         Event.objects.filter(pk__in=[row.pk for row in rows]),
         active_key=None,
         wake_at=None,
         status=Case(When(status=EventStatus.PENDING, then=Value(EventStatus.CANCELLED.value)), default=F("status")),
     )
-    for listener in subscribers():
-        listener.withdrawn(rows, now, "its entity was deleted")
+    for subscriber in subscribers():
+        subscriber.withdrawn(rows, now, "its entity was deleted")
 
 
-def _change(pairs: list[tuple[Event, DesiredEvent]], now: datetime) -> int:
+def _update(pairs: list[tuple[Event, DesiredEvent]], now: datetime) -> int:
+    """Update or replace rows that differ from what is desired, and return how many were written."""
     changed, renewed, same = [], [], []
-    for known, wanted in pairs:
+    for known, desired in pairs:
         row: Event | None = known
-        for _ in range(TRIES):
-            if row is None:  # deleted or buried meanwhile: it starts afresh
-                row = new_row(wanted, now, False)
+        for _ in range(MAX_WRITE_ATTEMPTS):
+            if row is None:  # its key was released meanwhile: insert a first row
+                row = new_row(desired, now, False)
                 if insert_ignoring(Event, [row], key="active_key"):
                     renewed.append(row)
                     break
-            elif not differs(row, wanted):
-                same.append((row, wanted))
+            elif not differs(row, desired):
+                same.append((row, desired))
                 break
-            elif occurs_again(row, wanted, now):
-                new = _renew(row, wanted, now)
+            elif occurs_again(row, desired, now):
+                new = _replace(row, desired, now)
                 if new is not None:
                     renewed.append(new)
                     break
-            elif _write(row, wanted, now):
+            elif _write(row, desired, now):
                 changed.append(row)
                 break
-            row = Event.objects.filter(active_key=wanted.key).first()
+            row = Event.objects.filter(active_key=desired.key).first()
         else:
             raise AutomationError(
-                f"{known} changes under our hands, and this transaction does not see how. Use the isolation level READ "
-                "COMMITTED (Django's default), or save again."
+                f"{known} is changed by other transactions, and this one does not see the changes. Use the isolation "
+                "level READ COMMITTED (Django's default), or save again."
             )
-    follow(changed, now, fresh=False)
-    follow(renewed, now, fresh=True)
+    follow_up(changed, now, fresh=False)
+    follow_up(renewed, now, fresh=True)
     report_failures(same)
     return len(changed) + len(renewed)
 
 
-WRITTEN = (
+RECORDED_COLUMNS = (
     "event_name",
     "namespace",
     "trigger",
@@ -199,38 +202,43 @@ WRITTEN = (
 )
 
 
-def _write(row: Event, wanted: DesiredEvent, now: datetime) -> bool:
-    """Write what the entity says now to its row. Compare and set: a worker may have made the event occur since we read
-    it; then nothing is written."""
+def _write(row: Event, desired: DesiredEvent, now: datetime) -> bool:
+    """Write what the entity declares now to its row, and return whether it was written.
+
+    Fenced on ``seq``: if a worker has made the event occur since the row was read, nothing is written.
+    """
     seq = row.seq
-    apply_desired(row, wanted, now)
-    if not revoke(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in WRITTEN}):
+    apply_desired(row, desired, now)
+    if not revoke(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in RECORDED_COLUMNS}):
         return False
     row.seq = seq + 1
     return True
 
 
-def _renew(row: Event, wanted: DesiredEvent, now: datetime) -> Event | None:
-    """Let ``row`` become history and put a new one in its place. None: somebody else was faster."""
-    old = Event.objects.filter(pk=row.pk, active_key=wanted.key, seq=row.seq)
-    if wanted.definition.is_scheduled:
-        # Its date has gone elsewhere, and what hung on it goes along.
+def _replace(row: Event, desired: DesiredEvent, now: datetime) -> Event | None:
+    """Let ``row`` become history and insert a new row in its place. None: a concurrent transaction was faster."""
+    old = Event.objects.filter(pk=row.pk, active_key=desired.key, seq=row.seq)
+    if desired.definition.is_scheduled:
+        # Its date has moved, so its remaining milestones are dropped.
         ended: dict[str, Any] = {
             "fired": [*row.fired, *not_fired(row)],
             "wake_at": now if row.pending_notifications else None,
         }
         if row.status == EventStatus.PENDING:
-            ended |= {"status": EventStatus.CANCELLED, "error": "Its date moved after a part of it had fired."}
+            ended |= {
+                "status": EventStatus.CANCELLED,
+                "error": "Its date moved after a milestone had fired.",
+            }
         elif skipped := not_fired(row):
-            ended["error"] = skip_note(skipped, "its date moved, and the new one has an event of its own")
+            ended["error"] = skip_note(skipped, "its date moved, and the new date has its own event")
         moved = revoke(old, active_key=None, **ended)
     else:
-        # Whoever has it in hand goes on: it still occurs, or fires its offsets, by itself.
+        # Only the key changes, so a lease stays valid: the row still occurs, or fires its offsets.
         moved = old.update(active_key=None)
     if not moved:
         return None
-    if wanted.definition.is_scheduled:
-        for listener in subscribers():
-            listener.withdrawn([row], now, "the date of its event has moved, and the new one has a run of its own")
-    new = new_row(wanted, now, False, again=True)
+    if desired.definition.is_scheduled:
+        for subscriber in subscribers():
+            subscriber.withdrawn([row], now, "the date of its event has moved, and the new date has its own run")
+    new = new_row(desired, now, False, replaces=True)
     return new if insert_ignoring(Event, [new], key="active_key") else None

@@ -1,7 +1,7 @@
-"""Whether an instance that was just saved may hold something else than its row does.
+"""Whether a saved instance may differ from its row.
 
-A field accepts more than it gives back: text for a number, more places than a column has, an expression. Conditions
-judge what the database holds, so such an instance is read again; one that holds what a read would give costs nothing.
+A field accepts more than it returns: a string for a number, more decimal places than the column has, an expression.
+Conditions are evaluated with the stored values, so such an instance is read again; any other instance costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import django
 from django.db import models
 
-KINDS: tuple[tuple[type[models.Field[Any, Any]], type], ...] = (
+PYTHON_TYPES: tuple[tuple[type[models.Field[Any, Any]], type], ...] = (
     (models.BooleanField, bool),
     (models.IntegerField, int),
     (models.FloatField, float),
@@ -30,7 +30,7 @@ KINDS: tuple[tuple[type[models.Field[Any, Any]], type], ...] = (
 
 
 def may_differ(entity: models.Model) -> bool:
-    """Say whether a read may give ``entity`` another value in one of its columns."""
+    """Return whether reading ``entity`` again may give another value in one of its columns."""
     return any(
         _may_differ(field, entity.__dict__[field.attname])
         for field in entity._meta.concrete_fields
@@ -40,7 +40,7 @@ def may_differ(entity: models.Model) -> bool:
 
 def _may_differ(field: Any, value: Any) -> bool:
     if field.generated:
-        # Django 6 reads it back with the save, or defers it.
+        # Django 6 reads it back after the save, or defers it.
         return django.VERSION < (6, 0)
     if value is None:
         return False
@@ -48,7 +48,7 @@ def _may_differ(field: Any, value: Any) -> bool:
         return True
     while field.is_relation:
         field = field.target_field
-    expected = next((each for kind, each in KINDS if isinstance(field, kind)), None)
+    expected = next((each for kind, each in PYTHON_TYPES if isinstance(field, kind)), None)
     if expected is None:
         return False
     if not isinstance(value, expected):
