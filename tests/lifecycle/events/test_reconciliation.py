@@ -58,7 +58,7 @@ def bites(take, clock, at_least):
 def small(monkeypatch):
     monkeypatch.setattr(reconcile, "ENTITIES_PER_TRANSACTION", 2)
     monkeypatch.setattr(reconcile, "KEYS_PER_QUERY", 3)
-    monkeypatch.setattr(agents, "CHUNK", 2)
+    monkeypatch.setattr(agents, "ROWS_PER_CHUNK", 2)
 
 
 @pytest.mark.usefixtures("small")
