@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-ci test-all test-matrix check lint types imports format demo serve bench soak migrations messages package clean
+.PHONY: help test test-ci test-all test-matrix check lint types imports format demo serve bench soak migrations messages package
+.PHONY: clean docs docs-serve
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +63,12 @@ bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scal
 
 soak: $(INSTALLED)  ## random programs with injected faults, checked by a model: MINUTES=2 SEED=... DATABASE=sqlite|postgresql|mariadb
 	$(BIN)/python -m tests.support.soak.run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)
+
+docs: $(INSTALLED)  ## the documentation as HTML in docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+
+docs-serve: docs  ## the documentation on http://127.0.0.1:8001, until Ctrl-C
+	$(BIN)/python -m http.server 8001 --bind 127.0.0.1 --directory docs/_build/html
 
 migrations: $(INSTALLED)  ## rewrite the initial migration of each app from its models
 	$(BIN)/python tools/migrations.py

@@ -37,6 +37,7 @@ INSTALLED_APPS = [
     "tests.apps.soak",
     "tests.apps.story",
     "tests.apps.release",
+    "tests.apps.shop",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",

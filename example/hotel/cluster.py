@@ -1,4 +1,4 @@
-"""Start and stop the hotel's processes from a script."""
+"""Starts and stops the processes of the example from a script."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ HERE = Path(__file__).resolve().parent
 
 
 def need(*modules: str) -> None:
-    """End with a sentence that says what to do, unless ``modules`` can be imported."""
+    """Exit with instructions unless ``modules`` can be imported."""
     for module in modules:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise SystemExit(
                 f"This Python ({sys.executable}) lacks {error.name!r}. "
-                "Start the hotel with `make demo` or `make serve`, which install what it needs."
+                "Start the example with `make demo` or `make serve`, which install what it needs."
             ) from error
 
 
 def set_up_django(**environment: str) -> None:
-    """Make this process one of the hotel's. ``environment`` reaches the processes that it starts, too."""
+    """Set up Django with the settings of the example. Child processes inherit ``environment``."""
     need("django", "django_ai.automation")
     os.environ.update(environment)
     os.environ["DJANGO_SETTINGS_MODULE"] = "hotel_site.settings"
@@ -38,10 +38,10 @@ def set_up_django(**environment: str) -> None:
     django.setup()
 
 
-def stop_in_order() -> None:
-    """Let SIGTERM and SIGINT unwind this process, so that what it started is stopped with it.
+def exit_on_signals() -> None:
+    """Raise ``KeyboardInterrupt`` on SIGTERM and SIGINT, so that ``finally`` blocks stop the child processes.
 
-    Both are set, because a shell starts a background job with SIGINT ignored, and Python then leaves it so.
+    SIGINT is set as well, because a shell starts background jobs with SIGINT ignored, and Python keeps it ignored.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
@@ -49,9 +49,9 @@ def stop_in_order() -> None:
 
 @contextlib.contextmanager
 def command(*arguments: str, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``manage.py`` with ``arguments`` until the block ends; then ask it to stop, and insist after a while.
+    """Run ``manage.py`` with ``arguments`` until the block ends; then send SIGTERM, and SIGKILL after ten seconds.
 
-    It has a session of its own, so that a Ctrl-C in the terminal reaches this process only, which stops it in order.
+    It runs in a separate session, so that Ctrl-C in the terminal reaches only this process, which then stops it.
     """
     process = subprocess.Popen(
         [sys.executable, str(HERE / "manage.py"), *arguments],
@@ -67,7 +67,7 @@ def command(*arguments: str, log: IO[bytes] | None = None) -> Iterator[subproces
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-        finally:  # a second, impatient Ctrl-C leaves nobody behind either
+        finally:  # also after a second Ctrl-C
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -9,37 +9,39 @@ from collections.abc import Iterator
 from datetime import timedelta
 from subprocess import Popen
 
-from cluster import command, set_up_django, stop_in_order
+from cluster import command, exit_on_signals, set_up_django
 
 HOST, PORT = "127.0.0.1", 8000
 
 
 def main() -> None:
-    refuse_a_busy_port()
+    require_free_port()
     set_up_django()
     from django.core.management import call_command
 
-    stop_in_order()
+    exit_on_signals()
     try:
         call_command("migrate", verbosity=0)
         for line in prepare():
             print(line, flush=True)
         with command("qcluster") as cluster, command("runserver", f"{HOST}:{PORT}", "--noreload") as web:
-            print(f"The hotel is open: http://{HOST}:{PORT}/admin/  (Ctrl-C closes it)", flush=True)
-            ended = wait_for_the_first_to_end({"qcluster": cluster, "runserver": web})
+            print(f"The hotel runs at http://{HOST}:{PORT}/admin/  (Ctrl-C stops it)", flush=True)
+            ended = wait_for_first_exit({"qcluster": cluster, "runserver": web})
     except KeyboardInterrupt:
-        print("\nClosed.", flush=True)
+        print("\nStopped.", flush=True)
         return
-    raise SystemExit(f"{ended} ended by itself; its last words are above.")
+    raise SystemExit(f"FAILED: {ended} ended unexpectedly; see its output above.")
 
 
-def refuse_a_busy_port() -> None:
+def require_free_port() -> None:
     with contextlib.closing(socket.socket()) as probe:
         if probe.connect_ex((HOST, PORT)) == 0:
-            raise SystemExit(f"Something listens on {HOST}:{PORT} already. Stop it first; it may be another hotel.")
+            raise SystemExit(
+                f"FAILED: {HOST}:{PORT} is in use, perhaps by another `make serve`. Stop that process first."
+            )
 
 
-def wait_for_the_first_to_end(processes: dict[str, Popen[bytes]]) -> str:
+def wait_for_first_exit(processes: dict[str, Popen[bytes]]) -> str:
     while True:
         for name, process in processes.items():
             if process.poll() is not None:
@@ -48,7 +50,7 @@ def wait_for_the_first_to_end(processes: dict[str, Popen[bytes]]) -> str:
 
 
 def prepare() -> Iterator[str]:
-    """Put somebody at the desk and some guests in the book; say what was done."""
+    """Create a superuser and some reservations, unless there are any; yield what was done."""
     from django.contrib.auth import get_user_model
     from django.utils import timezone
 
@@ -58,7 +60,7 @@ def prepare() -> Iterator[str]:
     users = get_user_model().objects
     if not users.filter(is_superuser=True).exists():
         users.create_superuser("admin", password="admin")
-        yield "Made a superuser: admin, password admin. Good enough for this machine, and for nothing else."
+        yield "Created the superuser admin with the password admin: use it on this machine only."
     if not Reservation.objects.exists():
         for number, name in enumerate(("Ada", "Ben", "Cleo"), 1):
             checkin = timezone.now() + timedelta(minutes=2 * number)
@@ -70,7 +72,7 @@ def prepare() -> Iterator[str]:
                 checkout_at=checkin + timedelta(days=2),
             )
         run = open_day(f"{timezone.localdate():%A}")
-        yield "Took three reservations; the first guest arrives in two minutes, and the three are asked for papers."
+        yield "Created three reservations; the first guest arrives in two minutes, and all are asked for documents."
         yield f"{run} waits for `manage.py desk close 420`."
 
 

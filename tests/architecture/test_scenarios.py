@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = ROOT / "tests" / "scenarios"
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "explanation" / "reliability.md"
 
 
 NUMBERS = [int(number) for number in re.findall(r"^\| (\d+) \| .*`test_\d+_", PAGE.read_text(), re.MULTILINE)]

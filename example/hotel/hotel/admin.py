@@ -1,6 +1,7 @@
-"""The front desk.
+"""The admin pages of the hotel.
 
-The actions save row by row, because ``QuerySet.update`` passes the signals by: a sweep would notice it, minutes later.
+The actions save row by row, because ``QuerySet.update`` bypasses Django's signals: events would follow minutes later,
+with the next reconciliation.
 """
 
 from __future__ import annotations

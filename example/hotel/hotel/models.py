@@ -1,4 +1,4 @@
-"""What a hotel knows, and the events of its days."""
+"""The models of the hotel, and their events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Reservation(models.Model):
 
 
 class Document(models.Model):
-    """What a guest hands in before the stay."""
+    """A document that a guest hands in before the stay."""
 
     reservation = models.ForeignKey(Reservation, on_delete=models.CASCADE, related_name="documents")
     kind = models.CharField(max_length=20, default="passport")
@@ -71,7 +71,7 @@ class HousekeepingTask(models.Model):
 
 
 class GuestMessage(models.Model):
-    """What a guest has written to the hotel. It names the guest and no reservation: a guest does not think in rows."""
+    """A message from a guest to the hotel. It refers to the guest, not to a reservation."""
 
     guest = models.ForeignKey(Guest, on_delete=models.CASCADE, related_name="messages")
     text = models.CharField(max_length=200)
@@ -102,7 +102,7 @@ class Complaint(models.Model):
 
 
 class Message(models.Model):
-    """A letter, a text or a note: what the hotel has said, and to whom."""
+    """A message from the hotel: a letter, a text message or an internal note."""
 
     reservation = models.ForeignKey(Reservation, null=True, blank=True, on_delete=models.SET_NULL)
     text = models.CharField(max_length=200)

@@ -1,4 +1,4 @@
-"""Time at the hotel: real hours in a project, seconds in the demo."""
+"""The length of an hour: a real hour normally, three seconds in the demo."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from django.conf import settings
 
 
 def hours(number: float) -> timedelta:
-    """Return ``number`` hours as long as ``settings.HOTEL_HOUR`` says they are."""
+    """Return ``number`` hours of the length ``settings.HOTEL_HOUR``."""
     return timedelta(seconds=settings.HOTEL_HOUR.total_seconds() * number)

@@ -1,4 +1,4 @@
-"""A small hotel on SQLite: what a project needs to run automations, and nothing more."""
+"""Settings of a small hotel on SQLite, with what a project needs for automations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django_ai.automation import AUTOMATION_APPS
 
 BASE_DIR = Path(__file__).resolve().parents[1]
 
-# An example that listens on this machine only. A real project takes its key from the environment.
+# The example listens on this machine only. A real project reads its key from the environment.
 SECRET_KEY = os.environ.get("HOTEL_SECRET_KEY", "an example is no secret: 6cZ0v1mXq8R2t7Yw3Lk5Jd9")
 DEBUG = True
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
@@ -70,8 +70,8 @@ Q_CLUSTER = {
     "poll": 0.2,
 }
 
-# How long an hour is. The demo has no time: there it is three seconds.
+# The length of an hour. In the demo it is three seconds.
 HOTEL_HOUR = timedelta(seconds=float(os.environ.get("HOTEL_HOUR_SECONDS", "3600")))
 
-# Whether the world outside fails at first: a telephone that nobody picks up, an answer that gets lost.
-HOTEL_MISHAPS = os.environ.get("HOTEL_MISHAPS", "") == "1"
+# Whether the first calls of external services fail: a call that is not answered, an answer that is lost.
+HOTEL_FAULTS = os.environ.get("HOTEL_FAULTS", "") == "1"

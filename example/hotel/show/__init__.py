@@ -1,1 +1,1 @@
-"""The demo's parts: the story, what is promised of it, and the screen. Imported when Django has been set up."""
+"""The demo: its story, the promises that it checks, and its output. Imported after Django is set up."""

@@ -1,4 +1,4 @@
-"""What must happen between the hotel's agents and its guests; see ``promises.py`` for how a check works."""
+"""What the agents of the demo must do; see ``promises.py`` for how a check works."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .story import BOOKINGS, Day
 
 CAME = ("Ada", "Ben", "Gil", "Hana")
 LEFT = ("Eve", "Finn", "Hana")
-TOLD = {  # every answer there must be at the end, and none besides
+EXPECTED_EXECUTIONS = {  # exactly these executions must exist at the end
     ("introduce", "completed"): len(BOOKINGS),
     ("look_forward", "completed"): len(CAME),
     ("show_the_way", "completed"): len(CAME),
@@ -37,35 +37,35 @@ TOLD = {  # every answer there must be at the end, and none besides
 
 
 def promises() -> Iterator[Promise]:
-    yield Promise("Each confirmed stay has a journey of its own", begun)
-    yield Promise("Hana hears from hers three hours before check-in", lambda day: told(day, "Hana", "look_forward", 1))
-    yield Promise("Hana is shown the way at check-in", lambda day: told(day, "Hana", "show_the_way", 4))
+    yield Promise("Each confirmed stay has its own journey agent", started)
+    yield Promise("Hana's greets her three hours before check-in", lambda day: handled(day, "Hana", "look_forward", 1))
+    yield Promise("Hana is shown the way at check-in", lambda day: handled(day, "Hana", "show_the_way", 4))
     yield Promise("Hana's ends an hour after check-out", ended)
-    yield Promise("Ben's moves along with his check-in", lambda day: told(day, "Ben", "look_forward", 5))
-    yield Promise("Conditions are asked when it is time", asked_in_time)
-    yield Promise("A retry is put off, other letters are answered", retried)
-    yield Promise("A letter finds its journey by the guest", found_by_guest)
+    yield Promise("Ben's moves along with his check-in", lambda day: handled(day, "Ben", "look_forward", 5))
+    yield Promise("Conditions are evaluated when the event occurs", evaluated_in_time)
+    yield Promise("While a handler waits for its retry, others run", retried)
+    yield Promise("A message is routed to the agent by its guest", found_by_guest)
     yield Promise("Two complaints, one agent: a singleton", taken_over)
-    yield Promise("A claim: support answers, the journey is silent", passed_by)
-    yield Promise("Finn's letters are not claimed: he is answered", lambda day: answered(day, "I pay tomorrow, yes?"))
+    yield Promise("A claim: support answers, the journey does not", skipped_by_claim)
+    yield Promise("Finn's messages are not claimed: he is answered", lambda day: answered(day, "I pay tomorrow, yes?"))
     yield Promise("Claim released: the journey answers again", handed_back)
-    yield Promise("Who ignores claims has counted every letter", counted)
+    yield Promise("A handler that ignores claims counted every message", counted)
     yield Promise("Support asks again an hour later, and ends", asked_again)
-    yield Promise("Cleo's and Dan's journeys end with their stays", given_up)
-    yield Promise("Every agent was told everything, and once", nothing_else, at_last=True)
+    yield Promise("Cleo's and Dan's journeys end with their stays", cancelled)
+    yield Promise("Every agent handled every event, once", nothing_else, at_last=True)
 
 
-def begun(day: Day) -> str | None:
+def started(day: Day) -> str | None:
     first = HandlerExecution.objects.filter(handler="introduce", status="completed")
     if first.count() < len(BOOKINGS):
         return None
     runs = AgentRun.objects.filter(name="hotel.journey").count()
     assert runs == first.values("run").distinct().count() == len(BOOKINGS), f"{runs} agents"
     last = max(each.finished_at for each in first)
-    return f"{runs} agents, the last {seconds(day.began, last):.2f} s after the first save"
+    return f"{runs} agents, the last {seconds(day.started, last):.2f} s after the first save"
 
 
-def told(day: Day, name: str, handler: str, hour: float) -> str | None:
+def handled(day: Day, name: str, handler: str, hour: float) -> str | None:
     execution = finished(day.journey(name), handler)
     if execution is None:
         return None
@@ -74,7 +74,7 @@ def told(day: Day, name: str, handler: str, hour: float) -> str | None:
 
 
 def ended(day: Day) -> str | None:
-    late, run = told(day, "Hana", "say_goodbye", 7.75), day.journey("Hana")
+    late, run = handled(day, "Hana", "say_goodbye", 7.75), day.journey("Hana")
     if late is None or run is None:
         return None
     assert run.status == "completed", f"it is {run.status}: {run.error}"
@@ -84,14 +84,14 @@ def ended(day: Day) -> str | None:
     return f"{late}, {len(stages)} stages in order"
 
 
-def asked_in_time(day: Day) -> str | None:
+def evaluated_in_time(day: Day) -> str | None:
     offered = [finished(day.journey(name), "bring_champagne") for name in CAME]
     early = answer(day, "May I come early?")
     if early is None or not all(offered):
         return None
     silent = [each for each in (early, *offered) if each and each.status == "skipped"]
     assert all(each.error == "Its condition was false." for each in silent), f"{[each.error for each in silent]}"
-    assert early in silent, "a letter from before check-in was answered"
+    assert early in silent, "a message from before check-in was answered"
     bottles = Message.objects.filter(text__startswith="Champagne")
     assert [each.reservation_id for each in bottles] == [day.guests["Hana"].pk], f"{[*map(str, bottles)]}"
     return f"{len(CAME)} guests, 1 VIP, 1 bottle; no answer before check-in"
@@ -104,16 +104,16 @@ def retried(day: Day) -> str | None:
         return None
     waits = []
     for execution in found:
-        assert execution.attempt == 2, f"{execution.attempt} tries"
+        assert execution.attempt == 2, f"{execution.attempt} attempts"
         in_time(execution.started_at, execution.due_at)
         waits.append(seconds(execution.created_at, execution.started_at))
     assert min(waits) >= 2.0, f"{waits}"
     taxis = Message.objects.filter(text__endswith="a taxi is on its way").count()
     assert taxis == len(LEFT), f"{taxis} taxis"
     hanas = found[-1]
-    assert between.run == hanas.run, f"Hana's letter went to {between.run}"
-    assert hanas.created_at < between.started_at < hanas.started_at, "a letter waited for a taxi"
-    return ", ".join(f"{wait:.2f} s" for wait in waits) + "; a letter answered meanwhile"
+    assert between.run == hanas.run, f"Hana's message was routed to {between.run}"
+    assert hanas.created_at < between.started_at < hanas.started_at, "a message waited for a taxi"
+    return ", ".join(f"{wait:.2f} s" for wait in waits) + "; a message answered meanwhile"
 
 
 def found_by_guest(day: Day) -> str | None:
@@ -122,7 +122,7 @@ def found_by_guest(day: Day) -> str | None:
         return None
     execution = answer(day, "Is there a sauna?")
     reached = {each.run for each in execution.event.handler_executions.all()} if execution else set()
-    assert reached == {day.journey("Hana")}, f"it reached {reached}"
+    assert reached == {day.journey("Hana")}, f"it was routed to {reached}"
     return late
 
 
@@ -134,13 +134,13 @@ def taken_over(day: Day) -> str | None:
     return f"{found[0].run}: " + ", ".join(in_time(each.started_at, each.event.occurred_at) for each in found)
 
 
-def passed_by(day: Day) -> str | None:
+def skipped_by_claim(day: Day) -> str | None:
     skipped = answer(day, "Now there is a puddle!")
     support = AgentRun.objects.filter(name="hotel.support").first()
     instead = answered(day, "Now there is a puddle!", "answer_in_person")
     if skipped is None or instead is None:
         return None
-    assert skipped.status == "skipped", "the journey has answered"
+    assert skipped.status == "skipped", "the journey agent answered"
     assert f"is claimed by agent {support}" in skipped.error, skipped.error
     assert day.claimed_by == support, f"the holder of the claim was {day.claimed_by}"
     return f"{support} answers in person, {instead}"
@@ -151,7 +151,7 @@ def handed_back(day: Day) -> str | None:
     if late is None:
         return None
     claims = EventClaim.objects.count()
-    assert not claims, f"{claims} claims still stand"
+    assert not claims, f"{claims} claims are still held"
     took, gave = (HandlerExecution.objects.filter(handler=each) for each in ("take_over", "hand_back"))
     held = seconds(took.earliest("finished_at").finished_at, gave.latest("finished_at").finished_at)
     return f"held for {held:.1f} s; {late}"
@@ -161,9 +161,9 @@ def counted(day: Day) -> str | None:
     run = day.journey("Hana")
     if run is None or not run.is_finished:
         return None
-    by_itself = run.executions.filter(handler="answer", status="completed").count()
-    assert (run.data["letters"], by_itself) == (3, 2), f"{run.data['letters']} counted, {by_itself} answered"
-    return "3 letters, 2 answered by the journey"
+    answered = run.executions.filter(handler="answer", status="completed").count()
+    assert (run.data["letters"], answered) == (3, 2), f"{run.data['letters']} counted, {answered} answered"
+    return "3 messages, 2 answered by the journey"
 
 
 def asked_again(day: Day) -> str | None:
@@ -175,15 +175,15 @@ def asked_again(day: Day) -> str | None:
     return ", ".join(in_time(each.started_at, each.event.at + hours(1)) for each in found)
 
 
-def given_up(day: Day) -> str | None:
+def cancelled(day: Day) -> str | None:
     lates = []
     for name in ("Cleo", "Dan"):
         run = day.journey(name)
         if run is None or not run.is_finished:
             return None
         assert run.status == "cancelled", f"{name}'s is {run.status}"
-        handled = [each.handler for each in run.executions.all()]
-        assert handled == ["introduce", "give_up"], f"{name}'s did {handled}"
+        names = [each.handler for each in run.executions.all()]
+        assert names == ["introduce", "give_up"], f"{name}'s handled {names}"
         lates.append(in_time(run.finished_at, run.executions.get(handler="give_up").event.occurred_at))
     return ", ".join(lates)
 
@@ -194,24 +194,28 @@ def nothing_else(day: Day) -> str | None:
     stuck = AgentRun.objects.unfinished().exclude(status="active")
     assert not stuck, f"{[f'{each} is {each.status}' for each in stuck]}"
     found = Counter(HandlerExecution.objects.values_list("handler", "status"))
-    wrong = {key: (found[key], TOLD.get(key, 0)) for key in found.keys() | TOLD if found[key] != TOLD.get(key, 0)}
+    wrong = {
+        key: (found[key], EXPECTED_EXECUTIONS.get(key, 0))
+        for key in found.keys() | EXPECTED_EXECUTIONS
+        if found[key] != EXPECTED_EXECUTIONS.get(key, 0)
+    }
     assert not wrong, f"found and expected: {wrong}"
     runs = AgentRun.objects.count()
-    assert runs == len(BOOKINGS) + 1, f"{runs} agents instead of one for each stay, and one for Hana's complaints"
-    return f"{runs} agents, {found.total()} answers"
+    assert runs == len(BOOKINGS) + 1, f"{runs} agents instead of one per stay and one for Hana's complaints"
+    return f"{runs} agents, {found.total()} executions"
 
 
 def finished(run: AgentRun | None, handler: str) -> HandlerExecution | None:
-    """Return what an agent's handler has come to, where it is told once in a life. Asserts that it was."""
+    """Return the finished execution of a handler that an agent calls only once. Asserts that it was called once."""
     found = list(run.executions.filter(handler=handler)) if run else []
     if not found:
         return None
-    assert len(found) == 1, f"{run} was told {len(found)} times to {handler}"
+    assert len(found) == 1, f"{run} called {handler} {len(found)} times"
     return found[0] if found[0].finished_at else None
 
 
 def answer(day: Day, letter: str, handler: str = "answer") -> HandlerExecution | None:
-    """Return what a handler has come to with a letter."""
+    """Return the finished execution of a handler for a message."""
     if letter not in day.letters:
         return None
     event = Event.objects.of(day.letters[letter]).get(event_name="guest_wrote")

@@ -1,4 +1,4 @@
-"""What the checks measure with."""
+"""Helpers of the checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hotel.models import Message
 
 from .story import Day
 
-ON_TIME = 1.0  # what a busy machine needs; alone it is some hundredths of a second
+MAX_LATENESS_SECONDS = 1.0  # for a busy machine; on an idle one it is some hundredths of a second
 
 
 def message(day: Day, name: str, text: str) -> Any:
@@ -21,7 +21,7 @@ def seconds(earlier: datetime, later: datetime) -> float:
 
 
 def in_time(happened: datetime, due: datetime) -> str:
-    """Say how late something was. Asserts that it was not early, and not late by more than a moment."""
+    """Return how late something was, as a string. Asserts that it was neither early nor more than a second late."""
     late = seconds(due, happened)
-    assert 0 <= late <= ON_TIME, f"{late:+.2f} s"
+    assert 0 <= late <= MAX_LATENESS_SECONDS, f"{late:+.2f} s"
     return f"{late * 1000:.0f} ms late"

@@ -1,4 +1,4 @@
-"""A promise of the day, kept or broken."""
+"""A promise that the demo checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Check = Callable[[Day], "str | None"]
 
 @dataclass
 class Promise:
-    """Something that must happen. ``at_last``: it is judged when all the others are."""
+    """Something that must happen. ``at_last``: it is checked after all others are decided."""
 
     what: str
     check: Check
@@ -24,7 +24,7 @@ class Promise:
     def is_decided(self) -> bool:
         return self.kept is not None or self.broken is not None
 
-    def look(self, day: Day) -> None:
+    def evaluate(self, day: Day) -> None:
         if not self.is_decided:
             try:
                 self.kept = self.check(day)

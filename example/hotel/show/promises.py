@@ -1,6 +1,6 @@
-"""What must happen at the hotel today. Each check reads the tables and returns what it measured, None for "not yet".
+"""What must happen during the demo. Each check reads the tables and returns what it measured, or None for "not yet".
 
-A broken promise raises ``AssertionError`` with the figure that was wrong.
+A broken promise raises ``AssertionError`` with the wrong figure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hotel.models import HousekeepingTask, Message
 from hotel.pace import hours
 
 from . import agents
-from .measures import ON_TIME, in_time, message, seconds
+from .measures import MAX_LATENESS_SECONDS, in_time, message, seconds
 from .promise import Promise
 from .story import Day
 
@@ -31,29 +31,29 @@ def promises() -> Iterator[Promise]:
     yield Promise("Ben's check-in is moved, and its timers with it", moved)
     yield Promise("Ben is reminded before his new check-in", lambda day: reminded(day, "Ben", 8))
     yield Promise("Check-ins occur at their date", occurred)
-    yield Promise("Ada's workflow waits for her passport", lambda day: papers(day, "Ada", "passport"))
-    yield Promise("Ben's times out and falls back", lambda day: papers(day, "Ben", "at the desk"))
-    yield Promise("Gil's papers came early: nothing to wait for", lambda day: papers(day, "Gil", "visa"))
-    yield Promise("A retry waits the 2 s that it says", retried)
-    yield Promise("What a failed try wrote is not kept", rolled_back)
-    yield Promise("An answer lost outside: two calls, one key card", called_once)
+    yield Promise("Ada's workflow waits for her passport", lambda day: documents(day, "Ada", "passport"))
+    yield Promise("Ben's times out and falls back", lambda day: documents(day, "Ben", "at the desk"))
+    yield Promise("Gil's documents came early: no wait", lambda day: documents(day, "Gil", "visa"))
+    yield Promise("A retry waits for its delay of 2 s", retried)
+    yield Promise("Writes of a failed attempt are rolled back", rolled_back)
+    yield Promise("An external answer is lost: two calls, one key card", called_once)
     yield Promise("A signal wakes the night audit", signalled)
-    yield Promise("Its worker is killed: another one does it, once", done_again)
-    yield Promise("Cleo cancels, and what was planned is withdrawn", withdrawn)
+    yield Promise("Its worker is killed: another one runs the step, once", repeated_after_kill)
+    yield Promise("Cleo cancels, and the planned runs are withdrawn", withdrawn)
     yield Promise("Dan's deletion is noted", deleted)
     yield Promise("Eve departs, a child workflow cleans", departed)
-    yield Promise("Finn has not paid: it fails, the manager knows", refused)
+    yield Promise("Finn has not paid: the run fails, the manager knows", refused)
     yield Promise("Eve is asked one hour after check-out", asked)
     yield from agents.promises()
-    yield Promise("Nothing happened twice, nothing is left over", nothing_else, at_last=True)
-    yield Promise("Health is green; each row says what it waits for", healthy, at_last=True)
+    yield Promise("Nothing happened twice, nothing is unfinished", nothing_else, at_last=True)
+    yield Promise("The system is healthy; each row waits for something", healthy, at_last=True)
 
 
 def confirmed(day: Day) -> str | None:
     found = [message(day, name, "is confirmed") for name in ("Ada", "Ben", "Eve", "Finn", "Gil")]
     if not all(found):
         return None
-    return f"the last {seconds(day.began, max(each.sent_at for each in found)):.2f} s after the first save"
+    return f"the last {seconds(day.started, max(each.sent_at for each in found)):.2f} s after the first save"
 
 
 def reminded(day: Day, name: str, checkin: float) -> str | None:
@@ -78,22 +78,22 @@ def occurred(day: Day) -> str | None:
     return ", ".join(in_time(event.occurred_at, event.at) for event in events)
 
 
-def papers(day: Day, name: str, expected: str) -> str | None:
+def documents(day: Day, name: str, expected: str) -> str | None:
     run = ended(day, name, "hotel.arrival")
     if run is None:
         return None
-    assert message(day, name, f"papers: {expected}"), f"the room is not ready with {expected}"
+    assert message(day, name, f"documents: {expected}"), f"the room is not ready with {expected}"
     entered = list(run.steps.filter(step="ask_for_documents"))
     if expected == "passport":
         assert [each.wake_reason for each in entered] == ["first", "event"], [each.wake_reason for each in entered]
         return f"waited {seconds(entered[0].finished, entered[1].started):.1f} s, then a {expected}"
     if expected == "visa":
         assert [each.outcome for each in entered] == ["goto"], [each.outcome for each in entered]
-        return f"went on at once, with a {expected}"
+        return f"continued at once, with a {expected}"
     fallback = run.steps.get(step="register_at_the_desk")
     assert fallback.wake_reason == "timeout", f"the fallback was entered by {fallback.wake_reason}"
     limit, waited = hours(1).total_seconds(), seconds(entered[0].finished, fallback.started)
-    assert limit <= waited <= limit + ON_TIME, f"{waited:.2f} s instead of {limit:.1f} s"
+    assert limit <= waited <= limit + MAX_LATENESS_SECONDS, f"{waited:.2f} s instead of {limit:.1f} s"
     return f"after {waited:.2f} s of {limit:.0f} s: {expected}"
 
 
@@ -105,7 +105,7 @@ def retried(day: Day) -> str | None:
             return None
         assert [each.outcome for each in tries] == ["error", "goto"], [each.outcome for each in tries]
         waits.append(seconds(tries[0].finished, tries[1].started))
-    assert all(2.0 <= wait <= 2.0 + ON_TIME for wait in waits), f"{waits}"
+    assert all(2.0 <= wait <= 2.0 + MAX_LATENESS_SECONDS for wait in waits), f"{waits}"
     return ", ".join(f"{wait:.2f} s" for wait in waits)
 
 
@@ -115,7 +115,7 @@ def rolled_back(day: Day) -> str | None:
     rows = HousekeepingTask.objects.filter(what="Make up the room")
     counts = [rows.filter(reservation=day.guests[name]).count() for name in ARRIVING]
     assert counts == [1] * len(ARRIVING), f"{counts} rows"
-    return f"{len(counts)} rooms, two tries each, one row each"
+    return f"{len(counts)} rooms, two attempts each, one row each"
 
 
 def called_once(day: Day) -> str | None:
@@ -126,7 +126,7 @@ def called_once(day: Day) -> str | None:
         tries = tries_of(day, name, "cut_the_key")
         assert [each.outcome for each in tries] == ["error", "goto"], [each.outcome for each in tries]
         card = Message.objects.filter(key=f"card:workflow:{run.call_key}:{tries[0].visit}").first()
-        assert card is not None, "no card was cut under the key of this step"
+        assert card is not None, "no card was cut with the key of this step"
         assert run.data["key_card"] == f"card {card.pk}", f"{run.data['key_card']} instead of card {card.pk}"
     cards = Message.objects.filter(key__startswith="card:").count()
     assert cards == len(ARRIVING), f"{cards} cards for {len(ARRIVING)} guests"
@@ -144,7 +144,7 @@ def signalled(day: Day) -> str | None:
     return f"{seconds(signal.sent_at, woken.started) * 1000:.0f} ms after it was sent"
 
 
-def done_again(day: Day) -> str | None:
+def repeated_after_kill(day: Day) -> str | None:
     if not day.audit.is_finished:
         return None
     tries = list(day.audit.steps.filter(step="print_it").order_by("pk"))
@@ -155,7 +155,7 @@ def done_again(day: Day) -> str | None:
 
 def withdrawn(day: Day) -> str | None:
     if timezone.now() < day.at(6):
-        return None  # long enough for a reminder, if there were one
+        return None  # a reminder would have been sent by now
     assert day.planned_for_cleo == 2, f"{day.planned_for_cleo} runs were planned instead of 2"
     left = day.runs("Cleo").exclude(status="withdrawn").count()
     assert day.left_for_cleo == 0 == left, "a planned run is still there"
@@ -171,7 +171,7 @@ def departed(day: Day) -> str | None:
     run = ended(day, "Eve", "hotel.departure")
     if run is None:
         return None
-    assert run.data["cleaned"], "the parent was not told that the child is done"
+    assert run.data["cleaned"], "the parent did not receive the result of its child"
     return f"{run.steps.count()} steps, {run.children.count()} child"
 
 
@@ -196,26 +196,26 @@ def nothing_else(day: Day) -> str | None:
     assert not unasked, f"not asked for: {[each.text for each in unasked]}"
     if any(not run.is_finished for run in WorkflowRun.objects.all()):
         return None
-    troubled = CallbackExecution.objects.exclude(status__in=["pending", "completed"])
-    assert not troubled, f"{[str(each) for each in troubled]}"
+    failed = CallbackExecution.objects.exclude(status__in=["pending", "completed"])
+    assert not failed, f"{[str(each) for each in failed]}"
     if CallbackExecution.objects.filter(status="pending").exists():
         return None
     lost = StepExecution.objects.filter(outcome=StepExecution.LOST).count()
-    assert lost == 1, f"{lost} tries were lost, and one worker was killed"
-    return f"{WorkflowRun.objects.count()} runs, {CallbackExecution.objects.count()} callbacks, all ended"
+    assert lost == 1, f"{lost} attempts were lost, and one worker was killed"
+    return f"{WorkflowRun.objects.count()} runs, {CallbackExecution.objects.count()} callbacks, all finished"
 
 
 def healthy(day: Day) -> str | None:
     health = check_health(timezone.now())
     assert health.is_healthy, str(health)
     rows = list(explain(timezone.now()))
-    hanging = [str(each) for each in rows if not each.waits_for]
-    assert not hanging, f"{hanging}"
-    return f"{len(rows)} unfinished rows; {health.last_worker or 'nobody'} worked last"
+    stuck = [str(each) for each in rows if not each.waits_for]
+    assert not stuck, f"{stuck}"
+    return f"{len(rows)} unfinished rows; {health.last_worker or 'no worker'} was seen last"
 
 
 def ended(day: Day, name: str, workflow: str, expected: str = "completed") -> WorkflowRun | None:
-    """Return the run for a guest when it has ended. Asserts that it ended as expected."""
+    """Return the run for a guest if it has finished. Asserts that it finished as expected."""
     run: WorkflowRun | None = day.runs(name, workflow).first()
     if run is None or not (run.is_finished or run.status == "parked"):
         return None

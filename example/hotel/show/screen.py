@@ -1,6 +1,6 @@
-"""What is shown: a line for each thing that happens, a live table below, and a summary at the end.
+"""The output of the demo: a line for each change, a live table below, and a summary at the end.
 
-Where the output is no terminal the lines come out plain, one by one, and the live table is left out.
+If the output is not a terminal, the lines are plain and there is no live table.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ COLOURS = {"desk": "yellow", "event": "cyan", "message": "green", "step": "magen
 
 
 @dataclass(frozen=True, order=True)
-class Notification:
-    """A line of the timeline; the moment is the row's own."""
+class Entry:
+    """A line of the timeline, with the time of its row."""
 
     at: datetime
     kind: str
     line: str
 
 
-class Feed:
-    """Finds what is new in the tables."""
+class Timeline:
+    """Finds new and changed rows."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[str, int, int]] = set()
 
-    def news(self) -> list[Notification]:
+    def new_entries(self) -> list[Entry]:
         return sorted(self._read())
 
-    def _read(self) -> Iterator[Notification]:
+    def _read(self) -> Iterator[Entry]:
         for event in self._new("event", Event.objects.occurred()):
-            yield Notification(event.occurred_at, "event", f"{event.event_name} of {event.entity or event.entity_id}")
+            yield Entry(event.occurred_at, "event", f"{event.event_name} of {event.entity or event.entity_id}")
         for message in self._new("message", Message.objects.all()):
-            yield Notification(message.sent_at, "message", message.text)
+            yield Entry(message.sent_at, "message", message.text)
         for step in self._new("step", StepExecution.objects.select_related("run")):
-            trouble = f"  ({step.error.strip().splitlines()[-1]})" if step.error else ""
-            line = f"{step.run.name}.{step.step}, try {step.attempt}: {step.outcome}{trouble}"
-            yield Notification(step.finished, "step", line)
-        told = HandlerExecution.objects.select_related("run").filter(started_at__isnull=False)
-        for answer in self._new("agent", told, lambda row: 2 * row.attempt + bool(row.finished_at)):
-            yield Notification(answer.finished_at or answer.started_at, "agent", line_of(answer))
+            error = f"  ({step.error.strip().splitlines()[-1]})" if step.error else ""
+            line = f"{step.run.name}.{step.step}, attempt {step.attempt}: {step.outcome}{error}"
+            yield Entry(step.finished, "step", line)
+        executions = HandlerExecution.objects.select_related("run").filter(started_at__isnull=False)
+        for execution in self._new("agent", executions, lambda row: 2 * row.attempt + bool(row.finished_at)):
+            yield Entry(execution.finished_at or execution.started_at, "agent", line_of(execution))
 
     def _new(self, kind: str, rows: Any, state: Callable[[Any], int] = lambda row: 0) -> Iterator[Any]:
-        """Yield what is new; a row whose ``state`` changes is new again."""
+        """Yield the rows that are new, or whose ``state`` has changed."""
         for row in rows.order_by("pk"):
             found = (kind, row.pk, state(row))
             if found not in self._seen:
@@ -69,25 +69,25 @@ class Feed:
                 yield row
 
 
-def line_of(answer: HandlerExecution) -> str:
-    """Say what a handler has come to. One that tries again is still pending, and says why."""
-    outcome = answer.status if answer.finished_at else "error"
-    trouble = f"  ({answer.error.strip().splitlines()[-1]})" if answer.error else ""
-    tries = f", try {answer.attempt}" if answer.attempt else ""
-    return f"{answer.run}.{answer.handler}{tries}: {outcome}{trouble}"
+def line_of(execution: HandlerExecution) -> str:
+    """Return a line with the state of an execution. One that is to be retried is still pending, and has an error."""
+    outcome = execution.status if execution.finished_at else "error"
+    error = f"  ({execution.error.strip().splitlines()[-1]})" if execution.error else ""
+    attempt = f", attempt {execution.attempt}" if execution.attempt else ""
+    return f"{execution.run}.{execution.handler}{attempt}: {outcome}{error}"
 
 
-def print_news(day: Day, news: Notification) -> None:
-    text = Text(f"{day.hour_of(news.at):5.1f} h  ")
-    text.append(f"{news.kind:<8}", style=COLOURS[news.kind])
-    text.append(news.line)
+def print_entry(day: Day, entry: Entry) -> None:
+    text = Text(f"{day.hour_of(entry.at):5.1f} h  ")
+    text.append(f"{entry.kind:<8}", style=COLOURS[entry.kind])
+    text.append(entry.line)
     console.print(text, soft_wrap=True)
 
 
 def live_view(day: Day, promises: Sequence[Promise]) -> Group:
-    """The clock, and what is still open, as far as half the screen goes: the other half is for the news."""
+    """Return the clock and the open promises, on at most half of the screen; the timeline uses the other half."""
     still_open = [promise for promise in promises if promise.kept is None]
-    count = Text(f"{len(promises) - len(still_open)} of {len(promises)} promises kept; of the others:", style="bold")
+    count = Text(f"{len(promises) - len(still_open)} of {len(promises)} promises kept; the others:", style="bold")
     return Group(Text(), clock_of(day), count, table_of(still_open[: console.height // 2 - 4]))
 
 
@@ -117,13 +117,13 @@ def table_of(promises: Sequence[Promise]) -> Table:
 
 def print_summary(promises: Sequence[Promise], seconds: float) -> None:
     console.print()
-    console.rule("[bold]What was promised")
+    console.rule("[bold]Promises")
     console.print(table_of(promises))
     kept = sum(promise.kept is not None for promise in promises)
     console.print(f"\n{kept} of {len(promises)} promises kept in {seconds:.0f} s")
 
 
 def print_tail(log: Path) -> None:
-    console.print("\nThe cluster's last words:")
+    console.print("\nThe last lines of the cluster's log:")
     lines = log.read_text(errors="replace").splitlines()[-30:]
     console.print("\n".join(lines) or "(none)", markup=False, soft_wrap=True)

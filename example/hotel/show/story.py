@@ -1,4 +1,4 @@
-"""Who comes to the hotel today, and what happens at the desk."""
+"""The story of the demo: the guests, and the actions at the front desk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hotel.desk import close_day, open_day
 from hotel.models import Complaint, Document, Guest, GuestMessage, Reservation
 from hotel.pace import hours
 
-LONG_AGO = -50_000
+LONG_AGO_HOURS = -50_000
 BOOKINGS: tuple[tuple[str, float, float | None, bool], ...] = (
     # name, check-in, check-out (hours from now), paid
     ("Ada", 6, None, False),
     ("Ben", 6, None, False),
     ("Cleo", 7, None, False),
     ("Dan", 8, None, False),
-    ("Eve", LONG_AGO, 4, True),
-    ("Finn", LONG_AGO, 4.5, False),
+    ("Eve", LONG_AGO_HOURS, 4, True),
+    ("Finn", LONG_AGO_HOURS, 4.5, False),
     ("Gil", 6.5, None, False),
     ("Hana", 4, 6.75, True),
 )
@@ -34,7 +34,7 @@ VIP = "Hana"
 
 @dataclass
 class Move:
-    """A date before and after, and the times of what hangs on it."""
+    """A date before and after it was moved, and the times of its timers."""
 
     dates: tuple[datetime, datetime]
     timers: tuple[tuple[datetime, datetime], ...]
@@ -42,9 +42,9 @@ class Move:
 
 @dataclass
 class Day:
-    """The people of the story, when it began, and what was seen on the way."""
+    """The state of the story: its start, its guests, and what was observed during the actions."""
 
-    began: datetime
+    started: datetime
     guests: dict[str, Reservation] = field(default_factory=dict)
     audit: Any = None
     move: Move | None = None
@@ -55,33 +55,33 @@ class Day:
     claimed_by: Any = None
 
     def at(self, hour: float) -> datetime:
-        return self.began + hours(hour)
+        return self.started + hours(hour)
 
     def hour_of(self, moment: datetime) -> float:
-        return (moment - self.began) / hours(1)
+        return (moment - self.started) / hours(1)
 
     def runs(self, name: str, workflow: str = "") -> Any:
-        """The runs for a guest, of one workflow or of all."""
+        """Return the runs for a guest, of one workflow or of all."""
         found = WorkflowRun.objects.filter(entity_id=str(self.guests[name].pk)).order_by("pk")
         return found.filter(name=workflow) if workflow else found
 
     def journey(self, name: str) -> AgentRun | None:
-        """The agent that accompanies a guest's stay."""
+        """Return the agent of a guest's stay."""
         return AgentRun.objects.filter(name="hotel.journey", entity_id=str(self.guests[name].pk)).first()
 
 
 @dataclass(frozen=True)
-class Act:
-    """Something that a person at the desk does at an hour."""
+class Action:
+    """An action at the front desk, at an hour of the day."""
 
     hour: float
     what: str
     do: Callable[[Day], object]
 
 
-def open_the_book() -> Day:
-    """Take the reservations, and start the night audit. Gil has sent his papers days before."""
-    day = Day(began=timezone.now())
+def create_bookings() -> Day:
+    """Create the reservations, and start the night audit. Gil has already handed in a document."""
+    day = Day(started=timezone.now())
     for room, (name, checkin, checkout, paid) in enumerate(BOOKINGS, 101):
         day.guests[name] = Reservation.objects.create(
             guest=Guest.objects.create(name=name, vip=name == VIP),
@@ -96,25 +96,28 @@ def open_the_book() -> Day:
     return day
 
 
-def acts() -> Iterator[Act]:
-    """In the order of their hours. What hangs on an act before is at least a second later: a claim takes effect when it
-    has been made, and what was written before that is answered as ever."""
-    yield Act(0.75, "Ben's check-in is put off by two hours", put_off_ben)
-    yield Act(1.0, "Cleo cancels", cancel_cleo)
-    yield Act(1.25, "Dan's reservation is deleted", delete_dan)
-    yield Act(1.75, "Ada writes, long before she arrives", lambda day: write(day, "Ada", "May I come early?"))
-    yield Act(2.5, "the day is closed: a signal for the night audit", lambda day: close_day(420, weather="fine"))
-    yield Act(3.5, "Ada uploads her passport (Ben never does)", upload_for_ada)
-    yield Act(4.35, "Hana writes, in her room", lambda day: write(day, "Hana", "Is there a sauna?"))
-    yield Act(4.7, "Hana complains: the radiator", lambda day: complain(day, "Hana", "The radiator is cold"))
-    yield Act(4.8, "Hana complains: the tap", lambda day: complain(day, "Hana", "The tap drips"))
-    yield Act(4.95, "the radiator is repaired", lambda day: repair(day, "The radiator is cold"))
-    yield Act(5.1, "Hana writes while the tap still drips, and so does Finn, whose tap does not", write_in_trouble)
-    yield Act(5.5, "the tap is repaired", lambda day: repair(day, "The tap drips"))
-    yield Act(5.95, "Hana writes once more", lambda day: write(day, "Hana", "Is there some cake left?"))
+def actions() -> Iterator[Action]:
+    """Yield the actions in the order of their hours.
+
+    An action that depends on an earlier one is at least a second later: a claim does not affect messages that were
+    written before it was held.
+    """
+    yield Action(0.75, "Ben's check-in is postponed by two hours", postpone_ben)
+    yield Action(1.0, "Cleo cancels", cancel_cleo)
+    yield Action(1.25, "Dan's reservation is deleted", delete_dan)
+    yield Action(1.75, "Ada writes, long before she arrives", lambda day: write(day, "Ada", "May I come early?"))
+    yield Action(2.5, "the day is closed: a signal for the night audit", lambda day: close_day(420, weather="fine"))
+    yield Action(3.5, "Ada uploads her passport (Ben never does)", upload_for_ada)
+    yield Action(4.35, "Hana writes, in her room", lambda day: write(day, "Hana", "Is there a sauna?"))
+    yield Action(4.7, "Hana complains: the radiator", lambda day: complain(day, "Hana", "The radiator is cold"))
+    yield Action(4.8, "Hana complains: the tap", lambda day: complain(day, "Hana", "The tap drips"))
+    yield Action(4.95, "the radiator is repaired", lambda day: repair(day, "The radiator is cold"))
+    yield Action(5.1, "Hana writes while the tap still drips, and so does Finn, whose tap does not", write_during_claim)
+    yield Action(5.5, "the tap is repaired", lambda day: repair(day, "The tap drips"))
+    yield Action(5.95, "Hana writes once more", lambda day: write(day, "Hana", "Is there some cake left?"))
 
 
-def put_off_ben(day: Day) -> None:
+def postpone_ben(day: Day) -> None:
     ben = day.guests["Ben"]
     before, old = ben.checkin_at, timers_of(day, "Ben")
     ben.checkin_at = before + hours(2)
@@ -123,7 +126,7 @@ def put_off_ben(day: Day) -> None:
 
 
 def timers_of(day: Day, name: str) -> list[datetime]:
-    """When the check-in, and each run planned for it, is due."""
+    """Return when the check-in, and each run planned for it, is due."""
     event = Event.objects.of(day.guests[name]).get(event_name="checkin_due")
     return [event.at, *day.runs(name).values_list("wake_at", flat=True)]
 
@@ -137,7 +140,7 @@ def cancel_cleo(day: Day) -> None:
 
 
 def delete_dan(day: Day) -> None:
-    """Through an object of its own: the one in the day keeps its primary key."""
+    """Delete a separate instance: the one in ``day`` keeps its primary key."""
     Reservation.objects.get(pk=day.guests["Dan"].pk).delete()
 
 
@@ -149,7 +152,7 @@ def write(day: Day, name: str, text: str) -> None:
     day.letters[text] = GuestMessage.objects.create(guest=day.guests[name].guest, text=text)
 
 
-def write_in_trouble(day: Day) -> None:
+def write_during_claim(day: Day) -> None:
     claim = claims.holder("guest_wrote", match={"guest_id": day.guests["Hana"].guest_id})
     day.claimed_by = claim.owner if claim else None
     write(day, "Hana", "Now there is a puddle!")

@@ -1,1 +1,1 @@
-"""What the hotel does by itself. Every module in here is found without being named anywhere."""
+"""The automations of the hotel. The package is discovered automatically; no setting names its modules."""

@@ -1,4 +1,4 @@
-"""Before a guest arrives: papers, a room, a key card."""
+"""Before a guest arrives: documents, a room, a key card."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from django_ai.automation import (
 )
 from django_ai.automation.events.models import Event
 
-from .. import outside
+from .. import external_services
 from ..models import Document, HousekeepingTask, Message, Reservation
 from ..pace import hours
 
 
 @event_workflow("checkin_due", offset=hours(-3), name="hotel.arrival")
 class PrepareArrival:
-    """Begins three hours before check-in: the run is there beforehand, moves with the date, and goes when the
-    reservation is cancelled."""
+    """Starts three hours before check-in. The run is planned when the reservation is confirmed, moves with the date,
+    and is withdrawn if the reservation is cancelled."""
 
     class Context(BaseModel):
         reservation_id: int
@@ -42,10 +42,10 @@ class PrepareArrival:
 
     @step(start=True)
     def ask_for_documents(self) -> Outcome:
-        """Entered twice by those who wait: the second time the payload has brought ``documents`` into the Context."""
+        """Entered again when the wait ends; the event's payload has then set ``documents`` in the Context."""
         ctx = get_context()
         if not ctx.documents:
-            # A wait hears what occurs from the first step on. What came days before is in the table.
+            # A wait receives events that occur after the run has started. Earlier documents are in the table.
             early = Document.objects.filter(reservation_id=ctx.reservation_id).first()
             ctx.documents = early.kind if early else ""
         if ctx.documents:
@@ -66,23 +66,24 @@ class PrepareArrival:
     @step(retry=Retry(max_attempts=4, base_delay=timedelta(seconds=2)))
     def make_up_the_room(self) -> Outcome:
         ctx = get_context()
-        ctx.tries += 1  # kept when the try fails; the row below is rolled back with it
+        ctx.tries += 1  # kept if the attempt fails; the row below is rolled back
         HousekeepingTask.objects.create(reservation_id=ctx.reservation_id, what="Make up the room")
-        outside.phone_housekeeping(tries=ctx.tries)
+        external_services.phone_housekeeping(tries=ctx.tries)
         return goto(self.cut_the_key)
 
     @step(atomic=False, timeout=timedelta(seconds=30), retry=Retry(max_attempts=4, base_delay=timedelta(seconds=1)))
     def cut_the_key(self) -> Outcome:
-        """A call to the outside: no transaction is open while it takes its time, and each try has the same key."""
+        """Calls an external service without an open transaction, with the same key at each attempt."""
         room = Reservation.objects.get(pk=self.context.reservation_id).room
-        self.context.key_card = outside.cut_key_card(room, idempotency_key())
+        self.context.key_card = external_services.cut_key_card(room, idempotency_key())
         return goto(self.report)
 
     @step()
     def report(self) -> Outcome:
         room = Reservation.objects.get(pk=self.context.reservation_id).room
         Message.objects.create(
-            reservation_id=self.context.reservation_id, text=f"Room {room} is ready (papers: {self.context.documents})"
+            reservation_id=self.context.reservation_id,
+            text=f"Room {room} is ready (documents: {self.context.documents})",
         )
         return complete()
 

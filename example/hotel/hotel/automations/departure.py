@@ -24,7 +24,7 @@ from ..pace import hours
 @event_workflow("checkout_due", offset=hours(-1), name="hotel.departure")
 class Departure:
     class Context(BaseModel):
-        entity_id: int  # filled in from the event: no create_context is needed for that
+        entity_id: int  # filled from the event, so no create_context is needed
         cleaned: bool = False
 
     @step(start=True)
@@ -43,7 +43,7 @@ class Departure:
 
     @on_fail
     def call_the_manager(self, error: str) -> None:
-        """Commits with the failure: the manager is told of each run that failed, and of no other."""
+        """Commits together with the failure: the manager gets exactly one message for each failed run."""
         reservation = Reservation.objects.get(pk=self.context.entity_id)
         reason = error.strip().splitlines()[-1]
         Message.objects.create(reservation=reservation, text=f"Manager! {reservation} cannot leave: {reason}"[:200])

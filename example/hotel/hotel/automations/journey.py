@@ -1,6 +1,6 @@
 """The concierge: one agent for each stay, from the confirmation until an hour after check-out.
 
-It is found in two ways: by the reservation, for what happens to the stay, and by the guest, for what the guest writes.
+It is matched by the reservation for events of the stay, and by the guest for the guest's messages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from django_ai.automation import AgentManager, Retry, agent, handler, idempotenc
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import Event
 
-from .. import outside
+from .. import external_services
 from ..models import Message
 from ..pace import hours
 
@@ -41,7 +41,7 @@ class Journey:
 
     @handler("checkin_due", offset=hours(-3))
     def look_forward(self, ctx: Context, event: Event) -> None:
-        """Three hours before check-in, wherever that is moved to."""
+        """Three hours before check-in, also after the date was moved."""
         say(ctx, f"{event.entity.guest}, see you in three hours")
 
     @handler("checkin_due")
@@ -51,15 +51,15 @@ class Journey:
 
     @handler("checkin_due", condition=lambda event: event.entity.guest.vip)
     def bring_champagne(self, ctx: Context, event: Event) -> None:
-        """Asked when it is time: who becomes a VIP after booking gets a glass, too."""
+        """The condition is evaluated at check-in, so a guest who became a VIP after booking gets a glass, too."""
         say(ctx, f"Champagne for room {event.entity.room}")
 
     @handler("checkout_due", offset=hours(-1), retry=Retry(max_attempts=4, base_delay=timedelta(seconds=2)))
     def call_a_taxi(self, ctx: Context, event: Event) -> None:
-        """While this waits for its next try, the agent goes on with whatever else comes."""
-        ctx.calls += 1  # kept when the call fails; the row below is rolled back with it
+        """While this waits for its next attempt, the agent handles other events."""
+        ctx.calls += 1  # kept if the call fails; the row below is rolled back
         say(ctx, f"{event.entity.guest}, a taxi is on its way")
-        outside.call_a_taxi(tries=ctx.calls)
+        external_services.call_a_taxi(tries=ctx.calls)
 
     @handler("checkout_due", offset=hours(1))
     def say_goodbye(self, ctx: Context, event: Event, run: AgentRun) -> None:
@@ -69,17 +69,17 @@ class Journey:
     @handler("reservation_cancelled")
     @handler("reservation_deleted")
     def give_up(self, run: AgentRun) -> None:
-        AgentManager.cancel(run, "Nobody comes.")
+        AgentManager.cancel(run, "The stay was cancelled.")
 
     @handler("guest_wrote", match=FROM_THE_GUEST, condition=lambda ctx: ctx.in_house)
     def answer(self, ctx: Context, event: Event) -> None:
-        """For guests in the house, unless their letters are claimed. A guest may have booked a second stay, and the
-        journey of that keeps silent until it begins."""
+        """Only after check-in, and not while the guest's messages are claimed. The agent of a second stay of the same
+        guest does not answer until that stay begins."""
         say(ctx, f'{event.entity.guest}, on "{event.entity.text}": of course')
 
     @handler("guest_wrote", match=FROM_THE_GUEST, ignores_claims=True)
     def count_the_letters(self, ctx: Context) -> None:
-        """Whoever answers: the concierge knows how much was written."""
+        """Counts all messages of the guest, whichever agent answers them."""
         ctx.letters += 1
 
 

@@ -1,4 +1,4 @@
-"""One event, one letter."""
+"""Callbacks: each writes one letter for one event."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def welcome(event: Event) -> None:
 @on_event("checkout_due", offset=hours(1))
 @on_event("reservation_cancelled")
 def ask_how_it_was(event: Event) -> None:
-    """One function for two events: whoever leaves us is asked."""
+    """One function for two events."""
     write(event, f"{event.entity.guest}, how did you find us?")
 
 
 @on_event("checkout_due", offset=relativedelta(months=+11))
 def invite_again(event: Event) -> None:
-    """By the calendar: eleven months later at the same time of the day, whatever summer time does."""
+    """By the calendar: eleven months later at the same local time, across changes to daylight saving time."""
     write(event, f"{event.entity.guest}, the same room next year?")
 
 
 @on_event_cancelled("checkin_due")
 def note_the_deletion(event: Event) -> None:
-    """The reservation is deleted; ``event.entity`` is how it last was."""
+    """The reservation is deleted; ``event.entity`` is its last saved state."""
     checkin = localtime(event.entity.checkin_at)
     Message.objects.create(text=f"Deleted: {event.entity.room} from {checkin:%H:%M:%S}")

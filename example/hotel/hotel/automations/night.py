@@ -1,4 +1,4 @@
-"""The night audit: started by hand, waits for the desk to close the day, and lets the printer warm up."""
+"""The night audit: started by a call, waits for the signal that the day is closed, sleeps, and prints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import Outcome, complete, get_run, get_wake, goto, sleep, step, wait, workflow
 
-from .. import outside
+from .. import external_services
 from ..desk import DAY_CLOSED
 from ..models import Message
 from ..pace import hours
@@ -28,14 +28,14 @@ class NightAudit:
 
     @step()
     def add_up(self) -> Outcome:
-        """Entered by the signal, and once more by the timer of its own sleep."""
+        """Entered by the signal, and again by the timer of its sleep."""
         if get_wake().reason != "timer":
             return sleep(hours(0.5))
         return goto(self.print_it)
 
     @step()
     def print_it(self) -> Outcome:
-        """If the worker dies in here, the message was never sent, and another worker begins this step again."""
+        """If the worker dies here, the message is rolled back and another worker starts this step again."""
         Message.objects.create(text=f"Takings of {self.context.day}: {self.context.takings}")
-        outside.print_out(losses=get_run().losses)
+        external_services.print_page(losses=get_run().losses)
         return complete()

@@ -1,4 +1,4 @@
-"""A reminder before check-in, as a workflow: it is planned when the guest books, and its row is the timer."""
+"""A reminder before check-in as a workflow. Its run is planned at the booking, and its row is the timer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in the house that hangs on a date and needs no workflow."""
+"""Housekeeping tasks that depend on a date and need no workflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..pace import hours
 
 @on_event("checkin_due", offset=relativedelta(days=-1, hour=18, minute=0, second=0, microsecond=0))
 def count_for_breakfast(event: Event) -> None:
-    """At six in the evening before, by the calendar. Who books later than that is counted at once."""
+    """At 18:00 on the day before, by the calendar. For a later booking it runs at once."""
     HousekeepingTask.objects.create(reservation=event.entity, what="Lay one more place")
 
 

@@ -1,5 +1,5 @@
-"""Somebody in person: one agent for each guest who complains. It keeps the guest's letters to itself until all is
-solved, so that nobody in trouble gets a letter from a machine."""
+"""Support: one agent for each guest who complains. It claims the guest's messages until all complaints are solved, so
+that the journey does not answer them automatically."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Support:
 
     @handler("complaint_opened")
     def take_over(self, ctx: Context, event: Event) -> None:
-        """A second complaint comes here, too: there is one of us for each guest. Held again, the claim is renewed."""
+        """Also handles further complaints: the agent is a singleton for the guest. Holding a claim again renews it."""
         claims.hold("guest_wrote", match={"guest_id": ctx.guest_id}, expires_in=None)
         say(f"{event.entity.guest}, Petra comes at once: {event.entity.what}")
-        ctx.unsolved.append(event.entity.pk)  # last: the Context keeps it even if the rest is tried again
+        ctx.unsolved.append(event.entity.pk)  # last, because the Context keeps changes of a failed attempt
 
     @handler("guest_wrote", condition=lambda ctx: ctx.unsolved)
     def answer_in_person(self, event: Event) -> None:
@@ -45,7 +45,7 @@ class Support:
 
     @handler("complaint_solved", offset=hours(1))
     def ask_again(self, ctx: Context, event: Event, run: AgentRun) -> None:
-        """An hour later. With nothing unsolved and nobody to ask the agent's life is over."""
+        """An hour later. The agent completes when no complaint is unsolved and no question is left to ask."""
         say(f"{event.entity.guest}, is all well now? ({event.entity.what})")
         ctx.to_ask.remove(event.entity.pk)
         if not ctx.unsolved and not ctx.to_ask:

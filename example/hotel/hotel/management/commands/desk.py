@@ -1,4 +1,4 @@
-"""``manage.py desk open Monday`` and ``manage.py desk close 420``: from a shell what a till would do."""
+"""``manage.py desk open Monday`` and ``manage.py desk close 420``: open and close a day from a shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hotel.desk import close_day, open_day
 
 
 class Command(BaseCommand):
-    help = "Opens or closes a day: starts the night audit, or sends it the takings."
+    help = "Open a day, which starts its night audit, or close it, which sends the audit its takings."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
@@ -23,4 +23,4 @@ class Command(BaseCommand):
             self.stdout.write(f"{open_day(options['day'])} waits for the day to be closed.")
         else:
             close_day(options["takings"])
-            self.stdout.write("Closed. The night audit goes on half an hour later.")
+            self.stdout.write("Closed. The night audit continues in half an hour.")
