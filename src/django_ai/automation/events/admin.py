@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
@@ -90,7 +91,9 @@ class EventClaimAdmin(RowAdmin):
     def prepare(self, rows: Sequence[EventClaim]) -> None:
         owners = owners_of(rows)
         for row in rows:
-            row.__dict__["_owner_shown"] = str(owners.get(row.pk) or f"{row.owner_kind} {row.owner_id} (deleted)")
+            row.__dict__["_owner_shown"] = str(
+                owners.get(row.pk) or gettext("%s (deleted)") % f"{row.owner_kind} {row.owner_id}"
+            )
 
     @admin.display(description=_("owner"))
     def owner_shown(self, row: EventClaim) -> str:
