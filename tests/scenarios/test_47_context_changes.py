@@ -244,7 +244,7 @@ def test_47_a_subclass_that_would_lose_its_fields_is_refused(work):
     flow(first)
     found = run(work)
     assert found.status == "failed"
-    assert "a Cat would come back as a Pet, without its own fields" in found.error
+    assert "a Cat would be loaded as a Pet, without its own fields" in found.error
 
 
 def test_47_a_subclass_that_comes_back_as_itself_is_kept(work):

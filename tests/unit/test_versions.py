@@ -108,7 +108,7 @@ def test_decorators_look_at_the_hook():
 def test_what_fits_is_not_migrated():
     never = Definition(migrate=lambda data, version: pytest.fail("asked in vain"))
     found = restore(never, {"text": "a"}, "2", "it")
-    assert (found.context.text, found.moved) == ("a", False)
+    assert (found.context.text, found.is_migrated) == ("a", False)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
@@ -122,14 +122,14 @@ def test_what_is_of_another_version_or_does_not_fit_is(version):
 
     stored = {"texts": ["a"]}
     found = restore(Definition(migrate), stored, version, "it")
-    assert (found.context.text, found.moved) == ("new", True)
+    assert (found.context.text, found.is_migrated) == ("new", True)
     assert asked == [({"texts": ["a"]}, version)]
     assert stored == {"texts": ["a"]}  # it was given a copy
 
 
 def test_without_a_hook_another_version_is_taken_as_it_is():
     found = restore(Definition(), {"text": "a"}, "1", "it")
-    assert (found.context.text, found.moved) == ("a", True)
+    assert (found.context.text, found.is_migrated) == ("a", True)
 
 
 def test_it_may_return_a_context_or_values_that_json_does_not_have():

@@ -133,7 +133,7 @@ class TestDeployments:
         work()
         run = the_agent(entity_id=str(booking.pk))
         assert run.status == "parked"
-        assert "does not fit its Context any more: room: Field required" in run.error
+        assert "no longer fits its Context: room: Field required" in run.error
         assert the_agent(entity_id=str(healthy.pk)).status == "active"
         change(booking, note="b")  # comes while it is parked
         declare(Better)

@@ -189,7 +189,7 @@ def test_a_key_that_is_gone_parks_that_run_and_no_other(flow, work, client):
         assert effects() == ["found"]
         assert lost.status == WorkflowStatus.PARKED
         assert isinstance(lost.data, Unreadable)
-        assert "none of the keys in use opens it" in lost.error
+        assert "none of the configured keys decrypts it" in lost.error
         assert "CONTEXT_KEYS" in lost.error
         client.force_login(User.objects.create_superuser("root", password="x"))
         assert client.get(reverse("admin:automation_workflows_workflowrun_changelist")).status_code == 200
@@ -227,7 +227,7 @@ def test_an_agent_whose_key_is_gone_is_parked_and_keeps_its_mail(work):
         work()
         run = AgentRun.objects.get()
         assert run.status == "parked"
-        assert "none of the keys in use opens it" in run.error
+        assert "none of the configured keys decrypts it" in run.error
     with settings_with(SECOND, FIRST):
         AgentManager.resume(run.pk)
         work()
@@ -357,7 +357,7 @@ def test_a_codec_of_ones_own(flow, work):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"CONTEXT_CODEC": "nowhere.Codec"}, "cannot be made"),
+        ({"CONTEXT_CODEC": "nowhere.Codec"}, "cannot be created"),
         ({"CONTEXT_CODEC": f"{__name__}.Broken"}, "no connection to the key server"),
         ({"CONTEXT_CODEC": f"{__name__}.Forgetful"}, "cannot decode what it has encoded"),
         ({"CONTEXT_CODEC": FERNET, "CONTEXT_KEYS": [FIRST, "short"]}, "key number 2 has fewer than 32"),

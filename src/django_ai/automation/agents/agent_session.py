@@ -72,9 +72,9 @@ class AgentSession:
         stored = restore(self.definition, run.data, run.version, str(run))
         self.context = stored.context
         self.routes = keys, singleton = self._current_routes()
-        if self.was_parked and not stored.moved:
+        if self.was_parked and not stored.is_migrated:
             unpark(run, run.status)
-        if not stored.moved:
+        if not stored.is_migrated:
             return
         changes = {
             "status": run.status,

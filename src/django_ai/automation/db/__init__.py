@@ -1,1 +1,1 @@
-"""What the databases and their drivers need, whatever the tables are."""
+"""Database access below the engine: connections, sessions, inserts, locks, and what each database needs."""

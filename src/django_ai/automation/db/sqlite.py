@@ -1,4 +1,4 @@
-"""SQLite for several processes that write: write-ahead log, IMMEDIATE transactions, a busy timeout."""
+"""SQLite with several writing processes: write-ahead log, IMMEDIATE transactions, a busy timeout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..exceptions import SettingsError
 
 
 def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-    """Make a fresh SQLite connection fit for several processes that write.
+    """Configure a new SQLite connection for several writing processes.
 
-    Write-ahead logging lets readers and the writer work side by side. IMMEDIATE transactions take the write lock at
-    BEGIN, where SQLite waits for it; a deferred one that reads first and writes later fails at once with "database is
-    locked" (https://www.sqlite.org/isolation.html). What the project sets itself in OPTIONS stays.
+    With write-ahead logging, readers and the writer do not block each other. IMMEDIATE transactions take the write lock
+    at BEGIN, where SQLite waits for it. A deferred transaction that reads first and writes later fails immediately with
+    "database is locked" (https://www.sqlite.org/isolation.html). Options that the project sets itself are kept.
     """
     if connection.vendor != "sqlite" or _is_ours is None or not _is_ours(connection.alias):
         return
@@ -28,7 +28,7 @@ def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
         if not conf().SQLITE_TUNING:
             return
     except SettingsError:
-        return  # Django's checks connect before ours says what is wrong
+        return  # Django's checks connect before the check of the settings reports the error
     options = connection.settings_dict.get("OPTIONS", {})
     if options.get("transaction_mode") is None:
         connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ def tune_sqlite(sender: Any, connection: BaseDatabaseWrapper, **kwargs: Any) -> 
         if "timeout" not in options:
             cursor.execute("PRAGMA busy_timeout = 20000")
         if "init_command" not in options and not connection.is_in_memory_db():  # type: ignore[attr-defined]
-            # A database that is read-only keeps the mode that it has.
+            # A read-only database keeps its mode.
             with contextlib.suppress(OperationalError):
                 cursor.execute("PRAGMA journal_mode = WAL")
 
@@ -54,15 +54,15 @@ _is_ours: Callable[[str], bool] | None = None
 
 
 def connect_tuning(is_ours: Callable[[str], bool]) -> None:
-    """Tune each new connection to SQLite whose alias ``is_ours`` accepts: that of the automation tables."""
+    """Tune each new SQLite connection whose alias satisfies ``is_ours``: that of the automation tables."""
     global _is_ours
     _is_ours = is_ours
     connection_created.connect(tune_sqlite, dispatch_uid="django_ai.automation.tune_sqlite")
     if any(each.vendor == "sqlite" for each in connections.all()):
         from django.db.backends.sqlite3.features import DatabaseFeatures
 
-        # Django asks in a transaction, which waits for the write lock where it is IMMEDIATE, and takes "database is
-        # locked" for "no JSON".
+        # Django tests for JSON in a transaction. An IMMEDIATE one waits for the write lock, and Django would read
+        # "database is locked" as "no JSON".
         probe: Any = cached_property(_supports_json)
         probe.__set_name__(DatabaseFeatures, "supports_json_field")
         DatabaseFeatures.supports_json_field = probe  # type: ignore[method-assign]

@@ -1,11 +1,11 @@
-"""Reads of the automation tables go to the database that their writes go to.
+"""The automation tables are read from the database that they are written to, never from a replica.
 
-A router may send reads to a replica. A replica lags, and does not see what the caller's own transaction wrote. Every
-decision here follows from rows that were just written, so all models of the automation tables have ``WriterQuerySet``
-as their manager, also for relations and ``refresh_from_db`` (as their base manager).
+A router may send reads to a replica, which lags and does not see the writes of the caller's own transaction. The engine
+decides by rows that were just written. So all models of the automation tables have a manager with ``WriterQuerySet``,
+which is also their base manager, for relations and ``refresh_from_db``.
 
-``from_writer`` does the same for the project's own tables, while the state of an entity decides something: a condition
-that follows a relation, a deferred field, a snapshot.
+``from_writer`` does the same for the project's own tables while the engine evaluates an entity: a condition that
+follows a relation, a deferred field, a snapshot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _reads_from_writer: ContextVar[bool] = ContextVar("automation_reads_from_writer"
 
 
 class FromWriter:
-    """A router that goes before the project's: it speaks only inside ``from_writer``."""
+    """A router before those of the project. It has an effect only inside ``from_writer``."""
 
     def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
         return router.db_for_write(model, **hints) if _reads_from_writer.get() else None
@@ -34,12 +34,12 @@ class FromWriter:
 
 @contextmanager
 def from_writer() -> Iterator[None]:
-    """Read from the writer whatever is read inside, lazily or not, unless ``using()`` says otherwise."""
+    """Read from the writer inside the block, lazily or not, unless ``using()`` names another database."""
     if len(connections.settings) == 1 or _reads_from_writer.get():
         yield
         return
     if not any(isinstance(each, FromWriter) for each in router.routers):
-        # Here, not in DATABASE_ROUTERS: nobody is to forget it, and tests may override the setting.
+        # Not in DATABASE_ROUTERS: a project could forget it there, and tests may override the setting.
         router.routers.insert(0, FromWriter())
     token = _reads_from_writer.set(True)
     try:
@@ -49,7 +49,7 @@ def from_writer() -> Iterator[None]:
 
 
 class WriterQuerySet(models.QuerySet[M_co, M_co]):
-    """A queryset that reads from the writer, unless ``using()`` says otherwise."""
+    """A queryset that reads from the writer, unless ``using()`` names another database."""
 
     def __init__(self, model: Any = None, query: Any = None, using: str | None = None, hints: Any = None) -> None:
         if using is None and model is not None:
@@ -77,5 +77,5 @@ class AutomationModel(models.Model):
 
 
 def alias_of(model: type[models.Model]) -> str:
-    """Return the database that holds ``model``: the automation tables all live in one."""
+    """Return the database alias of ``model``. All automation tables are in one database."""
     return router.db_for_write(model)

@@ -1,5 +1,4 @@
-"""A Context on its way into being, to the database and back: what workflows and agents do alike with the Pydantic model
-of their state."""
+"""Contexts: create, load, dump and merge the Pydantic model that holds the state of a workflow run or an agent."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def context_class(cls: type, what: str) -> type[BaseModel]:
 def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[str, Any]) -> BaseModel:
     """Call the class's ``create_context``, or build the Context from ``arguments`` and the event's ``entity_id``.
 
-    Raises what ``create_context`` raises, and ``DefinitionError`` when it returns something else than a Context.
+    Raises what ``create_context`` raises, and ``DefinitionError`` if it does not return a Context.
     """
     create = getattr(cls, "create_context", None)
     if create is None:
@@ -56,8 +55,8 @@ def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[
 
 
 def replaced(old: BaseModel, new: BaseModel, how: str) -> BaseModel:
-    """Return ``new``, which user code has set in place of the Context ``old``. Raises ``DefinitionError`` unless it is
-    of the same class. What ``old`` hands on for a newer release goes on with it."""
+    """Return ``new``, with which user code has replaced the Context ``old``. Raises ``DefinitionError`` unless it is of
+    the same class. ``new`` inherits the fields that ``old`` preserves for a newer release."""
     if new is not old:
         if not isinstance(new, type(old)):
             raise DefinitionError(f"{how} {new!r:.200}; it must be a {type(old).__qualname__}.")
@@ -67,7 +66,7 @@ def replaced(old: BaseModel, new: BaseModel, how: str) -> BaseModel:
 
 
 def as_stored(context: BaseModel, what: str) -> BaseModel:
-    """Return what a later load would make of ``context``. Raises what ``dump_context`` and ``load_context`` raise."""
+    """Return ``context`` as a later load would return it. Raises what ``dump_context`` and ``load_context`` raise."""
     return load_context(type(context), json.loads(dump_context(context, what)), what)
 
 
@@ -79,11 +78,11 @@ def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str
 
 
 def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
-    """Return the Context that was stored as ``data``. Raises ``ContextError`` when it does not validate any more or a
-    validator raises, and ``DecryptionError`` when no key opens it.
+    """Return the Context that was stored as ``data``. Raises ``ContextError`` if it no longer validates or a validator
+    raises, and ``DecryptionError`` if no key decrypts it.
 
-    Values of fields that this code does not know, because a newer release wrote them, are handed on as they are by the
-    next ``dump_context``.
+    Fields that this code does not know, because a newer release wrote them, are preserved: the next ``dump_context``
+    writes them unchanged.
     """
     check_readable(data, what)
     text = json.dumps(data)
@@ -91,14 +90,14 @@ def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
         context = model.model_validate_json(text, by_name=True, by_alias=True)
     except ValidationError as error:
         raise ContextError(
-            f"{what}: what is stored does not fit its Context any more: {reasons(error)}. Give new fields a default, "
-            "or give the class a migrate_context(data, from_version); then this goes on by itself."
+            f"{what}: the stored data no longer fits its Context: {reasons(error)}. Give new fields a default, or add "
+            "a migrate_context(data, from_version) to the class; then it resumes automatically."
         ) from error
     except AnyDatabaseError:
-        raise  # a validator that asks the database: not the fault of what is stored
+        raise  # a validator queries the database: not an error of the stored data
     except Exception as error:
         raise ContextError(
-            f"{what}: a validator of its Context raised. Mend it; then this goes on by itself.\n{trace_of(error)}"
+            f"{what}: a validator of its Context raised. Fix it; then it resumes automatically.\n{trace_of(error)}"
         ) from error
     known = _known_names(model)
     if known is not None and (unknown := data.keys() - known):
@@ -106,13 +105,13 @@ def load_context(model: type[BaseModel], data: Any, what: str) -> BaseModel:
     return context
 
 
-UNKNOWN_FIELDS = "_automation_handed_on"
+UNKNOWN_FIELDS = "_automation_unknown_fields"
 
 
 @lru_cache(maxsize=1024)
 def _known_names(model: type[BaseModel]) -> frozenset[str] | None:
-    """Return under which names a Context's fields may be stored; None where the model has a say in the others, and what
-    was handed on might come back as the value of a field."""
+    """Return the names under which a Context's fields may be stored. None if the model itself handles other names, so
+    that a preserved value might become the value of a field."""
     validators = model.__pydantic_decorators__.model_validators.values()
     if any(each.info.mode != "after" for each in validators) or issubclass(model, RootModel):
         return None
@@ -130,22 +129,23 @@ def _known_names(model: type[BaseModel]) -> frozenset[str] | None:
 def dump_context(context: BaseModel, what: str) -> str:
     """Return ``context`` as JSON text.
 
-    Raises ``NotStorableError`` for what no database could store alike, and ``ContextError`` for a value that the
+    Raises ``NotStorableError`` for values that not every database stores in the same way, and for values that the
     Context would not accept when it is loaded again.
     """
     models: Counter[type] = Counter()
     for name, value in context.__dict__.items():
-        if type(value) not in _PLAIN and name != UNKNOWN_FIELDS and (trouble := _lossy_value(value, name, 0, models)):
-            raise NotStorableError(f"{what} cannot be stored as JSON: {trouble}.")
+        if type(value) not in _PLAIN and name != UNKNOWN_FIELDS and (problem := _lossy_value(value, name, 0, models)):
+            raise NotStorableError(f"{what} cannot be stored as JSON: {problem}.")
     try:
         values = context.model_dump(mode="json", round_trip=True, warnings="error")
     except PydanticSerializationError as error:
-        # A field was set to a value of another type. Take it if it validates; else better now than at the next load.
+        # A field was set to a value of another type. Accept it if it validates; otherwise fail now, not at the next
+        # load.
         values = _coerced(context, what, error)
-    if models and (loss := _lost_class(context, values, models)):
-        raise NotStorableError(f"{what} cannot be stored: {loss}.")
-    if (others := context.__dict__.get(UNKNOWN_FIELDS)) is not None:
-        values = {**others, **values}
+    if models and (problem := _lost_class(context, values, models)):
+        raise NotStorableError(f"{what} cannot be stored: {problem}.")
+    if (preserved := context.__dict__.get(UNKNOWN_FIELDS)) is not None:
+        values = {**preserved, **values}
     return encode(values, what)
 
 
@@ -153,13 +153,14 @@ _PLAIN = (str, int, bool, type(None))
 
 
 def _lossy_value(value: Any, path: str, depth: int, models: Counter[type]) -> str:
-    """Return what in ``value`` Pydantic would write wrongly without a word, or a text without end: NaN and infinities
-    become null, and what contains itself never ends. Counts in ``models`` the classes of the models in it that inherit
-    from another model."""
+    """Return what in ``value`` Pydantic would silently dump wrongly, or endlessly: NaN and infinities become null, and
+    a value that contains itself never ends. Count in ``models`` the classes of nested models that inherit from another
+    model."""
     if depth > MAX_NESTING:
         return f"at {path[:60]!r}... it is nested too deeply, or contains itself"
     if isinstance(value, float | Decimal):
-        return "" if math.isfinite(value) else f"at {path!r} is {value!r}, a number that JSON does not have (use None)"
+        is_finite = math.isfinite(value)
+        return "" if is_finite else f"at {path!r} is {value!r}, a number that JSON does not support (use None)"
     if isinstance(value, BaseModel):
         if any(issubclass(base, BaseModel) and base is not BaseModel for base in type(value).__mro__[1:]):
             models[type(value)] += 1
@@ -171,24 +172,24 @@ def _lossy_value(value: Any, path: str, depth: int, models: Counter[type]) -> st
     else:
         return ""
     for at, item in items:
-        if type(item) not in _PLAIN and (trouble := _lossy_value(item, at, depth + 1, models)):
-            return trouble
+        if type(item) not in _PLAIN and (problem := _lossy_value(item, at, depth + 1, models)):
+            return problem
     return ""
 
 
 def _lost_class(context: BaseModel, values: Any, before: Counter[type]) -> str:
-    """Return which instances of a subclass would come back as their base class, without the subclass's fields."""
+    """Return which instance of a subclass would be loaded as its base class, without the subclass's fields."""
     try:
         loaded = type(context).model_validate_json(json.dumps(values), by_name=True, by_alias=True)
     except ValidationError as error:
-        return f"it would not load again: {reasons(error)}"
+        return f"it could not be loaded again: {reasons(error)}"
     after: Counter[type] = Counter()
     _count_models(loaded, after)
     for lost in before - after:
         for found in after - before:
             if found is not type(context) and issubclass(lost, found):
                 return (
-                    f"a {lost.__qualname__} would come back as a {found.__qualname__}, without its own fields. Declare "
+                    f"a {lost.__qualname__} would be loaded as a {found.__qualname__}, without its own fields. Declare "
                     f"the field as a union ({found.__qualname__} | {lost.__qualname__}), best with a discriminator"
                 )
     return ""
@@ -219,7 +220,7 @@ def _coerced(context: BaseModel, what: str, reason: Exception) -> Any:
 
 
 def merge(context: BaseModel, fields: Mapping[str, Any], what: str) -> None:
-    """Set ``fields`` on ``context``, validated together. Raises ``ContextError``; then nothing was set."""
+    """Set ``fields`` on ``context`` after validating all of them. Raises ``ContextError``; then none is set."""
     model = type(context)
     values = {name: getattr(context, name) for name in model.model_fields}
     try:
@@ -231,8 +232,8 @@ def merge(context: BaseModel, fields: Mapping[str, Any], what: str) -> None:
 
 
 def reasons(error: ValidationError) -> str:
-    """Return in words why a Context refuses values."""
+    """Return why a Context refuses its values, as one line."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in each['loc']) or 'the whole'}: {each['msg']} (it is {each['input']!r:.100})"
+        f"{'.'.join(str(part) for part in each['loc']) or 'the whole'}: {each['msg']} (input: {each['input']!r:.100})"
         for each in error.errors()[:5]
     )

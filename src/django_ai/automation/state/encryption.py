@@ -1,10 +1,11 @@
-"""Sealed columns: Contexts and signals' payloads encrypted on their way to the database, plain again in Python.
+"""Encrypted columns: Contexts and payloads of signals are encrypted in the database and plain in Python.
 
-``AUTOMATION["CONTEXT_CODEC"]`` names a ``Codec``; ``encryption.FernetCodec`` is one. What it makes of the JSON text is
-stored as an envelope, ``{"$sealed": "..."}``, in the same column, so turning it on or off changes no schema: plain
-rows are still read, and sealed when they are next written. What cannot be opened (its key is gone, somebody changed it)
-comes back as ``Unreadable`` and raises nothing: it must not keep a worker from the other rows of a batch, nor a person
-from a list. Whoever needs the Context then parks that one run, with the reason.
+``AUTOMATION["CONTEXT_CODEC"]`` names a ``Codec``, for instance ``fernet.FernetCodec``. The encrypted JSON text is
+stored in an envelope, ``{"$sealed": "..."}``, in the same column, so switching it on or off changes no schema: plain
+rows are still read, and are encrypted when they are next written. A value that cannot be decrypted (its key is missing,
+or the row was tampered with) is returned as ``Unreadable`` and raises nothing: it must not stop a worker from
+performing other rows of a batch, nor an operator from viewing a list. Code that needs the Context parks that one run,
+with the reason.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ FERNET = "django_ai.automation.state.fernet.FernetCodec"
 
 
 class Codec(Protocol):
-    """Encrypts the text of Contexts. Made once in each process, without arguments; used by all its threads."""
+    """Encrypts the JSON text of Contexts. Created once per process, without arguments, and used by all its threads."""
 
     def encode(self, text: str) -> str:
-        """Return ``text`` in a form that only ``decode`` reads; no NUL characters in it."""
+        """Return ``text`` encrypted, without NUL characters."""
 
     def decode(self, text: str) -> str:
-        """Return what ``encode`` was given, now or in an earlier release. May raise anything for what it cannot read;
-        the message is shown to people, so it must not tell a secret."""
+        """Return the text that ``encode`` encrypted, now or in an earlier release. May raise any exception if it cannot
+        decrypt; its message is shown to operators, so it must not contain a secret."""
 
 
 class Unreadable(dict[str, Any]):
-    """An envelope that could not be opened, as it is stored; saved again, it stays as it is."""
+    """An envelope that could not be decrypted, as it is stored. Saving it again does not change it."""
 
     reason: str = ""
 
 
 @lru_cache(maxsize=1)
 def codec() -> Codec | None:
-    """Return what new text is sealed with, or None. Raises ``SettingsError`` where there is no such codec."""
+    """Return the codec that encrypts, or None. Raises ``SettingsError`` if it cannot be created."""
     name = conf().CONTEXT_CODEC
     return _load_codec(name) if name else None
 
 
 @lru_cache(maxsize=1)
 def _reading_codec() -> Codec:
-    """Return what envelopes are opened with: also after the codec was turned off, if it was ours."""
+    """Return the codec that decrypts; ``FernetCodec`` after encryption was switched off."""
     return codec() or _load_codec(FERNET)
 
 
@@ -62,7 +63,7 @@ def _load_codec(name: str) -> Codec:
         raise
     except Exception as error:
         raise SettingsError(
-            f"AUTOMATION['CONTEXT_CODEC'] is {name!r}, which cannot be made ({type(error).__name__}: {error}). Give "
+            f"AUTOMATION['CONTEXT_CODEC'] is {name!r}, which cannot be created ({type(error).__name__}: {error}). Give "
             f"the dotted path of a class with encode() and decode(), for instance {FERNET!r}."
         ) from error
     return made
@@ -74,11 +75,11 @@ def _forget(*, setting: str, **kwargs: object) -> None:
         _reading_codec.cache_clear()
 
 
-setting_changed.connect(_forget, dispatch_uid="django_ai.automation.sealing")
+setting_changed.connect(_forget, dispatch_uid="django_ai.automation.encryption")
 
 
 def encrypt(text: str) -> str:
-    """Return JSON ``text`` as it is stored: in an envelope, where a codec is set."""
+    """Return JSON ``text`` as it is stored: encrypted in an envelope, if a codec is set."""
     with_codec = codec()
     if with_codec is None or text in ("{}", "null"):
         return text
@@ -86,32 +87,33 @@ def encrypt(text: str) -> str:
 
 
 def decrypt(value: Any) -> Any:
-    """Return what a stored value holds; plain ones are themselves, and what cannot be opened is ``Unreadable``."""
+    """Return a stored value decrypted. A plain one is returned unchanged; one that cannot be decrypted becomes
+    ``Unreadable``."""
     if not isinstance(value, dict) or value.keys() != {ENVELOPE_KEY}:
         return value
     try:
         return json.loads(_reading_codec().decode(value[ENVELOPE_KEY]))
     except Exception as error:
-        found = Unreadable(value)
-        found.reason = f"{type(error).__name__}: {error}"
-        return found
+        unreadable = Unreadable(value)
+        unreadable.reason = f"{type(error).__name__}: {error}"
+        return unreadable
 
 
 def check_readable(value: Any, what: str) -> None:
-    """Raise ``DecryptionError`` for what could not be opened."""
+    """Raise ``DecryptionError`` if ``value`` could not be decrypted."""
     if isinstance(value, Unreadable):
         raise DecryptionError(
-            f"{what}: what is stored is encrypted, and none of the keys in use opens it ({value.reason}). Give its key "
-            "back (AUTOMATION['CONTEXT_KEYS'], or SECRET_KEY_FALLBACKS), then this goes on by itself; if it was never "
-            "this project's, somebody has changed the row."
+            f"{what}: the stored value is encrypted, and none of the configured keys decrypts it ({value.reason}). Add "
+            "its key to AUTOMATION['CONTEXT_KEYS'] or SECRET_KEY_FALLBACKS; then it resumes automatically. If the key "
+            "was never one of this project, the row has been tampered with."
         )
 
 
 class EncryptedJSONField(models.JSONField):
-    """A ``JSONField`` whose values are sealed in the database. Queries cannot look into it."""
+    """A ``JSONField`` whose values are encrypted in the database. Queries cannot filter by them."""
 
     def deconstruct(self) -> Any:
-        # The column is that of a JSONField, sealed or not: migrations need not know.
+        # The column is that of a JSONField, encrypted or not, so migrations do not mention encryption.
         name, _, arguments, options = super().deconstruct()
         return name, "django.db.models.JSONField", arguments, options
 

@@ -14,21 +14,22 @@ from ..conf import conf
 from ..exceptions import DecryptionError, SettingsError
 
 PURPOSE = b"django_ai.automation: Contexts"
+MIN_KEY_LENGTH = 32
 
 
 class FernetCodec:
     """Encrypts with the first key of ``AUTOMATION["CONTEXT_KEYS"]`` and decrypts with all of them.
 
-    Keys are secret texts of any form and at least 32 characters; the real keys are derived from them (HKDF, SHA-256).
-    Without ``CONTEXT_KEYS`` they are ``SECRET_KEY`` and ``SECRET_KEY_FALLBACKS``.
+    Keys are secret strings of at least 32 characters; the encryption keys are derived from them (HKDF, SHA-256). The
+    default keys are ``SECRET_KEY`` and ``SECRET_KEY_FALLBACKS``.
     """
 
     def __init__(self) -> None:
         keys: tuple[str | bytes, ...] = conf().CONTEXT_KEYS or (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
-        if short := [number for number, key in enumerate(keys, 1) if len(key) < 32]:
+        if short := [number for number, key in enumerate(keys, 1) if len(key) < MIN_KEY_LENGTH]:
             raise SettingsError(
-                f"AUTOMATION['CONTEXT_KEYS']: key number {short[0]} has fewer than 32 characters; "
-                "django.core.management.utils.get_random_secret_key() makes a good one."
+                f"AUTOMATION['CONTEXT_KEYS']: key number {short[0]} has fewer than {MIN_KEY_LENGTH} characters; "
+                "django.core.management.utils.get_random_secret_key() generates a valid one."
             )
         self._fernet = MultiFernet([Fernet(_derived(key)) for key in keys])
 
@@ -39,7 +40,7 @@ class FernetCodec:
         try:
             return self._fernet.decrypt(text).decode()
         except InvalidToken:
-            raise DecryptionError("it was encrypted with another key, or changed since") from None
+            raise DecryptionError("it was encrypted with another key, or changed afterwards") from None
 
 
 def _derived(key: str | bytes) -> bytes:

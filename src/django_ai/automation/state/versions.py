@@ -1,9 +1,9 @@
-"""Rows that outlive the code that wrote them: which version is newer, and how stored data follows the class.
+"""Versions: which version of a class is newer, and how stored Contexts are migrated to the current one.
 
-Workflows and agents share one hook. A class may have a static or class method ``migrate_context(data, from_version)``;
-it is asked when a row was stored by a version that is gone, or when what is stored does not validate any more. What it
-returns is validated like any Context; what it raises parks the row. A worker may die between the call and the commit,
-and then another calls it again: so it must be pure.
+Workflows and agents share one hook: a class may have a static or class method ``migrate_context(data, from_version)``.
+It is called when another version stored the row, or when the stored data no longer validates. Its result is validated
+like any Context; if it raises, the row is parked. A worker may die between the call and the commit, and another one
+calls it again, so it must be pure.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from .encryption import check_readable
 Migration = Callable[[dict[str, Any], str], Any]
 
 HOOK = "migrate_context"
+MAX_VERSION_LENGTH = 50
 
 
 class Versioned(Protocol):
-    """What ``restore`` needs to know of a workflow's or an agent's definition."""
+    """The part of a workflow's or an agent's definition that ``restore`` needs."""
 
     @property
     def version(self) -> str: ...
@@ -41,14 +42,14 @@ class Versioned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A Context as it was stored. ``moved``: the row must be written anew, under its definition's version."""
+    """A restored Context. ``is_migrated``: the row must be rewritten under the version of its definition."""
 
     context: BaseModel
-    moved: bool
+    is_migrated: bool
 
 
 def version_order(version: str) -> tuple[int, int, str]:
-    """Return what versions are sorted by: numbers by their value, and before them texts by their letters."""
+    """Return the sort key of a version: strings alphabetically, and after them numbers by their value."""
     return (1, int(version), "") if version.isdigit() else (0, 0, version)
 
 
@@ -57,28 +58,30 @@ def is_newer(version: str, than: str) -> bool:
 
 
 def check_version(version: Any, what: str) -> str:
-    """Return ``version`` as it is stored. Raises ``DefinitionError`` unless it is a number or a short text."""
-    if not isinstance(version, int | str) or not str(version) or len(str(version)) > 50:
-        raise DefinitionError(f"{what}: version={version!r} must be a number or a short text.")
+    """Return ``version`` as it is stored. Raises ``DefinitionError`` unless it is an int or a short string."""
+    if not isinstance(version, int | str) or not str(version) or len(str(version)) > MAX_VERSION_LENGTH:
+        raise DefinitionError(
+            f"{what}: version={version!r} must be an int or a string of at most {MAX_VERSION_LENGTH} characters."
+        )
     return str(version)
 
 
 def migration_of(cls: type, what: str) -> Migration | None:
-    """Return the ``migrate_context`` of a class, if it has one. Raises ``DefinitionError`` for one that cannot be
-    called without an instance, or not with ``(data, from_version)``."""
+    """Return the ``migrate_context`` of a class, or None. Raises ``DefinitionError`` if it cannot be called without an
+    instance, or not with ``(data, from_version)``."""
     declared = inspect.getattr_static(cls, HOOK, None)
     if declared is None:
         return None
     if not isinstance(declared, staticmethod | classmethod):
         raise DefinitionError(
-            f"{what}: {HOOK} must be a @staticmethod or @classmethod: what it migrates is not yet anybody's Context."
+            f"{what}: {HOOK} must be a @staticmethod or @classmethod: it runs before there is an instance."
         )
     hook: Migration = getattr(cls, HOOK)
     try:
         inspect.signature(hook).bind({}, "1")
     except TypeError:
         raise DefinitionError(
-            f"{what}: {HOOK}{inspect.signature(hook)} must take (data, from_version): the stored dict and the version "
+            f"{what}: {HOOK}{inspect.signature(hook)} must take (data, from_version): the stored dict, and the version "
             "that stored it."
         ) from None
     check_synchronous(hook, f"{what}: {HOOK}")
@@ -86,19 +89,19 @@ def migration_of(cls: type, what: str) -> Migration | None:
 
 
 def restore(definition: Versioned, data: Any, version: str, what: str) -> Restored:
-    """Return the Context that ``version`` of a class stored as ``data``, as ``definition`` wants it.
+    """Return the Context that ``version`` of a class stored as ``data``, migrated to ``definition``.
 
-    Raises ``ContextError`` where that cannot be had: the row is to be parked.
+    Raises ``ContextError`` if that is impossible: the caller parks the row.
     """
     check_readable(data, what)
-    moved = version != definition.version
+    is_migrated = version != definition.version
     if definition.migrate is None:
-        return Restored(load_context(definition.context, data, what), moved)
-    if not moved:
+        return Restored(load_context(definition.context, data, what), is_migrated)
+    if not is_migrated:
         try:
             return Restored(load_context(definition.context, data, what), False)
         except ContextError:
-            pass  # of the same version, and yet it does not fit: this is what the hook is for, too
+            pass  # the version is the same, but the data does not fit: the hook handles that, too
     return Restored(_migrated(definition, data, version, what), True)
 
 
@@ -110,7 +113,7 @@ def _migrated(definition: Versioned, data: Any, version: str, what: str) -> Base
         raise
     except Exception as error:
         raise ContextError(
-            f"{what}: {HOOK}(data, {version!r}) raised. Mend it; then this goes on by itself.\n{trace_of(error)}"
+            f"{what}: {HOOK}(data, {version!r}) raised. Fix it; then it resumes automatically.\n{trace_of(error)}"
         ) from error
     if isinstance(found, definition.context):
         return found
@@ -123,17 +126,17 @@ def _migrated(definition: Versioned, data: Any, version: str, what: str) -> Base
     except (TypeError, ValueError) as error:
         if isinstance(error, ContextError):
             raise
-        # values that JSON does not have, such as dates
+        # The result has values that are not JSON serializable, such as dates.
     try:
         return definition.context.model_validate(found, by_name=True, by_alias=True)
     except ValidationError as error:
         raise ContextError(
-            f"{what}: what {HOOK}(data, {version!r}) returned does not fit the Context: {reasons(error)}."
+            f"{what}: the result of {HOOK}(data, {version!r}) does not fit the Context: {reasons(error)}."
         ) from error
     except AnyDatabaseError:
         raise
     except Exception as error:
         raise ContextError(
-            f"{what}: a validator raised for what {HOOK}(data, {version!r}) returned. Mend it; then this goes on by "
-            f"itself.\n{trace_of(error)}"
+            f"{what}: a validator raised for the result of {HOOK}(data, {version!r}). Fix it; then it resumes "
+            f"automatically.\n{trace_of(error)}"
         ) from error

@@ -108,7 +108,7 @@ class RunSession:
         else:
             stored = restore(definition, run.data, run.version, f"{run} ({entry.step.name})")
             self.context = stored.context
-            self.migrated = _dump_migrated(run, stored.context) if stored.moved else None
+            self.migrated = _dump_migrated(run, stored.context) if stored.is_migrated else None
 
     def admit(self) -> bool:
         """Return whether the run continues now. A planned run may be too early or no longer wanted, and another run may
