@@ -1,1 +1,1 @@
-"""Agents: long-lived, stateful, routed by what their Context says."""
+"""Agents: long-lived, stateful, routed by the values in their Context."""

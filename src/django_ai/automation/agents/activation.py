@@ -105,12 +105,12 @@ def _install_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
 
 
 def _retry_or_fail(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
-    text = trace_of(error)
-    delay = Raised(error, text).delay(definition.default_retry, run.attempt + 1)
-    changes = {"attempt": run.attempt + 1, "error": text, "lease": None}
+    trace = trace_of(error)
+    delay = Raised(error, trace).delay(definition.default_retry, run.attempt + 1)
+    changes = {"attempt": run.attempt + 1, "error": trace, "lease": None}
     if delay is None:
         changes |= {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None}
-        return Progress(changes, failed=(run, text))
+        return Progress(changes, failed=(run, trace))
     return Progress(changes | {"wake_at": now + delay})
 
 

@@ -1,7 +1,7 @@
 """One worker's session with an agent: it runs handler after handler, and commits each with the agent's Context.
 
 The worker keeps the agent's lease from execution to execution, so handlers of one agent never overlap. The commit of
-the last execution that is due releases the lease. After it the worker looks into the mailbox once more.
+the last execution that is due releases the lease. After that commit the worker looks into the mailbox again.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Three facts decide which events an agent receives, and none of them is a clock:
   into its mailbox. Only then the agent looks back for events that arrived after the position and were delivered before
   the routes existed; ``started_at`` records that it has looked. Both sides commit first and look second.
 * Its mailbox: a unique key for each event, handler and milestone, so an event that both sides find counts once. The
-  agents of one singleton key share this record: an event that one of them has handled is not given to the next.
+  agents of one singleton key share this record: an event that one of them has handled is not handled by a later one.
 """
 
 from __future__ import annotations

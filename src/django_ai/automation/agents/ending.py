@@ -52,7 +52,7 @@ def clear_up(run_pk: int, now: datetime) -> None:
 
 
 def cancel_executions(executions: QuerySet[HandlerExecution, HandlerExecution], now: datetime) -> int:
-    """Cancel the unfinished ones of ``executions``, whose agents have ended; return how many.
+    """Cancel unfinished executions whose agents have ended; return how many.
 
     Parked ones, too: an execution of an ended agent cannot be resumed.
     """

@@ -2,7 +2,7 @@
 
 The two sides never lock each other. Delivery commits the execution first and then lowers the agent's ``wake_at``
 (``touch``), which changes no leased agent. A worker that finishes commits the end of its lease first and then looks
-into the mailbox once more (``touch``, too). Whichever commits last sees the other. If the process dies in between, the
+into the mailbox again (``touch``, too). Whichever commits last sees the other. If the process dies in between, the
 event is delivered again, or maintenance (``wake_forgotten``) finds the pending execution.
 """
 

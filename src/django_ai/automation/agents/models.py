@@ -260,7 +260,7 @@ class HandlerExecution(AutomationModel):
     def waits_for(self, now: datetime) -> str:
         """Return the one thing that this unfinished execution waits for. Empty: it waits for nothing, and is stuck."""
         if self.status == HandlerStatus.PARKED:
-            code = "" if self.parked_at is None else "code that has its handler, or "
+            code = "" if self.parked_at is None else "missing code, or "
             return f"{code}an operator, to resume it: {last_line(self.error)}"
         if self.run.status == AgentStatus.PARKED or self.run.lease is not None:
             return f"its agent {self.run}"

@@ -79,7 +79,8 @@ def unpark_executions(now: datetime) -> int:
 
 
 def _add_routes(definition: AgentDefinition, time_slice: TimeSlice, broken: list[int]) -> tuple[int, bool]:
-    """Add missing routes; return of how many runs, and whether that is all of them. Add failed ones to ``broken``."""
+    """Add missing routes; return for how many runs, and whether these are all. Collect the failed ones in
+    ``broken``."""
     current, written = fingerprint(definition), 0
     # Two ranges instead of "not equal": the index finds the next rows, for any number of current ones.
     for others in (Q(routing__lt=current), Q(routing__gt=current)):

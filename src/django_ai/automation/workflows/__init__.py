@@ -1,1 +1,1 @@
-"""Workflows: several durable steps with a Context, started by events or by hand."""
+"""Workflows: several durable steps with a Context, started by events or by calls."""

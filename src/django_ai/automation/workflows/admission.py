@@ -74,12 +74,12 @@ def begins_now(run: WorkflowRun, definition: WorkflowDefinition, clock: Clock) -
 
 def _retry_or_park(run: WorkflowRun, event: Event, error: Exception, clock: Clock) -> None:
     """Retry a planned run after a backoff, like an event whose condition raises, or park it."""
-    text = f"The condition of {event} raised:\n{trace_of(error)}"
+    reason = f"The condition of {event} raised:\n{trace_of(error)}"
     delay = None if isinstance(error, AutomationError) else EVALUATION_RETRY.delay(run.attempt + 1)
     if delay is None:
-        run.park(text, clock)
+        run.park(reason, clock)
     else:
-        changes = {"attempt": run.attempt + 1, "error": text, "wake_at": clock() + delay, "lease": None}
+        changes = {"attempt": run.attempt + 1, "error": reason, "wake_at": clock() + delay, "lease": None}
         advance(run, changes)
 
 

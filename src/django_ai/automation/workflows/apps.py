@@ -26,7 +26,7 @@ class WorkflowsConfig(AppConfig):
         from .arrivals import deliver
         from .current import KIND
         from .models import Signal, WorkflowRun
-        from .retention import prune_history, prune_living_history, prune_runs, prune_signals
+        from .retention import prune_history, prune_runs, prune_signals, prune_unfinished_history
         from .runner import perform_run
         from .subscriber import WorkflowSubscriber
 
@@ -35,7 +35,7 @@ class WorkflowsConfig(AppConfig):
         periodic_tasks.register_pruner("prune signals", prune_signals)
         periodic_tasks.register_pruner("prune runs", prune_runs)
         periodic_tasks.register_pruner("prune steps", prune_history)
-        periodic_tasks.register_pruner("prune steps of living runs", prune_living_history)
+        periodic_tasks.register_pruner("prune steps of unfinished runs", prune_unfinished_history)
         undelivered = Q(delivered_at=None, consumed_at=None, wake_at=None) & ~Q(error="")
         register_resumable_kind(ResumableKind("signal", Signal, "name", parked=undelivered))
         register_resumable_kind(

@@ -16,7 +16,7 @@ from .starting import insert_run
 
 
 def ending_of(run: WorkflowRun) -> dict[str, Any]:
-    """Return the payload that tells a parent how its child has ended."""
+    """Return the payload that reports the end of a child to its parent."""
     return {"status": str(run.status), "data": run.data, "error": run.error}
 
 

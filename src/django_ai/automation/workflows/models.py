@@ -36,7 +36,7 @@ class WorkflowStatus(models.TextChoices):
     COMPLETED = "completed", _("Completed")
     FAILED = "failed", _("Failed")
     CANCELLED = "cancelled", _("Cancelled")
-    WITHDRAWN = "withdrawn", _("Withdrawn")  # its event withdrew it before it began: ``error`` says why
+    WITHDRAWN = "withdrawn", _("Withdrawn")  # its event withdrew it before it started: ``error`` says why
     PARKED = "parked", _("Parked")  # for an operator or for code: ``error`` says why
 
 

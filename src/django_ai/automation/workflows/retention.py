@@ -36,7 +36,7 @@ def prune_history(time_slice: TimeSlice) -> SliceResult:
     return prune_in_batches(history, "finished", before, time_slice)
 
 
-def prune_living_history(time_slice: TimeSlice) -> SliceResult:
+def prune_unfinished_history(time_slice: TimeSlice) -> SliceResult:
     """Delete history of unfinished runs that is older than ``RETENTION_HISTORY``: a run that loops never ends.
 
     What such a run still needs stays: its last two visits (attempts, losses, the time of its last step); the record of

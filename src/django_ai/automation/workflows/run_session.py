@@ -1,7 +1,7 @@
 """One worker's session with a run: it enters step after step and commits each.
 
-After a ``goto`` the same worker enters the next step, with the Context in memory and one commit a step, until its share
-of time is used.
+After a ``goto`` the same worker enters the next step, with the Context in memory and one commit for each step, until
+its ``DRAIN_BUDGET`` is spent.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StepEntry:
 
 
 def next_entry(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait] = ()) -> StepEntry:
-    """Return the step that the run enters next. ``waits``: what it has waited for in vain, if it timed out."""
+    """Return the step that the run enters next. ``waits``: the waits that have timed out, if any."""
     name, reason = run.current_step or definition.start, WakeReason(run.wake_reason)
     if run.has_no_context and name not in definition.steps:
         name = definition.start  # it has not started, so its first step may have been renamed
@@ -146,7 +146,7 @@ class RunSession:
         self.instance: Any = None
         self.waits: tuple[Wait, ...] = ()
         self.merged = False
-        self.depth = 0 if run.depth and self._ends_storm(entry) else run.depth
+        self.depth = 0 if run.depth and self._breaks_chain(entry) else run.depth
         self.current = CurrentRun(
             f"workflow:{run.pk}:{step.name}",
             self.depth + 1,
@@ -170,7 +170,7 @@ class RunSession:
             row_parked.send_robust(WorkflowRun, row=run, reason=run.error)
         return run.lease is not None
 
-    def _ends_storm(self, entry: StepEntry) -> bool:
+    def _breaks_chain(self, entry: StepEntry) -> bool:
         """Return whether the run has waited long enough to end its chain of causes, which guards against event storms.
 
         It has if its wait timed out, if a signal was sent long after its last step, or after a long backoff.

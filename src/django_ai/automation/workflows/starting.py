@@ -78,8 +78,8 @@ def new_run(event: Event, definition: WorkflowDefinition, now: datetime, *, posi
 REPLANNED_COLUMNS = ("version", "status", "current_step", "created_at", "wake_at", "caused_by", "depth")
 
 
-def replan(run: WorkflowRun, wanted: WorkflowRun) -> None:
-    """Plan a withdrawn run again, with the values of ``wanted``, which has the same key."""
+def replan(run: WorkflowRun, planned: WorkflowRun) -> None:
+    """Plan a withdrawn run again, with the values of ``planned``, which has the same unique key."""
     rows = WorkflowRun.objects.filter(pk=run.pk, status=WorkflowStatus.WITHDRAWN)
-    values = {name: getattr(wanted, name) for name in REPLANNED_COLUMNS}
+    values = {name: getattr(planned, name) for name in REPLANNED_COLUMNS}
     revoke(rows, **values, attempt=0, error="", finished_at=None)

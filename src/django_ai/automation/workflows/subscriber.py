@@ -54,15 +54,15 @@ class WorkflowSubscriber(Subscriber):
         missing, replanned = [], []
         for event, definition in pairs:
             run = known.get(origin_key(event, definition))
-            wanted = _is_wanted(event, definition, now)
+            needs_run = _needs_run(event, definition, now)
             if run is None:
-                if wanted:
+                if needs_run:
                     missing.append(new_run(event, definition, now))
             elif run.status == WorkflowStatus.WITHDRAWN:
-                if wanted:
+                if needs_run:
                     replanned.append(new_run(event, definition, now))
                     replan(run, replanned[-1])
-            elif not wanted:
+            elif not needs_run:
                 withdraw(WorkflowRun.objects.filter(pk=run.pk), withdrawal_reason(event), now)
             elif event.at is not None and run.attempt == 0:
                 wake_at = shift(event.at, definition.offset)
@@ -160,7 +160,7 @@ class WorkflowSubscriber(Subscriber):
         return [Q(Exists(waiting))]
 
 
-def _is_wanted(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
+def _needs_run(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
     """Return whether a run is planned for the event in its current state."""
     declaration = event.definition
     if declaration is None or event.at is None:

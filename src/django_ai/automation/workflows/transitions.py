@@ -128,8 +128,8 @@ def _after(state: State, outcome: Outcome, context: type[BaseModel]) -> Decision
         case Sleep(duration, until, then):
             target = definition.step(then).name if then else step.name
             wake_at = until or finished + (duration or timedelta(0))
-            rested = {"depth": 0} if state.run.depth and wake_at - finished >= CHAIN_BREAK else {}
-            entered_at = {"wake_at": wake_at, "lease": None} | rested
+            broken = {"depth": 0} if state.run.depth and wake_at - finished >= CHAIN_BREAK else {}
+            entered_at = {"wake_at": wake_at, "lease": None} | broken
             return Decision(_enter(target, WakeReason.TIMER, WorkflowStatus.WAITING) | entered_at)
         case Wait():
             return _suspended(state, step.name, outcome)

@@ -131,12 +131,12 @@ class Message:
     """A signal or an event that has arrived for one of a run's waits."""
 
     wait: Wait
-    what: Signal | Event
+    row: Signal | Event
 
     @property
     def order(self) -> tuple[bool, int, int]:
         """Sort key: what was delivered comes before what is still on its way."""
-        return self.what.position is None, self.what.position or 0, self.what.pk
+        return self.row.position is None, self.row.position or 0, self.row.pk
 
 
 def settle(run: WorkflowRun, clock: Clock, waits: list[Wait] | None = None) -> None:
@@ -154,7 +154,7 @@ def settle(run: WorkflowRun, clock: Clock, waits: list[Wait] | None = None) -> N
         else:
             mine.update(wake_at=min((wait.deadline for wait in waits if wait.deadline is not None), default=None))
         return
-    alias, found = alias_of(WorkflowRun), message.what
+    alias, found = alias_of(WorkflowRun), message.row
     # The run first and then the signal, as in ``deliver``: locks are taken in one order.
     with transaction.atomic(using=alias):
         if isinstance(found, Event):
@@ -193,7 +193,7 @@ def finish_registration(run: WorkflowRun, clock: Clock, waits: list[Wait]) -> No
 
 def _first_arrival(run: WorkflowRun, waits: list[Wait]) -> Message | None:
     found = [(wait, _in_inbox(run, wait) or _broadcast(run, wait) or _occurrence(run, wait)) for wait in waits]
-    messages = [Message(wait, what) for wait, what in found if what is not None]
+    messages = [Message(wait, row) for wait, row in found if row is not None]
     return min(messages, key=lambda each: each.order, default=None)
 
 
@@ -208,8 +208,8 @@ def _in_inbox(run: WorkflowRun, wait: Wait) -> Signal | None:
 
 def _broadcast(run: WorkflowRun, wait: Wait) -> Signal | None:
     """Return a broadcast signal that has arrived since the run was created, or is on its way."""
-    comes = Q(position__gt=run.position) | Q(position=None, delivered_at=None, wake_at__isnull=False)
-    signals = Signal.objects.filter(comes, run=None, name=wait.channel).filter(~_consumed(run, WakeReason.SIGNAL))
+    arrived = Q(position__gt=run.position) | Q(position=None, delivered_at=None, wake_at__isnull=False)
+    signals = Signal.objects.filter(arrived, run=None, name=wait.channel).filter(~_consumed(run, WakeReason.SIGNAL))
     ordered = signals.order_by(F("position").asc(nulls_last=True), "pk")
     if not wait.channel.startswith(EVENT_CHANNEL):
         return ordered.first()
