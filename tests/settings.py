@@ -90,7 +90,7 @@ TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 if find_spec("django_tasks_db"):
     INSTALLED_APPS.append("django_tasks_db")
 
-AUTOMATION: dict[str, object] = {"RUNTIME": os.environ.get("TEST_EXECUTOR", "silent")}
+AUTOMATION: dict[str, object] = {"RUNTIME": os.environ.get("TEST_RUNTIME", "silent")}
 if "TEST_LEASE_SECONDS" in os.environ:
     AUTOMATION["LEASE"] = timedelta(seconds=float(os.environ["TEST_LEASE_SECONDS"]))
     AUTOMATION["HEARTBEAT"] = timedelta(seconds=float(os.environ["TEST_LEASE_SECONDS"]) / 4)

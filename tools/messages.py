@@ -1,10 +1,10 @@
-"""Extract what users of the admin read, update the catalogues, and compile them: ``make messages``.
+"""Extract the translatable strings of the admin, update the catalogues, and compile them: ``make messages``.
 
     python tools/messages.py [--check]
 
 Each app has its messages in its own ``locale`` folder, as Django finds them. A message that several apps use is in the
-lowest of them. Babel extracts and compiles, so GNU gettext is not needed. ``--check`` writes nothing, and fails where a
-catalogue is not complete or not current.
+lowest of them. Babel extracts and compiles, so GNU gettext is not needed. ``--check`` writes nothing, and fails if a
+catalogue is incomplete or outdated.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ NO_DATE = datetime(2026, 1, 1, tzinfo=UTC)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, and fail where a catalogue is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if a catalogue is outdated")
     if not parser.parse_args().check:
         update()
     if problems := list(problems_of()):
-        raise SystemExit("\n".join(problems))
+        raise SystemExit("\n".join(["FAILED: the catalogues are outdated:", *problems]))
 
 
 def messages() -> dict[str, list[str]]:
-    """Return the messages of each app that no lower app uses, too."""
+    """Return the messages of each app, without those that a lower app uses."""
     found: dict[str, list[str]] = {}
     known: set[str] = set()
     for app in APPS:
@@ -62,13 +62,13 @@ def folder_of(app: str, language: str) -> Path:
 
 
 def read(app: str, language: str) -> Catalog:
-    """Return the catalogue of an app; an empty one where there is none yet."""
+    """Return the catalogue of an app, which is empty if it does not exist yet."""
     path = folder_of(app, language) / "django.po"
     return read_po(io.BytesIO(path.read_bytes() if path.exists() else b""), locale=language, domain="django")
 
 
 def update() -> None:
-    """Write the catalogues anew with the messages of today, and keep their translations."""
+    """Write the catalogues with the current messages, and keep their translations."""
     for app, wanted in messages().items():
         for language in LANGUAGES:
             former = read(app, language)
@@ -97,7 +97,7 @@ def update() -> None:
 
 
 def problems_of() -> Iterator[str]:
-    """Yield what is wrong with the catalogues: one line a problem."""
+    """Yield the problems of the catalogues, one line each."""
     for app, wanted in messages().items():
         for language in LANGUAGES:
             catalogue = read(app, language)
@@ -116,11 +116,11 @@ def problems_of() -> Iterator[str]:
                 if each.string and sorted(PLACEHOLDER.findall(name)) != sorted(PLACEHOLDER.findall(str(each.string)))
             )
             if compiled(app, language) != {name: each.string for name, each in entries.items() if each.string}:
-                yield f"{where}: run make messages, django.mo is not what django.po says"
+                yield f"{where}: run make messages, django.mo does not match django.po"
 
 
 def compiled(app: str, language: str) -> dict[str, str]:
-    """Return what the compiled catalogue of an app says."""
+    """Return the translations in the compiled catalogue of an app."""
     path = folder_of(app, language) / "django.mo"
     if not path.exists():
         return {}

@@ -2,8 +2,8 @@
 
     python tools/package.py [dist] [--tag v0.1.0]
 
-A wheel is right when it holds the whole package and nothing else, and no ``django_ai/__init__.py``: ``django_ai`` is a
-namespace, in which other distributions may have packages, too.
+A correct wheel contains the whole package, nothing else, and no ``django_ai/__init__.py``: ``django_ai`` is a namespace
+package, to which other distributions may add packages.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "dist")
     parser.add_argument("--tag", default="", help="the tag of the release, which must name the version")
-    wanted = parser.parse_args()
-    wheel, sdist = build(wanted.folder)
-    if problems := problems_of(wheel, wanted.tag):
-        raise SystemExit("\n".join([f"{wheel.name} is wrong:", *problems]))
-    print(f"{wheel.name} and {sdist.name} are in {wanted.folder}.")
+    options = parser.parse_args()
+    wheel, sdist = build(options.folder)
+    if problems := problems_of(wheel, options.tag):
+        raise SystemExit("\n".join([f"FAILED: {wheel.name} is not correct:", *problems]))
+    print(f"{wheel.name} and {sdist.name} are in {options.folder}.")
 
 
 def build(folder: Path) -> tuple[Path, Path]:
@@ -47,24 +47,24 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 
 def problems_of(wheel: Path, tag: str = "") -> list[str]:
-    """Return what is wrong with a wheel: one line a problem."""
+    """Return the problems of a wheel, one line each."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         version = Parser().parsestr(archive.read(metadata).decode())["Version"]
     info = metadata.partition("/")[0]
     contents = {name for name in names if not name.startswith(f"{info}/")}
-    wanted = sources()
-    found = [f"is missing: {name}" for name in sorted((wanted | set(REQUIRED)) - contents)]
-    found += [f"does not belong there: {name}" for name in sorted(contents - wanted)]
-    found += [f"is a regular package: {name}" for name in contents if name == "django_ai/__init__.py"]
+    expected = sources()
+    found = [f"missing file: {name}" for name in sorted((expected | set(REQUIRED)) - contents)]
+    found += [f"unexpected file: {name}" for name in sorted(contents - expected)]
+    found += [f"not allowed in a namespace package: {name}" for name in contents if name == "django_ai/__init__.py"]
     if tag and tag != f"v{version}":
-        found.append(f"the tag is {tag!r} and the version {version}: set __version__, or tag v{version}")
+        found.append(f"tag {tag!r} does not match version {version}: set __version__, or use the tag v{version}")
     return found
 
 
 def sources() -> set[str]:
-    """Return the files of the package, as a wheel names them."""
+    """Return the paths of the package's files in a wheel."""
     return {
         path.relative_to(SOURCE).as_posix()
         for path in (SOURCE / PACKAGE).rglob("*")

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.alone, pytest
 def test_real_seconds_all_runs_end_while_processes_are_killed(kind, one, five, every, tmp_path):
     fire = Fire(
         runs={1: one, 5: five},
-        environment=environment(TEST_LEASE_SECONDS="2", TEST_EXECUTOR="silent"),
+        environment=environment(TEST_LEASE_SECONDS="2", TEST_RUNTIME="silent"),
         scratch=tmp_path,
         every=every,
         patience=240,

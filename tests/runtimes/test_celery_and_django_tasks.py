@@ -1,4 +1,4 @@
-"""Workers of Celery and of Django's tasks: what ends them, what rings them, and what a message can do."""
+"""Workers of Celery and of Django tasks: how they stop, how they are woken, and what a message can do."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def completed(run: WorkflowRun) -> bool:
     return WorkflowRun.objects.filter(pk=run.pk, status="completed").exists()
 
 
-def begun(number: int = 1) -> bool:
+def has_started(number: int = 1) -> bool:
     return Mark.objects.filter(name="long:begin").count() >= number
 
 
@@ -63,7 +63,7 @@ def test_real_seconds_a_celery_worker_finishes_its_step_on_sigterm(tmp_path):
     log = tmp_path / "celery.log"
     with celery_worker(log, REDIS_URL) as worker:
         run = engine.start("story:long", seconds=2)
-        until(begun, 30, "The step", log)
+        until(has_started, 30, "The step", log)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(40) == 0
         assert completed(run), log.read_text()[-3000:]
@@ -71,12 +71,12 @@ def test_real_seconds_a_celery_worker_finishes_its_step_on_sigterm(tmp_path):
 
 
 @pytest.mark.alone
-def test_real_seconds_what_a_cold_shutdown_of_celery_breaks_off_is_done_again(tmp_path):
+def test_real_seconds_step_interrupted_by_a_cold_shutdown_of_celery_runs_again(tmp_path):
     needs("redis")
     log, lease = tmp_path / "celery.log", {"TEST_LEASE_SECONDS": "2"}
     with celery_worker(log, REDIS_URL, **lease) as worker:
         run = engine.start("story:long", seconds=3)
-        until(begun, 30, "The step", log)
+        until(has_started, 30, "The step", log)
         worker.send_signal(signal.SIGQUIT)
         worker.wait(40)
         assert not completed(run)
@@ -84,13 +84,13 @@ def test_real_seconds_what_a_cold_shutdown_of_celery_breaks_off_is_done_again(tm
         until(lambda: completed(run), 40, "The second start", tmp_path / "next.log")
     assert Mark.objects.filter(name="long:begin").count() == 2
     assert Mark.objects.filter(name="long:end").count() == 1
-    # Given back by the process that was ended, or found again when its lease had run out.
+    # Released by the process that ended, or claimed again after its lease expired.
     assert [each.outcome for each in run.steps.all()] in (["complete"], ["lost", "complete"])
 
 
 @pytest.mark.alone
-def test_real_seconds_a_pool_process_that_dies_is_replaced_and_the_clock_goes_on(tmp_path):
-    """The new process is forked while the clock lives: neither may take the other's connections."""
+def test_real_seconds_killed_pool_process_is_replaced_and_the_dispatcher_continues(tmp_path):
+    """The new process is forked while the dispatcher runs: neither may use the other's connections."""
     needs("redis")
     log, lease = tmp_path / "celery.log", {"TEST_LEASE_SECONDS": "2"}
     flag = tmp_path / "flag"
@@ -104,15 +104,15 @@ def test_real_seconds_a_pool_process_that_dies_is_replaced_and_the_clock_goes_on
 
 
 class TestCelery:
-    def test_is_there_when_django_starts(self):
+    def test_task_is_registered_when_django_starts(self):
         code = "import django; django.setup(); from celery import current_app as app; app.finalize(); print(*app.tasks)"
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env=environment(TEST_EXECUTOR="celery"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+            env=environment(TEST_RUNTIME="celery"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
         )  # fmt: skip
         assert "django_ai.automation.drain_due" in done.stdout
 
-    def test_carries_its_own_limits_and_is_forgotten_in_the_end(self):
+    def test_message_has_time_limits_and_expires(self):
         needs("redis")
         import redis
 
@@ -128,15 +128,15 @@ class TestCelery:
         assert timezone.now() < datetime.fromisoformat(headers["expires"]) < timezone.now() + timedelta(hours=2)
         assert (headers["ignore_result"], headers["argsrepr"], headers["kwargsrepr"]) == (True, "()", "{}")
 
-    def test_answers_a_doorbell_and_nothing_else(self):
+    def test_task_accepts_no_arguments(self):
         run = engine.start("story:count", steps=1)
         assert celery_runtime.drain_due.apply(args=["os.system", "true"]).failed()
         assert not completed(run)
-        for _ in range(3):  # as often as one likes
+        for _ in range(3):  # any number of times
             assert celery_runtime.drain_due.apply().successful()
         assert completed(run)
         assert Mark.objects.count() == 1
-        assert not Worker.objects.exists(), "this process is none of Celery's"
+        assert not Worker.objects.exists(), "a task that is applied locally must not register this process as a worker"
 
     def test_an_eager_app_performs_at_the_commit(self):
         from celery import current_app
@@ -150,7 +150,7 @@ class TestCelery:
         assert completed(run)
         assert not Worker.objects.exists()
 
-    def test_nobody_forks_while_the_clock_has_a_connection_in_use(self):
+    def test_fork_waits_while_the_dispatcher_uses_a_connection(self):
         guard = celery_runtime.ForkGuard()
         may_leave, inside, forked = threading.Event(), threading.Event(), threading.Event()
 
@@ -174,7 +174,7 @@ class TestCelery:
         looker.join()
         forker.join()
         guard.before()
-        guard.after_in_child()  # where the thread that would let it go does not exist
+        guard.after_in_child()  # the thread that would release it does not exist here
         with guard:
             pass
 
@@ -195,7 +195,7 @@ class TestDjangoTasks:
             Probe.objects.create(name="last", ready=True)
             assert DBTaskResult.objects.count() == 1
 
-    def test_a_backend_that_cannot_say_is_rung_once_in_a_while(self, monkeypatch):
+    def test_backend_without_results_is_rung_at_intervals(self, monkeypatch):
         rung = []
 
         class Result:
@@ -216,7 +216,7 @@ class TestDjangoTasks:
         notifier.ring("default")
         assert len(rung) == 2
 
-    def test_answers_a_doorbell_and_nothing_else(self):
+    def test_task_accepts_no_arguments(self):
         run = engine.start("story:count", steps=1)
         with pytest.raises(TypeError):
             tasks_runtime.automation_drain_due.call("os.system")
@@ -227,7 +227,7 @@ class TestDjangoTasks:
         assert Mark.objects.count() == 1
 
 
-def test_an_executor_that_cannot_be_used_is_named(settings):
+def test_runtime_that_cannot_be_used_is_named(settings):
     settings.AUTOMATION = {"RUNTIME": f"{__name__}.Unusable"}
     with pytest.raises(SettingsError, match=r"Unusable.*ValueError: no such queue"):
         get_notifier()

@@ -1,7 +1,7 @@
-"""A real cluster with two workers, and nothing else: that it runs everything, and keeps its time. Waits real seconds.
+"""A real cluster with two workers performs everything on time. Waits real seconds.
 
-Never early is exact here. How late is measured in ``bench/``; what these tests allow is what a noisy machine needs, and
-far less than any polling once a minute would take.
+That nothing is early is tested exactly. Lateness is measured in ``bench/``; the limit here allows for a noisy machine,
+and is far below the minute that polling once a minute would take.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tests.support.services import needs
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.alone]
 
 
-SLACK = 1.5
+MAX_LATENESS_SECONDS = 1.5
 
 
 @pytest.fixture
 def q2():
-    """Ring as a web process of the project would."""
+    """Send doorbells as a web process of the project would."""
     set_notifier(Q2Notifier())
     yield
     set_notifier(None)
@@ -56,12 +56,12 @@ def test_real_seconds_timers_keep_their_time(tmp_path, q2):
         until(lambda: Mark.objects.filter(name="due:timed").exists(), 10, "The scheduled event", log)
 
     lateness = (Mark.objects.get(name="due:timed").at - due_at).total_seconds()
-    assert 0 <= lateness <= SLACK
+    assert 0 <= lateness <= MAX_LATENESS_SECONDS
     first, second = stumble.steps.order_by("pk")
     assert (first.outcome, second.outcome) == ("error", "complete")
-    assert 2.0 <= (second.started - first.finished).total_seconds() <= 2.0 + SLACK
+    assert 2.0 <= (second.started - first.finished).total_seconds() <= 2.0 + MAX_LATENESS_SECONDS
     slept, woke = nap.steps.order_by("pk")
-    assert 5.0 <= (woke.started - slept.finished).total_seconds() <= 5.0 + SLACK
+    assert 5.0 <= (woke.started - slept.finished).total_seconds() <= 5.0 + MAX_LATENESS_SECONDS
 
 
 def test_real_seconds_first_step_follows_the_commit(tmp_path, q2):
@@ -72,18 +72,18 @@ def test_real_seconds_first_step_follows_the_commit(tmp_path, q2):
         until(lambda: Mark.objects.filter(name="ready:warm").exists(), 20, "The first run", log)
         for number in range(15):
             name = f"fast {number}"
-            time.sleep(0.25 + 0.013 * number)  # at no fixed phase of anybody's polling
+            time.sleep(0.25 + 0.013 * number)  # in no fixed phase of the polling
             committed = timezone.now()
             Probe.objects.create(name=name, ready=True)
             until(lambda name=name: Mark.objects.filter(name=f"ready:{name}").exists(), 10, "The first step", log)
             delays.append((Mark.objects.get(name=f"ready:{name}").at - committed).total_seconds())
-    # With NOTIFY nobody waits for the next poll (0.2 s); without it half a poll is the rule.
+    # With NOTIFY the cluster does not wait for the next poll (0.2 s); without it the median is half an interval.
     limit = 0.15 if connection.vendor == "postgresql" else 0.35
     assert statistics.median(delays) <= limit, sorted(delays)
 
 
 def test_a_web_process_and_two_workers_write_together(tmp_path, q2):
-    """On SQLite the three share one write lock; nobody may be told that the database is locked."""
+    """On SQLite the three share one write lock; none may fail because the database is locked."""
     log = tmp_path / "cluster.log"
     failures = []
 
@@ -111,9 +111,9 @@ def test_a_web_process_and_two_workers_write_together(tmp_path, q2):
     assert failures == []
     assert Mark.objects.filter(name__startswith="ready:").count() == 120
     assert Mark.objects.filter(name="story:count").count() == 100
-    # The heartbeat waits for half a second and no longer, and says so: its next beat is soon.
-    told = [line for line in log.read_text().splitlines() if "locked" in line]
-    assert [line for line in told if "retr" not in line and "again" not in line] == []
+    # The heartbeat waits for the lock for half a second, then logs a warning and retries at its next beat.
+    locked = [line for line in log.read_text().splitlines() if "locked" in line]
+    assert [line for line in locked if "retr" not in line and "again" not in line] == []
 
 
 def test_a_signal_wakes_a_run_that_waits(tmp_path, q2):
@@ -126,14 +126,14 @@ def test_a_signal_wakes_a_run_that_waits(tmp_path, q2):
     assert Mark.objects.filter(name="heard:hello").count() == 1
 
 
-def test_with_a_stock_broker_the_schedules_do_it(tmp_path, q2, settings, monkeypatch):
-    """Q2's own broker looks at nothing of ours: a doorbell is queued at commit, the schedule is the floor of timers."""
+def test_timers_fire_by_schedule_with_a_broker_of_q2(tmp_path, q2, settings, monkeypatch):
+    """Q2's own brokers do not poll for due rows: a commit queues a doorbell task, and the schedule fires timers."""
     from django.core.management import call_command
     from django_q.conf import Conf
     from django_q.models import Schedule
     from django_q.scheduler import scheduler
 
-    call_command("migrate", verbosity=0)  # a flush between tests took the schedules
+    call_command("migrate", verbosity=0)  # the flush between tests has deleted the schedules
     monkeypatch.setattr(Conf, "BROKER_CLASS", None)
     monkeypatch.setattr(Conf, "ORM", "default")
     log = tmp_path / "cluster.log"
@@ -142,14 +142,14 @@ def test_with_a_stock_broker_the_schedules_do_it(tmp_path, q2, settings, monkeyp
         until(lambda: Mark.objects.filter(name="nap:asleep").exists(), 20, "The doorbell at commit", log)
         time.sleep(1.1)
         assert not finished(nap)
-        # What Q2's sentinel does each half minute, without the half minute.
+        # What Q2's sentinel does every half minute.
         Schedule.objects.update(next_run=timezone.now() - timedelta(seconds=1))
         scheduler()
         until(lambda: finished(nap), 20, "The scheduled wake-up", log)
 
 
-def test_with_the_redis_broker_and_redis_flushed(tmp_path, q2, monkeypatch):
-    """The queue is only a doorbell: what was in it may go."""
+def test_runs_complete_with_the_redis_broker_after_a_flush(tmp_path, q2, monkeypatch):
+    """The queue is only a doorbell: its contents may be lost."""
     needs("redis")
     import redis
     from django_q.conf import Conf

@@ -1,4 +1,4 @@
-"""The README's quick start, as printed: its settings, models, automations and commands in an empty SQLite project."""
+"""The README's quick start as printed: its settings, models, automations and commands in an empty SQLite project."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def block(title: str) -> str:
 
 
 def commands() -> list[str]:
-    """Return the commands that the README lists after the code, in their order."""
+    """Return the commands that the README lists after the code, in order."""
     console = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
     (found,) = [each for each in console if "makemigrations shop" in each]
     lines = re.findall(r"^\$ (.*?)(?:\s+#.*)?$", found, re.MULTILINE)
@@ -38,7 +38,7 @@ def commands() -> list[str]:
 
 
 class Project:
-    """An empty project in a folder, with what the README prints in it."""
+    """An empty project in a folder, with the code of the README."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -49,7 +49,7 @@ engine.start("greet")
 
 
 class Project:
-    """A project of one app on SQLite, whose ``automations`` a test writes again."""
+    """A project of one app on SQLite, whose ``automations`` module a test rewrites."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ class Project:
 
 
 @pytest.mark.alone
-def test_real_seconds_a_worker_takes_up_changed_code_and_survives_code_that_cannot_be_imported(tmp_path):
+def test_real_seconds_worker_restarts_with_changed_code_and_survives_an_import_error(tmp_path):
     project = Project(tmp_path)
     project.automations.write_text(AUTOMATIONS % "first")
     project.run("-m", "django", "migrate", "--verbosity", "0")
@@ -93,7 +93,7 @@ def test_real_seconds_a_worker_takes_up_changed_code_and_survives_code_that_cann
         project.greets("first")
         (before,) = children_of(worker.pid)
 
-        # The process may not watch its files yet: what is saved while it starts counts, too.
+        # The process may not watch its files yet: a file that is saved while it starts counts as changed.
         project.automations.write_text(AUTOMATIONS % "second")
         until(lambda: children_of(worker.pid) not in ([], [before]), 30, "The restart", project.log)
         project.greets("second")
@@ -102,7 +102,7 @@ def test_real_seconds_a_worker_takes_up_changed_code_and_survives_code_that_cann
         until(lambda: "SyntaxError" in project.log.read_text(), 30, "The error", project.log)
         project.automations.write_text(AUTOMATIONS % "third")
         project.greets("third")
-        # A change of the code is no failure of the process.
+        # A change of the code is not logged as a failure.
         assert "ended with exit code 3" not in project.log.read_text()
     finally:
         worker.send_signal(signal.SIGTERM)

@@ -1,7 +1,6 @@
-"""One story, lived through by the time machine and by a real cluster, leaves the same rows. Waits real seconds.
+"""One story produces the same rows in the time machine and with every real runtime. Waits real seconds.
 
-The conformance of the in-process runtime: what a test of a project sees under ``time_machine`` is what its cluster will
-do, hours later.
+A project's test under ``time_machine`` therefore shows what its workers will do hours later.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ EXPECTED = {
 }
 
 
-def by_the_machine(hour):
+def run_in_time_machine(hour):
     with time_machine() as machine:
 
         def pass_time(condition, what):
@@ -57,9 +56,9 @@ def by_the_machine(hour):
 
 
 @pytest.mark.parametrize("hour", [timedelta(hours=1), timedelta(seconds=1), timedelta(days=30)], ids=str)
-def test_the_machine_lives_through_it_whatever_an_hour_is(hour):
+def test_story_in_time_machine_gives_expected_rows_for_any_length_of_an_hour(hour):
     declare(hour)
-    found = by_the_machine(hour)
+    found = run_in_time_machine(hour)
     assert {name: found[name] for name in EXPECTED} == EXPECTED
     assert [(name, who, status) for name, who, status, *_ in found["runs"]] == [
         ("stay:reminder", "Ada", "completed"),
@@ -70,17 +69,17 @@ def test_the_machine_lives_through_it_whatever_an_hour_is(hour):
     ]
 
 
-def test_where_nothing_commits_the_machine_lives_through_the_same():
-    outside = by_the_machine(timedelta(hours=1))
+def test_story_without_commits_gives_the_same_rows():
+    committed = run_in_time_machine(timedelta(hours=1))
     clean()
     with transaction.atomic():
-        assert by_the_machine(timedelta(hours=1)) == outside
+        assert run_in_time_machine(timedelta(hours=1)) == committed
         transaction.set_rollback(True)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_real_seconds_every_runtime_lives_through_the_same(tmp_path, name):
-    expected = by_the_machine(timedelta(hours=1))
+def test_real_seconds_story_with_every_runtime_gives_the_same_rows(tmp_path, name):
+    expected = run_in_time_machine(timedelta(hours=1))
     clean()
     log, hour = tmp_path / "runtime.log", timedelta(seconds=1)
     declare(hour)
@@ -90,18 +89,18 @@ def test_real_seconds_every_runtime_lives_through_the_same(tmp_path, name):
         kind = {"q2": "q2", "worker": "worker", "celery": "celery", "django": "tasks"}.get(name.partition("-")[0])
         assert set(Worker.objects.values_list("runtime", flat=True)) == ({kind} if kind else set())
         assert not Worker.objects.exclude(stopped_at=None).exists()
-        if kind:  # inline only a commit does a part of it
+        if kind:  # with "inline" a commit performs only a part of it
             until(is_maintained, 30, "The maintenance", log)
-    said = Worker.objects.exclude(stopped_at=None).count()
-    assert said == Worker.objects.count(), "each said that it ended"
+    stopped = Worker.objects.exclude(stopped_at=None).count()
+    assert stopped == Worker.objects.count(), "a worker has not recorded that it stopped"
 
 
 def is_maintained():
-    """Return whether each task of the maintenance has been done, by whatever performs the work."""
+    """Return whether each periodic task of the maintenance has completed."""
     done = dict(Maintenance.objects.values_list("name", "completed_at"))
     return bool(done) and None not in done.values()
 
 
 def clean():
-    """Empty the tables between two lives."""
+    """Empty the tables between two runs of the story."""
     call_command("flush", interactive=False, verbosity=0)

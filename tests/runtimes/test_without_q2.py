@@ -1,4 +1,4 @@
-"""A project that runs on another queue needs no Django-Q2: not in INSTALLED_APPS, and not even importable."""
+"""A project with another runtime does not need Django-Q2: neither in INSTALLED_APPS nor installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NoQ2:
 sys.meta_path.insert(0, NoQ2())
 """
 
-LIFE = """
+SCRIPT = """
 from django.core.management import call_command
 from django_ai.automation import engine
 call_command("check")
@@ -30,8 +30,8 @@ call_command("automation_health")
 """
 
 
-@pytest.mark.parametrize("notifier", ["", "worker", "inline", "celery", "tasks"])
-def test_everything_runs_without_django_q(notifier):
-    done = run_script(LIFE, before=BLOCKED, TEST_WITHOUT_Q2="1", TEST_EXECUTOR=notifier)
+@pytest.mark.parametrize("name", ["", "worker", "inline", "celery", "tasks"])
+def test_everything_runs_without_django_q(name):
+    done = run_script(SCRIPT, before=BLOCKED, TEST_WITHOUT_Q2="1", TEST_RUNTIME=name)
     assert done.returncode == 0, done.stderr
     assert WorkflowRun.objects.get().status == "completed"

@@ -1,6 +1,6 @@
 """``manage.py automation_worker``: real processes, killed, stopped and woken. Waits real seconds.
 
-That it performs everything is shown by ``test_same_story`` and ``tests/scenarios``; here is how it lives.
+``test_same_story`` and ``tests/scenarios`` test what it performs; this module tests how it starts, waits and stops.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
 
 @pytest.fixture(autouse=True)
-def _rung():
-    """Ring as a web process of the project would."""
+def _worker_notifier():
+    """Send doorbells as a web process of the project would."""
     set_notifier(WorkerNotifier())
     yield
     set_notifier(None)
@@ -40,15 +40,15 @@ def done(run: WorkflowRun) -> bool:
 
 
 def warm(log, run=None) -> None:
-    """Let a worker show that it works: on ``run``, or on a new one."""
-    mine = run or engine.start("story:count", steps=1)
-    until(lambda: done(mine), 30, "The work", log)
+    """Wait until a worker has completed ``run``, or a new run."""
+    run = run or engine.start("story:count", steps=1)
+    until(lambda: done(run), 30, "The work", log)
 
 
 @contextmanager
 def warm_worker(log, *options):
-    """Run a worker that has worked and now has nothing to do."""
-    run = engine.start("story:count", steps=1)  # before it looks for the first time
+    """Run a worker that has completed a run and is now idle."""
+    run = engine.start("story:count", steps=1)  # before its first poll
     with automation_worker(log, *options) as process:
         warm(log, run)
         yield process
@@ -63,8 +63,8 @@ def is_alive(pid: int) -> bool:
         return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-class TestLife:
-    def test_an_idle_worker_ends_at_once(self, tmp_path):
+class TestStopAndRestart:
+    def test_idle_worker_ends_at_once_on_sigterm(self, tmp_path):
         log = tmp_path / "worker.log"
         with warm_worker(log, "--processes", "2", "--poll", "60") as process:
             children = children_of(process.pid)
@@ -74,7 +74,7 @@ class TestLife:
             assert process.wait(15) == 0
             assert not any(is_alive(child) for child in children)
 
-    def test_a_killed_child_is_started_again(self, tmp_path):
+    def test_killed_child_is_restarted(self, tmp_path):
         log = tmp_path / "worker.log"
         with warm_worker(log) as process:
             (child,) = children_of(process.pid)
@@ -93,19 +93,19 @@ class TestLife:
 
 
 class TestWaking:
-    def test_real_seconds_a_notify_wakes_it_long_before_its_poll(self, tmp_path):
+    def test_real_seconds_notify_wakes_it_before_its_next_poll(self, tmp_path):
         if connection.vendor != "postgresql":
             pytest.skip("only PostgreSQL has NOTIFY")
         log = tmp_path / "worker.log"
         with warm_worker(log, "--poll", "60"):
-            time.sleep(0.5)  # it sleeps now
-            began = time.monotonic()
+            time.sleep(0.5)  # it is asleep by now
+            started = time.monotonic()
             warm(log)
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - started < 15
 
-    def test_real_seconds_polling_alone_finds_the_work(self, tmp_path):
+    def test_real_seconds_polling_without_doorbells_finds_the_work(self, tmp_path):
         log = tmp_path / "worker.log"
-        set_notifier(None)  # silent: nobody rings
+        set_notifier(None)  # no doorbell is sent
         with warm_worker(log, "--poll", "0.3"):
             time.sleep(0.5)
             warm(log)
@@ -120,7 +120,7 @@ class TestWaking:
 
 
 class TestOptions:
-    def test_it_performs_only_what_its_queues_say(self):
+    def test_queues_limit_what_it_performs(self):
         Probe.objects.create(name="due", due_at=timezone.now() - timedelta(seconds=1))
         run = engine.start("story:count", steps=1)
         call_command("automation_worker", "--once", "--queues", "events, callbacks")
@@ -129,8 +129,8 @@ class TestOptions:
         call_command("automation_worker", "--once", "--queues", "workflows")
         assert done(run)
 
-    def test_what_others_must_do_is_rung_for(self):
-        """A worker of events does not serve the callbacks that they cause: somebody must be told."""
+    def test_rows_of_other_queues_are_rung_for(self):
+        """A worker of events does not perform the callbacks that they cause, so it must wake another worker."""
 
         class Counting:
             rings = 0

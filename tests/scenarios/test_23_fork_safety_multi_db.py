@@ -119,7 +119,7 @@ assert run.data["tries"] == 1
 @pytest.mark.parametrize("held", [False, True], ids=["", "with a lock held"])
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
 def test_23_a_step_forks(atomic, held):
-    done = run_script(f"ATOMIC = {atomic}\nHELD = {held}\n{FORKING}", TEST_EXECUTOR="silent")
+    done = run_script(f"ATOMIC = {atomic}\nHELD = {held}\n{FORKING}", TEST_RUNTIME="silent")
     assert done.returncode == 0, done.stderr[-3000:]
     names = sorted(Effect.objects.values_list("name", flat=True))
     outer = ["after", "before"] if atomic else ["after"]
@@ -161,7 +161,7 @@ process.join(30)
 assert process.exitcode == 0
 Reservation.objects.create(note="parent again", status="confirmed")
 """,
-        TEST_EXECUTOR="silent",
+        TEST_RUNTIME="silent",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     wanted = {"parent", "second", "parent again"} | ({"child"} if connection.vendor != "sqlite" else set())
@@ -235,7 +235,7 @@ class Companion:
 
 
 def routed(code):
-    done = run_script(f"{ROUTED}\n{code}", DJANGO_SETTINGS_MODULE="tests.support.two_databases", TEST_EXECUTOR="silent")
+    done = run_script(f"{ROUTED}\n{code}", DJANGO_SETTINGS_MODULE="tests.support.two_databases", TEST_RUNTIME="silent")
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(Effect.objects.values_list("name", flat=True))
 

@@ -45,7 +45,7 @@ def worker(release: str) -> Iterator[None]:
     """Let a worker of one release work until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER],
-        cwd=ROOT, env=environment(TEST_RELEASE=release, TEST_EXECUTOR="silent"),
+        cwd=ROOT, env=environment(TEST_RELEASE=release, TEST_RUNTIME="silent"),
     )  # fmt: skip
     try:
         yield
@@ -56,7 +56,7 @@ def worker(release: str) -> Iterator[None]:
 
 
 def as_release(release: str, code: str) -> None:
-    done = run_script(code, TEST_RELEASE=release, TEST_EXECUTOR="silent")
+    done = run_script(code, TEST_RELEASE=release, TEST_RUNTIME="silent")
     assert done.returncode == 0, done.stderr
 
 

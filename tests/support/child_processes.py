@@ -23,7 +23,7 @@ def environment(**extra: str) -> dict[str, str]:
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "tests.settings",
         "TEST_LIVE_NAME": str(connection.settings_dict["NAME"]),
-        "TEST_EXECUTOR": "q2",
+        "TEST_RUNTIME": "q2",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
         "PYTHONUNBUFFERED": "1",
         **extra,
@@ -76,7 +76,7 @@ def spawn(log: Path, /, *command: str, **extra: str) -> subprocess.Popen[bytes]:
 @contextlib.contextmanager
 def automation_worker(log: Path, *options: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``manage.py automation_worker`` until the block ends."""
-    process = spawn(log, "manage.py", "automation_worker", *options, **{"TEST_EXECUTOR": "worker", **extra})
+    process = spawn(log, "manage.py", "automation_worker", *options, **{"TEST_RUNTIME": "worker", **extra})
     try:
         yield process
     finally:

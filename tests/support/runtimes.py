@@ -40,7 +40,7 @@ def inline(log: Path, **extra: str) -> Iterator[None]:
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=ROOT, env=environment(**{"TEST_EXECUTOR": "inline", **extra}), stdout=output, stderr=output,
+            cwd=ROOT, env=environment(**{"TEST_RUNTIME": "inline", **extra}), stdout=output, stderr=output,
         )  # fmt: skip
     try:
         yield
@@ -102,7 +102,7 @@ def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[subprocess.P
         process = spawn(
             log, "-m", "celery", "-A", "tests.support.celery_app", "worker", "--concurrency", "2", "--loglevel", "info",
             "--without-mingle", "--without-gossip",
-            **{"TEST_EXECUTOR": "celery", "TEST_CELERY_BROKER": broker, "TEST_CELERY_QUEUE": queue, **extra},
+            **{"TEST_RUNTIME": "celery", "TEST_CELERY_BROKER": broker, "TEST_CELERY_QUEUE": queue, **extra},
         )  # fmt: skip
         try:
             until(lambda: " ready." in log.read_text(), 40, "The Celery worker's start", log)
@@ -134,7 +134,7 @@ def django_tasks(log: Path, **extra: str) -> Iterator[None]:
     from django_ai.automation.queues.runtimes.django_tasks import TasksNotifier
 
     set_notifier(TasksNotifier())
-    extra = {"TEST_EXECUTOR": "tasks", **extra}
+    extra = {"TEST_RUNTIME": "tasks", **extra}
     processes = [
         spawn(log, "manage.py", "db_worker", "--interval", "0.2", "--no-startup-delay", **extra),
         spawn(log, "manage.py", "automation_dispatcher", **extra),

@@ -78,7 +78,7 @@ def test_a_message_that_no_catalogue_has_is_found(catalogues):
 @pytest.mark.parametrize(
     ("translation", "problem"),
     [
-        ("%s ist beendet.", "django.mo is not what django.po says"),
+        ("%s ist beendet.", "django.mo does not match django.po"),
         ("Es ist beendet.", "'%s has already finished.' and its translation have different placeholders"),
         ("", "translate '%s has already finished.'"),
     ],

@@ -78,7 +78,7 @@ def own_database(kind: str, lease: float = LEASE) -> Iterator[Server | None]:
         "DJANGO_SETTINGS_MODULE": "tests.settings",
         "TEST_DATABASE": kind,
         "TEST_LEASE_SECONDS": str(lease),
-        "TEST_EXECUTOR": "silent",
+        "TEST_RUNTIME": "silent",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
     }
     with contextlib.ExitStack() as stack:

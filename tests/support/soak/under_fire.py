@@ -130,7 +130,7 @@ class Fire:
 
     def _start_cluster(self) -> subprocess.Popen[bytes]:
         return spawn(
-            self.scratch / "cluster.log", "manage.py", "qcluster", **{**self.environment, "TEST_EXECUTOR": "q2"}
+            self.scratch / "cluster.log", "manage.py", "qcluster", **{**self.environment, "TEST_RUNTIME": "q2"}
         )
 
     def verdict(self) -> list[str]:

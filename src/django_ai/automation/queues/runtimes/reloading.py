@@ -57,7 +57,7 @@ class CodeWatcher:
 
     def _was_saved_since_start(self, path: Path) -> bool:
         try:
-            # A time in the future says nothing, and would restart the process again and again.
+            # A time in the future is no evidence, and would restart the process in a loop.
             return self.process_started < path.stat().st_mtime <= time.time()
         except OSError:
             return False
