@@ -82,10 +82,10 @@ def title(text: str) -> str:
 
 def summary(text: str) -> str:
     """Return the first sentence of a page."""
-    body = without_comments(text).partition("\n# ")[2] or without_comments(text).partition("# ")[2]
-    paragraph = " ".join(body.partition("\n\n")[2].strip().partition("\n\n")[0].split())
+    body = re.sub(r"^# .+\n+", "", without_comments(text), count=1)
+    paragraph = " ".join(body.partition("\n\n")[0].split())
     plain = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", paragraph).replace("**", "")
-    return re.split(r"(?<=[.:]) ", plain)[0].rstrip(":")
+    return re.split(r"(?<=[.]) ", plain)[0]
 
 
 def without_comments(text: str) -> str:

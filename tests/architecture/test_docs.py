@@ -10,6 +10,7 @@ import pytest
 from django.apps import apps
 from django.core.management import get_commands, load_command_class
 
+from django_ai import automation
 from django_ai.automation.conf import Conf
 from django_ai.automation.queues import signals
 
@@ -66,6 +67,11 @@ def test_every_check_has_an_id_of_its_own_and_is_in_the_docs():
     assert len({code[1:] for code in found}) == len(found), "two checks have one number"
     rows = "\n".join(first_cells(reference("checks")))
     assert sorted(re.findall(r"`(?:automation\.)?([EWI]\d{3})`", rows)) == sorted(found)
+
+
+def test_every_public_name_is_in_the_docs():
+    pages = "\n".join(page.read_text() for page in REFERENCE.glob("*.md"))
+    assert [name for name in automation.__all__ if not re.search(rf"[.`\s]{name}\b", pages)] == []
 
 
 def test_every_signal_is_in_the_docs():
