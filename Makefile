@@ -30,8 +30,8 @@ test-ci: $(INSTALLED)  ## the remaining tests: MariaDB, newest Python and Django
 test-all: $(INSTALLED)  ## both of these, the oldest versions, and a soak of ten minutes on each database
 	$(BIN)/python tools/gate.py all
 
-test-matrix:  ## the quick tests of one cell of the CI matrix: DJANGO=5.2|6.1|main DATABASE=sqlite|postgresql|mariadb
-	$(PYTHON) tools/environment.py .venv-matrix test $(filter mariadb,$(DATABASE)) $(if $(DJANGO),--django $(DJANGO))
+test-matrix:  ## the quick tests of one cell of the CI matrix: DJANGO=5.2|6.1|main|oldest DATABASE=sqlite|postgresql|mariadb
+	$(PYTHON) tools/environment.py .venv-matrix test $(filter mariadb,$(DATABASE)) $(if $(filter oldest,$(DJANGO)),--lowest,$(if $(DJANGO),--django $(DJANGO)))
 	TEST_DATABASE=$(or $(DATABASE),sqlite) .venv-matrix/bin/python -m pytest -q -m "not alone and not slow"
 
 check: lint types imports  ## lint, types and import contracts

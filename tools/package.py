@@ -22,6 +22,7 @@ PACKAGE = "django_ai/automation"
 APPS = ("queues", "events", "workflows", "agents")
 REQUIRED = (
     f"{PACKAGE}/py.typed",
+    f"{PACKAGE}/AGENTS.md",
     *(f"{PACKAGE}/{app}/migrations/0001_initial.py" for app in APPS),
     *(f"{PACKAGE}/{app}/locale/{language}/LC_MESSAGES/django.mo" for app in APPS for language in ("de", "es", "fr")),
 )

@@ -34,7 +34,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert package.problems_of(wheel) == []
 
 
-@pytest.mark.parametrize("left_out", ["py.typed", "workflows/migrations/0001", "queues/management", "/de/LC_MESSAGES"])
+@pytest.mark.parametrize(
+    "left_out", ["py.typed", "AGENTS.md", "workflows/migrations/0001", "queues/management", "/de/LC_MESSAGES"]
+)
 def test_a_file_that_is_missing_is_found(wheel, tmp_path, left_out):
     assert [each for each in package.problems_of(changed(wheel, tmp_path, left_out=left_out)) if "missing" in each]
 
