@@ -101,7 +101,7 @@ def due(number: int) -> Figures:
 def waits(number: int) -> Figures:
     """Return the duration of a search for events of ten entities, and of 2,000; no event matches."""
     from bench.growth import execute
-    from django_ai.automation.events.definitions import sources_of
+    from django_ai.automation.events.declarations import sources_of
     from django_ai.automation.events.matching.lookback import occurred_matching
     from django_ai.automation.events.matching.match import address
     from django_ai.automation.events.models import Event

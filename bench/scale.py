@@ -151,7 +151,7 @@ def claims(size: int) -> None:
 def waits(size: int) -> None:
     """Create ``size`` runs that wait, each for a note of its own owner."""
     from bench.load.automations import WaitForNote
-    from django_ai.automation.events.definitions import sources_of
+    from django_ai.automation.events.declarations import sources_of
     from django_ai.automation.events.matching.match import address
     from django_ai.automation.events.models import RoutingShape
     from django_ai.automation.workflows.models import Wait, WorkflowRun

@@ -13,8 +13,7 @@ from django.db import connection
 from django.utils import timezone
 
 from django_ai.automation.agents import definitions as agent_definitions
-from django_ai.automation.events import callbacks
-from django_ai.automation.events import definitions as event_definitions
+from django_ai.automation.events import callbacks, declarations
 from django_ai.automation.queues import maintenance
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.worker_status import worker_status
@@ -114,8 +113,8 @@ def declare(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     def replace(model: type, *definitions: object) -> None:
         monkeypatch.setattr(model, "events", list(definitions))
-        event_definitions.forget_declarations()
+        declarations.forget_declarations()
 
     yield replace
     monkeypatch.undo()
-    event_definitions.forget_declarations()
+    declarations.forget_declarations()

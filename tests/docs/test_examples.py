@@ -19,7 +19,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 from django_ai.automation import conf
-from django_ai.automation.events.definitions import forget_declarations
+from django_ai.automation.events.declarations import forget_declarations
 from tests.support.documentation import AGENTS, PAGES, ROOT
 
 pytestmark = [

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from django_ai.automation.db.notifications import notify
 from django_ai.automation.events import occurrence
 from django_ai.automation.events.callbacks import on_event
-from django_ai.automation.events.definitions import EventDefinition, sources_of
+from django_ai.automation.events.declarations import sources_of
+from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.matching import lookback
 from django_ai.automation.events.matching.lookback import occurred_matching
 from django_ai.automation.events.matching.match import address

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from django_ai.automation.events.definitions import EventDefinition, declared_on
+from django_ai.automation.events.declarations import declared_on
+from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Effect

@@ -10,7 +10,7 @@ from enum import Enum
 import pytest
 from pydantic import BaseModel
 
-from django_ai.automation.events.definitions import declared_events
+from django_ai.automation.events.declarations import declared_events
 from django_ai.automation.events.matching.context_expressions import check_expression, field_named
 from django_ai.automation.events.matching.lookups import is_deleted, problem_with, satisfies
 from django_ai.automation.events.matching.match import MAX_LIST_KEYS, Match, address, entity_keys, shape_of

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import BaseModel
 
-from django_ai.automation.events.definitions import declared_events
+from django_ai.automation.events.declarations import declared_events
 from django_ai.automation.events.matching.context_expressions import check_expression, evaluate
 from django_ai.automation.events.matching.match import Match, address, entity_keys
 from django_ai.automation.events.matching.typed_values import canonical, resolve_field

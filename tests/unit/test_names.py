@@ -8,7 +8,8 @@ import pytest
 
 from django_ai.automation.events import names
 from django_ai.automation.events.callbacks import on_event
-from django_ai.automation.events.definitions import EventDefinition, declared_events, sources_of
+from django_ai.automation.events.declarations import declared_events, sources_of
+from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.exceptions import DefinitionError
 from tests.apps.reservations.models import Chore, Document, Reservation, Room, Suite
 

@@ -320,7 +320,7 @@ def test_a_parked_event_can_be_resumed(clock, work, monkeypatch):
 
 
 def test_a_definition_that_is_gone_parks_its_events_until_it_is_back(clock, work, declare, monkeypatch):
-    from django_ai.automation.events.definitions import forget_declarations
+    from django_ai.automation.events.declarations import forget_declarations
 
     stay = book(clock)
     before = Reservation.events

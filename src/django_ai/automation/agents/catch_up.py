@@ -19,7 +19,7 @@ from itertools import groupby
 from django.db.models import Q, QuerySet
 from pydantic import BaseModel
 
-from ..events.definitions import sources_of
+from ..events.declarations import sources_of
 from ..events.matching.lookback import events_matching
 from ..events.models import Event, EventStatus
 from ..events.names import is_pattern

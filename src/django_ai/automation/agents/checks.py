@@ -12,7 +12,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
 from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared, shares_entity
-from ..events.definitions import declared_events, is_family, sources_of
+from ..events.declarations import declared_events, is_family, sources_of
 from ..events.matching.context_expressions import field_named
 from ..events.matching.match import Match
 from ..events.matching.typed_values import is_exact, resolve_field

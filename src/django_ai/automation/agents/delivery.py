@@ -12,7 +12,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from ..events.definitions import sources_of
+from ..events.declarations import sources_of
 from ..events.matching.lookups import satisfies
 from ..events.matching.match import Match
 from ..events.models import Event

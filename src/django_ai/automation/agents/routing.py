@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from ..db.errors import is_database_failure
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
-from ..events.definitions import is_family, sources_of
+from ..events.declarations import is_family, sources_of
 from ..events.matching.match import Address, Match, address, entity_keys
 from ..events.matching.typed_values import canonical
 from ..events.models import Event

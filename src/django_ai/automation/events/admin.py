@@ -15,7 +15,7 @@ from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest
 from ..queues.admin_fields import json_field, time_field
 from .callbacks import all_callbacks
 from .claim_owners import owner_kinds, owners_of
-from .definitions import declared_events, declaring_models
+from .declarations import declared_events, declaring_models
 from .models import CallbackExecution, Event, EventClaim
 
 register_cause("event", Event)

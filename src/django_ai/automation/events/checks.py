@@ -18,16 +18,8 @@ from django.utils import timezone
 from ..db.writer import alias_of
 from ..values.clock import offset_key, shift
 from .callbacks import all_callbacks
-from .definitions import (
-    Declared,
-    EventDefinition,
-    class_bodies,
-    declared_events,
-    declared_on,
-    declaring_models,
-    is_family,
-    sources_of,
-)
+from .declarations import Declared, declared_events, declared_on, declaring_models, is_family, sources_of
+from .definitions import EventDefinition, class_bodies
 from .matching.lookups import problem_with
 from .models import Event
 from .names import expressions_of

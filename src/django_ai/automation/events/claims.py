@@ -27,7 +27,7 @@ from ..values.digests import digest
 from .claim_lookup import CLAIMS, claim_covering, is_active
 from .claim_lookup import claim_against as claim_against
 from .claim_owners import kind_of, unfinished_owners
-from .definitions import sources_of
+from .declarations import sources_of
 from .matching.lookups import problem_with
 from .matching.match import Address, address, namespaced_key
 from .matching.typed_values import json_value

@@ -1,31 +1,22 @@
-"""``EventDefinition``, which a model lists in its ``events``, and the register of all declared events.
+"""``EventDefinition``, which a model lists in its ``events``. It is immutable, and invalid arguments raise at import.
 
-This module imports no models, because models modules import it. Definitions are immutable and refuse early. Each
-belongs to an *owner*: the furthest concrete ancestor that lists it. So a row that is saved now through a child class
-and then through its parent has one event, not two.
+This module imports no models, because models modules import it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from django.apps import apps
-from django.core.exceptions import ValidationError
-from django.db import connections, models, router
-from django.db.models import F, Value
-from django.db.models.functions import Cast, Concat, Substr
+from django.db import models
 
 from ..conf import conf
 from ..exceptions import DefinitionError
 from ..values.callables import check_synchronous
-from .names import MAX_NAME, check_template, is_template, may_match, render
+from .names import MAX_NAME, check_template, is_template, render
 
 Condition = Callable[[Any], bool]
 Payload = Callable[[Any], dict[str, Any]]
@@ -232,158 +223,3 @@ def _triggers(trigger: Any, watches: bool, what: str) -> frozenset[EventTrigger]
     if watches and EventTrigger.UPDATE not in found:
         raise DefinitionError(f"{what}: watch_fields= needs updates; add EventTrigger.UPDATE to trigger=.")
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A definition, the model that owns it, and that model's label as it is stored."""
-
-    definition: EventDefinition
-    owner: type[models.Model]
-    label: str
-
-    def pk_of(self, entity: models.Model) -> Any:
-        """Return the owner's primary key of ``entity``, which may be of a child class with a table of its own."""
-        link = entity._meta.get_ancestor_link(self.owner)
-        return entity.pk if link is None else getattr(entity, link.attname)
-
-    def entity_id_of(self, entity: models.Model) -> str:
-        """Return the owner's primary key of ``entity`` as the string that is stored."""
-        return entity_id_of(self.owner, self.pk_of(entity))
-
-
-MAX_ENTITY_ID = 255
-
-
-def entity_id_of(model: type[models.Model], pk: Any) -> str:
-    """Return ``pk`` as the string that is stored: one for each row, also for a UUID in upper case or for a Decimal with
-    fewer places. Raises ``DefinitionError`` for a string that is longer than the column."""
-    field: Any = model._meta.pk
-    while field.is_relation:
-        field = field.target_field
-    with contextlib.suppress(ValidationError, TypeError):  # an expression, whose value only the database knows
-        pk = field.to_python(pk)
-    if isinstance(pk, Decimal) and isinstance(field, models.DecimalField) and pk.is_finite():
-        pk = f"{pk:.{field.decimal_places}f}"
-    text = str(pk)
-    if len(text) > MAX_ENTITY_ID:
-        raise DefinitionError(
-            f"{model._meta.label} declares events, and the primary key {text[:40]!r}... has {len(text)} characters. "
-            f"A model with events needs primary keys of at most {MAX_ENTITY_ID} characters."
-        )
-    return text
-
-
-def stored_entity_id(model: type[models.Model]) -> Any:
-    """Return a database expression for what ``entity_id_of`` stores of the primary key; None: only Python knows it."""
-    field: Any = model._meta.pk
-    while field.is_relation:
-        field = field.target_field
-    features = connections[router.db_for_write(model)].features
-    if isinstance(field, models.UUIDField) and not features.has_native_uuid_field:
-        parts = [Substr("pk", start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
-        dashed = [each for part in parts for each in (Value("-"), part)][1:]
-        return Concat(*dashed, output_field=models.CharField())
-    if isinstance(field, models.IntegerField | models.UUIDField):
-        return Cast("pk", models.CharField(max_length=36))
-    return F("pk") if isinstance(field, models.CharField | models.TextField) else None
-
-
-def listed(model: type[models.Model]) -> list[EventDefinition]:
-    """Return the definitions in ``model.events``; none where that is a relation or a manager."""
-    events = getattr(model, "events", None)
-    if not isinstance(events, list | tuple):
-        return []
-    return [each for each in events if isinstance(each, EventDefinition)]
-
-
-_declarations: dict[type[models.Model], tuple[Declared, ...]] = {}
-
-
-def declared_on(model: type[models.Model]) -> tuple[Declared, ...]:
-    """Return the events that a save of a ``model`` instance may affect, in the order of their definition."""
-    found = _declarations.get(model)
-    if found is None:
-        found = _declarations[model] = tuple(_declared(model))
-    return found
-
-
-def kept_fields(model: type[models.Model]) -> set[str] | None:
-    """Return the names of the fields that a snapshot of a deleted ``model`` holds; None: all of them."""
-    kept: set[str] = set()
-    for declared in declared_on(model):
-        definition = declared.definition
-        if definition.keeps_all:
-            return None
-        kept |= {model._meta.get_field(name).name for name in definition.snapshot_fields if name != "pk"}
-    return kept
-
-
-_by_name: dict[str, list[Declared]] = {}
-_sources: dict[str, list[Declared]] = {}
-
-
-def forget_declarations() -> None:
-    """Forget what was read from the ``events`` lists, because a model was added."""
-    _declarations.clear()
-    _by_name.clear()
-    _sources.clear()
-
-
-def _declared(model: type[models.Model]) -> Iterator[Declared]:
-    for definition in listed(model):
-        owner = model
-        for ancestor in concrete_ancestors(model):
-            if any(each is definition for each in listed(ancestor)):
-                owner = ancestor
-        yield Declared(definition, owner, owner._meta.label_lower)
-
-
-def declaring_models() -> list[type[models.Model]]:
-    """Return all installed models that declare events, proxies and children too."""
-    return [model for model in apps.get_models() if listed(model)]
-
-
-def declared_events() -> dict[str, list[Declared]]:
-    """Return every declared event name with its owners."""
-    if _by_name:
-        return _by_name
-    found: dict[str, list[Declared]] = {}
-    for model in declaring_models():
-        for declared in declared_on(model):
-            if declared.owner is model:
-                found.setdefault(declared.definition.name, []).append(declared)
-    _by_name.update(found)
-    return found
-
-
-def sources_of(pattern: str) -> list[Declared]:
-    """Return the declarations whose events a subscriber to ``pattern`` may get."""
-    found = _sources.get(pattern)
-    if found is None:
-        known = declared_events().items()
-        found = [each for name, declared in known if may_match(pattern, name) for each in declared]
-        if len(_sources) < 10_000:  # each wait on a templated name has another name
-            _sources[pattern] = found
-    return found
-
-
-def concrete_ancestors(model: type[models.Model]) -> Iterator[type[models.Model]]:
-    """Yield ``model`` and the models above it that have or share a table, nearest first."""
-    for ancestor in model.__mro__:
-        if issubclass(ancestor, models.Model) and hasattr(ancestor, "_meta") and not ancestor._meta.abstract:
-            yield ancestor
-
-
-def is_family(one: type[models.Model], other: type[models.Model]) -> bool:
-    """Return whether one of two models inherits from the other, or is it: their instances may be one entity."""
-    return issubclass(one, other) or issubclass(other, one)
-
-
-def find_declared(label: str, name: str) -> Declared | None:
-    """Return the declaration of the event ``name`` that the model ``label`` owns, or None if it is gone."""
-    try:
-        model = apps.get_model(label)
-    except (LookupError, ValueError):
-        return None
-    return next((each for each in declared_on(model) if each.definition.name == name and each.owner is model), None)

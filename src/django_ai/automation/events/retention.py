@@ -22,8 +22,8 @@ from ..queues.lease import revoke
 from ..queues.periodic_tasks import SliceResult, TimeSlice
 from ..queues.pruning import WINDOW_KEYS, prune_in_batches
 from .claim_owners import owner_kinds, unfinished_owners
-from .definitions import entity_id_of
 from .entities import is_installed
+from .entity_ids import entity_id_of
 from .models import CallbackExecution, Event, EventClaim, EventStatus, ExecutionStatus, Snapshot
 from .subscribers import subscribers
 

@@ -16,7 +16,7 @@ from django.db import models
 from ..db.writer import from_writer
 from ..exceptions import NotStorableError, SnapshotFieldError
 from ..values.json_text import encode
-from .definitions import kept_fields
+from .declarations import kept_fields
 
 
 class _MicrosecondEncoder(DjangoJSONEncoder):

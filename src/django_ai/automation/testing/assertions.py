@@ -12,7 +12,7 @@ from typing import Any
 from django.apps import apps
 from django.db.models import Model, Q
 
-from ..events.definitions import declared_events, declared_on
+from ..events.declarations import declared_events, declared_on
 from ..events.models import Event, EventQuerySet, EventStatus, rows_of_entity
 from ..events.names import is_pattern, matches, may_match, pattern_of
 from ..exceptions import DefinitionError, UnknownAgentError, UnknownWorkflowError

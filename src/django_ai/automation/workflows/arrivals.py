@@ -16,7 +16,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from ..db.writer import alias_of
-from ..events.definitions import sources_of
+from ..events.declarations import sources_of
 from ..events.matching.lookups import COMPARISONS, compare, satisfies
 from ..events.matching.match import address, entity_keys, namespaced_key
 from ..events.models import Event, RoutingShape, Shapes

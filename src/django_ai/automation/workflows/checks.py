@@ -9,7 +9,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, Warning
 
 from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared, shares_entity
-from ..events.definitions import declared_events, sources_of
+from ..events.declarations import declared_events, sources_of
 from ..events.names import pattern_of
 from .definitions import WorkflowDefinition, all_workflows
 from .inspection import EventWait, OnlyWait, Target, calls_of

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import PartialIndex, unique
 from ..db.writer import AutomationModel, WriterQuerySet, alias_of
-from ..events.definitions import sources_of
+from ..events.declarations import sources_of
 from ..events.models import Event
 from ..exceptions import NotResumableError, UnknownRunError
 from ..queues.causation import own_run_pk

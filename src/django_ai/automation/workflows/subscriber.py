@@ -15,7 +15,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
-from ..events.definitions import declared_on
+from ..events.declarations import declared_on
 from ..events.matching.match import namespaced_key
 from ..events.models import Event, EventStatus, Shapes
 from ..events.subscribers import Notification, Subscriber

@@ -31,7 +31,8 @@ from django.db.models import Exists, F, OuterRef, Q
 
 from ..conf import conf
 from ..db.writer import alias_of
-from ..events.definitions import Declared, EventDefinition, EventTrigger, declared_on, sources_of
+from ..events.declarations import Declared, declared_on, sources_of
+from ..events.definitions import EventDefinition, EventTrigger
 from ..events.matching.context_expressions import evaluate
 from ..events.matching.lookback import occurred_matching
 from ..events.matching.lookups import problem_with

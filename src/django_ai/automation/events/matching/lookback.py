@@ -14,8 +14,9 @@ from django.db import connections
 from django.db.models import Q, QuerySet
 
 from ...db.writer import alias_of
-from ..definitions import Declared, entity_id_of, stored_entity_id
+from ..declarations import Declared
 from ..entities import load_entities
+from ..entity_ids import entity_id_of, stored_entity_id
 from ..models import Event
 from .lookups import query_or_none, satisfies
 from .match import Address, entity_keys

@@ -25,7 +25,7 @@ from ...db.errors import is_database_failure
 from ...db.writer import alias_of, from_writer
 from ...exceptions import DefinitionError
 from ...values.digests import digest
-from ..definitions import Declared
+from ..declarations import Declared
 from .context_expressions import check_expression, evaluate
 from .lookups import read_lookup
 from .typed_values import canonical, has_field, is_exact, json_value, typed_value

@@ -40,14 +40,9 @@ from ...queues.wakeable import Wakeable, at_text, parked_index, wake_index
 from ...values.clock import aware
 from ...values.digests import KEY_LENGTH, digest
 from ...values.text import last_line
-from ..definitions import (
-    EventDefinition,
-    EventTrigger,
-    concrete_ancestors,
-    declared_on,
-    entity_id_of,
-    find_declared,
-)
+from ..declarations import concrete_ancestors, declared_on, find_declared
+from ..definitions import EventDefinition, EventTrigger
+from ..entity_ids import entity_id_of
 from ..names import pattern_of
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
 from ...values.json_text import storable
 from ..callbacks import CANCELLED
-from ..definitions import Declared, EventTrigger, declared_on
+from ..declarations import Declared, declared_on
+from ..definitions import EventTrigger
 from ..evaluation import extra_payload
 from ..failed_evaluation import FailedEvaluation
 from ..models import Event, EventStatus, Snapshot, active_key

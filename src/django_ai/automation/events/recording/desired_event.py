@@ -24,7 +24,8 @@ from ...exceptions import AutomationError
 from ...values.clock import aware, later
 from ...values.digests import digest
 from ...values.json_text import storable
-from ..definitions import Declared, EventDefinition, EventTrigger, declared_on
+from ..declarations import Declared, declared_on
+from ..definitions import EventDefinition, EventTrigger
 from ..failed_evaluation import FailedEvaluation
 from ..matching.typed_values import canonical
 from ..models import Event, active_key

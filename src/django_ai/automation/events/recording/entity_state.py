@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db import models
 
-from ..definitions import Declared
+from ..declarations import Declared
 from ..models import Event
 
 LOADED_VALUES = "automation_loaded"

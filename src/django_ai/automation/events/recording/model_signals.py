@@ -18,7 +18,7 @@ from django.db.models.signals import class_prepared, post_delete, post_save, pre
 from django.utils import timezone
 
 from ...values.clock import aware
-from ..definitions import concrete_ancestors, declared_on, forget_declarations, listed
+from ..declarations import concrete_ancestors, declared_on, forget_declarations, listed
 from ..models import Event
 from . import recorder
 from .deletions import before_delete, on_delete

@@ -30,7 +30,8 @@ from ...exceptions import AutomationError
 from ...queues.periodic_tasks import SliceResult, TimeSlice
 from ...values.clock import aware, shift
 from ...values.text import trace_of
-from ..definitions import Declared, declared_on, declaring_models, entity_id_of, stored_entity_id
+from ..declarations import Declared, declared_on, declaring_models
+from ..entity_ids import entity_id_of, stored_entity_id
 from ..models import Event, EventStatus, active_key
 from ..subscribers import subscribers
 from ..timing import next_wake, plan_of, possible_offsets_of, too_late

@@ -19,7 +19,8 @@ from ...db.inserts import insert_ignoring
 from ...db.writer import alias_of, from_writer
 from ...exceptions import AutomationError, WrongDatabaseError
 from ...queues.lease import revoke
-from ..definitions import Declared, EventTrigger, declared_on
+from ..declarations import Declared, declared_on
+from ..definitions import EventTrigger
 from ..models import Event, EventStatus
 from ..subscribers import subscribers
 from ..timing import not_fired, skip_note
