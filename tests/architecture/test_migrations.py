@@ -23,7 +23,7 @@ def test_tables_carry_the_prefix(label):
         assert model._meta.db_table.startswith(f"{label}_")
 
 
-def test_the_ground_floor_has_three_tables_of_its_own() -> None:
+def test_the_queues_app_has_three_tables() -> None:
     assert [each.__name__ for each in apps.get_app_config("automation_queues").get_models()] == [
         "Worker",
         "Arrival",

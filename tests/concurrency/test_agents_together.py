@@ -190,7 +190,7 @@ def test_an_event_that_occurs_while_the_worker_takes_its_leave(companion, monkey
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("name", ["put_in_mailbox", "touch"])
-def test_the_worker_comes_while_the_event_is_told(companion, monkeypatch, name, moment):
+def test_the_worker_comes_while_subscribers_are_notified(companion, monkeypatch, name, moment):
     guest = Person.objects.create()
     AgentManager.spawn("companion", guest_id=guest.pk)
     drain()
@@ -234,7 +234,7 @@ BORN = [
 
 
 def born_meanwhile(booking: Booking) -> None:
-    """What occurs while the agent comes to life: an event of its own entity, and one that it is told of by match."""
+    """What occurs while the agent comes to life: an event of its own entity, and one that its match finds."""
     guest = Person.objects.get(pk=booking.guest_id)
     write(guest, "meanwhile")
     confirm(booking)
@@ -243,7 +243,7 @@ def born_meanwhile(booking: Booking) -> None:
 @pytest.mark.parametrize(("module", "name", "moment"), BORN)
 def test_events_that_occur_while_an_agent_comes_to_life(companion, monkeypatch, module, name, moment):
     if connection.vendor == "sqlite" and name == "keys_of":
-        pytest.skip("SQLite has one writer: while the birth's transaction is open nobody else can write")
+        pytest.skip("SQLite has one writer: while the transaction that spawns is open nobody else can write")
     booking = book()
     acted = once(monkeypatch, module, name, **{moment: lambda: born_meanwhile(booking)})
     drain()
@@ -328,7 +328,7 @@ def test_the_worker_lets_the_agent_go_before_the_transaction_that_gives_it_an_ev
 
 
 @one_writer
-def test_an_event_that_is_being_told_while_a_handler_changes_its_agents_match():
+def test_a_handler_changes_its_agents_match_while_the_event_is_notified():
     """What occurs before the handler's commit goes by the old value, what occurs after it by the new one."""
     during: list[Callable[[], object]] = []
 
@@ -358,7 +358,7 @@ def test_an_event_that_is_being_told_while_a_handler_changes_its_agents_match():
     assert effects() == ["old, before the commit", "new, after it"]
 
 
-def test_the_agent_is_ended_while_an_event_is_told(companion, monkeypatch):
+def test_the_agent_is_ended_while_an_event_is_notified(companion, monkeypatch):
     guest = Person.objects.create()
     run = AgentManager.spawn("companion", guest_id=guest.pk)
     drain()

@@ -156,7 +156,7 @@ def test_events_that_occur_at_once_are_all_counted():
 
 
 def test_counting_and_taking_over_at_once():
-    """Whoever counts has locked the row; a new holder's budget is not reduced by what the old one was told of."""
+    """Whoever counts has locked the row; a new holder's budget is not reduced by what the old one has counted."""
     one, two = runs(2)
     (event,) = events(1)
     claims.hold(UPLOADED, MATCH, owner=one, expires_after_events=9)
@@ -167,7 +167,7 @@ def test_counting_and_taking_over_at_once():
     assert raised == []
     claim = EventClaim.objects.get()
     assert claim.owner == two
-    # Counted after the change of hands, it counts for the new holder; before it, for nobody any more.
+    # Counted after the change of holder, it counts for the new holder; before it, for nobody any more.
     assert (claim.events_left, claim.counted) in [(5, []), (4, [event.pk])]
 
 

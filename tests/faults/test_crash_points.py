@@ -1,7 +1,7 @@
 """Every commit of every program, three times: the process dies before it, dies after it, or never hears of it.
 
 What is left in the end is the same as if nothing had happened: each database effect once, no try counted that failed
-for nobody's fault, nothing parked, nothing forgotten, nothing in dead hands.
+without a fault of its own, nothing parked, nothing forgotten, nothing leased by a dead worker.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ def test_every_commit(program, mode, unhurried):
         clock.now = clock.noon
         child = run_in_child(program, clock, point, mode)
         if mode == UNANSWERED:
-            trouble = child.error
+            problem = child.error
         else:
-            trouble = "" if child.killed else f"was not reached. {child.error}"
+            problem = "" if child.killed else f"was not reached. {child.error}"
             clock.now = clock.noon + program.acts[child.act].at
             program.run(clock, child.act)
         go_on_to_the_end(program, clock)
-        trouble = trouble or differences(expected, picture())
-        if trouble:
-            failures.append(f"{mode} {point} (act {child.act}):\n{trouble}")
+        problem = problem or differences(expected, picture())
+        if problem:
+            failures.append(f"{mode} {point} (act {child.act}):\n{problem}")
     assert not failures, f"{len(failures)} of {len(undisturbed.points)} points:\n" + "\n".join(failures)
 
 

@@ -176,10 +176,10 @@ def test_reconciliation_does_not_write_over_a_save(monkeypatch):
 def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, timezone.now(), 1)
-    hands = held_leases.HeldLeases()
-    hands.hold([row])
-    hands.start(row)
-    hands.keep_for(timedelta(minutes=1))
+    leases = held_leases.HeldLeases()
+    leases.hold([row])
+    leases.start(row)
+    leases.keep_for(timedelta(minutes=1))
     original = held_leases.renew
 
     def finish_first(rows, lease, now):
@@ -187,7 +187,7 @@ def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
         original(rows, lease, now)
 
     monkeypatch.setattr(held_leases, "renew", finish_first)
-    hands.renew()
+    leases.renew()
     row.refresh_from_db()
     assert (row.status, row.wake_at, row.lease) == (WorkflowStatus.COMPLETED, None, None)
 
@@ -362,7 +362,7 @@ def test_an_event_that_has_occurred_is_not_parked_by_a_later_save(monkeypatch):
     assert Event.objects.get(event_name="reservation_confirmed").status == "processed"
 
 
-def test_the_end_of_a_child_is_told_and_not_merged():
+def test_the_end_of_a_child_is_reported_and_not_merged():
     @workflow("child")
     class Child:
         Context = Nothing
@@ -411,7 +411,7 @@ def test_a_planned_run_that_is_due_at_once_rings():
         set_notifier(None)
 
 
-def test_trouble_of_the_database_in_a_condition_parks_nothing(monkeypatch):
+def test_a_database_failure_in_a_condition_parks_nothing(monkeypatch):
     stay = Reservation.objects.create(checkin_at=timezone.now() + timedelta(minutes=1))
     event = Event.objects.of(stay).get(event_name="checkin_due")
 

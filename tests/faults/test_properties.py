@@ -1,6 +1,6 @@
 """Properties of the engine, whatever happens in whatever order: Hypothesis draws the programs, what the outside does,
 how time passes, and at which of its SQL statements a worker (or the process that saves) dies. The clock is stopped, the
-worker is ``drain``, and at the end the same model judges as in the soak.
+worker is ``drain``, and at the end the same model compares as in the soak.
 
 ``PROPERTY_EXAMPLES`` and ``PROPERTY_STEPS`` ask for more than the gate has time for; then they are drawn at random.
 """
@@ -28,7 +28,7 @@ from tests.apps.soak import models as rows
 from tests.conftest import StoppedClock
 from tests.support.fault_injection import dying
 from tests.support.soak.actions import NEVER, Outside
-from tests.support.soak.model import Deed, judge
+from tests.support.soak.model import Deed, compare
 from tests.support.soak.observations import resume_lost, without_reason, world_of
 
 pytestmark = [
@@ -48,28 +48,28 @@ timeouts = st.sampled_from([None, 1, 5])
 dates = st.sampled_from([None, -5, 0, 0.3, 1, 5, NEVER.total_seconds()])
 
 
-def told(do: str, **fields: Any) -> st.SearchStrategy[dict[str, Any]]:
+def instruction(do: str, **fields: Any) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({"do": st.just(do), **fields})
 
 
 def instructions(*ons: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of(
-        told("mark", fails=fails),
-        told("touch", fails=fails),
-        told("loose", fails=fails, seconds=st.just(0)),
-        told("sleep", fails=fails, seconds=st.sampled_from([0, 1, 5]), again=again),
-        told("wait", fails=fails, on=st.just("broadcast"), name=st.just("x"), timeout=timeouts, again=again),
-        told("hold", fails=fails),
-        told("release", fails=fails),
-        *[told("wait", fails=fails, on=st.just(on), timeout=timeouts, again=again) for on in ons],
-        told("fail"),
+        instruction("mark", fails=fails),
+        instruction("touch", fails=fails),
+        instruction("loose", fails=fails, seconds=st.just(0)),
+        instruction("sleep", fails=fails, seconds=st.sampled_from([0, 1, 5]), again=again),
+        instruction("wait", fails=fails, on=st.just("broadcast"), name=st.just("x"), timeout=timeouts, again=again),
+        instruction("hold", fails=fails),
+        instruction("release", fails=fails),
+        *[instruction("wait", fails=fails, on=st.just(on), timeout=timeouts, again=again) for on in ons],
+        instruction("fail"),
     )
 
 
 def programs(*ons: str) -> st.SearchStrategy[list[dict[str, Any]]]:
     # In a sub-workflow a wait for a signal to the run would be for one that the outside does not know.
     child = st.lists(instructions("event"), min_size=1, max_size=2)
-    return st.lists(instructions(*ons) | told("call", fails=fails, program=child), min_size=1, max_size=4)
+    return st.lists(instructions(*ons) | instruction("call", fails=fails, program=child), min_size=1, max_size=4)
 
 
 class Mortal(Outside):
@@ -223,7 +223,7 @@ class Lives(RuleBasedStateMachine):
                 break
             self.clock.now = max(nearest, self.clock.now)
         world = world_of(self.outside, skew=timedelta(milliseconds=500))
-        found = [*judge(world), *without_reason(self.clock.now)]
+        found = [*compare(world), *without_reason(self.clock.now)]
         assert not found, "\n".join(found)
 
 

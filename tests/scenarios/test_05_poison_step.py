@@ -72,7 +72,7 @@ def test_05_real_seconds_a_step_kills_its_worker_again_and_again(tmp_path):
     ("breaks_off", "tries", "status"), [(SystemExit, 3, "parked"), (ShutdownInterrupt, 5, "completed")]
 )
 def test_05_a_step_that_ends_its_process_in_good_order(breaks_off, tries, status):
-    """``sys.exit()`` in a step would end one worker after the other; a worker that is told to stop is no fault of the
+    """``sys.exit()`` in a step would end one worker after the other; a worker that is asked to stop is no fault of the
     step, however often that happens."""
     entered = []
 

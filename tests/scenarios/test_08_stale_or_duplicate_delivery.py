@@ -26,7 +26,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name_
 
 
 def perform(row) -> None:
-    """As ``drain`` does: who has lost his lease keeps quiet."""
+    """As ``drain`` does: a worker that has lost its lease writes nothing."""
     try:
         row.perform(timezone.now)
     except LeaseLostError:
@@ -60,7 +60,7 @@ def test_08_a_row_is_delivered_twice(kind):
 
 @each_kind
 def test_08_a_row_is_delivered_after_its_lease(kind):
-    """Its lease ran out, and another worker has it in hand: the first comes too late, the other is not disturbed."""
+    """Its lease ran out, and another worker has leased it: the first comes too late, the other continues."""
     KINDS[kind]()
     (late,) = claim(kind, timezone.now(), 20)
     (other,) = claim(kind, timezone.now() + conf().LEASE, 20)
@@ -84,7 +84,7 @@ def test_08_a_signal_is_delivered_twice():
     assert WorkflowRun.objects.get().status == "completed"
 
 
-def test_08_an_event_is_told_twice():
+def test_08_an_event_is_notified_twice():
     KINDS[next(kind for kind in KINDS if kind.__name__ == "AgentRun")]()
     event = Event.objects.get(event_name="message_received")
     Event.objects.filter(pk=event.pk).update(pending_notifications=[""], wake_at=timezone.now())

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
 @pytest.fixture
 def orphan(monkeypatch):
-    """A run in the hands of a process that was killed; this process has its name now."""
+    """A run leased by a process that was killed; this process has its name now."""
     run = engine.start("story:count", steps=1)
     done = run_script(
         """

@@ -61,7 +61,7 @@ def test_10_automation_worker_finishes_or_releases(tmp_path):
     assert set(StepExecution.objects.values_list("outcome", flat=True)) == {"goto", "complete"}
 
 
-def test_10_real_seconds_the_step_in_hand_finishes_within_the_grace(tmp_path):
+def test_10_real_seconds_the_running_step_finishes_within_the_grace(tmp_path):
     set_notifier(WorkerNotifier())
     log = tmp_path / "worker.log"
     run = engine.start("story:long", seconds=3)

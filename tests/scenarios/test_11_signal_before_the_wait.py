@@ -73,7 +73,7 @@ def deliver(signal: Signal) -> None:
 def upload(reservation: Reservation) -> None:
     fresh = Reservation.objects.get(pk=reservation.pk)
     fresh.docs = True
-    fresh.save()  # occurs and tells at its commit
+    fresh.save()  # occurs and notifies at its commit
 
 
 def finish_signal_run(run: WorkflowRun) -> None:
@@ -205,7 +205,7 @@ class TestEvents:
         monkeypatch.setattr(waits, "_occurrence", then_the_event)
         self.finish(run)
 
-    def test_11_the_process_dies_between_occurrence_and_telling(self, monkeypatch):
+    def test_11_the_process_dies_between_occurrence_and_notification(self, monkeypatch):
         from django_ai.automation.events import occurrence
         from django_ai.automation.events.models import Event
 

@@ -55,7 +55,7 @@ def run(clock):
 
 
 def sent(run: WorkflowRun, targeted: bool) -> Signal:
-    """A signal in a worker's hands, just before it is delivered."""
+    """A signal that a worker has leased, just before it is delivered."""
     engine.signal("word", {"word": "now"}, run=run if targeted else None)
     (signal,) = claim(Signal, timezone.now(), 1)
     return signal

@@ -1,5 +1,5 @@
 """13, a date moved or a condition flipped after the timer was set: the timer follows, is never early, and what is not
-to be any more does not come; even where a worker has it in hand at that moment."""
+to be any more does not come; even where a worker has leased it at that moment."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_13_before_it_is_due(timer, change, write, clock):
 @each_timer
 @pytest.mark.parametrize("change", ["later", "never", "flipped"])
 @each_way
-def test_13_when_a_worker_has_it_in_hand(timer, change, write, clock):
+def test_13_when_a_worker_has_leased_it(timer, change, write, clock):
     """Its time has come, a worker has claimed it, and then its date is moved, or its condition flips."""
     offset = timer()
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock.now + 5 * HOUR)

@@ -199,8 +199,8 @@ def test_14_before_a_worker_has_made_the_agents_context(delete, clock, work):
     assert effects() == ["created bye" if delete is by_the_orm else "created nobody"]
 
 
-def test_14_deleted_between_an_occurrence_and_its_telling_it_is_not_cancelled(clock, work, monkeypatch):
-    """Its process died before it had told; then the entity goes, and the event has an offset to come."""
+def test_14_deleted_between_an_occurrence_and_its_notification_it_is_not_cancelled(clock, work, monkeypatch):
+    """Its process died before it had notified; then the entity goes, and the event has an offset to come."""
 
     @on_event("checkin_due", name="came")
     def came(event):

@@ -70,7 +70,7 @@ def test_16_eight_events_spawn_one_singleton_and_each_is_handled_once(companion)
 
 @pytest.fixture
 def second(companion):
-    """The second booking of a guest whose agent is in the hands of another worker."""
+    """The second booking of a guest whose agent another worker has leased."""
     first = book()
     drain()
     living = the_agent()

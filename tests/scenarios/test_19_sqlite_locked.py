@@ -265,7 +265,7 @@ def test_19_a_nested_block_of_the_user_waits_no_second_time(written):
     assert timedelta(0) < run.finished_at - run.created_at
 
 
-def test_19_django_is_not_told_that_there_is_no_json():
+def test_19_django_does_not_conclude_that_there_is_no_json():
     """Its check asks for JSON in a transaction, which would wait for the lock: manage.py refused to start then."""
     features = connection.features
     was = features.__dict__.pop("supports_json_field", None)

@@ -1,6 +1,6 @@
 """Scenario 23: a worker forks in the middle of its work, and automations live in a database that is not the default.
 
-A forked child neither uses nor breaks what is its parent's: sessions, leases, the heartbeat, the work in hand. With a
+A forked child neither uses nor breaks what is its parent's: sessions, leases, the heartbeat, leased rows. With a
 router everything works in the automations' own database; an entity with events elsewhere is refused, by a check and
 when it is saved.
 """
@@ -98,9 +98,9 @@ class Forking:
         process.start()
         if HELD:
             heartbeat._guard.release()
-        trouble = queue.get(timeout=30)
+        problem = queue.get(timeout=30)
         process.join(30)
-        assert trouble == [] and process.exitcode == 0, trouble
+        assert problem == [] and process.exitcode == 0, problem
         # The parent's session lives on, but for SQLite, where it is closed before the fork if no transaction is open.
         assert session() == mine or (connection.vendor == "sqlite" and not ATOMIC)
         Effect.objects.create(name="after")

@@ -35,7 +35,7 @@ from tests.support.rows import effects
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(180),
-    pytest.mark.skipif(connection.vendor != "mysql", reason="this is MariaDB's own trouble"),
+    pytest.mark.skipif(connection.vendor != "mysql", reason="only MariaDB fails like this"),
 ]
 
 

@@ -549,7 +549,7 @@ def test_25_a_new_process_looks_at_once(clock, work, monkeypatch):
     assert run.status == "completed"
 
 
-def test_25_what_is_parked_for_a_person_stays(clock, work, monkeypatch):
+def test_25_what_is_parked_for_an_operator_stays(clock, work, monkeypatch):
     sleeper()
     run = asleep(work)
     WorkflowRun.objects.filter(pk=run.pk).update(status="running", wake_at=clock(), losses=2, lease="dead:1:x")

@@ -126,7 +126,7 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
         until(lambda: calls.count() == 2, 60, "Parking of the callbacks that are gone")
         until(lambda: the_run(name="release:gone").status == "parked", 60, "Parking of the workflow that is gone")
         until(lambda: AgentRun.objects.get(name="release:porter").status == "parked", 60, "Parking of the agent")
-        # The keeper was born PENDING in the old release, and came to life in the new one.
+        # The keeper was spawned as PENDING in the old release, and came to life in the new one.
         until(lambda: "new keeper placed a" in marks(), 60, "The keeper's turn")
         as_release(
             "new",

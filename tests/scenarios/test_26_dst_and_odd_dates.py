@@ -224,7 +224,7 @@ def test_26_a_timer_follows_the_clock_and_fires_once(jump, clock, work):
 
 @pytest.mark.parametrize("first", ["fast", "slow"])
 def test_26_two_workers_whose_clocks_differ_by_an_hour(first, clock):
-    """The fast one may take what the slow one has in hand, and both orders keep one result of each step."""
+    """The fast one may take what the slow one has leased, and both orders keep one result of each step."""
     once("steps", 3)
     runs = [engine.start("steps") for _ in range(8)]
     now = clock()

@@ -122,7 +122,7 @@ def test_28_subflows_without_end(work):
     statuses = list(WorkflowRun.objects.order_by("pk").values_list("status", flat=True))
     assert statuses[-1] == "failed"
     assert len(statuses) <= CAP + 2
-    assert not WorkflowRun.objects.unfinished().exists()  # each parent was told
+    assert not WorkflowRun.objects.unfinished().exists()  # each parent was notified
 
 
 def test_28_runs_and_events_in_a_circle(work):

@@ -21,7 +21,7 @@ from tests.support.polling import until
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(180),
-    pytest.mark.skipif("sqlite" not in settings.DATABASES["default"]["ENGINE"], reason="this is SQLite's own trouble"),
+    pytest.mark.skipif("sqlite" not in settings.DATABASES["default"]["ENGINE"], reason="only SQLite fails like this"),
 ]
 
 FORKS = """

@@ -63,7 +63,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_34_timers_go_on_while_a_big_prune_runs(only):
-    """A prune without end, in one process; of the bites at most the one that had begun comes before a timer."""
+    """A prune without end, in one process; of the time slices at most the one that had begun comes before a timer."""
     begun: list[float] = []
     fired: dict[int, float] = {}
 
@@ -101,7 +101,7 @@ def test_34_timers_go_on_while_a_big_prune_runs(only):
 
 
 def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
-    """A bite for each few rows; another process takes the next one."""
+    """A time slice for every few rows; another process takes the next one."""
     monkeypatch.setattr(pruning, "WINDOW_KEYS", 4)
     monkeypatch.setattr(pruning, "BATCH_ROWS", 3)
     monkeypatch.setattr(maintenance, "SLICE_SECONDS", 0.0)
@@ -111,11 +111,11 @@ def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
     maintenance.ensure_rows(clock())
     mine = Maintenance.objects.filter(name="prune runs")
     Maintenance.objects.exclude(name="prune runs").update(wake_at=clock() + DAY)
-    left, bites = [WorkflowRun.objects.count()], 0
+    left, slices = [WorkflowRun.objects.count()], 0
     while mine.filter(wake_at__lte=clock()).exists():
         drain(models=[Maintenance], budget=timedelta(microseconds=1))
         left.append(WorkflowRun.objects.count())
-        bites += 1
+        slices += 1
     assert left[-1] == len(young)
     assert all(before - after <= 3 for before, after in pairwise(left))
     row = mine.get()
@@ -124,16 +124,16 @@ def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
 
 
 def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
-    """Work that is due without end: maintenance waits for as long as it is patient, has a bite, and waits again."""
+    """Work never ends: maintenance waits for as long as it is patient, gets a time slice, and waits again."""
     monkeypatch.setattr(maintenance, "MAX_WAIT", timedelta(seconds=0.2))
     monkeypatch.setattr("django_ai.automation.queues.drain.MAX_WAIT", timedelta(seconds=0.2))
     order: list[str] = []
 
-    def bite(turn: TimeSlice) -> SliceResult:
-        order.append("bite")
+    def time_slice(turn: TimeSlice) -> SliceResult:
+        order.append("time_slice")
         return SliceResult(0, position=len(order))
 
-    only(patient=bite)
+    only(patient=time_slice)
 
     @workflow("endless")
     class Endless:
@@ -149,12 +149,12 @@ def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
         engine.start("endless")
     started = time.monotonic()
     for _ in range(200):  # as doorbells do, whose budget the work alone would use up
-        drain(heartbeat=True, budget=timedelta(seconds=0.1), stop=lambda: order.count("bite") >= 2)
-        if order.count("bite") >= 2:
+        drain(heartbeat=True, budget=timedelta(seconds=0.1), stop=lambda: order.count("time_slice") >= 2)
+        if order.count("time_slice") >= 2:
             break
-    assert order.count("bite") == 2
+    assert order.count("time_slice") == 2
     assert time.monotonic() - started >= 0.4
-    assert order.index("bite") > 0
+    assert order.index("time_slice") > 0
     assert WorkflowRun.objects.filter(wake_at__lte=timezone.now()).exists()
 
 
@@ -316,7 +316,7 @@ drain(heartbeat=True)
 """
 
 
-def test_34_a_process_that_dies_in_a_bite_is_followed_by_another(only):
+def test_34_a_process_that_dies_in_a_time_slice_is_followed_by_another(only):
     if connection.vendor == "sqlite" and ":memory:" in str(connection.settings_dict["NAME"]):
         pytest.skip("another process cannot open a database in memory")
     only(hanging=lambda turn: SliceResult(1, None if turn.position else "restarted"))
@@ -341,13 +341,13 @@ def test_34_a_process_that_dies_in_a_bite_is_followed_by_another(only):
         drain(models=[Maintenance])
         return Maintenance.objects.get().done == 1
 
-    until(is_done, 30, "The bite of this process")
+    until(is_done, 30, "The time slice of this process")
     row = Maintenance.objects.get()
     assert (row.position, row.losses, row.lease) == (None, 0, None)
     assert row.completed_at is not None
 
 
-def test_34_what_kills_its_workers_is_tried_again_and_never_set_aside(only, clock):
+def test_34_what_kills_its_workers_is_tried_again_and_never_parked(only, clock):
     only(deadly=lambda turn: SliceResult(1))
     maintenance.ensure_rows(clock())
     for _ in range(conf().MAX_LOSSES):

@@ -133,6 +133,6 @@ def test_34_what_must_stay_is_not_walked_over_again_at_once(clock, monkeypatch):
         return genuine(rows)
 
     monkeypatch.setattr(pruning, "_remove_batch", slow)
-    bite = periodic_tasks._tasks["prune runs"].run_slice(TimeSlice(clock()))
-    assert (bite.done, bite.position) == (0, None)
-    assert bite.pause >= timedelta(seconds=0.5)
+    slice_result = periodic_tasks._tasks["prune runs"].run_slice(TimeSlice(clock()))
+    assert (slice_result.done, slice_result.position) == (0, None)
+    assert slice_result.pause >= timedelta(seconds=0.5)

@@ -158,7 +158,7 @@ print(interrupt._timeout_message(1), *seen)
     assert (done.returncode, done.stdout.count("timeout of 1 s")) == (0, 2), done.stderr
 
 
-def test_35_real_seconds_with_other_rows_in_hand_and_a_beat_that_the_step_keeps_out(settings):
+def test_35_real_seconds_with_other_leased_rows_and_a_beat_that_the_step_blocks(settings):
     """On SQLite the step has the write lock that the heartbeat wants."""
     settings.AUTOMATION = {
         **settings.AUTOMATION, "LEASE": timedelta(seconds=2), "HEARTBEAT": timedelta(milliseconds=50),
@@ -174,7 +174,7 @@ def test_35_real_seconds_with_other_rows_in_hand_and_a_beat_that_the_step_keeps_
 
 
 def test_35_real_seconds_a_step_that_has_locked_its_own_row_and_those_of_others(settings):
-    """The heartbeat waits for none of these locks: neither the timeout nor the other rows in hand wait for it."""
+    """The heartbeat waits for none of these locks: neither the timeout nor the other leased rows wait for it."""
     settings.AUTOMATION = {
         **settings.AUTOMATION, "LEASE": timedelta(seconds=20), "HEARTBEAT": timedelta(milliseconds=50),
     }  # fmt: skip
@@ -232,7 +232,7 @@ def test_35_real_seconds_callbacks_and_handlers_have_timeouts_too():
         assert "timeout of 0.2 s" in row.error
 
 
-def test_35_what_is_in_time_is_not_disturbed():
+def test_35_what_is_in_time_is_not_interrupted():
     """Also when the deadline passes while the engine commits: it is armed for user code alone."""
 
     @workflow("quick")

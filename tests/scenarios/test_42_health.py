@@ -44,7 +44,7 @@ def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
     for number in range(20):
         Probe.objects.create(name=str(number), ready=True)
         Event.objects.update(wake_at=clock.now)
-        assert claim(Event, clock.now, 1), "a web process has it in hand"
+        assert claim(Event, clock.now, 1), "a web process has leased it"
         code, text = probe()
         assert code == 1
         assert "no live worker polls 'callbacks'" in text

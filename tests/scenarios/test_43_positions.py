@@ -237,7 +237,7 @@ def test_43_a_lower_position_commits_after_the_run_waits(held):
 @row_locks
 @pytest.mark.usefixtures("collector")
 def test_43_a_lower_position_commits_before_the_run_begins(held):
-    """The run was created while it was in flight: nobody is told, and the run finds it when it looks."""
+    """The run was created while it was in flight: nobody is notified, and the run finds it when it looks back."""
     held.begin()
     visa("other")
     engine.start("collector")
@@ -249,8 +249,8 @@ def test_43_a_lower_position_commits_before_the_run_begins(held):
 
 @row_locks
 @pytest.mark.usefixtures("collector")
-def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
-    """Its process died after the commit: a worker tells of it, and a run that was created before hears it."""
+def test_43_a_lower_position_that_is_notified_late(held, monkeypatch):
+    """Its process died after the commit: a worker notifies of it, and a run that was created before receives it."""
     notify = occurrence.notify_subscribers
     held.begin()
     visa("other")
@@ -267,7 +267,7 @@ def test_43_a_lower_position_that_is_told_late(held, monkeypatch):
 
 
 @pytest.mark.usefixtures("collector")
-def test_43_what_is_told_late_does_not_reach_a_run_that_is_younger(monkeypatch):
+def test_43_what_is_notified_late_does_not_reach_a_younger_run(monkeypatch):
     notify = occurrence.notify_subscribers
     monkeypatch.setattr(occurrence, "notify_subscribers", lambda *args: None)
     visa()

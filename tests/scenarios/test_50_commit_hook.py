@@ -117,7 +117,7 @@ def test_50_what_another_request_has_locked_after_the_claim_holds_up_nothing(two
         patience()
         change(one, status="cancelled")
         gate.go.set()
-        until_someone_waits()  # for the one, and with nothing of the other in its hands
+        until_someone_waits()  # for the one, and with nothing of the other leased
         change(other, status="cancelled")
     hook.join()
     drain()

@@ -54,7 +54,7 @@ def make(model, number, now):
 
 
 @pytest.fixture
-def judged(monkeypatch):
+def evaluated(monkeypatch):
     """The entities that the reconciliation has read and compared, by the name of the event."""
     found = []
     record = reconcile.record
@@ -68,7 +68,7 @@ def judged(monkeypatch):
 
 
 @pytest.mark.parametrize("model", [Reservation, Ticket, Room, Suite])
-def test_51_rows_that_are_in_line_are_not_read(model, clock, judged):
+def test_51_rows_that_are_in_line_are_not_read(model, clock, evaluated):
     costs = []
     for number in (2, 20):
         model.objects.all().delete()
@@ -79,12 +79,12 @@ def test_51_rows_that_are_in_line_are_not_read(model, clock, judged):
         ) as queries:
             assert reconcile_dates(clock()) == 0
         costs.append(len(queries))
-    assert judged == []
+    assert evaluated == []
     assert costs[0] == costs[1]
 
 
 @pytest.mark.parametrize("model", [Reservation, Ticket, Room, Suite])
-def test_51_exactly_the_rows_that_differ_are_read(model, clock, judged, monkeypatch):
+def test_51_exactly_the_rows_that_differ_are_read(model, clock, evaluated, monkeypatch):
     monkeypatch.setattr(reconcile, "KEYS_PER_QUERY", 3)
     monkeypatch.setattr(reconcile, "ENTITIES_PER_TRANSACTION", 2)
     monkeypatch.setattr(reconcile, "DATES_PER_QUERY", 2)
@@ -102,47 +102,47 @@ def test_51_exactly_the_rows_that_differ_are_read(model, clock, judged, monkeypa
     event = {Reservation: "checkin_due", Ticket: "ticket_due"}.get(model, "inspection_due")
     expected = moved | fresh
     assert reconcile_dates(clock()) >= len(expected)
-    assert sorted(pk for name, pk in judged if name == event) == sorted(expected)
+    assert sorted(pk for name, pk in evaluated if name == event) == sorted(expected)
     for pk, at in Event.objects.filter(declared_as=event).values_list("entity_id", "at"):
         found = model.objects.get(pk=pk)
         assert aware(getattr(found, name), "it") == at
-    judged.clear()
+    evaluated.clear()
     assert reconcile_dates(clock()) == 0
-    assert judged == []
+    assert evaluated == []
 
 
-def test_51_a_key_that_only_python_can_write_is_compared_there(clock, declare, judged):
+def test_51_a_key_that_only_python_can_write_is_compared_there(clock, declare, evaluated):
     declare(Ware, EventDefinition("ware_due", date_field="made_at"))
     Ware.objects.create(code="1.5", made_at=clock())
     assert reconcile_dates(clock()) == 0
-    assert [str(pk) for _, pk in judged] == ["1.50"]
+    assert [str(pk) for _, pk in evaluated] == ["1.50"]
     Ware.objects.update(made_at=clock() + HOUR / 10)
     assert reconcile_dates(clock()) == 1
     assert Event.objects.get().at == clock() + HOUR / 10
 
 
-def test_51_a_condition_that_turned_true_behind_django_is_found(clock, judged):
+def test_51_a_condition_that_turned_true_behind_django_is_found(clock, evaluated):
     stay = Reservation.objects.create(checkin_at=clock() - HOUR)
     Reservation.objects.create(checkin_at=clock() - HOUR, status="confirmed")
     assert reconcile_dates(clock()) == 0
     Reservation.objects.filter(pk=stay.pk).update(status="confirmed")
     assert reconcile_dates(clock()) == 1
-    assert {pk for _, pk in judged} == {stay.pk}
+    assert {pk for _, pk in evaluated} == {stay.pk}
     assert Event.objects.get(entity_id=stay.pk, declared_as="checkin_due").armed
 
 
-def test_51_rows_are_read_once_more_for_new_subscribers(clock, judged):
+def test_51_rows_are_read_once_more_for_new_subscribers(clock, evaluated):
     for row in make(Ticket, 3, clock()):
         row.save()
     assert reconcile_dates(clock()) == 0
     on_event("ticket_due", offset=-HOUR / 60)(lambda event: None)
     assert reconcile_dates(clock()) == 3
-    assert len(judged) == 3
+    assert len(evaluated) == 3
     assert set(Event.objects.filter(declared_as="ticket_due").values_list("wake_at", flat=True)) == {
         clock() + timedelta(minutes=4)
     }
     assert reconcile_dates(clock()) == 0
-    assert len(judged) == 3
+    assert len(evaluated) == 3
 
 
 def test_51_a_model_without_its_table_stops_no_other(clock, caplog):
@@ -353,20 +353,20 @@ def test_51_one_bad_event_does_not_stop_its_batch(clock, quick, monkeypatch):
     tickets = due_tickets(9, clock)
     bad, asked = str(tickets[4].pk), []
 
-    class Trouble(Subscriber):
+    class Failing(Subscriber):
         def occurred(self, events, now):
             asked.append(len(events))
             if any(event.entity_id == bad for event in events):
-                raise RuntimeError("a bug in this floor")
+                raise RuntimeError("a bug in this layer")
 
-    monkeypatch.setattr(occurrence, "subscribers", lambda: (Trouble(),))
+    monkeypatch.setattr(occurrence, "subscribers", lambda: (Failing(),))
     assert drain(clock(), models=[Event]) == 9
     assert asked == [9] + [1] * 9
     rows = Event.objects.filter(declared_as="ticket_due")
     assert rows.filter(status="processed").count() == 8
     left = rows.get(entity_id=bad)
     assert (left.status, left.losses, left.lease) == ("pending", 1, None)
-    assert "a bug in this floor" in left.error
+    assert "a bug in this layer" in left.error
 
 
 def test_51_what_somebody_changes_meanwhile_is_left_out_of_the_batch(clock, quick, declare):
@@ -396,13 +396,13 @@ def test_51_what_somebody_changes_meanwhile_is_left_out_of_the_batch(clock, quic
 def test_51_the_leases_of_a_whole_batch_are_kept(clock):
     due_tickets(4, clock)
     rows = claim(Event, clock(), 10)
-    hands = HeldLeases(has_heartbeat=False, clock=clock)
-    hands.hold(list(rows))
-    assert hands.start_batch(rows[:3]) == rows[:3]
-    hands.keep_for(HOUR)
+    leases = HeldLeases(has_heartbeat=False, clock=clock)
+    leases.hold(list(rows))
+    assert leases.start_batch(rows[:3]) == rows[:3]
+    leases.keep_for(HOUR)
     before = rows[0].wake_at
     clock.tick(HOUR / 3600)
-    hands.renew()
+    leases.renew()
     found = {row.pk: row for row in Event.objects.filter(declared_as="ticket_due")}
     assert [found[row.pk].wake_at for row in rows[:3]] == [before + HOUR / 3600] * 3
     assert found[rows[3].pk].lease is None

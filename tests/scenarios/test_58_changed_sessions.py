@@ -296,7 +296,7 @@ def test_58_conditions_callbacks_and_handlers_leave_the_session_too(declare):
     """And ``@on_fail``, which runs in the transaction of the end."""
 
     def odd(stay: Reservation) -> bool:
-        if draining():  # the connection of who saves is his own
+        if draining():  # the connection of the process that saves
             execute(HOWS[0])
         return True
 

@@ -129,7 +129,7 @@ def test_61_handlers_and_agents_that_fail_for_good_are_said(failed, work):
     assert "no Context" in said[AgentRun]
 
 
-def test_61_a_receiver_that_raises_disturbs_nothing(work):
+def test_61_a_receiver_that_raises_breaks_nothing(work):
     def broken(sender: type, **kwargs: Any) -> None:
         raise RuntimeError("the pager is down")
 

@@ -134,7 +134,7 @@ def test_61_a_parent_waits_for_a_child_that_is_under_way_again(family, work):
 
 def test_61_a_parent_of_a_child_that_is_under_way_for_long_is_woken_by_its_end(family, work):
     parent, child, bank = family
-    WorkflowRun.objects.filter(pk=child.pk).update(status="running")  # in the hands of somebody who takes his time
+    WorkflowRun.objects.filter(pk=child.pk).update(status="running")  # leased by a slow worker
     parent.resume()
     work()
     parent.refresh_from_db()

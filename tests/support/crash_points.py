@@ -153,7 +153,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Program:
-    """Definitions, and what happens to them. ``effects``: what a run that nothing disturbs leaves behind."""
+    """Definitions, and what happens to them. ``effects``: what an undisturbed run leaves behind."""
 
     name: str
     declare: Callable[[], object]

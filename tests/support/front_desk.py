@@ -1,4 +1,4 @@
-"""What the tests of agents look at, and what they do to the front desk."""
+"""What tests do to the front desk, and the agents' rows that they look at."""
 
 from __future__ import annotations
 

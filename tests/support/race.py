@@ -92,7 +92,7 @@ def until_someone_waits() -> None:
 
 
 class Behind(Together):
-    """Somebody in a thread and on a connection of his own, whose statement waits for a lock that we hold."""
+    """Another session, in a thread of its own, whose statement waits for a lock that we hold."""
 
     def __init__(self, act: Callable[[], Any]) -> None:
         super().__init__(act)

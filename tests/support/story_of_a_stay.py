@@ -1,4 +1,4 @@
-"""The story of four stays, told once and lived through twice: by the time machine, and by a real cluster.
+"""The story of four stays, written once and lived through twice: by the time machine, and by a real cluster.
 
 Nothing in it depends on who is faster: it goes on when what it waits for is in the tables, and what comes next is hours
 away by then.

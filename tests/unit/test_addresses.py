@@ -102,7 +102,7 @@ class Colour(Enum):
     RED = "red"
 
 
-def test_the_text_of_a_match_tells_it_from_all_others():
+def test_the_string_of_a_match_is_its_own():
     matches = [
         {},
         {"a": 1},
@@ -416,6 +416,6 @@ def test_lookups_that_django_understands(name):
     ],
 )
 def test_lookups_that_it_does_not(name, named):
-    trouble = problem_with(Document, name)
-    assert named in trouble
-    assert "Did you mean 'kind'?" not in trouble or not name.startswith("kind")
+    problem = problem_with(Document, name)
+    assert named in problem
+    assert "Did you mean 'kind'?" not in problem or not name.startswith("kind")

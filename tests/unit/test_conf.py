@@ -47,7 +47,7 @@ def test_what_is_wrong_is_named_with_the_fix(values, words):
     assert words in str(raised.value)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     assert len(problems({"LEESE": 1, "BATCH": "x", "GRACE": None})) == 3
 
 

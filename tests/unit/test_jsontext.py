@@ -1,4 +1,4 @@
-"""One verdict on JSON for all databases, and a path to the trouble."""
+"""One verdict on JSON for all databases, and the path to what is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_what_json_has_comes_back(value):
 
 
 @pytest.mark.parametrize(
-    ("value", "path", "trouble"),
+    ("value", "path", "problem"),
     [
         ({"a": {"b": [1, float("nan")]}}, "a.b[1]", "nan"),
         ({"a": float("inf")}, "a", "inf"),
@@ -33,13 +33,13 @@ def test_what_json_has_comes_back(value):
         ({"a": {(1, 2): "x"}}, "a", "(1, 2)"),
     ],
 )
-def test_what_json_has_not_is_refused_with_its_path(value, path, trouble):
+def test_what_json_has_not_is_refused_with_its_path(value, path, problem):
     with pytest.raises(NotStorableError) as raised:
         encode(value, "The payload")
     message = str(raised.value)
     assert message.startswith("The payload")
     assert repr(path) in message
-    assert trouble in message
+    assert problem in message
 
 
 @pytest.mark.parametrize("key", ["nul\x00key", "\udfff"])

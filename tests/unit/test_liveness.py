@@ -85,20 +85,20 @@ class TestFile:
 
 
 class TestExpectations:
-    def test_a_row_in_hand_may_take_as_long_as_its_timeout(self, seconds):
-        hands = HeldLeases(has_heartbeat=True)
+    def test_a_leased_row_may_take_as_long_as_its_timeout(self, seconds):
+        leases = HeldLeases(has_heartbeat=True)
         row = WorkflowRun(pk=1)
-        hands._waiting = {1: row}
-        set_leases(hands)
-        assert hands.start(row)
+        leases._waiting = {1: row}
+        set_leases(leases)
+        assert leases.start(row)
         seconds[0] += STALL_SECONDS - 1
         assert liveness.is_responsive()
-        hands.keep_for(timedelta(hours=1))
+        leases.keep_for(timedelta(hours=1))
         seconds[0] += 3600
         assert liveness.is_responsive(), "its step may be under way"
         seconds[0] += STALL_SECONDS + 60
         assert not liveness.is_responsive(), "its timeout has ended nothing"
-        hands.finish()
+        leases.finish()
         assert liveness.is_responsive()
         seconds[0] += STALL_SECONDS
         assert not liveness.is_responsive()

@@ -1,4 +1,4 @@
-"""The subscription table: who hears an event, who is told at which offset, and what an event's row must reach."""
+"""The subscription table: who receives an event, at which offset, and what an event's row must reach."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_what_was_looked_up_before_a_declaration_is_looked_up_again(table):
     assert table.possible_offsets("paid") == []
 
 
-def test_the_row_is_the_timer_of_those_who_are_told_and_must_reach_what_is_planned_too(table):
+def test_the_row_is_the_timer_of_notified_subscribers_and_reaches_planned_ones_too(table):
     table.declare(Told, "a", [Told(event_name="paid"), Told(event_name="pa*", offset=HOUR)])
     table.declare(Told, "b", [Told(event_name="paid", offset=2 * HOUR, recheck=True, namespace="north")])
     table.declare(Planned, "c", [Planned(event_name="paid", offset=3 * HOUR)])

@@ -124,7 +124,7 @@ class TestCatchUp:
                 leave("due")
 
         with monkeypatch.context() as patch:
-            # The process dies after its commit, with the event in its hands.
+            # The process dies after its commit, before it has notified anybody of the event.
             patch.setattr(CommitBatch, "__call__", lambda self: claim_rows(Event, list(self._due), clock()))
             booking = book(starts_at=clock.tick(SECOND))
         work(clock.tick(SECOND))
@@ -133,38 +133,38 @@ class TestCatchUp:
         work(clock.tick(HOUR))
         assert effects() == ["due"]
 
-    def test_a_replayed_event_that_is_told_late_is_handled_once(self, work, monkeypatch):
+    def test_a_replayed_event_that_is_notified_late_is_handled_once(self, work, monkeypatch):
         from django_ai.automation.events import occurrence
 
         of_guest()
         booking = book()
         monkeypatch.setattr(occurrence, "notify_subscribers", lambda news, clock: None)
-        message = write(booking.guest, "told by nobody")  # the process died before it could tell
+        message = write(booking.guest, "never notified")  # the process died before it could notify
         monkeypatch.undo()
         work()
-        assert effects() == [f"created {booking.pk}", "heard told by nobody"]
+        assert effects() == [f"created {booking.pk}", "heard never notified"]
         event = event_of(message, "message_received")
         assert event.pending_notifications
         work(event.wake_at)
         event.refresh_from_db()
         assert not event.pending_notifications
-        assert effects() == [f"created {booking.pk}", "heard told by nobody"]
+        assert effects() == [f"created {booking.pk}", "heard never notified"]
 
-    def test_an_event_told_late_still_reaches_an_agent_that_was_there(self, work, monkeypatch):
+    def test_an_event_notified_late_still_reaches_an_older_agent(self, work, monkeypatch):
         from django_ai.automation.events import occurrence
 
         of_guest()
         booking = book()
         work()
         monkeypatch.setattr(occurrence, "notify_subscribers", lambda news, clock: None)
-        message = write(booking.guest, "told by nobody")
+        message = write(booking.guest, "never notified")
         monkeypatch.undo()
         work()
-        assert "heard told by nobody" not in effects()
+        assert "heard never notified" not in effects()
         work(event_of(message, "message_received").wake_at)
-        assert "heard told by nobody" in effects()
+        assert "heard never notified" in effects()
 
-    def test_an_event_told_late_does_not_reach_an_agent_that_was_not_there(self, clock, work, monkeypatch):
+    def test_an_event_notified_late_does_not_reach_a_younger_agent(self, clock, work, monkeypatch):
         from django_ai.automation.events import occurrence
 
         of_guest()
@@ -200,7 +200,7 @@ class TestCatchUp:
         work()
         assert effects() == [f"created {booking.pk}"]
 
-    def test_of_an_event_before_it_an_agent_hears_the_beats_that_fire_after_it(self, clock, work):
+    def test_an_agent_receives_later_milestones_of_an_event_that_is_older_than_it(self, clock, work):
         @agent("late", spawn_on="booking_noted")
         class Late:
             Context = Entity
@@ -230,8 +230,8 @@ class TestCatchUp:
         assert effects() == ["an hour", "two hours"]
 
     @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead", "behind"])
-    def test_which_beats_of_an_older_event_it_hears_no_clock_decides(self, clock, work, ahead):
-        """The machine that inserts the agent has another clock than those that let the beats fire."""
+    def test_no_clock_decides_which_milestones_of_an_older_event_it_receives(self, clock, work, ahead):
+        """The machine that inserts the agent has another clock than those that let the milestones fire."""
 
         @agent("late", spawn_on="booking_noted")
         class Late:
@@ -251,7 +251,7 @@ class TestCatchUp:
 
         booking = book(starts_at=clock.now)
         clock.tick(HOUR)
-        work()  # the first beat: there is no agent yet
+        work()  # the first milestone: there is no agent yet
         clock.tick(HOUR / 2 + ahead)
         change(booking, note="spawns it")
         clock.tick(-ahead)

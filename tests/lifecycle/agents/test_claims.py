@@ -153,7 +153,7 @@ def test_from_within_its_handler_the_end_releases_with_the_handlers_commit(work,
 
 
 def test_a_claim_that_is_held_when_the_execution_starts_counts(desk, work):
-    """Also where the event occurred before: claims are judged when an execution starts."""
+    """Also where the event occurred before: claims are evaluated when an execution starts."""
     guest = Person.objects.create()
     book(guest)
     work()
@@ -185,7 +185,7 @@ def test_a_hold_of_a_handler_that_raises_is_rolled_back(work):
     assert claims.holder("message_received") is None
 
 
-def test_who_finds_it_claimed_is_told_by_whom_and_tries_again(clock, work):
+def test_a_refused_claim_names_the_holder_and_is_retried(clock, work):
     @agent("greedy", spawn_on="ticket_created")
     class Greedy:
         Context = OfGuest

@@ -206,7 +206,7 @@ class TestDeployments:
         work()
         assert effects() == ["before"]
 
-    def test_what_nobody_told_the_agent_is_found_by_poll_due(self, work, monkeypatch):
+    def test_an_event_that_was_never_notified_is_found_by_poll_due(self, work, monkeypatch):
         """The process died between putting an execution into the mailbox and touching the agent."""
         from django_ai.automation.agents import subscriber
 
@@ -259,7 +259,7 @@ class TestDeployments:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_trouble_after_the_commit_does_not_break_the_save(work, monkeypatch):
+def test_a_failure_after_the_commit_does_not_break_the_save(work, monkeypatch):
     """What goes wrong while an event is made to occur is the worker's to repeat, and nothing that the saver sees."""
     from django_ai.automation.agents.subscriber import AgentSubscriber
 
@@ -367,7 +367,7 @@ class TestCleanup:
         work()
         assert effects() == ["before"]
 
-    def test_the_event_of_an_agent_that_is_not_born_yet_stays(self, clock, work):
+    def test_the_event_of_an_agent_that_is_not_active_yet_stays(self, clock, work):
         of_booking(created="booking_created")
         book().delete()
         AgentRun.objects.update(wake_at=clock.now + YEAR)

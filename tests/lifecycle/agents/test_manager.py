@@ -225,7 +225,7 @@ class TestManager:
         assert effects() == []
         assert AgentManager.complete(run) is False
 
-    def test_complete_before_it_is_born(self, work):
+    def test_complete_before_it_is_active(self, work):
         of_guest()
         book()
         assert AgentManager.complete(the_agent().pk) is True

@@ -160,7 +160,7 @@ class TestOffsets:
         change(booking, status="confirmed")
         assert self.times(clock, work, 4) == {"after": [1]}
 
-    def test_born_of_the_occurrence_it_is_too_late_for_what_comes_before(self, clock, work):
+    def test_spawned_by_the_occurrence_it_is_too_late_for_earlier_offsets(self, clock, work):
         @agent("guide", spawn_on="stay_due")
         class Guide:
             Context = Notes
@@ -180,7 +180,7 @@ class TestOffsets:
         book(starts_at=clock.now + 4 * HOUR)
         assert self.times(clock, work, 7) == {"at": [4], "after": [5]}
 
-    def test_what_fell_due_between_its_event_and_its_birth_is_not_lost(self, clock, work):
+    def test_what_fell_due_between_its_event_and_its_activation_is_not_lost(self, clock, work):
         """Its Context could not be made for hours."""
 
         @agent("slow", spawn_on="booking_confirmed", default_retry=Retry(3, base_delay=5 * HOUR, max_delay=5 * HOUR))

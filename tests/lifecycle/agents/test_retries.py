@@ -298,7 +298,7 @@ class TestEffects:
         assert (the_agent().data["count"], the_agent().lease, the_agent().status) == (0, None, "active")
 
     @pytest.mark.exact_times
-    def test_trouble_of_the_database_costs_no_try(self, clock, work):
+    def test_a_database_failure_costs_no_try(self, clock, work):
         tried = []
 
         def answer(self, ctx):

@@ -144,7 +144,7 @@ class TestLookups:
         work()
         assert effects() == []
 
-    def test_a_list_that_is_none_fails_the_birth_and_says_so(self):
+    def test_a_list_that_is_none_fails_the_agent_and_says_so(self):
         with pytest.raises(DefinitionError, match="'status__in' needs a list of values"):
             listening({"status__in": "{{ ctx.text }}"}, text="open")
         assert agents() == []

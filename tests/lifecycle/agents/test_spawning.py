@@ -147,7 +147,7 @@ class TestSpawnOn:
         work()
         assert effects() == ["heard"]
 
-    def test_an_entity_that_is_deleted_before_the_birth_is_a_snapshot(self, work):
+    def test_an_entity_that_is_deleted_before_the_activation_is_a_snapshot(self, work):
         of_guest()
         booking = book()
         pk, guest = booking.pk, booking.guest_id
@@ -351,7 +351,7 @@ class TestSingleton:
         write(guest, "first")
         write(guest, "second")
         first, second = agents()
-        # Another worker has the older one in its hands, and is slow.
+        # Another worker has leased the older one, and is slow.
         AgentRun.objects.filter(pk=first.pk).update(wake_at=first.created_at + HOUR)
         work()
         AgentRun.objects.filter(pk=first.pk).update(wake_at=first.created_at)

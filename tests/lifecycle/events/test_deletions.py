@@ -51,7 +51,7 @@ def test_a_deletion_occurs_after_its_commit_with_the_snapshot(clock, declare, wo
     assert effects() == [f"{pk} farewell Ann False"]
 
 
-def test_the_condition_is_judged_at_the_deletion(declare):
+def test_the_condition_is_evaluated_at_the_deletion(declare):
     declare(Reservation, gone(condition=confirmed))
     Reservation.objects.create(status="confirmed").delete()
     Reservation.objects.create(status="pending").delete()

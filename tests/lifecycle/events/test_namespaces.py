@@ -192,16 +192,16 @@ def test_a_namespace_function_that_fails_sets_the_event_aside_and_not_the_save(d
 
 
 def test_a_namespace_function_that_is_mended(declare, work):
-    trouble = [True]
+    problem = [True]
 
     def namespace(stay):
-        if trouble:
+        if problem:
             raise RuntimeError
         return "north"
 
     declare(Reservation, EventDefinition("on", confirmed, namespace=namespace))
     Reservation.objects.create(status="confirmed")
-    trouble.clear()
+    problem.clear()
     (row,) = rows("on")
     work(row.wake_at)
     (row,) = rows("on")

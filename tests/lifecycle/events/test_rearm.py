@@ -263,7 +263,7 @@ def test_a_cancelled_date_does_not_come_back_by_moving(clock, scheduled, work):
     assert pass_by(clock, work, 5) == []
 
 
-def test_what_moved_is_not_told_as_cancelled(clock, scheduled, work):
+def test_a_moved_event_is_not_notified_as_cancelled(clock, scheduled, work):
     """The event goes on at its new date; ``on_event_cancelled`` is for what does not come any more."""
 
     @on_event_cancelled("in")

@@ -41,13 +41,13 @@ def test_a_model_that_raises_does_not_stop_the_others(broken, clock, monkeypatch
     assert broken._meta.label_lower in caplog.text
 
 
-def bites(take, clock, at_least):
-    """Take one bite after the other, each as short as can be, and return what each has done."""
+def slices(take, clock, at_least):
+    """Take one slice after the other, each as short as can be, and return what each has done."""
     done, position = [], None
     while True:
-        bite = take(TimeSlice(clock(), json.loads(json.dumps(position)), until=0.0))
-        done.append(bite.done)
-        position = bite.position
+        slice_result = take(TimeSlice(clock(), json.loads(json.dumps(position)), until=0.0))
+        done.append(slice_result.done)
+        position = slice_result.position
         if position is None:
             assert len(done) >= at_least
             return done
@@ -62,9 +62,9 @@ def small(monkeypatch):
 
 
 @pytest.mark.usefixtures("small")
-def test_dates_are_reconciled_bite_by_bite(clock):
+def test_dates_are_reconciled_in_time_slices(clock):
     """Of several models, keys of several types, equal dates; and those whose condition is false, which are read each
-    time, keep nobody from his turn."""
+    time, keep no other row waiting."""
     soon = clock() + timedelta(minutes=1)
     for status in ("pending", "confirmed"):
         Reservation.objects.bulk_create(
@@ -74,17 +74,17 @@ def test_dates_are_reconciled_bite_by_bite(clock):
         [Room(number=f"{each}", inspected_on=(clock() + timedelta(days=each % 2)).date()) for each in range(7)]
     )
     Ticket.objects.bulk_create([Ticket(due_at=soon) for _ in range(7)])
-    done = bites(reconcile.reconcile_slice, clock, at_least=12)
+    done = slices(reconcile.reconcile_slice, clock, at_least=12)
     expected = {"checkin_due": 14, "inspection_due": 7, "ticket_due": 7}
     for name, number in expected.items():
         assert Event.objects.filter(event_name=name).count() == number
     assert Event.objects.count() == sum(done)
     assert max(done) <= 2
-    assert sum(bites(reconcile.reconcile_slice, clock, at_least=1)) == 0
+    assert sum(slices(reconcile.reconcile_slice, clock, at_least=1)) == 0
 
 
 @pytest.mark.usefixtures("small")
-def test_an_error_of_an_early_bite_is_raised_after_the_last(clock, monkeypatch):
+def test_an_error_of_an_early_slice_is_raised_after_the_last(clock, monkeypatch):
     soon = clock() + timedelta(minutes=1)
     Reservation.objects.bulk_create([Reservation(status="confirmed", checkin_at=soon)])
     Ticket.objects.bulk_create([Ticket(due_at=soon) for _ in range(5)])
@@ -97,13 +97,13 @@ def test_an_error_of_an_early_bite_is_raised_after_the_last(clock, monkeypatch):
 
     monkeypatch.setattr(reconcile, "record", fail_for_one)
     with pytest.raises(AutomationError, match="RuntimeError: a column is gone"):
-        bites(reconcile.reconcile_slice, clock, at_least=100)
+        slices(reconcile.reconcile_slice, clock, at_least=100)
     assert Event.objects.filter(event_name="ticket_due").count() == 5
 
 
 @pytest.mark.usefixtures("small")
-def test_agents_get_their_routes_bite_by_bite(clock, monkeypatch):
-    """Those that cannot get any are asked once a sweep, and keep nobody from his turn."""
+def test_agents_get_their_routes_in_time_slices(clock, monkeypatch):
+    """Those that cannot get any are asked once a sweep, and keep no other row waiting."""
 
     @agent("driver", spawn_on="reservation_confirmed")
     class Driver:
@@ -119,5 +119,5 @@ def test_agents_get_their_routes_bite_by_bite(clock, monkeypatch):
     broken = {runs[0].pk, runs[1].pk, runs[2].pk}
     AgentRun.objects.filter(pk__in=broken).update(data={"nonsense": 1})
     AgentRoute.objects.all().delete()
-    assert sum(bites(agents.reconcile_slice, clock, at_least=9)) == 6
+    assert sum(slices(agents.reconcile_slice, clock, at_least=9)) == 6
     assert set(AgentRun.objects.filter(routing="0").values_list("pk", flat=True)) == broken

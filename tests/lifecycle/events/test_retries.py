@@ -27,7 +27,7 @@ HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
 
 
 class Flaky:
-    """A function of the project that raises as often as it is told to."""
+    """A function of the project that raises as often as the test wants."""
 
     def __init__(self, result) -> None:
         self.result, self.failures = result, 0
@@ -213,7 +213,7 @@ def test_what_raises_in_a_save_is_asked_again_by_a_worker(closed, clock, work, e
     assert (event.status, event.attempt, event.error, effects()) == ("processed", 0, "", ["closed"])
 
 
-def test_the_worker_judges_what_the_database_holds(closed, clock, work):
+def test_the_worker_evaluates_what_the_database_holds(closed, clock, work):
     ticket, event = saved(closed, open=False)
     Ticket.objects.update(open=True)
     clock.tick(SECOND)

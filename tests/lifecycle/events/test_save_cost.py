@@ -125,15 +125,15 @@ def test_the_occurrences_of_a_commit_are_one_batch():
     assert statements(20) - statements(10) <= 10
 
 
-def test_an_occurrence_is_told_once(monkeypatch):
-    told = []
+def test_an_occurrence_is_notified_once(monkeypatch):
+    notified = []
     wake_waiting_for = subscriber.wake_waiting_for
 
     def counting(events, *rest, **more):
-        told.extend(event.event_name for event in events)
+        notified.extend(event.event_name for event in events)
         wake_waiting_for(events, *rest, **more)
 
     monkeypatch.setattr(subscriber, "wake_waiting_for", counting)
     Ticket.objects.create(open=False)
     drain()
-    assert told == ["ticket_closed"]
+    assert notified == ["ticket_closed"]

@@ -73,7 +73,7 @@ def test_create_and_update_in_one_transaction_are_one_occurrence_of_one_definiti
     assert (row.status, row.trigger) == ("processed", "create")
 
 
-def test_create_judges_the_condition_again_at_the_commit(declare):
+def test_create_evaluates_the_condition_again_at_the_commit(declare):
     declare(Reservation, EventDefinition("made", confirmed, trigger=CREATE))
     with transaction.atomic():
         stay = Reservation.objects.create(status="confirmed")

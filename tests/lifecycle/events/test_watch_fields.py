@@ -104,7 +104,7 @@ def test_a_change_in_a_savepoint(declare, kept):
     assert occurred("changed") == 1
 
 
-def test_a_change_while_the_condition_is_false_is_seen_and_not_told(declare):
+def test_a_change_while_the_condition_is_false_is_recorded_and_not_notified(declare):
     watch(declare, "title", condition=lambda bill: bill.paid)
     bill = Bill.objects.create(title="a")
     change(bill, title="b")

@@ -60,7 +60,7 @@ def flows():
     TROUBLE.clear()
 
 
-def test_trouble_of_the_database_costs_no_try():
+def test_a_database_failure_costs_no_try():
     run = engine.start("attempt:atomic")
     TROUBLE.append(database_failure())
     now = timezone.now()
@@ -69,7 +69,7 @@ def test_trouble_of_the_database_costs_no_try():
     assert (run.status, run.attempt, run.lease, run.losses) == (WorkflowStatus.RUNNING, 0, None, 0)
     assert run.data == {"tries": 0}
     assert Effect.objects.count() == 0
-    assert run.wake_at > now  # a short pause, for the trouble to pass
+    assert run.wake_at > now  # a short pause, for the failure to pass
     drain(run.wake_at)
     run.refresh_from_db()
     assert run.status == WorkflowStatus.COMPLETED
@@ -110,10 +110,10 @@ def test_the_end_of_the_process_gives_the_row_back(end, losses):
 def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypatch):
     enter = run_session.RunSession.enter
 
-    def enter_the_first(walk, entry):
+    def enter_the_first(session, entry):
         if entry.step.name == "two":
             raise ShutdownInterrupt
-        return enter(walk, entry)
+        return enter(session, entry)
 
     run = engine.start("attempt:quiet")
     monkeypatch.setattr(run_session.RunSession, "enter", enter_the_first)
@@ -195,7 +195,7 @@ def test_an_engine_error_on_one_row_does_not_stop_the_others(monkeypatch):
     assert "died" not in bad.error
 
 
-def test_trouble_of_the_database_outside_user_code_is_no_loss(monkeypatch):
+def test_a_database_failure_outside_user_code_is_no_loss(monkeypatch):
     """A deadlock while an event occurs, say: nobody's fault, however often it comes."""
     run = engine.start("attempt:quiet")
     original = WorkflowRun.perform
@@ -228,7 +228,7 @@ def test_a_mistake_that_speaks_of_locks_is_still_a_mistake(statement):
     assert not is_database_failure(caught.value, connection)
 
 
-def test_what_follows_from_trouble_in_a_transaction_is_trouble():
+def test_what_follows_a_database_failure_in_a_transaction_is_one_too():
     """Django refuses statements after one that failed, with an error of its own that names the first."""
     with pytest.raises(TransactionManagementError) as caught, transaction.atomic():
         try:

@@ -1,4 +1,4 @@
-"""Contexts encrypted in the database: on every path that writes one, and readable, parked or rotated as told."""
+"""Contexts encrypted in the database: on every path that writes one, and readable, parked or rotated as asked."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def settings_with(*keys: str, codec: str = FERNET):
 
 
 @pytest.fixture
-def sealed():
+def encrypted():
     with settings_with(FIRST):
         yield
 
@@ -131,7 +131,7 @@ def flow():
             return complete()
 
 
-def test_a_run_is_sealed_from_its_start_to_its_end(sealed, flow, work):
+def test_a_run_is_encrypted_from_its_start_to_its_end(encrypted, flow, work):
     run = engine.start("calling", phone=SECRET)
     assert all(map(is_sealed, stored(WorkflowRun)))
     assert run.data["phone"] == SECRET
@@ -145,7 +145,7 @@ def test_a_run_is_sealed_from_its_start_to_its_end(sealed, flow, work):
     assert effects() == [SECRET, f"{SECRET} {SECRET}"]
 
 
-def test_what_a_parent_is_told_of_its_child_is_sealed(sealed, flow, work):
+def test_the_result_of_a_child_is_encrypted_in_its_parent(encrypted, flow, work):
     engine.start("parent")
     work()
     assert effects() == [SECRET]
@@ -153,7 +153,7 @@ def test_what_a_parent_is_told_of_its_child_is_sealed(sealed, flow, work):
     assert not any(SECRET in text for text in stored(WorkflowRun))
 
 
-def test_an_agent_is_sealed_and_found_by_its_match(sealed, work):
+def test_an_agent_is_encrypted_and_found_by_its_match(encrypted, work):
     @agent("keeping", match={"note": "{{ ctx.phone }}", "pk__gte": "{{ ctx.least }}"})
     class Keeping:
         class Context(BaseModel):
@@ -252,7 +252,7 @@ def test_a_payload_whose_key_is_gone_parks_who_would_get_it(flow, work):
 
 
 @pytest.mark.parametrize("change_of", ["the envelope", "a token", "another's Context"])
-def test_what_somebody_has_changed_is_parked(sealed, flow, work, change_of):
+def test_what_somebody_has_changed_is_parked(encrypted, flow, work, change_of):
     run = engine.start("calling", phone=SECRET)
     (text,) = stored(WorkflowRun)
     token = json.loads(text)["$sealed"]
@@ -325,7 +325,7 @@ def test_the_command_leaves_what_it_cannot_read_and_says_so(flow):
         call_command("automation_reencrypt", batch=0)
 
 
-def test_the_command_never_writes_over_what_a_worker_commits_meanwhile(sealed, flow, monkeypatch):
+def test_the_command_never_writes_over_what_a_worker_commits_meanwhile(encrypted, flow, monkeypatch):
     """The worker commits between the command's look and its write: the other's Context stays."""
     from django_ai.automation.state import encryption
 

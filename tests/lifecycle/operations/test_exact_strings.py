@@ -38,7 +38,7 @@ def listener():
 
 @pytest.mark.usefixtures("listener")
 @pytest.mark.parametrize("other", ["Word", "wörd", "WORD"])
-def test_signals_are_told_apart(other, work):
+def test_signals_are_distinguished(other, work):
     """To one run and to all, before the wait and after it."""
     run = engine.start("listener", word="word")
     engine.signal(other, {}, run=run)
@@ -52,7 +52,7 @@ def test_signals_are_told_apart(other, work):
     assert effects() == ["word"]
 
 
-def test_names_are_told_apart(work):
+def test_names_are_distinguished(work):
     one = Reservation.objects.create(status="confirmed")
     event = event_of(one, "reservation_confirmed")
     Event.objects.filter(pk=event.pk).update(event_name="Reservation_Confirmed")

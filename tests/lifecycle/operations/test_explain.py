@@ -69,7 +69,7 @@ def test_an_event_whose_declaration_is_gone_says_so(clock, declare):
     assert "code that declares 'checkout_due' on app.reservation" in reasons(clock.now, "event")
 
 
-def test_a_parked_event_waits_for_a_person(clock):
+def test_a_parked_event_waits_for_an_operator(clock):
     Reservation.objects.create()
     Event.objects.filter(event_name="checkin_due").update(
         status="parked", error="Traceback\nValueError: no", wake_at=None
@@ -192,7 +192,7 @@ def test_agents_and_their_mailboxes_say_what_they_wait_for(clock, work):
     assert reasons(clock.now, "handler execution") == ["an operator, to resume it: gone"]
 
 
-def test_a_row_in_hand_and_one_whose_lease_ran_out_name_the_process(clock):
+def test_a_leased_row_and_one_whose_lease_ran_out_name_the_process(clock):
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, clock.now, 1)
     assert reasons(clock.now, "workflow run") == [f"{row.holder}, which has leased it"]

@@ -363,23 +363,23 @@ class TestHeartbeat:
         for _ in range(3):
             engine.start("story:count", steps=1)
         rows = claim(WorkflowRun, timezone.now(), 3)
-        hands = held_leases.HeldLeases()
-        hands.hold(list(rows))
-        assert hands.start(rows[0])
-        hands.keep_for(timedelta(minutes=5))
+        leases = held_leases.HeldLeases()
+        leases.hold(list(rows))
+        assert leases.start(rows[0])
+        leases.keep_for(timedelta(minutes=5))
         before = WorkflowRun.objects.get(pk=rows[0].pk).wake_at
         time.sleep(0.01)
-        hands.renew()
+        leases.renew()
         assert WorkflowRun.objects.get(pk=rows[0].pk).wake_at > before
         for row in rows[1:]:
-            assert hands.start(row) is False
+            assert leases.start(row) is False
             assert WorkflowRun.objects.get(pk=row.pk).lease is None
 
     def test_who_drops_waits_for_a_thread_that_is_dropping(self, monkeypatch):
         """A worker may end when it has dropped: then the heartbeat's thread must have given back what it took."""
         engine.start("story:count", steps=1)
-        hands = held_leases.HeldLeases()
-        hands.hold(list(claim(WorkflowRun, timezone.now(), 1)))
+        leases = held_leases.HeldLeases()
+        leases.hold(list(claim(WorkflowRun, timezone.now(), 1)))
         begun, go_on, second_done = threading.Event(), threading.Event(), threading.Event()
 
         def slow_release(row, now):
@@ -387,8 +387,8 @@ class TestHeartbeat:
             go_on.wait(10)
 
         monkeypatch.setattr(held_leases, "release", slow_release)
-        first = threading.Thread(target=hands.release_unstarted)
-        second = threading.Thread(target=lambda: (hands.release_unstarted(), second_done.set()))
+        first = threading.Thread(target=leases.release_unstarted)
+        second = threading.Thread(target=lambda: (leases.release_unstarted(), second_done.set()))
         first.start()
         assert begun.wait(10)
         second.start()
@@ -402,12 +402,12 @@ class TestHeartbeat:
         monkeypatch.setattr(held_leases, "SECONDS_TO_RETURN", 0)  # no time for an interrupted attempt to be written
         engine.start("story:count", steps=1)
         (row,) = claim(WorkflowRun, timezone.now(), 1)
-        hands = held_leases.HeldLeases()
-        hands.hold([row])
-        hands.start(row)
-        hands.keep_for(timedelta(0))
+        leases = held_leases.HeldLeases()
+        leases.hold([row])
+        leases.start(row)
+        leases.keep_for(timedelta(0))
         before = WorkflowRun.objects.get(pk=row.pk).wake_at
-        hands.renew()
+        leases.renew()
         assert WorkflowRun.objects.get(pk=row.pk).wake_at == before
 
 

@@ -293,7 +293,7 @@ def test_what_must_stay_is_passed_by_once(clock, small, work):
     assert len(windows) <= 45, len(windows)
 
 
-def test_what_a_person_resumes_at_this_moment_stays(clock, monkeypatch):
+def test_what_an_operator_resumes_at_this_moment_stays(clock, monkeypatch):
     """The row is asked again under its lock, in the transaction that removes it."""
     (run,) = ended_runs(1, 40 * DAY, clock())
     WorkflowRun.objects.filter(pk=run.pk).update(status=WorkflowStatus.FAILED, current_step="s")

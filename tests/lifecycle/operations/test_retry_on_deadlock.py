@@ -36,7 +36,7 @@ def test_not_for_ever():
     assert work.calls == MAX_ATTEMPTS
 
 
-def test_other_trouble_is_not():
+def test_another_database_failure_is_not():
     work = Work(1, code=2006)  # the connection broke: perhaps it has been committed
     with pytest.raises(OperationalError):
         retry_on_deadlock("default", work)

@@ -56,7 +56,7 @@ def test_process_performs_what_is_due_now_and_moves_nothing(machine):
     assert machine.now == NOON
 
 
-def test_the_number_of_rows_is_told(db):
+def test_the_number_of_rows_is_returned(db):
     hear("due")
     with machine_at(NOON) as machine:
         book()
@@ -293,7 +293,7 @@ def test_the_example_of_the_guide(machine):
     assert effects() == ["reminded"]
 
 
-def test_a_date_that_was_changed_behind_djangos_back_is_found_by_the_chore(machine):
+def test_a_date_that_was_changed_behind_djangos_back_is_found_by_poll_due(machine):
     hear("due")
     stay = book(5 * DAY)
     Reservation.objects.filter(pk=stay.pk).update(checkin_at=NOON + MINUTE)
@@ -305,7 +305,7 @@ def test_a_date_that_was_changed_behind_djangos_back_is_found_by_the_chore(machi
     assert effects() == ["due 0:02:00"]
 
 
-def test_a_deleted_entity_tells_those_who_hear_of_it(machine):
+def test_a_deleted_entity_notifies_its_subscribers(machine):
     hear("cancelled", decorator=on_event_cancelled)
     stay = book()
     machine.advance(hours=1)

@@ -80,7 +80,7 @@ def test_failures_do_not_fill_the_screen(db):
     assert len(str(caught.value).splitlines()) == 23
 
 
-def test_the_error_of_a_parked_event_is_told(machine, declare):
+def test_the_error_of_a_parked_event_is_shown(machine, declare):
     declare(Ticket, EventDefinition("ticket_due", date_field="due_at", payload=lambda ticket: {"n": 1 / 0}))
     ticket = Ticket.objects.create(due_at=NOON + HOUR)
     machine.advance(hours=2)

@@ -99,20 +99,20 @@ def test_signs_of_life_are_few_and_add_up(seconds, django_assert_num_queries):
     assert worker.worked == {"workflows": 25.0, "callbacks": 21.0, "agents": 0.0}
 
 
-def test_a_row_in_hand_is_progress_until_its_timeout(seconds, clock):
+def test_a_leased_row_is_progress_until_its_timeout(seconds, clock):
     """The heartbeat says so; it would renew the lease just as long."""
     engine.start("story:count", steps=1)
     (row,) = claim(WorkflowRun, clock.now, 1)
     register_worker("test")
-    hands = HeldLeases()
-    hands.hold([row])
-    assert hands.start(row)
-    hands.keep_for(MINUTE)
+    leases = HeldLeases()
+    leases.hold([row])
+    assert leases.start(row)
+    leases.keep_for(MINUTE)
     seconds[0] += presence_module.REPORT_SECONDS
-    heartbeat._beat([hands])
+    heartbeat._beat([leases])
     assert Worker.objects.get().worked == {"workflows": 0.0}
     seconds[0] += 100
-    heartbeat._beat([hands])
+    heartbeat._beat([leases])
     assert Worker.objects.get().worked == {"workflows": 100.0}
 
 

@@ -440,7 +440,7 @@ def test_one_that_is_planned_anew_counts_from_then(clock, work):
     assert run.attempt == 0
 
 
-def test_one_that_a_person_has_cancelled_is_not_planned_anew(clock, work):
+def test_one_that_an_operator_has_cancelled_is_not_planned_anew(clock, work):
     flow(-HOUR)
     stay = book(clock)
     engine.cancel(the_run())

@@ -211,7 +211,7 @@ def test_a_parked_event_wakes_nobody_until_it_is_resumed(work, monkeypatch):
     assert status(run) == "completed"
 
 
-def test_a_process_that_dies_between_commit_and_telling_leaves_it_to_a_worker(clock, work, monkeypatch):
+def test_a_process_that_dies_between_commit_and_notification_leaves_it_to_a_worker(clock, work, monkeypatch):
     from django_ai.automation.events import occurrence
 
     match_flow({})

@@ -54,7 +54,7 @@ MATCHES = {
 }
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["looking back", "told"])
+@pytest.mark.parametrize("before", [True, False], ids=["looking back", "notified"])
 def test_lookups_that_are_more_than_equality(work, before):
     """Both sides come to the same: whoever waits when it occurs, and whoever begins to wait afterwards."""
     wrong = []
@@ -226,7 +226,7 @@ def test_a_none_of_the_context_is_looked_back_for(work):
 # -- values are typed --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["looking back", "told"])
+@pytest.mark.parametrize("before", [True, False], ids=["looking back", "notified"])
 def test_values_are_typed_by_the_field(work, before):
     noon = datetime(2030, 1, 1, 12, tzinfo=UTC)
     ann = Guest.objects.create(name="O'Brien")

@@ -164,7 +164,7 @@ class Chooser:
         program = self.program(self.random.randint(1, 6), thing=thing)
         self.outside.start(tag, program, thing)
         self.tags.append(tag)
-        self.open += [(tag, pc) for pc, told in enumerate(program) if told.get("on") == "signal"]
+        self.open += [(tag, pc) for pc, instruction in enumerate(program) if instruction.get("on") == "signal"]
 
     def _touch(self) -> None:
         self._to_one(self.outside.touch)
@@ -237,20 +237,20 @@ class Chooser:
         kinds += ["call"] if depth < 2 else []
         kinds += ["fail"] if draw.random() < 0.1 else []
         kind = draw.choice(kinds)
-        told: dict[str, Any] = {"do": kind}
+        instruction: dict[str, Any] = {"do": kind}
         if kind not in ("fail", "hang") and draw.random() < 0.3:
-            told["fails"] = 4 if draw.random() < 0.05 else draw.randint(1, 3)
+            instruction["fails"] = 4 if draw.random() < 0.05 else draw.randint(1, 3)
         if kind == "hang":
-            told["hangs"] = draw.randint(0, 3)
+            instruction["hangs"] = draw.randint(0, 3)
         elif kind in ("slow", "loose"):
-            told["seconds"] = round(draw.uniform(0, 0.15) * self.pace, 3)
+            instruction["seconds"] = round(draw.uniform(0, 0.15) * self.pace, 3)
         elif kind == "sleep":
-            told |= {"seconds": round(draw.uniform(0, 1) * self.pace, 3), "again": draw.random() < 0.5}
+            instruction |= {"seconds": round(draw.uniform(0, 1) * self.pace, 3), "again": draw.random() < 0.5}
         elif kind == "wait":
-            told |= self._wait(thing, own, depth)
+            instruction |= self._wait(thing, own, depth)
         elif kind == "call":
-            told["program"] = self.program(draw.randint(1, 3), thing=thing, own=own, depth=depth + 1)
-        return told
+            instruction["program"] = self.program(draw.randint(1, 3), thing=thing, own=own, depth=depth + 1)
+        return instruction
 
     def _wait(self, thing: str, own: bool, depth: int) -> dict[str, Any]:
         draw = self.random
@@ -260,7 +260,7 @@ class Chooser:
         ons += ["own event"] if own else []
         on = draw.choice(ons)
         timeout = round(draw.uniform(0, 1.5) * self.pace, 3) if draw.random() < 0.6 or depth else None
-        told: dict[str, Any] = {"on": on, "timeout": timeout, "again": draw.random() < 0.5}
+        instruction: dict[str, Any] = {"on": on, "timeout": timeout, "again": draw.random() < 0.5}
         if on == "broadcast":
-            told["name"] = draw.choice("xyz")
-        return told
+            instruction["name"] = draw.choice("xyz")
+        return instruction

@@ -1,7 +1,7 @@
 """The model of the soak: what the promises allow, given what the outside did. Pure Python, and nothing of the engine.
 
 The outside's *deeds* are known with the moments between which each was committed. What user code left behind, the
-*effects*, is read at the end, when nothing is due any more. ``judge`` walks through each run's program and through each
+*effects*, is read at the end, when nothing is due any more. ``compare`` goes through each run's program and each
 thing's events, and says what is missing, what is there twice, and what could not have happened. Where the outcome is a
 race (a signal against a timeout, a cancellation against a step) every outcome that the deeds allow is right, but one
 of them must have happened as a whole.
@@ -20,8 +20,12 @@ REACH = timedelta(seconds=10)
 """So far back behind its creation a run may hear what came: behind transactions that were in flight, such as that of a
 worker that is stopped for 5 s."""
 BEFORE = timedelta(milliseconds=-800)
-BEATS = {"soak_due-": timedelta(milliseconds=-400), "soak_due": timedelta(0), "soak_due+": timedelta(milliseconds=600)}
-ONCE_EACH = ("soak_made", "soak_ready", "soak_gone", *BEATS)
+MILESTONES = {
+    "soak_due-": timedelta(milliseconds=-400),
+    "soak_due": timedelta(0),
+    "soak_due+": timedelta(milliseconds=600),
+}
+ONCE_EACH = ("soak_made", "soak_ready", "soak_gone", *MILESTONES)
 """What may happen to a thing at most once."""
 
 
@@ -73,8 +77,8 @@ class Occurrence:
 
 
 @dataclass(frozen=True)
-class Beat:
-    """A row that says that a callback or handler was called for a beat, and when that beat fired."""
+class Milestone:
+    """A row that says that a callback or handler was called for a milestone, and when that milestone fired."""
 
     owner: str
     key: str
@@ -93,7 +97,7 @@ class World:
     effects: Sequence[Effect]
     runs: Sequence[Run]
     occurrences: Sequence[Occurrence]
-    milestones: Sequence[Beat]
+    milestones: Sequence[Milestone]
     now: datetime
     slack: timedelta = timedelta(0)
     skew: timedelta = timedelta(0)
@@ -117,7 +121,7 @@ class World:
         return bool(self.of("delete", thing))
 
 
-def judge(world: World) -> list[str]:
+def compare(world: World) -> list[str]:
     """Return what is not as it was promised: one sentence each, none if all is well."""
     return [*_of_effects(world), *_of_things(world), *_of_runs(world), *_of_cancelled(world)]
 
@@ -194,7 +198,7 @@ def _counted(world: World, owner: str) -> Counter[str]:
 
 
 def _allowed(world: World, made: Deed, key: str) -> set[int]:
-    """Return how often a beat of a thing may have been called."""
+    """Return how often a milestone of a thing may have been called."""
     name, gone = made.target, world.is_gone(made.target)
     if key == "soak_made":
         return {0, 1} if gone else {1}
@@ -206,13 +210,13 @@ def _allowed(world: World, made: Deed, key: str) -> set[int]:
             return {0}
         return {1} if values[-1] and not gone else {0, 1}
     dates = _dates(world, made)
-    if not any(date is not None and date + BEATS[key] <= world.now for date, _, _ in dates):
+    if not any(date is not None and date + MILESTONES[key] <= world.now for date, _, _ in dates):
         return {0}
     if _is_cancelled(world, name):
         return {0} if key == "soak_due" else {0, 1}
     frozen = [deed.detail["value"] for deed in world.of("freeze", name)]
     last = dates[-1][0]
-    passed = last is not None and last + BEATS[key] <= world.now
+    passed = last is not None and last + MILESTONES[key] <= world.now
     return {1} if passed and not gone and not (frozen and frozen[-1]) else {0, 1}
 
 
@@ -230,13 +234,13 @@ def _dates(world: World, made: Deed) -> list[tuple[datetime | None, datetime, da
 
 
 def _of_dates(world: World, made: Deed) -> Iterator[str]:
-    """No timer is early: when a beat fired, a date was in force whose time for it had come."""
+    """No timer is early: when a milestone fired, a date was in force whose time for it had come."""
     dates = _dates(world, made)
     for milestone in world.milestones:
-        if milestone.key not in BEATS or milestone.owner.partition(":")[0] != made.target:
+        if milestone.key not in MILESTONES or milestone.owner.partition(":")[0] != made.target:
             continue
         in_force = [
-            date + BEATS[milestone.key]
+            date + MILESTONES[milestone.key]
             for date, first, last in dates
             if date is not None and first <= milestone.fired + world.slack and last >= milestone.fired - world.skew
         ]
@@ -262,8 +266,10 @@ def _of_keeper(world: World, made: Deed, gone: bool, calls: Counter[str], kept: 
         missing = calls[key] - kept[key]
         if key == "soak_touched" and _claims_touches(world, name):
             missing -= world.skipped.get(name, 0)
-        # A keeper that was not there when a beat fired gets it at the new date, where that lies ahead again.
-        to_come = key in BEATS and not calls["soak_due"] and last is not None and last + BEATS[key] > world.now
+        # A keeper that was not there when a milestone fired gets it at the new date, where that lies ahead again.
+        to_come = (
+            key in MILESTONES and not calls["soak_due"] and last is not None and last + MILESTONES[key] > world.now
+        )
         if missing and not (missing > 0 and (to_come or (gone and key != "soak_gone"))):
             yield f"{key} was called {calls[key]} times, and the keeper did it {kept[key]} times"
 
@@ -325,12 +331,12 @@ def _of_run(world: World, tag: str, program: Sequence[Mapping[str, Any]], thing:
     if len(runs) != 1:
         yield f"{tag}: there are {len(runs)} runs of it"
         return
-    for said in Walk(world, runs[0], program, thing).judge():
+    for said in ProgramCheck(world, runs[0], program, thing).compare():
         yield f"{tag}: {said}"
 
 
 @dataclass
-class Walk:
+class ProgramCheck:
     """The way of one run through its program."""
 
     world: World
@@ -338,22 +344,22 @@ class Walk:
     program: Sequence[Mapping[str, Any]]
     thing: str
 
-    def judge(self) -> Iterator[str]:
+    def compare(self) -> Iterator[str]:
         left = self._folded()
         yield from self._of_keys(left)
         yield from self._of_tally(left)
         at = 0
-        for pc, told in enumerate(self.program):
+        for pc, instruction in enumerate(self.program):
             took = []
             while at < len(left) and left[at].key.split(":")[0] == str(pc):
                 took.append(left[at])
                 at += 1
             whats = [effect.key.partition(":")[2] for effect in took]
-            yield from self._of_instruction(pc, told, took, whats)
+            yield from self._of_instruction(pc, instruction, took, whats)
             if whats and whats[-1] == "failed":
                 break
-            if tuple(whats) not in self._whole(pc, told):
-                yield from self._of_stop(pc, told, took, whats)
+            if tuple(whats) not in self._whole(pc, instruction):
+                yield from self._of_stop(pc, instruction, took, whats)
                 break
         else:
             ends = [effect for effect in left[at:] if effect.key == f"{len(self.program)}:end"]
@@ -394,13 +400,13 @@ class Walk:
             if not (ended and keys and keys[-1].endswith(":loose") and keys[:-1] == list(self.run.tally)):
                 yield f"its Context says {list(self.run.tally)}, and its effects are {keys}"
 
-    def _whole(self, pc: int, told: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    def _whole(self, pc: int, instruction: Mapping[str, Any]) -> set[tuple[str, ...]]:
         """Return what an instruction leaves that has been done and lets the run go on."""
-        if told.get("fails", 0) >= TRIES:
+        if instruction.get("fails", 0) >= TRIES:
             return set()
-        match told["do"]:
+        match instruction["do"]:
             case "mark" | "loose":
-                return {(told["do"],)}
+                return {(instruction["do"],)}
             case "hang":
                 return {("unhung",)}
             case "hold":
@@ -414,38 +420,45 @@ class Walk:
             case "sleep":
                 return {("sleeps", "timer")}
             case "wait":
-                woke = "event" if "event" in told["on"] else "signal"
-                return {("waits", woke), *([("waits", "timeout")] if told.get("timeout") is not None else [])}
+                woke = "event" if "event" in instruction["on"] else "signal"
+                return {("waits", woke), *([("waits", "timeout")] if instruction.get("timeout") is not None else [])}
             case "call":
                 return {("calls", f"child {status}") for status in ("completed", "failed", "cancelled")}
         return set()
 
     def _of_instruction(
-        self, pc: int, told: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]
+        self, pc: int, instruction: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]
     ) -> Iterator[str]:
         begins = {"sleep": ("sleeps",), "wait": ("waits",), "call": ("calls",), "loose": ("loose",)}
         # A try outside any transaction leaves its effect, whatever becomes of it.
-        begun = begins.get(told["do"], ())
-        fails = told.get("fails", 0) >= TRIES or told["do"] == "fail"
-        whole = {*self._whole(pc, told), (), *([begun] if begun else []), *([(*begun, "failed")] if fails else [])}
+        begun = begins.get(instruction["do"], ())
+        fails = instruction.get("fails", 0) >= TRIES or instruction["do"] == "fail"
+        whole = {
+            *self._whole(pc, instruction),
+            (),
+            *([begun] if begun else []),
+            *([(*begun, "failed")] if fails else []),
+        }
         if tuple(whats) not in whole:
-            yield f"{pc} ({told['do']}) left {list(whats)}"
+            yield f"{pc} ({instruction['do']}) left {list(whats)}"
             return
         if whats and whats[-1] == "failed" and self.run.status != "failed":
-            yield f"{pc} ({told['do']}) failed, and the run is {self.run.status}"
-        if told["do"] == "touch" and whats == ["missed"] and self.thing and not self.world.is_gone(self.thing):
+            yield f"{pc} ({instruction['do']}) failed, and the run is {self.run.status}"
+        if instruction["do"] == "touch" and whats == ["missed"] and self.thing and not self.world.is_gone(self.thing):
             yield f"{pc} (touch) missed a thing that is there"
-        if told["do"] == "wait" and whats and whats[-1] != "failed":
-            yield from self._of_wait(pc, told, took, whats)
-        if told["do"] == "call" and whats:
-            yield from _of_run(self.world, f"{self.run.tag}.{pc}", told["program"], self.thing)
+        if instruction["do"] == "wait" and whats and whats[-1] != "failed":
+            yield from self._of_wait(pc, instruction, took, whats)
+        if instruction["do"] == "call" and whats:
+            yield from _of_run(self.world, f"{self.run.tag}.{pc}", instruction["program"], self.thing)
             child = [run.status for run in self.world.by_tag.get(f"{self.run.tag}.{pc}", ())]
             if whats[-1].startswith("child") and whats[-1] != f"child {child[0] if child else None}":
-                yield f"{pc} (call) was told {whats[-1]!r}, and the child is {child}"
+                yield f"{pc} (call) got {whats[-1]!r}, and the child is {child}"
 
-    def _of_wait(self, pc: int, told: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]) -> Iterator[str]:
-        sent = self._sent(pc, told)
-        before = [effect.serial for effect in self._woken_by_same(told, pc)]
+    def _of_wait(
+        self, pc: int, instruction: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]
+    ) -> Iterator[str]:
+        sent = self._sent(pc, instruction)
+        before = [effect.serial for effect in self._woken_by_same(instruction, pc)]
         if whats[-1] in ("signal", "event"):
             came = sent.get(took[-1].serial or 0)
             if came is None or came[0] > took[-1].at + self.world.skew:
@@ -454,32 +467,36 @@ class Walk:
             if took[-1].serial in before:
                 yield f"{pc} (wait) was woken by {took[-1].serial} once more"
             return
-        ready = [serial for serial, came in sent.items() if serial not in before and self._was_due(told, took, came)]
+        ready = [
+            serial for serial, came in sent.items() if serial not in before and self._was_due(instruction, took, came)
+        ]
         if ready and self.run.status not in ("cancelled", "parked"):
             yield f"{pc} (wait) {'timed out' if whats[-1] == 'timeout' else 'still waits'}, and {ready} had come"
 
-    def _was_due(self, told: Mapping[str, Any], took: Sequence[Effect], came: tuple[datetime, datetime]) -> bool:
+    def _was_due(self, instruction: Mapping[str, Any], took: Sequence[Effect], came: tuple[datetime, datetime]) -> bool:
         """Say whether what came at a time had to wake the wait, which went by it."""
         timed_out, waits, created = len(took) > 1, took[0].at, self.run.started
-        if told["on"] != "signal" and (created is None or came[0] <= created + 2 * self.world.skew):
+        if instruction["on"] != "signal" and (created is None or came[0] <= created + 2 * self.world.skew):
             return False  # what came just before the run was created may be heard, and need not
-        if told["on"] == "broadcast":
+        if instruction["on"] == "broadcast":
             # When a timeout and a worker meet it, either is right.
             return not timed_out
         # Sent to this run, or occurred since it began: it was there for the wait to find.
         return not timed_out or came[1] + self.world.slack < waits
 
-    def _sent(self, pc: int, told: Mapping[str, Any]) -> dict[int, tuple[datetime, datetime]]:
+    def _sent(self, pc: int, instruction: Mapping[str, Any]) -> dict[int, tuple[datetime, datetime]]:
         """Return what may wake the wait: between which moments it came, by its serial."""
         world = self.world
-        if told["on"] == "signal":
+        if instruction["on"] == "signal":
             return {
                 deed.detail["serial"]: (deed.begun, deed.ended)
                 for deed in world.of("signal", f"{self.run.tag}:{pc}")
                 if deed.result
             }
-        if told["on"] == "broadcast":
-            return {deed.detail["serial"]: (deed.begun, deed.ended) for deed in world.of("broadcast", told["name"])}
+        if instruction["on"] == "broadcast":
+            return {
+                deed.detail["serial"]: (deed.begun, deed.ended) for deed in world.of("broadcast", instruction["name"])
+            }
         return {
             each.pk: (each.at, each.at)
             for each in world.occurrences
@@ -487,30 +504,33 @@ class Walk:
             and self.run.started is not None and each.at + REACH + 2 * world.skew >= self.run.started
         }  # fmt: skip
 
-    def _woken_by_same(self, told: Mapping[str, Any], pc: int) -> Iterator[Effect]:
+    def _woken_by_same(self, instruction: Mapping[str, Any], pc: int) -> Iterator[Effect]:
         """Yield what woke the earlier waits of this run by the same kind of message."""
-        reason = "event" if "event" in told["on"] else "signal"
+        reason = "event" if "event" in instruction["on"] else "signal"
         for effect in self.world.by_owner.get(self.run.tag, ()):
             number, _, what = effect.key.partition(":")
             if int(number) < pc and what == reason:
                 yield effect
 
-    def _of_stop(self, pc: int, told: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]) -> Iterator[str]:
+    def _of_stop(
+        self, pc: int, instruction: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]
+    ) -> Iterator[str]:
         """The run did not go on from here: there must be a reason."""
         status = self.run.status
-        waits = told["do"] == "wait" and list(whats) == ["waits"]
+        waits = instruction["do"] == "wait" and list(whats) == ["waits"]
         if status == "suspended":
             child = self.world.by_tag.get(f"{self.run.tag}.{pc}", [])
-            if told["do"] == "call" and child and child[0].status == "suspended":
+            if instruction["do"] == "call" and child and child[0].status == "suspended":
                 return
-            if not waits or told.get("timeout") is not None:
-                yield f"it still waits at {pc} ({told['do']})"
+            if not waits or instruction.get("timeout") is not None:
+                yield f"it still waits at {pc} ({instruction['do']})"
         elif status == "cancelled":
-            alone = waits and told["on"] == "own event" and self.world.is_gone(self.thing)
+            alone = waits and instruction["on"] == "own event" and self.world.is_gone(self.thing)
             if not alone:
                 yield from self._of_cancelled()
         else:
-            yield f"it stopped at {pc} ({told['do']}) with {list(whats)}, and is {status}: {self.run.error[-600:]}"
+            found = f"it stopped at {pc} ({instruction['do']}) with {list(whats)}, and is {status}"
+            yield f"{found}: {self.run.error[-600:]}"
 
     def _of_cancelled(self) -> Iterator[str]:
         if self.run.status != "cancelled":

@@ -17,7 +17,7 @@ from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.apps.soak import models as rows
 
 from .actions import Outside
-from .model import Beat, Effect, Occurrence, Run, World
+from .model import Effect, Milestone, Occurrence, Run, World
 
 
 def world_of(outside: Outside, slack: timedelta = timedelta(0), skew: timedelta = timedelta(0)) -> World:
@@ -35,7 +35,7 @@ def world_of(outside: Outside, slack: timedelta = timedelta(0), skew: timedelta 
             for each in Event.objects.filter(entity_type="soak.thing")
         ],
         milestones=[
-            Beat(f"{names[each.event.entity_id]}:call", each.callback.removeprefix("soak:"), each.event_id, at, "")
+            Milestone(f"{names[each.event.entity_id]}:call", each.callback.removeprefix("soak:"), each.event_id, at, "")
             for each in CallbackExecution.objects.filter(callback__startswith="soak:").select_related("event")
             if (at := each.created_at)
         ],
@@ -64,7 +64,7 @@ def _keepers(names: dict[str, str]) -> Iterator[Run]:
 
 
 def restless(horizon: timedelta) -> int:
-    """Return how many rows are due before ``horizon`` has passed, or in somebody's hands."""
+    """Return how many rows are due before ``horizon`` has passed, or leased."""
     moves = Q(wake_at__lt=timezone.now() + horizon) | Q(lease__isnull=False)
     return sum(model._base_manager.filter(moves).count() for model in wakeables())
 

@@ -7,7 +7,7 @@ by one and in bursts, claims, cancels runs and events, and deletes; some steps h
 of the workers are wrong by up to ``--skew`` seconds. Meanwhile workers are killed about once a second, some are stopped
 for longer than their lease and then go on, for a while a ``qcluster`` works beside them and loses processes, and the
 database is stopped at once and started again (not SQLite, which has no server). After the time is up the workers drain
-all that is left, ``model.judge`` compares, and every unfinished row must say what it waits for.
+all that is left, ``model.compare`` compares, and every unfinished row must say what it waits for.
 
 The seed drives every choice of the outside. When a kill meets a worker is up to the machine, so a seed that has failed
 may pass; what is printed (the difference, the deeds, the effects, the history rows) is meant to be enough. Exit code 0:
@@ -260,12 +260,12 @@ class Soak:
             time.sleep(0.2)
 
     def _verdict(self, world: object) -> list[str]:
-        from .model import World, judge
+        from .model import World, compare
         from .observations import history_of
 
         assert isinstance(world, World)
         found = []
-        for said in judge(world):
+        for said in compare(world):
             tag = said.split(": ")[0].removeprefix("thing ")
             root = _root_of(tag)
             lines = [said, *(f"  {deed}" for deed in self.outside.deeds if _root_of(deed.target) == root)]

@@ -127,7 +127,7 @@ class Performer:
         tally = list(self.context.tally)
         self._leave(what, serial, not_before)
         if self.context.tries < self._now.get("fails", 0):
-            # The effect is rolled back and the Context is kept: so it is told what became of it.
+            # The effect is rolled back and the Context is kept: so it learns what became of it.
             self.context.tally = tally
             self.context.tries += 1
             raise ToldToFail
@@ -197,8 +197,8 @@ class Performer:
         return sleep(length, then=None if self._now.get("again") else self.woken)
 
     def _wait(self):
-        told, wake = self._now, get_wake()
-        length = None if told.get("timeout") is None else timedelta(seconds=told["timeout"])
+        instruction, wake = self._now, get_wake()
+        length = None if instruction.get("timeout") is None else timedelta(seconds=instruction["timeout"])
         if wake.reason == "timeout":
             assert self.context.since is not None
             return self._last("timeout", not_before=self.context.since + (length or timedelta(0)))
@@ -207,15 +207,15 @@ class Performer:
             return self._last(str(wake.reason), serial=serial)
         self._leave("waits")
         self.context.since = timezone.now()
-        then = None if told.get("again") else self.woken
-        late = None if told.get("again") or length is None else self.late
-        if told["on"] == "event":
+        then = None if instruction.get("again") else self.woken
+        late = None if instruction.get("again") or length is None else self.late
+        if instruction["on"] == "event":
             return wait_for_event(
                 "soak_touched", timeout=length, on_timeout=late, then=then, match={"name": "{{ ctx.thing }}"}
             )
-        if told["on"] == "own event":
+        if instruction["on"] == "own event":
             return wait_for_event("soak_touched", timeout=length, on_timeout=late, then=then)
-        return wait(channel(self.context.tag, self.context.pc, told), timeout=length, on_timeout=late, then=then)
+        return wait(channel(self.context.tag, self.context.pc, instruction), timeout=length, on_timeout=late, then=then)
 
     def _call(self):
         if get_wake().reason == "signal":
@@ -228,9 +228,9 @@ class Performer:
         return fail("The program says so.")
 
 
-def channel(tag: str, pc: int, told: dict[str, Any]) -> str:
+def channel(tag: str, pc: int, instruction: dict[str, Any]) -> str:
     """Return the name of the signal that an instruction waits for."""
-    return str(told["name"]) if told["on"] == "broadcast" else f"{tag}:{pc}"
+    return str(instruction["name"]) if instruction["on"] == "broadcast" else f"{tag}:{pc}"
 
 
 @workflow("soak:program")

@@ -1,6 +1,6 @@
-"""What listens to the events of things: functions for each beat, and an agent for each thing.
+"""What listens to the events of things: functions for each milestone, and an agent for each thing.
 
-Each leaves an effect whose owner says who was called, whose key says for which beat, and whose serial is the event.
+Each leaves an effect: its owner says who was called, its key for which milestone, and its serial is the event.
 Every third one fails at its first try, every other third at its first two.
 """
 

@@ -151,7 +151,7 @@ class Listen:
 
 @workflow("story:hung")
 class Hung:
-    """Its first try writes, says which process it is, and goes on when it is told to; other tries go on at once."""
+    """Its first try writes, says which process it is, and continues on request; other tries go on at once."""
 
     class Context(BaseModel):
         flag: str

@@ -111,7 +111,7 @@ def test_a_claim_that_has_had_its_events_can_be_taken(work):
     assert (taken.owner, taken.events_left, taken.counted) == (two, 1, [])
 
 
-def test_an_event_is_counted_once_though_it_is_told_twice(work):
+def test_an_event_is_counted_once_though_it_is_notified_twice(work):
     claims.hold(UPLOADED, owner=begin(), expires_after_events=3)
     upload()
     event = Event.objects.get(event_name=UPLOADED)

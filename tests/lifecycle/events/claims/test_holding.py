@@ -87,7 +87,7 @@ def test_a_plain_automation_may_hold_for_a_run(work):
     assert claims.holder(UPLOADED).owner == run
 
 
-def test_somebody_else_is_told_who_holds_it(clock, work):
+def test_another_run_gets_an_error_that_names_the_holder(clock, work):
     one, two = begin(), begin()
     claims.hold(UPLOADED, {"kind": "visa"}, owner=one, priority=3)
     with pytest.raises(ClaimedError) as raised:
@@ -213,7 +213,7 @@ def test_plain_automations_always_run(work):
     assert effects() == ["heard", "heard"]
 
 
-def test_it_is_judged_when_the_execution_starts(clock, work):
+def test_claims_are_evaluated_when_the_execution_starts(clock, work):
     holder = begin()
     upload()  # before the claim, and its run has not begun yet
     claims.hold(UPLOADED, owner=holder)
@@ -247,7 +247,7 @@ def test_what_has_begun_goes_on(work):
     assert WorkflowRun.objects.get(name="long").status == "completed"
 
 
-def test_a_planned_run_is_judged_when_it_begins(clock, work):
+def test_claims_are_evaluated_when_a_planned_run_begins(clock, work):
     listen("checkin_due", "early", offset=-HOUR)
     holder = begin()
     for number in (2, 3):
@@ -284,7 +284,7 @@ def test_the_holders_own_event_workflow_is_another_run(work):
     ]
 
 
-def test_a_retry_of_a_run_that_has_begun_is_not_judged_again(clock, work):
+def test_claims_are_not_evaluated_again_for_a_retry(clock, work):
     @event_workflow(UPLOADED, name="stumbling")
     class Stumbling:
         class Context(BaseModel):

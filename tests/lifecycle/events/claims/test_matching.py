@@ -73,7 +73,7 @@ def test_two_texts_of_one_match_are_one_claim(work):
     assert claims.release(UPLOADED, same[2], owner=one)
 
 
-def test_residual_values_tell_claims_apart(work):
+def test_residual_values_distinguish_claims(work):
     one, two = begin(), begin()
     claims.hold(UPLOADED, {"kind__in": ["a", "b"]}, owner=one)
     claims.hold(UPLOADED, {"kind__in": ["a", "c"]}, owner=two)

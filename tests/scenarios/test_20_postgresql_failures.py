@@ -42,7 +42,7 @@ from tests.support.rows import effects, leave
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(180),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="this is PostgreSQL's own trouble"),
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL fails like this"),
 ]
 
 SECOND = timedelta(seconds=1)
@@ -80,7 +80,7 @@ def test_20_real_seconds_a_worker_asks_while_the_server_is_down_and_starting_up(
 
 
 def test_20_the_server_says_that_it_starts_up(server):
-    """57P03, and what else a server says that cannot be asked yet, is the database's trouble."""
+    """57P03, and what else a server says that cannot be asked yet, is a database failure."""
     import psycopg
 
     from django_ai.automation.db.errors import is_database_failure
@@ -336,7 +336,7 @@ def test_20_a_statement_that_takes_too_long_is_the_users_failure():
     assert "statement timeout" in run.error
 
 
-def test_20_a_lock_timeout_is_the_databases_trouble(two_rows):
+def test_20_a_lock_timeout_is_a_database_failure(two_rows):
     assert_a_lock_timeout_costs_no_try(two_rows[0], "SET LOCAL lock_timeout = '20ms'")
 
 
