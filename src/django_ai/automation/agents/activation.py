@@ -82,6 +82,7 @@ def _context_of(run: AgentRun, definition: AgentDefinition) -> BaseModel:
 
 
 def _activated(run: AgentRun, definition: AgentDefinition, context: BaseModel, singleton: str | None) -> Progress:
+    """Return the commit that activates the agent, with its routes."""
     keys = keys_of(definition, run, context)
     if singleton is not None and run.event_id is not None and handled_elsewhere(singleton, [run.event_id], run):
         raise RedirectedToSingletonError(f"The event that spawns {run} was handled by another {run.name!r}.")
@@ -94,10 +95,11 @@ def _activated(run: AgentRun, definition: AgentDefinition, context: BaseModel, s
         "attempt": 0,
         "error": "",
     }
-    return Progress(changes, None, (lambda: _install_place(run, keys, singleton),))
+    return Progress(changes, None, (lambda: _install_or_redirect(run, keys, singleton),))
 
 
-def _install_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
+def _install_or_redirect(run: AgentRun, keys: Keys, singleton: str | None) -> None:
+    """Write the routes. Raise ``RedirectedToSingletonError`` if another agent holds the singleton key."""
     try:
         install_routes(run, keys, singleton)
     except SingletonTakenError as error:
@@ -105,6 +107,7 @@ def _install_place(run: AgentRun, keys: Keys, singleton: str | None) -> None:
 
 
 def _retry_or_fail(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
+    """Return the commit of a failed activation: a retry after a backoff, or the end of the agent."""
     trace = trace_of(error)
     delay = Raised(error, trace).delay(definition.default_retry, run.attempt + 1)
     changes = {"attempt": run.attempt + 1, "error": trace, "lease": None}

@@ -116,11 +116,11 @@ def singleton_key(definition: AgentDefinition, run: AgentRun, context: BaseModel
         return digest("singleton", definition.name, run.entity_type, run.entity_id)
     with _context_errors(definition):
         values = definition.match.values_from(context)
-        parts = [part for name, value in sorted(values.items()) for part in (name, canonical(_settled(value)))]
+        parts = [part for name, value in sorted(values.items()) for part in (name, canonical(_in_fixed_order(value)))]
     return digest("singleton", definition.name, *parts)
 
 
-def _settled(value: Any) -> Any:
+def _in_fixed_order(value: Any) -> Any:
     """Return a value whose string is the same in every process: a set has no order."""
     return sorted(map(canonical, value)) if isinstance(value, set | frozenset) else value
 
