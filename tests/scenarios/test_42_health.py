@@ -99,19 +99,19 @@ def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye
 @pytest.mark.alone
 def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
     """With the database away each process is alive and says so; the system's health says that it cannot be asked."""
-    log, milestone = tmp_path / "worker.log", tmp_path / "milestone"
-    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(milestone)) as process:
+    log, heartbeat = tmp_path / "worker.log", tmp_path / "heartbeat"
+    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(heartbeat)) as process:
         until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
         children = children_of(process.pid)
         server.stop_at_once()
         stopped = time.time()
         until(
-            lambda: touched(milestone) > stopped + 6 and touched(f"{milestone}.2") > stopped + 6,
+            lambda: touched(heartbeat) > stopped + 6 and touched(f"{heartbeat}.2") > stopped + 6,
             30,
             "Signs of life",
             log,
         )
-        assert probe("--liveness", str(milestone), "--max-age", "8") == (0, "Alive.\n")
+        assert probe("--liveness", str(heartbeat), "--max-age", "8") == (0, "Alive.\n")
         connection.close()
         assert probe()[0] == 2
         server.start()
@@ -124,21 +124,21 @@ def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
 
 @pytest.mark.alone
 def test_42_real_seconds_a_process_that_hangs_is_not_alive(tmp_path):
-    log, milestone = tmp_path / "worker.log", tmp_path / "milestone"
-    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(milestone)) as process:
+    log, heartbeat = tmp_path / "worker.log", tmp_path / "heartbeat"
+    with automation_worker(log, "--processes", "2", "--heartbeat-file", str(heartbeat)) as process:
         until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
-        second = int((tmp_path / "beat.2").read_text())
+        second = int((tmp_path / "heartbeat.2").read_text())
         assert second in children_of(process.pid)
-        assert probe("--liveness", str(milestone))[0] == 0
+        assert probe("--liveness", str(heartbeat))[0] == 0
         os.kill(second, signal.SIGSTOP)
         try:
-            until(lambda: probe("--liveness", str(milestone), "--max-age", "9")[0] == 1, 30, "The red light", log)
-            found = json.loads(probe("--liveness", str(milestone), "--max-age", "9", "--json")[1].splitlines()[0])
+            until(lambda: probe("--liveness", str(heartbeat), "--max-age", "9")[0] == 1, 30, "The red light", log)
+            found = json.loads(probe("--liveness", str(heartbeat), "--max-age", "9", "--json")[1].splitlines()[0])
             ages = found["seconds_since_touched"]
-            assert ages[str(milestone)] < 9 < ages[f"{milestone}.2"]
+            assert ages[str(heartbeat)] < 9 < ages[f"{heartbeat}.2"]
         finally:
             os.kill(second, signal.SIGCONT)
-        until(lambda: probe("--liveness", str(milestone), "--max-age", "9")[0] == 0, 30, "The green light", log)
+        until(lambda: probe("--liveness", str(heartbeat), "--max-age", "9")[0] == 0, 30, "The green light", log)
 
 
 def enlisted() -> Worker:
