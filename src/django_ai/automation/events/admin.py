@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
 from ..queues.admin_fields import json_field, time_field
 from .callbacks import all_callbacks
-from .claim_owners import owner_kinds, owners_of
+from .claim_owners import find_owners, owner_kinds
 from .declarations import declared_events, declaring_models
 from .models import CallbackExecution, Event, EventClaim
 
@@ -89,11 +89,10 @@ class EventClaimAdmin(RowAdmin):
     private_fields = ("match", "residual")
 
     def prepare(self, rows: Sequence[EventClaim]) -> None:
-        owners = owners_of(rows)
+        owners = find_owners((row.owner_kind, row.owner_id) for row in rows)
         for row in rows:
-            row.__dict__["_owner_shown"] = str(
-                owners.get(row.pk) or gettext("%s (deleted)") % f"{row.owner_kind} {row.owner_id}"
-            )
+            owner = owners.get((row.owner_kind, row.owner_id))
+            row.__dict__["_owner_shown"] = str(owner or gettext("%s (deleted)") % f"{row.owner_kind} {row.owner_id}")
 
     @admin.display(description=_("owner"))
     def owner_shown(self, row: EventClaim) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from django.db import models
-
-if TYPE_CHECKING:
-    from .models import EventClaim
 
 Unfinished = Callable[[], models.QuerySet[Any]]
 
@@ -20,10 +17,10 @@ def register_owner(kind: str, unfinished: Unfinished) -> None:
     _owners[kind] = unfinished
 
 
-def owner_of(claim: EventClaim) -> models.Model | None:
-    """Return the run that holds ``claim``, or None if it is gone."""
-    unfinished = _owners.get(claim.owner_kind)
-    return unfinished().model._base_manager.filter(pk=claim.owner_id).first() if unfinished else None
+def find_owner(kind: str, pk: int) -> models.Model | None:
+    """Return the run of ``kind`` with this primary key, or None if it was deleted."""
+    unfinished = _owners.get(kind)
+    return unfinished().model._base_manager.filter(pk=pk).first() if unfinished else None
 
 
 def unfinished_owners(kind: str) -> models.QuerySet[Any]:
@@ -41,11 +38,14 @@ def owner_kinds() -> list[str]:
     return sorted(_owners)
 
 
-def owners_of(claims: Sequence[EventClaim]) -> dict[int, models.Model]:
-    """Return the runs that hold ``claims`` by the claims' keys: one query for each kind of owner."""
-    found: dict[int, models.Model] = {}
-    for kind, unfinished in _owners.items():
-        mine = {claim.pk: claim.owner_id for claim in claims if claim.owner_kind == kind}
-        runs = unfinished().model._base_manager.in_bulk(set(mine.values())) if mine else {}
-        found |= {pk: runs[owner] for pk, owner in mine.items() if owner in runs}
-    return found
+def find_owners(owners: Iterable[tuple[str, int]]) -> dict[tuple[str, int], models.Model]:
+    """Return the runs by kind and primary key, with one query for each kind."""
+    keys: dict[str, set[int]] = {}
+    for kind, pk in owners:
+        keys.setdefault(kind, set()).add(pk)
+    return {
+        (kind, pk): run
+        for kind, pks in keys.items()
+        if kind in _owners
+        for pk, run in _owners[kind]().model._base_manager.in_bulk(pks).items()
+    }

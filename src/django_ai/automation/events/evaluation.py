@@ -8,7 +8,6 @@ open. The result is one ``Evaluation`` for each row: the columns to write and th
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +20,9 @@ from django.db import connections
 from ..conf import conf
 from ..db.errors import own_failures
 from ..db.writer import alias_of, from_writer
-from ..exceptions import AutomationError, DefinitionError, UnknownEventError
+from ..exceptions import AutomationError, UnknownEventError
 from ..queues.parking import parking_changes, reason_of
-from ..values.json_text import encode, storable
+from ..values.json_text import storable
 from ..values.retry import Retry
 from ..values.text import trace_of
 from .callbacks import CANCELLED, CREATED
@@ -31,6 +30,7 @@ from .definitions import EventDefinition, EventTrigger
 from .entities import load_entities
 from .failed_evaluation import FailedEvaluation
 from .models import Event, EventStatus
+from .payload import payload_json
 from .subscribers import subscribers
 from .timing import (
     due_milestones,
@@ -146,7 +146,7 @@ def _evaluate(event: Event, now: datetime, is_ours: Callable[[BaseException], bo
         elif not armed and is_past_grace(event, definition, now):
             _expire(evaluation)
         if "" in evaluation.milestones:
-            event.payload = json.loads(_payload_json(event, definition))
+            event.payload = json.loads(payload_json(event, definition))
             event.status, event.occurred_at = EventStatus.PROCESSED, now
             if event.at is None:
                 event.at = now
@@ -274,36 +274,3 @@ def _discard_changes(event: Event) -> None:
     names = ["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
     with contextlib.suppress(Event.DoesNotExist):  # the fenced write will fail, too
         event.refresh_from_db(fields=names)
-
-
-def _payload_json(event: Event, definition: EventDefinition) -> str:
-    """Return the payload for waits and handlers, as JSON."""
-    payload: dict[str, Any] = {
-        "event_id": event.pk,
-        "event_name": event.event_name,
-        "entity_id": event.entity_id,
-        "event_at": event.at.isoformat() if event.at else None,
-    }
-    if event.trigger == EventTrigger.DELETE:
-        payload |= event.payload or {}  # computed at the deletion
-    else:
-        payload |= extra_payload(event, definition)
-    return encode(payload, f"The payload of {definition!r}")
-
-
-@from_writer()
-def extra_payload(event: Event, definition: EventDefinition) -> dict[str, Any]:
-    """Return what the payload function of the definition adds to the payload.
-
-    Raises what that function raises, ``DefinitionError`` unless it returns a dict, and ``NotStorableError``.
-    """
-    if definition.payload is None:
-        return {}
-    takes_event = "event" in inspect.signature(definition.payload).parameters
-    extra = definition.payload(event if takes_event else event.entity)
-    if not isinstance(extra, dict):
-        raise DefinitionError(
-            f"The payload function of {definition!r} returned {extra!r}; it must return a dict of values."
-        )
-    found: dict[str, Any] = json.loads(encode(extra, f"The payload of {definition!r}"))
-    return found

@@ -1,4 +1,4 @@
-"""Retention: delete finished callback executions, and the events of deleted entities, after their retention time.
+"""Retention: delete finished callback executions, events of deleted entities, and ended claims, after their time.
 
 The latest row of a living entity stays, however old: it keeps the event from occurring twice. Rows that a higher layer
 still needs stay, too. Raw SQL deletes an entity without a signal, so ``release_orphans`` checks old events for it.
@@ -83,26 +83,26 @@ def release_orphans(time_slice: TimeSlice) -> SliceResult:
     """
     before = time_slice.now - conf().retention("EVENTS")
     after, released = time_slice.position or 0, 0
-    resting = Q(active_key__isnull=False, wake_at=None, lease=None, event_created_at__lt=before)
+    is_idle = Q(active_key__isnull=False, wake_at=None, lease=None, event_created_at__lt=before)
     while True:
         window = list(
             Event.objects.filter(pk__gt=after).order_by("pk").values_list("pk", "event_created_at")[:WINDOW_KEYS]
         )
-        if not any(moment < before for _, moment in window):
+        if not any(created_at < before for _, created_at in window):
             return SliceResult(released)
-        events = Event.objects.filter(resting, pk__gt=after, pk__lte=window[-1][0])
+        events = Event.objects.filter(is_idle, pk__gt=after, pk__lte=window[-1][0])
         by_type: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
         for label, pk, entity_id in events.values_list("entity_type", "pk", "entity_id"):
             by_type[label].append((pk, entity_id))
         for label, found in by_type.items():
             for start in range(0, len(found), ENTITY_KEYS_PER_QUERY):
-                released += _release(label, found[start : start + ENTITY_KEYS_PER_QUERY], resting)
+                released += _release(label, found[start : start + ENTITY_KEYS_PER_QUERY], is_idle)
         after = window[-1][0]
         if time_slice.is_over:
             return SliceResult(released, after)
 
 
-def _release(label: str, found: list[tuple[int, str]], resting: Q) -> int:
+def _release(label: str, found: list[tuple[int, str]], is_idle: Q) -> int:
     if not is_installed(label):
         return 0  # the model may be restored
     model = apps.get_model(label)
@@ -112,7 +112,7 @@ def _release(label: str, found: list[tuple[int, str]], resting: Q) -> int:
         return 0
     with transaction.atomic(using=alias_of(Event)):
         # Checked again under the lock: an entity saved meanwhile has its row, or finds the key free.
-        rows = list(locked(Event.objects.filter(resting, pk__in=pks)).values_list("pk", "entity_id"))
+        rows = list(locked(Event.objects.filter(is_idle, pk__in=pks)).values_list("pk", "entity_id"))
         missing = _missing(model, {entity_id for _, entity_id in rows})
         pks = [pk for pk, entity_id in rows if entity_id in missing]
         was_pending = Q(status__in=[EventStatus.PENDING, EventStatus.PARKED], occurred_at=None)
@@ -131,10 +131,10 @@ def _missing(model: type[models.Model], entity_ids: set[str]) -> set[str]:
 
 
 def prune_claims(time_slice: TimeSlice) -> SliceResult:
-    """Remove claims that ended longer ago than ``RETENTION``, or were held before and whose run has ended."""
+    """Delete claims that ended longer ago than ``RETENTION``, or that were held before then by a run that has ended."""
     before = time_slice.now - conf().RETENTION
-    over = Q(expires_at__lt=before)
+    ended = Q(expires_at__lt=before)
     for kind in owner_kinds():
         has_ended = ~Q(owner_id__in=unfinished_owners(kind).values("pk"))
-        over |= Q(owner_kind=kind, held_at__lt=before) & (has_ended | Q(events_left=0))
-    return prune_in_batches(EventClaim.objects.filter(over), "held_at", before, time_slice)
+        ended |= Q(owner_kind=kind, held_at__lt=before) & (has_ended | Q(events_left=0))
+    return prune_in_batches(EventClaim.objects.filter(ended), "held_at", before, time_slice)

@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from ...db.indexes import unique
 from ...db.writer import AutomationModel
 from ...values.digests import KEY_LENGTH
-from ..claim_owners import owner_of
+from ..claim_owners import find_owner
 
 
 class EventClaim(AutomationModel):
@@ -51,4 +51,4 @@ class EventClaim(AutomationModel):
     @property
     def owner(self) -> Any:
         """The run that holds the claim, or None if it was deleted."""
-        return owner_of(self)
+        return find_owner(self.owner_kind, self.owner_id)

@@ -34,9 +34,9 @@ from ...values.json_text import storable
 from ..callbacks import CANCELLED
 from ..declarations import Declared, declared_on
 from ..definitions import EventTrigger
-from ..evaluation import extra_payload
 from ..failed_evaluation import FailedEvaluation
 from ..models import Event, EventStatus, Snapshot, active_key
+from ..payload import extra_payload
 from ..snapshots import take_snapshot
 from ..subscribers import subscribers
 from ..timing import has_callback, not_fired, skip_note
