@@ -305,7 +305,9 @@ def test_25_an_event_that_is_gone(clock, work, declare):
     )
     clock.tick(HOUR)
     work()
-    event = parked_because(event_of(stay, "checkin_due"), "UnknownEventError", "declares no event 'checkin_due'")
+    event = parked_because(
+        event_of(stay, "checkin_due"), "UnknownEventError", "no longer declares the event 'checkin_due'"
+    )
     assert effects() == []
     declare(Reservation, *kept)
     clock.tick(HOUR)
@@ -361,8 +363,8 @@ def test_25_a_model_that_is_gone(clock, work):
     Event.objects.update(entity_type="hotel.reservation")
     clock.tick(HOUR)
     work()
-    parked_because(the_execution(), "UnknownEventError", "no model 'hotel.reservation'")
-    parked_because(Event.objects.get(event_name="checkin_due"), "no model 'hotel.reservation'")
+    parked_because(the_execution(), "UnknownEventError", "the model 'hotel.reservation' no longer exists")
+    parked_because(Event.objects.get(event_name="checkin_due"), "the model 'hotel.reservation' no longer exists")
     Event.objects.update(entity_type="app.reservation")
     clock.tick(HOUR)
     work()
