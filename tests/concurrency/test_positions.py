@@ -117,6 +117,21 @@ def test_a_rolled_back_key_is_passed_over_while_others_go_on_writing():
             end_later()
 
 
+@several_writers
+def test_who_has_begun_after_a_rolled_back_key_does_not_hold_a_new_process_back(monkeypatch):
+    """Or a run that a new process makes would hear what came a minute before it was made."""
+    monkeypatch.setattr(positions, "CLOCK_STEP_SECONDS", 0)
+    arrive()
+    with in_flight(commit=False):
+        pass
+    last = arrive()
+    with in_flight() as (flying, _):
+        high = arrive()
+        assert last < flying < high
+        assert lower_bound() == last
+    assert lower_bound() == high
+
+
 def test_what_this_transaction_has_made_is_not_counted_on_by_others():
     arrive()
     committed = lower_bound()

@@ -12,7 +12,8 @@ comes, and is passed over as soon as it is known:
 
 * SQLite has one writer: nothing is in flight beside the reader, and the highest key is exact;
 * PostgreSQL: the owner of a key has locked the table for writing before it has the key, and until it ends. A key that
-  is still missing when none of those is left who held that lock at the first look was rolled back;
+  is still missing when none of those is left who held that lock at the first look was rolled back. A transaction that
+  began after the next key had arrived owns none below it;
 * MariaDB: the owner holds a lock on the row from the statement on that makes the key (``INSERT ... SELECT`` keeps other
   keys from being made meanwhile), and NOWAIT tells it from a row that is not there.
 """
@@ -35,6 +36,8 @@ from .models import ARRIVAL_SQL, Arrival
 
 SETTLED_SECONDS = 60
 """A process that is new here begins behind the last arrival that is as old as this."""
+CLOCK_STEP_SECONDS = 10
+"""By so much the clock of PostgreSQL's machine may be set back while a transaction is in flight."""
 SAME_TIME_SECONDS = 3600
 PAGE = 1000
 _MYSQL_LOCKED = 1205
@@ -181,14 +184,17 @@ def _extend(connection: BaseDatabaseWrapper, known: Prefix) -> Prefix | None:
                 return found
             dead_below = gap
             continue
-        owners = _owners(connection)
+        owners, older = _owners(connection, gap)
+        if not older:
+            dead_below = gap
+            continue  # and they are read once more, because an owner may just have committed
         if gap > found.seen:
             found.seen, found.owners = rows[-1], owners
         else:
             found.owners &= owners
         if found.owners:
             return found
-        dead_below = found.seen  # and they are read once more, because an owner may just have committed
+        dead_below = found.seen
 
 
 def _page(connection: BaseDatabaseWrapper, start: int) -> list[int]:
@@ -198,16 +204,23 @@ def _page(connection: BaseDatabaseWrapper, start: int) -> list[int]:
         return [int(pk) for (pk,) in cursor.fetchall()]
 
 
-def _owners(connection: BaseDatabaseWrapper) -> frozenset[str]:
-    """Return the transactions of others that have written to the table, or are about to, and have not ended."""
+def _owners(connection: BaseDatabaseWrapper, arrived: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the transactions of others that have written to the table, or are about to, and have not ended; and those
+    of them that began before the key ``arrived`` had: no other owns one below it."""
+    table = connection.ops.quote_name(Arrival._meta.db_table)
     with connection.cursor() as cursor:
+        # When the transactions of other users began is not shown to everybody; then they count as older.
         cursor.execute(
-            "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
+            "SELECT pg_locks.virtualtransaction, COALESCE(xact_start <= "
+            f"(SELECT at + INTERVAL '{CLOCK_STEP_SECONDS} SECOND' FROM {table} WHERE id = %s), true) "
+            "FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) "
+            "WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
             "AND relation = %s::regclass AND pid IS DISTINCT FROM pg_backend_pid()",
-            [connection.ops.quote_name(Arrival._meta.db_table)],
+            [arrived, table],
         )
-        return frozenset(str(found) for (found,) in cursor.fetchall())
+        found = cursor.fetchall()
+    return frozenset(str(each) for each, _ in found), frozenset(str(each) for each, is_older in found if is_older)
 
 
 def _nobody_holds(connection: BaseDatabaseWrapper, low: int, high: int) -> bool:
