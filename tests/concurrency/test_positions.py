@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from django_ai.automation.queues import positions
+from django_ai.automation.queues import committed_prefix, positions
 from django_ai.automation.queues.arrival_pruning import prune_arrivals
 from django_ai.automation.queues.models import Arrival
 from django_ai.automation.queues.periodic_tasks import TimeSlice
@@ -116,6 +116,21 @@ def test_a_rolled_back_key_is_passed_over_while_others_go_on_writing():
             arrive()
             assert low - 1 < lower_bound() < later
             end_later()
+
+
+@several_writers
+def test_who_has_begun_after_a_rolled_back_key_does_not_hold_a_new_process_back(monkeypatch):
+    """Or a run that a new process makes would hear what came a minute before it was made."""
+    monkeypatch.setattr(committed_prefix, "MAX_CLOCK_STEP_SECONDS", 0)
+    arrive()
+    with in_flight(commit=False):
+        pass
+    last = arrive()
+    with in_flight() as (flying, _):
+        high = arrive()
+        assert last < flying < high
+        assert lower_bound() == last
+    assert lower_bound() == high
 
 
 def test_what_this_transaction_has_made_is_not_counted_on_by_others():

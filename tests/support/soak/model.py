@@ -16,9 +16,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 TRIES = 4
-REACH = timedelta(seconds=10)
+REACH = timedelta(seconds=20)
 """So far back behind its creation a run may hear what came: behind transactions that were in flight, such as that of a
-worker that is stopped for 5 s."""
+worker that is stopped for 5 s, and what the clock of the database's machine may be set back meanwhile."""
 BEFORE = timedelta(milliseconds=-800)
 MILESTONES = {
     "soak_due-": timedelta(milliseconds=-400),

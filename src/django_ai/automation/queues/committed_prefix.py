@@ -6,7 +6,7 @@ whose transaction was rolled back never comes; the prefix continues past it as s
 
 * PostgreSQL: the owner of a key has locked the table for writing before it gets the key, and holds the lock until it
   ends. A key was rolled back if it is still missing when none of the transactions that held that lock at the first scan
-  is open any more;
+  is open any more. A transaction that began after the next key had arrived owns no key below it;
 * MariaDB: the owner holds a row lock from the statement on that makes the key (``INSERT ... SELECT`` prevents other
   keys meanwhile), and NOWAIT distinguishes a locked row from a row that does not exist.
 
@@ -26,6 +26,8 @@ from .models import Arrival
 
 SETTLED_SECONDS = 60
 """A new process starts after the last arrival that is at least this old."""
+MAX_CLOCK_STEP_SECONDS = 10
+"""How far the clock of PostgreSQL's machine may be set back while a transaction is open."""
 PAGE = 1000
 _MYSQL_LOCK_WAIT_TIMEOUT = 1205
 
@@ -85,14 +87,17 @@ def extend(connection: BaseDatabaseWrapper, known: CommittedPrefix) -> Committed
                 return found
             rolled_back_below = gap
             continue
-        owners = _open_writers(connection)
+        owners, older = _open_writers(connection, gap)
+        if not older:
+            rolled_back_below = gap
+            continue  # read these keys once more, because an owner may just have committed
         if gap > found.seen:
             found.seen, found.owners = rows[-1], owners
         else:
             found.owners &= owners
         if found.owners:
             return found
-        rolled_back_below = found.seen  # read these keys once more, because an owner may just have committed
+        rolled_back_below = found.seen
 
 
 def _page(connection: BaseDatabaseWrapper, start: int) -> list[int]:
@@ -102,16 +107,23 @@ def _page(connection: BaseDatabaseWrapper, start: int) -> list[int]:
         return [int(pk) for (pk,) in cursor.fetchall()]
 
 
-def _open_writers(connection: BaseDatabaseWrapper) -> frozenset[str]:
-    """Return the open transactions of others that have written to the table, or are about to (PostgreSQL)."""
+def _open_writers(connection: BaseDatabaseWrapper, arrived: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the open transactions of others that have written to the table, or are about to (PostgreSQL); and those of
+    them that began before the key ``arrived`` had arrived: no other owns a key below it."""
+    table = connection.ops.quote_name(Arrival._meta.db_table)
     with connection.cursor() as cursor:
+        # PostgreSQL may hide when transactions of other users began; those count as older.
         cursor.execute(
-            "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
+            "SELECT pg_locks.virtualtransaction, COALESCE(xact_start <= "
+            f"(SELECT at + INTERVAL '{MAX_CLOCK_STEP_SECONDS} SECOND' FROM {table} WHERE id = %s), true) "
+            "FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) "
+            "WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
             "AND relation = %s::regclass AND pid IS DISTINCT FROM pg_backend_pid()",
-            [connection.ops.quote_name(Arrival._meta.db_table)],
+            [arrived, table],
         )
-        return frozenset(str(found) for (found,) in cursor.fetchall())
+        found = cursor.fetchall()
+    return frozenset(str(each) for each, _ in found), frozenset(str(each) for each, is_older in found if is_older)
 
 
 def _were_rolled_back(connection: BaseDatabaseWrapper, low: int, high: int) -> bool:
