@@ -42,7 +42,7 @@ def session():
 def child(parents, queue):
     try:
         found = [
-            ("hands", held_leases.current_leases() is None and not heartbeat._held),
+            ("leases", held_leases.current_leases() is None and not heartbeat._held),
             ("thread", heartbeat._thread is None and threading.active_count() == 1),
             ("guard", heartbeat._guard.acquire(timeout=1)),
             ("draining", not drains.draining()),

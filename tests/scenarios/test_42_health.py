@@ -38,7 +38,7 @@ def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
 
     Probe.objects.create(name="first", ready=True)
     CallbackExecution.objects.update(wake_at=clock.now)
-    stopped = enlisted()
+    stopped = registered_worker()
     worker_status.sign_off()
     clock.tick(timedelta(hours=3))
     for number in range(20):
@@ -55,7 +55,7 @@ def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
 def test_42_progress_in_one_queue_is_none_in_another(clock):
     engine.start("story:count", steps=1)
     clock.tick(timedelta(minutes=10))
-    worker = enlisted()
+    worker = registered_worker()
     for queues, worked, expected in [
         ("events,callbacks", {"callbacks": 0.1}, 1),
         ("events,callbacks,workflows", {"callbacks": 0.1}, 1),
@@ -68,7 +68,7 @@ def test_42_progress_in_one_queue_is_none_in_another(clock):
 def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatch):
     settings.AUTOMATION = {**settings.AUTOMATION, "HEARTBEAT": timedelta(milliseconds=50)}
     monkeypatch.setattr("django_ai.automation.queues.worker_status.REPORT_SECONDS", 0.1)
-    worker = enlisted()
+    worker = registered_worker()
     until(lambda: Worker.objects.get().seen_at > worker.seen_at + timedelta(milliseconds=300), 20, "A sign of life")
     worker_status.sign_off()
     stopped = Worker.objects.get()
@@ -81,7 +81,7 @@ def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatc
 def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye(tmp_path):
     log = tmp_path / "worker.log"
     with automation_worker(log, "--queues", "workflows") as process:
-        worker = until(Worker.objects.first, 30, "The enlisting of an idle worker", log)
+        worker = until(Worker.objects.first, 30, "The registration of an idle worker", log)
         (child,) = children_of(process.pid)
         assert (worker.pid, worker.runtime, worker.queues) == (child, "worker", "workflows")
         assert "1 worker is alive." in probe()[1]
@@ -101,7 +101,7 @@ def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
     """With the database away each process is alive and says so; the system's health says that it cannot be asked."""
     log, heartbeat = tmp_path / "worker.log", tmp_path / "heartbeat"
     with automation_worker(log, "--processes", "2", "--heartbeat-file", str(heartbeat)) as process:
-        until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
+        until(lambda: Worker.objects.count() == 2, 30, "The registration of both", log)
         children = children_of(process.pid)
         server.stop_at_once()
         stopped = time.time()
@@ -126,7 +126,7 @@ def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
 def test_42_real_seconds_a_process_that_hangs_is_not_alive(tmp_path):
     log, heartbeat = tmp_path / "worker.log", tmp_path / "heartbeat"
     with automation_worker(log, "--processes", "2", "--heartbeat-file", str(heartbeat)) as process:
-        until(lambda: Worker.objects.count() == 2, 30, "The enlisting of both", log)
+        until(lambda: Worker.objects.count() == 2, 30, "The registration of both", log)
         second = int((tmp_path / "heartbeat.2").read_text())
         assert second in children_of(process.pid)
         assert probe("--liveness", str(heartbeat))[0] == 0
@@ -141,7 +141,7 @@ def test_42_real_seconds_a_process_that_hangs_is_not_alive(tmp_path):
         until(lambda: probe("--liveness", str(heartbeat), "--max-age", "9")[0] == 0, 30, "The green light", log)
 
 
-def enlisted() -> Worker:
+def registered_worker() -> Worker:
     """Make this process a worker for this test."""
     register_worker("test")
     return Worker.objects.get()
@@ -153,7 +153,7 @@ def touched(path: object) -> float:
 
 def test_42_a_clock_that_is_wrong_kills_no_worker(clock):
     """How long ago a worker was seen the database says."""
-    enlisted()
+    registered_worker()
     for years in (-1, 1):
         clock.now = timezone.now() + timedelta(days=365 * years)
         assert "1 worker is alive." in probe()[1]

@@ -24,7 +24,7 @@ from django_ai.automation.queues.models import Worker
 from django_ai.automation.queues.notifier import InlineNotifier, set_notifier
 from django_ai.automation.queues.runtimes import tasks
 from django_ai.automation.queues.runtimes.django_tasks import automation_drain_due
-from django_ai.automation.queues.runtimes.q2 import enlist_at_doorbell
+from django_ai.automation.queues.runtimes.q2 import register_at_doorbell
 from django_ai.automation.queues.worker_status import MAX_SILENCE, WorkerStatus, worker_status
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.support.health import living
@@ -63,7 +63,7 @@ def test_a_worker_of_some_queues_says_which():
     assert Worker.objects.get().queues == "workflows,callbacks"
 
 
-def test_who_has_not_enlisted_is_no_worker():
+def test_process_without_registration_is_no_worker():
     engine.start("story:count", steps=1)
     assert drain(heartbeat=True) == 1
     worker_status.report()
@@ -180,7 +180,7 @@ def test_what_a_commit_performs_makes_no_worker(settings):
 
     class Eager:
         def ring(self, alias, queues):
-            enlist_at_doorbell(None, tasks.drain_due, {"sync": True})
+            register_at_doorbell(None, tasks.drain_due, {"sync": True})
             automation_drain_due.func()
 
     for notifier in (InlineNotifier(), Eager()):
@@ -194,10 +194,10 @@ def test_what_a_commit_performs_makes_no_worker(settings):
     assert not Worker.objects.exists()
 
 
-def test_processes_of_queues_enlist_at_their_first_doorbell():
-    enlist_at_doorbell(None, len, {})
+def test_task_queue_process_registers_at_its_first_doorbell():
+    register_at_doorbell(None, len, {})
     assert not worker_status.is_registered, "a task of the project's own"
-    enlist_at_doorbell(None, tasks.drain_due, {})
+    register_at_doorbell(None, tasks.drain_due, {})
     assert Worker.objects.get().runtime == "q2"
     worker_status.sign_off()
     automation_drain_due.func()

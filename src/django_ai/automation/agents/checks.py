@@ -51,7 +51,7 @@ def _check(definition: AgentDefinition) -> Iterator[CheckMessage]:
 def _check_singleton(definition: AgentDefinition) -> Iterator[CheckMessage]:
     """Report an agent of which several may handle one event, unless its ``singleton=`` says so."""
     match = definition.match
-    if definition.says_singleton or not definition.spawn_on or match is None or not match.lookups:
+    if definition.names_singleton or not definition.spawn_on or match is None or not match.lookups:
         return
     starters = [source.owner for name in definition.spawn_on for source in sources_of(name)]
     if not starters or any(_distinguishes(definition, name, starters) for name in match.names()):

@@ -143,7 +143,7 @@ def agent(
             spawn_on=patterns,
             match=None if match is None else Match.of(match, where, context),
             singleton=bool(singleton),
-            says_singleton=singleton is not None,
+            names_singleton=singleton is not None,
             default_retry=default_retry or Retry(),
             namespace=namespace,
             version=check_version(version, where),

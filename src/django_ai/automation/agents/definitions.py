@@ -61,7 +61,7 @@ class AgentDefinition:
     spawn_on: tuple[str, ...] = ()
     match: Match | None = None
     singleton: bool = False
-    says_singleton: bool = False
+    names_singleton: bool = False
     """Whether ``@agent`` was given ``singleton=``, True or False."""
     default_retry: Retry = field(default_factory=Retry)
     namespace: str | None = None
@@ -183,7 +183,7 @@ def all_agents() -> list[AgentDefinition]:
     return list(_registry.values())
 
 
-def handlers_hearing(event: Event) -> Sequence[HandlerDefinition]:
+def handlers_for(event: Event) -> Sequence[HandlerDefinition]:
     """Return the handlers of all agents that subscribe to ``event``."""
     return subscriptions.subscribed_to(HandlerDefinition, event.event_name, event.namespace)
 

@@ -19,7 +19,7 @@ from ..events.models import Event
 from ..events.subscribers import Notification
 from ..exceptions import AutomationError
 from ..state.versions import restore
-from .definitions import AgentDefinition, HandlerDefinition, find_agent, handlers_hearing
+from .definitions import AgentDefinition, HandlerDefinition, find_agent, handlers_for
 from .mailbox import execution_of
 from .models import AgentRoute, AgentRun, HandlerExecution
 from .routing import address_for, keys_for
@@ -46,7 +46,7 @@ def executions_for(
     calls: dict[str, list[Call]] = {}
     for each in notifications:
         position = each.event.position_of(each.milestone)
-        for handler in handlers_hearing(each.event):
+        for handler in handlers_for(each.event):
             if handler.milestone != each.milestone:
                 continue
             definition = find_agent(handler.agent)

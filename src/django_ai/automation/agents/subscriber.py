@@ -13,7 +13,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..events.models import Event, Shapes
 from ..events.subscribers import Notification, Subscriber
-from .definitions import all_agents, handlers_hearing
+from .definitions import all_agents, handlers_for
 from .delivery import executions_for
 from .mailbox import put_in_mailbox
 from .models import AgentRun, HandlerExecution, HandlerStatus, touch
@@ -31,7 +31,7 @@ class AgentSubscriber(Subscriber):
     def wants_notification(self, event: Event, milestone: str) -> bool:
         # Every occurrence, if there are agents: a claim of theirs may end after a number of occurrences.
         return (milestone == "" and bool(all_agents())) or any(
-            each.milestone == milestone for each in handlers_hearing(event)
+            each.milestone == milestone for each in handlers_for(event)
         )
 
     def notify(self, notifications: Sequence[Notification], shapes: Shapes, now: datetime) -> None:

@@ -31,7 +31,7 @@ class QueuesConfig(AppConfig):
         from .models import Maintenance, Worker
         from .orphans import prune_orphans
         from .periodic_tasks import SliceResult, register_pruner, register_reconciler
-        from .runtimes.q2 import connect_enlisting
+        from .runtimes.q2 import connect_registration
         from .runtimes.q2_schedules import install_schedules
         from .signals import connect_logging
         from .wakeable import Behaviour
@@ -43,7 +43,7 @@ class QueuesConfig(AppConfig):
         register_pruner("prune arrivals", prune_arrivals)
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()
-        connect_enlisting()
+        connect_registration()
         post_migrate.connect(install_schedules, sender=self, dispatch_uid="django_ai.automation.schedules")
         post_migrate.connect(compare_exactly, dispatch_uid="django_ai.automation.exact_text")
         register(checks.check_apps)

@@ -85,17 +85,17 @@ def due_times(
     quote = connection.ops.quote_name
     # min() over an index, not EXISTS: one answer shows whether a row is due and, if not, how long to sleep.
     starts = {model: connection.ops.adapt_datetimefield_value(moment) for model, moment in (since or {}).items()}
-    asked: list[type[Wakeable]] = [*_wakeables, Maintenance] if maintenance else _wakeables
+    selected: list[type[Wakeable]] = [*_wakeables, Maintenance] if maintenance else _wakeables
     sql = " UNION ALL ".join(
         f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} "
         f"WHERE wake_at {'>= %s' if model in starts else 'IS NOT NULL'}"
-        for number, model in enumerate(asked)
+        for number, model in enumerate(selected)
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [starts[model] for model in asked if model in starts])
+        cursor.execute(sql, [starts[model] for model in selected if model in starts])
         rows = cursor.fetchall()
     convert = _converter(connection)
-    return {asked[number]: convert(value) for number, value in rows if value is not None}
+    return {selected[number]: convert(value) for number, value in rows if value is not None}
 
 
 def _converter(connection: BaseDatabaseWrapper) -> Callable[[object], datetime]:
@@ -124,5 +124,5 @@ def due_models(
     if times is None:
         times = due_times()
     everything: list[type[Wakeable]] = [*_wakeables, Maintenance]
-    asked = [model for model in everything if models is None or model in models]
-    return [model for model in asked if model in times and times[model] <= now]
+    selected = [model for model in everything if models is None or model in models]
+    return [model for model in selected if model in times and times[model] <= now]

@@ -2,7 +2,7 @@
 
 ``check_health`` answers a monitor's question with a few index look-ups, independent of the number of rows. Overdue work
 alone is not unhealthy: a thousand runs may have started at once. It is unhealthy if no live worker polls its queue, or
-if those that do make no progress. Workers are processes that have enlisted (``worker_status``); a web process that
+if those that do make no progress. Workers are processes that are registered (``worker_status``); a web process that
 performs what it has just committed makes no progress with other rows. A queue that hangs looks the same from outside,
 for instance a Django-Q2 cluster after one of its idle workers was killed.
 

@@ -49,11 +49,11 @@ TASK_OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_
 @shared_task(name="django_ai.automation.drain_due", bind=True, **TASK_OPTIONS)  # type: ignore[untyped-decorator]
 def drain_due(task: Any) -> None:
     """Perform the rows that are due."""
-    _enlist(task)
+    _register(task)
     tasks.drain_due()
 
 
-def _enlist(task: Any) -> None:
+def _register(task: Any) -> None:
     """Register this process as a worker if Celery has delivered the task to it."""
     if not (task.request.called_directly or task.request.is_eager):
         register_worker("celery")

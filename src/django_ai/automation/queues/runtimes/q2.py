@@ -58,17 +58,17 @@ def doorbell() -> str:
     return package
 
 
-def enlist_at_doorbell(sender: Any, func: Any, task: dict[str, Any], **kwargs: Any) -> None:
+def register_at_doorbell(sender: Any, func: Any, task: dict[str, Any], **kwargs: Any) -> None:
     """Register a process of the cluster as a worker when it starts one of ``tasks``. Receiver of Q2's signal."""
     if getattr(func, "__module__", "") == TASKS and not task.get("sync"):
         register_worker("q2")
 
 
-def connect_enlisting() -> None:
-    """Connect ``enlist_at_doorbell`` if Q2 is installed."""
+def connect_registration() -> None:
+    """Connect ``register_at_doorbell`` if Q2 is installed."""
     if apps.is_installed("django_q"):
         import_string("django_q.signals.pre_execute").connect(
-            enlist_at_doorbell, dispatch_uid="django_ai.automation.worker_status"
+            register_at_doorbell, dispatch_uid="django_ai.automation.worker_status"
         )
 
 
