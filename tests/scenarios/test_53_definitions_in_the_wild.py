@@ -107,7 +107,7 @@ def test_53_a_subclass_of_an_agent_spawns_nothing():
     class Other(Versioned):
         pass
 
-    with pytest.raises(DefinitionError, match=r"Only .*Versioned, from which it inherits"):
+    with pytest.raises(DefinitionError, match=r"Only its base class .*Versioned is decorated"):
         AgentManager.spawn(Other)
 
 

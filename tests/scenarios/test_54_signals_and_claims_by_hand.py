@@ -113,7 +113,7 @@ def test_54_the_holder_of_an_entity_in_a_namespace(two_agents, declare):
 
 @pytest.mark.django_db
 def test_54_what_has_no_such_event_has_no_holder(two_agents):
-    with pytest.raises(DefinitionError, match=r"declared by .*Document"):
+    with pytest.raises(DefinitionError, match=r"app\.Document does"):
         claims.holder(UPLOADED, Reservation())
     with pytest.raises(DefinitionError, match="not both"):
         claims.holder(UPLOADED, {"kind": "visa"}, entity=upload())
