@@ -416,6 +416,16 @@ def test_cancelled_by_hand_is_heard_once(work):
     assert effects() == [f"cancelled cancelled {stay.pk}"]
 
 
+def test_cancelled_by_hand_is_heard_of_an_entity_that_is_deleted_at_once(work):
+    on_event_cancelled(CONFIRMED)(lambda event: leave(f"cancelled {event.entity.note}"))
+    stay = Reservation.objects.create(note="sea view")
+    event_of(stay, CONFIRMED).cancel()
+    stay.delete()
+    work()
+    work()
+    assert effects() == ["cancelled sea view"]
+
+
 def test_what_is_parked_after_it_has_occurred_is_not_cancelled(clock, work):
     """Three workers died when a later offset of it was due: an operator who cancels it then takes nothing back."""
     on_event_cancelled("checkin_due")(lambda event: leave("cancelled"))

@@ -192,12 +192,14 @@ def _cancel(rows: Sequence[Event], snapshots: dict[int, Snapshot], now: datetime
     """Let the latest rows of entities become history: pending events are cancelled."""
     with_callbacks = [row.pk for row in rows if has_callback(row, CANCELLED)]
     was_pending = Q(status__in=[EventStatus.PENDING, EventStatus.PARKED], occurred_at=None)
+    # An event that was cancelled just before may still have to call its callbacks.
+    is_cancelled = was_pending | Q(status=EventStatus.CANCELLED, wake_at__isnull=False)
     revoke(
         Event.objects.filter(pk__in=[row.pk for row in rows]),
         active_key=None,
         snapshot=Case(*[When(pk=pk, then=Value(snapshot.pk)) for pk, snapshot in snapshots.items()]),
         wake_at=Case(
-            When(~Q(pending_notifications=[]) | (was_pending & Q(pk__in=with_callbacks)), then=Value(now)),
+            When(~Q(pending_notifications=[]) | (is_cancelled & Q(pk__in=with_callbacks)), then=Value(now)),
             default=Value(None),
             output_field=Event._meta.get_field("wake_at"),
         ),
