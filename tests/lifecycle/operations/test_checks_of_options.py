@@ -56,7 +56,7 @@ def test_e108_a_relation_of_many_rows_cannot_be_watched(declare):
     declare(Reservation, EventDefinition("stay_changed", watch_fields=["documents"]))
     problem = only(check_definitions(None))
     assert problem.id == "automation.E108"
-    assert "A relation of many rows cannot be watched" in problem.hint
+    assert "A to-many relation cannot be watched" in problem.hint
 
 
 def test_watched_columns_by_either_name_are_no_problem(declare):

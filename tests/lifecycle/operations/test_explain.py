@@ -85,7 +85,7 @@ def test_callbacks_say_what_they_wait_for(clock, work):
     Reservation.objects.create(status="confirmed")
     assert reasons(clock.now, "callback execution") == ["a worker: due since 2030-01-07 13:00:00"]
     work()
-    assert reasons(clock.now, "callback execution") == ["its attempt number 2, 2030-01-07 13:01:00"]
+    assert reasons(clock.now, "callback execution") == ["attempt 2, 2030-01-07 13:01:00"]
     CallbackExecution.objects.update(status="parked", wake_at=None, error="poison")
     assert reasons(clock.now, "callback execution") == ["an operator, to resume it: poison"]
     CallbackExecution.objects.update(status="completed")
@@ -132,7 +132,7 @@ def test_runs_say_what_they_wait_for(clock, work):
         "its timer, 2030-01-07 13:01:00",
         "the event 'checkin_due' with {'pk': 7}",
         f"its child {child}",
-        "its attempt number 2, 2030-01-07 13:01:00",
+        "attempt 2, 2030-01-07 13:01:00",
         "the signal 'health:word', until 2030-01-07 13:01:00",
     ]
     engine.cancel(child)

@@ -158,7 +158,7 @@ class WorkflowRun(Wakeable):
         if self.planned and self.started_at is None:
             what = "its date"
         else:
-            what = f"its attempt number {self.attempt + 1}" if self.attempt else "its timer"
+            what = f"attempt {self.attempt + 1}" if self.attempt else "its timer"
         return f"{what}, {at_text(self.wake_at)}"
 
     def record_loss(self, clock: Clock) -> None:
