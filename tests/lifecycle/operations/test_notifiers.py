@@ -398,6 +398,28 @@ class TestHeartbeat:
         first.join()
         second.join()
 
+    def test_renews_although_another_thread_waits_for_a_locked_row(self, monkeypatch):
+        """In a pool of threads: what one releases at the end of its drain may be locked by the step of another."""
+        monkeypatch.setattr(held_leases, "SECONDS_FOR_ANOTHER_RELEASE", 0.05)
+        engine.start("story:count", steps=1)
+        engine.start("story:count", steps=1)
+        rows = claim(WorkflowRun, timezone.now(), 2)
+        leases = held_leases.HeldLeases()
+        leases.hold(list(rows))
+        leases.start(rows[0])
+        leases.keep_for(timedelta(minutes=1))
+        begun, go_on = threading.Event(), threading.Event()
+        monkeypatch.setattr(held_leases, "release", lambda row, now: (begun.set(), go_on.wait(10)))
+        other = threading.Thread(target=leases.release_unstarted)
+        other.start()
+        assert begun.wait(10)
+        before = WorkflowRun.objects.get(pk=rows[0].pk).wake_at
+        leases.renew()
+        assert other.is_alive()
+        assert WorkflowRun.objects.get(pk=rows[0].pk).wake_at > before
+        go_on.set()
+        other.join()
+
     def test_stops_after_the_timeout(self, monkeypatch):
         monkeypatch.setattr(held_leases, "SECONDS_TO_RETURN", 0)  # no time for an interrupted attempt to be written
         engine.start("story:count", steps=1)

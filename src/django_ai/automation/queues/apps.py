@@ -55,7 +55,8 @@ class QueuesConfig(AppConfig):
         register(checks.check_queue_times)
         register(checks.check_database, Tags.database)
         discover()
-        if getattr(settings, "AUTOMATION", None) and settings.AUTOMATION.get("RUNTIME") == "celery":
+        found = getattr(settings, "AUTOMATION", None)  # what is no dictionary, a check reports
+        if isinstance(found, dict) and found.get("RUNTIME") == "celery":
             # Registers the doorbell task and the dispatcher of a Celery worker. A check reports a missing Celery.
             with suppress(ImportError):
                 import_module(f"{self.name}.runtimes.celery")

@@ -28,6 +28,10 @@ from .wakeable import Wakeable
 W = TypeVar("W", bound=Wakeable)
 
 
+SECONDS_FOR_ANOTHER_RELEASE = 1.0
+"""How long the heartbeat waits for another thread that is releasing rows."""
+
+
 @dataclass(eq=False)
 class HeldLeases:
     """The rows that one worker has claimed. Thread-safe. ``has_heartbeat``: whether a thread renews their leases."""
@@ -83,11 +87,15 @@ class HeldLeases:
             liveness.expect_progress()
 
     def release_unstarted(self, *, wait: bool = True) -> None:
-        """Release the rows that were not started. Waits for another thread that is doing so: its process may end next.
+        """Release the rows that were not started.
 
-        ``wait``: also wait for row locks. Without it a locked row stays held, for this worker or the next heartbeat.
+        Waits for another thread that is doing so: its process may end next. ``wait``: also for row locks. Without it
+        a locked row stays held, for this worker or the next heartbeat, and a thread that waits for a row lock is
+        waited for only ``SECONDS_FOR_ANOTHER_RELEASE``: the leases of other threads must not expire meanwhile.
         """
-        with self._release_lock:
+        if not self._release_lock.acquire(timeout=-1 if wait else SECONDS_FOR_ANOTHER_RELEASE):
+            return
+        try:
             with self._lock:
                 rows, self._waiting = self._waiting, {}
             try:
@@ -100,6 +108,8 @@ class HeldLeases:
             finally:
                 with self._lock:
                     self._waiting |= rows
+        finally:
+            self._release_lock.release()
 
     @property
     def to_renew(self) -> tuple[Wakeable, ...]:
