@@ -76,8 +76,8 @@ def test_a_missing_app_that_the_project_imports_is_named_as_django_starts(tmp_pa
 @pytest.mark.parametrize("missing", [("workflows",), ("agents",), ("events", "workflows", "agents")], ids=str)
 def test_the_check_names_every_missing_app(tmp_path, missing):
     found = check_project(tmp_path, without(*missing))
-    assert found.returncode != 0
-    assert found.stderr.count("automation.E016") == len(missing)
+    assert found.returncode == 0, found.stderr  # it may be on purpose
+    assert found.stderr.count("automation.W016") == len(missing)
     for each in missing:
         assert f"'django_ai.automation.{each}' is not in INSTALLED_APPS." in found.stderr
     assert "*AUTOMATION_APPS" in found.stderr

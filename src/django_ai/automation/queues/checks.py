@@ -55,7 +55,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_apps(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return [
-        Error(f"{name!r} is not in INSTALLED_APPS.", hint=HOW_TO_INSTALL, id="automation.E016")
+        Warning(f"{name!r} is not in INSTALLED_APPS.", hint=HOW_TO_INSTALL, id="automation.W016")
         for name in missing_apps()
     ]
 

@@ -1,8 +1,10 @@
 """The thread that watches deadlines: one per process, which sleeps until the first of them.
 
-It uses no database, so no lock and no silent server can delay a timeout. While a process may be ended because of code
-that cannot be interrupted (``expendable``), the thread sleeps under a watchdog of ``faulthandler``: C code that holds
-the interpreter's lock stops all threads of Python, this one included.
+It renews no lease and waits for no row lock, so the locks of a step cannot delay its timeout. It connects to a server
+only to cancel a statement (``db.statements``): a server that does not answer then delays the other deadlines of the
+process until the driver gives up. While a process may be ended because of code that cannot be interrupted
+(``expendable``), the thread sleeps under a watchdog of ``faulthandler``: C code that holds the interpreter's lock stops
+all threads of Python, this one included.
 """
 
 from __future__ import annotations
