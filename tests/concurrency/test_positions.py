@@ -133,6 +133,19 @@ def test_who_has_begun_after_a_rolled_back_key_does_not_hold_a_new_process_back(
     assert lower_bound() == high
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="on MariaDB a wait for a lock ends before a minute does")
+def test_a_key_of_a_transaction_that_is_open_for_long_is_above_the_bound_of_a_new_process(monkeypatch):
+    monkeypatch.setattr(committed_prefix, "SETTLED_SECONDS", 0)
+    arrive(2)
+    with in_flight() as (low, end):
+        high = arrive(2)
+        positions._prefixes.clear()
+        assert lower_bound() < low < high
+        end()
+    positions._prefixes.clear()
+    assert lower_bound() == high
+
+
 def test_what_this_transaction_has_made_is_not_counted_on_by_others():
     arrive()
     committed = lower_bound()

@@ -31,6 +31,13 @@ MAX_CLOCK_STEP_SECONDS = 10
 PAGE = 1000
 _MYSQL_LOCK_WAIT_TIMEOUT = 1205
 
+_OPEN_WRITERS = (
+    "pg_locks LEFT JOIN pg_stat_activity USING (pid) WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    "AND relation = %s::regclass AND pid IS DISTINCT FROM pg_backend_pid()"
+)
+"""The open transactions of others that have written to the table ``Arrival``, or are about to (PostgreSQL)."""
+
 
 @dataclass(slots=True)
 class CommittedPrefix:
@@ -52,15 +59,24 @@ def highest_key(connection: BaseDatabaseWrapper) -> int:
 
 
 def settled_key(connection: BaseDatabaseWrapper) -> int:
-    """Return the highest key that is so old that no transaction with a lower key can be open."""
+    """Return the highest key that is so old that no transaction with a lower key can be open.
+
+    On PostgreSQL it is also older than every open writer: one may have waited for a row lock since it got its key. On
+    MariaDB such a wait ends after ``innodb_lock_wait_timeout``, 50 seconds by default.
+    """
     table = connection.ops.quote_name(Arrival._meta.db_table)
+    older = older_than_sql(connection, SETTLED_SECONDS)
+    params: list[str] = []
+    if connection.vendor == "postgresql":
+        older += f" AND at < (SELECT COALESCE(min(xact_start), 'infinity') FROM {_OPEN_WRITERS})"
+        params = [table]
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT id FROM {table} WHERE {older_than_sql(connection)} ORDER BY id DESC LIMIT 1")
+        cursor.execute(f"SELECT id FROM {table} WHERE {older} ORDER BY id DESC LIMIT 1", params)
         row = cursor.fetchone()
     return int(row[0]) if row else 0
 
 
-def older_than_sql(connection: BaseDatabaseWrapper, seconds: int = SETTLED_SECONDS) -> str:
+def older_than_sql(connection: BaseDatabaseWrapper, seconds: int) -> str:
     """Return the SQL condition that an arrival is older than ``seconds``, by the database's clock."""
     if connection.vendor == "sqlite":
         return f"at < {DATABASE_NOW_SQL['sqlite'][:-1]}, '-{seconds} seconds')"
@@ -116,10 +132,7 @@ def _open_writers(connection: BaseDatabaseWrapper, arrived: int) -> tuple[frozen
         cursor.execute(
             "SELECT pg_locks.virtualtransaction, COALESCE(xact_start <= "
             f"(SELECT at + INTERVAL '{MAX_CLOCK_STEP_SECONDS} SECOND' FROM {table} WHERE id = %s), true) "
-            "FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) "
-            "WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
-            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-            "AND relation = %s::regclass AND pid IS DISTINCT FROM pg_backend_pid()",
+            f"FROM {_OPEN_WRITERS}",
             [arrived, table],
         )
         found = cursor.fetchall()
@@ -132,7 +145,7 @@ def _were_rolled_back(connection: BaseDatabaseWrapper, low: int, high: int) -> b
     with connection.cursor() as cursor:
         cursor.execute("SELECT @@innodb_rollback_on_timeout")
         if cursor.fetchone()[0]:  # NOWAIT could roll back the caller's transaction, so decide by age
-            cursor.execute(f"SELECT {older_than_sql(connection)} FROM {table} WHERE id = %s", [high])
+            cursor.execute(f"SELECT {older_than_sql(connection, SETTLED_SECONDS)} FROM {table} WHERE id = %s", [high])
             found = cursor.fetchone()
             return bool(found and found[0])
         try:
