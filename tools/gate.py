@@ -87,6 +87,7 @@ def lint_and_types() -> None:
     run("ruff check", [tool("ruff"), "check", "."])
     run("ruff format", [tool("ruff"), "format", "--check", "."])
     run("codespell", [sys.executable, "-m", "codespell_lib"])
+    run("import-linter", [tool("lint-imports"), "--no-cache"])
     run("mypy", [tool("mypy")])
     with skip_if_missing("pyright"):
         if reason := services.missing("pyright"):
