@@ -97,12 +97,11 @@ def lint_and_types() -> None:
 
 def first_tier_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
     for title, database in databases.items():
-        # Fault tests run on SQLite only; the second tier runs the rest.
-        ignored = NO_DATABASE if title == "SQLite" else (*NO_DATABASE, *FAULTS)
-        yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignoring(ignored)))
-    # Shorter than the others, so that it fills the time that PostgreSQL's tests, the fewer ones, leave.
-    title = "SQLite, tests that need no database"
-    yield Suite(title, Path(sys.executable), databases["SQLite"], ("-m", QUICK, *NO_DATABASE))
+        yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignoring((*NO_DATABASE, *FAULTS))))
+    # These run on SQLite only, and the second tier runs the rest. Suites of their own, to use all cores.
+    for subject, folders in (("faults", FAULTS), ("tests that need no database", NO_DATABASE)):
+        title = f"SQLite, {subject}"
+        yield Suite(title, Path(sys.executable), databases["SQLite"], ("-m", QUICK, *folders))
 
 
 def ignoring(folders: Iterable[str]) -> list[str]:
