@@ -1,6 +1,6 @@
 """The cost of many rows that are due soon, or at once. On PostgreSQL.
 
-    python bench/bulk.py [--rows 10000] [--only reconcile,due,waits,doorbells] [--json FILE]
+    python bench/bulk.py [--rows 10000] [--only reconcile,due,waits,doorbells,capture] [--json FILE]
 
 - ``reconcile``: one pass of the reconciliation over ``--rows`` entities whose events are up to date.
 - ``due``: ``--rows`` events are due at once, and one process makes them occur.
@@ -8,6 +8,8 @@
 - ``doorbells``: one-step runs are started one by one, at most 270 per second, while five workers LISTEN, all for
   runs or only one. All transactions of the database are counted: starting a run, its doorbell and its step need about
   eight.
+- ``capture``: ``bulk_create`` and ``update`` of ten times ``--rows`` rows, with triggers that capture them and without;
+  and how fast one process performs what was captured.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from bench.rows import insert_from  # noqa: E402
 from bench.run import database  # noqa: E402
 from bench.scale import analyze, empty, timed  # noqa: E402
 
@@ -33,7 +37,7 @@ Figures = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--only", default="reconcile,due,waits,doorbells")
+    parser.add_argument("--only", default="reconcile,due,waits,doorbells,capture")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
@@ -42,7 +46,7 @@ def main() -> None:
     with database():
         for name in options.only.split(","):
             empty()
-            figures |= {"reconcile": reconcile, "due": due, "waits": waits, "doorbells": doorbells}[name](options.rows)
+            figures |= MEASUREMENTS[name](options.rows)
     for name, value in figures.items():
         print(f"{name}: {value:,.2f}")
     if options.json:
@@ -112,12 +116,19 @@ def waits(number: int) -> Figures:
         number * 10 + 2010,
     )
     Event.objects.all().delete()
-    execute(
-        """INSERT INTO automation_events_event (seq, losses, entity_type, entity_id, event_name, declared_as, namespace,
-        trigger, status, event_created_at, armed, fired, position, fired_position, milestone_positions,
-        pending_notifications, watched, planned_for, error, attempt, caused_by, depth, active_key)
-        SELECT 1, 0, 'load.note', id::text, 'note_taken', 'note_taken', '', '', 'processed', now(), true, '[]', id, id,
-        '{}', '[]', '', '', '', 0, '', 0, 'k' || id FROM load_note WHERE owner > 2"""
+    insert_from(
+        Event,
+        "load_note WHERE owner > 2",
+        entity_type="'load.note'",
+        entity_id="id::text",
+        event_name="'note_taken'",
+        declared_as="'note_taken'",
+        status="'processed'",
+        event_created_at="now()",
+        armed="true",
+        position="id",
+        fired_position="id",
+        active_key="'k' || id",
     )
     analyze()
     found, sources = {}, sources_of("note_taken")
@@ -140,7 +151,7 @@ def doorbells(number: int) -> Figures:
     set_notifier(WorkerNotifier())
     try:
         return {
-            "transactions per run, five workers for all queues": transactions_per_run(["", "", "", "", ""]),
+            "transactions per run, five workers for all kinds": transactions_per_run(["", "", "", "", ""]),
             "transactions per run, one worker for runs and four for agents": transactions_per_run(
                 ["workflows", "agents", "agents", "agents", "agents"]
             ),
@@ -149,15 +160,14 @@ def doorbells(number: int) -> Figures:
         set_notifier(None)
 
 
-def transactions_per_run(queues: list[str]) -> float:
+def transactions_per_run(kinds: list[str]) -> float:
     from django_ai.automation.workflows.core import engine
     from django_ai.automation.workflows.models import WorkflowRun
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
     command = [sys.executable, "-m", "django", "automation_worker", "--no-maintenance"]
     workers = [
-        subprocess.Popen([*command, *(["--queues", each] if each else [])], env=environment, cwd=ROOT)
-        for each in queues
+        subprocess.Popen([*command, *(["--kinds", each] if each else [])], env=environment, cwd=ROOT) for each in kinds
     ]
     try:
         time.sleep(5)
@@ -182,6 +192,64 @@ def transactions() -> float:
     with connection.cursor() as cursor:
         cursor.execute("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
         return float(cursor.fetchone()[0])
+
+
+ROUNDS = 5
+
+
+def capture(number: int) -> Figures:
+    """Return the duration of bulk writes with and without capture, and how many captured writes are performed per
+    second."""
+    from datetime import timedelta
+
+    from bench.load.models import Eventful
+    from django_ai.automation.events.models import CapturedWrite
+    from django_ai.automation.queues.drain import drain
+
+    rows = number * 10
+    took: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for title, installs in (("without", False), ("with", True)):
+            prepare_capture(installs)
+            new = [Eventful(name=f"e{n}") for n in range(rows)]
+            took.setdefault(f"bulk_create {title}", []).append(timed(lambda: Eventful.objects.bulk_create(new)))  # noqa: B023
+            took.setdefault(f"update {title}", []).append(timed(lambda: Eventful.objects.update(name="x")))
+    found = {f"seconds to {name} capture, {rows:,} rows": statistics.median(each) / 1000 for name, each in took.items()}
+    for name in ("bulk_create", "update"):
+        pairs = zip(took[f"{name} with"], took[f"{name} without"], strict=True)
+        found[f"{name} with capture, times as long"] = statistics.median(one / other for one, other in pairs)
+    analyze()
+    before, budget = CapturedWrite.objects.count(), timedelta(seconds=20)
+    took_ms = timed(lambda: drain(heartbeat=True, budget=budget))
+    found["captured writes performed per second"] = (before - CapturedWrite.objects.count()) / (took_ms / 1000)
+    prepare_capture(False)
+    return found
+
+
+def prepare_capture(installs: bool) -> None:
+    """Empty the tables, and let the writes to ``Eventful`` be captured, or no longer."""
+    from django.db import connection
+
+    from bench.load.models import Eventful
+    from django_ai.automation.events import capture as captures
+    from django_ai.automation.events.models import CapturedWrite
+    from django_ai.automation.events.recording.model_signals import connect_model
+    from django_ai.automation.events.triggers.installation import install, remove
+    from django_ai.automation.events.triggers.rows import Capture
+
+    for definition in Eventful.events:
+        definition._capture = installs
+    captures.forget()
+    connect_model(Eventful)
+    with connection.schema_editor() as editor:
+        (install if installs else remove)(Capture.of(Eventful), editor)
+    empty()
+    with connection.cursor() as cursor:
+        cursor.execute(f"TRUNCATE {CapturedWrite._meta.db_table}, {Eventful._meta.db_table}")
+        cursor.execute("CHECKPOINT")
+
+
+MEASUREMENTS = {"reconcile": reconcile, "due": due, "waits": waits, "doorbells": doorbells, "capture": capture}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tests.support.snapshots import held_snapshot  # noqa: E402
 
+from bench.rows import insert_from  # noqa: E402
 from bench.run import database  # noqa: E402
 from bench.scale import analyze, empty, timed  # noqa: E402
 
@@ -75,20 +76,24 @@ def execute(sql: str, *values: Any) -> None:
         cursor.execute(sql, values)
 
 
-COLUMNS = """name, version, status, current_step, data, error, visit, attempt, created_at, started_at, finished_at,
-    planned, entity_type, entity_id, parent_channel, caused_by, depth, holds_claims, position, wake_reason, wake_step,
-    seq, losses, wake_at, call_key"""
-
-
 def insert(number: int, status: str, moment: str, finished: str, wake_at: str) -> None:
-    execute(
-        f"""INSERT INTO automation_workflows_workflowrun ({COLUMNS})
-        SELECT 'bench', '1', %s, 'listen', '{{"owner": 1, "note": "some text of a common length"}}'::jsonb, '', 1, 0,
-            {moment}, {moment}, {finished}, false, '', '', '', '', 0, false, 0, 'first', '', 3, 0,
-            {wake_at}, md5(random()::text)
-        FROM generate_series(1, %s) AS n""",
-        status,
+    from django_ai.automation.workflows.models import WorkflowRun
+
+    insert_from(
+        WorkflowRun,
+        "generate_series(1, %s) AS n",
         number,
+        name="'bench'",
+        version="'1'",
+        status=f"'{status}'",
+        current_step="'listen'",
+        data="""'{"owner": 1, "note": "some text of a common length"}'::jsonb""",
+        created_at=moment,
+        started_at=moment,
+        finished_at=finished,
+        seq="3",
+        wake_at=wake_at,
+        call_key="md5(random()::text)",
     )
 
 
@@ -164,11 +169,15 @@ def retention(kept: int) -> Figures:
     passing = timed(lambda: prune_runs(TimeSlice(later)))
     assert WorkflowRun.objects.count() == kept
     finish(gone := kept // 5)
-    execute(
-        """INSERT INTO automation_workflows_stepexecution
-        (run_id, step, visit, attempt, finished, outcome, error, wake_reason)
-        SELECT id, 'listen', 1, 1, now(), 'complete', '', 'first' FROM automation_workflows_workflowrun
-        WHERE event_id IS NULL"""
+    insert_from(
+        StepExecution,
+        f"{WorkflowRun._meta.db_table} WHERE event_id IS NULL",
+        run_id="id",
+        step="'listen'",
+        visit="1",
+        attempt="1",
+        finished="now()",
+        outcome="'complete'",
     )
     analyze()
     removing = timed(lambda: prune_runs(TimeSlice(later)))

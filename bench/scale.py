@@ -250,7 +250,7 @@ def many_waiters(number: int) -> Figures:
     from django_ai.automation import engine
     from django_ai.automation.queues.claim import claim
     from django_ai.automation.queues.drain import drain
-    from django_ai.automation.workflows.arrivals import deliver
+    from django_ai.automation.workflows.delivery import deliver
     from django_ai.automation.workflows.models import Signal, Wait, WorkflowRun
     from django_ai.automation.workflows.wait_keys import channel_key
 

@@ -1,5 +1,6 @@
 """Settings of the benchmarks: PostgreSQL or SQLite, and Q2 with two workers and ``OrmBroker``."""
 
+import json
 import os
 
 from tests.support.databases import postgresql
@@ -33,4 +34,4 @@ Q_CLUSTER = {
     "log_level": "WARNING",
     "save_limit": -1,
 }
-AUTOMATION = {"RUNTIME": os.environ.get("BENCH_RUNTIME", "")}
+AUTOMATION = {"RUNTIME": os.environ.get("BENCH_RUNTIME", ""), **json.loads(os.environ.get("BENCH_AUTOMATION", "{}"))}

@@ -1,5 +1,5 @@
-"""Settings of the test suite. ``TEST_DATABASE`` picks the database: sqlite (default), postgresql or mariadb.
-``TEST_REPLICA`` gives it a replica that lags (``tests/replicas.py``).
+"""Settings of the test suite. ``TEST_DATABASE`` selects the database: sqlite (default), postgresql or
+mariadb. ``TEST_REPLICA`` adds a lagging replica (``tests/support/replicas.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "tests.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
+MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}  # Django 6.1 asks for it
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -32,12 +33,15 @@ INSTALLED_APPS = [
     "django_ai.automation.events",
     "django_ai.automation.workflows",
     "django_ai.automation.agents",
+    "django_ai.automation.contrib.telemetry",
+    "django_ai.automation.console",
     "tests.apps.reservations",
     "tests.apps.front_desk",
     "tests.apps.soak",
     "tests.apps.story",
     "tests.apps.release",
     "tests.apps.shop",
+    "tests.apps.captured",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -60,7 +64,7 @@ TEMPLATES = [
 
 SCRATCH = Path(os.environ.get("TEST_SCRATCH") or tempfile.mkdtemp(prefix="automation-tests-"))
 DATABASES = {"default": database_from_environment(SCRATCH)}
-if "TEST_REPLICA" in os.environ:  # migrated, and never written
+if "TEST_REPLICA" in os.environ:  # migrated, but never written to
     file = str(SCRATCH / "replica.sqlite3")
     DATABASES["replica"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "TEST": {"NAME": f"{file}.test"}}
     DATABASE_ROUTERS = ["tests.support.replicas.PackageReadsReplica"]
@@ -86,11 +90,15 @@ elif str(Q_CLUSTER["broker_class"]).endswith("RedisBroker"):
 if "TEST_WITHOUT_Q2" in os.environ:
     INSTALLED_APPS.remove("django_q")
 
-TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
+TASKS: dict[str, dict[str, object]] = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 if find_spec("django_tasks_db"):
     INSTALLED_APPS.append("django_tasks_db")
 
 AUTOMATION: dict[str, object] = {"RUNTIME": os.environ.get("TEST_RUNTIME", "silent")}
+if "TEST_QUEUES" in os.environ:  # "heavy" serves the queue "reports" of tests.apps.story
+    AUTOMATION["QUEUES"] = {"reports": "heavy"}
+    Q_CLUSTER["ALT_CLUSTERS"] = {"heavy": {}}
+    TASKS["default"]["QUEUES"] = ["default", "heavy"]
 if "TEST_LEASE_SECONDS" in os.environ:
     AUTOMATION["LEASE"] = timedelta(seconds=float(os.environ["TEST_LEASE_SECONDS"]))
     AUTOMATION["HEARTBEAT"] = timedelta(seconds=float(os.environ["TEST_LEASE_SECONDS"]) / 4)

@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 
 PROJECT = "django-ai-automation"
 ALLOWED_LICENCES = re.compile(
-    r"\b(MIT|MIT-0|0?BSD|ISC|Apache|PSF|Python Software Foundation|LGPL|Lesser General|Unlicense)\b"
+    r"\b(MIT|MIT-0|0?BSD|ISC|Apache|PSF|Python Software Foundation|LGPL|Lesser General|MPL|Mozilla Public License|"
+    r"Unlicense)\b"
 )
 """Licences that put no obligation on the code of a project that uses the dependency."""
 ACCEPTED_DRIVERS = {"mysqlclient": "GPL-2.0-or-later"}

@@ -1,14 +1,16 @@
 """The gate: what must pass before a change lands, in two tiers, and the full matrix.
 
-Tier 1, ``make test``: lint, types, and every test that is neither ``slow`` nor ``alone``, on SQLite and PostgreSQL in
-parallel.
+Tier 1, ``make test``: lint; then in parallel the types and the tests that are neither ``slow`` nor ``alone``, on SQLite
+and PostgreSQL. The faults and the scenarios are left to the second tier, and on PostgreSQL the tests of the console and
+of telemetry.
 
 Tier 2, ``make test-ci``:
 
-1. In parallel: the slow tests on SQLite and PostgreSQL; all tests that need a database on MariaDB; the quick tests with
-   the newest Python and Django for which this machine has an interpreter (on SQLite; on PostgreSQL only the
-   lifecycle); the lifecycle with a clock that moves at each reading, and with a replica that lags; the audit of the
-   dependencies. Coverage is measured here.
+1. In parallel: the faults and scenarios on all databases; the slow tests on SQLite and PostgreSQL; all tests that need
+   a database on MariaDB; the quick tests of the first tier with the newest Python and Django for which this machine has
+   an interpreter, on SQLite. Their lifecycle runs in other surroundings on PostgreSQL, with a clock that moves at each
+   reading. The lifecycle with a replica that lags. The audit of the dependencies. Coverage is measured here, not in
+   all suites.
 2. In parallel: the tests that start real workers (the mark ``alone``), on all databases.
 3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
    the newest.
@@ -18,8 +20,8 @@ pytest.
 
 A missing service is reported, with the way to start it, and its tests are skipped. A service that
 ``AUTOMATION_REQUIRE`` names, as CI does, must be available. ``make test-all`` (the tier ``all``) runs both tiers, the
-oldest versions that pyproject.toml allows on each database, all crash points with each way to die, the runtimes, and a
-soak of ten minutes, on each database.
+oldest versions that pyproject.toml allows, all crash points with all three kinds of crash, the runtimes, and a soak of
+ten minutes, each of these on each database.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +52,7 @@ QUICK_START = f"{RUNTIMES}/test_quick_start.py"
 NO_DATABASE = ("tests/unit", "tests/architecture")
 FAULTS = ("tests/faults", "tests/scenarios")
 LIFECYCLE = "tests/lifecycle"
+PAGES_AND_METRICS = ("tests/console", "tests/telemetry")
 QUICK = "not alone and not slow"
 SLOW = "slow and not alone"
 MOVING = f"{QUICK} and not exact_times"
@@ -70,6 +73,14 @@ class Suite:
     may_be_empty: bool = False
 
 
+@dataclass(frozen=True)
+class TypeCheck:
+    """A type checker that runs beside the suites."""
+
+    title: str
+    command: tuple[str, ...]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tier", nargs="?", choices=("test", "ci", "all"), default="test")
@@ -77,31 +88,38 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gate-")))
         if tier != "ci":
-            lint_and_types()
-            run_in_parallel(list(first_tier_suites(dict(available_databases(stack, with_mariadb=False)))), scratch)
+            lint()
+            databases = dict(available_databases(stack, with_mariadb=False))
+            *suites, last = first_tier_suites(databases)
+            run_in_parallel([*suites, *type_checks(), last], scratch)
         if tier != "test":
             run_second_tier(stack, scratch, everything=tier == "all")
 
 
-def lint_and_types() -> None:
+def lint() -> None:
     run("ruff check", [tool("ruff"), "check", "."])
     run("ruff format", [tool("ruff"), "format", "--check", "."])
     run("codespell", [sys.executable, "-m", "codespell_lib"])
     run("import-linter", [tool("lint-imports"), "--no-cache"])
-    run("mypy", [tool("mypy")])
+
+
+def type_checks() -> Iterator[TypeCheck]:
+    yield TypeCheck("mypy", (tool("mypy"),))
     with skip_if_missing("pyright"):
         if reason := services.missing("pyright"):
             raise LookupError(reason)
-        run("pyright", [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable])
+        yield TypeCheck("pyright", (sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable))
 
 
 def first_tier_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
-    for title, database in databases.items():
-        yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignoring((*NO_DATABASE, *FAULTS))))
-    # These run on SQLite only, and the second tier runs the rest. Suites of their own, to use all cores.
-    for subject, folders in (("faults", FAULTS), ("tests that need no database", NO_DATABASE)):
-        title = f"SQLite, {subject}"
-        yield Suite(title, Path(sys.executable), databases["SQLite"], ("-m", QUICK, *folders))
+    for title, database in reversed(databases.items()):  # the longest first
+        # PostgreSQL's suite is the longest, and these depend on the database the least.
+        later = PAGES_AND_METRICS if title == "PostgreSQL" else ()
+        ignored = ignoring((*NO_DATABASE, *FAULTS, *later))
+        yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignored))
+    # These run on SQLite only. A suite of their own, to use all cores.
+    title = "SQLite, tests that need no database"
+    yield Suite(title, Path(sys.executable), databases["SQLite"], ("-m", QUICK, *NO_DATABASE))
 
 
 def ignoring(folders: Iterable[str]) -> list[str]:
@@ -154,32 +172,36 @@ def second_tier_suites(
     databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
 ) -> Iterator[Suite]:
     """Yield the suites of the second tier that run in parallel, the longest first."""
-    for number, (title, database) in sorted(enumerate(databases.items()), reverse=True):
-        # There are three ways to die at a crash point. Each database tests another one.
-        share = {} if everything else {"CRASH_POINTS": f"{number}/3"}
+    # There are three kinds of crash at a crash point. Each database tests half of the points, each in one of the kinds;
+    # together they test every point.
+    shared = {
+        title: database if everything else {**database, "CRASH_POINTS": f"{2 * number}/6"}
+        for number, (title, database) in enumerate(databases.items())
+    }
+    here, slowest_first = Path(sys.executable), list(reversed(shared))
+    # The fault tests are a suite of their own, to balance the duration of the suites.
+    for title in slowest_first:
+        yield Suite(f"{title}, faults", here, shared[title], ("-m", TOGETHER, *FAULTS), covered=title == "SQLite")
+    if newest is not None and not everything:
+        quick = ("-m", QUICK, *ignoring(FAULTS))
+        yield Suite("SQLite, newest Python and Django", newest, databases["SQLite"], quick, covered=True)
+    for title in slowest_first:
         # The first tier has run the quick tests on SQLite and PostgreSQL, and nothing on MariaDB.
-        marks = {"SQLite": SLOW, "PostgreSQL": SLOW, "MariaDB": TOGETHER}[title]
-        # On the slower databases the fault tests are a suite of their own, to balance the duration of the suites.
-        ignored = () if title == "SQLite" else FAULTS
-        unneeded = NO_DATABASE if title == "MariaDB" else ()
-        options = ("-m", marks, *ignoring((*ignored, *unneeded)))
-        may_be_empty = marks == SLOW
-        yield Suite(
-            title, Path(sys.executable), {**database, **share}, options, covered=True, may_be_empty=may_be_empty
-        )
-        if ignored:
-            options = ("-m", TOGETHER, *FAULTS)
-            yield Suite(f"{title}, faults", Path(sys.executable), {**database, **share}, options, covered=True)
-    moving = {**databases["SQLite"], "TEST_CLOCK_STEP": "1"}
-    yield Suite("A clock that moves", Path(sys.executable), moving, ("-m", MOVING, LIFECYCLE))
+        marks = TOGETHER if title == "MariaDB" else SLOW
+        ignored = (*FAULTS, *(NO_DATABASE if title == "MariaDB" else ()))
+        if title == "PostgreSQL":
+            ignored = (*ignored, *PAGES_AND_METRICS)
+            yield Suite(f"{title}, pages and metrics", here, shared[title], ("-m", TOGETHER, *PAGES_AND_METRICS))
+        options, is_slow = ("-m", marks, *ignoring(ignored)), marks == SLOW
+        yield Suite(title, here, shared[title], options, covered=not is_slow, may_be_empty=is_slow)
+    # The lifecycle once more in other surroundings. With the newest versions, this is also their run on PostgreSQL.
+    python, of = (here, "") if newest is None else (newest, ", newest Python and Django")
+    moving = {**databases["SQLite" if newest is None else "PostgreSQL"], "TEST_CLOCK_STEP": "1"}
+    yield Suite(f"A clock that moves{of}", python, moving, ("-m", MOVING, LIFECYCLE), covered=newest is not None)
     lagging = {**databases["SQLite"], "TEST_REPLICA": "1"}
-    yield Suite("A replica that lags", Path(sys.executable), lagging, ("-m", QUICK, LIFECYCLE))
-    for title, database in databases.items() if newest else ():
-        if everything or title != "MariaDB":
-            marks = TOGETHER if everything else QUICK
-            # With the newest versions SQLite runs all quick tests, PostgreSQL only the lifecycle.
-            only = (LIFECYCLE,) if title == "PostgreSQL" and not everything else ()
-            yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", marks, *only), covered=True)
+    yield Suite("A replica that lags", here, lagging, ("-m", QUICK, LIFECYCLE))
+    for title, database in databases.items() if newest and everything else ():
+        yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", TOGETHER), covered=True)
     if everything:
         groups = ["test", "mariadb"] if "MariaDB" in databases else ["test"]
         lowest = create_environment("lowest", sys.executable, *groups, "--lowest")
@@ -206,28 +228,33 @@ def worker_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
         yield Suite(f"{title}, with real workers", Path(sys.executable), databases[title], options)
 
 
-def run_in_parallel(suites: list[Suite], scratch: Path) -> None:
-    """Run suites in parallel, and print their output one after the other."""
+def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:
+    """Run suites and type checks in parallel, and print their output one after the other."""
 
-    def run_suite(number: int) -> tuple[int, Path]:
-        suite, log = suites[number], scratch / f"{number}.log"
-        # Each suite uses its own numbered database of Redis.
-        own = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number}"}
-        own["COVERAGE_FILE"] = str(scratch / f".coverage.{number}")
-        covering = ("--cov", "--cov-branch", "--cov-report=") if suite.covered else ()
-        command = [*pytest_of(suite.python), *suite.options, *covering]
+    def run_task(number: int) -> tuple[int, Path]:
+        task, log = tasks[number], scratch / f"{number}.log"
+        variables = dict(os.environ)
+        if isinstance(task, TypeCheck):
+            command = list(task.command)
+        else:
+            covering = ("--cov", "--cov-branch", "--cov-report=") if task.covered else ()
+            command = [*pytest_of(task.python), *task.options, *covering]
+            # Each suite uses its own numbered database of Redis.
+            own = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number}"}
+            own["COVERAGE_FILE"] = str(scratch / f".coverage.{number}")
+            variables |= {**task.environment, **own}
         with log.open("wb") as output:
-            variables = {**os.environ, **suite.environment, **own}
             done = subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=output, check=False)
         return done.returncode, log
 
     failed = []
     # One more than there are cores, because a suite often waits for its database.
     with ThreadPoolExecutor((os.cpu_count() or 2) + 1) as pool:
-        for suite, (code, log) in zip(suites, pool.map(run_suite, range(len(suites))), strict=True):
-            print(f"\n== tests: {suite.title}\n{log.read_text(errors='replace')}", flush=True)
-            empty = suite.may_be_empty and code == NOTHING_SELECTED
-            failed += [suite.title] if code and not empty else []
+        for task, (code, log) in zip(tasks, pool.map(run_task, range(len(tasks))), strict=True):
+            title = f"tests: {task.title}" if isinstance(task, Suite) else task.title
+            print(f"\n== {title}\n{log.read_text(errors='replace')}", flush=True)
+            empty = isinstance(task, Suite) and task.may_be_empty and code == NOTHING_SELECTED
+            failed += [task.title] if code and not empty else []
     if failed:
         raise SystemExit(f"\nFAILED: {', '.join(failed)}.")
 

@@ -23,7 +23,7 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "django_ai" / "automation"
-APPS = ("queues", "events", "workflows", "agents")
+APPS = ("queues", "events", "workflows", "agents", "console")
 """The lowest layer first."""
 LANGUAGES = ("de", "es", "fr")
 KEYWORDS: dict[str, tuple[int, ...] | None] = {"_": None, "gettext_lazy": None, "gettext": None}

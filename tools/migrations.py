@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "django_ai" / "automation"
-APPS = ("queues", "events", "workflows", "agents")
+APPS = ("queues", "events", "workflows", "agents", "console")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Two equal models, with two events and without, to measure the cost of events in a save(). And notes to be routed."""
+"""Two models with equal fields, with and without events, to measure the cost of a save(); and notes to be routed."""
 
 from django.db import models
 

@@ -1,4 +1,4 @@
-"""The documentation names what exists: settings, commands, options, checks, fields, folders. Links lead somewhere."""
+"""The documentation covers all settings, commands, options, checks and folders, and its links and names are valid."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def test_every_option_of_a_command_is_in_the_docs(name):
 
 
 def test_every_check_has_an_id_of_its_own_and_is_in_the_docs():
-    sources = [path.read_text() for path in PACKAGE.glob("*/checks.py")]
+    sources = [path.read_text() for path in PACKAGE.rglob("checks.py")]
     found = [code for source in sources for code in re.findall(r'"automation\.(\w+)"', source)]
-    assert len({code[1:] for code in found}) == len(found), "two checks have one number"
+    assert len({code[1:] for code in found}) == len(found), "two checks have the same number"
     rows = "\n".join(first_cells(reference("checks")))
     assert sorted(re.findall(r"`(?:automation\.)?([EWI]\d{3})`", rows)) == sorted(found)
 
@@ -106,7 +106,7 @@ def test_every_folder_is_on_the_map():
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of the headings of a page, as GitHub and Sphinx make them."""
+    """Return the anchors that GitHub and Sphinx generate for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

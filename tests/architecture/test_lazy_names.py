@@ -1,4 +1,4 @@
-"""The names at the top of the package can be imported early: by a models module, before any app is ready."""
+"""A models module can import the top-level names of the package, before any app is ready."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ SETTINGS = """
 """
 
 
-def project(folder: Path, models: str, automations: str = "") -> subprocess.CompletedProcess[str]:
-    """Set up a project of one app in a process of its own, and say what came of it."""
+REPORT = "import hostel.models; from hostel import report; print(*report())"
+
+
+def project(folder: Path, models: str, automations: str = "", code: str = REPORT) -> subprocess.CompletedProcess[str]:
+    """Set up a project with one app in a subprocess, execute ``code``, and return the finished process."""
     (folder / "hostel").mkdir()
     (folder / "hostel" / "__init__.py").write_text("")
     (folder / "hostel" / "models.py").write_text(textwrap.dedent(models))
     if automations:
         (folder / "hostel" / "automations.py").write_text(textwrap.dedent(automations))
     (folder / "site_settings.py").write_text(textwrap.dedent(SETTINGS))
-    code = "import django; django.setup(); import hostel.models; from hostel import report; print(*report())"
     (folder / "hostel" / "__init__.py").write_text(
         "def report():\n"
         "    from django_ai.automation.events.callbacks import all_callbacks\n"
@@ -38,7 +40,7 @@ def project(folder: Path, models: str, automations: str = "") -> subprocess.Comp
         "    return sorted([c.event_name for c in all_callbacks()] + [w.name for w in all_workflows()])\n"
     )
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", f"import django; django.setup(); {code}"],
         cwd=folder,
         env={
             "DJANGO_SETTINGS_MODULE": "site_settings",
@@ -120,6 +122,39 @@ def test_the_automations_of_an_app_are_found(tmp_path):
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["bed_made", "turn", "over"]
+
+
+def test_events_may_be_registered_before_the_automation_apps_are_ready(tmp_path):
+    """In a models module and in an automations module alike: both are recorded once the apps are ready."""
+    found = project(
+        tmp_path,
+        """
+        from django.db import models
+        from django_ai.automation import EventDefinition, register_events
+
+        class Bed(models.Model):
+            pass
+
+        class Bath(models.Model):
+            pass
+
+        register_events(Bed, EventDefinition("bed_made"))
+        """,
+        """
+        from django_ai.automation import EventDefinition, on_event, register_events
+        from hostel.models import Bath, Bed
+
+        BATH_CLEANED = EventDefinition("bath_cleaned")
+        register_events(Bath, BATH_CLEANED)
+
+        @on_event(BATH_CLEANED)
+        def ring(event):
+            pass
+        """,
+        code="from hostel.models import Bath, Bed; print(Bath.save_base.commits_events, Bed.save_base.commits_events)",
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["True", "True"]
 
 
 def test_an_error_in_a_projects_automations_is_not_swallowed(tmp_path):

@@ -1,4 +1,4 @@
-"""The scenarios of what may go wrong: each has a test that bears its number, and a row in the docs."""
+"""Each failure scenario has a test with its number, and a row in the docs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_scenario_has_a_test_that_bears_its_number(number):
     assert modules(number)
     for module in modules(number):
         assert re.search(rf"^\s*def test_{number:02}_\w+\(", module.read_text(), re.MULTILINE), (
-            f"{module.name} is empty"
+            f"{module.name} has no test with its number"
         )
 
 

@@ -38,7 +38,7 @@ def test_nothing_is_imported_from_a_test_module():
 
 def test_helpers_are_in_support_or_apps():
     modules = [path.relative_to(TESTS) for path in MODULES if not path.name.startswith("test_")]
-    folders = {"support", "apps", "typing"}  # a type checker reads typing, and nothing imports it
+    folders = {"support", "apps", "typing"}  # only a type checker reads typing
     names = {"__init__.py", "conftest.py", "settings.py", "urls.py"}
     assert [path for path in modules if path.parts[0] not in folders and path.name not in names] == []
 

@@ -78,6 +78,8 @@ REPLACED = {
     "house": "architecture",
     "the gate is shut": "FAILED",
     "nursery": "child processes",
+    "whoever": "the worker, process or transaction that",
+    "nobody": "no worker, no run, no subscriber",
 }
 """Each private word, and the term to use. ``begin``, ``bridge over``, ``cause`` and ``tell`` are everyday English."""
 
@@ -86,11 +88,12 @@ ALLOWED = [
     ("beat", r"^src/django_ai/automation/queues/heartbeat\.py", "a heartbeat has beats"),
     ("sealed", r"\$sealed", "this key is stored in rows"),
     ("slots", r"slots=True", "an argument of dataclass"),
+    ("slots", r"limits?\b|_slots|limiter", "what a limit has"),
     ("SHARE", r"LOCK IN SHARE MODE", "SQL"),
     ("Watch", r"Watch ``", "the verb, at the beginning of a sentence"),
     ("Reading", r"Reading another field", "the verb, at the beginning of a sentence"),
 ]
-"""Which lines may have one of the words, and why."""
+"""The lines that may contain such a word, and why."""
 
 
 def is_allowed(word: str, line: str) -> bool:
@@ -98,19 +101,19 @@ def is_allowed(word: str, line: str) -> bool:
 
 
 def lines_with(word: str) -> list[str]:
-    """Return the lines of the places that have ``word``; a name of a class or constant in its own case only."""
+    """Return the lines in ``PLACES`` that contain ``word``. Class and constant names are case-sensitive."""
     case = ["-i"] if word.islower() else []
     command = ["git", "grep", "-nwIF", *case, "-e", word, "--", *PLACES, ":!*.po"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode > 1:
-        pytest.skip(f"this is no git checkout: {found.stderr.strip()}")
+        pytest.skip(f"not a git checkout: {found.stderr.strip()}")
     return found.stdout.splitlines()
 
 
 @pytest.mark.parametrize("word", REPLACED)
 def test_a_replaced_word_is_used_nowhere(word):
     found = [line for line in lines_with(word) if not is_allowed(word, line)]
-    assert found == [], f"say {REPLACED[word]!r} instead of {word!r}"
+    assert found == [], f"use {REPLACED[word]!r} instead of {word!r}"
 
 
 @pytest.mark.parametrize(("word", "pattern"), [each[:2] for each in ALLOWED])

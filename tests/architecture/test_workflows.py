@@ -1,4 +1,4 @@
-"""What CI runs exists, and what is said to be supported is what CI tests."""
+"""CI calls only make targets that exist, and tests every supported version of Python and Django."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSIFIERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["c
 
 
 def versions(prefix: str) -> list[str]:
-    """Return the versions that the classifiers of ``prefix`` name."""
+    """Return the versions in the classifiers that start with ``prefix``."""
     return [each.removeprefix(prefix) for each in CLASSIFIERS if re.fullmatch(re.escape(prefix) + r"\d+\.\d+", each)]
 
 

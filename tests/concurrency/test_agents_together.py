@@ -1,8 +1,7 @@
-"""Agents, their events and their workers at the same time: one life for a singleton, one handler at a time, and no
-event falls between.
+"""Concurrent agents, events and workers: one run of a singleton, one handler at a time, and no lost event.
 
-Where an order matters it is made, not hoped for: the other side acts, in a thread with a connection of its own, at a
-named point of this side's path.
+Where an order matters, the test enforces it: another thread, with its own connection, acts at a named point of the
+tested code.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 one_writer = pytest.mark.skipif(
     "connection.vendor == 'sqlite'",
-    reason="SQLite has one writer: while this transaction is open nobody else can make an event occur",
+    reason="SQLite has one writer: no other connection can record an event while this transaction is open",
 )
 
 
@@ -97,7 +96,7 @@ def test_two_workers_never_overlap_in_one_agent():
             inside.append(event.pk)
             entered.append(event.pk)
             ctx.count += 1
-            elsewhere(drain)  # another worker looks for work, and finds none
+            elsewhere(drain)  # another worker polls, and finds nothing due
             inside.clear()
 
     guest = Person.objects.create()
@@ -113,7 +112,7 @@ def test_two_workers_never_overlap_in_one_agent():
 
 
 def test_two_agents_do_overlap():
-    """The handlers of one agent do not hold up those of another."""
+    """The handlers of one agent do not block the handlers of another."""
     meet = threading.Barrier(2)
 
     @agent("sociable", match={"guest_id": "{{ ctx.guest_id }}"})
@@ -168,8 +167,8 @@ def test_an_event_that_occurs_while_a_handler_is_under_way(atomic):
 
 LEAVING = [
     (agent_session, "pending_in", "before"),
-    (agent_session, "pending_in", "after"),  # what was read is not all any more
-    (agent_session, "touch", "before"),  # the lease has ended, and the last look is still to come
+    (agent_session, "pending_in", "after"),  # the list that was read is no longer complete
+    (agent_session, "touch", "before"),  # the lease is released, but the last check of the mailbox is not done
     (agent_session, "touch", "after"),
     (models, "ring_after_commit", "before"),
 ]
@@ -203,7 +202,7 @@ def test_the_worker_comes_while_subscribers_are_notified(companion, monkeypatch,
 
 
 def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
-    """An event came into the mailbox while he had the agent, and nobody was left to see it: the sweep does."""
+    """The event reached the mailbox while the agent was leased. After the worker's death, the poller finds it."""
     guest = Person.objects.create()
     AgentManager.spawn("companion", guest_id=guest.pk)
     drain()
@@ -227,14 +226,14 @@ def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
 BORN = [
     (runner, "activate", "before"),
     (activation, "keys_of", "before"),
-    (agent_session, "catch_up", "before"),  # its routes have committed, and it has not looked back
-    (agent_session, "catch_up", "after"),  # it has looked back, and does not say so yet
+    (agent_session, "catch_up", "before"),  # its routes are committed, but it has not caught up yet
+    (agent_session, "catch_up", "after"),  # it has caught up, but has not stored this yet
     (agent_session, "pending_in", "before"),
 ]
 
 
 def born_meanwhile(booking: Booking) -> None:
-    """What occurs while the agent comes to life: an event of its own entity, and one that its match finds."""
+    """Record two events during the activation of the agent: one that its match finds, and one of its own entity."""
     guest = Person.objects.get(pk=booking.guest_id)
     write(guest, "meanwhile")
     confirm(booking)
@@ -243,7 +242,7 @@ def born_meanwhile(booking: Booking) -> None:
 @pytest.mark.parametrize(("module", "name", "moment"), BORN)
 def test_events_that_occur_while_an_agent_comes_to_life(companion, monkeypatch, module, name, moment):
     if connection.vendor == "sqlite" and name == "keys_of":
-        pytest.skip("SQLite has one writer: while the transaction that spawns is open nobody else can write")
+        pytest.skip("SQLite has one writer: no other connection can write while the spawning transaction is open")
     booking = book()
     acted = once(monkeypatch, module, name, **{moment: lambda: born_meanwhile(booking)})
     drain()
@@ -268,7 +267,7 @@ def test_events_that_occur_between_install_and_commit(companion, monkeypatch, mo
 
 @one_writer
 def test_an_event_that_arrives_before_the_agent_and_commits_after_it(companion, monkeypatch):
-    """Keys are not handed out in the order of commits: the agent's position reaches back behind what is in flight."""
+    """Keys are not allocated in commit order, so the agent's position is below the keys of open transactions."""
     guest = Person.objects.create()
     real, bookings = occurrence._fan_out, []
 
@@ -303,9 +302,9 @@ def test_events_that_occur_before_the_transaction_that_spawns_by_hand_commits(co
     assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
 
 
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="it asks PostgreSQL how long to wait for a lock")
+@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="the test uses the lock_timeout of PostgreSQL")
 def test_the_worker_lets_the_agent_go_before_the_transaction_that_gives_it_an_event_commits(companion):
-    """His last look cannot see what is not committed yet."""
+    """The worker's last check of the mailbox cannot see an uncommitted event."""
     guest = Person.objects.create()
     first, second = book(guest), book(guest)
     AgentRun.objects.all().delete()
@@ -315,7 +314,7 @@ def test_the_worker_lets_the_agent_go_before_the_transaction_that_gives_it_an_ev
 
     def let_go():
         with contextlib.suppress(OperationalError), connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = '200ms'")  # he may have to wait for the end of that transaction
+            cursor.execute("SET lock_timeout = '200ms'")  # the update may wait for the end of that transaction
             AgentRun.objects.filter(pk=run.pk).update(lease=None, wake_at=None)
             models.touch([run.pk])
 
@@ -329,7 +328,7 @@ def test_the_worker_lets_the_agent_go_before_the_transaction_that_gives_it_an_ev
 
 @one_writer
 def test_a_handler_changes_its_agents_match_while_the_event_is_notified():
-    """What occurs before the handler's commit goes by the old value, what occurs after it by the new one."""
+    """Events before the handler's commit are matched with the old value, and events after it with the new one."""
     during: list[Callable[[], object]] = []
 
     @agent("moving", match={"guest_id": "{{ ctx.guest_id }}"})
@@ -372,8 +371,10 @@ def test_the_agent_is_ended_while_an_event_is_notified(companion, monkeypatch):
 
 
 def test_many_lives_and_deaths_at_once(companion):
-    """Bookings, spawns by hand, ends and workers all at the same time: each event is handled at most once by one agent,
-    and at the end one singleton lives, or none."""
+    """Bookings, spawns, completions and workers run concurrently.
+
+    Each event is handled at most once by one agent, and at the end at most one singleton is unfinished.
+    """
     guest = Person.objects.create()
 
     def lives():
@@ -388,5 +389,5 @@ def test_many_lives_and_deaths_at_once(companion):
     assert len(agents("active", "pending", "parked", "failed")) <= 1
     assert len(effects()) == len(HandlerExecution.objects.filter(status="completed"))
     assert HandlerExecution.objects.filter(status__in=["pending", "failed", "parked"]).count() == 0
-    # Whatever was never an agent's business any more was cancelled; an event that was handled was handled by one life.
+    # Only active agents have routes.
     assert AgentRoute.objects.exclude(run__status="active").count() == 0

@@ -1,4 +1,4 @@
-"""Claims from many threads at once: one winner, whatever the moment."""
+"""Claims from many threads at once: exactly one of them succeeds."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_events_that_occur_at_once_are_all_counted():
 
 
 def test_counting_and_taking_over_at_once():
-    """Whoever counts has locked the row; a new holder's budget is not reduced by what the old one has counted."""
+    """Counting locks the row, and events counted for the old holder do not reduce the new holder's budget."""
     one, two = runs(2)
     (event,) = events(1)
     claims.hold(UPLOADED, MATCH, owner=one, expires_after_events=9)
@@ -167,12 +167,12 @@ def test_counting_and_taking_over_at_once():
     assert raised == []
     claim = EventClaim.objects.get()
     assert claim.owner == two
-    # Counted after the change of holder, it counts for the new holder; before it, for nobody any more.
+    # An event counted after the change of holder reduces the new budget; one counted before it does not.
     assert (claim.events_left, claim.counted) in [(5, []), (4, [event.pk])]
 
 
 def test_an_end_and_a_claim_at_once():
-    """A run that ends while somebody holds for it leaves nothing that stands: the claim is refused, or goes with it."""
+    """A run that ends during ``claims.hold`` holds no claim: the claim is refused, or ends with the run."""
     (run,) = runs(1)
     raised = together(lambda: engine.cancel(WorkflowRun.objects.get(pk=run.pk)), holding(run))
     assert all(isinstance(error, DefinitionError) and "has ended" in str(error) for error in raised)

@@ -1,4 +1,4 @@
-"""Events that occur again, saved by several processes at once: each write that counts occurs, and none twice."""
+"""Repeated events, saved by several processes at once: each relevant write causes exactly one occurrence."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from django_ai.automation.events.commit_batch import CommitBatch
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues.drain import drain
-from tests.apps.reservations.models import Reservation, Room
-from tests.support.race import together
+from tests.apps.reservations.models import Document, Reservation, Room
+from tests.support.race import Behind, OtherThread, together
 from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,8 +40,10 @@ def change(stay: Reservation, **values: object) -> None:
 
 @pytest.fixture
 def held_back(monkeypatch) -> Iterator[Callable[..., Callable[[], None]]]:
-    """``finish = held_back(work)``: do ``work`` in another process's stead, up to its commit and no further; what
-    follows its commit happens when ``finish()`` is called."""
+    """``finish = held_back(work)``: simulate another process that runs ``work`` and stops after its commit.
+
+    ``finish()`` runs the processing that follows the commit.
+    """
     go, committed = threading.Event(), threading.Event()
     perform = CommitBatch.__call__
     threads = []
@@ -145,7 +147,7 @@ def test_a_creation_whose_commit_is_not_performed_yet_and_an_update(declare, hel
 
 
 def test_a_deletion_while_an_update_is_not_performed_yet(declare, held_back):
-    """The update was committed before the entity went; both happened."""
+    """The deletion occurs. The update, committed before it, occurs or is cancelled."""
     declare(Reservation, EventDefinition("written", trigger=["update", "delete"]))
     stay = Reservation.objects.create()
     finish = held_back(lambda: change(stay, note="one"))
@@ -172,7 +174,7 @@ def test_updates_from_many_threads_all_occur(declare):
 
 
 def test_first_updates_from_many_threads_all_occur(declare):
-    """Nobody has a row yet: those whose insert is refused become rows of their own."""
+    """No row exists yet, and a thread whose insert violates the unique key adds a row of its own."""
     declare(Reservation, EventDefinition("updated", trigger="update"))
     stay = Reservation.objects.create()
     assert together(*(lambda: change(stay, note="x") for _ in range(6))) == []
@@ -214,8 +216,92 @@ def test_a_watched_field_that_many_set_to_one_value_changes_once(declare):
     assert statuses("changed") == ["processed"]
 
 
+PUBLISHED = EventDefinition("published", was={"status": "draft"}, becomes={"status": "published"})
+
+
+def test_a_transition_that_many_make_at_once_occurs_once(declare):
+    declare(Reservation, PUBLISHED)
+    stay = Reservation.objects.create(status="draft")
+    for expected in (1, 2, 3):
+        change(stay, status="draft")
+        assert together(*(lambda: change(stay, status="published") for _ in range(6))) == []
+        drain()
+        assert statuses("published") == ["processed"] * expected
+    assert {str(row.changes) for row in rows("published")} == {"{'status': ('draft', 'published')}"}
+
+
+@pytest.mark.parametrize("has_row", [False, True])
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer, so no other one can save in between")
+def test_a_transition_waits_for_the_transaction_that_makes_it_first(declare, has_row):
+    """The second one reads the row only after the first has committed, and finds that it is no transition any more."""
+    declare(Reservation, PUBLISHED)
+    stay = Reservation.objects.create(status="draft")
+    if has_row:
+        change(stay, status="published")
+        change(stay, status="draft")
+    before = len(statuses("published"))
+    stale = Reservation.objects.get(pk=stay.pk)
+    stale.status = "published"
+    with transaction.atomic():
+        change(stay, status="published")
+        behind = Behind(stale.save)
+    behind.join()
+    drain()
+    assert statuses("published") == ["processed"] * (before + 1)
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer, so no other one can save in between")
+def test_a_savepoint_that_gives_up_its_lock_forgets_what_it_has_read(declare):
+    """PostgreSQL unlocks the row with the savepoint, and another transaction makes the transition meanwhile."""
+    declare(Reservation, PUBLISHED)
+    stay, other = Reservation.objects.create(status="draft"), Reservation.objects.create()
+    theirs: list[OtherThread] = []
+    with transaction.atomic():
+        change(other, note="read before the savepoint")
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            change(stay, status="published")
+            raise ZeroDivisionError
+        theirs.append(OtherThread(lambda: change(stay, status="published")))
+        if connection.vendor == "postgresql":
+            theirs[0].join()
+        change(stay, status="published")
+    theirs[0].join()
+    drain()
+    assert statuses("published") == ["processed"]
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no row locks")
+def test_reading_the_row_does_not_block_rows_that_refer_to_it(declare):
+    """An order line is inserted while the order is being saved. On MariaDB the update of the order blocks it anyway."""
+    declare(Reservation, PUBLISHED)
+    stay = Reservation.objects.create(status="draft")
+    with transaction.atomic():
+        change(stay, status="published")
+        other = OtherThread(lambda: Document.objects.create(reservation_id=stay.pk))
+        if connection.vendor == "postgresql":
+            other.join()
+    other.join()
+
+
+def test_a_transition_and_a_rollback_beside_it(declare):
+    declare(Reservation, PUBLISHED)
+    stay = Reservation.objects.create(status="draft")
+
+    def regret() -> None:
+        try:
+            with transaction.atomic():
+                change(stay, status="published")
+                raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+
+    assert together(regret, regret, lambda: change(stay, status="published"), regret) == []
+    drain()
+    assert statuses("published") == ["processed"]
+
+
 def test_many_delete_and_it_occurs_once_for_each_row(declare):
-    """Two that have collected the same row both send the signal of its deletion; one of them deletes nothing."""
+    """Two threads that have collected the same row both send its delete signal, but only one deletes it."""
     declare(Reservation, EventDefinition("gone", trigger="delete"))
     stays = [Reservation.objects.create() for _ in range(5)]
 
@@ -246,9 +332,9 @@ def test_a_rollback_beside_a_commit(declare):
     assert statuses("updated") == ["processed", "processed"]
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: nobody can save in between")
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: no other process can save in between")
 def test_an_open_transaction_and_another_processes_save(declare):
-    """The second save waits for the first transaction's row, and is then an update of its own."""
+    """The second save waits for the row lock of the first transaction, and is a separate update."""
     declare(Reservation, EventDefinition("updated", trigger="update"))
     stay = Reservation.objects.create()
     change(stay, note="x")

@@ -1,4 +1,4 @@
-"""The lower bound behind which everything has come: keys that are handed out in one order and commit in another."""
+"""The lower bound up to which all arrivals are visible, with keys that commit in another order than allocated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django_ai.automation.queues.arrival_pruning import prune_arrivals
 from django_ai.automation.queues.models import Arrival
 from django_ai.automation.queues.periodic_tasks import TimeSlice
 from django_ai.automation.queues.positions import allocate, bound_at, lower_bound
-from tests.support.race import Together
+from tests.support.race import OtherThread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,7 +34,7 @@ class Undone(Exception):
 
 @contextmanager
 def in_flight(commit: bool = True) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Somebody else takes a position and has not committed: it, and what ends that transaction."""
+    """Allocate a position in another, open transaction; yield it, and a function that ends the transaction."""
     taken: list[int] = []
     has_taken, go_on = threading.Event(), threading.Event()
 
@@ -49,7 +49,7 @@ def in_flight(commit: bool = True) -> Iterator[tuple[int, Callable[[], None]]]:
         except Undone:
             pass
 
-    other = Together(work)
+    other = OtherThread(work)
     assert has_taken.wait(20)
 
     def end() -> None:
@@ -120,7 +120,7 @@ def test_a_rolled_back_key_is_passed_over_while_others_go_on_writing():
 
 @several_writers
 def test_who_has_begun_after_a_rolled_back_key_does_not_hold_a_new_process_back(monkeypatch):
-    """Or a run that a new process makes would hear what came a minute before it was made."""
+    """Otherwise a run created by a new process would receive events from a minute before its creation."""
     monkeypatch.setattr(committed_prefix, "MAX_CLOCK_STEP_SECONDS", 0)
     arrive()
     with in_flight(commit=False):
@@ -133,7 +133,7 @@ def test_who_has_begun_after_a_rolled_back_key_does_not_hold_a_new_process_back(
     assert lower_bound() == high
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="on MariaDB a wait for a lock ends before a minute does")
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="on MariaDB a lock wait times out in less than a minute")
 def test_a_key_of_a_transaction_that_is_open_for_long_is_above_the_bound_of_a_new_process(monkeypatch):
     monkeypatch.setattr(committed_prefix, "SETTLED_SECONDS", 0)
     arrive(2)
@@ -154,7 +154,7 @@ def test_what_this_transaction_has_made_is_not_counted_on_by_others():
             own = arrive(2)
             assert lower_bound() == own
             if connection.vendor != "sqlite":
-                assert Together(lower_bound).join() == committed
+                assert OtherThread(lower_bound).join() == committed
             raise Undone
     except Undone:
         pass
@@ -186,7 +186,7 @@ def test_a_bound_in_the_middle_of_many():
     lower_bound()
     with in_flight() as (low, end):
         arrive(1500)
-        # MariaDB sets keys aside for a statement of many rows, and does not use them all.
+        # MariaDB reserves keys for a statement of many rows, and does not use all of them.
         assert low - 1100 < lower_bound() < low
         end()
     assert lower_bound() == Arrival.objects.order_by("pk").last().pk

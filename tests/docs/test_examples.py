@@ -1,4 +1,4 @@
-"""Every Python block of the documentation is executed, page by page, on the test settings."""
+"""Every Python block of the documentation is executed, page by page, with the test settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.documentation import AGENTS, PAGES, ROOT
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the documentation is on SQLite"),
+    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the documentation uses SQLite"),
 ]
 
 BLOCKS = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()])
@@ -33,7 +33,7 @@ HAS_PYTHON = [page for page in [*PAGES, AGENTS] if "```python" in page.read_text
 
 
 class Namespace(dict[str, Any]):
-    """The names of one page: those of the tests' ``shop.models``, whose tables are made as its models are declared."""
+    """The namespace of one page, executed as the test app's ``shop.models``, and the tables of the declared models."""
 
     def __init__(self) -> None:
         super().__init__(__name__=f"{APP}.models")
@@ -59,7 +59,7 @@ class Namespace(dict[str, Any]):
                 assert result.testsRun or case.__module__ != self["__name__"]
 
     def drop_tables(self) -> None:
-        """Remove the tables, and let Django forget the models."""
+        """Drop the tables, and remove the models from Django's registry."""
         for model in reversed(self.tables):
             with connection.schema_editor() as editor:
                 editor.delete_model(model)
@@ -70,7 +70,7 @@ class Namespace(dict[str, Any]):
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    """Yield an empty namespace. In it ``enter`` holds a context manager open until the page ends."""
+    """Yield a new namespace. Its ``enter`` keeps a context manager open until the end of the page."""
     found = Namespace()
     with ExitStack() as stack:
         found["enter"] = stack.enter_context
@@ -96,7 +96,7 @@ def test_the_examples_of_a_page_run(page: Path, namespace: Namespace) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Yield the calls of ``manage.py`` that a page prints."""
+    """Yield the arguments of each ``manage.py`` command on a page."""
     for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
         for line in re.findall(r"^\$ (?:.*&& )?python manage\.py (.*)$", block, re.MULTILINE):
             yield shlex.split(line, comments=True)

@@ -1,4 +1,4 @@
-"""The tutorial as printed: its files and commands in an empty folder, and what it says that they print."""
+"""The tutorial as printed: its files and commands work in an empty folder, with the printed output."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.documentation import ROOT, TUTORIAL
 pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.alone,
-    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the tutorial is on SQLite"),
+    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the tutorial uses SQLite"),
 ]
 
 INSTALLATION = ("mkdir ", "cd ", "python -m venv", ". .venv", "pip install")
-"""What the test does not type: the folder and the package are there."""
+"""The commands that the test skips, because the folder and the package already exist."""
 WORKER = "python manage.py automation_worker"
 SERVER = "python manage.py runserver"
 SECONDS = 30
@@ -36,11 +36,11 @@ client.force_login(User.objects.get(username="admin"))
 for page in ("automation_events/event", "automation_workflows/workflowrun", "automation_agents/agentrun"):
     assert client.get(f"/admin/{page}/").status_code == 200, page
 """
-"""What a reader sees who logs in."""
+"""Code that opens the admin pages that a reader sees after the login."""
 
 
 class Shop:
-    """A folder in which the tutorial is typed, and its worker."""
+    """A folder in which the test runs the tutorial, and its worker."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Shop:
         self.environment |= {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
 
     def write(self, source: str) -> None:
-        """Write a file: its first line says which, and whether the rest is added to what is there."""
+        """Write a file. The first line of ``source`` contains its name, and whether to append to it."""
         first, _, rest = source.partition("\n")
         name, _, how = first.removeprefix("# ").partition(", ")
         path = self.folder / name
@@ -59,7 +59,7 @@ class Shop:
         path.write_text(before + rest)
 
     def type(self, command: str, printed: list[str]) -> None:
-        """Run a command, and compare what it prints with the lines below it."""
+        """Run a command, and compare its output with ``printed``."""
         if command == WORKER:
             self.stop()
             self.read = 0
@@ -72,7 +72,7 @@ class Shop:
         if command == SERVER:
             command = shlex.join(["python", "manage.py", "shell", "-c", LOG_IN])
         found = self.run(command)
-        assert is_printed(printed, found), f"$ {command}\nprinted:\n{found}\nand not:\n" + "\n".join(printed)
+        assert is_printed(printed, found), f"$ {command}\nprinted:\n{found}\ninstead of:\n" + "\n".join(printed)
 
     def run(self, command: str) -> str:
         words = shlex.split(command, comments=True)
@@ -88,7 +88,7 @@ class Shop:
         return done.stdout
 
     def expect(self, lines: list[str]) -> None:
-        """Wait until the worker has printed ``lines``, whatever else and in whatever order of its own."""
+        """Wait until the worker has printed ``lines``, in any order and possibly among other lines."""
         deadline = time.monotonic() + SECONDS
         while not set(lines) <= set(self.log.read_text()[self.read :].splitlines()):
             assert time.monotonic() < deadline, f"The worker did not print {lines}:\n{self.log.read_text()}"
@@ -109,19 +109,19 @@ class Shop:
 
 
 def is_printed(lines: list[str], text: str) -> bool:
-    """Return whether ``text`` has these lines; ``...`` stands for anything."""
+    """Return whether ``text`` contains these lines; ``...`` matches anything."""
     pattern = "\n".join(lines)
     body = ".*".join(re.escape(part) for part in pattern.split("..."))
     return re.search(body, text, re.DOTALL) is not None
 
 
 def blocks() -> Iterator[tuple[str, str]]:
-    """Yield language and text of each block of the page."""
+    """Yield the language and the text of each code block of the page."""
     yield from re.findall(r"^```(\w+)\n(.*?)^```$", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def commands(block: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each command of a block with the lines that are printed below it."""
+    """Yield each command of a block, and the output lines below it."""
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         line, *printed = part.rstrip("\n").split("\n")
         if not line.startswith(INSTALLATION):

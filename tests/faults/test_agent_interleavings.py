@@ -1,6 +1,6 @@
-"""Agents and claims at the points where something else happens in between: odd values, other code, rows that vanish.
+"""Agents and claims under interference: unusual values, other versions of the code, and rows that are deleted.
 
-Each was a fault once, found by reading the code as an enemy would.
+Each test reproduces a former bug, found in an adversarial review of the code.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Nothing(BaseModel):
 
 @pytest.fixture
 def owner(work) -> AgentRun:
-    """An agent that lives, and can own claims."""
+    """Return an active agent, which can own claims."""
 
     @agent("owner")
     class Owner:
@@ -70,7 +70,7 @@ def owner(work) -> AgentRun:
 
 
 class TestOddValues:
-    """``C++`` is no regular expression, and PostgreSQL says so with an error."""
+    """``C++`` is not a valid regular expression, and PostgreSQL raises an error for it."""
 
     def test_the_match_of_one_agent_stops_no_event_for_the_others(self, work):
         @agent("watcher", match={"kind__iregex": "{{ ctx.word }}"})
@@ -251,7 +251,7 @@ class TestFences:
 
             @handler("reservation_confirmed", atomic=False)
             def late(self, run):
-                # Meanwhile the lease ran out, and another worker has committed progress of its own.
+                # Meanwhile the lease has expired, and another worker has committed its own progress.
                 AgentRun.objects.filter(pk=run.pk).update(lease="other", seq=run.seq + 5, data={"number": 42})
                 run.refresh_from_db()
                 AgentManager.complete(run)
@@ -283,7 +283,7 @@ class TestFences:
         assert effects() == ["other"]
 
     def test_a_singletons_place_is_not_given_up_by_half(self):
-        """In a transaction that never commits, and outside a handler's own."""
+        """The outer transaction never commits, and the handler has no transaction of its own."""
 
         @agent("mover", match={"note": "{{ ctx.note }}"}, singleton=True)
         class Mover:

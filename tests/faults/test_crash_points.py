@@ -1,7 +1,7 @@
-"""Every commit of every program, three times: the process dies before it, dies after it, or never hears of it.
+"""At every commit of every program, the process dies before it, dies after it, or receives no answer to it.
 
-What is left in the end is the same as if nothing had happened: each database effect once, no try counted that failed
-without a fault of its own, nothing parked, nothing forgotten, nothing leased by a dead worker.
+The final state is the same as without the failure: each database effect occurs once, a crash does not count as a
+failed attempt, and no row is parked, forgotten or leased by a dead worker.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from datetime import timedelta
 import pytest
 
 from django_ai.automation.queues import drain as drain_module
+from tests.support.crash_cancellations import CANCELLATIONS
+from tests.support.crash_endings import ENDINGS
+from tests.support.crash_limits import LIMITS
 from tests.support.crash_points import (
     MODES,
     UNANSWERED,
@@ -23,13 +26,38 @@ from tests.support.crash_points import (
     wipe,
 )
 from tests.support.crash_programs import PROGRAMS
+from tests.support.crash_programs_emitted import EMITTED, WEBHOOKS
+from tests.support.crash_programs_of_runs import CHOICES, PATHS, REPLACEMENTS
+from tests.support.crash_programs_queues import LANES, PAUSES
+from tests.support.crash_transitions import TRANSITIONS
+from tests.support.crash_windows import WINDOWS
+from tests.support.crash_zones import ZONES
+from tests.support.more_crash_programs import MORE_PROGRAMS
+
+EVERYTHING = [
+    *PROGRAMS,
+    TRANSITIONS,
+    *ENDINGS,
+    WINDOWS,
+    *MORE_PROGRAMS,
+    CHOICES,
+    PATHS,
+    REPLACEMENTS,
+    EMITTED,
+    WEBHOOKS,
+    LANES,
+    PAUSES,
+    LIMITS,
+    CANCELLATIONS,
+    ZONES,
+]
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300), pytest.mark.slow]
 
 
 @pytest.fixture
 def unhurried(clock, monkeypatch, settings):
-    """Take time out of it: whatever the machine does, a program has the same commits each time."""
+    """Make programs independent of real time, so that each run of a program makes the same commits."""
     clock.noon = clock.now
     settings.AUTOMATION = {**settings.AUTOMATION, "DRAIN_BUDGET": timedelta(minutes=10)}
     monkeypatch.setattr(drain_module, "_batch_size", lambda model: 20)
@@ -37,21 +65,24 @@ def unhurried(clock, monkeypatch, settings):
 
 
 SHARE = os.environ.get("CRASH_POINTS", "all")
-"""Which points to go through: ``all``, ``none``, or ``0/3``, ``1/3``, ``2/3``: each point in one of the three modes, in
-another one for another number. The gate gives each database its number."""
+"""Which points to test: ``all``, ``none``, or ``0/3``, ``1/3``, ``2/3``: each point in one of the three modes.
+
+The number selects the mode of each point. The gate uses a different number for each database. With ``2/6`` every second
+point is tested, in one of the modes.
+"""
 
 
 def chosen(points: list[str], mode: str) -> list[str]:
-    """Return the points that this run strikes in ``mode``."""
+    """Return the points that this run tests in ``mode``."""
     if SHARE == "all":
         return points
     number, of = map(int, SHARE.split("/"))
     return [point for at, point in enumerate(points) if (at + number) % of == MODES.index(mode)]
 
 
-@pytest.mark.skipif(SHARE == "none", reason="CRASH_POINTS=none: the gate goes through them with its own Python")
+@pytest.mark.skipif(SHARE == "none", reason="CRASH_POINTS=none: the gate tests the crash points with its own Python")
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+@pytest.mark.parametrize("program", EVERYTHING, ids=lambda program: program.name)
 def test_every_commit(program, mode, unhurried):
     clock = unhurried
     program.declare()

@@ -1,6 +1,6 @@
-"""What an adversary found: hooks and commits that fail, rows that their own step touches, workers and saves in between.
+"""Bugs found in an adversarial review: failing hooks and commits, steps that change their own rows, concurrent saves.
 
-Each test brings about one order of things that once lost work, did it twice, or waited for ever.
+Each test enforces one order of operations that once lost work, repeated it, or waited forever.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_a_hook_that_raises_after_the_commit_does_not_repeat_the_step():
 
 
 def test_what_fails_at_the_commit_is_a_failed_try():
-    """A foreign key that is checked at COMMIT (PostgreSQL, SQLite)."""
+    """A foreign key violation at COMMIT (PostgreSQL, SQLite) is a failed attempt of the step."""
 
     @workflow("deferred")
     class Deferred:
@@ -134,7 +134,7 @@ def test_a_planned_run_may_change_its_own_event(change):
 
 
 def test_a_planned_run_that_begins_while_it_is_withdrawn_is_kept(monkeypatch):
-    """The worker's commit comes between the look and the delete."""
+    """The worker commits the start of the run between the check and the delete."""
     from django_ai.automation.workflows import ending
 
     stay = plan(lambda found: Effect.objects.create(name="began"))
@@ -152,9 +152,9 @@ def test_a_planned_run_that_begins_while_it_is_withdrawn_is_kept(monkeypatch):
 
 
 def test_reconciliation_does_not_write_over_a_save(monkeypatch):
-    """It read the entity, then somebody saved it, then it writes."""
+    """A save between the reconciliation's read and its write is not overwritten."""
     ticket = Ticket.objects.create(due_at=timezone.now() + timedelta(minutes=5))
-    # Nobody heard of this: its row differs now, so that the reconciliation reads it.
+    # update() sends no signal: the date differs from the event's row, so the reconciliation reads the ticket.
     Ticket.objects.filter(pk=ticket.pk).update(due_at=timezone.now() + timedelta(minutes=6))
     original = reconcile.record
 
@@ -183,7 +183,7 @@ def test_a_beat_does_not_wake_a_row_that_was_just_let_go(monkeypatch):
     original = held_leases.renew
 
     def finish_first(rows, lease, now):
-        row.perform(timezone.now)  # the worker finishes between the beat's look and its write
+        row.perform(timezone.now)  # the worker finishes between the heartbeat's read and its write
         original(rows, lease, now)
 
     monkeypatch.setattr(held_leases, "renew", finish_first)
@@ -309,7 +309,7 @@ class TestWaits:
 
 
 class TestCaptured(TestCase):
-    """A project's own ``TestCase``: nothing commits, hooks run only when asked."""
+    """A project's own ``TestCase``: nothing commits, and hooks run only when the test asks for it."""
 
     def setUp(self):
         Reservation.objects.create(status="confirmed")
@@ -328,7 +328,7 @@ def test_a_date_that_means_never_can_be_saved():
     drain()
 
 
-def test_on_fail_runs_as_a_part_of_its_run():
+def test_on_fail_runs_as_a_step_of_its_run():
     seen = []
 
     @workflow("ends badly")

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, of real workers: what was lost is found, and what was written is there once."""
+"""Real workers are killed with SIGKILL at any moment: lost rows are recovered, and each effect occurs once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEASE = 2.0
 
 
 def test_real_seconds_workers_are_killed_again_and_again():
-    """Three workers, one of them killed each third of a second: everything ends, and every effect is there once."""
+    """While one of three workers is killed every 0.3 seconds, everything ends, and every effect occurs once."""
     dice = random.Random(2)
     runs = [engine.start("story:count", steps=5) for _ in range(120)]
     for number in range(60):

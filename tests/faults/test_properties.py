@@ -1,8 +1,11 @@
-"""Properties of the engine, whatever happens in whatever order: Hypothesis draws the programs, what the outside does,
-how time passes, and at which of its SQL statements a worker (or the process that saves) dies. The clock is stopped, the
-worker is ``drain``, and at the end the same model compares as in the soak.
+"""Properties of the engine under random sequences of actions.
 
-``PROPERTY_EXAMPLES`` and ``PROPERTY_STEPS`` ask for more than the gate has time for; then they are drawn at random.
+Hypothesis draws the programs, the external actions, the time that passes, and the SQL statement at which a worker (or
+the process that saves) dies. The clock is stopped, the worker is ``drain``, and at the end the model of the soak
+checks the result.
+
+``PROPERTY_EXAMPLES`` and ``PROPERTY_STEPS`` set the number of examples and of their steps, for longer runs than in the
+gate. With ``PROPERTY_EXAMPLES`` the examples are random.
 """
 
 from __future__ import annotations
@@ -28,14 +31,15 @@ from tests.apps.soak import models as rows
 from tests.conftest import StoppedClock
 from tests.support.fault_injection import dying
 from tests.support.soak.actions import NEVER, Outside
-from tests.support.soak.model import Deed, compare
+from tests.support.soak.model import compare
 from tests.support.soak.observations import resume_lost, without_reason, world_of
+from tests.support.soak.world import Deed
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(3600),
     pytest.mark.slow,
-    # A cursor of the dead is closed by nobody.
+    # A simulated crash leaves its cursor open.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -67,13 +71,13 @@ def instructions(*ons: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def programs(*ons: str) -> st.SearchStrategy[list[dict[str, Any]]]:
-    # In a sub-workflow a wait for a signal to the run would be for one that the outside does not know.
+    # A child does not wait for a signal to its run, because the external actions do not know the child.
     child = st.lists(instructions("event"), min_size=1, max_size=2)
     return st.lists(instructions(*ons) | instruction("call", fails=fails, program=child), min_size=1, max_size=4)
 
 
 class Mortal(Outside):
-    """An outside whose process may die: its deed is done or it is not."""
+    """External actions whose process may die: an action is then either done or not done."""
 
     death: int | None = None
 
@@ -95,7 +99,7 @@ CLOCK: StoppedClock
 
 
 class Lives(RuleBasedStateMachine):
-    """What may happen."""
+    """The random actions, and the check at the end of each example."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,13 +207,13 @@ class Lives(RuleBasedStateMachine):
         with dying(at):
             drain()
 
-    @rule(which=st.integers(0, 4))
+    @rule(which=st.integers(0, 5))
     def a_worker_dies_before_it_begins(self, which):
         claim(wakeables()[which], self.clock.now, 20)
 
     @rule(at=st.none() | st.integers(3, 40))
     def those_who_save_die(self, at):
-        """From now on each process that saves dies at one of its statements, or no more."""
+        """From now on, each process that saves dies at its statement number ``at``, or never if it is None."""
         self.outside.death = at
 
     def teardown(self):
@@ -228,7 +232,7 @@ class Lives(RuleBasedStateMachine):
 
 
 def forget() -> None:
-    """Delete all rows: an example begins with none."""
+    """Delete all rows, because each example starts without rows."""
     models = [rows.Effect, rows.Deed, rows.Thing, Signal, WorkflowRun, AgentRun, Event]
     for model in models:
         model._base_manager.all()._raw_delete(connection.alias) if model in models[:2] else _delete(model)

@@ -1,7 +1,7 @@
-"""A short soak on a database of its own; ``python -m tests.support.soak.run --minutes 60`` soaks for longer.
+"""A short soak on a database of its own; ``python -m tests.support.soak.run --minutes 60`` runs a longer one.
 
-``SOAK_SECONDS``, ``SOAK_SKEW`` and ``SOAK_SEED`` change how long, how wrong the clocks are, and which; the seed is
-printed. It takes about as long again to let what was begun come to its end.
+``SOAK_SECONDS``, ``SOAK_SKEW`` and ``SOAK_SEED`` set the duration, the clock skew and the random seed, which is
+printed. To finish the work that was started takes about as long again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KIND = os.environ.get("TEST_DATABASE", "sqlite")
 @pytest.mark.timeout(SECONDS + 300)
 def test_real_seconds_random_programs_under_fire():
     if KIND == "mariadb" and "SOAK_SECONDS" not in os.environ:
-        pytest.skip("The gate soaks on SQLite and PostgreSQL; SOAK_SECONDS=60 asks for MariaDB.")
+        pytest.skip("The gate soaks on SQLite and PostgreSQL; set SOAK_SECONDS=60 to soak on MariaDB.")
     seed = os.environ.get("SOAK_SEED") or str(random.SystemRandom().randrange(10**6))
     command = [sys.executable, "-m", "tests.support.soak.run"]
     command += ["--minutes", str(SECONDS / 60), "--seed", seed, "--database", KIND]

@@ -1,4 +1,4 @@
-"""A small ``bench/under_fire.py``: everything ends, and each effect is there exactly once, while workers are killed."""
+"""A small ``bench/under_fire.py``: while workers are killed, everything ends, and each effect occurs exactly once."""
 
 from __future__ import annotations
 

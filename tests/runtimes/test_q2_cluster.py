@@ -1,7 +1,7 @@
 """A real cluster with two workers performs everything on time. Waits real seconds.
 
-That nothing is early is tested exactly. Lateness is measured in ``bench/``; the limit here allows for a noisy machine,
-and is far below the minute that polling once a minute would take.
+The tests check exactly that no timer fires early. ``bench/`` measures lateness; the limit here allows for a noisy
+machine, and is far below the minute that polling once a minute would take.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_real_seconds_first_step_follows_the_commit(tmp_path, q2):
         until(lambda: Mark.objects.filter(name="ready:warm").exists(), 20, "The first run", log)
         for number in range(15):
             name = f"fast {number}"
-            time.sleep(0.25 + 0.013 * number)  # in no fixed phase of the polling
+            time.sleep(0.25 + 0.013 * number)  # not in phase with the polling
             committed = timezone.now()
             Probe.objects.create(name=name, ready=True)
             until(lambda name=name: Mark.objects.filter(name=f"ready:{name}").exists(), 10, "The first step", log)
@@ -111,7 +111,7 @@ def test_a_web_process_and_two_workers_write_together(tmp_path, q2):
     assert failures == []
     assert Mark.objects.filter(name__startswith="ready:").count() == 120
     assert Mark.objects.filter(name="story:count").count() == 100
-    # The heartbeat waits for the lock for half a second, then logs a warning and retries at its next beat.
+    # The heartbeat waits for the lock for half a second, then logs a warning and retries at its next interval.
     locked = [line for line in log.read_text().splitlines() if "locked" in line]
     assert [line for line in locked if "retr" not in line and "again" not in line] == []
 

@@ -16,7 +16,7 @@ from tests.support.polling import until
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.alone,
-    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the quick start is on SQLite"),
+    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the quick start uses SQLite"),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

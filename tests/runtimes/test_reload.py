@@ -63,7 +63,7 @@ class Project:
             **os.environ,
             "DJANGO_SETTINGS_MODULE": "site_settings",
             "PYTHONPATH": f"{source}{os.pathsep}{folder}",
-            "PYTHONDONTWRITEBYTECODE": "1",  # two versions within a second may have one size and one time
+            "PYTHONDONTWRITEBYTECODE": "1",  # two versions written within a second may have the same size and time
         }
 
     def run(self, *command: str) -> None:
@@ -93,7 +93,7 @@ def test_real_seconds_worker_restarts_with_changed_code_and_survives_an_import_e
         project.greets("first")
         (before,) = children_of(worker.pid)
 
-        # The process may not watch its files yet: a file that is saved while it starts counts as changed.
+        # The process may not watch its files yet: a file that is saved while the process starts counts as changed.
         project.automations.write_text(AUTOMATIONS % "second")
         until(lambda: children_of(worker.pid) not in ([], [before]), 30, "The restart", project.log)
         project.greets("second")

@@ -89,7 +89,7 @@ def test_real_seconds_story_with_every_runtime_gives_the_same_rows(tmp_path, nam
         kind = {"q2": "q2", "worker": "worker", "celery": "celery", "django": "tasks"}.get(name.partition("-")[0])
         assert set(Worker.objects.values_list("runtime", flat=True)) == ({kind} if kind else set())
         assert not Worker.objects.exclude(stopped_at=None).exists()
-        if kind:  # with "inline" a commit performs only a part of it
+        if kind:  # with "inline" a commit runs only a part of the maintenance
             until(is_maintained, 30, "The maintenance", log)
     stopped = Worker.objects.exclude(stopped_at=None).count()
     assert stopped == Worker.objects.count(), "a worker has not recorded that it stopped"

@@ -7,7 +7,7 @@ import pytest
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.support.child_processes import run_script
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.slow]
 
 BLOCKED = """
 import sys

@@ -24,7 +24,7 @@ from tests.apps.story.models import Mark, Probe
 from tests.support.child_processes import automation_worker, children_of
 from tests.support.polling import until
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ class TestStopAndRestart:
             children = children_of(process.pid)
             assert len(children) == 2
             process.send_signal(signal.SIGTERM)
-            # Long before the next poll, and before the grace.
+            # Long before the next poll and the end of the grace period.
             assert process.wait(15) == 0
             assert not any(is_alive(child) for child in children)
 
@@ -98,7 +98,7 @@ class TestWaking:
             pytest.skip("only PostgreSQL has NOTIFY")
         log = tmp_path / "worker.log"
         with warm_worker(log, "--poll", "60"):
-            time.sleep(0.5)  # it is asleep by now
+            time.sleep(0.5)  # the worker is idle by now
             started = time.monotonic()
             warm(log)
             assert time.monotonic() - started < 15
@@ -120,16 +120,16 @@ class TestWaking:
 
 
 class TestOptions:
-    def test_queues_limit_what_it_performs(self):
+    def test_kinds_limit_what_it_performs(self):
         Probe.objects.create(name="due", due_at=timezone.now() - timedelta(seconds=1))
         run = engine.start("story:count", steps=1)
-        call_command("automation_worker", "--once", "--queues", "events, callbacks")
+        call_command("automation_worker", "--once", "--kinds", "events, callbacks")
         assert not done(run)
         assert Mark.objects.filter(name="due:due").count() == 1
-        call_command("automation_worker", "--once", "--queues", "workflows")
+        call_command("automation_worker", "--once", "--kinds", "workflows")
         assert done(run)
 
-    def test_rows_of_other_queues_are_rung_for(self):
+    def test_rows_of_other_kinds_are_rung_for(self):
         """A worker of events does not perform the callbacks that they cause, so it must wake another worker."""
 
         class Counting:
@@ -143,7 +143,7 @@ class TestOptions:
         Event.objects.filter(event_name="probe_due").update(wake_at=timezone.now(), at=timezone.now())
         bell = Counting()
         set_notifier(bell)
-        call_command("automation_worker", "--once", "--queues", "events")
+        call_command("automation_worker", "--once", "--kinds", "events")
         assert CallbackExecution.objects.get().status == "pending"
         assert bell.rings > 0
 
@@ -158,8 +158,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--queues", "workflow"], "Did you mean 'workflows'"),
-            (["--queues", "mail"], "agents, callbacks, events, maintenance, signals, workflows"),
+            (["--kinds", "workflow"], "Did you mean 'workflows'"),
+            (["--kinds", "mail"], "agents, callbacks, events, limits, maintenance, schedules, signals, workflows"),
             (["--processes", "0"], "--processes=0 must be at least 1"),
             (["--poll", "0"], "--poll=0 must be positive"),
             (["--grace", "-1"], "--grace=-1"),

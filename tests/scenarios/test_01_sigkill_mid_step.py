@@ -1,4 +1,4 @@
-"""01, SIGKILL in the middle of a step: it runs again after its lease; and a worker that only hung writes too late."""
+"""01, SIGKILL in a step: the step runs again when the lease expires. The late write of a hung worker is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEASE = 2.0
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
 def test_01_real_seconds_a_worker_is_killed_in_the_middle_of_a_step(tmp_path, atomic):
-    # Rolled back with its transaction, or kept because there was none.
+    # The first write is rolled back with its transaction, or kept if the step has none.
     expected_first = 0 if atomic else 1
     log, flag = tmp_path / "cluster.log", tmp_path / "flag"
     set_notifier(Q2Notifier())
@@ -33,7 +33,7 @@ def test_01_real_seconds_a_worker_is_killed_in_the_middle_of_a_step(tmp_path, at
         with qcluster(log, TEST_LEASE_SECONDS=str(LEASE)):
             run = engine.start("story:victim", flag=str(flag), atomic=atomic)
             pid = int(until(lambda: flag.exists() and flag.read_text(), 20, "The step", log))
-            # Longer than a lease: the heartbeat keeps the row, so nobody else begins it.
+            # Longer than a lease: the heartbeat renews the lease, so no other worker starts the step.
             time.sleep(LEASE * 1.5)
             assert not Mark.objects.filter(name="victim:done").exists()
             os.kill(pid, signal.SIGKILL)
@@ -54,9 +54,9 @@ def test_01_real_seconds_a_worker_is_killed_in_the_middle_of_a_step(tmp_path, at
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
 def test_01_real_seconds_a_worker_hangs_and_comes_back(tmp_path, atomic):
-    """SIGSTOP, the lease runs out, another worker does it, SIGCONT: the late write is refused."""
+    """After SIGSTOP the lease expires and another worker runs the step; after SIGCONT the late write is refused."""
     if atomic and connection.vendor == "sqlite":
-        pytest.skip("An atomic step holds SQLite's one write lock: nobody can take over while its worker hangs")
+        pytest.skip("An atomic step holds SQLite's only write lock: no worker can take over while another hangs in it")
     flag, go, late = tmp_path / "flag", tmp_path / "flag.go", tmp_path / "flag.late"
     hung = start_worker(TEST_LEASE_SECONDS=str(LEASE))
     try:
@@ -74,7 +74,7 @@ def test_01_real_seconds_a_worker_hangs_and_comes_back(tmp_path, atomic):
         go.touch()
         hung.send_signal(signal.SIGCONT)
         until(late.exists, 40, "The end of the first try")
-        # It lives on, and takes other work only after it has let go of this.
+        # The worker still runs, and performs other work only after it has ended this attempt.
         other = engine.start("story:count", steps=1)
         until(lambda: WorkflowRun.objects.filter(pk=other.pk, status="completed").exists(), 40, "Other work of it")
     finally:
@@ -84,5 +84,5 @@ def test_01_real_seconds_a_worker_hangs_and_comes_back(tmp_path, atomic):
     assert list(run.steps.values()) == history
     assert [each["outcome"] for each in history] == ["goto", "lost", "complete"]
     kept = list(Mark.objects.filter(name__startswith="hung").order_by("pk").values_list("name", flat=True))
-    # What the first try wrote in its transaction is gone with it; what it wrote outside one stays.
+    # Writes of the first attempt are rolled back with its transaction; without a transaction they stay.
     assert kept == (["hung:second"] if atomic else ["hung:first", "hung:second"])

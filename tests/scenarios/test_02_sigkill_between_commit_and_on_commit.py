@@ -1,5 +1,5 @@
-"""02, SIGKILL between a commit and its on_commit hooks: the event occurs once, by the sweep; a failing callback is
-tried again, and its event does not occur again for that."""
+"""02, SIGKILL between a commit and its on_commit hooks: a worker makes the event occur, once. A callback that fails is
+retried, and its event does not occur again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with transaction.atomic():
 def test_02_the_web_process_is_killed_between_its_commit_and_its_hooks():
     event = the_web_process_dies()
 
-    assert event.lease is None  # a save leases nothing: it is any worker's at once
+    assert event.lease is None  # a save leases nothing: any worker can claim the event at once
     drain()
     event.refresh_from_db()
     assert event.status == EventStatus.PROCESSED

@@ -1,5 +1,5 @@
-"""Scenario 3: the broker is down when a request commits, or is flushed afterwards. The request commits, soon and with
-no error, and the work runs: a lost doorbell is rung again by whoever looks at the database."""
+"""Scenario 3: the broker is down when a request commits, or is flushed afterwards. The request commits quickly and
+without an error, and the work runs: a process that polls the database rings again for a lost doorbell."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _silent_afterwards():
 
 
 def request(name: str) -> float:
-    """Save something as a request does, and return the seconds until it had committed and rung."""
+    """Save a row as a request does, and return the seconds until the commit and the doorbell were done."""
     started = time.monotonic()
     with transaction.atomic():
         Probe.objects.create(name=name, ready=True)
@@ -44,13 +44,13 @@ def ran(name: str) -> bool:
 
 
 def test_03_q2_with_its_orm_broker_and_the_queue_emptied(tmp_path, monkeypatch):
-    """Q2's own broker queues the doorbell; it is gone before a cluster starts. Its schedule finds the work."""
+    """The queue of Q2's own broker loses the doorbell before a cluster starts; Q2's schedule finds the work."""
     from django.core.management import call_command
     from django.utils import timezone
     from django_q.conf import Conf
     from django_q.models import OrmQ, Schedule
 
-    call_command("migrate", verbosity=0)  # a flush between tests took the schedules
+    call_command("migrate", verbosity=0)  # the flush between tests has deleted the schedules
     monkeypatch.setattr(Conf, "BROKER_CLASS", None)
     monkeypatch.setattr(Conf, "ORM", "default")
     set_notifier(Q2Notifier())
@@ -84,13 +84,13 @@ def test_03_q2_with_redis_stopped_while_it_works(tmp_path, monkeypatch):
 
 
 def test_03_celery_with_the_broker_down_at_the_commit(tmp_path):
-    """Then the broker comes up and a worker starts: its clock rings for what waits."""
+    """After the commit the broker and a worker start: the worker's dispatcher rings for the due rows."""
     needs("celery", "redis", "redis-server")
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
     with celery_rings(url, "automation-tests"):
         first, second = request("first"), request("second")
-        # By itself kombu tries for six seconds; and after one failure a process is silent for a while.
+        # By default kombu tries for six seconds. After one failure a process sends no doorbell for a while.
         assert first < 4
         assert second < 2
     log = tmp_path / "worker.log"
@@ -119,7 +119,7 @@ def test_03_celery_with_the_queue_flushed(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["redis://{}/0", "amqp://guest:guest@{}//"], ids=["Redis", "AMQP"])
 def test_03_celery_with_a_broker_that_accepts_and_says_nothing(scheme):
-    """As behind a firewall, or a broker that hangs: the first request waits a moment, the next ones do not."""
+    """The broker accepts connections and never answers: the first request waits briefly, the next ones do not."""
     needs("celery", "redis")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = scheme.format(f"127.0.0.1:{silent.getsockname()[1]}")

@@ -1,5 +1,5 @@
-"""05, a step that kills its worker: each loss is counted before the step runs again, after ``MAX_LOSSES`` the run is
-parked with a reason, its neighbours in the batch go on, and after the cure it is resumed."""
+"""05, a step that kills its worker: each loss is counted before the step runs again. After ``MAX_LOSSES`` losses the
+run is parked with a reason, other runs of its batch continue, and an operator can resume it after a fix."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_05_real_seconds_a_step_kills_its_worker_again_and_again(tmp_path):
             if worker is not None:
                 assert worker.returncode == 9
                 died += 1
-                # Counted when it is claimed: the row says so although its worker could not.
+                # The next claim counts a loss, so the last one is not counted yet.
                 assert WorkflowRun.objects.get(pk=poison.pk).losses == died - 1
             worker = start_worker(TEST_LEASE_SECONDS=str(LEASE))
         return WorkflowRun.objects.filter(pk=poison.pk, status="parked").exists()
@@ -56,7 +56,7 @@ def test_05_real_seconds_a_step_kills_its_worker_again_and_again(tmp_path):
     assert [each.outcome for each in poison.steps.all()] == ["lost"] * 3
     for run in (*before, *after):
         run.refresh_from_db()
-        # At most one loss: they were in the batch of the first worker, and in none with it after that.
+        # At most one loss: only the first worker claimed these runs in one batch with the poison.
         lost = run.steps.filter(outcome="lost").count()
         assert (run.status, run.steps.count() - lost, lost <= 1) == ("completed", 1, True)
     assert Mark.objects.filter(name="story:count").count() == 6
@@ -72,8 +72,7 @@ def test_05_real_seconds_a_step_kills_its_worker_again_and_again(tmp_path):
     ("breaks_off", "tries", "status"), [(SystemExit, 3, "parked"), (ShutdownInterrupt, 5, "completed")]
 )
 def test_05_a_step_that_ends_its_process_in_good_order(breaks_off, tries, status):
-    """``sys.exit()`` in a step would end one worker after the other; a worker that is asked to stop is no fault of the
-    step, however often that happens."""
+    """``sys.exit()`` in a step counts as a loss, so the run is parked; a shutdown of the worker never counts."""
     entered = []
 
     @workflow("poison:leaves")

@@ -1,5 +1,5 @@
-"""Scenario 6: a step takes longer than Q2's ``retry``, after which Q2 hands its task to a second worker. The lease
-keeps the row with the first: the step never runs twice at once, and it is done once. A check warns of such times."""
+"""Scenario 6: a step takes longer than Q2's ``retry``, so Q2 delivers its task to a second worker. The first worker
+keeps its lease, so the step runs only once. A system check warns of such settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OURS = "django_ai.automation.queues.runtimes.q2_brokers.OrmBroker"
 
 
 def test_06_real_seconds_never_two_at_once(tmp_path, monkeypatch):
-    """With Q2's own broker, which stores the doorbell and delivers it again: the worst case."""
+    """The worst case is Q2's own broker, which stores the doorbell and delivers it again."""
     monkeypatch.setattr(Conf, "BROKER_CLASS", None)
     monkeypatch.setattr(Conf, "ORM", "default")
     monkeypatch.setattr(Conf, "RETRY", 1)
@@ -35,7 +35,7 @@ def test_06_real_seconds_never_two_at_once(tmp_path, monkeypatch):
             run = engine.start("story:long", seconds=3 * LEASE)
             until(lambda: Mark.objects.filter(name="long:begin").exists(), 30, "The step", log)
             until(lambda: WorkflowRun.objects.filter(pk=run.pk, status="completed").exists(), 60, "Its end", log)
-            time.sleep(1.5)  # what Q2 delivers again finds nothing
+            time.sleep(1.5)  # time for Q2 to deliver the task again, without effect
     finally:
         set_notifier(None)
     assert Mark.objects.filter(name="long:begin").count() == 1

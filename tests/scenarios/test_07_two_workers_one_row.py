@@ -1,4 +1,4 @@
-"""07, two workers and one row: one of them gets it, on every database and of every kind; the other goes on at once."""
+"""07, two workers and one row of any kind: one worker claims it, and the other continues at once, on every database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_07_one_of_two_claims_gets_it(kind):
 
     assert together(take, take, take) == []
     assert len(taken) == 1
-    # Nobody performs it, as if the worker had died: it comes back once.
+    # Not performed, as if the worker had died: the row is claimed once more after its lease.
     drain(moment + conf().LEASE)
     drain(moment + conf().LEASE)
     assert effects() == ["done"]
@@ -45,7 +45,7 @@ def test_07_two_drains_perform_it_once(kind):
 @row_locks
 @each_kind
 def test_07_who_comes_while_it_is_being_claimed_passes_by(kind):
-    """The first one's claim has locked the row and is not committed: the second does not wait for it."""
+    """A claim skips a row that another worker's uncommitted claim has locked; it does not wait."""
     KINDS[kind]()
     second = []
     with transaction.atomic():

@@ -1,5 +1,5 @@
-"""09, a worker's name is used again: a new process with the host and process number of a dead one takes the row over
-when the lease ends like any other, and what it does before that is refused. The fence is the token, not the name."""
+"""09, a worker's name is reused: a new process has the host and process number of a dead worker. Like any worker, it
+can claim the row only after the lease expires; earlier writes are refused. The fence is the token, not the name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
 @pytest.fixture
 def orphan(monkeypatch):
-    """A run leased by a process that was killed; this process has its name now."""
+    """Return a run leased by a killed process, and give this process the same name."""
     run = engine.start("story:count", steps=1)
     done = run_script(
         """
@@ -63,7 +63,7 @@ def test_09_the_row_is_reclaimed_when_the_lease_ends(orphan):
     (mine,) = claim(WorkflowRun, orphan.wake_at, 1)
     assert (mine.pk, mine.losses) == (orphan.pk, 1)
     assert mine.lease != orphan.lease
-    # And what the dead one sent late is refused, although it bears this worker's name.
+    # Late writes of the dead worker are refused, although its name is the same.
     with pytest.raises(LeaseLostError):
         advance(orphan, {"status": "failed"})
     renew([orphan], orphan.lease, timezone.now() + timedelta(hours=1))

@@ -1,5 +1,5 @@
-"""Scenario 10: workers get SIGTERM again and again while work streams in, as a rolling update does it. Each
-finishes its step or gives it back; nothing is lost, nothing is done twice, and no lease is left to run out."""
+"""Scenario 10: workers get SIGTERM repeatedly while new runs start, as in a rolling update. Each worker finishes its
+step or releases it: nothing is lost, nothing is done twice, and no lease is left to expire."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_10_automation_worker_finishes_or_releases(tmp_path):
             stream_more = [engine.start("story:count", steps=STEPS) for _ in range(3)]
             process.send_signal(signal.SIGTERM)
             assert process.wait(40) == 0, log.read_text()[-3000:]
-        assert nothing_is_held(), "what was claimed and not begun must go back at once"
+        assert nothing_is_held(), "rows that were claimed and not started must be released at once"
         assert len(stream_more) == 3
     with automation_worker(log, "--processes", "2"):
         until(lambda: not WorkflowRun.objects.unfinished().exists(), 60, "The end of all runs", log)

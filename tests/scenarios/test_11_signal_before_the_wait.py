@@ -1,7 +1,7 @@
-"""11, signal before the wait: a wait and what it waits for, in every order that two processes can bring them into.
-Nothing falls between, and nothing wakes a run twice.
+"""11, signal before the wait: a wait and its signal or event, in every order that two processes can produce.
+No wake-up is lost, and no run is woken twice.
 
-The orders are made, not hoped for: the other side acts at a named point of this side's path.
+The tests force each order: the other side acts at a named point of this side's code.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, event_workflow, get_wake, step, wait, wait_for_event, workflow
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import arrivals, run_session, waits
+from django_ai.automation.workflows import delivery, run_session, waits
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.apps.reservations.models import Effect, Reservation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DURING_STEP: list = []
-"""What the other side does while the step that will wait is running."""
+"""Functions that act as the other side while the step that will wait is running."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,20 +60,20 @@ def send() -> Signal:
 
 
 def deliver(signal: Signal) -> None:
-    """Deliver as another worker would, whatever this one is doing."""
+    """Claim and deliver the signal as another worker would."""
     from django.utils import timezone
 
     from django_ai.automation.queues.claim import claim
 
     (mine,) = claim(Signal, timezone.now(), 1)
     assert mine.pk == signal.pk
-    arrivals.deliver(mine, timezone.now)
+    delivery.deliver(mine, timezone.now)
 
 
 def upload(reservation: Reservation) -> None:
     fresh = Reservation.objects.get(pk=reservation.pk)
     fresh.docs = True
-    fresh.save()  # occurs and notifies at its commit
+    fresh.save()  # the event occurs and notifies at this commit
 
 
 def finish_signal_run(run: WorkflowRun) -> None:
@@ -130,7 +130,7 @@ class TestSignals:
         monkeypatch.undo()
         run.refresh_from_db()
         assert run.status == WorkflowStatus.SUSPENDED
-        assert run.wake_at is not None  # due soon: somebody looks for it
+        assert run.wake_at is not None  # due soon, so a worker looks for the signal
         drain(run.wake_at)
         run.refresh_from_db()
         assert (run.status, run.wake_at, run.lease) == (WorkflowStatus.SUSPENDED, None, None)
@@ -157,7 +157,7 @@ class TestSignals:
 
         def first_the_signal(row, wait):
             monkeypatch.setattr(waits, "_in_inbox", look)
-            engine.signal("race:word", {"word": "now"}, run=run)  # committed, its delivery still to come
+            engine.signal("race:word", {"word": "now"}, run=run)  # committed, but not delivered yet
             return look(row, wait)
 
         monkeypatch.setattr(waits, "_in_inbox", first_the_signal)

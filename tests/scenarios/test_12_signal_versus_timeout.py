@@ -1,4 +1,4 @@
-"""12, signal versus timeout at the same instant: whichever takes the run first fixes the branch, and there is one."""
+"""12, signal versus timeout at the same instant: whichever takes the run first decides the only branch that runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from django_ai.automation import complete, engine, get_wake, step, wait, workflow
 from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.workflows import arrivals, runner
+from django_ai.automation.workflows import delivery, runner
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.support.race import Behind, elsewhere, row_locks
 from tests.support.rows import effects, leave
@@ -25,7 +25,7 @@ to_whom = pytest.mark.parametrize("targeted", [False, True], ids=["broadcast", "
 
 @pytest.fixture
 def run(clock):
-    """A run whose timeout comes at this very moment."""
+    """Return a suspended run whose timeout is due now."""
 
     @workflow("patient")
     class Patient:
@@ -55,7 +55,7 @@ def run(clock):
 
 
 def sent(run: WorkflowRun, targeted: bool) -> Signal:
-    """A signal that a worker has leased, just before it is delivered."""
+    """Return a signal that a worker has leased and not delivered yet."""
     engine.signal("word", {"word": "now"}, run=run if targeted else None)
     (signal,) = claim(Signal, timezone.now(), 1)
     return signal
@@ -71,7 +71,7 @@ def one_branch(run: WorkflowRun, effect: str) -> None:
 
 @to_whom
 def test_12_the_signal_is_delivered_first(run, targeted):
-    arrivals.deliver(sent(run, targeted), timezone.now)
+    delivery.deliver(sent(run, targeted), timezone.now)
     one_branch(run, "heard signal now")
 
 
@@ -79,7 +79,7 @@ def test_12_the_signal_is_delivered_first(run, targeted):
 def test_12_the_signal_comes_before_the_worker_that_has_the_run_has_looked(run, targeted):
     signal = sent(run, targeted)
     (taken,) = claim(WorkflowRun, timezone.now(), 1)
-    arrivals.deliver(signal, timezone.now)
+    delivery.deliver(signal, timezone.now)
     taken.perform(timezone.now)
     one_branch(run, "heard signal now")
 
@@ -90,7 +90,7 @@ def test_12_the_timeout_takes_the_run_first(run, targeted, monkeypatch):
 
     def looked(*arguments) -> bool:
         found = real(*arguments)
-        arrivals.deliver(sent(run, targeted), timezone.now)
+        delivery.deliver(sent(run, targeted), timezone.now)
         return found
 
     (taken,) = claim(WorkflowRun, timezone.now(), 1)
@@ -98,7 +98,7 @@ def test_12_the_timeout_takes_the_run_first(run, targeted, monkeypatch):
     taken.perform(timezone.now)
     monkeypatch.undo()
     one_branch(run, "late timeout")
-    # What is meant for one run is kept for it; nobody has taken it.
+    # Nothing has consumed the signal; a signal to one run is kept for that run.
     assert Signal.objects.get().consumed_at is None
 
 
@@ -111,10 +111,10 @@ def test_12_drained_at_once_the_signal_comes_first(run, targeted):
 @row_locks
 @to_whom
 def test_12_the_timeout_comes_while_the_signal_is_being_delivered(run, targeted):
-    """The delivery has locked the run and is not committed: the claim of the timeout passes it by."""
+    """The claim for the timeout skips a run that an uncommitted delivery has locked."""
     signal, taken = sent(run, targeted), []
     with transaction.atomic():
-        arrivals.deliver(signal, timezone.now)
+        delivery.deliver(signal, timezone.now)
         elsewhere(lambda: taken.extend(claim(WorkflowRun, timezone.now(), 1)))
     assert taken == []
     one_branch(run, "heard signal now")
@@ -123,13 +123,12 @@ def test_12_the_timeout_comes_while_the_signal_is_being_delivered(run, targeted)
 @row_locks
 @to_whom
 def test_12_the_signal_comes_while_the_timeout_is_being_claimed(run, targeted):
-    """The claim has locked the run and is not committed: the delivery waits for it, and finds the run taken; the worker
-    then sees the signal when it looks."""
+    """The delivery waits for the uncommitted claim and finds the run leased; the worker then finds the signal."""
     signal = sent(run, targeted)
     with transaction.atomic():
         (taken,) = claim(WorkflowRun, timezone.now(), 1)
-        delivery = Behind(lambda: arrivals.deliver(signal, timezone.now))
-    delivery.join()
+        behind = Behind(lambda: delivery.deliver(signal, timezone.now))
+    behind.join()
     taken.perform(timezone.now)
     one_branch(run, "heard signal now")
 
@@ -140,7 +139,7 @@ def test_12_a_claim_that_is_rolled_back_leaves_the_run_to_the_signal(run, target
     signal = sent(run, targeted)
     with transaction.atomic():
         claim(WorkflowRun, timezone.now(), 1)
-        delivery = Behind(lambda: arrivals.deliver(signal, timezone.now))
+        behind = Behind(lambda: delivery.deliver(signal, timezone.now))
         transaction.set_rollback(True)
-    delivery.join()
+    behind.join()
     one_branch(run, "heard signal now")

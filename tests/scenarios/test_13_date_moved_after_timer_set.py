@@ -1,5 +1,5 @@
-"""13, a date moved or a condition flipped after the timer was set: the timer follows, is never early, and what is not
-to be any more does not come; even where a worker has leased it at that moment."""
+"""13, a date is moved or a condition flips after the timer was set: the timer follows and never fires early. A timer
+that no longer applies does not fire, even if a worker has leased it at that moment."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def changed(write: Callable[..., None], stay: Reservation, change: str) -> Reser
 
 
 def until_the_next_day(clock) -> None:
-    """Workers and the sweep, until everything is long past."""
+    """Poll and drain every half hour until every timer has passed."""
     end = clock.now + 9 * HOUR
     while clock.now < end:
         poll_due(clock.now)
@@ -138,7 +138,7 @@ def test_13_before_it_is_due(timer, change, write, clock):
 @pytest.mark.parametrize("change", ["later", "never", "flipped"])
 @each_way
 def test_13_when_a_worker_has_leased_it(timer, change, write, clock):
-    """Its time has come, a worker has claimed it, and then its date is moved, or its condition flips."""
+    """A worker has claimed the due row, and then its date is moved or its condition flips: it does not fire."""
     offset = timer()
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock.now + 5 * HOUR)
     drain()
@@ -174,7 +174,7 @@ def test_13_flipped_and_flipped_back(timer, write, clock):
 @each_timer
 @each_change
 def test_13_after_it_has_fired(timer, change, clock):
-    """What has fired does not fire again."""
+    """A timer that has fired does not fire again."""
     offset = timer()
     stay = Reservation.objects.create(status="confirmed", checkin_at=clock.now + 5 * HOUR)
     clock.now = stay.checkin_at + offset

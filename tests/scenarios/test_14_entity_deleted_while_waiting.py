@@ -1,4 +1,4 @@
-"""14, an entity deleted while something waits for it: the wait ends with a reason, and nothing hangs or runs for it."""
+"""14, an entity is deleted while something waits for it: the wait ends with a reason, and no timer of it fires."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_14_a_scheduled_event(delete, clock, work):
 
 @pytest.fixture
 def waiting(clock, work):
-    """A run that waits for an event of its own entity, for two hours at most."""
+    """Start a run that waits at most two hours for an event of its own entity; return the entity."""
 
     @event_workflow("reservation_confirmed", name="waits")
     class Waits:
@@ -125,7 +125,7 @@ def test_14_a_wait_for_its_own_event(waiting, clock, work):
 
 
 def test_14_a_wait_for_its_own_event_that_went_behind_djangos_back(waiting, clock, work):
-    """Nobody heard of it: the wait ends at its timeout, as it does where no event comes."""
+    """A delete by raw SQL is not noticed: the wait ends at its timeout, as if no event had come."""
     by_raw_sql(waiting)
     time_goes_on(clock, work)
     assert effects() == ["timeout"]
@@ -151,7 +151,7 @@ def test_14_a_callback_between_two_tries(delete, clock, work):
 
 @deleted
 def test_14_an_agent(delete, clock, work):
-    """It lives on; what was to come of the entity's dates does not come."""
+    """The agent stays active; its handlers with an offset from the entity's dates do not run."""
 
     @agent("companion", spawn_on="booking_created")
     class Companion:
@@ -200,7 +200,7 @@ def test_14_before_a_worker_has_made_the_agents_context(delete, clock, work):
 
 
 def test_14_deleted_between_an_occurrence_and_its_notification_it_is_not_cancelled(clock, work, monkeypatch):
-    """Its process died before it had notified; then the entity goes, and the event has an offset to come."""
+    """The process dies before it notifies, then the entity is deleted: only the callback without an offset runs."""
 
     @on_event("checkin_due", name="came")
     def came(event):

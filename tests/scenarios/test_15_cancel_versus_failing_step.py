@@ -1,4 +1,4 @@
-"""15, cancel versus a failing step: whatever the order, what was cancelled stays cancelled, and is not tried again."""
+"""15, cancel versus a failing step: in every order, a cancelled run or agent stays cancelled and is not retried."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_15_cancelled_after_the_failure_was_recorded(of):
 @row_locks
 @both
 def test_15_cancelled_while_the_failure_is_being_recorded(of, monkeypatch):
-    """The failure has locked the row and is not committed: the cancel waits for it, and has the last word."""
+    """The cancel waits for the uncommitted record of the failure, and then cancels the row."""
     row = of.begin()
     behind = then_before_the_commit(monkeypatch, attempt, "commit", lambda: Behind(lambda: of.cancel(row)))
     drain()
@@ -141,10 +141,10 @@ def test_15_cancelled_while_the_failure_is_being_recorded(of, monkeypatch):
 @row_locks
 @both
 def test_15_fails_while_it_is_being_cancelled(of):
-    """The cancel has locked the row and is not committed: the failure waits for it, and is refused."""
+    """The record of the failure waits for the uncommitted cancel, and is then refused."""
     row = of.begin()
     with transaction.atomic():
-        # Taken before the lock: the step is under way when the cancel comes.
+        # Another worker claims the row before the cancel locks it.
         began, worker = [], []
 
         def cancel_first() -> None:
@@ -160,7 +160,7 @@ def test_15_fails_while_it_is_being_cancelled(of):
 
 
 def _claimed_elsewhere(model):
-    """Claim as another worker does, and commit that, whatever transaction is open here."""
+    """Claim and commit as another worker, outside the transaction that is open here."""
     from django_ai.automation.queues.claim import claim
 
     found = []

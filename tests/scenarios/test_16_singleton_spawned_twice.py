@@ -1,4 +1,4 @@
-"""16, a singleton spawned twice at once: one of them lives, and it gets what the other was spawned for."""
+"""16, a singleton is spawned twice at once: one agent is active, and it also gets the event of the other spawn."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_16_eight_spawn_one_singleton(companion):
 def test_16_eight_spawn_one_singleton_with_eight_events(companion):
     guest = Person.objects.create()
     bookings = [book(guest) for _ in range(8)]
-    AgentRun.objects.all().delete()  # only those that are spawned by hand
+    AgentRun.objects.all().delete()  # this test counts only agents that it spawns itself
     events = [event_of(each, "booking_created") for each in bookings]
     assert together(*[lambda event=event: AgentManager.spawn("companion", event=event) for event in events]) == []
     drain()
@@ -70,7 +70,7 @@ def test_16_eight_events_spawn_one_singleton_and_each_is_handled_once(companion)
 
 @pytest.fixture
 def second(companion):
-    """The second booking of a guest whose agent another worker has leased."""
+    """Return a booking, its agent that another worker has leased, and a second booking of the same guest."""
     first = book()
     drain()
     living = the_agent()
@@ -87,7 +87,7 @@ def handled_by_a_new_one(first, second):
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_16_the_one_that_lives_ends_before_it_is_given_the_event(second, monkeypatch, moment):
-    """The second booking's agent was refused its place, and then the place is free."""
+    """The active agent ends during the redirect of the second booking's event: a new agent handles the event."""
     first, living, booking = second
     once(monkeypatch, activation, "singleton_holder", **{moment: lambda: AgentManager.complete(living.pk)})
     drain()
@@ -115,7 +115,7 @@ def test_16_the_one_that_lives_ends_with_the_event_in_its_mailbox(second, monkey
 
 @row_locks
 def test_16_the_end_of_the_one_that_lives_waits_for_the_event_that_it_is_given(second, monkeypatch):
-    """It cannot end between the look at who lives and the commit of what that one is given: nobody would have it."""
+    """The active agent cannot end before the commit of a redirected event: otherwise no agent would handle it."""
     _, living, _ = second
     ends, put = [], activation.put_in_mailbox
 
@@ -131,7 +131,7 @@ def test_16_the_end_of_the_one_that_lives_waits_for_the_event_that_it_is_given(s
 
 
 def test_16_the_second_that_is_spawned_by_hand_brings_its_own_context():
-    """What code gave to ``create_context`` is not known to the worker that finds the place free again."""
+    """The worker that activates the second agent does not know the arguments that code gave to ``create_context``."""
 
     @agent("guarded", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
     class Guarded:
@@ -158,7 +158,7 @@ def test_16_the_second_that_is_spawned_by_hand_brings_its_own_context():
 @row_locks
 @pytest.mark.parametrize("first_commits", [True, False])
 def test_16_the_second_waits_for_the_first_ones_commit(first_commits, companion):
-    """The first has taken the place and is not committed: the second waits, and then gets that one, or lives itself."""
+    """The second spawn waits for the first one's commit and returns its agent; after a rollback it spawns a new one."""
     guest = Person.objects.create()
     with transaction.atomic():
         first = AgentManager.spawn("companion", guest_id=guest.pk)
@@ -174,7 +174,7 @@ def test_16_the_second_waits_for_the_first_ones_commit(first_commits, companion)
 @row_locks
 @pytest.mark.parametrize("ends", [True, False])
 def test_16_the_second_comes_while_the_first_ends(ends, companion):
-    """The end of the one that lives is not committed: who spawns waits for it, and has a new one or the old one."""
+    """A spawn waits for the uncommitted end of the active agent; it returns a new agent, or the old one on rollback."""
     guest = Person.objects.create()
     first = AgentManager.spawn("companion", guest_id=guest.pk)
     with transaction.atomic():

@@ -1,6 +1,6 @@
-"""Scenario 17: nobody works for longer than any grace, retention or horizon; then everything overdue fires, once.
+"""Scenario 17: after an outage longer than any grace, retention or horizon, every overdue row fires exactly once.
 
-Whatever the periodic tasks do first, and however old it is. Q2's schedules make up for the outage with one run each.
+This does not depend on which periodic task runs first. After the outage each of Q2's schedules runs once.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Nothing(BaseModel):
 
 @pytest.fixture
 def waiting(clock, work, monkeypatch):
-    """One of each kind that waits for its time, an hour from now."""
+    """Create one of each kind of timer, due within two hours."""
     on_event("checkin_due", name="at")(lambda event: leave("an event"))
     on_event("checkin_due", offset=-HOUR / 2, name="before")(lambda event: leave("an offset before"))
     on_event("checkin_due", offset=HOUR, name="after")(lambda event: leave("an offset after"))
@@ -171,7 +171,7 @@ def waiting(clock, work, monkeypatch):
     from django_ai.automation.events.commit_batch import CommitBatch
 
     with monkeypatch.context() as patch:
-        patch.setattr(CommitBatch, "__call__", lambda self: None)  # it dies right after its commit
+        patch.setattr(CommitBatch, "__call__", lambda self: None)  # as if the process had died right after its commit
         Reservation.objects.create(status="confirmed", checkin_at=clock() + HOUR)
     assert effects() == []
 
@@ -200,7 +200,7 @@ def test_17_everything_overdue_fires_once_however_old(first, clock, work):
 
 @pytest.fixture
 def schedules(clock, monkeypatch):
-    """Q2's schedules as they are installed, an hour before the outage."""
+    """Install Q2's schedules, all due now."""
     Schedule.objects.all().delete()
     install_schedules()
     Schedule.objects.update(next_run=clock())
@@ -208,7 +208,7 @@ def schedules(clock, monkeypatch):
 
 
 def half_a_minute(clock):
-    """What the cluster does each half minute: its scheduler, and then its workers. Return what they were given."""
+    """Run Q2's scheduler and then its tasks, as a cluster does every half minute; return the names of the tasks."""
     scheduler(broker=ORM(list_key=Conf.PREFIX))
     given = [SignedPackage.loads(task.payload)["func"] for task in OrmQ.objects.order_by("pk")]
     OrmQ.objects.all().delete()
@@ -221,7 +221,7 @@ def half_a_minute(clock):
 @pytest.mark.usefixtures("schedules")
 @pytest.mark.parametrize("catch_up", [True, False])
 def test_17_the_schedules_make_up_for_an_outage_with_one_run_each(catch_up, clock, monkeypatch):
-    """However Q2's ``catch_up`` is set: else 800 days would be a million polls, one each half minute for a year."""
+    """For both values of Q2's ``catch_up``: catching up on 800 days would take a year, one poll every half minute."""
     monkeypatch.setattr(Conf, "CATCH_UP", catch_up)
     clock.tick(OUTAGE + timedelta(minutes=7))
     given = [each for _ in range(20) for each in half_a_minute(clock)]  # ten minutes
@@ -248,7 +248,7 @@ def test_17_a_schedule_keeps_its_time_of_day(clock):
 
 @pytest.mark.usefixtures("schedules")
 def test_17_what_an_operator_has_set_is_left_alone(clock):
-    """A schedule of a cron line, a limited number of runs, and schedules of the project."""
+    """``skip_missed`` does not change the project's own schedules, nor a schedule with a limited number of runs."""
     own = Schedule.objects.create(name="own", func="math.sqrt", schedule_type="I", minutes=1, next_run=clock())
     limited = Schedule.objects.get(name="Events: poll_due")
     limited.repeats = 5

@@ -1,7 +1,7 @@
-"""Scenario 18: what is rolled back never was: neither events, nor runs, signals, agents, cancellations.
+"""Scenario 18: a rollback leaves no trace of events, runs, signals, agents or cancellations.
 
-With ATOMIC_REQUESTS as in production, through a real view; with savepoints inside a transaction that commits; and
-with ``on_commit``.
+The tests use a real view with ATOMIC_REQUESTS as in production, savepoints inside a transaction that commits, and
+``on_commit``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def automations():
 
 
 def everything(note="x"):
-    """All that a request may say to the automations."""
+    """Do everything that a request can do with automations."""
     stay = Reservation.objects.create(note=note)
     stay.status, stay.checkin_at = "confirmed", timezone.now() + timedelta(days=1)
     stay.save()
@@ -119,7 +119,7 @@ urlpatterns = [
 
 @pytest.fixture
 def browse(settings, monkeypatch):
-    """Ask for a view of this module, each request in a transaction."""
+    """Return a function that requests a view of this module; each request runs in a transaction."""
     settings.ROOT_URLCONF = __name__
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     return Client(raise_request_exception=False).get
@@ -140,7 +140,7 @@ def test_18_a_request_that_is_rolled_back_never_was(view, inline, browse, work):
 def test_18_a_request_that_commits_has_all_of_it_once(browse, work):
     assert browse("/saves").content == b"saved"
     work()
-    # The signal came after the run was created, so the run hears it, though it did not wait yet.
+    # The signal was sent after the run was created, so the run receives it, although it did not wait yet.
     assert sorted(effects()) == ["companion", "confirmed x", "heard x"]
     assert Event.objects.filter(event_name="reservation_confirmed", status="processed").count() == 1
 
@@ -148,7 +148,7 @@ def test_18_a_request_that_commits_has_all_of_it_once(browse, work):
 def test_18_a_request_without_a_transaction_keeps_what_it_saved(browse, work):
     assert browse("/saves_alone_and_raises").status_code == 500
     work()
-    # Each call was a commit, and the companion came after it had occurred.
+    # Each call committed separately, and the companion was spawned after the event had occurred.
     assert sorted(effects()) == ["confirmed x", "heard x"]
     assert (WorkflowRun.objects.count(), Signal.objects.count(), AgentRun.objects.count()) == (1, 1, 1)
 
@@ -163,7 +163,7 @@ def test_18_a_savepoint_that_is_rolled_back_never_was(browse, work):
 
 
 def test_18_the_condition_that_counts_is_the_one_that_is_committed(work):
-    """Turned true in a savepoint that went back, and true again after it: it occurs once, for what was committed."""
+    """The condition turns true in a rolled back savepoint and again later: the event occurs once, as committed."""
     stay = Reservation.objects.create(note="first")
     with transaction.atomic():
         try:
@@ -207,7 +207,7 @@ def test_18_what_a_hook_does_after_the_commit_is_another_transaction(work):
 
 
 def test_18_a_hook_of_others_that_raises_costs_only_the_fast_path(work, clock):
-    """Django runs no further hook then: the event occurs by a worker, when the lease of the process has run out."""
+    """Django skips the remaining hooks after a hook that raises: a worker makes the event occur later."""
 
     def refuse():
         raise Refused

@@ -1,8 +1,8 @@
-"""Scenario 19: on SQLite somebody else has the one write lock, for longer than anybody waits.
+"""Scenario 19: on SQLite another connection holds the only write lock for longer than the others wait.
 
-A save is refused as a whole. A worker's claim is tried again; a step's work is given back and costs its user no try.
-With IMMEDIATE transactions, which a connection gets unless the project says otherwise, a step that reads and then
-writes waits at its beginning; with deferred ones SQLite refuses it at once, and it is tried again.
+A save is refused as a whole. A worker retries its claim; a step is released and retried, and uses up no attempt.
+With IMMEDIATE transactions, the default unless the project sets another mode, a step that reads and then writes waits
+at its beginning. With DEFERRED transactions SQLite refuses its write at once, and the step is retried.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.apps.story.models import Mark
 from tests.support.blocking_steps import assert_done_once
 from tests.support.child_processes import start_worker
 from tests.support.polling import until
-from tests.support.race import Together
+from tests.support.race import OtherThread
 from tests.support.rows import effects, leave
 
 pytestmark = [
@@ -38,7 +38,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Wait for the lock for a moment only, in every thread."""
+    """Wait only a moment for the lock, in every thread."""
     connection.close()
     monkeypatch.setitem(connection.settings_dict, "OPTIONS", {"timeout": 0.05})
     yield
@@ -47,7 +47,7 @@ def impatient(monkeypatch):
 
 @contextmanager
 def locked():
-    """Hold the write lock on a connection of another's."""
+    """Hold the write lock on another connection."""
     with closing(sqlite3.connect(connection.settings_dict["NAME"], isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield other
@@ -77,7 +77,7 @@ def test_19_locked_during_the_claim():
     with locked():
         with pytest.raises(OperationalError, match="locked"):
             drain()
-        assert drain_due() == 0  # a queue's task takes it as it is
+        assert drain_due() == 0  # the task of a queue does not raise
     drain()
     run.refresh_from_db()
     assert_done_once(run)
@@ -85,7 +85,7 @@ def test_19_locked_during_the_claim():
 
 
 def test_19_locked_when_the_step_commits():
-    """``atomic=False``: the work is done outside a transaction, and its progress cannot be written."""
+    """With ``atomic=False`` the step runs outside a transaction, and its progress cannot be written."""
     held = []
 
     @workflow("outside", default_retry=Retry(max_attempts=1))
@@ -108,14 +108,14 @@ def test_19_locked_when_the_step_commits():
     held[0].__exit__(None, None, None)
     run.refresh_from_db()
     assert (run.status, run.attempt, run.data["tries"]) == ("running", 0, 0)
-    assert run.lease is not None  # it could not even be given back: the lease runs out
+    assert run.lease is not None  # the release failed too, so the lease must expire
     drain(run.wake_at)
     run.refresh_from_db()
     assert_done_once(run, atomic=False)
 
 
 def test_19_locked_while_the_web_process_saves():
-    """Both or neither: the project's row and its events are refused together, and a second save has both."""
+    """A save writes both the row and its events, or neither: the locked save is refused, the second one succeeds."""
     with locked(), pytest.raises(OperationalError, match="locked"):
         Reservation.objects.create(status="confirmed")
     assert (Reservation.objects.count(), Event.objects.count()) == (0, 0)
@@ -124,7 +124,7 @@ def test_19_locked_while_the_web_process_saves():
 
 
 def test_19_a_reader_is_never_in_the_way(written):
-    """Write-ahead logging: somebody reads for hours, and everybody writes."""
+    """With write-ahead logging, a long read transaction does not block writers."""
     engine.start("written")
     with closing(sqlite3.connect(connection.settings_dict["NAME"], isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -136,7 +136,7 @@ def test_19_a_reader_is_never_in_the_way(written):
 
 @pytest.fixture
 def deferred(monkeypatch):
-    """The project's own choice: transactions that take the write lock with their first write."""
+    """Let transactions take the write lock at their first write, as a project may configure."""
     connection.close()
     options = {"transaction_mode": "DEFERRED", "timeout": 0.05}
     monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
@@ -166,10 +166,10 @@ def upgrading(gate):
 
 @pytest.mark.usefixtures("deferred")
 def test_19_a_deferred_transaction_that_read_and_then_writes(gate):
-    """Its snapshot is old by then, and SQLite refuses at once, however patient the connection is: no try is used up."""
+    """SQLite refuses the write at once, because the snapshot is outdated: no attempt is used up."""
     upgrading(gate)
     run = engine.start("upgrade")
-    worker = Together(drain)
+    worker = OtherThread(drain)
     gate.wait_until_reached()
     Mark.objects.create(name="another's write")
     gate.opened.set()
@@ -183,10 +183,10 @@ def test_19_a_deferred_transaction_that_read_and_then_writes(gate):
 
 
 def test_19_an_immediate_transaction_that_read_and_then_writes(gate):
-    """It has had the lock since its beginning, so it is the other one who waits."""
+    """The step has held the lock since its beginning, so the other writer is refused."""
     upgrading(gate)
     run = engine.start("upgrade")
-    worker = Together(drain)
+    worker = OtherThread(drain)
     gate.wait_until_reached()
     with pytest.raises(OperationalError, match="locked"):
         Mark.objects.create(name="another's write")
@@ -226,7 +226,7 @@ def test_19_without_options_of_the_project_a_connection_is_tuned(tmp_path):
 @pytest.mark.timeout(120)
 @pytest.mark.alone
 def test_19_real_seconds_workers_outlive_a_lock_of_others():
-    """Three processes, and somebody who takes the lock again and again, longer than a lease: all is there once."""
+    """Three workers perform each step once, although another connection often holds the lock longer than a lease."""
     runs = [engine.start("story:count", steps=3) for _ in range(15)]
     workers = [start_worker(TEST_LEASE_SECONDS="1") for _ in range(3)]
     stop = threading.Event()
@@ -249,11 +249,11 @@ def all_done(runs):
 
 
 def test_19_a_nested_block_of_the_user_waits_no_second_time(written):
-    """Inside a transaction that has the lock nothing can be locked any more."""
+    """A transaction that has the write lock can write again without waiting."""
     run = engine.start("written")
     with transaction.atomic():
         leave("outer")
-        thread = Together(drain)
+        thread = OtherThread(drain)
         with pytest.raises(OperationalError, match="locked"):
             thread.join()
         leave("outer")
@@ -266,7 +266,7 @@ def test_19_a_nested_block_of_the_user_waits_no_second_time(written):
 
 
 def test_19_django_does_not_conclude_that_there_is_no_json():
-    """Its check asks for JSON in a transaction, which would wait for the lock: manage.py refused to start then."""
+    """Django checks for JSON support in a transaction: without our patch a lock made ``manage.py`` refuse to start."""
     features = connection.features
     was = features.__dict__.pop("supports_json_field", None)
     try:

@@ -1,8 +1,8 @@
-"""Scenario 21: a slow step holds no lock, and an operator who cancels it has not to wait for it.
+"""Scenario 21: a slow step holds no lock, so an operator who cancels it does not wait for it.
 
-Not even an atomic one locks its own run before it has ended, so a cancellation returns at once, and the late commit is
-refused. What an atomic step itself has written is locked until it ends, as in any transaction: on SQLite, where that is
-the whole database, slow steps say ``atomic=False``.
+Even an atomic step does not lock its own run before it ends, so a cancellation returns at once, and the late commit of
+the step is refused. The rows that an atomic step writes are locked until it ends, as in any transaction. On SQLite this
+lock covers the whole database, so slow steps should use ``atomic=False`` there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.queues.drain import drain
 from tests.apps.reservations.models import Reservation
-from tests.support.race import Together
+from tests.support.race import OtherThread
 from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -32,12 +32,12 @@ needs_row_locks = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLi
 
 @pytest.fixture
 def slow(gate):
-    """A run in the middle of its step; ``atomic`` or not."""
+    """Return a function that starts a run and returns it in the middle of its step, ``atomic`` or not."""
 
     def begin(atomic):
         gate.workflow()
         run = engine.start("gated", atomic=atomic)
-        worker = Together(drain)
+        worker = OtherThread(drain)
         gate.wait_until_reached()
         return run, worker
 
@@ -45,7 +45,7 @@ def slow(gate):
 
 
 def transactions_of(session):
-    """Say how many open transactions and locks on automation tables a session has: asked of the server."""
+    """Return how many open transactions and locks on automation tables the server reports for a session."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(
@@ -72,7 +72,7 @@ def test_21_outside_a_transaction_nothing_is_open_and_nothing_is_locked(slow, ga
 
 @needs_row_locks
 def test_21_in_a_transaction_the_run_itself_is_not_locked(slow, gate):
-    """Only what the step wrote is: all rows of the automations can be written by others."""
+    """Only the rows that the step wrote are locked: other sessions can write all rows of the automations."""
     run, worker = slow(True)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -95,19 +95,19 @@ def test_21_a_cancellation_does_not_wait_for_the_step(slow, gate, atomic):
     run, worker = slow(atomic)
     began = time.monotonic()
     assert engine.cancel(run, "An operator says so.")
-    assert time.monotonic() - began < 10  # the step stands at the gate until it is opened, below
+    assert time.monotonic() - began < 10  # the step blocks at the gate until the test opens it below
     assert worker.is_running
     gate.opened.set()
     worker.join()
     run.refresh_from_db()
     assert (run.status, run.error, run.data["tries"]) == ("cancelled", "An operator says so.", 0)
-    # What it wrote in its transaction is gone; what it wrote outside is its own, and nothing else is kept.
+    # Writes inside the step's transaction are rolled back, writes outside stay, and its progress is not stored.
     assert effects() == ([] if atomic else ["second"])
     assert not run.steps.filter(outcome="complete").exists()
 
 
 def test_21_sqlite_a_cancellation_waits_for_an_atomic_step(slow, gate):
-    """What is true there: the write lock is the step's. The cancellation is refused when its patience ends."""
+    """On SQLite an atomic step holds the write lock: a cancellation fails when its busy timeout ends."""
     if connection.vendor != "sqlite":
         pytest.skip("this server locks rows, not the database")
     run, worker = slow(True)
@@ -155,7 +155,7 @@ def test_21_an_agent_ends_at_once_while_its_handler_works(gate, atomic):
     AgentManager.spawn("slow")
     drain()
     Reservation.objects.create(status="confirmed")
-    worker = Together(drain)
+    worker = OtherThread(drain)
     gate.wait_until_reached()
     run = AgentRun.objects.get()
     assert AgentManager.cancel(run)
@@ -170,7 +170,7 @@ def test_21_an_agent_ends_at_once_while_its_handler_works(gate, atomic):
 @needs_row_locks
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
 def test_21_a_slow_callback_holds_nobody_up(gate, atomic):
-    """The entity whose event it is about can be saved meanwhile."""
+    """While a slow callback runs, the entity of its event can be saved."""
 
     @on_event("reservation_confirmed", name="slow", atomic=atomic)
     def slow(event):
@@ -178,20 +178,20 @@ def test_21_a_slow_callback_holds_nobody_up(gate, atomic):
         leave(event.entity.note)
 
     stay = Reservation.objects.create(status="confirmed", note="before")
-    worker = Together(drain)
+    worker = OtherThread(drain)
     gate.wait_until_reached()
     stay.note = "meanwhile"
     stay.save()
     assert worker.is_running
     gate.opened.set()
     worker.join()
-    assert effects() == ["meanwhile"]  # it asked for its entity after that
+    assert effects() == ["meanwhile"]  # the callback loaded the entity after that save
 
 
 @needs_row_locks
 @pytest.mark.parametrize("what", ["condition", "payload"])
 def test_21_conditions_and_payloads_hold_no_lock(gate, what, monkeypatch, clock):
-    """They are user code, too, and the entity is read without locking it."""
+    """While a slow condition or payload runs, its session has no transaction, and the entity can be updated."""
     from tests.support.rows import definition_of
 
     definition = definition_of(Reservation, "checkin_due")
@@ -204,7 +204,7 @@ def test_21_conditions_and_payloads_hold_no_lock(gate, what, monkeypatch, clock)
 
     monkeypatch.setattr(definition, what, slow)
     clock.tick(timedelta(hours=1))
-    worker = Together(drain)
+    worker = OtherThread(drain)
     gate.wait_until_reached()
     assert transactions_of(gate.session) == 0
     Reservation.objects.filter(pk=stay.pk).update(note="meanwhile")

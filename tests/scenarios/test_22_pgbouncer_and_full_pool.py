@@ -1,6 +1,8 @@
-"""Scenario 22: more workers than a PgBouncer in transaction mode has connections, a psycopg pool with one place, and a
-server that takes no more clients. Workers poll where LISTEN means nothing, wait for a place, and come back: no row is
-lost, and no try of user code is spent."""
+"""Scenario 22: there are more workers than database connections.
+
+The cases are a PgBouncer in transaction mode, a small psycopg pool, and a server that accepts no more clients. Workers
+poll where LISTEN does not work, wait for a free connection, and retry: no row is lost, and no attempt is used up.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180),
 @pytest.fixture(autouse=True)
 def _on_postgresql():
     if connection.vendor != "postgresql":
-        pytest.skip("poolers and pools are PostgreSQL's")
+        pytest.skip("connection poolers are tested on PostgreSQL only")
     yield
     set_notifier(None)
 
@@ -47,14 +49,14 @@ def assert_all_once(runs: int, steps: int) -> None:
 
 
 def needs_tcp() -> None:
-    """Skip on a server that has only a socket of its own, where nobody else may look for it."""
+    """Skip on a server that listens only on a private Unix socket, which other users cannot open."""
     if "://" in os.environ.get("DATABASE_URL", "") and not os.environ.get("PGHOST"):
-        pytest.skip("the gate's own PostgreSQL has only a socket; name one that listens with PGHOST and PGUSER")
+        pytest.skip("this PostgreSQL listens only on a Unix socket; set PGHOST and PGUSER to use a server with TCP")
 
 
 @pytest.fixture
 def pooled(tmp_path_factory):
-    """The environment of processes that reach this database through a PgBouncer with two connections."""
+    """Return the environment for processes that use this database through a PgBouncer with two connections."""
     needs("pgbouncer")
     needs_tcp()
     connection.ensure_connection()
@@ -68,7 +70,7 @@ def pooled(tmp_path_factory):
         "ignore_startup_parameters = extra_float_digits\n"
     )
     identity = {}
-    if os.getuid() == 0:  # it refuses root
+    if os.getuid() == 0:  # PgBouncer refuses to run as root
         nobody = pwd.getpwnam("nobody")
         identity = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     for path in (folder, folder.parent, folder.parent.parent):
@@ -88,7 +90,7 @@ def pooled(tmp_path_factory):
 
 @contextlib.contextmanager
 def redirected(options: dict, **changes):
-    """Give this process's connections other settings for a while."""
+    """Change the settings of this process's database connection until the block ends."""
     before = dict(connection.settings_dict)
     connections.close_all()
     connection.settings_dict.update({**changes, "OPTIONS": {**before["OPTIONS"], **options}})
@@ -131,7 +133,7 @@ def test_22_a_listener_notices_the_pooler_and_only_sleeps(pooled):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_22_a_pool_with_fewer_places_than_threads(size):
-    """Four threads work beside each other; the heartbeat and LISTEN take no place of theirs."""
+    """Four threads that share a smaller pool complete all runs, and every step runs once."""
     needs("psycopg-pool")
     for _ in range(12):
         engine.start("story:count", steps=5)
@@ -145,7 +147,7 @@ def test_22_a_pool_with_fewer_places_than_threads(size):
                     if done():
                         return
                 except OperationalError:
-                    time.sleep(0.01)  # no place came free in time
+                    time.sleep(0.01)  # no connection became free in time
                 finally:
                     connection.close()
         except Exception as error:
@@ -167,7 +169,7 @@ def test_22_a_pool_with_fewer_places_than_threads(size):
 def test_22_heartbeat_and_listen_take_no_place_in_the_pool():
     needs("psycopg-pool")
     with redirected({"pool": {"min_size": 1, "max_size": 1, "timeout": 2}}, CONN_MAX_AGE=0):
-        connection.ensure_connection()  # the only place
+        connection.ensure_connection()  # the only connection of the pool
         listener = Listener("default")
         listener.wait(0.05)
         assert listener._connection is not None
@@ -179,9 +181,9 @@ def test_22_heartbeat_and_listen_take_no_place_in_the_pool():
 
 
 def test_22_real_seconds_the_server_takes_no_more_clients(tmp_path):
-    """A worker that is refused when it starts tries again; what waits for it is then done.
+    """A worker that the server refuses at its start retries, and then performs the work that is due.
 
-    The database is limited to the connections that it has; the worker's role is no superuser, so the limit holds.
+    The connection limit of the database is 0. It applies because the role of the worker is not a superuser.
     """
     needs_tcp()
     set_notifier(WorkerNotifier())

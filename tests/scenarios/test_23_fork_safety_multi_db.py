@@ -1,8 +1,8 @@
-"""Scenario 23: a worker forks in the middle of its work, and automations live in a database that is not the default.
+"""Scenario 23: a worker forks during its work, and automations live in a database that is not the default.
 
-A forked child neither uses nor breaks what is its parent's: sessions, leases, the heartbeat, leased rows. With a
-router everything works in the automations' own database; an entity with events elsewhere is refused, by a check and
-when it is saved.
+A forked child neither uses nor breaks its parent's sessions, leases, heartbeat and leased rows. With a router,
+everything works in a database of the automations. A system check reports an entity with events in another database, and
+saving such an entity raises an error.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def test_23_a_step_forks(atomic, held):
 
 
 def test_23_a_web_server_forks_with_an_open_connection_and_a_hook():
-    """Preloaded, it has saved before it forks, even is in a transaction: its children commit nothing of that."""
+    """If a preloaded web server forks during a transaction, its children commit nothing of that transaction."""
     done = run_script(
         """
 import multiprocessing, os
@@ -260,7 +260,7 @@ assert Event.objects.using("second").filter(event_name="reservation_confirmed", 
 
 
 def test_23_hooks_and_rollbacks_follow_the_second_database():
-    """A transaction of the first database is not the automations': theirs decides."""
+    """Only a transaction of the automations' database delays or rolls back events, not one of the default database."""
     found = routed("""
 set_notifier(InlineNotifier())
 with transaction.atomic():  # of the first: nobody waits for it
@@ -308,7 +308,7 @@ assert not Event.objects.exists()
 
 
 def test_23_the_first_database_may_be_down():
-    """Who works off what is due asks only the database of the automations."""
+    """A worker queries only the database of the automations, so it completes a run while the default one is down."""
     run = engine.start("story:count", steps=2)
     routed("""
 connections["default"].close()

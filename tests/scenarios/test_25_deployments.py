@@ -1,6 +1,7 @@
-"""A deployment removes a step, renames a workflow, adds a Context field: what cannot go on is parked with a reason and
-everything else goes on; after the fix what was parked goes on by itself. Old and new workers side by side harm
-nothing.
+"""Scenario 25: a deployment removes a step, renames a workflow, or adds a Context field.
+
+Rows that cannot continue are parked with a reason, and all other rows continue. After the fix, parked rows resume
+automatically. Old and new workers can run at the same time without harm.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Text(BaseModel):
 
 
 def sleeper(name="flow", *, version=1, context=Text, then="end", **steps):
-    """Declare a workflow that sleeps an hour and then goes on at ``then``."""
+    """Declare a workflow that sleeps an hour and then continues at ``then``."""
 
     def begin(self):
         return sleep(HOUR, then=then)
@@ -81,7 +82,7 @@ def parked_because(row, *texts):
     return row
 
 
-# -- what is gone ------------------------------------------------------------------------------------------------------
+# -- missing code ------------------------------------------------------------------------------------------------------
 
 
 def test_25_a_workflow_that_is_gone(clock, work):
@@ -113,7 +114,7 @@ def test_25_a_step_that_is_gone_or_renamed(clock, work):
     run.refresh_from_db()
     assert (run.status, effects()) == ("completed", ["flow 1 wrap_up"])
     parked_because(stays)
-    sleeper(then="wrap")  # or: the step comes back
+    sleeper(then="wrap")  # alternatively, restore the step
     clock.tick(HOUR)
     work()
     stays.refresh_from_db()
@@ -267,7 +268,7 @@ def planned(name="planned"):
 
 
 def test_25_an_event_that_is_gone(clock, work, declare):
-    """What hangs on it, too: a planned run, a run that waits for it, an agent that listens to it."""
+    """Once a removed event is restored, its planned run, a run that waits for it and an agent all continue."""
 
     @workflow("patient")
     class Patient:
@@ -343,7 +344,8 @@ def test_25_an_event_that_is_gone_moves_with_its_date_when_it_is_back(clock, wor
 
 
 def test_25_an_event_that_was_cancelled_does_not_occur_after_its_definition_was_gone(clock, work, declare):
-    callbacks._register("checkin_due", "on_event_cancelled", "cancelled", None, None, True, None, "gone", None)(
+    lane = None, 0
+    callbacks._register("checkin_due", "on_event_cancelled", "cancelled", None, None, True, None, "gone", None, lane)(
         lambda event: leave("cancelled")
     )
     kept = list(Reservation.events)
@@ -394,7 +396,7 @@ def test_25_a_renamed_class_keeps_its_runs_and_plans_with_name(clock, work):
 
     Reservation.objects.get(pk=stay.pk).save()
     poll_due()
-    assert WorkflowRun.objects.count() == 1  # its key is made of the name
+    assert WorkflowRun.objects.count() == 1  # the unique key of the run contains the name
     clock.tick(2 * HOUR)
     work()
     assert (the_run().status, effects()) == ("completed", ["moved"])
@@ -425,13 +427,13 @@ def test_25_an_old_worker_begins_no_run_that_a_newer_release_has_planned(clock, 
     WorkflowRun.objects.update(version="2")
     Reservation.objects.filter(pk=stay.pk).update(checkin_at=clock() + 3 * HOUR)
     Reservation.objects.get(pk=stay.pk).save()
-    assert the_run().wake_at == clock() + 2 * HOUR  # it moves with its date, whoever saves that
+    assert the_run().wake_at == clock() + 2 * HOUR  # it moves with its date, whichever release saves the date
     clock.tick(2 * HOUR)
     work()
     parked_because(the_run(), "newer release")
 
 
-# -- looking again -----------------------------------------------------------------------------------------------------
+# -- checking parked rows again ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to_all", [False, True], ids=["to it", "to all"])
@@ -455,7 +457,7 @@ def test_25_what_came_in_time_while_a_run_was_parked_is_no_timeout(clock, work, 
             return complete()
 
     run = asleep(work, "patient")
-    # As a release parks it that looks at runs which rest.
+    # Park the suspended run, as a release that checks suspended runs would.
     aside = {"status": "parked", "parked_at": clock(), "wake_at": clock() + 3 * HOUR, "error": "ContextError: no"}
     WorkflowRun.objects.filter(pk=run.pk).update(**aside)
     clock.tick(HOUR)
@@ -489,7 +491,7 @@ def test_25_a_signal_that_came_while_a_worker_died_is_heard_by_the_next_release(
 
     old = listening(1)
     run = engine.start("flow")
-    # A worker has begun with it, and is killed by the deployment.
+    # A worker has claimed the run, and the deployment kills that worker.
     WorkflowRun.objects.filter(pk=run.pk).update(lease="gone:1:x", wake_at=clock() + timedelta(seconds=10))
     clock.tick(timedelta(seconds=1))
     engine.signal("bell")
@@ -543,7 +545,7 @@ def test_25_a_new_process_looks_at_once(clock, work, monkeypatch):
     poll_due()
     work()
     run.refresh_from_db()
-    assert run.status == "parked"  # this process has looked before, and its code has not changed since
+    assert run.status == "parked"  # this process has checked before, and its code has not changed since
     monkeypatch.setattr(deployment, "_checked_by_pid", None)
     poll_due()
     work()
@@ -567,7 +569,7 @@ def test_25_what_is_parked_for_an_operator_stays(clock, work, monkeypatch):
 
 
 def test_25_a_run_of_a_newer_release_is_left_to_its_workers(clock, work):
-    sleeper(version=1, migrate_context=staticmethod(lambda data, from_version: pytest.fail("must not be asked")))
+    sleeper(version=1, migrate_context=staticmethod(lambda data, from_version: pytest.fail("must not be called")))
     run = asleep(work)
     WorkflowRun.objects.filter(pk=run.pk).update(version="2", wake_at=clock())
     work()
@@ -581,7 +583,7 @@ def test_25_values_that_a_worker_does_not_know_are_handed_on(clock, work):
 
     sleeper(context=Wide)
     run = asleep(work, added=7)
-    sleeper()  # an old worker, which has not the field, takes the next step
+    sleeper()  # an old worker, whose Context lacks the field, performs the next step
     clock.tick(HOUR)
     work()
     run.refresh_from_db()

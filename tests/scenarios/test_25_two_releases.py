@@ -1,4 +1,4 @@
-"""25, two releases of one project at once: old code meets new rows, and new code meets old rows."""
+"""Scenario 25, two releases at once: old code works with new rows, and new code works with old rows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ while True:
 
 @contextlib.contextmanager
 def worker(release: str) -> Iterator[None]:
-    """Let a worker of one release work until the block ends."""
+    """Run a worker of one release until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER],
         cwd=ROOT, env=environment(TEST_RELEASE=release, TEST_RUNTIME="silent"),
@@ -69,7 +69,7 @@ def unfinished() -> list[str]:
     calls = CallbackExecution.objects.exclude(status="completed")
     answers = HandlerExecution.objects.exclude(status="completed")
     events = Event.objects.exclude(status__in=["processed", "pending"])
-    # An agent that a worker of the other release has parked, or that nobody has begun, has no executions yet.
+    # An agent that a worker of the other release has parked, or that is not active yet, has no executions.
     agents = AgentRun.objects.exclude(status="active", started_at__isnull=False)
     return [f"{row!r} {row.status} {row.error}" for rows in (runs, calls, answers, events, agents) for row in rows]
 
@@ -94,7 +94,7 @@ def test_25_new_rows_with_old_code_real_seconds():
         until(lambda: marks() == ["old gone old"], 60, "What the old code knows")
         with worker("new"):
             until(lambda: runs.get(name="release:brand_new").status == "completed", 60, "The new worker's turn")
-            # They hear the signal that came after they were started.
+            # The parked runs receive the signal that was sent after they were started.
             until(lambda: not unfinished(), 90, "The end of everything")
     ships = [f"new {what}" for n in "12" for what in (f"pack {n} for home", f"send {n}")]
     assert marks() == sorted([*ships, "new brand_new x", "new thank a", "old gone old"])
@@ -126,7 +126,7 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
         until(lambda: calls.count() == 2, 60, "Parking of the callbacks that are gone")
         until(lambda: the_run(name="release:gone").status == "parked", 60, "Parking of the workflow that is gone")
         until(lambda: AgentRun.objects.get(name="release:porter").status == "parked", 60, "Parking of the agent")
-        # The keeper was spawned as PENDING in the old release, and came to life in the new one.
+        # The old release spawned the keeper as PENDING, and the new release activates it.
         until(lambda: "new keeper placed a" in marks(), 60, "The keeper's turn")
         as_release(
             "new",
@@ -134,7 +134,7 @@ def test_25_old_rows_with_new_code_and_back_again_real_seconds():
             "call_command('automation_resume', 'workflow', name='release:steps', step='wrap_up')\n",
         )
         until(lambda: the_run(pk=steps.pk).status == "completed", 60, "The run that was let go on elsewhere")
-        with worker("old"):  # rolled back, for a while both
+        with worker("old"):  # a rollback: both releases run for a while
             until(lambda: not unfinished(), 90, "The end of everything")
             until(lambda: "old porter placed a" in marks(), 60, "The porter's turn")
     expected = [

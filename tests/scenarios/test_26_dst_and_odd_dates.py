@@ -1,8 +1,8 @@
-"""Scenario 26: summer time, dates without a zone, the 31st, and clocks that jump.
+"""Scenario 26: daylight saving time, naive datetimes, the 31st, and clocks that jump.
 
-A ``timedelta`` is elapsed time and a ``relativedelta`` counts on the wall; a naive datetime is refused with the save;
-a month before the 31st is the last of that month. Workers whose clocks jump or differ by an hour do nothing twice, lose
-nothing, and are never early by their own clock.
+A ``timedelta`` is elapsed time, and a ``relativedelta`` is added to the local time. Saving a naive datetime raises an
+error. A month before the 31st is the last day of that month. Workers whose clocks jump or differ by an hour do nothing
+twice, lose nothing, and are never early by their own clock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
-from tests.support.race import Together
+from tests.support.race import OtherThread
 from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,7 +33,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 # The clocks go forward on 31 March 2030 at 2:00, and back on 27 October 2030 at 3:00.
 DATES = [
-    # What is wanted, from which date on the wall, and when that is in UTC.
+    # Test id, offset, local date of the entity, and expected moment in UTC.
     ("a day before, elapsed", -DAY, (2030, 3, 31, 15), (2030, 3, 30, 13)),
     ("a day before, on the wall", relativedelta(days=-1), (2030, 3, 31, 15), (2030, 3, 30, 14)),
     ("a day after, elapsed", DAY, (2030, 3, 30, 15), (2030, 3, 31, 14)),
@@ -131,7 +131,7 @@ def test_26_a_naive_datetime_is_refused_with_its_save():
 
 
 def once(name, times):
-    """Declare a workflow that leaves its clock behind, ``times`` steps long."""
+    """Declare a workflow whose step runs ``times`` times and leaves one effect each time."""
 
     @workflow(name)
     class Once:
@@ -146,7 +146,7 @@ def once(name, times):
 
 
 def test_26_the_clock_jumps_forward_in_the_middle_of_a_step(clock, work):
-    """Its lease seems to have run out an hour ago: somebody else takes the run, and the late commit is refused."""
+    """If the clock jumps past the end of a lease, another worker claims the run, and the late commit is refused."""
     stolen = []
 
     @workflow("jumped")
@@ -160,7 +160,7 @@ def test_26_the_clock_jumps_forward_in_the_middle_of_a_step(clock, work):
             if not stolen:
                 clock.tick(HOUR)
                 stolen.append(None)
-                Together(drain).join()  # another worker, of the same clock
+                OtherThread(drain).join()  # another worker with the same clock
             leave(f"outside {self.context.tries}")
             return complete()
 
@@ -168,12 +168,12 @@ def test_26_the_clock_jumps_forward_in_the_middle_of_a_step(clock, work):
     work()
     run.refresh_from_db()
     assert (run.status, run.data["tries"]) == ("completed", 1)
-    # Two tries began, as is promised (at least once); one was kept, and the other one is known to be lost.
+    # Two attempts started (the guarantee is at least once): one was committed, the other is recorded as lost.
     assert [each.outcome for each in run.steps.order_by("pk")] == ["lost", "complete"]
 
 
 def test_26_the_clock_jumps_back_after_a_claim(clock, work):
-    """The dead worker's lease ends an hour later than it should; then the run goes on. Nobody has it twice before."""
+    """If the clock jumps back, the lease of a dead worker ends an hour late, and then the run completes once."""
     once("plain", 1)
     run = engine.start("plain")
     assert claim(WorkflowRun, clock(), 10)  # and its worker dies
@@ -187,7 +187,7 @@ def test_26_the_clock_jumps_back_after_a_claim(clock, work):
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR], ids=["forward", "back"])
 def test_26_a_timer_follows_the_clock_and_fires_once(jump, clock, work):
-    """Never early by the clock that is asked: after a jump back it waits on, after one forward it is due."""
+    """A timer is due after a jump forward, waits after a jump back, and fires once in both cases."""
 
     @workflow("nap")
     class Nap:
@@ -224,13 +224,13 @@ def test_26_a_timer_follows_the_clock_and_fires_once(jump, clock, work):
 
 @pytest.mark.parametrize("first", ["fast", "slow"])
 def test_26_two_workers_whose_clocks_differ_by_an_hour(first, clock):
-    """The fast one may take what the slow one has leased, and both orders keep one result of each step."""
+    """The fast worker may claim rows that the slow worker has leased, but each step keeps exactly one result."""
     once("steps", 3)
     runs = [engine.start("steps") for _ in range(8)]
     now = clock()
     moments = {"fast": now + HOUR, "slow": now}
     order = [first, *({"fast", "slow"} - {first})]
-    workers = [Together(lambda name=name: drain(moments[name])) for name in order]
+    workers = [OtherThread(lambda name=name: drain(moments[name])) for name in order]
     for worker in workers:
         worker.join()
     for _ in range(3):
@@ -243,8 +243,10 @@ def test_26_two_workers_whose_clocks_differ_by_an_hour(first, clock):
 
 
 def test_26_the_fast_clock_takes_the_row_of_the_slow_one(clock):
-    """Ordered: the slow worker is in its atomic step when the fast one looks. Where rows are locked, one of the two
-    commits; on SQLite the fast one cannot write before the slow one has ended."""
+    """If the fast worker looks for work during the slow worker's atomic step, only one of the two commits.
+
+    On SQLite the fast worker cannot write before the slow worker has ended.
+    """
     stolen = []
 
     @workflow("contested")
@@ -255,7 +257,7 @@ def test_26_the_fast_clock_takes_the_row_of_the_slow_one(clock):
         @step(start=True)
         def first(self):
             if not stolen:
-                stolen.append(Together(lambda: drain(clock() + HOUR)))
+                stolen.append(OtherThread(lambda: drain(clock() + HOUR)))
                 from django.db import connection
 
                 if connection.vendor != "sqlite":

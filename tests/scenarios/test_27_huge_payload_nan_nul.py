@@ -1,8 +1,8 @@
-"""Scenario 27: values that a database would refuse, or take and change, have one verdict on every database.
+"""Scenario 27: values that some databases would refuse or change are treated the same on every database.
 
-What cannot be stored alike everywhere (NaN, NUL, lone surrogates, what is too large) is refused before it gets there:
-in Contexts, arguments, payloads of signals and events, and what ``complete`` is given. What can comes back as it was.
-Each visit of a step has a retry budget of its own.
+Values that not every database can store (NaN, NUL, lone surrogates, too large values) are refused before they reach the
+database: in Contexts, arguments, payloads of signals and events, and arguments of ``complete``. All other values are
+read back unchanged. Each visit of a step has its own retry budget.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def test_27_a_context_that_cannot_be_stored_fails_the_run(case, clock, work):
     assert "holder.first" in run.error
     assert run.data["value"] is None  # as it was before
     assert effects() == []
-    assert run.steps.count() == 1  # trying again would not help
+    assert run.steps.count() == 1  # a retry would not help
 
 
 @pytest.mark.usefixtures("holder")
@@ -298,8 +298,10 @@ def same_key_twice():
 
 @pytest.mark.parametrize("mistake", [raw_sql, same_key_twice])
 def test_27_an_error_of_the_database_that_the_user_swallowed(mistake, clock, work):
-    """The transaction is spoilt then, where the database or Django says so. It costs tries like any other mistake of
-    the step: the run must end, and say why, and not be tried for ever."""
+    """A step that swallows a database error ends its run within its attempts: completed, or failed with the reason.
+
+    Where the error breaks the transaction, it uses up attempts like any other error of the step.
+    """
 
     @workflow("swallowed")
     class Swallowed:
@@ -364,7 +366,7 @@ def test_27_a_float_stays_a_float(number, clock, work):
 ODD_VALUES = {
     "money": Decimal("12345678901234567890.1234567890"),
     "tiny": Decimal("1E-30"),
-    "key": uuid.UUID(int=2**127 + 1),
+    "token": uuid.UUID(int=2**127 + 1),
     "moment": datetime(2030, 3, 31, 1, 30, 0, 123456, tzinfo=UTC),
     "day": date(2030, 2, 28),
     "pause": timedelta(days=-1, microseconds=1),
@@ -376,7 +378,7 @@ ODD_VALUES = {
 class Odd(BaseModel):
     money: Decimal | None = None
     tiny: Decimal | None = None
-    key: uuid.UUID | None = None
+    token: uuid.UUID | None = None
     moment: datetime | None = None
     day: date | None = None
     pause: timedelta | None = None
@@ -386,7 +388,7 @@ class Odd(BaseModel):
 
 @pytest.mark.parametrize("name", ODD_VALUES)
 def test_27_typed_values_of_a_context_come_back_as_they_were(name, clock, work):
-    """As an argument, set by a step, and given to ``complete``."""
+    """The value is unchanged as an argument, when a step sets it, and when ``complete`` receives it."""
     value, seen = ODD_VALUES[name], []
 
     @workflow("typed")
@@ -423,7 +425,7 @@ def test_27_typed_values_of_a_context_come_back_as_they_were(name, clock, work):
 
 @pytest.mark.parametrize("name", ODD_VALUES)
 def test_27_typed_values_in_a_payload_are_refused_with_their_place(name):
-    """A payload is plain JSON: nobody knows which type a text has been."""
+    """A payload is plain JSON and does not keep types, so the error for a typed value names its key."""
     with pytest.raises(NotStorableError, match="'value'"):
         engine.signal("bell", {"value": ODD_VALUES[name]})
     assert not Signal.objects.exists()
@@ -452,7 +454,7 @@ def test_27_what_complete_is_given_has_the_same_verdict(case, work):
 
 
 def test_27_a_snapshot_keeps_what_the_fields_of_an_entity_had(work):
-    """Of a deleted entity: a foreign key, a date, a moment, texts with all that a column takes."""
+    """The snapshot of a deleted entity keeps a foreign key, a datetime, a boolean, and a string with odd characters."""
     from tests.apps.reservations.models import Guest
 
     seen = []
@@ -473,7 +475,7 @@ def test_27_a_snapshot_keeps_what_the_fields_of_an_entity_had(work):
 
 @pytest.mark.parametrize("text", ["a\x00b", "\ud83d"])
 def test_27_a_field_that_the_database_refuses_breaks_the_save_and_nothing_else(text, work):
-    """It is the project's own column: the database's verdict stands, and the transaction with it."""
+    """If the database refuses the value of a model field, only that save and its events are rolled back."""
     before = Event.objects.count()
     with contextlib.suppress(DatabaseError, ValueError), transaction.atomic():
         Reservation.objects.create(status="confirmed", note=text)

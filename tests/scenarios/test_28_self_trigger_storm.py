@@ -1,5 +1,7 @@
-"""Scenario 28: what triggers itself without end is stopped by name, parked or failed where it would go on, and all
-others go on. What comes round at a date, day after day, is no storm, however long it lives.
+"""Scenario 28: automations that trigger themselves without end are parked or failed with ``EventStormError``.
+
+All other automations continue. A chain that pauses until a later date each time, such as a daily one, is not a storm,
+however long it runs.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def test_28_callbacks_that_feed_themselves(work, bystander):
     assert "EventStormError" in parked.error
     assert "MAX_DEPTH" in parked.error
     assert effects() == ["bystander"]
-    parked.resume()  # whoever has looked may let it go on: by one
+    parked.resume()  # an operator may resume it: the chain then grows by one link
     work()
     assert Event.objects.filter(status="parked").count() == 1
 
@@ -147,7 +149,7 @@ def test_28_runs_and_events_in_a_circle(work):
 
 
 def test_28_a_run_that_waits_for_what_it_causes(work):
-    """The run is always the same: the chain goes through the events that wake it."""
+    """A run that waits for events that it causes is stopped: the chain leads through the events that wake it."""
 
     @workflow("echo")
     class Echo:
@@ -175,7 +177,7 @@ def test_28_a_run_that_waits_for_what_it_causes(work):
     assert "EventStormError" in Event.objects.get(status="parked").error
     run.refresh_from_db()
     assert run.status == "suspended"
-    Document.objects.create(reservation=Reservation.objects.get())  # somebody else's: a new chain
+    Document.objects.create(reservation=Reservation.objects.get())  # an event from outside starts a new chain
     work()
     assert Event.objects.filter(status="parked").count() == 2
 
@@ -292,7 +294,7 @@ def test_28_a_date_that_moves_on_each_day_is_no_storm(offset, clock, work, decla
 
 
 def test_28_an_offset_that_is_always_past_is_a_storm(clock, work, declare):
-    """Each date lies ahead, but what is done for it lies before now: nothing rests."""
+    """If each date is in the future but its offset is in the past, the chain never pauses and is stopped."""
     declare(Reservation, EventDefinition("soon_due", date_field="checkin_at"))
 
     @on_event("soon_due", offset=-DAY, name="early")

@@ -1,5 +1,8 @@
-"""Scenario 29, security: a match reaches only the Context; a forged queue message is refused, and a genuine one says
-nothing but "look"; who may only look in the admin cannot act; tenants do not hear each other."""
+"""Scenario 29, security: matches, queue messages, admin permissions and tenants.
+
+A match reads only the Context. A forged queue message is refused, and a genuine one only makes a worker look for due
+rows. An admin user with only the view permission cannot act. Tenants do not receive each other's events.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ def test_29_a_match_that_reaches_beyond_the_context_is_refused_at_import(text):
 
     with pytest.raises(DefinitionError):
         found = wait_for_event("booking_created", match={"guest_id": text})
-        found.match.values_from(OfGuest())  # a wait learns its Context when its step returns it
+        found.match.values_from(OfGuest())  # a wait is checked against its Context when its step returns it
 
 
 def test_29_a_claim_takes_values_and_no_expressions(work):
@@ -119,7 +122,7 @@ def test_29_a_claim_takes_values_and_no_expressions(work):
 
 
 def test_29_what_a_context_holds_is_a_value_and_never_an_expression(work):
-    """Text that somebody wrote into a Context is compared as it is; nothing in it is filled in."""
+    """A string in a Context is compared literally, even if it contains a template expression."""
 
     @workflow("comparing")
     class Comparing:
@@ -144,14 +147,14 @@ def test_29_what_a_context_holds_is_a_value_and_never_an_expression(work):
 
 
 class Payload:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self):
         return (Mark.objects.create, (), {"name": "forged"})
 
 
 def forge(task: object, key: str = "guessed") -> str:
-    """Return ``task`` as Q2 packs it, signed by somebody who does not know the key."""
+    """Return ``task`` as Q2 packs it, but signed with a wrong key."""
     data = base64.urlsafe_b64encode(pickle.dumps(task)).strip(b"=").decode()
     return signing.TimestampSigner(key=key, salt=Conf.PREFIX).sign(data)
 
@@ -170,7 +173,7 @@ def test_29_a_forged_message_is_refused_before_it_is_unpickled(task):
 
 
 def test_29_q2_drops_a_forged_message_and_takes_the_genuine_one():
-    """Q2's own pusher on our broker: the forged message goes, and what is genuine gets through."""
+    """With our broker, Q2's own pusher drops the forged message and delivers the genuine one."""
     broker = q2_brokers.OrmBroker(list_key="scenario-29")
     OrmQ.objects.create(key="scenario-29", payload=forge({"func": "os.abort"}), lock=timezone.now())
     genuine = OrmQ.objects.create(key="scenario-29", payload=q2.doorbell(), lock=timezone.now())
@@ -187,7 +190,7 @@ def test_29_q2_drops_a_forged_message_and_takes_the_genuine_one():
 
 
 def test_29_messages_carry_no_arguments(monkeypatch):
-    """Every message that we put into a queue names a function of ours, and says nothing else."""
+    """Every message that we put into a queue names one of our functions and carries no other data."""
     monkeypatch.setattr(Conf, "BROKER_CLASS", None)
     broker = ORM(list_key=Conf.PREFIX)
     monkeypatch.setattr("django_q.tasks.get_broker", lambda *args: broker)
@@ -200,14 +203,14 @@ def test_29_messages_carry_no_arguments(monkeypatch):
         assert tuple(task.get("args", ())) == ()
         assert task.get("kwargs", {}) == {}
         assert not {"hook", "group", "chain", "iter_count"} & set(task)
-        # Nothing of the project is in it: plain values that any process could have made up.
+        # It contains no objects of the project, only plain values.
         assert {type(value).__module__ for value in task.values()} <= {"builtins", "datetime"}
     for name, func, *_ in q2_schedules.SCHEDULES:
         assert func.startswith("django_ai.automation.queues.runtimes.tasks."), name
 
 
 def test_29_a_stale_or_doubled_message_only_looks_at_the_clock():
-    """Whoever replays a genuine message, however old, makes workers look. What is not due stays."""
+    """A replayed message, however old, only makes a worker look for due rows. Other rows stay unchanged."""
     sleeping = engine.start("story:nap", seconds=3600)
     Probe.objects.create(name="once", ready=True)
     drain()
@@ -240,7 +243,7 @@ ACTIONS = [
 
 @pytest.fixture
 def rows(work):
-    """One row of each kind, waiting for a person or for the future."""
+    """Create at least one row of each kind, all parked for an operator."""
 
     @on_event("booking_created", name="scenario 29: failing")
     def failing(event):
@@ -295,7 +298,7 @@ def listing(app: str, model: type) -> str:
 @pytest.mark.parametrize(("app", "model", "action"), ACTIONS)
 def test_29_who_may_only_look_sees_no_action_and_a_posted_one_is_refused(client, rows, app, model, action):
     name = model._meta.model_name
-    # To look, and everything that Django's own permissions give but what the action asks for.
+    # The user may view and change rows, but lacks the permission of the action.
     client.force_login(staff(f"view_{name}", f"change_{name}"))
     before = state()
     page = client.get(listing(app, model))
@@ -304,7 +307,7 @@ def test_29_who_may_only_look_sees_no_action_and_a_posted_one_is_refused(client,
     posted = {"action": action, "_selected_action": list(model.objects.values_list("pk", flat=True)), "index": 0}
     client.post(listing(app, model), posted, follow=True)
     assert state() == before
-    # The history is not edited, whoever asks.
+    # The admin never edits, adds or deletes these rows.
     row = model.objects.first()
     details = reverse(f"admin:{app}_{name}_change", args=[row.pk])
     assert client.get(details).status_code == 200
@@ -343,7 +346,7 @@ def test_29_contexts_and_payloads_are_for_who_may_see_data(client, rows, app, mo
     details = reverse(f"admin:{app}_{name}_change", args=[row.pk])
     client.force_login(staff(f"view_{name}"))
     assert "hidden treasure" not in client.get(details).content.decode()
-    # A filter would answer questions about what is hidden.
+    # A filter on this column would reveal hidden data.
     asked = client.get(listing(app, model), {f"{column}__secret__startswith": "hidden"})
     assert asked.status_code == 400
     client.force_login(staff(f"view_{name}", f"view_data_{name}"))
@@ -399,7 +402,7 @@ def test_29_callbacks_workflows_and_agents_hear_their_own_tenant_only(tenants, w
 
 
 def test_29_a_handler_without_a_namespace_of_its_own_hears_its_agents(tenants, work):
-    """The same guest in two tenants: what the match finds is of the agent's tenant, until a handler says otherwise."""
+    """A handler receives only events of its agent's tenant, unless the handler declares another namespace."""
 
     @agent("northern", spawn_on="booking_created", namespace="north", match={"guest_id": "{{ ctx.guest_id }}"})
     class Northern:
@@ -464,7 +467,7 @@ def test_29_a_wait_is_for_the_tenant_of_its_workflow(tenants, work, earlier):
 
 
 def test_29_a_claim_keeps_nobody_of_another_tenant_away(tenants, work):
-    """Two tenants, the same guest, and the same claim in each: both hold theirs, and each passes by only its own."""
+    """Two tenants can hold the same claim for the same guest, and each claim affects only its own tenant."""
     for name in ("north", "south"):
 
         @agent(f"desk {name}", spawn_on="booking_created", namespace=name, match={"guest_id": "{{ ctx.guest_id }}"})

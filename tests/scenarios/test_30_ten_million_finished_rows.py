@@ -1,6 +1,8 @@
-"""Scenario 30, growth: a claim is as quick among millions of finished rows as among none, also while somebody holds a
-snapshot open that keeps the database from cleaning up; and what is old goes in batches. Judged by plans and by the
-pages that are read, not by the clock (`bench/growth.py` has the figures, with ten million rows)."""
+"""Scenario 30, growth: claiming stays fast regardless of how many finished rows there are.
+
+This is also true while an open snapshot keeps the database from cleaning up. Old rows are deleted in batches. The tests
+check query plans and the number of pages read, not durations (`bench/growth.py` measures those with ten million rows).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def fresh() -> Iterator[None]:
 
 
 def finished_runs(doublings: int) -> int:
-    """Put in 2 ** ``doublings`` runs that have ended, as fast as the database can."""
+    """Insert 2 ** ``doublings`` finished runs, as fast as the database can, and return their number."""
     moment = timezone.now() - timedelta(days=3)
     WorkflowRun.objects.create(
         name="old", status="completed", current_step="s", data={"a": 1}, created_at=moment, finished_at=moment
@@ -55,7 +57,7 @@ def finished_runs(doublings: int) -> int:
 
 
 def statement(work) -> str:
-    """Return the statement on the runs that ``work`` sends, as it was sent."""
+    """Return the first SQL statement on the table of runs that ``work`` executes."""
     with CaptureQueriesContext(connection) as queries:
         work()
     return next(each["sql"] for each in queries if TABLE in each["sql"])
@@ -69,7 +71,7 @@ def plan_of(sql: str) -> str:
 
 
 def pages_read(sql: str) -> int:
-    """Run ``sql``, take it back, and return how many pages PostgreSQL has read for it, in memory or not."""
+    """Run ``sql``, roll it back, and return how many pages PostgreSQL read for it, from its cache or not."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}")
         (found,) = cursor.fetchone()
@@ -79,7 +81,7 @@ def pages_read(sql: str) -> int:
 
 
 def come_and_go(number: int) -> None:
-    """Let runs come, be claimed and end, as if that had been ten in each second until now."""
+    """Create, claim and finish ``number`` runs, with times as if there had been ten per second until now."""
     for part in range(number, 0, -500):
         made = timezone.now() - timedelta(seconds=part / 10)
         WorkflowRun.objects.bulk_create(
@@ -105,7 +107,7 @@ def test_30_a_claim_and_a_look_use_the_index_whatever_is_finished():
     plan = plan_of(claiming)
     if connection.vendor == "mysql":
         assert INDEX in plan
-        assert str(many) not in plan  # rows that it means to look at
+        assert str(many) not in plan  # the number of rows that the plan expects to read
         assert "Select tables optimized away" in looked or INDEX in looked
     else:
         assert INDEX in plan, plan
@@ -117,7 +119,7 @@ def test_30_a_claim_and_a_look_use_the_index_whatever_is_finished():
 
 def test_30_a_claim_reads_as_few_pages_among_many_as_among_few():
     if connection.vendor != "postgresql":
-        pytest.skip("EXPLAIN (ANALYZE, BUFFERS) is PostgreSQL's")
+        pytest.skip("only PostgreSQL has EXPLAIN (ANALYZE, BUFFERS)")
     engine.start("story:count", steps=1)
     sql = statement(lambda: claim(WorkflowRun, timezone.now(), 20))
     WorkflowRun.objects.update(lease=None, wake_at=timezone.now() - timedelta(seconds=1))
@@ -129,12 +131,12 @@ def test_30_a_claim_reads_as_few_pages_among_many_as_among_few():
     assert many <= few + 30, (few, many)
 
 
-# -- a snapshot that is held -------------------------------------------------------------------------------------------
+# -- open snapshots ----------------------------------------------------------------------------------------------------
 
 
 def test_30_a_held_snapshot_does_not_make_looks_and_claims_longer(monkeypatch):
     if connection.vendor != "postgresql":
-        pytest.skip("EXPLAIN (ANALYZE, BUFFERS) is PostgreSQL's; SQLite cleans its indexes at once")
+        pytest.skip("only PostgreSQL has EXPLAIN (ANALYZE, BUFFERS); SQLite cleans its indexes at once")
     finished_runs(12)
     monkeypatch.setattr(due, "SLOW_SCAN_SECONDS", 0.0)
     with held_snapshot():
@@ -149,17 +151,17 @@ def test_30_a_held_snapshot_does_not_make_looks_and_claims_longer(monkeypatch):
         assert beginning is not None
         bounded = pages_read(statement(lambda: claim(WorkflowRun, timezone.now(), 20, beginning)))
         look_bounded = pages_read(statement(due.next_due))
-    assert min(everywhere, look_everywhere) > 1000, "the index was clean: this shows nothing"
+    assert min(everywhere, look_everywhere) > 1000, "the index has no dead entries, so this test proves nothing"
     assert bounded < everywhere / 5, (everywhere, bounded)
     assert look_bounded < look_everywhere / 5, (look_everywhere, look_bounded)
 
 
-# -- and nothing is missed ---------------------------------------------------------------------------------------------
+# -- no row is missed --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def dear(monkeypatch):
-    """Every look takes long; returns the clock by which they rest."""
+    """Make every scan count as slow; return the clock that limits how long scans may skip rows."""
     watch = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(due, "time", SimpleNamespace(monotonic=lambda: watch.now))
     monkeypatch.setattr(due, "SLOW_SCAN_SECONDS", -1.0)
@@ -228,7 +230,7 @@ def test_30_no_rest_is_longer_than_a_minute(dear, monkeypatch):
 
 
 def test_30_a_backlog_is_worked_off_from_its_beginning(dear):
-    """What is due since long when the look is made is where the next ones begin."""
+    """If rows have been due for a long time, the next scans start at the oldest of them."""
     runs = [engine.start("story:count", steps=1) for _ in range(3)]
     for number, run in enumerate(runs):
         WorkflowRun.objects.filter(pk=run.pk).update(wake_at=timezone.now() - timedelta(days=3 - number))

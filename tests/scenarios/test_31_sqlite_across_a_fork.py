@@ -1,8 +1,8 @@
 """SQLite and forks: a process that forks closes its connections to SQLite first, in every runtime.
 
 Django 6.1 opens a connection when it checks models (for JSON fields), also in the command that then forks a cluster.
-The forked workers relied on locks that a fork does not copy: the first web process that closed the database removed its
-log under them, and from then on they neither saw nor wrote anything that others could see.
+The forked workers relied on locks that a fork does not copy: the first web process that closed the database deleted the
+write-ahead log that they still used. From then on, they and all other processes did not see each other's writes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ assert Reservation.objects.count() == 0  # the parent connects again
 
 
 def test_31_a_child_that_could_corrupt_the_file_is_refused():
-    """Another thread of the parent uses SQLite at the moment of the fork."""
+    """If another thread of the parent uses SQLite during the fork, a query of the child raises an error."""
     done = run_script(
         FORKS
         + """
@@ -128,11 +128,14 @@ def deleted_files_of(pid: int) -> list[str]:
 
 
 @pytest.mark.alone
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux says which files a process holds")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux lists the open files of a process in /proc")
 def test_31_a_cluster_hears_of_what_short_lived_processes_save(tmp_path):
-    """With the connection open that Django 6.1 opens in its checks, on each Django."""
+    """A cluster that connects before it forks still performs the runs that short-lived processes start.
+
+    Only Django 6.1 connects in its checks; the test connects early with every version of Django.
+    """
     log = tmp_path / "q2.log"
-    connections.close_all()  # a web process must be the last one that has the file open
+    connections.close_all()  # a web process must be the last one to close the file
     with qcluster(log, TEST_CONNECTS_EARLY="1") as cluster:
         for _ in range(5):
             done = run_script("from django_ai.automation import engine; engine.start('story:count', steps=2)")

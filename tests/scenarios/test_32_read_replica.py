@@ -1,6 +1,6 @@
-"""32: reads go to a replica that lags. What decides is read from the writer.
+"""Scenario 32: reads go to a replica that lags. The engine makes its decisions on reads from the writer.
 
-The replica has all tables and never a row. The router is that of Django's documentation.
+The replica has all tables and no rows. The router is the one from Django's documentation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def _replica(django_db_setup, django_db_blocker, tmp_path_factory):
-    """Another database while this module is tested."""
+    """Add a replica database for the tests of this module."""
     if REPLICA in connections.settings:  # TEST_REPLICA
         yield
         return
@@ -118,12 +118,12 @@ def test_32_rows_and_their_relations_are_read_from_the_writer():
     event.refresh_from_db()
     with from_writer():
         assert Ticket.objects.count() == 1
-    assert Ticket.objects.count() == 0, "outside, the project's router is asked alone"
+    assert Ticket.objects.count() == 0, "outside from_writer(), only the project's router decides"
 
 
 def test_32_a_refused_row_that_cannot_be_seen_is_an_error(monkeypatch):
     ticket = Ticket.objects.create()
-    # A snapshot that is older than the row of another transaction: the look finds nothing, the key refuses.
+    # An old snapshot hides the row of another transaction: the query finds nothing, but the unique key refuses.
     monkeypatch.setattr(recorder, "_rows_by_key", lambda desired: {})
     monkeypatch.setattr(recorder, "_rows_of", lambda desired: [])
     ticket.open = False

@@ -1,4 +1,4 @@
-"""33: an event is declared on a table that is full already. The past does not occur."""
+"""Scenario 33: an event is declared on a table with existing rows. It does not occur for past states and dates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOUR = timedelta(hours=1)
 
 
 def old_ticket(**values) -> Ticket:
-    """A row that no definition has seen yet."""
+    """Return a ticket that was created without signals, so that it has no event yet."""
     (ticket,) = Ticket.objects.bulk_create([Ticket(**values)])
     return Ticket.objects.get(pk=ticket.pk)
 
@@ -82,7 +82,7 @@ def test_33_dates_ahead_are_timers_and_dates_past_are_not(clock, work):
     past.save()
     assert Event.objects.get(event_name="ticket_due", entity_id=str(ahead.pk)).wake_at == ahead.due_at
     assert Event.objects.get(event_name="ticket_due", entity_id=str(past.pk)).status == "expired"
-    past.due_at = clock() + HOUR  # it has never occurred, and its date is ahead now
+    past.due_at = clock() + HOUR  # it has never occurred, and its date is now in the future
     past.save()
     work(clock.tick(2 * HOUR))
     assert events("ticket_due") == [("processed", True)] * 2
@@ -101,12 +101,12 @@ def test_33_reconciliation_does_not_fire_the_past(clock, work):
     Reservation.objects.bulk_create([Reservation(status="confirmed", checkin_at=clock() + timedelta(minutes=1))])
     reconcile_dates(clock())
     work()
-    assert events("reservation_confirmed") == [], "immediate events wait for a save"
+    assert events("reservation_confirmed") == [], "only a save records immediate events"
     assert sorted(events("checkin_due")) == [("expired", False), ("pending", False)]
 
 
 def test_33_reconciliation_makes_up_for_what_it_missed(clock, work):
-    """The definition was known before the date: bulk_create, and then no worker for an hour."""
+    """A date that bulk_create set after the event was declared, and that passed while no worker ran, still fires."""
     Reservation.objects.create(status="confirmed", checkin_at=clock() + 99 * HOUR)
     Reservation.objects.bulk_create([Reservation(status="confirmed", checkin_at=clock() + HOUR)])
     reconcile_dates(clock.tick(3 * HOUR))

@@ -1,5 +1,7 @@
-"""Maintenance is rows like any other work: it runs beside the work and never in front of it, and a backlog does not end
-it; what raises, or dies, does not stop the rest; and what raw SQL left behind goes, too.
+"""Scenario 34: maintenance tasks are rows that workers claim, like all other work.
+
+Due work comes first, but a backlog does not stop maintenance. A task that raises an error or kills its worker does not
+stop the other tasks. Maintenance also removes rows that raw SQL orphaned (see ``test_34_orphans.py``).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ Take = Callable[[TimeSlice], SliceResult]
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``only(name=take)``: these are all the tasks that there are."""
+    """Return a function that replaces all periodic tasks: ``only(name=take)``."""
 
     def replace(**tasks: Take) -> None:
         found = {name: PeriodicTask(name, PRUNE, take, timedelta(minutes=1)) for name, take in tasks.items()}
@@ -59,17 +61,17 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return replace
 
 
-# -- beside the work, never in front of it -----------------------------------------------------------------------------
+# -- due work comes first ----------------------------------------------------------------------------------------------
 
 
 def test_34_timers_go_on_while_a_big_prune_runs(only):
-    """A prune without end, in one process; of the time slices at most the one that had begun comes before a timer."""
+    """If a prune never ends, at most one of its time slices starts between a timer's due time and its firing."""
     begun: list[float] = []
     fired: dict[int, float] = {}
 
-    def endless(turn: TimeSlice) -> SliceResult:
+    def endless(time_slice: TimeSlice) -> SliceResult:
         begun.append(time.time())
-        while not turn.is_over:
+        while not time_slice.is_over:
             time.sleep(0.005)
         return SliceResult(1, position=len(begun))
 
@@ -101,7 +103,7 @@ def test_34_timers_go_on_while_a_big_prune_runs(only):
 
 
 def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
-    """A time slice for every few rows; another process takes the next one."""
+    """Each time slice of a prune deletes a few rows and starts where the previous one stopped."""
     monkeypatch.setattr(pruning, "WINDOW_KEYS", 4)
     monkeypatch.setattr(pruning, "BATCH_ROWS", 3)
     monkeypatch.setattr(maintenance, "SLICE_SECONDS", 0.0)
@@ -124,12 +126,12 @@ def test_34_a_prune_goes_on_where_it_stopped(monkeypatch, clock):
 
 
 def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
-    """Work never ends: maintenance waits for as long as it is patient, gets a time slice, and waits again."""
+    """If work is always due, maintenance waits for ``MAX_WAIT``, gets one time slice, and waits again."""
     monkeypatch.setattr(maintenance, "MAX_WAIT", timedelta(seconds=0.2))
     monkeypatch.setattr("django_ai.automation.queues.drain.MAX_WAIT", timedelta(seconds=0.2))
     order: list[str] = []
 
-    def time_slice(turn: TimeSlice) -> SliceResult:
+    def time_slice(time_slice: TimeSlice) -> SliceResult:
         order.append("time_slice")
         return SliceResult(0, position=len(order))
 
@@ -148,7 +150,7 @@ def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
     for _ in range(30):
         engine.start("endless")
     started = time.monotonic()
-    for _ in range(200):  # as doorbells do, whose budget the work alone would use up
+    for _ in range(200):  # like doorbells: the work alone would use up each budget
         drain(heartbeat=True, budget=timedelta(seconds=0.1), stop=lambda: order.count("time_slice") >= 2)
         if order.count("time_slice") >= 2:
             break
@@ -159,7 +161,7 @@ def test_34_a_backlog_does_not_stop_maintenance(only, monkeypatch):
 
 
 def test_34_reconciliation_and_pruning_go_on_under_a_backlog(monkeypatch, declare):
-    """The real ones: a date that SQL has moved is found, and an old run goes, while work is due without end."""
+    """The real tasks detect a date that an SQL update moved, and delete an old run, while work is always due."""
     monkeypatch.setattr("django_ai.automation.queues.drain.MAX_WAIT", timedelta(0))
     declare(Reservation, EventDefinition("soon", date_field="checkin_at"))
 
@@ -187,24 +189,24 @@ def test_34_reconciliation_and_pruning_go_on_under_a_backlog(monkeypatch, declar
 
 
 def test_34_one_worker_has_a_task_and_the_others_have_other_ones(only):
-    only(one=lambda turn: SliceResult(), other=lambda turn: SliceResult())
+    only(one=lambda time_slice: SliceResult(), other=lambda time_slice: SliceResult())
     maintenance.ensure_rows(timezone.now())
     first, second = (claim(Maintenance, timezone.now(), 1) for _ in range(2))
     assert {first[0].name, second[0].name} == {"one", "other"}
     assert claim(Maintenance, timezone.now(), 1) == []
 
 
-# -- what raises, and what dies ----------------------------------------------------------------------------------------
+# -- errors and dead workers -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [ValueError("broken on purpose"), asyncio.CancelledError("broken on purpose")])
 def test_34_a_task_that_raises_does_not_stop_the_others(only, clock, caplog, error):
     done: list[str] = []
 
-    def sick(turn: TimeSlice) -> SliceResult:
+    def sick(time_slice: TimeSlice) -> SliceResult:
         raise error
 
-    def sound(turn: TimeSlice) -> SliceResult:
+    def sound(time_slice: TimeSlice) -> SliceResult:
         done.append("sound")
         return SliceResult(2)
 
@@ -231,10 +233,10 @@ def test_34_a_task_that_raises_does_not_stop_the_others(only, clock, caplog, err
 
 
 def test_34_health_and_admin_show_what_is_wrong_and_call_none_of_it_work(only, admin_client):
-    def sick(turn: TimeSlice) -> SliceResult:
+    def sick(time_slice: TimeSlice) -> SliceResult:
         raise ValueError("broken on purpose")
 
-    only(sick=sick, late=lambda turn: SliceResult())
+    only(sick=sick, late=lambda time_slice: SliceResult())
     maintenance.ensure_rows(timezone.now())
     Maintenance.objects.filter(name="sick").update(wake_at=timezone.now() - timedelta(hours=2))
     drain(models=[Maintenance], budget=timedelta(microseconds=1))
@@ -259,7 +261,7 @@ def test_34_health_and_admin_show_what_is_wrong_and_call_none_of_it_work(only, a
 
 
 def test_34_maintenance_is_no_progress_of_a_worker(only):
-    only(idle=lambda turn: SliceResult(1))
+    only(idle=lambda time_slice: SliceResult(1))
     assert drain(heartbeat=True) == 0
     assert Maintenance.objects.get().done == 1
     assert not Worker.objects.exists()
@@ -268,7 +270,7 @@ def test_34_maintenance_is_no_progress_of_a_worker(only):
 def test_34_a_database_failure_is_no_failure_of_the_task(only, clock):
     tries: list[int] = []
 
-    def broken(turn: TimeSlice) -> SliceResult:
+    def broken(time_slice: TimeSlice) -> SliceResult:
         tries.append(1)
         if len(tries) == 1:
             raise refused()
@@ -285,7 +287,7 @@ def test_34_a_database_failure_is_no_failure_of_the_task(only, clock):
 
 
 def refused() -> OperationalError:
-    """Return what Django raises when the database says "busy", or "deadlock"."""
+    """Return the error that Django raises when the database is locked or reports a deadlock."""
     error = OperationalError("once more, please")
     if connection.vendor == "sqlite":
         import sqlite3
@@ -306,7 +308,7 @@ import time
 from django_ai.automation.queues import maintenance, periodic_tasks
 from django_ai.automation.queues.drain import drain
 
-def hang(turn):
+def hang(time_slice):
     time.sleep(60)
 
 periodic_tasks._tasks.clear()
@@ -319,7 +321,7 @@ drain(heartbeat=True)
 def test_34_a_process_that_dies_in_a_time_slice_is_followed_by_another(only):
     if connection.vendor == "sqlite" and ":memory:" in str(connection.settings_dict["NAME"]):
         pytest.skip("another process cannot open a database in memory")
-    only(hanging=lambda turn: SliceResult(1, None if turn.position else "restarted"))
+    only(hanging=lambda time_slice: SliceResult(1, None if time_slice.position else "restarted"))
     maintenance.ensure_rows(timezone.now())
     Maintenance.objects.update(position="half way")
     process = subprocess.Popen(
@@ -329,7 +331,7 @@ def test_34_a_process_that_dies_in_a_time_slice_is_followed_by_another(only):
     try:
         until(lambda: Maintenance.objects.exclude(lease=None).exists(), 30, "The claim of another process")
         before = Maintenance.objects.get()
-        time.sleep(1.2)  # longer than its lease: it keeps that alive
+        time.sleep(1.2)  # longer than its lease, which the heartbeat extends
         assert Maintenance.objects.get().lease == before.lease
         drain(models=[Maintenance])
         assert Maintenance.objects.get().done == 0
@@ -348,7 +350,7 @@ def test_34_a_process_that_dies_in_a_time_slice_is_followed_by_another(only):
 
 
 def test_34_what_kills_its_workers_is_tried_again_and_never_parked(only, clock):
-    only(deadly=lambda turn: SliceResult(1))
+    only(deadly=lambda time_slice: SliceResult(1))
     maintenance.ensure_rows(clock())
     for _ in range(conf().MAX_LOSSES):
         assert claim(Maintenance, clock(), 1)
@@ -363,15 +365,15 @@ def test_34_what_kills_its_workers_is_tried_again_and_never_parked(only, clock):
     assert (row.error, row.done) == ("", 1)
 
 
-# -- which rows there are ----------------------------------------------------------------------------------------------
+# -- rows and runtimes -------------------------------------------------------------------------------------------------
 
 
 def test_34_rows_follow_the_code(only, clock):
-    only(old=lambda turn: SliceResult())
+    only(old=lambda time_slice: SliceResult())
     maintain()
-    only(new=lambda turn: SliceResult())
+    only(new=lambda time_slice: SliceResult())
     maintain()
-    assert set(Maintenance.objects.values_list("name", flat=True)) == {"old"}, "it looks once a minute"
+    assert set(Maintenance.objects.values_list("name", flat=True)) == {"old"}, "the rows are checked once a minute"
     maintenance._next_row_check.clear()
     maintain()
     assert set(Maintenance.objects.values_list("name", flat=True)) == {"old", "new"}
@@ -417,7 +419,7 @@ def test_34_who_of_the_workers_maintains(options, expected):
 
 
 def test_34_inline_does_its_part_and_none_inside_a_transaction(only):
-    only(mine=lambda turn: SliceResult(1))
+    only(mine=lambda time_slice: SliceResult(1))
     dispatcher = InlineNotifier()
     from django.db import transaction
 
@@ -432,10 +434,10 @@ def test_34_inline_does_its_part_and_none_inside_a_transaction(only):
 def test_34_at_once_in_the_foreground_an_error_does_not_stop_the_rest(only):
     done: list[str] = []
 
-    def sick(turn: TimeSlice) -> SliceResult:
+    def sick(time_slice: TimeSlice) -> SliceResult:
         raise ValueError("broken on purpose")
 
-    only(a_sick=sick, b_sound=lambda turn: done.append("sound") or SliceResult(1))
+    only(a_sick=sick, b_sound=lambda time_slice: done.append("sound") or SliceResult(1))
     with pytest.raises(ValueError, match="on purpose"):
         cleanup_old()
     assert done == ["sound"]
@@ -447,7 +449,7 @@ def test_34_two_threads_never_have_one_task_at_once(only):
         pytest.skip("threads share one database in memory")
     running, most, lock = 0, 0, threading.Lock()
 
-    def alone(turn: TimeSlice) -> SliceResult:
+    def alone(time_slice: TimeSlice) -> SliceResult:
         nonlocal running, most
         with lock:
             running += 1

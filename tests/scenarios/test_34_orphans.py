@@ -1,4 +1,4 @@
-"""34, rows whose entity or parent SQL has deleted behind Django's back: maintenance removes them."""
+"""Scenario 34, orphans: maintenance removes rows whose entity or parent was deleted by raw SQL."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_34_events_of_an_entity_that_sql_has_deleted_go(clock, work, declare):
     maintain()
     assert set(Event.objects.values_list("entity_id", flat=True)) == {str(stays.pk)}
     assert CallbackExecution.objects.get().event.entity_id == str(stays.pk)
-    # What lives keeps its key, and what comes again with a key of before is new.
+    # A living entity keeps its events, and an entity that reuses a deleted primary key gets new ones.
     Reservation.objects.get(pk=stays.pk).save()
     Reservation.objects.create(pk=goes.pk)
     work()
@@ -123,7 +123,7 @@ def test_34_rows_whose_parent_sql_has_deleted_go(monkeypatch):
 
 
 def test_34_what_must_stay_is_not_walked_over_again_at_once(clock, monkeypatch):
-    """After a sweep that has passed by much for nothing there is a rest."""
+    """After a slow scan that finds no row to delete, the prune task pauses."""
     young = old_runs(3, ago=DAY)
     WorkflowRun.objects.filter(pk=young[0].pk).update(created_at=clock() - 90 * DAY)
     genuine = pruning._remove_batch

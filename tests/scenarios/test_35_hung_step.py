@@ -1,14 +1,14 @@
-"""A step that hangs: its timeout ends the attempt, which has failed as any other; a process that cannot be interrupted
-is replaced.
-"""
+"""Scenario 35: a step that hangs fails its attempt at its timeout. A process that cannot be interrupted is replaced."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +17,13 @@ from pydantic import BaseModel
 
 from django_ai.automation import Retry, agent, complete, engine, handler, on_event, on_fail, step, workflow
 from django_ai.automation.agents.models import HandlerExecution
+from django_ai.automation.db.statements import CANCEL_SECONDS, cancel_statement
 from django_ai.automation.events.models import CallbackExecution
-from django_ai.automation.queues import interrupt
+from django_ai.automation.exceptions import AttemptTimeoutError
+from django_ai.automation.queues import attempt, held_leases, interrupt
 from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.notifier import set_notifier
+from django_ai.automation.queues.runtimes import tasks
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Effect
 from tests.apps.story.models import Probe
@@ -38,7 +42,7 @@ def sleeps() -> None:
 
 
 def waits_for_a_socket() -> None:
-    """As an HTTP call without a timeout does."""
+    """Block like an HTTP call without a timeout."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         client.recv(1)
 
@@ -75,7 +79,7 @@ def hanging(hang: Callable[[], Any], *, retry: Retry = ONCE, atomic: bool = True
                 hang()
             return complete()
 
-        @on_fail
+        @on_fail(retry=ONCE)
         def failed(self, error):
             leave("failed")
 
@@ -105,10 +109,10 @@ def test_35_real_seconds_the_attempt_fails_after_its_timeout(hang):
     drain(heartbeat=True)
     assert time.monotonic() - started < 5
     status, error = ended(run)
-    assert (status, run.losses, run.steps.count()) == ("failed", 0, 1)
+    assert (status, run.losses, run.steps.count()) == ("failed", 0, 2)
     assert "longer than its timeout of 0.2 s" in error
-    assert effects() == ["failed"]  # nothing is kept of what it wrote; @on_fail has run
-    assert Effect.objects.count() == 1  # the connection is of use
+    assert effects() == ["failed"]  # the writes of the step were rolled back, and @on_fail has run
+    assert Effect.objects.count() == 1  # the connection still works
 
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
@@ -118,7 +122,7 @@ def test_35_real_seconds_it_is_tried_again(atomic):
     drain(heartbeat=True)
     assert ended(run) == ("completed", "")
     assert run.steps.count() == 2
-    assert effects() == ["written"] if atomic else ["written", "written"]
+    assert effects() == (["written"] if atomic else ["written", "written"])
 
 
 def test_35_real_seconds_in_a_thread_that_is_not_the_main_one():
@@ -131,7 +135,7 @@ def test_35_real_seconds_in_a_thread_that_is_not_the_main_one():
 
 
 def test_35_code_that_returns_as_it_is_interrupted_leaves_nothing_behind_in_a_traced_thread():
-    """With Python 3.11 a traced thread hung at its next call, for ever."""
+    """A traced thread continues after its deadline is disarmed. On Python 3.11, its next call used to hang."""
     script = """
 import sys, threading
 from django_ai.automation.queues import interrupt
@@ -158,8 +162,55 @@ print(interrupt._timeout_message(1), *seen)
     assert (done.returncode, done.stdout.count("timeout of 1 s")) == (0, 2), done.stderr
 
 
+def test_35_an_interrupt_while_the_deadline_is_set_does_not_reach_the_engine(monkeypatch):
+    """The block of the deadline is never left then: the attempt disarms it before it commits anything."""
+    seen: list[tuple[bool, interrupt.Deadline]] = []
+
+    @contextmanager
+    def interrupted_at_entry(timeout: timedelta, connection: Any) -> Iterator[None]:
+        leases = held_leases.current_leases()
+        assert leases is not None
+        entered.append(leases.deadline.bound(timeout.total_seconds(), connection))
+        entered[-1].__enter__()
+        seen.append((leases.deadline.armed, leases.deadline))
+        raise AttemptTimeoutError("just now")
+        yield
+
+    entered: list[Any] = []
+    monkeypatch.setattr(attempt, "bounded", interrupted_at_entry)
+    hanging(sleeps)
+    run = engine.start("hanging")
+    drain(heartbeat=True)
+    assert ended(run)[0] == "failed"
+    # Once for the step, and once for its ``@on_fail``.
+    assert [(was_armed, deadline.armed) for was_armed, deadline in seen] == [(True, False)] * 2
+
+
+def test_35_a_server_that_is_silent_is_asked_to_cancel_for_seconds_only():
+    """``cancel`` of psycopg would hold Python's lock until the server answers."""
+    raw = SimpleNamespace(
+        info=SimpleNamespace(transaction_status=SimpleNamespace(name="ACTIVE")),
+        cancel_safe=lambda *, timeout: asked.append(timeout),
+    )
+    asked: list[float] = []
+    cancel_statement(SimpleNamespace(vendor="postgresql", connection=raw, alias="default"), None)  # type: ignore[arg-type]
+    assert asked == [CANCEL_SECONDS]
+
+
+def test_35_a_task_queue_that_executes_at_once_does_not_end_the_process_that_saves(monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(tasks, "drain", lambda **options: asked.append(options["expendable"]) or 0)
+    tasks.drain_due()
+    set_notifier(SimpleNamespace(ring=lambda alias, queues=(): tasks.drain_due()))  # type: ignore[arg-type]
+    try:
+        engine.start("story:count", steps=1)
+    finally:
+        set_notifier(None)
+    assert asked == [True, False]
+
+
 def test_35_real_seconds_with_other_leased_rows_and_a_beat_that_the_step_blocks(settings):
-    """On SQLite the step has the write lock that the heartbeat wants."""
+    """Attempts fail at their timeouts even if the step blocks the heartbeat (on SQLite, by the write lock)."""
     settings.AUTOMATION = {
         **settings.AUTOMATION, "LEASE": timedelta(seconds=2), "HEARTBEAT": timedelta(milliseconds=50),
     }  # fmt: skip
@@ -174,7 +225,7 @@ def test_35_real_seconds_with_other_leased_rows_and_a_beat_that_the_step_blocks(
 
 
 def test_35_real_seconds_a_step_that_has_locked_its_own_row_and_those_of_others(settings):
-    """The heartbeat waits for none of these locks: neither the timeout nor the other leased rows wait for it."""
+    """The heartbeat does not wait for these locks, so every attempt fails at its timeout and no lease is lost."""
     settings.AUTOMATION = {
         **settings.AUTOMATION, "LEASE": timedelta(seconds=20), "HEARTBEAT": timedelta(milliseconds=50),
     }  # fmt: skip
@@ -233,7 +284,7 @@ def test_35_real_seconds_callbacks_and_handlers_have_timeouts_too():
 
 
 def test_35_what_is_in_time_is_not_interrupted():
-    """Also when the deadline passes while the engine commits: it is armed for user code alone."""
+    """A deadline that passes while the engine commits interrupts nothing: it is armed only for user code."""
 
     @workflow("quick")
     class Quick:
@@ -253,7 +304,7 @@ def test_35_what_is_in_time_is_not_interrupted():
 @pytest.mark.alone
 @pytest.mark.parametrize("how", ["signals are blocked", "the interpreter is held"])
 def test_35_real_seconds_a_process_that_cannot_be_interrupted_is_replaced(tmp_path, how):
-    """It ends, and its supervisor starts another, which does the rest."""
+    """The process exits, and its supervisor starts another process, which completes the work."""
     log = tmp_path / "worker.log"
     stuck, sound = engine.start("story:stuck", how=how), engine.start("story:count", steps=2)
     with automation_worker(log, TEST_LEASE_SECONDS="2"):

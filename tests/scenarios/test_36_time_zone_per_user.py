@@ -1,4 +1,4 @@
-"""Scenario 36: a request activates the time zone of its user. Dates and offsets are those of ``TIME_ZONE``."""
+"""Scenario 36: a request activates the time zone of its user. Dates and offsets still use ``TIME_ZONE``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_36_an_unchanged_date_occurs_once_though_it_may_occur_again(declare, clo
     declare(Room, EventDefinition("inspection_due", date_field="inspected_on", rearm=True))
     on_event("inspection_due", name="inspect")(lambda event: leave("inspected"))
     room = Room.objects.create(number="7", inspected_on=clock().date() + timedelta(days=1))
-    clock.tick(timedelta(hours=11, minutes=30))  # after midnight in Berlin, before that of Los Angeles
+    clock.tick(timedelta(hours=11, minutes=30))  # after midnight in Berlin, before midnight in Los Angeles
     work()
     assert effects() == ["inspected"]
     for zone in [*ZONES, "America/Adak"]:

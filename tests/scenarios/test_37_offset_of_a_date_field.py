@@ -1,4 +1,4 @@
-"""Scenario 37: an offset hangs on a ``DateField``. It counts from midnight in ``TIME_ZONE``."""
+"""Scenario 37: the offset of a ``DateField`` counts from midnight in ``TIME_ZONE``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody chose a runtime: workers find the work, and a web request performs none. Inline is for who asks for it."""
+"""Scenario 38: without a configured runtime, only workers perform work. A web request does so only with "inline"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def choose(settings):
-    """``choose(name)``: a project without Django-Q2 that names this runtime, or none."""
+    """Return a function that configures a project without Django-Q2 and with this runtime, or with none."""
 
     def chosen(name: str) -> None:
         settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_q"]

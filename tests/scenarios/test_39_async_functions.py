@@ -1,4 +1,4 @@
-"""39: a function is ``async def``, or a generator. It is refused at import, everywhere a function is taken."""
+"""Scenario 39: an async function or a generator is refused at import, wherever a function is expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django_ai.automation.agents.core import agent, handler
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.exceptions import DefinitionError
-from django_ai.automation.workflows.core import complete, on_fail, step, workflow
+from django_ai.automation.workflows.core import complete, on_cancel, on_fail, step, workflow
 
 
 async def waits(*args, **kwargs):
@@ -69,6 +69,7 @@ TAKERS = {
     "step": step,
     "handler": handler("ticket_closed"),
     "on_fail": on_fail,
+    "on_cancel": on_cancel,
 }
 
 
@@ -76,7 +77,7 @@ TAKERS = {
 @pytest.mark.parametrize("taker", TAKERS)
 def test_39_it_is_refused_where_it_is_given(taker, function):
     if taker in ("step", "handler") and function not in (waits, yields, waits_and_yields):
-        pytest.skip("methods are functions")
+        pytest.skip("steps and handlers are always functions")
     with pytest.raises(DefinitionError, match="plain function"):
         TAKERS[taker](function)
 

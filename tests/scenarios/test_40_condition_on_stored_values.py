@@ -1,4 +1,4 @@
-"""40: what is in memory is not what the database holds. Conditions see what the database holds."""
+"""Scenario 40: conditions are evaluated on the values that the database stores, not on the values in memory."""
 
 from __future__ import annotations
 

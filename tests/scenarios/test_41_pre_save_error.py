@@ -1,4 +1,7 @@
-"""41: a ``pre_save`` receiver raises, and the view catches it. Nothing was sent, so the outer transaction goes on."""
+"""Scenario 41: a ``pre_save`` receiver raises, and the view catches the error.
+
+No statement of the save was sent, so the outer transaction continues.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def receive(request):
 
 
 def refuse(instance, **kwargs):
-    Effect.objects.create(name="looked at")  # what a receiver writes elsewhere is none of the save's
+    Effect.objects.create(name="looked at")  # the receiver's own write is not part of the save
     raise ValidationError("no title")
 
 

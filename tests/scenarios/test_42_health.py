@@ -1,5 +1,7 @@
-"""Health: that of the whole system counts workers, and says so when there are none; that of one process needs no
-database."""
+"""Health checks.
+
+The check of the system counts workers and fails if none is alive. The check of one process needs no database.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 
 
 def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
-    """A callback is three hours overdue, and web processes save, lease and perform what their commits bring."""
+    """A callback that is three hours overdue fails the health check, even while web processes save and claim events."""
 
     @on_event("probe_ready")
     def invoice(event):
@@ -44,27 +46,28 @@ def test_42_work_of_web_processes_hides_no_stopped_worker(clock):
     for number in range(20):
         Probe.objects.create(name=str(number), ready=True)
         Event.objects.update(wake_at=clock.now)
-        assert claim(Event, clock.now, 1), "a web process has leased it"
+        assert claim(Event, clock.now, 1), "a web process claims the event"
         code, text = probe()
         assert code == 1
         assert "no live worker polls 'callbacks'" in text
         assert f"No worker is alive; {stopped} was seen last" in text
-    assert Worker.objects.count() == 1, "no web process is a worker"
+    assert Worker.objects.count() == 1, "a web process does not count as a worker"
 
 
-def test_42_progress_in_one_queue_is_none_in_another(clock):
+def test_42_progress_with_one_kind_is_none_with_another(clock):
     engine.start("story:count", steps=1)
     clock.tick(timedelta(minutes=10))
     worker = registered_worker()
-    for queues, worked, expected in [
+    for kinds, worked, expected in [
         ("events,callbacks", {"callbacks": 0.1}, 1),
         ("events,callbacks,workflows", {"callbacks": 0.1}, 1),
         ("events,callbacks,workflows", {"callbacks": 0.1, "workflows": 5}, 0),
     ]:
-        Worker.objects.filter(pk=worker.pk).update(queues=queues, worked=worked, seen_at=DatabaseNow())
-        assert probe()[0] == expected, (queues, worked)
+        Worker.objects.filter(pk=worker.pk).update(kinds=kinds, worked=worked, seen_at=DatabaseNow())
+        assert probe()[0] == expected, (kinds, worked)
 
 
+@pytest.mark.usefixtures("heartbeat_reports")
 def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatch):
     settings.AUTOMATION = {**settings.AUTOMATION, "HEARTBEAT": timedelta(milliseconds=50)}
     monkeypatch.setattr("django_ai.automation.queues.worker_status.REPORT_SECONDS", 0.1)
@@ -80,10 +83,10 @@ def test_42_real_seconds_an_idle_worker_gives_signs_of_life(settings, monkeypatc
 @pytest.mark.alone
 def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye(tmp_path):
     log = tmp_path / "worker.log"
-    with automation_worker(log, "--queues", "workflows") as process:
+    with automation_worker(log, "--kinds", "workflows") as process:
         worker = until(Worker.objects.first, 30, "The registration of an idle worker", log)
         (child,) = children_of(process.pid)
-        assert (worker.pid, worker.runtime, worker.queues) == (child, "worker", "workflows")
+        assert (worker.pid, worker.runtime, worker.kinds) == (child, "worker", "limits,workflows")
         assert "1 worker is alive." in probe()[1]
         os.kill(child, signal.SIGKILL)
         successor = until(lambda: Worker.objects.exclude(pk=worker.pk).first(), 30, "The next worker", log)
@@ -98,7 +101,7 @@ def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye
 
 @pytest.mark.alone
 def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
-    """With the database away each process is alive and says so; the system's health says that it cannot be asked."""
+    """During a database outage the liveness check of each process succeeds, and the system check exits with code 2."""
     log, heartbeat = tmp_path / "worker.log", tmp_path / "heartbeat"
     with automation_worker(log, "--processes", "2", "--heartbeat-file", str(heartbeat)) as process:
         until(lambda: Worker.objects.count() == 2, 30, "The registration of both", log)
@@ -118,7 +121,7 @@ def test_42_real_seconds_an_outage_restarts_no_worker(server, tmp_path):
         connection.close()
         run = engine.start("story:count", steps=1)
         until(lambda: WorkflowRun.objects.filter(pk=run.pk, status="completed").exists(), 30, "The work", log)
-        assert children_of(process.pid) == children, "nobody was restarted"
+        assert children_of(process.pid) == children, "no child process was restarted"
         assert probe()[0] == 0
 
 
@@ -152,7 +155,7 @@ def touched(path: object) -> float:
 
 
 def test_42_a_clock_that_is_wrong_kills_no_worker(clock):
-    """How long ago a worker was seen the database says."""
+    """The clock of the database decides how long ago a worker was seen, not the clock of this machine."""
     registered_worker()
     for years in (-1, 1):
         clock.now = timezone.now() + timedelta(days=365 * years)

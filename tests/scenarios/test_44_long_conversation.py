@@ -1,5 +1,6 @@
-"""A long conversation: programs that answer each other for hours are no event storm, however many rounds they have; a
-circle without a rest still is.
+"""Automations trigger each other for hours.
+
+This is not an event storm, regardless of the number of rounds. A loop without a pause is one, and is parked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def low_cap(settings):
 
 @pytest.fixture(autouse=True)
 def conversation(declare):
-    """A reservation is asked about, and answered."""
+    """Declare one event for a question (a new reservation) and one for its answer (a changed status)."""
     declare(
         Reservation,
         EventDefinition("asked:{{ instance.pk }}", trigger=EventTrigger.CREATE),
@@ -94,7 +95,7 @@ def test_44_rounds_whose_answer_takes_its_time(clock, work):
 
     @on_event("asked:*", name="answerer")
     def answerer(event):
-        clock.tick(MINUTE)  # as a call to a partner would take it
+        clock.tick(MINUTE)  # the duration of a call to an external service
         if Reservation.objects.count() <= ROUNDS:
             answer(event.entity)
 

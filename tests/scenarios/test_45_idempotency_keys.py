@@ -1,4 +1,4 @@
-"""Idempotency keys: the same for each attempt, and never again for another call, whatever becomes of primary keys."""
+"""All attempts of a call share one idempotency key. No other call gets it, even if primary keys recur."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TWICE = Retry(max_attempts=2, base_delay=timedelta(0))
 
 
 class Shop:
-    """What the project charges, under which key."""
+    """Records what the project charges, and with which idempotency key."""
 
     def __init__(self) -> None:
         self.keys: list[tuple[str, str]] = []
@@ -87,7 +87,7 @@ def live_through(work) -> None:
 
 
 def as_restored_from_before() -> None:
-    """Give the tables back the state in which these rows were not there yet, primary keys and all."""
+    """Delete all rows, as if the database was restored from a backup that is older than they are."""
     for model in (HandlerExecution, AgentRun, CallbackExecution, WorkflowRun):
         model.objects.all().delete()
     Event.objects.all().delete()
@@ -107,7 +107,7 @@ def test_45_a_restore_brings_no_key_back(shop, work):
     as_restored_from_before()
     shop.keys.clear()
     run = engine.start("order")
-    if run.pk != pk:  # this database does not give a key twice, unless it was restored
+    if run.pk != pk:  # without a restore, this database does not reuse a primary key
         WorkflowRun.objects.filter(pk=run.pk).delete()
         run.pk = pk
         run.save(force_insert=True)

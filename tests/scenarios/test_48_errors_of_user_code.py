@@ -1,5 +1,6 @@
-"""Errors of user code that look like the database's or like the end of the process: the attempt has failed, ``retry=``
-applies, and the worker goes on.
+"""User code raises errors that look like a database failure or like a shutdown.
+
+The attempt fails, ``retry=`` applies, and the worker continues.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def raises_interface_error() -> None:
 
 
 def asks_a_database_that_is_away() -> None:
-    """Another one of the project's: the automations' own answers."""
+    """Raise the error of another database of the project. The database of the automations is available."""
     raise OperationalError("connection to server failed") from _Lost()
 
 
@@ -90,7 +91,7 @@ def test_48_the_attempt_fails_and_the_worker_goes_on(work, how, atomic):
 
 
 def test_48_a_lost_connection_of_our_own_costs_no_attempt(work):
-    """What tells the two apart: whether the session that the engine has still answers."""
+    """If the engine's own database session no longer works, the failure does not count as an attempt."""
 
     @workflow("unlucky", default_retry=Retry(max_attempts=1))
     class Unlucky:

@@ -1,5 +1,6 @@
-"""Scenario 49: a condition turns false after the event has occurred. Later offsets still fire, unless declared with
-``recheck=True``; what is skipped says why.
+"""Scenario 49: a condition turns false after the event has occurred.
+
+Later offsets still fire, unless they were declared with ``recheck=True``. The row stores why an offset was skipped.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def test_49_recheck_that_turns_true_only_after_the_grace(clock, work):
     on_event(SCHEDULED, offset=2 * HOUR, name="keeps")(lambda event: leave("keeps"))
     stay, _ = occurred(clock, work, SCHEDULED)
     turn_false(stay, "save")
-    clock.tick(3 * DAY)  # and no worker was there
+    clock.tick(3 * DAY)  # no worker runs in this time
     stay.status = "confirmed"
     stay.save()
     work()

@@ -1,5 +1,7 @@
-"""The hook that makes events occur after a commit, beside another request that saves the same entities: the hook
-leaves what is locked, and never waits with locks in its hand."""
+"""The commit hook makes events occur while another request saves the same entities.
+
+The hook does not claim locked rows, and holds no lock while it waits for another one.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,16 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import renew
 from django_ai.automation.queues.notifier import set_notifier
 from tests.apps.reservations.models import Reservation
-from tests.support.race import Together, until_someone_waits
+from tests.support.race import OtherThread, until_someone_waits
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: nobody can save in between"),
+    pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: no other save can run in between"),
 ]
 
 
 class Gate:
-    """Stops one thread in front of a function until the test lets it go on."""
+    """Blocks one thread before a call of a function, until the test sets ``go``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
         self.is_there, self.go = threading.Event(), threading.Event()
@@ -62,7 +64,7 @@ def together(*stays: Reservation) -> Callable[[], None]:
 
 
 def patience() -> None:
-    """Let this connection wait for a lock for a second, and no longer."""
+    """Limit the time that this connection waits for a lock to one second."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("SET LOCAL lock_timeout = '1s'")
@@ -83,13 +85,13 @@ def statuses() -> list[str]:
 def test_50_what_another_request_has_locked_before_the_claim_is_left_alone(two, monkeypatch, caplog):
     one, other = two
     gate = Gate(monkeypatch, CommitBatch, "__call__")
-    hook = Together(together(other, one))
+    hook = OtherThread(together(other, one))
     assert gate.is_there.wait(30)
     with transaction.atomic():
         patience()
         change(one, status="cancelled")
         gate.go.set()
-        hook.join()  # it has done what it could, and waits for nobody
+        hook.join()  # it has processed the unlocked event, and does not wait for the locked one
         assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
         assert statuses()[1] == "processed"
         change(other, status="cancelled")
@@ -111,13 +113,13 @@ def test_50_what_another_request_has_locked_after_the_claim_holds_up_nothing(two
 
     one, other = two[locked], two[1 - locked]
     gate = Gate(monkeypatch, occurrence if stage == "_occur" else notification, stage)
-    hook = Together(together(other, one))
+    hook = OtherThread(together(other, one))
     assert gate.is_there.wait(30)
     with transaction.atomic():
         patience()
         change(one, status="cancelled")
         gate.go.set()
-        until_someone_waits()  # for the one, and with nothing of the other leased
+        until_someone_waits()  # for the row of ``one``, while it has no lock on the row of ``other``
         change(other, status="cancelled")
     hook.join()
     drain()
@@ -137,7 +139,7 @@ def test_50_a_lock_that_is_let_go_without_a_change_is_followed_by_a_doorbell(two
             rung.append(statuses())
 
     gate = Gate(monkeypatch, CommitBatch, "__call__")
-    hook = Together(together(one))
+    hook = OtherThread(together(one))
     assert gate.is_there.wait(30)
     set_notifier(Bell())
     try:
@@ -176,7 +178,7 @@ def test_50_only_what_is_free_and_due_is_claimed(two):
     found = []
     with transaction.atomic():
         list(Event.objects.select_for_update().filter(pk=locked.pk))
-        Together(lambda: found.extend(claim_rows(Event, [row.pk for row in rows], now))).join()
+        OtherThread(lambda: found.extend(claim_rows(Event, [row.pk for row in rows], now))).join()
     assert [row.pk for row in found] == [ours.pk]
     stored = Event.objects.get(pk=ours.pk)
     assert (stored.lease, stored.wake_at, stored.losses) == (found[0].lease, found[0].wake_at, 0)
@@ -190,5 +192,5 @@ def test_50_a_heartbeat_passes_by_what_another_request_has_locked(two):
     Event.objects.update(lease="mine", wake_at=now)
     with transaction.atomic():
         list(Event.objects.select_for_update().filter(pk=rows[0].pk))
-        Together(lambda: renew(rows, "mine", now)).join()
+        OtherThread(lambda: renew(rows, "mine", now)).join()
     assert [row.wake_at > now for row in Event.objects.filter(declared_as="confirmed").order_by("pk")] == [False, True]

@@ -1,4 +1,7 @@
-"""Scenario 51: many rows at once. What is in order costs nothing, and what is due together is done together."""
+"""Scenario 51: many rows at once.
+
+Reconciliation does not read consistent rows. Events that are due at the same time occur in one batch.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def make(model, number, now):
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """The entities that the reconciliation has read and compared, by the name of the event."""
+    """Return the event name and the primary key of each entity that the reconciliation reads and compares."""
     found = []
     record = reconcile.record
 
@@ -91,7 +94,7 @@ def test_51_exactly_the_rows_that_differ_are_read(model, clock, evaluated, monke
     rows = make(model, 20, clock())
     for row in rows[:12]:
         row.save()
-    if model is not Suite:  # Django makes no rows with a parent's in bulk
+    if model is not Suite:  # bulk_create does not support multi-table inheritance
         model.objects.bulk_create(rows[12:])
     name = {Reservation: "checkin_at", Ticket: "due_at"}.get(model, "inspected_on")
     moved = {row.pk for row in rows[3:10]}
@@ -223,7 +226,7 @@ def watch():
 
     def of(*models):
         found.append(Poller(10, models=models or wakeables()))
-        found[-1].sleep(1)  # begins to LISTEN, and looks once more before it sleeps
+        found[-1].sleep(1)  # starts to LISTEN, and polls once more before it sleeps
         found[-1].seconds_until_due()
         return found[-1]
 
@@ -238,8 +241,8 @@ def slept(watch, seconds):
     return time.monotonic() - started
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="NOTIFY is PostgreSQL's")
-def test_51_a_worker_of_other_queues_sleeps_on(watch):
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has NOTIFY")
+def test_51_a_worker_of_other_kinds_sleeps_on(watch):
     mine = watch(CallbackExecution, Event)
     notify("default", ["workflows", "agents"])
     assert slept(mine, 0.3) >= 0.3
@@ -248,7 +251,7 @@ def test_51_a_worker_of_other_queues_sleeps_on(watch):
         assert slept(mine, 10) < 5
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="NOTIFY is PostgreSQL's")
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has NOTIFY")
 def test_51_a_burst_of_doorbells_is_answered_by_few_looks(watch):
     everything, looks = watch(), 0
 
@@ -268,7 +271,7 @@ def test_51_a_burst_of_doorbells_is_answered_by_few_looks(watch):
 
 
 class Rung:
-    """A listener that is always rung, and notes for how long it is to rest."""
+    """A listener that always reports a NOTIFY, and records how long the poller pauses."""
 
     def __init__(self):
         self.rests = []
@@ -323,12 +326,12 @@ def test_51_a_wait_reads_no_occurrence_of_others(few, model, clock, monkeypatch,
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A worker that has found events to be quick: it claims as many as it may."""
+    """Set the measured time per event so low that a worker claims the largest batch."""
     monkeypatch.setitem(pace, Event, 0.0001)
 
 
 def due_tickets(number, clock):
-    """Save so many tickets, and let their date come."""
+    """Save ``number`` tickets, and move the clock past their date."""
     tickets = make(Ticket, number, clock())
     for ticket in tickets:
         ticket.save()

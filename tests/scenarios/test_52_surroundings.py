@@ -1,4 +1,4 @@
-"""What surrounds the automations of a project is refused by ``manage.py check`` where they cannot work in it."""
+"""``manage.py check`` reports settings, drivers and models of a project that automations do not support."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Definitions in the wild: subclasses, steps of other classes, instances that keep things. Each run has its own steps
-and its own instances, and what cannot be meant is refused at once.
+"""Unusual definitions, such as subclasses, steps of other classes and attributes set on instances.
+
+A run executes only steps of its own class, each on a new instance. Invalid references are refused immediately.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def test_53_what_is_no_workflow_is_refused_at_once(work, wrong):
     status, error = end_of(run)
     assert status == "failed"
     assert "DefinitionError" in error
-    assert run.steps.count() == 1  # it was not tried again
+    assert run.steps.count() == 1  # it was not retried
 
 
 def test_53_a_subclass_that_is_not_decorated_starts_nothing():
@@ -184,7 +185,7 @@ def test_53_a_step_of_the_class_above_is_ones_own(work):
 
 
 def test_53_each_step_has_an_instance_of_its_own(work):
-    """Also where one worker goes on from step to step: another may have taken the second."""
+    """A step does not see instance attributes of the step before, even if one worker executes both."""
 
     @workflow("forgetful")
     class Forgetful:

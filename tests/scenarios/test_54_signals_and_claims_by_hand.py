@@ -1,6 +1,6 @@
-"""Scenario 54: a signal is sent by hand for an event; a claim is bumped.
+"""Scenario 54: a signal is sent manually on the channel of an event; an agent takes over a claim.
 
-Correlated waits compare its payload; the higher priority wins.
+A wait with a match compares the payload of the signal. Taking over a claim needs a higher priority or ``bump=True``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UPLOADED = "document_uploaded"
 
 @pytest.fixture
 def two_agents() -> tuple[AgentRun, AgentRun]:
-    """Two agents that answer every document."""
+    """Spawn two agents that handle every document."""
 
     @agent("desk:claims", match={})
     class Answers:
@@ -119,12 +119,12 @@ def test_54_what_has_no_such_event_has_no_holder(two_agents):
         claims.holder(UPLOADED, {"kind": "visa"}, entity=upload())
 
 
-# -- signals by hand on the channel of an event ------------------------------------------------------------------------
+# -- manual signals on the channel of an event -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def waiting_for() -> Callable[..., WorkflowRun]:
-    """Start a run that waits for a document with a match."""
+    """Return a function that starts a run, which waits for a document with a match."""
 
     def start(match: dict[str, Any] | None, **context: Any) -> WorkflowRun:
         @workflow("desk:waits", version=str(len(all_workflows())))

@@ -1,6 +1,6 @@
-"""Scenario 55: an agent without ``singleton=``, and one that is spawned by hand, as in the guide.
+"""Scenario 55: an agent without ``singleton=``, and an agent that is spawned manually, as in the guide.
 
-A check says what will happen.
+A system check warns if several agents can have the same match and ``singleton=`` is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.rows import effects, event_of, leave
 
 
 def guest_support(match=None, **options):
-    """Declare the guide's agent of that name, with ``options`` for ``@agent``."""
+    """Declare the agent ``guest_support`` of the guide, with ``options`` for ``@agent``."""
 
     @agent("guest_support", spawn_on="booking_created", match=match or {"guest_id": "{{ ctx.guest_id }}"}, **options)
     class GuestSupport:

@@ -1,4 +1,7 @@
-"""Indexes: each one that the tables have is one that a query of ours uses; Django adds none of its own to text keys."""
+"""No table has two indexes on the same columns or a ``_like`` index of Django.
+
+The queries for failed and parked rows use an index.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
-from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.events.models import CallbackExecution, CapturedWrite, Event, Schedule
 from django_ai.automation.queues.operations.failed_and_parked import failed_keys, parked_keys
 from django_ai.automation.queues.operations.resume import resumable_kinds
 from django_ai.automation.workflows.models import Signal
@@ -28,7 +31,7 @@ def test_57_no_index_for_like_is_made(model):
 @pytest.mark.django_db
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_57_each_text_key_has_one_index(model):
-    """A unique key is found by the index of its constraint; a second one beside it would only cost."""
+    """A unique constraint already has an index: a second index on its columns would only slow down writes."""
     with connection.cursor() as cursor:
         found = connection.introspection.get_constraints(cursor, model._meta.db_table)
     columns = [tuple(each["columns"]) for each in found.values() if each["index"] or each["unique"]]
@@ -40,11 +43,11 @@ def test_57_each_text_key_has_one_index(model):
 @pytest.mark.parametrize("what", ["failed", "parked"])
 @pytest.mark.parametrize("name", sorted(resumable_kinds()))
 def test_57_what_failed_or_is_parked_is_counted_from_an_index(name, what):
-    """However many rows there are: those that have ended well are not in it, or behind another status."""
+    """The query reads no successful rows: they are not in the index, or they have another status in it."""
     kind = resumable_kinds()[name]
     rows = failed_keys(kind) if what == "failed" else parked_keys(kind)
     if rows is None:
-        pytest.skip("does not fail")
+        pytest.skip("rows of this kind cannot fail")
     table = kind.model._meta.db_table
     fill(kind.model)
     with connection.cursor() as cursor:
@@ -52,7 +55,7 @@ def test_57_what_failed_or_is_parked_is_counted_from_an_index(name, what):
     with transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                cursor.execute("SET LOCAL enable_seqscan = off")  # a table of this size it would rather read
+                cursor.execute("SET LOCAL enable_seqscan = off")  # else it scans so small a table sequentially
         lines = rows[:100].explain().splitlines()
     plan = [line for line in lines if table in line and not any(each in line for each in ("Cond:", "Filter:"))]
     assert plan
@@ -61,7 +64,7 @@ def test_57_what_failed_or_is_parked_is_counted_from_an_index(name, what):
 
 
 def fill(model) -> None:
-    """Insert rows that have neither failed nor been parked: so many that no planner would rather read them all."""
+    """Insert so many rows, neither failed nor parked, that the planner prefers an index to a full scan."""
     now, number = timezone.now(), 3000
     entity = {"entity_type": "x", "entity_id": "1"}
     if model in (CallbackExecution, HandlerExecution):
@@ -72,6 +75,10 @@ def fill(model) -> None:
         rows = [model(**given, unique_key=str(each)) for each in range(number)]
     elif model is Event:
         rows = [Event(event_name="e", **entity) for _ in range(number)]
+    elif model is Schedule:
+        rows = [Schedule(name=str(each), target="t", cron="0 2 * * *") for each in range(number)]
+    elif model is CapturedWrite:
+        rows = [CapturedWrite(model="x", operation="insert", written_at=now, **entity) for _ in range(number)]
     elif model is Signal:
         rows = [Signal(name="s", delivered_at=now) for _ in range(number)]
     else:

@@ -1,5 +1,7 @@
-"""Scenario 58: user code changes the session of the connection that the engine shares with it: settings, autocommit,
-the isolation level, a transaction that is left open. The engine's own statements after it find what they had before.
+"""Scenario 58: user code changes the database session that it shares with the engine.
+
+It changes settings, autocommit or the isolation level, or leaves a transaction open. The session is restored before
+the engine's next statement.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def execute(sql: str) -> None:
 
 
 def settings() -> dict[str, Any]:
-    """What the session is like now."""
+    """Return the current settings of the session."""
     connection.ensure_connection()
     if connection.vendor == "sqlite":
         return {name: session._pragma(connection, name) for name in sorted(session._SESSION_PRAGMAS)}
@@ -109,7 +111,7 @@ def test_58_a_step_that_changes_the_session_goes_on_and_the_next_one_finds_it_as
 
 
 def test_58_a_worker_goes_on_with_a_new_connection_and_only_then():
-    """Not all that a statement changes can be read (user variables, temporary tables)."""
+    """The new connection is needed because some changes cannot be read (user variables, temporary tables)."""
 
     @workflow("lasting")
     class Lasting:
@@ -132,7 +134,7 @@ def test_58_a_worker_goes_on_with_a_new_connection_and_only_then():
     assert last is not third or connection.is_in_memory_db()
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="SET LOCAL is PostgreSQL's")
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has SET LOCAL")
 def test_58_what_ends_with_the_transaction_costs_no_connection():
     @workflow("local")
     class Local:
@@ -174,15 +176,18 @@ def autocommit_off_behind_django() -> None:
 
 def another_isolation_level() -> None:
     raw: Any = connection.connection
-    if connection.vendor == "postgresql":
-        raw.isolation_level = 4
-    else:
-        autocommit_off_behind_django()
+    raw.isolation_level = 4
 
 
 @pytest.mark.parametrize("works", [True, False], ids=["worker", "other"])
 @pytest.mark.parametrize(
-    "how", [autocommit_off, autocommit_off_and_committed, autocommit_off_behind_django, another_isolation_level]
+    "how",
+    [
+        autocommit_off,
+        autocommit_off_and_committed,
+        autocommit_off_behind_django,
+        *([another_isolation_level] if connection.vendor == "postgresql" else []),
+    ],
 )
 def test_58_a_driver_that_was_switched_is_as_it_was_for_the_engine(how, works):
     @workflow("switches")
@@ -293,10 +298,10 @@ def test_58_inside_a_test_case_settings_are_put_back_and_its_connection_stays(sq
 
 
 def test_58_conditions_callbacks_and_handlers_leave_the_session_too(declare):
-    """And ``@on_fail``, which runs in the transaction of the end."""
+    """The session is also restored after ``@on_fail``."""
 
     def odd(stay: Reservation) -> bool:
-        if draining():  # the connection of the process that saves
+        if draining():  # in a save, the connection belongs to the process that saves
             execute(HOWS[0])
         return True
 

@@ -1,4 +1,4 @@
-"""59: primary keys in another notation, or too long for a column. One entity is one entity."""
+"""Scenario 59: a primary key in another notation is the same entity. A key that is too long is refused."""
 
 from __future__ import annotations
 

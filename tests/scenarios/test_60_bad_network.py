@@ -1,4 +1,4 @@
-"""Scenario 60: real workers behind a network that freezes connections, cuts them, and loses answers without a word."""
+"""Scenario 60: real workers behind a network that freezes connections, cuts them, or silently drops responses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ pytestmark = [
     pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="a proxy in front of PostgreSQL"),
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="needs PostgreSQL: the proxy is in front of it"),
 ]
 
 
 @pytest.fixture
 def network(request) -> Iterator[BadNetwork]:
-    """What lies between the workers and the database; this process goes around it."""
+    """The network between the workers and the database; the test process connects directly."""
     host, port = connection.settings_dict["HOST"] or "127.0.0.1", int(connection.settings_dict["PORT"] or 5432)
     with bad_network(host, port, **request.param) as found:
         yield found
@@ -47,7 +47,7 @@ def all_done() -> bool:
 
 
 def all_rest() -> bool:
-    """Whether there is nothing to do, not even for the engine itself: the workers only look."""
+    """Return whether all runs are finished and no maintenance task is due or leased: the workers only poll."""
     tasks = Maintenance.objects.filter(Q(lease__isnull=False) | Q(wake_at__lte=timezone.now()))
     return all_done() and not tasks.exists()
 
@@ -73,13 +73,13 @@ def test_60_real_seconds_behind_a_bad_network_all_is_done_once(name: str, networ
 def test_60_real_seconds_a_look_that_is_never_answered_is_given_up(
     name: str, network: BadNetwork, tmp_path: Path
 ) -> None:
-    """An idle cluster whose connections a firewall has forgotten: nobody would ever hear of the loss."""
+    """If a firewall silently drops the connections of idle workers, they time out and execute the next run."""
     log = tmp_path / "log"
     engine.start("story:count", steps=1)
     with runtime(name, log, **variables(network)):
         until(all_done, 40, "The first run", log)
         until(all_rest, 40, "A rest", log)
-        time.sleep(1)  # the last doorbells find nothing
+        time.sleep(1)  # wait until the last doorbells have found no due rows
         network.lose_all()
         engine.start("story:count", steps=1)
         until(all_done, 60, "The run after the loss", log)

@@ -1,6 +1,6 @@
-"""Scenario 60: sessions time out in a step, rows are gone, receivers raise, the network fails.
+"""Scenario 60: deleted runs, steps that close their connection, and signal receivers that raise.
 
-A clear result; the attempt is spent; others go on.
+A call for a deleted run has a clear result, the step spends an attempt, and the receiver delays nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.apps.reservations.models import Effect
 
 @pytest.fixture
 def gone() -> WorkflowRun:
-    """A run that somebody still holds, and that was removed."""
+    """Return the instance of a run whose row was deleted."""
 
     @workflow("gone")
     class Gone:

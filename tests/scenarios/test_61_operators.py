@@ -1,4 +1,4 @@
-"""Operators: nothing that they see or do misleads them, and what has failed for good can be alerted on."""
+"""Operators: the admin and the commands do not mislead them, and permanent failures can trigger alerts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODELS = [Event, CallbackExecution, EventClaim, WorkflowRun, Signal, AgentRun, H
 
 @pytest.fixture
 def failed() -> Iterator[list[tuple[type, Any, str]]]:
-    """What ``row_failed`` was sent for."""
+    """Collect the senders, rows and reasons of the ``row_failed`` signals."""
     found: list[tuple[type, Any, str]] = []
 
     def hear(sender: type, row: Any, reason: str, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ def url(model: Any, page: str, *arguments: object) -> str:
     return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}", args=arguments)
 
 
-# -- what has failed for good ------------------------------------------------------------------------------------------
+# -- permanent failures ------------------------------------------------------------------------------------------------
 
 
 def test_61_a_callback_that_fails_for_good_is_said_once(failed, caplog, work):
@@ -147,7 +147,7 @@ def test_61_a_receiver_that_raises_breaks_nothing(work):
     assert (row.status, row.losses, row.lease, row.wake_at) == ("failed", 0, None, None)
 
 
-# -- what the admin lets people do and see -----------------------------------------------------------------------------
+# -- permissions and actions in the admin ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -189,7 +189,7 @@ def test_61_a_row_that_awaits_code_is_not_called_resumed_without_a_word(client):
     assert "1 of them had been parked because their code was missing" in text
 
 
-# -- what commands print -----------------------------------------------------------------------------------------------
+# -- output of the commands --------------------------------------------------------------------------------------------
 
 EVIL = "boom \x1b[2J\x1b]0;owned\x07\nworkflow 7: all is well\r\u202e"
 
@@ -239,7 +239,7 @@ def test_61_the_command_says_what_will_be_parked_again():
     assert "1 of them had been parked because their code was missing" in text
 
 
-# -- what health and the admin say of workers --------------------------------------------------------------------------
+# -- workers in automation_health and in the admin ---------------------------------------------------------------------
 
 
 def worker(name: str, **values: Any) -> Worker:

@@ -1,4 +1,4 @@
-"""A parent whose failed child was repaired and completed is resumed: it hears of that, and starts no second child."""
+"""A resumed parent receives the new result of its repaired child, and starts no second child."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ONCE = Retry(max_attempts=1)
 
 @pytest.fixture
 def family(work) -> tuple[WorkflowRun, WorkflowRun, list[str]]:
-    """A parent that has failed because its child has, both of them, and what the bank has to say."""
+    """Return a parent that failed because its child failed, the child, and the list that makes the child fail."""
     bank = ["is away"]
 
     @workflow("charge", default_retry=ONCE)
@@ -147,7 +147,7 @@ def test_61_a_parent_of_a_child_that_is_under_way_for_long_is_woken_by_its_end(f
 
 @pytest.fixture
 def paid(work) -> WorkflowRun:
-    """A parent that has heard that its child completed, and failed after that."""
+    """Return a parent that received the completion of its child and failed in a later step."""
 
     @workflow("charge", default_retry=ONCE)
     class Charge:

@@ -1,4 +1,4 @@
-"""Contexts and agents that several of the tests use."""
+"""Contexts and agents that several tests use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CountingGuest(BaseModel):
 
 
 def of_guest(name="of_guest", *, spawn_on="booking_created", singleton=True, **options):
-    """Declare an agent for each guest; it notes what it hears."""
+    """Declare an agent for each guest. It records the events that it handles."""
 
     @agent(name, spawn_on=spawn_on, match={"guest_id": "{{ ctx.guest_id }}"}, singleton=singleton, **options)
     class Companion:
@@ -57,7 +57,7 @@ def of_guest(name="of_guest", *, spawn_on="booking_created", singleton=True, **o
 
 
 def answering(function, event_name="booking_created", **options):
-    """Declare an agent of each booking with one handler."""
+    """Declare an agent with one handler, spawned for each booking."""
 
     @agent("answering", spawn_on="booking_created")
     class Answering:
@@ -69,7 +69,7 @@ def answering(function, event_name="booking_created", **options):
 
 
 def counting_companion():
-    """Declare an agent for each guest, which counts what it hears."""
+    """Declare an agent for each guest. It counts the guest's messages."""
 
     @agent("companion", spawn_on="booking_created", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
     class Companion:

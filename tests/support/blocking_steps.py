@@ -1,4 +1,4 @@
-"""A step that stops where the test wants it to, and what is asked of it afterwards."""
+"""Steps that block until the test releases them, and assertions about their runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.polling import until
-from tests.support.race import Together
+from tests.support.race import OtherThread
 from tests.support.rows import effects, leave
 
 
 class Gate:
-    """Where a step stops until the test lets it go on. ``session``: of the worker that waits there."""
+    """A point where a step blocks until the test opens it. ``session``: the blocked worker's database session."""
 
     def __init__(self) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
@@ -34,7 +34,7 @@ class Gate:
         assert self.reached.wait(20)
 
     def workflow(gate) -> None:
-        """Declare "gated": its step writes, stops here at its first try, and writes again. It has one try."""
+        """Declare "gated": its step writes, blocks here at its first attempt, and writes again. It is not retried."""
 
         @workflow("gated", default_retry=Retry(max_attempts=1))
         class Gated:
@@ -64,7 +64,7 @@ class Gate:
                 return complete()
 
     def locker(gate, first: int, second: int) -> None:
-        """Declare "locker": its step updates one row, stops here at its first try, and updates the other."""
+        """Declare "locker": its step updates one row, blocks here at its first attempt, and updates the other."""
 
         @workflow("locker", default_retry=Retry(max_attempts=1))
         class Locker:
@@ -84,7 +84,7 @@ class Gate:
 
 
 def assert_a_lock_timeout_costs_no_try(row: int, timeout: str) -> None:
-    """A step wants a row that a web process has, and says ``timeout`` (a statement) before."""
+    """Assert that a lock timeout, set with the SQL ``timeout``, costs no attempt. A web process holds the lock."""
 
     @workflow("impatient", default_retry=Retry(max_attempts=1))
     class Impatient:
@@ -104,7 +104,7 @@ def assert_a_lock_timeout_costs_no_try(row: int, timeout: str) -> None:
     run = engine.start("impatient")
     with transaction.atomic():
         Reservation.objects.filter(pk=row).update(note="web")
-        Together(drain).join()
+        OtherThread(drain).join()
     run.refresh_from_db()
     assert (run.attempt, run.losses, effects()) == (0, 0, [])
     drain(run.wake_at)
@@ -119,7 +119,7 @@ def session_of_this_thread() -> int:
 
 
 def finish(run: WorkflowRun, seconds: float = 60) -> None:
-    """Work as a worker's loop does, whatever the database says, until the run has ended."""
+    """Drain as a worker's loop does, despite database errors, until the run has finished."""
 
     def ended() -> bool:
         with contextlib.suppress(DatabaseError):
@@ -132,7 +132,7 @@ def finish(run: WorkflowRun, seconds: float = 60) -> None:
 
 
 def assert_done_once(run: WorkflowRun, atomic: bool = True) -> None:
-    """The step has cost its user no try, and each of its effects is there once."""
+    """Assert that the step used up no attempt, and that each of its effects exists exactly once."""
     assert (run.status, run.attempt, run.data["tries"]) == ("completed", 0, 1), run.error
     assert effects() == (["first", "second"] if atomic else ["second"])
     assert "error" not in {each.outcome for each in run.steps.all()}

@@ -1,4 +1,4 @@
-"""The Celery app of the tests that run a real worker: ``TEST_CELERY_BROKER`` is its broker, in a queue of its own."""
+"""The Celery app of the tests that run a real worker. ``TEST_CELERY_BROKER`` and ``TEST_CELERY_QUEUE`` configure it."""
 
 from __future__ import annotations
 

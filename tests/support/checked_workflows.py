@@ -1,4 +1,4 @@
-"""Workflows for ``manage.py check`` to look at."""
+"""Workflows that ``manage.py check`` inspects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ class Empty(BaseModel):
     pass
 
 
-def flow(first, name="checked", event=None, offset=None):
+class Titled(BaseModel):
+    title: str = ""
+
+
+def flow(first, name="checked", event=None, offset=None, context=Empty):
     @step()
     def finish(self):
         return complete()
@@ -26,11 +30,11 @@ def flow(first, name="checked", event=None, offset=None):
         pass
 
     first.__name__ = "first"
-    body = {"Context": Empty, "first": step(start=True)(first), "finish": finish, "helper": helper}
+    body = {"Context": context, "first": step(start=True)(first), "finish": finish, "helper": helper}
     cls = type("Checked", (), {**body, "__module__": __name__})
     return (event_workflow(event, offset=offset, name=name) if event else workflow(name))(cls)
 
 
 def check_workflows(app_configs):
-    """Most steps here are nothing but a wait, which has a warning of its own (scenario 54)."""
+    """Return the problems without W206, which most steps here cause because they only wait (scenario 54)."""
     return [problem for problem in workflow_checks.check_workflows(app_configs) if problem.id != "automation.W206"]

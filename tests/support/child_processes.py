@@ -1,4 +1,4 @@
-"""Real processes for a test: started on the test's own database, watched, and always stopped."""
+"""Real processes for a test: started on the test's database, observed, and always stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return the environment of a process that works on the database of this test."""
+    """Return the environment of a process that uses the database of this test."""
     return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "tests.settings",
@@ -31,7 +31,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run_script(code: str, before: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a process of its own, as a web process would, with Django set up after ``before`` has run."""
+    """Run ``code`` in a separate process, as a web process would. ``before`` runs before Django is set up."""
     script = f"{before}\nimport django\ndjango.setup()\n{code}"
     return subprocess.run(
         [sys.executable, "-c", script],
@@ -57,7 +57,7 @@ while True:
 
 
 def start_worker(**extra: str) -> subprocess.Popen[bytes]:
-    """Start a process that does nothing but drain; the caller kills it."""
+    """Start a process that only drains. The caller must kill it."""
     return subprocess.Popen(
         [sys.executable, "-c", WORKER],
         cwd=ROOT, env=environment(**extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -65,7 +65,7 @@ def start_worker(**extra: str) -> subprocess.Popen[bytes]:
 
 
 def spawn(log: Path, /, *command: str, **extra: str) -> subprocess.Popen[bytes]:
-    """Start a process on the database of this test, in a session of its own; ``stop`` it."""
+    """Start a process on the database of this test, in its own session. The caller must ``stop`` it."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *command],
@@ -96,7 +96,7 @@ def qcluster(log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a cluster as an operator would; kill what is left of it after a while."""
+    """Stop a cluster as an operator would, and kill the processes that remain after eight seconds."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(8)
@@ -109,7 +109,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the processes that ``pid`` has started and that still are."""
+    """Return the child processes of ``pid`` that still exist."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(each) for each in found.stdout.split()]
 
@@ -123,7 +123,7 @@ def is_alive(pid: int) -> bool:
 
 
 def group_of(leader: int) -> list[int]:
-    """Return the processes of the group that ``leader`` leads, without the leader."""
+    """Return the processes in the process group of ``leader``, without the leader."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ def group_of(leader: int) -> list[int]:
 
 
 def kill_group(leader: subprocess.Popen[bytes]) -> None:
-    """Kill the group that ``leader`` leads, and wait for the end of the leader."""
+    """Kill the process group of ``leader``, and wait until the leader has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGKILL)
     leader.wait(20)

@@ -1,4 +1,4 @@
-"""Workflows that hold claims and that listen to claimed events."""
+"""Workflows that hold claims, and workflows that claimed events start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UPLOADED = "document_uploaded"
 
 
 def listen(event: str, name: str, **options) -> None:
-    """Declare a workflow that the event starts; it leaves its entity."""
+    """Declare a workflow that the event starts. It records the id of its entity as an effect."""
 
     @event_workflow(event, name=name, **options)
     class Listener:
@@ -35,13 +35,13 @@ def upload(kind="passport", stay=None) -> Document:
 
 
 def started(work, name="listener") -> list[str]:
-    """Work, and say how the listeners' runs ended, the eldest first."""
+    """Call ``work``, and return the statuses of the listeners' runs, the oldest first."""
     work()
     return list(WorkflowRun.objects.filter(name=name).order_by("pk").values_list("status", flat=True))
 
 
 def does(function, name="doer", **options) -> WorkflowRun:
-    """Start a run whose only step calls ``function``, and completes if that returns nothing."""
+    """Start a run whose start step calls ``function``, and completes if that returns None."""
 
     @workflow(name)
     class Doer:

@@ -1,6 +1,6 @@
-"""Programs whose crash points are tested: between them they use events, callbacks, workflows and agents.
+"""Programs whose crash points are tested. Together they use events, callbacks, workflows and agents.
 
-``PROGRAMS`` has them all.
+``PROGRAMS`` lists all of them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from tests.support.crash_points import (
     web,
     work,
 )
+from tests.support.crash_programs_of_captures import CAPTURED
 from tests.support.rows import leave
 
 STAY = 7001
@@ -106,7 +107,7 @@ def automations() -> None:
     @on_event("checkin_due", name="now")
     def now(event):
         leave("now")
-        # What a callback saves causes more.
+        # A save in a callback causes another event.
         Document.objects.create(reservation_id=STAY)
 
     @on_event("document_uploaded", name="filed")
@@ -134,7 +135,7 @@ EVENTS = Program(
         work(0),
         work(1),
         web(lambda: changed(checkin_at=noon(4)), 1.5),
-        work(2.5),  # the date moved: nothing
+        work(2.5),  # the date was moved, so nothing is due
         work(3.5),
         work(4.5),
         web(gone, 5),
@@ -183,7 +184,7 @@ def steps() -> None:
 
         @step()
         def quiet(self):
-            self.context.word = "quiet"  # touches no table
+            self.context.word = "quiet"  # the step itself writes to no table
             return goto(self.outside)
 
         @step(atomic=False)
@@ -202,7 +203,7 @@ def steps() -> None:
         @step()
         def awake(self):
             leave("awake")
-            # Another run, and an event, commit with the step.
+            # Another run and an event are committed with the step.
             engine.start("fails")
             Document.objects.create(reservation=Reservation.objects.create(pk=STAY))
             return complete()
@@ -270,7 +271,7 @@ WAITS = Program(
     waits,
     [
         web(lambda: started("waits")),
-        web(lambda: signalled("inbox", run="waits")),  # before its wait
+        web(lambda: signalled("inbox", run="waits")),  # before the run waits for it
         work(),
         web(lambda: signalled("broadcast"), 0.5),
         work(1),
@@ -393,11 +394,11 @@ PLANNED = Program(
         web(lambda: booked(checkin_at=noon(3), checkout_at=noon(50))),
         work(),
         web(lambda: changed(checkin_at=noon(6)), 1),
-        work(2.5),  # moved: not yet
+        work(2.5),  # the date was moved, so the run is not due yet
         work(5.5),
         web(lambda: changed(docs=True), 6),
         work(7),
-        web(gone, 8),  # and the one that waits for its check-out ends
+        web(gone, 8),  # the run that waits for the check-out ends, too
         work(9),
         prune_in_batches(10),
     ],
@@ -543,4 +544,4 @@ BY_HAND = Program(
     ["heard one"],
 )
 
-PROGRAMS = [EVENTS, BATCH, STEPS, WAITS, FAMILIES, PLANNED, AGENTS, BY_HAND]
+PROGRAMS = [EVENTS, BATCH, CAPTURED, STEPS, WAITS, FAMILIES, PLANNED, AGENTS, BY_HAND]

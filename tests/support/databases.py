@@ -1,4 +1,4 @@
-"""Which database the suite runs on, from the environment."""
+"""The database of the test suite, as the environment configures it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/5")
 def database_from_environment(scratch: Path) -> dict[str, Any]:
     """Return the ``DATABASES["default"]`` that ``TEST_DATABASE`` asks for.
 
-    ``TEST_LIVE_NAME`` names an existing database: the one of a running test, for the processes that it starts.
+    ``TEST_LIVE_NAME`` names an existing database. A running test sets it for the processes that it starts.
     """
     found = _named(scratch)
     if live := os.environ.get("TEST_LIVE_NAME"):
@@ -28,12 +28,12 @@ def _named(scratch: Path) -> dict[str, Any]:
     if kind == "mariadb":
         return mariadb()
     file = str(scratch / "db.sqlite3")
-    # A file, also in tests: an in-memory database is shared by nobody, and its locks are others.
+    # A file in tests, too: processes cannot share an in-memory database, and its locks differ.
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "TEST": {"NAME": f"{file}.test"}}
 
 
 def postgresql() -> dict[str, Any]:
-    """Return the server that ``DATABASE_URL`` names, or else the usual ``PG*`` variables."""
+    """Return the settings of the server that ``DATABASE_URL`` names, or else the usual ``PG*`` variables."""
     url = urlsplit(os.environ.get("DATABASE_URL", ""))
     if url.scheme in ("postgres", "postgresql"):
         query = dict(part.split("=", 1) for part in url.query.split("&") if "=" in part)
@@ -57,10 +57,10 @@ def postgresql() -> dict[str, Any]:
 
 
 def mariadb() -> dict[str, Any]:
-    """Return the server that the socket ``MYSQL_UNIX_PORT`` or the other ``MYSQL_*`` variables name."""
+    """Return the settings of the server that ``MYSQL_UNIX_PORT`` (a socket) or the other ``MYSQL_*`` variables name."""
     return {
         "ENGINE": "django.db.backends.mysql",
-        # For Django's MySQL a host that is a path is a socket.
+        # Django's MySQL backend uses a host that is a path as a socket.
         "HOST": os.environ.get("MYSQL_UNIX_PORT") or os.environ.get("MYSQL_HOST", "127.0.0.1"),
         "PORT": os.environ.get("MYSQL_TCP_PORT", "3306"),
         "USER": os.environ.get("MYSQL_USER", "root"),

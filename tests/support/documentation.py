@@ -1,4 +1,4 @@
-"""Which pages the documentation has."""
+"""The pages of the documentation."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CREATE, UPDATE, DELETE = EventTrigger.CREATE, EventTrigger.UPDATE, EventTrigger.
 
 
 class Bill(models.Model):
-    """A column of each kind that two texts may mean the same for. Its table is made with those of the suite."""
+    """A model with columns whose values can be written in several ways. Its table is created with the suite's."""
 
     guest = models.ForeignKey(Guest, null=True, on_delete=models.CASCADE)
     amount = models.DecimalField(max_digits=8, decimal_places=2, default=0)
@@ -51,7 +51,7 @@ def confirmed(stay) -> bool:
 
 
 def rows(name: str, **lookups) -> list[Event]:
-    """The rows of an event, the eldest first."""
+    """Return the rows of an event, the oldest first."""
     return list(Event.objects.filter(declared_as=name, **lookups).order_by("pk"))
 
 
@@ -66,7 +66,7 @@ def hear(name: str, **options) -> None:
 
 
 def starts(event: str, name: str = "started", **options) -> None:
-    """Declare a workflow that the event starts; it leaves its event's number."""
+    """Declare a workflow that the event starts. It records ``name`` as an effect."""
 
     @event_workflow(event, name=name, **options)
     class Started:
@@ -80,7 +80,7 @@ def starts(event: str, name: str = "started", **options) -> None:
 
 
 def pass_by(clock, work, hours: float) -> list[str]:
-    """Let time go by in small steps; return what came."""
+    """Advance the clock in steps of half an hour, work after each, and return the new effects."""
     before = len(effects())
     for _ in range(int(hours * 2)):
         clock.tick(HOUR / 2)

@@ -1,7 +1,7 @@
-"""Faults on purpose: database failures, and a process that dies at one of its SQL statements.
+"""Injected faults: database failures, and a process that dies at one of its SQL statements.
 
-From the statement where a process dies nothing more reaches the database, so nothing is given back, notified or
-cleaned up; an open transaction is rolled back, as the server does for a connection that broke.
+From the statement at which the process dies, nothing more reaches the database: no release of leases, no notification
+and no cleanup. An open transaction is rolled back, as the server does when a connection breaks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from django_ai.automation.queues import notifier
 
 
 def database_failure() -> OperationalError:
-    """Return an error as this database raises it when another transaction is in the way."""
+    """Return the error that this database raises for a conflict with another transaction."""
     if connection.vendor == "postgresql":
         from psycopg.errors import DeadlockDetected
 
@@ -27,7 +27,7 @@ def database_failure() -> OperationalError:
         return error
     if connection.vendor == "mysql":
         error = OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
-        error.__cause__ = RuntimeError(*error.args)  # the driver's own, with the same number
+        error.__cause__ = RuntimeError(*error.args)  # the driver's error has the same number
         return error
     error = OperationalError("database is locked")
     error.__cause__ = sqlite3.OperationalError("database is locked")
@@ -36,12 +36,12 @@ def database_failure() -> OperationalError:
 
 
 class Died(BaseException):
-    """This process is dead."""
+    """Simulates that the process has died."""
 
 
 @contextmanager
 def dying(at: int) -> Iterator[None]:
-    """Let the block die at its statement number ``at`` (from 1), or come to its end if it has fewer."""
+    """Let the block die at its SQL statement number ``at`` (from 1), or finish if it has fewer statements."""
     statements = 0
 
     def perhaps(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
@@ -60,7 +60,7 @@ def dying(at: int) -> Iterator[None]:
         pass
     finally:
         if statements >= at:
-            # What a dead process knew is gone with it.
+            # A process that dies loses its state in memory.
             connection.run_on_commit = []
             connection.close()
             commit_batch._batches.clear()

@@ -1,9 +1,9 @@
-"""Dozens of workers: one process has Django set up, and forks a worker on request.
+"""Dozens of workers: one process sets up Django, and forks a worker on request.
 
-A worker is a process like any other: its own connections, its own heartbeat, nothing shared. Forking it takes
-milliseconds where starting Python and Django takes a second, so that there are always some to kill.
+A worker is an ordinary process: it has its own connections and its own heartbeat, and shares nothing. Forking takes
+milliseconds, while starting Python and Django takes a second, so there are always enough workers to kill.
 
-    python -m tests.support.fork_server     reads a line for each worker that is wanted, and prints its process id
+    python -m tests.support.fork_server     reads a line for each requested worker, and prints its process id
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.child_processes import ROOT
 
 
 class ForkServer:
-    """The process that forks, from outside. A worker's death is not noticed by itself: ask ``is_alive``."""
+    """Controls the process that forks. It does not notice that a worker has died: use ``is_alive``."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         with log.open("ab") as output:
@@ -49,7 +49,7 @@ class ForkServer:
 
 
 def work() -> None:
-    """Drain until killed. A database failure is waited out, as a worker must."""
+    """Drain until killed. After a database failure, pause and try again, as a worker must."""
     from django.db import Error, connections
 
     from django_ai.automation.queues.drain import drain
@@ -65,7 +65,7 @@ def work() -> None:
 
 
 def skew() -> None:
-    """Put the clock of this worker wrong by up to ``TEST_CLOCK_SKEW`` seconds in either direction."""
+    """Skew the clock of this worker by up to ``TEST_CLOCK_SKEW`` seconds in either direction."""
     from tests.apps.soak.models import skew_clock
 
     limit = float(os.environ.get("TEST_CLOCK_SKEW", "0"))
@@ -76,7 +76,7 @@ def main() -> None:
     import django
 
     django.setup()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # killed workers do not become zombies
     for _ in sys.stdin:
         pid = os.fork()
         if not pid:

@@ -1,4 +1,4 @@
-"""What tests do to the front desk, and the agents' rows that they look at."""
+"""Actions at the front desk, and queries for the rows of its agents."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def the_answer(**lookups: Any) -> HandlerExecution:
 
 
 def answers(**lookups: Any) -> list[tuple[str, str]]:
-    """The handlers of an agent and what became of each execution."""
+    """Return the handler and the status of each execution, the oldest first."""
     rows = HandlerExecution.objects.filter(**lookups).order_by("pk")
     return [(row.handler, str(row.status)) for row in rows]

@@ -1,4 +1,4 @@
-"""Workers that a test records, the health command, and what rows wait for."""
+"""Recorded workers, the health command, and runs that failed or are parked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django_ai.automation.workflows.models import WorkflowRun
 
 
 def probe(*arguments: str) -> tuple[int, str]:
-    """Run the command; return its exit code and what it printed."""
+    """Run the command, and return its exit code and its output."""
     out = io.StringIO()
     try:
         call_command("automation_health", *arguments, stdout=out)
@@ -22,13 +22,14 @@ def probe(*arguments: str) -> tuple[int, str]:
     return 0, out.getvalue()
 
 
-def living(queues: str = "", ago: timedelta = timedelta(0), **worked: float) -> Worker:
-    """Record a worker that was seen so long ago, and had worked in its queues so many seconds before."""
+def living(kinds: str = "", ago: timedelta = timedelta(0), queues: str = "", **worked: float) -> Worker:
+    """Record a worker that was seen ``ago``. ``worked``: seconds since its last row before that, by kind."""
     return Worker.objects.create(
         name=f"host:7:{Worker.objects.count()}",
         runtime="test",
         host="host",
         pid=7,
+        kinds=kinds,
         queues=queues,
         started_at=DatabaseNow() - ago,
         seen_at=DatabaseNow() - ago,
@@ -37,7 +38,7 @@ def living(queues: str = "", ago: timedelta = timedelta(0), **worked: float) -> 
 
 
 def broken(now, *, failed: int, parked: int) -> None:
-    """Make runs that have ended badly, and one that has ended well."""
+    """Create failed runs, parked runs, and one completed run."""
     for _ in range(failed):
         WorkflowRun.objects.create(name="x", status="failed", error="E", finished_at=now)
     for _ in range(parked):

@@ -21,6 +21,6 @@ def old_runs(number: int, ago: timedelta = 40 * DAY) -> list[WorkflowRun]:
 
 
 def maintain() -> None:
-    """Do what is due of maintenance, as a worker does."""
+    """Perform the maintenance that is due, as a worker does."""
     maintenance.ensure_rows(timezone.now())
     drain(models=[Maintenance])

@@ -1,4 +1,4 @@
-"""Orders, and runs that wait for events of orders that match."""
+"""Orders, and runs that wait for events of matching orders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DAY = timedelta(days=1)
 
 
 class Order(models.Model):
-    """An amount, and many guests. Its table is made with those of the suite."""
+    """An order with an amount and many guests. Its table is created with the suite's."""
 
     guests = models.ManyToManyField(Guest)
     payer = models.ForeignKey(Guest, null=True, on_delete=models.SET_NULL, related_name="+")
@@ -52,7 +52,7 @@ class Context(BaseModel):
 
 
 def waiting(match, event="order_saved", before=None, asleep=False, timeout=None, atomic=True, **fields) -> WorkflowRun:
-    """Start a run that does ``before()`` (or is ``asleep`` for a day) and then waits for ``match``."""
+    """Start a run that calls ``before()`` or sleeps for a day (``asleep``), and then waits for ``match``."""
     name = f"waiter {WorkflowRun.objects.count()}"
 
     class Waiter:
@@ -76,7 +76,7 @@ def statuses(*runs: WorkflowRun) -> list[str]:
 
 
 def entity_of(run: WorkflowRun) -> str:
-    """Return which entity woke the run."""
+    """Return the id of the entity whose event woke the run."""
     return Event.objects.get(pk=run.steps.order_by("pk").last().wake_ref).entity_id
 
 

@@ -1,4 +1,4 @@
-"""A bad network between a test's processes and a server: a TCP proxy that freezes connections and cuts them."""
+"""A bad network between a test's processes and a server: a TCP proxy that freezes and cuts connections."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 
 class BadNetwork:
-    """Forwards to ``host:port``. Each chunk that passes meets a fault with the chance ``faults``: half the time the
-    connection is cut, and else nothing passes on it for up to ``freeze`` seconds. ``met`` counts what it did.
+    """Forwards to ``host:port``. Each chunk meets a fault with the probability ``faults``: half of the faults cut the
+    connection, the others delay the chunk by up to ``freeze`` seconds. ``met`` counts connections, chunks and faults.
 
     A ``host`` that is a path is the directory of PostgreSQL's socket.
 
-    ``lose_all()``: nothing passes any more on the connections that are open now, and nobody is told."""
+    ``lose_all()`` silently drops all further data of the connections that are open now."""
 
     def __init__(self, host: str, port: int, *, faults: float, freeze: float, seed: int) -> None:
         self.host, self.port = host, port

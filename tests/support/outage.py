@@ -1,4 +1,4 @@
-"""Work for real worker processes that the database leaves alone again and again, and what is asked afterwards."""
+"""Work for real worker processes while the database stops again and again, and assertions about the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def work_for_all(runs: int = 30, probes: int = 10) -> list[WorkflowRun]:
 
 @contextlib.contextmanager
 def workers_that_outlive_it(number: int) -> Iterator[None]:
-    """Run worker processes until the block ends; by then none may have ended by itself."""
+    """Run worker processes until the block ends, and assert that none of them has exited before."""
     workers = [start_worker(TEST_LEASE_SECONDS="2") for _ in range(number)]
     try:
         yield
@@ -41,7 +41,7 @@ def workers_that_outlive_it(number: int) -> Iterator[None]:
 
 
 def restart_again_and_again(server: Server, *outages: float, log: Path | None = None) -> None:
-    """Stop the server at once when there is something to lose, and start it after so many seconds, each time."""
+    """After the first mark, stop the server immediately and restart it, once for each of ``outages`` (seconds)."""
     until(Mark.objects.exists, 30, "The first mark", log)
     for outage in outages:
         server.stop_at_once()
@@ -58,7 +58,7 @@ def until_all_is_done(log: Path | None = None) -> None:
             and not CallbackExecution.objects.filter(status="pending").exists()
         )
 
-    connection.close()  # the test's own session is gone, too
+    connection.close()  # the server has ended the test's session, too
     until(rested, 90, "The end of all work", log)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str, log: Path | None = None) -> Any:
-    """Poll until ``condition`` is true and return what it said; fail after ``seconds``, with the log."""
+    """Poll until ``condition`` returns a true value, and return it. Fail after ``seconds``, with the log."""
     deadline = time.monotonic() + seconds
     while True:
         found = condition()

@@ -1,6 +1,6 @@
-"""Races: work in threads with their own connections, and locks that the database shows to be waited for.
+"""Races: work in threads with their own connections, and locks whose waiting sessions the database reports.
 
-A session that is to wait for a lock is seen in the database to wait, before the other one lets go.
+A test holds a lock until the database reports that the other session waits for it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from django_ai.automation.queues.drain import drain
 from tests.support.polling import until
 
 row_locks = pytest.mark.skipif(
-    connection.vendor == "sqlite", reason="SQLite has one lock for all writers: nobody waits for a row"
+    connection.vendor == "sqlite", reason="SQLite has one lock for all writers, so no session waits for a row"
 )
 
 
-class Together:
-    """Work in a thread of its own, with a database connection of its own."""
+class OtherThread:
+    """Work in a separate thread with its own database connection."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
@@ -46,7 +46,7 @@ class Together:
         return self._thread.is_alive()
 
     def join(self, seconds: float = 60) -> Any:
-        """Wait for the end, and return what the work returned, or raise what it raised."""
+        """Wait for the thread, and return the result of the work or raise its exception."""
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "The thread did not end."
         if self.error is not None:
@@ -67,21 +67,21 @@ WAITING_FOR_US = {
 
 
 def someone_waits() -> bool:
-    """Say whether some session of this database waits for a lock of another: asked of the server, not guessed."""
+    """Return whether the database server reports that a session of this database waits for a lock."""
     return _is_there(WAITING)
 
 
 def someone_waits_for_us() -> bool:
-    """Say whether somebody waits for a lock that this connection holds."""
+    """Return whether another session waits for a lock that this connection holds."""
     return _is_there(WAITING_FOR_US)
 
 
 def _is_there(queries: dict[str, str]) -> bool:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute("SELECT pg_stat_clear_snapshot()")  # else a transaction sees the activity of its first look
+            cursor.execute("SELECT pg_stat_clear_snapshot()")  # else a transaction keeps its first snapshot
         else:
-            # InnoDB shows the same picture again to whoever asks within a tenth of a second of the last look.
+            # InnoDB returns the same rows again to a query within a tenth of a second of the last one.
             time.sleep(0.15)
         cursor.execute(queries[connection.vendor])
         return bool(cursor.fetchone()[0])
@@ -91,8 +91,8 @@ def until_someone_waits() -> None:
     until(someone_waits, 30, "A session that waits for a lock")
 
 
-class Behind(Together):
-    """Another session, in a thread of its own, whose statement waits for a lock that we hold."""
+class Behind(OtherThread):
+    """Another session, in a separate thread, whose statement waits for a lock of this connection."""
 
     def __init__(self, act: Callable[[], Any]) -> None:
         super().__init__(act)
@@ -103,7 +103,7 @@ class Behind(Together):
 def then_before_the_commit(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, act: Callable[[], Behind]
 ) -> list[Behind]:
-    """Let somebody come behind us between the first call of a named function and the commit of what it wrote."""
+    """Start another session between the first call of a function and the commit of what it wrote."""
     real = getattr(module, name)
     behind: list[Behind] = []
 
@@ -120,7 +120,7 @@ def then_before_the_commit(
 
 
 def together(*works: Callable[[], object]) -> list[BaseException]:
-    """Run ``works`` at the same time, each in a thread of its own; return what they raised."""
+    """Run ``works`` at the same time, each in its own thread, and return their exceptions."""
     barrier, raised = threading.Barrier(len(works)), []
 
     def run(work: Callable[[], object]) -> None:
@@ -137,11 +137,12 @@ def together(*works: Callable[[], object]) -> list[BaseException]:
         thread.start()
     for thread in threads:
         thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "A thread did not end."
     return raised
 
 
 def together_with_workers(*works: Callable[[], object], workers: int = 3) -> list[BaseException]:
-    """Run ``works`` at the same time, and beside them workers until all is done; return what they raised."""
+    """Run ``works`` at the same time as workers that drain until all are done, and return the exceptions."""
     done = threading.Event()
     left = len(works)
     lock = threading.Lock()
@@ -165,12 +166,12 @@ def together_with_workers(*works: Callable[[], object], workers: int = 3) -> lis
 
 
 def elsewhere(act: Callable[[], object]) -> None:
-    """Do something in another thread, on a connection of its own, and wait for its end."""
+    """Call ``act`` in another thread with its own connection, and wait until it returns."""
     assert together(act) == []
 
 
 def once(monkeypatch, module, name, before=None, after=None):
-    """Let somebody else act before or after the first call of a named function."""
+    """Let another thread act before or after the first call of a function."""
     real = getattr(module, name)
     acted = []
 

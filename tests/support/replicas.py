@@ -1,7 +1,7 @@
-"""A replica that lags for ever, and Django's PrimaryReplica router, which sends reads to it.
+"""A replica that never catches up, and Django's PrimaryReplica router, which sends reads to it.
 
-``TEST_REPLICA=1`` runs the suite so: what the package reads without saying where goes to the replica. What the tests
-read themselves does not, for they ask what has been written.
+With ``TEST_REPLICA=1``, each read of the package that names no database goes to the replica. The tests' own reads go to
+the primary, because they check what was written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WRAPPER = str(Path(PACKAGE) / "automation" / "events" / "recording" / "entity_st
 
 
 class PrimaryReplicaRouter:
-    """The router of Django's documentation."""
+    """The router from Django's documentation."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str:
         return REPLICA
@@ -39,7 +39,7 @@ class PackageReadsReplica(PrimaryReplicaRouter):
         frame = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_filename == WRAPPER:
-                pass  # refresh_from_db of a model with events: whoever calls it reads
+                pass  # refresh_from_db of a model with events: its caller decides
             elif frame.f_code.co_filename.startswith(PACKAGE):
                 return REPLICA
             elif frame.f_code.co_filename.startswith(TESTS):

@@ -1,4 +1,4 @@
-"""What a test looks at after it has acted: rows, read afresh."""
+"""Helpers that read and change the rows that tests check."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.apps.reservations.models import Effect
 
 
 def effects() -> list[str]:
-    """What user code left behind, in order."""
+    """Return the effects that user code has recorded, in order."""
     return list(Effect.objects.order_by("pk").values_list("name", flat=True))
 
 
 def leave(name: object) -> None:
-    """Leave an effect behind."""
+    """Record an effect."""
     Effect.objects.create(name=str(name)[:200])
 
 
@@ -51,7 +51,7 @@ def history(run: WorkflowRun) -> list[tuple[str, int, str]]:
 
 
 def use_up_attempts(event, work) -> None:
-    """Perform an event whose condition or payload raises until it is parked: each attempt when it is due."""
+    """Perform an event whose condition or payload raises, each attempt when it is due, until it is parked."""
     for _ in range(10):
         event.refresh_from_db()
         if event.wake_at is None:

@@ -1,7 +1,7 @@
-"""Every runtime under one roof: ``RUNTIMES["celery-redis"](log, ...)`` runs its workers until the block ends.
+"""All runtimes with the same interface: ``RUNTIMES["celery-redis"](log, ...)`` runs its workers until the block ends.
 
-Each entry is a context manager that takes the log and the environment of its processes, and makes the test's own
-process ring as a web process of such a project would.
+Each entry is a context manager that takes the log and the environment of its processes. It also sets the notifier that
+a web process of such a project uses in the test's process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Runtime = Callable[..., AbstractContextManager[None]]
 
 @contextlib.contextmanager
 def inline(log: Path, **extra: str) -> Iterator[None]:
-    """No worker at all but the committing thread; timers wait for somebody who looks: here a cron each second."""
+    """Only the committing thread works. A separate process drains every 0.1 s, as a cron job does for timers."""
     import sys
 
     from tests.support.child_processes import ROOT, environment
@@ -96,7 +96,7 @@ def celery(service: str) -> Runtime:
 
 @contextlib.contextmanager
 def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``celery -A tests.support.celery_app worker`` with two processes, in a queue of this test's own."""
+    """Run ``celery -A tests.support.celery_app worker`` with two processes, on a queue of this test only."""
     queue = f"automation-tests-{uuid.uuid4().hex[:8]}"
     with celery_rings(broker, queue) as app:
         process = spawn(
@@ -115,7 +115,7 @@ def celery_worker(log: Path, broker: str, **extra: str) -> Iterator[subprocess.P
 
 @contextlib.contextmanager
 def celery_rings(broker: str, queue: str) -> Iterator[object]:
-    """Let this process ring through a broker as a web process of a Celery project would."""
+    """Let this process notify workers through a broker, as a web process of a Celery project does."""
     from django_ai.automation.queues.runtimes.celery import CeleryNotifier
     from tests.support.celery_app import app
 
@@ -160,7 +160,7 @@ RUNTIMES: dict[str, Runtime] = {
 
 @contextlib.contextmanager
 def runtime(name: str, log: Path, **extra: str) -> Iterator[None]:
-    """Run one of ``RUNTIMES``; what is rung is what it was before afterwards."""
+    """Run one of ``RUNTIMES``, and reset the notifier afterwards."""
     log.touch()
     try:
         with RUNTIMES[name](log, **extra):

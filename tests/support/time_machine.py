@@ -1,4 +1,4 @@
-"""Bookings and callbacks that say how long after noon they ran."""
+"""Bookings, and callbacks that record how long after noon they ran."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def book(ahead=3 * DAY, **values) -> Reservation:
 
 
 def hear(name, event=DUE, decorator=on_event, **options):
-    """Let a callback leave its name and the moment at which it ran."""
+    """Declare a callback that records its name and the time at which it ran."""
 
     @decorator(event, name=name, **options)
     def handler(event):
@@ -28,5 +28,5 @@ def hear(name, event=DUE, decorator=on_event, **options):
 
 
 def stamp(moment=None) -> str:
-    """Return how long after noon it is."""
+    """Return the time since noon."""
     return str((moment or timezone.now()) - NOON)

@@ -1,6 +1,6 @@
 """Settings with two databases: the automations and most models live in the second, some in the first.
 
-``second`` is the database of the running test; ``default`` is a file of its own.
+``second`` is the database of the running test; ``default`` is a separate SQLite file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Workflows that wait, and what tests do to them."""
+"""Workflows that wait, and helpers that start and wake their runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.workflows import run
 
 
 def told() -> None:
-    """Leave behind why the step was entered, and what came with it."""
+    """Record why the step was entered, and with which payload."""
     wake = get_wake()
     payload = {
         name: value for name, value in sorted(wake.payload.items()) if not name.startswith(("event_", "entity_"))

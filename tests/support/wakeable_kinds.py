@@ -1,4 +1,4 @@
-"""One due row of each kind of Wakeable, and the one effect that it has."""
+"""Functions that create one due row of each kind of Wakeable. Performing it has exactly one effect."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from django_ai.automation import (
     workflow,
 )
 from django_ai.automation.agents.models import AgentRun
-from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.events.models import CallbackExecution, CapturedWrite, Event
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.wakeable import Wakeable
 from django_ai.automation.workflows.models import Signal, WorkflowRun
+from tests.apps.captured.models import Parcel
 from tests.apps.front_desk.models import Message, Person
 from tests.apps.reservations.models import Document, Reservation
 from tests.support.rows import leave
@@ -39,6 +40,14 @@ def an_event() -> None:
         leave("done")
 
     Reservation.objects.create(status="confirmed", checkin_at=timezone.now() - timedelta(minutes=1))
+
+
+def a_captured_write() -> None:
+    @on_event("parcel_created", name="kind:captured")
+    def created(event):
+        leave("done")
+
+    Parcel.objects.bulk_create([Parcel()])
 
 
 def a_callback() -> None:
@@ -95,6 +104,7 @@ def an_agent() -> None:
 
 
 KINDS: dict[type[Wakeable], object] = {
+    CapturedWrite: a_captured_write,
     Event: an_event,
     CallbackExecution: a_callback,
     Signal: a_signal,

@@ -1,4 +1,4 @@
-"""Workflows that a test makes of functions, and their runs."""
+"""Workflows that a test builds from functions, and their runs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,18 @@ def flow(first, name="flow", context=None, version=1, retry=None, **methods):
     }
     for title, method in methods.items():
         method.__name__ = title
-        body[title] = method if hasattr(method, "__on_fail__") or hasattr(method, "__step__") else step()(method)
+        is_marked = any(hasattr(method, mark) for mark in ("__on_fail__", "__on_cancel__", "__step__"))
+        body[title] = method if is_marked else step()(method)
     return workflow(name, version=version, default_retry=retry)(type("Flow", (), body))
+
+
+def hook(decorator, body, **options):
+    """Return a method of ``decorator`` that takes everything."""
+
+    def method(self, error, run):
+        return body(self, error)
+
+    return decorator(**options)(method)
 
 
 def run(work, name="flow", **arguments) -> WorkflowRun:

@@ -67,3 +67,4 @@ def the_manager_has_types(run: AgentRun, event: Event) -> None:
     assert_type(AgentManager.complete(run), bool)
     assert_type(AgentManager.cancel(run, "Left."), bool)
     assert_type(AgentManager.resume(run), AgentRun)
+    assert_type(run.context_as(ComplaintsContext), ComplaintsContext)

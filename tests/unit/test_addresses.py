@@ -1,4 +1,4 @@
-"""Addresses of matches: which keys of which shape, what is left to compare, and what is no lookup at all."""
+"""Addresses of matches: their shapes and keys, the residual lookups, and lookups that do not exist."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_where_the_context_is_known_its_fields_are_checked(text, named):
         Match.of({"kind": text}, "x", Context)
     assert named in str(raised.value)
     assert "its Context has no field" in str(raised.value)
-    Match.of({"kind": text}, "x")  # not known: it is found out when it runs
+    Match.of({"kind": text}, "x")  # the Context is unknown here, so the error appears at run time
     check_expression("{{ context.name }}", "x", Context)
 
 
@@ -131,7 +131,7 @@ def test_the_string_of_a_match_is_its_own():
         (Decimal("1.50"), "1.50"),
         (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"),
         (date(2030, 1, 1), "2030-01-01"),
-        (datetime(2030, 1, 1, 12, tzinfo=UTC), "2030-01-01 12:00:00+00:00"),
+        (datetime(2030, 1, 1, 12, tzinfo=UTC), "2030-01-01T12:00:00+00:00"),
         (Colour.RED, "red"),
         (Guest(pk=7), 7),
         (Ticket(pk=uuid.UUID(int=5)), "00000000-0000-0000-0000-000000000005"),
@@ -285,7 +285,7 @@ def test_the_entitys_side_reads_fields_and_no_code():
     assert entity_keys("e", Loud(pk=1), ["secret", "delete", "_state", "objects"]) == []
 
 
-# -- what is left to compare -------------------------------------------------------------------------------------------
+# -- residual lookups --------------------------------------------------------------------------------------------------
 
 
 def snapshot(entity):

@@ -1,4 +1,4 @@
-"""Moments, offsets and what counts as a date. The suite's time zone is Europe/Berlin."""
+"""Moments, offsets and accepted dates. The time zone of the tests is Europe/Berlin."""
 
 from __future__ import annotations
 

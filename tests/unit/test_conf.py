@@ -1,4 +1,4 @@
-"""Settings: typed, lazy, refused with the nearest name."""
+"""Settings are typed and read lazily; the error for an unknown setting suggests the nearest name."""
 
 from __future__ import annotations
 

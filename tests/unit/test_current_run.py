@@ -1,4 +1,4 @@
-"""``CurrentRun``: what runs now is said in one place, and is seen only by the code that it is."""
+"""``CurrentRun`` records what runs now; only the project's code inside that run can see it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django_ai.automation.queues.causation import (
     own_run_pk,
     running,
 )
-from django_ai.automation.workflows.current import View, Wake, WakeReason, get_context, get_run, get_wake
+from django_ai.automation.workflows.current_run import View, Wake, WakeReason, get_context, get_run, get_wake
 
 
 def of(kind: str, pk: int) -> CurrentRun:
@@ -43,7 +43,7 @@ def test_code_ends_its_own_run_and_no_other(kind, pk, is_own):
 
 
 def test_only_the_code_of_the_project_is_inside():
-    """What the engine does around a step (its commit, the Context of a child) must not end the run unheard."""
+    """While the engine works around a step (its commit, a child's Context), ``end_own_run`` returns False."""
     with running(of("workflow", 7)):
         assert current_run("workflow") is None
         with inside("view"):
@@ -56,9 +56,9 @@ def test_only_the_code_of_the_project_is_inside():
 def test_an_end_that_was_asked_for_is_not_there_when_the_code_is_entered_again():
     with running(of("workflow", 7)):
         with inside("view"):
-            end_own_run("workflow", 7, "cancelled", "why")
-        with inside("view of @on_fail") as current:
-            assert current.ending is None
+            end_own_run("workflow", 7, "cancelled", "why", at_once=True)
+        with inside("view of another try") as current:
+            assert (current.ending, current.ends_at_once) == (None, False)
 
 
 def test_what_runs_inside_something_else_is_not_that():

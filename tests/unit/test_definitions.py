@@ -1,4 +1,4 @@
-"""What events, callbacks and workflows refuse when they are declared: at import, with the name and the fix."""
+"""Invalid declarations of events, callbacks and workflows raise at import, with the name and the fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django_ai.automation.events.definitions import EventDefinition, EventTrigge
 from django_ai.automation.events.models import Event
 from django_ai.automation.exceptions import DefinitionError, UnknownStepError, UnknownWorkflowError
 from django_ai.automation.workflows import definitions
-from django_ai.automation.workflows.core import Retry, complete, event_workflow, on_fail, step, workflow
+from django_ai.automation.workflows.core import Retry, complete, event_workflow, on_cancel, on_fail, step, workflow
 
 
 class Empty(BaseModel):
@@ -22,7 +22,7 @@ class Empty(BaseModel):
 
 
 def flow(name="Flow", **attributes):
-    """Return a class that would be a workflow, with ``attributes`` of its own."""
+    """Return an undecorated workflow class with these additional ``attributes``."""
 
     @step(start=True)
     def begin(self):
@@ -152,7 +152,7 @@ def test_a_callback_that_cannot_take_the_event_is_refused(decorator, function):
 
 
 def wrapper(*args):
-    """Takes what it wraps does not: it is the wrapper that is called."""
+    """Accept arguments that the wrapped function does not accept: callers call the wrapper."""
     return nothing()
 
 
@@ -191,44 +191,90 @@ def test_a_callback_without_a_name_of_its_own_is_given_one(function):
         on_event("a")(function)
 
 
-def failing(method):
-    """Return a workflow of which ``method`` is the ``@on_fail``."""
-    return workflow("fails")(flow("Fails", failed=method))
+HOOKS = [on_fail, on_cancel]
 
 
+def hooked(method):
+    """Return what a workflow declares of ``method``, its ``@on_fail`` or ``@on_cancel``."""
+    declared = workflow("ends")(flow("Ends", ended=method)).__workflow__
+    return declared.on_fail or declared.on_cancel
+
+
+@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize(
-    "method",
+    ("make", "said"),
     [
-        on_fail(lambda self: None),
-        on_fail(lambda: None),
-        on_fail(lambda self, run, error: None),
-        staticmethod(on_fail(lambda: None)),
-        classmethod(on_fail(lambda cls: None)),
-        on_fail(functools.partial(lambda: None)),
-        on_fail(Deaf()),
+        (lambda: lambda: None, "takes no self"),
+        (lambda: lambda *, error: None, "takes no self"),
+        (lambda: lambda self, reason: None, r"an unknown parameter 'reason'. It takes self and any of error, run"),
+        (lambda: lambda self, errors, run: None, "an unknown parameter 'errors'. Did you mean 'error'"),
+        (lambda: lambda self, error, /: None, "an unknown parameter 'error'"),
+        (lambda: lambda self, error, *, more: None, "an unknown parameter 'more'"),
+        (lambda: functools.partial(lambda event: None), "an unknown parameter 'event'. It takes any of error, run"),
     ],
 )
-def test_an_on_fail_that_cannot_take_the_error_is_refused(method):
-    with pytest.raises(
-        DefinitionError, match=r"@workflow\('fails'\) on Fails: @on_fail: .* is called with \(.*error\)"
-    ):
-        failing(method)
+def test_a_path_that_cannot_be_called_is_refused(hook, make, said):
+    with pytest.raises(DefinitionError, match=rf"@workflow\('ends'\) on Ends: @{hook.__name__}: .*{said}"):
+        hooked(hook(make()))
 
 
+@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize(
-    "method",
+    ("make", "takes"),
     [
-        on_fail(lambda self, error: None),
-        on_fail(lambda self, error=None, *, more=1: None),
-        on_fail(lambda *args: None),
-        staticmethod(on_fail(lambda error: None)),
-        classmethod(on_fail(lambda cls, error: None)),
-        on_fail(functools.partial(lambda first, error: None, 1)),
-        on_fail(Heard()),
+        (lambda: lambda self: None, ()),
+        (lambda: lambda self, error: None, ("error",)),
+        (lambda: lambda self, run, error: None, ("run", "error")),
+        (lambda: lambda self, error=None, *, more=1: None, ("error",)),
+        (lambda: lambda *args: None, ()),
+        (lambda: lambda self, **given: None, ("error", "run")),
+        (lambda: functools.partial(lambda first, error: None, 1), ("error",)),
     ],
 )
-def test_an_on_fail_that_can_take_the_error_is_taken(method):
-    assert failing(method).__workflow__.on_fail == "failed"
+def test_a_path_takes_what_it_names(hook, make, takes):
+    found = hooked(hook(make()))
+    assert (found.name, found.hook, found.takes) == ("ended", f"@{hook.__name__}", takes)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_static_and_class_methods_begin_a_path_too(hook):
+    assert hooked(staticmethod(hook(lambda error: None))).takes == ("error",)
+    assert hooked(classmethod(hook(lambda cls, run: None))).takes == ("run",)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_path_has_the_options_of_a_step(hook):
+    retry, timeout = Retry(max_attempts=7), timedelta(minutes=1)
+    found = hooked(hook(retry=retry, atomic=False, timeout=timeout)(lambda self: None))
+    assert (found.retry, found.atomic, found.timeout) == (retry, False, timeout)
+    assert (hooked(hook(lambda self: None)).retry, hooked(hook()(lambda self: None)).atomic) == (None, True)
+    for wrong in ({"retry": 5}, {"timeout": 5}, {"timeout": timedelta(0)}):
+        with pytest.raises(DefinitionError, match=rf"@{hook.__name__}: {next(iter(wrong))}"):
+            hook(**wrong)
+    with pytest.raises(DefinitionError, match=rf"@{hook.__name__} decorates a method"):
+        hook(5)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_path_is_no_step(hook):
+    def both(self):
+        return complete()
+
+    with pytest.raises(DefinitionError, match=r"'ended' is @on_.* and a step"):
+        hooked(hook(step()(both)))
+    declared = workflow("ends")(flow("Ends", ended=hook(lambda self: None))).__workflow__
+    with pytest.raises(UnknownStepError, match=rf"'ended' is its @{hook.__name__} and no step"):
+        declared.step("ended")
+    assert declared.entered("ended", {"on_fail": "failed", "on_cancel": "cancelled"}[hook.__name__]).hook
+    for ending in ("", "completed"):
+        with pytest.raises(UnknownStepError):
+            declared.entered("ended", ending)
+
+
+def test_one_method_may_begin_both_paths():
+    declared = workflow("ends")(flow("Ends", ended=on_fail(on_cancel(lambda self: None)))).__workflow__
+    assert (declared.on_fail.name, declared.on_cancel.name) == ("ended", "ended")
+    assert [declared.entered("ended", each).hook for each in ("failed", "cancelled")] == ["@on_fail", "@on_cancel"]
 
 
 def test_two_functions_of_one_name_on_one_event_are_refused():
@@ -249,7 +295,7 @@ def test_one_function_may_listen_to_several_events_and_offsets():
 
     mine = [each for each in callbacks.all_callbacks() if each.function is listen]
     assert sorted((each.event_name, each.milestone) for each in mine) == [("a", ""), ("a", "+1h"), ("b", "")]
-    assert listen(None) is None  # the function is still itself
+    assert listen(None) is None  # the decorators return the function unchanged
 
 
 # -- workflows ---------------------------------------------------------------------------------------------------------
@@ -273,6 +319,17 @@ def test_no_start_step_is_refused():
 
     with pytest.raises(DefinitionError, match="none has it"):
         workflow("w")(flow(begin=begin))
+
+
+def test_a_step_takes_nothing_but_self():
+    @step(start=True)
+    def begin(self, event):
+        return complete()
+
+    with pytest.raises(DefinitionError, match=r"on .*: @step: .*begin has the signature \(self, event\) but is called"):
+        workflow("w")(flow(begin=begin))
+    options = step(start=True)(lambda self, tries=3, *more: complete())
+    assert workflow("w")(flow(begin=options)).__workflow__.start == "begin"
 
 
 @pytest.mark.parametrize("context", [None, dict, BaseModel.__new__, Empty()])
@@ -335,9 +392,10 @@ def test_a_step_is_a_plain_function():
             step(start=True)(method)
 
 
-def test_only_one_method_hears_of_failure():
-    with pytest.raises(DefinitionError, match="on_fail"):
-        workflow("w")(flow(one=on_fail(lambda self, error: None), two=on_fail(lambda self, error: None)))
+@pytest.mark.parametrize("hook", HOOKS)
+def test_only_one_method_begins_a_path(hook):
+    with pytest.raises(DefinitionError, match=rf"only one method can be @{hook.__name__}, and these are: 'one', 'two'"):
+        workflow("w")(flow(one=hook(lambda self, error: None), two=hook(lambda self, error: None)))
 
 
 def test_a_decorator_wants_a_class():
@@ -432,7 +490,7 @@ def test_a_retry_of_the_step_goes_before_the_workflows():
     assert found.retry_of(found.step("begin")) == theirs
 
 
-# -- what an event may ask for -----------------------------------------------------------------------------------------
+# -- options of events -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -453,6 +511,7 @@ def test_a_retry_of_the_step_goes_before_the_workflows():
         ({"watch_fields": ["a"], "trigger": ["create", "delete"]}, ["add EventTrigger.UPDATE"]),
         ({"rearm": 1}, ["rearm=1", "True or False"]),
         ({"rearm": "yes"}, ["rearm='yes'"]),
+        ({"rearm": True, "was": {"status": "new"}}, ["was= and becomes=", "remove rearm="]),
         ({"namespace": ""}, ["namespace=''", "or a function of the entity"]),
         ({"namespace": 5}, ["namespace=5"]),
         ({"namespace": ["north"]}, ["namespace=['north']"]),

@@ -1,7 +1,7 @@
-"""``agents.transitions.decide``: each thing that the attempt of a handler may give, in each state of its agent.
+"""``agents.transitions.decide``: every result of a handler's attempt, in every state of its agent.
 
-What never reaches it is not here: a lost lease, a failure of the database and the end of the process are for
-``attempt``, which then keeps nothing of the try.
+Lost leases, database failures and shutdowns are not tested here: ``attempt`` handles them, and keeps nothing of the
+attempt.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 
-from django_ai.automation import Retry
+from django_ai.automation import GiveUp, Retry, RetryAfter
 from django_ai.automation.agents.models import AgentStatus, HandlerStatus
 from django_ai.automation.agents.transitions import MissingCode, Returned, Skipped, State, decide
 from django_ai.automation.exceptions import AttemptTimeoutError, ContextError, ControlFlowError, DefinitionError
@@ -82,7 +82,7 @@ def test_a_failure_is_tried_again_while_there_are_tries_left(error, data):
     last = decide(state_of(1), raised(error, data, "\na note"))
     assert (last.execution["status"], last.execution["attempt"], last.failure) == (HandlerStatus.FAILED, 2, text)
     assert last.agent == {**kept, "wake_at": None, "lease": None}
-    assert not last.ends  # the agent lives on
+    assert not last.ends  # the agent stays active
 
 
 @pytest.mark.parametrize("error", [DefinitionError("wrong"), ContextError("wrong")], ids=repr)
@@ -90,6 +90,39 @@ def test_misuse_fails_at_once_and_says_what_is_wrong_first(error):
     decision = decide(state_of(0), raised(error))
     assert decision.execution["status"] == HandlerStatus.FAILED
     assert decision.failure == f"{type(error).__name__}: wrong\n\nthe trace"
+
+
+def test_retry_after_costs_no_attempt_and_counts_the_deferrals_in_a_row():
+    later = decide(state_of(1, deferrals=4), raised(RetryAfter(HOUR, "HTTP 429")))
+    assert later.execution == {"deferrals": 5, "error": "the trace", "started_at": STARTED, "due_at": NOW + HOUR}
+    assert later.agent["wake_at"] == NOW + HOUR
+    assert later.failure is None
+
+
+def test_a_counted_retry_after_is_an_attempt_and_the_last_one_fails():
+    counted = raised(RetryAfter(HOUR, counts=True))
+    again = decide(state_of(0, deferrals=2), counted)
+    assert (again.execution["attempt"], again.execution["deferrals"], again.execution["due_at"]) == (1, 0, NOW + HOUR)
+    assert decide(state_of(1), counted).execution["status"] == HandlerStatus.FAILED
+
+
+def test_give_up_fails_the_execution_and_the_agent_lives_on():
+    decision = decide(state_of(0), raised(GiveUp("stolen")))
+    assert (decision.execution["status"], decision.execution["attempt"]) == (HandlerStatus.FAILED, 1)
+    assert decision.failure == "GiveUp: stolen\n\nthe trace"
+    assert not decision.ends
+
+
+@pytest.mark.parametrize("gave", [Returned(), raised(ValueError()), Skipped("why"), MissingCode("why")], ids=repr)
+def test_whatever_else_an_attempt_gives_ends_a_series_of_deferrals(gave):
+    assert decide(state_of(deferrals=2), gave).execution["deferrals"] == 0
+    assert "deferrals" not in decide(state_of(), gave).execution
+
+
+def test_the_jitter_of_a_handler_is_that_of_its_key():
+    retry = Retry(max_attempts=2, base_delay=HOUR, max_delay=HOUR, jitter=1)
+    state = State(0, retry, STARTED, NOW, key="handler:7")
+    assert decide(state, raised(ValueError())).execution["due_at"] == NOW + retry.delay(1, "handler:7")
 
 
 @pytest.mark.parametrize(
@@ -118,12 +151,14 @@ GIVEN = [
     raised(ValueError()),
     raised(ValueError(), None),
     raised(DefinitionError()),
+    raised(RetryAfter(HOUR)),
+    raised(GiveUp()),
 ]
 
 
 @pytest.mark.parametrize("gave", GIVEN, ids=repr)
 def test_nothing_hangs(gave):
-    """Whatever comes of an attempt: the agent goes on with the next, is due with the earliest, rests or has ended."""
+    """After every result the agent continues, is due with its earliest execution, is idle or has ended."""
     for attempt, next_due, share_used in product((0, 1, 9), (None, STARTED, NOW, NOW + HOUR), (False, True)):
         decision = decide(state_of(attempt, next_due=next_due, is_budget_spent=share_used), gave)
         pending = [each for each in (next_due, decision.execution.get("due_at")) if each is not None]

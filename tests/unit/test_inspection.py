@@ -1,4 +1,4 @@
-"""What the system checks read in the source of steps."""
+"""The system checks find targets and waits in the source code of steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from datetime import timedelta
 from pydantic import BaseModel
 
 from django_ai.automation.workflows import core
-from django_ai.automation.workflows.core import complete, goto, run_subflow, sleep, step, wait, wait_for_event, workflow
+from django_ai.automation.workflows.core import (
+    complete,
+    goto,
+    run_subflow,
+    sleep,
+    step,
+    wait,
+    wait_all,
+    wait_any,
+    wait_for_event,
+    workflow,
+)
 from django_ai.automation.workflows.definitions import find_workflow
-from django_ai.automation.workflows.inspection import EventWait, Target, calls_of
+from django_ai.automation.workflows.inspection import EventWait, OnlyWait, Target, calls_of
 
 HOUR = timedelta(hours=1)
 
@@ -90,11 +101,50 @@ def test_waits_for_events_are_found_in_every_form():
     found = read("waits")
     assert {each for each in found if isinstance(each, EventWait)} == {
         EventWait("a", "one", None),
-        EventWait("b", "two", ("pk",)),
+        EventWait("b", "two", ("pk",), ("{{ ctx.pk }}",)),
         EventWait("c", "three", ()),
         EventWait("d", "four", None),
     }
     assert {(each.step, each.name) for each in found if isinstance(each, Target)} == {("a", "late"), ("d", "late")}
+
+
+def test_choices_are_read_with_their_branches():
+    @workflow("choices")
+    class Choices:
+        class Context(BaseModel):
+            pk: int = 0
+
+        @step(start=True)
+        def a(self):
+            return wait_any(
+                paid=wait_for_event("one", match={"pk": "{{ ctx.pk }}"}, then="paid"),
+                off=wait("off", HOUR, "late"),
+                then=self.b,
+                timeout=HOUR,
+                on_timeout="too_late",
+            )
+
+        @step()
+        def b(self):
+            return wait_all({"two": core.wait.for_event("two")}, then=self.c)
+
+        @step()
+        def c(self):
+            return wait_any(a=wait("a"), b=wait("b"))
+
+        @step()
+        def d(self):
+            return wait_any(a=wait("a", then=self.a), b=wait("b", then=self.b))
+
+    found = read("choices")
+    assert {each for each in found if isinstance(each, EventWait)} == {
+        EventWait("a", "one", ("pk",), ("{{ ctx.pk }}",)),
+        EventWait("b", "two", None),
+    }
+    assert {(each.step, each.name) for each in found if isinstance(each, Target)} == {
+        ("a", "paid"), ("a", "late"), ("a", "b"), ("a", "too_late"), ("b", "c"), ("d", "a"), ("d", "b"),
+    }  # fmt: skip
+    assert {each for each in found if isinstance(each, OnlyWait)} == {OnlyWait("c", "wait_any")}
 
 
 def test_what_is_computed_is_left_alone():

@@ -1,4 +1,4 @@
-"""``AUTOMATION_APPS`` installs the package in one line; an app that is missing is named, with the fix."""
+"""``AUTOMATION_APPS`` installs the package in one line; the error for a missing app contains its name and the fix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "hostel"
 
 
 def check_project(folder: Path, installed: str, automations: str = "") -> subprocess.CompletedProcess[str]:
-    """Run ``manage.py check`` in a project of one app."""
+    """Run ``manage.py check`` in a project with one app."""
     (folder / "hostel").mkdir()
     (folder / "hostel" / "__init__.py").write_text("")
     (folder / "hostel" / "automations.py").write_text(automations)
@@ -76,7 +76,7 @@ def test_a_missing_app_that_the_project_imports_is_named_as_django_starts(tmp_pa
 @pytest.mark.parametrize("missing", [("workflows",), ("agents",), ("events", "workflows", "agents")], ids=str)
 def test_the_check_names_every_missing_app(tmp_path, missing):
     found = check_project(tmp_path, without(*missing))
-    assert found.returncode == 0, found.stderr  # it may be on purpose
+    assert found.returncode == 0, found.stderr  # an app may be left out on purpose
     assert found.stderr.count("automation.W016") == len(missing)
     for each in missing:
         assert f"'django_ai.automation.{each}' is not in INSTALLED_APPS." in found.stderr

@@ -1,4 +1,4 @@
-"""The heartbeat file of a process: touched while each thread that works comes back in time, and asks no database."""
+"""The heartbeat file of a process is touched, without a query, while every working thread makes progress in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.health import probe
 
 @pytest.fixture(autouse=True)
 def seconds(monkeypatch):
-    """The monotonic clock, which stands; nothing is expected of anybody before and after."""
+    """Stop the monotonic clock, and expect progress of no thread at the start of a test."""
     found = [time.monotonic()]
     monkeypatch.setattr(liveness.time, "monotonic", lambda: found[0])
     monkeypatch.setattr(liveness, "_until", {})
@@ -73,7 +73,7 @@ class TestFile:
         mine = LivenessFile(folder / "heartbeat")
         (folder / "heartbeat").unlink()
         mine.touch()
-        assert (folder / "heartbeat").exists(), "somebody had removed it"
+        assert (folder / "heartbeat").exists(), "a removed file is created again"
         (folder / "heartbeat").unlink()
         folder.rmdir()
         mine.touch()
@@ -95,15 +95,15 @@ class TestExpectations:
         assert liveness.is_responsive()
         leases.keep_for(timedelta(hours=1))
         seconds[0] += 3600
-        assert liveness.is_responsive(), "its step may be under way"
+        assert liveness.is_responsive(), "its step may run as long as its timeout"
         seconds[0] += STALL_SECONDS + 60
-        assert not liveness.is_responsive(), "its timeout has ended nothing"
+        assert not liveness.is_responsive(), "its step still runs after its timeout"
         leases.finish()
         assert liveness.is_responsive()
         seconds[0] += STALL_SECONDS
         assert not liveness.is_responsive()
         set_leases(None)
-        assert liveness.is_responsive(), "a worker of a queue that waits for its next message"
+        assert liveness.is_responsive(), "a queue worker may wait for its next message"
 
     def test_a_clock_that_hangs_in_a_look_is_not_alive(self, seconds, monkeypatch):
         found = []

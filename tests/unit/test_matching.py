@@ -1,4 +1,4 @@
-"""Match: expressions on the Context, and keys that both sides compute alike."""
+"""Match: expressions on the Context, and equal keys for a match and the entities that fit it."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_other_values_are_different():
 
 
 def both(event: str, entity: Any, **match: Any) -> tuple[str, list[str]]:
-    """Return the key of the Context's side and those of the entity's side."""
+    """Return the key of the match, and the keys of the entity."""
     shape = ",".join(sorted(match))
     (key,) = address(event, match, declared_events()[event]).keys
     return key, entity_keys(event, entity, [shape])

@@ -1,4 +1,4 @@
-"""Names of events: templates, patterns, and what is refused as one."""
+"""Event names: templates, patterns and invalid names."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_name_that_gets_too_long_is_an_error():
     assert len(names.render("{{ instance.title }}", SimpleNamespace(title="x" * 200))) == 200
     with pytest.raises(DefinitionError, match="longer than 200"):
         names.render("{{ instance.title }}", SimpleNamespace(title="x" * 201))
-    assert names.render("x" * 300, TASK) == "x" * 300  # a plain name is measured by its definition
+    assert names.render("x" * 300, TASK) == "x" * 300  # EventDefinition checks the length of a plain name
 
 
 def test_the_attributes_that_a_template_begins_with():
@@ -138,7 +138,7 @@ def test_the_text_of_a_template_means_all_its_events():
     ],
 )
 def test_which_declarations_a_subscriber_may_hear(pattern, declared, may):
-    """``"*done"`` may be ``"task:done"``: neither text contains the other, and still they overlap."""
+    """``"*done"`` and ``"task:*"`` both match ``"task:done"``, although neither pattern contains the other."""
     assert names.may_match(pattern, declared) is may
 
 

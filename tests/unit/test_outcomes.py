@@ -1,4 +1,4 @@
-"""Outcomes are frozen values, and refuse wrong arguments when they are made."""
+"""Outcomes are frozen values, and raise when they are created with invalid arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from django_ai.automation.exceptions import DefinitionError, NaiveDatetimeError
-from django_ai.automation.workflows.core import complete, fail, goto, run_subflow, sleep, step, wait, wait_for_event
+from django_ai.automation.workflows.core import (
+    complete,
+    fail,
+    goto,
+    run_subflow,
+    sleep,
+    step,
+    wait,
+    wait_any,
+    wait_for_event,
+)
 
 HOUR = timedelta(hours=1)
 
@@ -31,7 +41,8 @@ def test_a_step_is_named_by_itself_or_by_its_name():
 
 
 def test_they_are_frozen():
-    for outcome in (goto("a"), sleep(HOUR), wait("a"), wait_for_event("a"), fail("a"), run_subflow("a")):
+    others = (fail("a"), run_subflow("a"), wait_any(a=wait("a")))
+    for outcome in (goto("a"), sleep(HOUR), wait("a"), wait_for_event("a"), *others):
         with pytest.raises(FrozenInstanceError):
             setattr(outcome, fields(outcome)[0].name, "b")
 
@@ -42,6 +53,11 @@ def test_they_are_frozen():
         lambda: goto(""),
         lambda: goto(None),
         lambda: goto(5),
+        lambda: goto("a", progress=1.01),
+        lambda: goto("a", progress=-0.1),
+        lambda: goto("a", progress=float("nan")),
+        lambda: goto("a", progress=True),
+        lambda: goto("a", progress="0.4"),
         lambda: goto(Flow().plain),
         lambda: goto(Flow().end()),
         lambda: sleep(),

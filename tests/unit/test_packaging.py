@@ -1,7 +1,8 @@
-"""What is installed with the package: everything that it needs, and nothing that belongs to other distributions."""
+"""The wheel contains everything that the package needs, and no files of other distributions."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -19,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(wheel: Path, folder: Path, *, left_out: str = "", added: str = "") -> Path:
-    """Return a copy of a wheel without the files whose names contain ``left_out``, and with one more."""
+    """Return a copy of a wheel without the files whose names contain ``left_out``, and with the file ``added``."""
     copy = folder / wheel.name
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(copy, "w") as target:
         for name in source.namelist():
@@ -44,6 +45,14 @@ def test_a_file_that_is_missing_is_found(wheel, tmp_path, left_out):
 @pytest.mark.parametrize("added", ["django_ai/__init__.py", "tests/__init__.py"])
 def test_a_file_too_many_is_found(wheel, tmp_path, added):
     assert f"unexpected file: {added}" in package.problems_of(changed(wheel, tmp_path, added=added))
+
+
+def test_the_description_has_no_relative_links(wheel):
+    with zipfile.ZipFile(wheel) as content:
+        (metadata,) = [content.read(name).decode() for name in content.namelist() if name.endswith("/METADATA")]
+    targets = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert "https://github.com/django-ai-automation/django-ai-automation/blob/main/docs/tutorial/index.md" in targets
+    assert [each for each in targets if not each.startswith("https://")] == []
 
 
 def test_there_is_one_source_of_the_version(wheel):

@@ -1,4 +1,4 @@
-"""The subscription table: who receives an event, at which offset, and what an event's row must reach."""
+"""The subscription table: which subscribers receive an event, at which offset, and which offsets its row must cover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people read of an error."""
+"""The error texts that users read."""
 
 from __future__ import annotations
 

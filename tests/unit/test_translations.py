@@ -1,4 +1,4 @@
-"""What users of the admin read is marked for translation, and every catalogue is complete and current."""
+"""All texts of the admin are marked for translation, and every catalogue is complete and current."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGES = [page for model, page in admin.site._registry.items() if model.__module_
 
 @pytest.fixture
 def catalogues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a copy of the package, whose catalogues a test may spoil."""
+    """Return a copy of the package whose catalogues a test may change."""
     copy = tmp_path / "automation"
     shutil.copytree(messages.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(messages, "PACKAGE", copy)

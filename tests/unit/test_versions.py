@@ -1,4 +1,4 @@
-"""Versions and ``migrate_context``, without a database: what is refused at import, and what stored data becomes."""
+"""Versions and ``migrate_context`` without a database: errors at import, and the migration of stored data."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_is_of_another_version_or_does_not_fit_is(version):
     found = restore(Definition(migrate), stored, version, "it")
     assert (found.context.text, found.is_migrated) == ("new", True)
     assert asked == [({"texts": ["a"]}, version)]
-    assert stored == {"texts": ["a"]}  # it was given a copy
+    assert stored == {"texts": ["a"]}  # the hook receives a copy
 
 
 def test_without_a_hook_another_version_is_taken_as_it_is():
@@ -153,7 +153,7 @@ def test_what_it_raises():
         restore(Definition(lambda data, version: data["gone"]), {}, "1", "it #1")
 
 
-# -- what a worker does not know of a Context --------------------------------------------------------------------------
+# -- fields of a Context that a worker does not know -------------------------------------------------------------------
 
 
 def again(model, data):
@@ -191,7 +191,7 @@ def test_a_field_that_is_read_of_a_part_is_known():
 
 
 def test_a_model_that_reads_the_whole_keeps_only_what_it_says():
-    """Otherwise an old name, handed on, would overwrite the new one at each load."""
+    """Otherwise the old field, kept as unknown, would overwrite the new one at each load."""
 
     class Renamed(BaseModel):
         text: str

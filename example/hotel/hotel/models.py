@@ -6,6 +6,9 @@ from django.db import models
 
 from django_ai.automation import EventDefinition, EventTrigger
 
+STAY_CALLED_OFF = EventDefinition("stay_called_off", was={"status": "confirmed"}, becomes={"status": "cancelled"})
+"""A stay that was only requested is cancelled without this event."""
+
 
 class Guest(models.Model):
     name = models.CharField(max_length=100)
@@ -39,6 +42,7 @@ class Reservation(models.Model):
     events = [
         EventDefinition("reservation_confirmed", condition=lambda stay: stay.is_confirmed),
         EventDefinition("reservation_cancelled", condition=lambda stay: stay.status == "cancelled"),
+        STAY_CALLED_OFF,
         EventDefinition("reservation_deleted", trigger=EventTrigger.DELETE),
         EventDefinition("checkin_due", date_field="checkin_at", condition=lambda stay: stay.is_confirmed),
         EventDefinition("checkout_due", date_field="checkout_at", condition=lambda stay: stay.is_confirmed),

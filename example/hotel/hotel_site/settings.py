@@ -15,6 +15,9 @@ SECRET_KEY = os.environ.get("HOTEL_SECRET_KEY", "an example is no secret: 6cZ0v1
 DEBUG = True
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 
+# The secret that the card terminal signs its webhooks with. A real project reads it from the environment, too.
+TERMINAL_SECRET = os.environ.get("HOTEL_TERMINAL_SECRET", "an example is no secret")
+
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",

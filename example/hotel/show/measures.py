@@ -11,6 +11,8 @@ from .story import Day
 
 MAX_LATENESS_SECONDS = 1.0  # for a busy machine; on an idle one it is some hundredths of a second
 
+MAX_CLOCK_ERROR_SECONDS = 0.25  # between the start of a call and the row that it writes
+
 
 def message(day: Day, name: str, text: str) -> Any:
     return Message.objects.filter(reservation=day.guests[name].pk, text__contains=text).first()

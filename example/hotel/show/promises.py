@@ -5,12 +5,13 @@ A broken promise raises ``AssertionError`` with the wrong figure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from django.db.models import Count
 from django.utils import timezone
 
-from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.events.models import CallbackExecution, Event, Schedule
 from django_ai.automation.queues.operations.explanations import explain
 from django_ai.automation.queues.operations.health import check_health
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
@@ -18,28 +19,34 @@ from hotel.models import HousekeepingTask, Message
 from hotel.pace import hours
 
 from . import agents
-from .measures import MAX_LATENESS_SECONDS, in_time, message, seconds
+from .measures import MAX_CLOCK_ERROR_SECONDS, MAX_LATENESS_SECONDS, in_time, message, seconds
 from .promise import Promise
-from .story import Day
+from .story import ADAS_LETTERS, Day
 
 ARRIVING = ("Ada", "Ben", "Gil", "Hana")
 
 
 def promises() -> Iterator[Promise]:
     yield Promise("Confirmations go out right after the commit", confirmed)
+    yield Promise("House rules go out at the pace of the mail service", throttled)
+    yield Promise("Ada's three letters reach the desk as one note", noted)
     yield Promise("Ada is reminded two hours before check-in", lambda day: reminded(day, "Ada", 6))
     yield Promise("Ben's check-in is moved, and its timers with it", moved)
     yield Promise("Ben is reminded before his new check-in", lambda day: reminded(day, "Ben", 8))
     yield Promise("Check-ins occur at their date", occurred)
     yield Promise("Ada's workflow waits for her passport", lambda day: documents(day, "Ada", "passport"))
-    yield Promise("Ben's times out and falls back", lambda day: documents(day, "Ben", "at the desk"))
+    yield Promise("Ben's wait times out, and his workflow falls back", lambda day: documents(day, "Ben", "at the desk"))
+    yield Promise("Of three branches Hana's signal wins, and no other", waived)
     yield Promise("Gil's documents came early: no wait", lambda day: documents(day, "Gil", "visa"))
     yield Promise("A retry waits for its delay of 2 s", retried)
     yield Promise("Writes of a failed attempt are rolled back", rolled_back)
     yield Promise("An external answer is lost: two calls, one key card", called_once)
+    yield Promise("A schedule starts the night audit", scheduled)
     yield Promise("A signal wakes the night audit", signalled)
-    yield Promise("Its worker is killed: another one runs the step, once", repeated_after_kill)
+    yield Promise("Its worker is killed: another worker runs the step, once", repeated_after_kill)
+    yield Promise("A webhook comes twice, and one is forged: one payment", paid_by_card)
     yield Promise("Cleo cancels, and the planned runs are withdrawn", withdrawn)
+    yield Promise("She had confirmed, and is charged: a transition", charged)
     yield Promise("Dan's deletion is noted", deleted)
     yield Promise("Eve departs, a child workflow cleans", departed)
     yield Promise("Finn has not paid: the run fails, the manager knows", refused)
@@ -54,6 +61,25 @@ def confirmed(day: Day) -> str | None:
     if not all(found):
         return None
     return f"the last {seconds(day.started, max(each.sent_at for each in found)):.2f} s after the first save"
+
+
+def throttled(day: Day) -> str | None:
+    letters = Message.objects.filter(text__startswith="House rules for").order_by("sent_at")
+    sent = [seconds(day.started, each.sent_at) for each in letters]
+    if len(sent) < len(day.guests):
+        return None
+    early = [late for number, late in enumerate(sent) if late - sent[0] < number / 2 - MAX_CLOCK_ERROR_SECONDS]
+    assert not early, f"too fast: {', '.join(f'{late:.2f} s' for late in sent)}"
+    return f"{len(sent)} letters in {sent[-1] - sent[0]:.2f} s, two a second"
+
+
+def noted(day: Day) -> str | None:
+    notes = list(Message.objects.filter(text__startswith="Ada wrote:"))
+    if not notes:
+        return None
+    assert [each.text for each in notes] == [f"Ada wrote: {' '.join(ADAS_LETTERS)}"], f"{[each.text for each in notes]}"
+    last = max(day.letters[text].created_at for text in ADAS_LETTERS)
+    return in_time(notes[0].sent_at, last + hours(0.5))
 
 
 def reminded(day: Day, name: str, checkin: float) -> str | None:
@@ -91,10 +117,21 @@ def documents(day: Day, name: str, expected: str) -> str | None:
         assert [each.outcome for each in entered] == ["goto"], [each.outcome for each in entered]
         return f"continued at once, with a {expected}"
     fallback = run.steps.get(step="register_at_the_desk")
-    assert fallback.wake_reason == "timeout", f"the fallback was entered by {fallback.wake_reason}"
+    assert fallback.wake_reason == "timer", f"the fallback was entered by {fallback.wake_reason}"
     limit, waited = hours(1).total_seconds(), seconds(entered[0].finished, fallback.started)
     assert limit <= waited <= limit + MAX_LATENESS_SECONDS, f"{waited:.2f} s instead of {limit:.1f} s"
     return f"after {waited:.2f} s of {limit:.0f} s: {expected}"
+
+
+def waived(day: Day) -> str | None:
+    run = ended(day, "Hana", "hotel.arrival")
+    if run is None:
+        return None
+    assert message(day, "Hana", "documents: waived"), "the room is not ready without documents"
+    entered = list(run.steps.filter(step="ask_for_documents"))
+    assert [each.wake_reason for each in entered] == ["first", "signal"], [each.wake_reason for each in entered]
+    assert not run.steps.filter(step="register_at_the_desk").exists(), "two branches have won"
+    return f"after {seconds(entered[0].finished, entered[1].started):.1f} s"
 
 
 def retried(day: Day) -> str | None:
@@ -133,24 +170,44 @@ def called_once(day: Day) -> str | None:
     return f"{2 * cards} calls, {cards} cards"
 
 
-def signalled(day: Day) -> str | None:
-    day.audit.refresh_from_db()
-    if not day.audit.is_finished:
+def scheduled(day: Day) -> str | None:
+    audit, schedule = day.audit, Schedule.objects.filter(name="hotel.night_audit").first()
+    if audit is None or schedule is None or schedule.paused_at is None:
         return None
-    assert Message.objects.filter(text="Takings of Monday: 420").count() == 1, day.audit.error
+    assert schedule.fired == 1, f"fired {schedule.fired} times"
+    return in_time(audit.created_at, schedule.created_at + hours(1.5))
+
+
+def signalled(day: Day) -> str | None:
+    audit = day.audit
+    if audit is None or not audit.is_finished:
+        return None
+    text = f"Takings of {audit.data['day']}: 420"
+    assert Message.objects.filter(text=text).count() == 1, audit.error
     signal = Signal.objects.get(name="desk:day_closed")
-    woken = day.audit.steps.get(wake_reason="signal")
+    woken = audit.steps.get(wake_reason="signal")
     assert woken.wake_ref == signal.pk, f"woken by signal #{woken.wake_ref}"
     return f"{seconds(signal.sent_at, woken.started) * 1000:.0f} ms after it was sent"
 
 
 def repeated_after_kill(day: Day) -> str | None:
-    if not day.audit.is_finished:
+    audit = day.audit
+    if audit is None or not audit.is_finished:
         return None
-    tries = list(day.audit.steps.filter(step="print_it").order_by("pk"))
+    tries = list(audit.steps.filter(step="print_it").order_by("pk"))
     assert [each.outcome for each in tries] == ["lost", "complete"], [each.outcome for each in tries]
-    asleep = day.audit.steps.get(outcome="sleep")
+    asleep = audit.steps.get(outcome="sleep")
     return f"{seconds(asleep.finished, tries[1].started):.1f} s after it fell asleep for 1.5 s"
+
+
+def paid_by_card(day: Day) -> str | None:
+    found = message(day, "Eve", "Paid by card: 14.50")
+    if found is None:
+        return None
+    assert day.terminal_answers == [200, 200, 401], f"answered {day.terminal_answers}"
+    events = Event.objects.filter(event_name="terminal:paid").count()
+    assert events == 1, f"{events} events"
+    return f"answered {', '.join(map(str, day.terminal_answers))}; one event"
 
 
 def withdrawn(day: Day) -> str | None:
@@ -161,6 +218,10 @@ def withdrawn(day: Day) -> str | None:
     assert day.left_for_cleo == 0 == left, "a planned run is still there"
     assert message(day, "Cleo", "in two hours") is None, "a reminder went out"
     return "two planned runs withdrawn with the save, no reminder"
+
+
+def charged(day: Day) -> str | None:
+    return "from confirmed to cancelled" if message(day, "Cleo", "your stay was confirmed") else None
 
 
 def deleted(day: Day) -> str | None:
@@ -180,7 +241,7 @@ def refused(day: Day) -> str | None:
     if run is None:
         return None
     assert "not paid" in run.error, run.error
-    assert message(day, "Finn", "Manager!"), "@on_fail has left no message"
+    assert message(day, "Finn", "Manager!"), "@on_fail sent no message"
     return f"failed: {run.error}"
 
 
@@ -200,8 +261,9 @@ def nothing_else(day: Day) -> str | None:
     assert not failed, f"{[str(each) for each in failed]}"
     if CallbackExecution.objects.filter(status="pending").exists():
         return None
-    lost = StepExecution.objects.filter(outcome=StepExecution.LOST).count()
-    assert lost == 1, f"{lost} attempts were lost, and one worker was killed"
+    # What the killed worker had leased together with the run that killed it is lost with it, once.
+    lost = Counter(StepExecution.objects.filter(outcome=StepExecution.LOST).values_list("run", "step"))
+    assert set(lost.values()) == {1}, f"one worker was killed, and these attempts were lost: {dict(lost)}"
     return f"{WorkflowRun.objects.count()} runs, {CallbackExecution.objects.count()} callbacks, all finished"
 
 

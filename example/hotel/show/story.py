@@ -13,9 +13,11 @@ from django_ai.automation import claims
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.events.models import Event
 from django_ai.automation.workflows.models import WorkflowRun
-from hotel.desk import close_day, open_day
+from hotel.desk import call_off_the_audit, close_day, waive_documents
 from hotel.models import Complaint, Document, Guest, GuestMessage, Reservation
 from hotel.pace import hours
+
+from .terminal import report_a_payment
 
 LONG_AGO_HOURS = -50_000
 BOOKINGS: tuple[tuple[str, float, float | None, bool], ...] = (
@@ -30,6 +32,7 @@ BOOKINGS: tuple[tuple[str, float, float | None, bool], ...] = (
     ("Hana", 4, 6.75, True),
 )
 VIP = "Hana"
+ADAS_LETTERS = ("May I come early?", "At noon?", "With a dog?")
 
 
 @dataclass
@@ -46,13 +49,17 @@ class Day:
 
     started: datetime
     guests: dict[str, Reservation] = field(default_factory=dict)
-    audit: Any = None
     move: Move | None = None
     planned_for_cleo: int = 0
     left_for_cleo: int | None = None
     letters: dict[str, GuestMessage] = field(default_factory=dict)
     complaints: dict[str, Complaint] = field(default_factory=dict)
     claimed_by: Any = None
+    terminal_answers: list[int] = field(default_factory=list)
+
+    @property
+    def audit(self) -> WorkflowRun | None:
+        return WorkflowRun.objects.filter(name="hotel.night_audit").order_by("pk").first()
 
     def at(self, hour: float) -> datetime:
         return self.started + hours(hour)
@@ -80,7 +87,7 @@ class Action:
 
 
 def create_bookings() -> Day:
-    """Create the reservations, and start the night audit. Gil has already handed in a document."""
+    """Create the reservations. Gil has already handed in a document."""
     day = Day(started=timezone.now())
     for room, (name, checkin, checkout, paid) in enumerate(BOOKINGS, 101):
         day.guests[name] = Reservation.objects.create(
@@ -92,7 +99,6 @@ def create_bookings() -> Day:
             paid=paid,
         )
     Document.objects.create(reservation=day.guests["Gil"], kind="visa")
-    day.audit = open_day("Monday")
     return day
 
 
@@ -105,8 +111,11 @@ def actions() -> Iterator[Action]:
     yield Action(0.75, "Ben's check-in is postponed by two hours", postpone_ben)
     yield Action(1.0, "Cleo cancels", cancel_cleo)
     yield Action(1.25, "Dan's reservation is deleted", delete_dan)
-    yield Action(1.75, "Ada writes, long before she arrives", lambda day: write(day, "Ada", "May I come early?"))
+    yield Action(1.5, "the desk knows Hana and waives her documents", lambda day: waive_documents(day.guests["Hana"]))
+    yield Action(1.75, "Ada writes three letters, long before she arrives", write_three_letters)
     yield Action(2.5, "the day is closed: a signal for the night audit", lambda day: close_day(420, weather="fine"))
+    yield Action(2.6, "one audit is enough: its schedule is paused", lambda day: call_off_the_audit())
+    yield Action(3.0, "the card terminal reports a payment of Eve twice, and somebody forges one", pay_by_card)
     yield Action(3.5, "Ada uploads her passport (Ben never does)", upload_for_ada)
     yield Action(4.35, "Hana writes, in her room", lambda day: write(day, "Hana", "Is there a sauna?"))
     yield Action(4.7, "Hana complains: the radiator", lambda day: complain(day, "Hana", "The radiator is cold"))
@@ -144,12 +153,21 @@ def delete_dan(day: Day) -> None:
     Reservation.objects.get(pk=day.guests["Dan"].pk).delete()
 
 
+def pay_by_card(day: Day) -> None:
+    day.terminal_answers = report_a_payment()
+
+
 def upload_for_ada(day: Day) -> None:
     Document.objects.create(reservation=day.guests["Ada"], kind="passport")
 
 
 def write(day: Day, name: str, text: str) -> None:
     day.letters[text] = GuestMessage.objects.create(guest=day.guests[name].guest, text=text)
+
+
+def write_three_letters(day: Day) -> None:
+    for text in ADAS_LETTERS:
+        write(day, "Ada", text)
 
 
 def write_during_claim(day: Day) -> None:

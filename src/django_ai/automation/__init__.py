@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     from .events import claims
     from .events.callbacks import on_event, on_event_cancelled, on_event_created
     from .events.definitions import EventDefinition, EventTrigger
+    from .events.emission import emit
+    from .events.free_events import FreeEvent
+    from .events.registration import register_events
+    from .events.schedules.definitions import schedule
+    from .events.upcoming import Upcoming, upcoming
+    from .queues.acting import acting_as
     from .queues.causation import idempotency_key
-    from .values.retry import Retry
+    from .values.limits import Concurrency, RateLimit, Singleton, Throttle
+    from .values.retry import GiveUp, Retry, RetryAfter
+    from .values.windows import Batch, Debounce
     from .workflows.core import (
+        On,
         Outcome,
         Workflow,
         complete,
@@ -27,11 +36,14 @@ if TYPE_CHECKING:
         get_run,
         get_wake,
         goto,
+        on_cancel,
         on_fail,
         run_subflow,
         sleep,
         step,
         wait,
+        wait_all,
+        wait_any,
         wait_for_event,
         workflow,
     )
@@ -42,14 +54,27 @@ __all__ = [
     "AUTOMATION_APPS",
     "Agent",
     "AgentManager",
+    "Batch",
+    "Concurrency",
+    "Debounce",
     "EventDefinition",
     "EventTrigger",
+    "FreeEvent",
+    "GiveUp",
+    "On",
     "Outcome",
+    "RateLimit",
     "Retry",
+    "RetryAfter",
+    "Singleton",
+    "Throttle",
+    "Upcoming",
     "Workflow",
+    "acting_as",
     "agent",
     "claims",
     "complete",
+    "emit",
     "engine",
     "event_workflow",
     "fail",
@@ -59,14 +84,20 @@ __all__ = [
     "goto",
     "handler",
     "idempotency_key",
+    "on_cancel",
     "on_event",
     "on_event_cancelled",
     "on_event_created",
     "on_fail",
+    "register_events",
     "run_subflow",
+    "schedule",
     "sleep",
     "step",
+    "upcoming",
     "wait",
+    "wait_all",
+    "wait_any",
     "wait_for_event",
     "workflow",
 ]
@@ -75,15 +106,30 @@ _HOMES = {
     "AUTOMATION_APPS": "app_names",
     "Agent": "agents.core",
     "AgentManager": "agents.core",
+    "Concurrency": "values.limits",
     "EventDefinition": "events.definitions",
     "EventTrigger": "events.definitions",
+    "FreeEvent": "events.free_events",
+    "GiveUp": "values.retry",
+    "RateLimit": "values.limits",
     "Retry": "values.retry",
+    "RetryAfter": "values.retry",
+    "Batch": "values.windows",
+    "Debounce": "values.windows",
+    "Upcoming": "events.upcoming",
+    "Singleton": "values.limits",
+    "Throttle": "values.limits",
+    "acting_as": "queues.acting",
     "agent": "agents.core",
+    "emit": "events.emission",
     "handler": "agents.core",
     "idempotency_key": "queues.causation",
+    "schedule": "events.schedules.definitions",
     "on_event": "events.callbacks",
     "on_event_cancelled": "events.callbacks",
     "on_event_created": "events.callbacks",
+    "register_events": "events.registration",
+    "upcoming": "events.upcoming",
 }
 
 

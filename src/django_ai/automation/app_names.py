@@ -9,5 +9,6 @@ AUTOMATION_APPS: Final = (
     "django_ai.automation.events",
     "django_ai.automation.workflows",
     "django_ai.automation.agents",
+    "django_ai.automation.console",
 )
 """Every app of the package, lowest layer first: ``INSTALLED_APPS = [..., *AUTOMATION_APPS]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -9,7 +10,7 @@ class AutomationError(Exception):
     """django_ai.automation failed."""
 
     is_retryable: ClassVar[bool] = False
-    """Whether another attempt may succeed; if not, a step or handler that raises it fails immediately."""
+    """Whether another attempt may succeed; if not, a step, callback or handler that raises it fails immediately."""
     is_expected: ClassVar[bool] = False
     """Whether it is part of normal operation, so that it is not reported as a failure."""
 
@@ -27,6 +28,12 @@ class DefinitionError(AutomationError, ValueError):
 
 class NaiveDatetimeError(AutomationError, ValueError):
     """A datetime has no time zone, so its moment is unknown."""
+
+
+class UnknownTimeZoneError(AutomationError, ValueError):
+    """An entity names a time zone that does not exist."""
+
+    is_retryable = True
 
 
 class WrongDatabaseError(AutomationError):
@@ -77,6 +84,14 @@ class ContextError(CodeError, ValueError):
     """A Context does not accept its values."""
 
 
+class InvalidContextError(ContextError):
+    """A Context does not accept values that were given from outside. ``errors`` has the error of each field."""
+
+    def __init__(self, message: str = "", errors: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.errors: Mapping[str, str] = {} if errors is None else errors
+
+
 class DecryptionError(ContextError):
     """A stored value is encrypted, and none of the configured keys decrypts it."""
 
@@ -98,7 +113,11 @@ class UnknownCallbackError(CodeError, LookupError):
 
 
 class UnknownEventError(CodeError, LookupError):
-    """No model declares this event any longer."""
+    """Nothing declares this event."""
+
+
+class UnknownScheduleError(CodeError, LookupError):
+    """No schedule, or no target of a schedule, has this name."""
 
 
 class UnknownAgentError(CodeError, LookupError):
@@ -129,8 +148,52 @@ class UnknownRunError(AutomationError):
     """There is no such workflow run: it was deleted, or never committed."""
 
 
+class RunError(AutomationError):
+    """What was asked of a run is not possible. ``run`` is the run."""
+
+    def __init__(self, message: str = "", run: Any = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class RunExistsError(RunError):
+    """A run of this workflow was started with this key before."""
+
+
+class NoContextError(RunError):
+    """The run has no Context yet."""
+
+
+class RunFailedError(RunError):
+    """The run has failed, so it has no result."""
+
+
+class RunCancelledError(RunError):
+    """The run was cancelled, or withdrawn before it started, so it has no result."""
+
+
+class RunUnfinishedError(RunError):
+    """The run has not ended yet."""
+
+
+class RunTimeoutError(RunUnfinishedError, TimeoutError):
+    """The run has not ended in time."""
+
+
+class EndlessWaitError(AutomationError, RuntimeError):
+    """Waiting here for the end of a run would never end."""
+
+
 class NotResumableError(AutomationError):
     """Only a parked row can be resumed."""
+
+
+class StateError(AutomationError):
+    """What was asked makes no sense in the state of the row. ``row`` is the row."""
+
+    def __init__(self, message: str = "", row: Any = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class LeaseLostError(AutomationError):

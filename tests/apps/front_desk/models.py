@@ -1,4 +1,4 @@
-"""A front desk: the entities of the guide's section on agents. Guests book, write messages and open tickets."""
+"""The entities of the guide's section on agents: a front desk with bookings, messages and tickets of guests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Message(models.Model):
 
 
 class Case(models.Model):
-    """A ticket of a guest, as in the guide."""
+    """A guest's ticket, as in the guide."""
 
     guest = models.ForeignKey(Person, on_delete=models.CASCADE)
     status = models.CharField(max_length=20, default="open")
@@ -66,7 +66,7 @@ class Case(models.Model):
 
 
 class GroupBooking(Booking):
-    """A proxy that declares one event more, which only saves through it record."""
+    """A proxy that declares one more event. Only saves through the proxy record it."""
 
     events = [*Booking.events, EventDefinition("group_arrived", condition=lambda booking: booking.note == "here")]
 

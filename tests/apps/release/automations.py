@@ -1,4 +1,4 @@
-"""The automations of the release that this process is."""
+"""The automations of the release that this process runs."""
 
 from importlib import import_module
 

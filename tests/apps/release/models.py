@@ -1,6 +1,6 @@
-"""Two releases of one small project, for the tests that let old and new code work on one database.
+"""Two releases of one small project, for the tests that run old and new code on one database.
 
-``TEST_RELEASE`` says which of the two a process is: "old" (default) or "new". The table is the same in both.
+``TEST_RELEASE`` selects the release of a process: "old" (default) or "new". The table is the same in both.
 """
 
 from __future__ import annotations

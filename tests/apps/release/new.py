@@ -1,4 +1,4 @@
-"""What the new release does: versions raised, steps and handlers renamed, some things gone, others added."""
+"""The automations of the new release: raised versions, renamed steps and handlers, removals and additions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the old release does."""
+"""The automations of the old release."""
 
 from __future__ import annotations
 

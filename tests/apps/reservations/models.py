@@ -1,4 +1,4 @@
-"""The models of the suite: one of each kind that events can be declared on."""
+"""The models of the test suite: one for each kind of model that can declare events."""
 
 from __future__ import annotations
 
@@ -15,6 +15,42 @@ class Guest(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Hotel(models.Model):
+    """Has the time zone of the trips to it."""
+
+    tz = models.CharField(max_length=100, null=True, blank=True, default="")
+
+    def __str__(self) -> str:
+        return f"hotel {self.pk}"
+
+
+class Manager(models.Model):
+    """Is reached from its hotel by a reverse one-to-one relation."""
+
+    hotel = models.OneToOneField(Hotel, on_delete=models.CASCADE)
+    tz = models.CharField(max_length=100, default="")
+
+    def __str__(self) -> str:
+        return f"manager of {self.hotel}"
+
+
+class Trip(models.Model):
+    """Has a moment and a day. Tests register its events."""
+
+    hotel = models.ForeignKey(Hotel, null=True, on_delete=models.CASCADE)
+    arrives_at = models.DateTimeField(null=True, db_index=True)
+    arrives_on = models.DateField(null=True, db_index=True)
+    nights = models.IntegerField(default=1)
+    valid = models.BooleanField(default=True)
+
+    def __str__(self) -> str:
+        return f"trip {self.pk}"
+
+    @property
+    def tz(self) -> str | None:
+        return None if self.hotel is None else self.hotel.tz
 
 
 def is_confirmed(reservation: Reservation) -> bool:
@@ -51,7 +87,7 @@ class Document(models.Model):
 
 
 class Ticket(models.Model):
-    """A UUID primary key and two definitions: what a save costs is counted here."""
+    """Has a UUID primary key and two definitions. The tests count the statements of its saves."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     open = models.BooleanField(default=True)
@@ -68,7 +104,7 @@ class Ticket(models.Model):
 
 
 class Room(models.Model):
-    """A text primary key and a plain date."""
+    """Has a string primary key and a plain date."""
 
     number = models.CharField(primary_key=True, max_length=20)
     inspected_on = models.DateField(null=True, db_index=True)
@@ -84,7 +120,7 @@ class Room(models.Model):
 
 
 class Suite(Room):
-    """A child with a table of its own: it has its parent's events and one more."""
+    """A multi-table child. It has the events of its parent and one more."""
 
     stars = models.IntegerField(default=5)
 
@@ -92,7 +128,7 @@ class Suite(Room):
 
 
 class Ware(models.Model):
-    """A Decimal for a primary key."""
+    """Has a Decimal primary key."""
 
     code = models.DecimalField(primary_key=True, max_digits=8, decimal_places=2)
     sold = models.BooleanField(default=False)
@@ -112,7 +148,7 @@ class Ware(models.Model):
 
 
 class Page(models.Model):
-    """A primary key that may be too long for events."""
+    """Has a primary key that may be too long for events."""
 
     path = models.CharField(primary_key=True, max_length=400)
 
@@ -123,14 +159,14 @@ class Page(models.Model):
 
 
 class LongStay(Reservation):
-    """A proxy without events of its own: it is a reservation."""
+    """A proxy without events of its own. It uses those of ``Reservation``."""
 
     class Meta:
         proxy = True
 
 
 class VipStay(Reservation):
-    """A proxy that declares one event more, which only saves through it record."""
+    """A proxy that declares one more event. Only saves through the proxy record it."""
 
     events = [*Reservation.events, EventDefinition("vip_arrived", condition=lambda r: r.note == "here")]
 
@@ -139,7 +175,7 @@ class VipStay(Reservation):
 
 
 class Task(models.Model):
-    """Abstract models hand their events down."""
+    """An abstract model. Its subclasses inherit its events."""
 
     done = models.BooleanField(default=False)
 
@@ -158,7 +194,7 @@ class Errand(Task):
 
 
 class Effect(models.Model):
-    """What user code in the tests leaves behind: one row each time it ran and was kept."""
+    """A write of user code in the tests: one row for each committed execution."""
 
     name = models.CharField(max_length=200)
     key = models.CharField(max_length=200, blank=True, default="")

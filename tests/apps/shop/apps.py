@@ -2,7 +2,7 @@ from django.apps import AppConfig
 
 
 class ShopConfig(AppConfig):
-    """The app that the models of the documentation belong to. It has none of its own: each page declares them."""
+    """The app of the models in the documentation. It has no models itself: each page declares its own."""
 
     name = "tests.apps.shop"
     label = "shop"

@@ -1,4 +1,4 @@
-"""A model for the tests that run real workers: they import the automations of this app."""
+"""Models for the tests that run real workers. The workers import the automations of this app."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Probe(models.Model):
 
 
 class Mark(models.Model):
-    """What an automation left behind, and when."""
+    """A row that an automation wrote, with the time."""
 
     name = models.CharField(max_length=200)
     key = models.CharField(max_length=200, blank=True, default="")
@@ -34,7 +34,7 @@ class Mark(models.Model):
 
 
 class Stay(models.Model):
-    """A guest's stay: the story that real workers and the time machine both live through."""
+    """A guest's stay. The same automations run with real workers and with the time machine."""
 
     name = models.CharField(max_length=100)
     status = models.CharField(max_length=20, default="booked")
@@ -57,3 +57,14 @@ class Paper(models.Model):
 
     def __str__(self) -> str:
         return self.kind
+
+
+class Reading(models.Model):
+    """Many of them come at once, and one run handles all of them."""
+
+    number = models.IntegerField()
+
+    events = [EventDefinition("reading_taken", payload=lambda reading: {"number": reading.number})]
+
+    def __str__(self) -> str:
+        return str(self.number)

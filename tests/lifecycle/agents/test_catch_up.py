@@ -1,4 +1,7 @@
-"""What came before an agent could be found is replayed to it, once; and what is its own where there is no match."""
+"""Events that arrived after the spawning event are replayed once to an agent that becomes active.
+
+Without a match, an agent receives the events of its own entity.
+"""
 
 from __future__ import annotations
 
@@ -104,6 +107,38 @@ class TestCatchUp:
         work()
         assert effects() == [f"created {booking.pk}", "heard while it was none", "heard later"]
 
+    @pytest.mark.parametrize("spawned_by", ["booking_created", "booking_confirmed"])
+    def test_what_is_saved_after_the_spawning_event_is_replayed_though_it_occurs_first(
+        self, work, monkeypatch, spawned_by
+    ):
+        """Another process has the spawning event in hand, or the one that saved it died."""
+        guest = Person.objects.create()
+        booking = book(guest)
+        work()
+        of_guest(spawn_on=spawned_by)
+
+        @agent("own", spawn_on=spawned_by)
+        class Own:
+            Context = Entity
+
+            @handler("booking_noted")
+            def noted(self, event):
+                leave(f"noted {event.entity_id}")
+
+        write(guest, "before")
+        with monkeypatch.context() as patch:
+            patch.setattr(CommitBatch, "__call__", lambda self: self._due.clear())
+            if spawned_by == "booking_created":
+                booking = book(guest)
+            else:
+                change(booking, status="confirmed")
+        write(guest, "after")
+        change(booking, note="a")
+        work()
+        work()
+        assert {"heard after", f"noted {booking.pk}"} <= set(effects())
+        assert "heard before" not in effects()
+
     def test_events_before_the_spawning_one_are_not(self, clock, work):
         of_guest()
         guest = Person.objects.create()
@@ -124,7 +159,7 @@ class TestCatchUp:
                 leave("due")
 
         with monkeypatch.context() as patch:
-            # The process dies after its commit, before it has notified anybody of the event.
+            # The process dies after its commit: it has claimed the event and not performed it.
             patch.setattr(CommitBatch, "__call__", lambda self: claim_rows(Event, list(self._due), clock()))
             booking = book(starts_at=clock.tick(SECOND))
         work(clock.tick(SECOND))
@@ -224,14 +259,14 @@ class TestCatchUp:
         change(booking, note="spawns it")
         for _ in range(2):
             clock.tick(HOUR)
-            drain(models=[Event])  # nobody gets to the agent
+            drain(models=[Event])  # no worker activates the agent
         assert the_agent().status == "pending"
         work()
         assert effects() == ["an hour", "two hours"]
 
     @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead", "behind"])
     def test_no_clock_decides_which_milestones_of_an_older_event_it_receives(self, clock, work, ahead):
-        """The machine that inserts the agent has another clock than those that let the milestones fire."""
+        """An agent that a machine with a wrong clock spawns receives only the milestones that fire afterwards."""
 
         @agent("late", spawn_on="booking_noted")
         class Late:
@@ -314,7 +349,7 @@ class TestCatchUp:
 
 class TestOwnEntity:
     def test_an_event_that_occurs_while_it_is_looked_for_is_seen_once(self):
-        """The look is two queries: what has occurred, and what is still to. It must not fall between them."""
+        """The lookback queries pending events first. An event that occurs before its second query is yielded once."""
         of_guest()
         two = [event_of(book(), "booking_confirmed") for _ in range(2)]
         moment = timezone.now()
@@ -374,7 +409,7 @@ class TestOwnEntity:
         assert effects() == [str(other.pk)]
 
     def test_a_proxys_event_is_heard_of_its_own_entity_or_the_check_warns(self, work):
-        """``group_arrived`` is declared on a proxy of what spawned the agent."""
+        """A proxy of the spawning model declares the event: only its own agent receives it, or check W304 warns."""
         from django_ai.automation.agents.checks import check_agents
 
         @agent("group", spawn_on="booking_created")
@@ -394,7 +429,7 @@ class TestOwnEntity:
 
 
 def test_a_worker_that_is_quicker_with_another_event_of_the_save_than_the_process_that_saved(clock, work, monkeypatch):
-    """A date that was past when the entity was made is anybody's work at once; what spawns the agent comes after it."""
+    """An event with a past date reaches the agent even if a worker performs it before the spawning event."""
 
     @agent("quick", spawn_on="reservation_confirmed")
     class Quick:

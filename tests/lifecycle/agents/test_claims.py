@@ -1,4 +1,4 @@
-"""Claims and agents: who holds an event keeps the agents and event workflows of others from it."""
+"""Claims and agents: while an agent holds a claim, other agents and event workflows skip the claimed events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OfGuest(BaseModel):
 
 @pytest.fixture
 def desk():
-    """The guide's example, and everybody else who hears messages."""
+    """Declare the guide's example, and other subscribers to messages: an agent, an event workflow and a callback."""
 
     @agent("ticket_handler", spawn_on="ticket_created", match={"guest_id": "{{ ctx.guest_id }}"})
     class TicketHandler:
@@ -153,7 +153,7 @@ def test_from_within_its_handler_the_end_releases_with_the_handlers_commit(work,
 
 
 def test_a_claim_that_is_held_when_the_execution_starts_counts(desk, work):
-    """Also where the event occurred before: claims are evaluated when an execution starts."""
+    """Claims are evaluated when an execution starts, even if the event occurred before the claim."""
     guest = Person.objects.create()
     book(guest)
     work()
@@ -284,7 +284,7 @@ def test_what_another_agents_handler_skipped_is_not_done_later(desk, work):
 
 
 def test_the_spawning_event_may_be_claimed_too(work):
-    """The agent lives; its handler of the event is skipped."""
+    """If the spawning event is claimed, the agent becomes active and its handler for that event is skipped."""
 
     @agent("owner", spawn_on="ticket_created")
     class Owner:

@@ -1,4 +1,4 @@
-"""Whatever code of the project raises belongs to the row of its own agent, and is seen there."""
+"""An exception in the project's code affects only its own agent or execution, and that row shows the error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Named(BaseModel):
 
 @pytest.fixture
 def subscribers():
-    """Declare agents that hear urgent messages: their match compares what no key says."""
+    """Declare agents that subscribe to messages by minimum urgency, a comparison that no route key can express."""
 
     @agent("listeners", match={"urgency__gte": "{{ ctx.urgency }}"})
     class Listeners:
@@ -176,7 +176,7 @@ def test_an_agent_shows_how_many_of_its_executions_have_failed(subscribers, cloc
 
 
 def run_line(run: AgentRun) -> str:
-    """Return what the agent is said to wait for, read alone and with others."""
+    """Return what the agent waits for. The single row and the row from ``unfinished()`` must agree."""
     run.refresh_from_db()
     (found,) = AgentRun.unfinished()
     assert found.waits_for(timezone.now()) == run.waits_for(timezone.now())

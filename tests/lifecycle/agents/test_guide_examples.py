@@ -1,4 +1,4 @@
-"""The examples of the guide's section on agents, as they are written there."""
+"""The examples from the guide's section on agents, as written there."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_basic_structure(journey, clock, work):
     clock.tick(timedelta(seconds=1))
     work()
     assert effects()[3:] == ["email O'Brien: How was your stay?"]
-    # An agent has no last step: it lives until somebody ends it. The other reservation was never confirmed.
+    # An agent has no last step: it stays active until it is ended. The other reservation was never confirmed.
     assert [run.pk for run in agents("active")] == [first.pk, second.pk]
     assert answers(run=second) == []
 
@@ -209,7 +209,7 @@ def test_handler_retries(reservations, clock, work):
 
 
 def test_spawned_by_a_date(clock, work):
-    """A scheduled event spawns, too; its handlers are the agent's as those of any other event."""
+    """A scheduled event spawns an agent, and the agent's handlers for that event run as for any other event."""
 
     @agent("arrival", spawn_on="stay_due")
     class Arrival:

@@ -1,4 +1,4 @@
-"""How handlers run: with what they name, one after the other, under a condition, on a Context that is kept."""
+"""How handlers run: the parameters they receive, their order, their conditions, and the persistent Context."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class TestSeveral:
 
         booking = book()
         work()
-        for number in range(45):  # more than a batch
+        for number in range(45):  # more than one batch
             change(booking, note=str(number))
             clock.tick(SECOND)
         work()
@@ -390,7 +390,7 @@ class TestConditions:
         assert effects() == [str(number) for number in range(len(conditions))]
 
     def test_it_is_asked_when_the_handler_is_about_to_run(self, clock, work):
-        """The guide's example: a guest may become a VIP long after the event was armed."""
+        """The guide's example: the condition is true for a guest who becomes a VIP after the event was armed."""
 
         @agent("vip", spawn_on="booking_created")
         class Vip:
@@ -544,7 +544,7 @@ class TestRefusedAtImport:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_handler_has_its_own_agent_and_no_other(work):
-    """Many agents, many events: each execution is one of (agent, event, handler)."""
+    """With many agents and events, there is exactly one execution for each (agent, event, handler)."""
 
     @agent("mass", spawn_on="booking_created")
     class Mass:

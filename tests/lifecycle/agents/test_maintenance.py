@@ -1,4 +1,4 @@
-"""Agents over the years: new code, parked rows, cleaning up, the admin, and what ``manage.py check`` says."""
+"""Agents in long-term operation: new code, parked rows, pruning, the admin, and ``manage.py check``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OfGuest(BaseModel):
 
 
 def of_booking(**handlers):
-    """Declare the agent "of_booking", as the code of one day has it: a handler for each keyword."""
+    """Declare one code version of the agent "of_booking", with a handler for each keyword argument."""
 
     def leaving(name):
         def answer(self, event):
@@ -79,7 +79,7 @@ class TestDeployments:
         run = the_agent(entity_id=str(booking.pk))
         assert run.status == "parked"
         assert "First in its mailbox: confirmed for event" in run.error
-        assert the_agent(entity_id=str(other.pk)).status == "active"  # it had nothing to do
+        assert the_agent(entity_id=str(other.pk)).status == "active"  # it had no pending execution
         of_booking(confirmed="booking_confirmed")
         run.resume()
         work()
@@ -135,7 +135,7 @@ class TestDeployments:
         assert run.status == "parked"
         assert "no longer fits its Context: room: Field required" in run.error
         assert the_agent(entity_id=str(healthy.pk)).status == "active"
-        change(booking, note="b")  # comes while it is parked
+        change(booking, note="b")  # occurs while the agent is parked
         declare(Better)
         run.resume()
         work()
@@ -169,7 +169,7 @@ class TestDeployments:
         work()
         assert effects() == ["now", "noted"]
         poll_due()
-        assert AgentRoute.objects.filter(run=run).count() == 2  # once is enough
+        assert AgentRoute.objects.filter(run=run).count() == 2  # no route is added twice
         resting.refresh_from_db()
         resting.resume()
         poll_due()
@@ -200,14 +200,14 @@ class TestDeployments:
         cls = type("OfBooking", (), {"Context": Entity, "__module__": __name__, **body})
         agent("of_booking", spawn_on="booking_created")(cls)
         clock.tick(7 * HOUR - timedelta(minutes=5))
-        poll_due()  # it runs each five minutes
+        poll_due()  # it runs every five minutes
         assert effects() == []
         clock.tick(timedelta(minutes=5))
         work()
         assert effects() == ["before"]
 
     def test_an_event_that_was_never_notified_is_found_by_poll_due(self, work, monkeypatch):
-        """The process died between putting an execution into the mailbox and touching the agent."""
+        """If a process dies after it filled the mailbox and before it made the agent due, the handler still runs."""
         from django_ai.automation.agents import subscriber
 
         of_booking(confirmed="booking_confirmed")
@@ -260,7 +260,7 @@ class TestDeployments:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_failure_after_the_commit_does_not_break_the_save(work, monkeypatch):
-    """What goes wrong while an event is made to occur is the worker's to repeat, and nothing that the saver sees."""
+    """If performing an event after the commit fails, the save raises nothing and a worker retries the event."""
     from django_ai.automation.agents.subscriber import AgentSubscriber
 
     of_booking(created="booking_created")
@@ -277,7 +277,7 @@ def test_a_failure_after_the_commit_does_not_break_the_save(work, monkeypatch):
     assert effects() == [f"created {booking.pk}"]
 
 
-# -- cleaning up -------------------------------------------------------------------------------------------------------
+# -- pruning -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
@@ -295,7 +295,7 @@ class TestCleanup:
         cleanup_old()
         assert [run.entity_id for run in agents()] == [str(living.pk)]
         assert not HandlerExecution.objects.exists()
-        assert Event.objects.filter(event_name="booking_created").count() == 3  # their entities live
+        assert Event.objects.filter(event_name="booking_created").count() == 3  # their entities still exist
         change(living, note="x")
         change(ended, note="x")
         work()
@@ -347,7 +347,7 @@ class TestCleanup:
         assert effects() == ["remembered"]
 
     def test_what_ran_before_a_date_that_moved_far_away_does_not_run_again(self, clock, work):
-        """The moment before the date comes once more; the execution of then says that it is done."""
+        """The offset before the new date becomes due, but its execution from the old date prevents a second run."""
 
         @agent("reminding", spawn_on="booking_created")
         class Reminding:
@@ -451,7 +451,7 @@ class TestAdmin:
         assert "Resumed: 1." in act(client, "agentrun", "resume", run.pk)
         assert "Completed: 1." in act(client, "agentrun", "complete", run.pk)
         run.refresh_from_db()
-        assert (run.status, run.error) == ("completed", "By root.")
+        assert (run.status, run.error) == ("completed", "Completed by root.")
         book()
         work()
         other = agents()[-1]
@@ -486,8 +486,9 @@ class TestAdmin:
 
 
 def declared(handles="booking_created", *, spawn_on="booking_created", context=OfGuest, match=None, **options):
-    """Declare an agent with one handler, and return what the checks say of it."""
+    """Declare an agent with one handler, and return the problems that the checks report."""
     body = {"answer": handler(handles, **options)(lambda self: None)}
+    body["create_context"] = classmethod(lambda cls, event: cls.Context(guest_id=1))
     cls = type("Checked", (), {"Context": context, "__module__": __name__, **body})
     agent("checked", spawn_on=spawn_on, match=match, singleton=False)(cls)
     return check_agents(None)
@@ -535,7 +536,7 @@ class TestChecks:
         assert "Did you mean 'guest'" in only(declared(match={"gest": 1})).hint
 
     def test_e303_the_agents_match_on_another_entity(self):
-        """The reason for a handler's own match: a Message has no ``guest_id``."""
+        """A Message has no ``guest_id``, so the agent's match fails the check and the handler needs its own match."""
         problem = only(declared("message_received", match={"guest_id": "{{ ctx.guest_id }}"}))
         assert problem.id == "automation.E303"
         assert "'guest_id', which desk.Message does not have" in problem.msg

@@ -1,4 +1,4 @@
-"""``AgentManager``: spawn, list, complete, cancel and resume, from outside and from within."""
+"""``AgentManager``: spawn, list, complete, cancel and resume, called outside and inside a handler."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ class TestManager:
         assert (victim.status, victim.error) == ("cancelled", "by the killer")
 
     def test_complete_from_outside_while_its_handler_runs(self, work):
-        """What the handler of another worker is doing is not kept."""
+        """If an agent is completed while its handler runs, the handler's execution is cancelled."""
 
         @agent("slow", spawn_on="booking_created")
         class Slow:
@@ -327,7 +327,7 @@ class TestManager:
                 from django_ai.automation.agents.ending import end_agents
                 from django_ai.automation.queues.causation import running
 
-                with running(None):  # as another process
+                with running(None):  # simulates another process
                     end_agents(AgentRun.objects.filter(pk=run.pk), "completed", "from outside", run.created_at)
 
         book()
@@ -376,7 +376,7 @@ class TestManager:
         assert effects() == [f"created {booking.pk}"]
 
     def test_a_workflows_context_may_have_a_field_called_event(self):
-        """Agents brought ``event`` in; ``engine.start`` has no such argument of its own."""
+        """``AgentManager.spawn`` has an ``event`` argument. ``engine.start`` has none, so it passes on the field."""
         from django_ai.automation import complete, step, workflow
 
         @workflow("about_an_event")

@@ -1,4 +1,4 @@
-"""Handlers before, at and after the date of an event, also where it moves or the agent comes late."""
+"""Handlers before, at and after the date of an event, also when the date moves or the agent is spawned late."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TestOffsets:
         return Journey
 
     def times(self, clock, work, hours):
-        """Let hours pass, and say after which of them something happened."""
+        """Let hours pass, and return for each effect the hours after which it appeared."""
         found = {}
         for hour in range(hours + 1):
             known = len(effects())
@@ -82,7 +82,7 @@ class TestOffsets:
         assert effects() == ["before"]
 
     def late(self, match=None):
-        """Declare an agent that a later event than the one with the date spawns."""
+        """Declare an agent that ``booking_confirmed`` spawns, after the event with the date was armed."""
 
         @agent("late", spawn_on="booking_confirmed", match=match)
         class Late:
@@ -121,7 +121,7 @@ class TestOffsets:
 
     def test_a_booking_of_the_last_minute_and_no_worker_until_after_its_date(self, journey, clock, work):
         book(starts_at=clock.now + HOUR)
-        clock.tick(3 * HOUR)  # the event occurs before a worker gets to the agent
+        clock.tick(3 * HOUR)  # the event is overdue before a worker activates the agent
         assert sorted(self.times(clock, work, 2)) == ["after", "at", "before"]
 
     @pytest.mark.parametrize("away", [{"status": "cancelled"}, {"starts_at": None}], ids=["condition", "date"])
@@ -155,7 +155,7 @@ class TestOffsets:
         booking = book(starts_at=clock.now + HOUR)
         work()
         clock.tick(HOUR)
-        work()  # it occurs
+        work()  # stay_due occurs
         clock.tick(HOUR)
         change(booking, status="confirmed")
         assert self.times(clock, work, 4) == {"after": [1]}
@@ -181,7 +181,7 @@ class TestOffsets:
         assert self.times(clock, work, 7) == {"at": [4], "after": [5]}
 
     def test_what_fell_due_between_its_event_and_its_activation_is_not_lost(self, clock, work):
-        """Its Context could not be made for hours."""
+        """Offsets that become due while ``create_context`` fails run when the agent becomes active."""
 
         @agent("slow", spawn_on="booking_confirmed", default_retry=Retry(3, base_delay=5 * HOUR, max_delay=5 * HOUR))
         class Slow:
@@ -221,7 +221,7 @@ class TestOffsets:
                 leave("before")
 
         booking = book(starts_at=clock.now + 2 * HOUR)
-        work()  # that moment has passed, and nobody was there
+        work()  # the offset is already due, and there is no agent yet
         change(booking, status="cancelled")
         change(booking, note="sorry")
         assert self.times(clock, work, 4) == {}
@@ -244,10 +244,10 @@ class TestOffsets:
         work()
         assert effects() == ["before"]
         change(booking, starts_at=clock.now + 10 * HOUR)
-        assert self.times(clock, work, 12) == {"at": [10], "after": [11]}  # what has run does not run again
+        assert self.times(clock, work, 12) == {"at": [10], "after": [11]}  # a handler that has run does not run again
 
     def test_spawned_after_the_date_moved_away_it_runs_that_much_before_the_new_date(self, clock, work):
-        """Nobody was there when the moment before the old date came."""
+        """There was no agent when the offset before the old date became due."""
 
         @agent("late", spawn_on="booking_confirmed")
         class Late:
@@ -313,7 +313,7 @@ class TestOffsets:
         assert self.times(clock, work, 4) == {"after": [2]}
 
     def test_as_overdue_as_it_may_be(self, journey, clock, work):
-        """Nobody was running: what is overdue fires, in its order."""
+        """If no worker runs for days, the overdue offsets fire afterwards, in their order."""
         book(starts_at=clock.now + 10 * HOUR)
         work()
         clock.tick(timedelta(days=20))

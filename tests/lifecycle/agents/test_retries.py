@@ -1,4 +1,4 @@
-"""Handlers that raise are tried again, and what they do to the outside happens once."""
+"""How handlers that raise are retried, and which of their effects are kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECOND = timedelta(seconds=1)
 class TestRetries:
     @pytest.mark.exact_times
     def test_exponential_backoff_at_exact_times(self, clock, work):
-        """The guide's example: three tries, thirty seconds and then a minute apart."""
+        """The guide's example: three attempts; the delays between them are 30 and 60 seconds."""
         tried = []
 
         def answer(self):
@@ -130,7 +130,7 @@ class TestRetries:
         broken.clear()
         change(booking, note="b")
         work()
-        assert effects() == ["ran"]  # it handles what comes
+        assert effects() == ["ran"]  # the agent still handles new events
         clock.tick(HOUR)
         execution.resume()
         assert (execution.status, execution.attempt, execution.error) == ("pending", 0, "")
@@ -311,7 +311,7 @@ class TestEffects:
         book()
         begin = clock.now
         work()
-        assert tried == [begin]  # it pauses, as a step does
+        assert tried == [begin]  # the retry is delayed, as for a step
         assert (the_answer().status, the_answer().attempt, the_agent().lease) == ("pending", 0, None)
         clock.tick(2 * SECOND)
         work()

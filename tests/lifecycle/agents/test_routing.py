@@ -1,4 +1,4 @@
-"""Which agents an event finds: lookups of the match, compared with values and expressions on the Context."""
+"""Which agents receive an event: match lookups are compared with values and with expressions on the Context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOUR = timedelta(hours=1)
 
 
 class Facts(BaseModel):
-    """A Context of many kinds of values."""
+    """A Context with fields of many types."""
 
     guest_id: int = 0
     name: str = ""
@@ -30,7 +30,7 @@ class Facts(BaseModel):
 
 
 def listening(match, **context):
-    """Bring an agent to life that leaves the text of each message that it hears."""
+    """Spawn an agent that records the text of each message that it receives."""
 
     @agent("listening")
     class Listening:
@@ -51,7 +51,7 @@ def heard_of(*messages, work):
 @pytest.mark.django_db(transaction=True)
 class TestLookups:
     def test_the_agents_match_is_the_default_and_a_handlers_own_overrides_it(self, work):
-        """The guide's example: a Message is another entity than a Booking."""
+        """The guide's example: the handler for another model, Message, has its own match."""
 
         @agent("guest_support", spawn_on="booking_created", match={"guest_id": "{{ ctx.guest_id }}"})
         class GuestSupport:
@@ -211,7 +211,7 @@ class TestLookups:
         assert effects() == texts
 
     def test_values_are_compared_as_the_field_has_them(self, work):
-        """A text with a number in it finds a column of numbers."""
+        """A string that contains a number matches an integer column."""
         listening({"urgency": "{{ ctx.text }}"}, text="5")
         work()
         write(Person.objects.create(), "yes", urgency=5)
@@ -245,7 +245,7 @@ class TestLookups:
         assert effects() == ["of none"]
 
     def test_a_match_whose_path_the_context_lacks_parks_nothing_else(self, work):
-        """The agent cannot live without its value: it fails when it is spawned, and says why."""
+        """If the Context lacks a value of the match, the agent fails on activation and its error names the field."""
 
         @agent("lacking", spawn_on="booking_created", match={"note": "{{ ctx.box.missing }}"})
         class Lacking:
@@ -332,7 +332,7 @@ class TestLookups:
 
 @pytest.mark.django_db(transaction=True)
 class TestRerouting:
-    """What a handler changes in the Context counts from its commit on."""
+    """A handler's changes to the Context affect routing after its commit."""
 
     def follower(self, **options):
         @agent("follower", match={"guest_id": "{{ ctx.guest_id }}"}, **options)
@@ -436,7 +436,7 @@ class TestRerouting:
 
 
 class TestRefusedAtImport:
-    """Expressions reach the fields of the Context, and nothing else."""
+    """Expressions can read only the fields of the Context."""
 
     @pytest.mark.parametrize(
         "value",

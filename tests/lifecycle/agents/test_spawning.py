@@ -1,4 +1,4 @@
-"""Agents come to life by an event, once for a singleton."""
+"""Events spawn agents; a singleton has at most one unfinished run for each match."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class TestSpawnOn:
         run = the_agent()
         assert (run.status, run.attempt, run.wake_at) == ("pending", 1, clock.now + timedelta(seconds=30))
         assert "no note yet" in run.error
-        assert effects() == []  # what it wrote was rolled back
+        assert effects() == []  # the writes of create_context were rolled back
         change(booking, note="now")
         clock.tick(timedelta(seconds=29))
         assert work() == 0
@@ -226,7 +226,7 @@ class TestSpawnOn:
         work()
         run.refresh_from_db()
         assert run.status == "active"
-        assert effects() == ["heard", "noted"]  # it catches up with what came while it was none
+        assert effects() == ["heard", "noted"]  # the event that occurred before the activation is replayed
 
     def test_what_create_context_returns_must_be_a_context(self, work):
         @agent("wrong", spawn_on="booking_created")
@@ -244,7 +244,7 @@ class TestSpawnOn:
         book()
         work()
         run = the_agent()
-        assert (run.status, run.attempt) == ("failed", 1)  # wrong again at the next try
+        assert (run.status, run.attempt) == ("failed", 1)  # no retry: the next attempt would fail too
         assert "must return a Wrong.Context" in run.error.replace(
             "TestSpawnOn.test_what_create_context_returns_must_be_a_context.<locals>.", ""
         )
@@ -309,7 +309,7 @@ class TestSingleton:
         second = book(guest)
         work()
         assert len(agents("active")) == 2
-        # Each hears the events of its match: the first one the second booking, too.
+        # Each agent receives the events of its match, so the first agent also receives the second booking.
         assert sorted(effects()) == sorted([f"created {first.pk}", *[f"created {second.pk}"] * 2])
 
     def test_without_a_match_it_is_one_for_each_entity(self, work):
@@ -329,7 +329,7 @@ class TestSingleton:
         assert effects() == [str(one.pk)]
 
     def test_a_handler_of_the_spawning_event_with_a_match_of_its_own_gets_each_event(self, work):
-        """Also when the younger of two events comes to life first."""
+        """Both events are handled even if the agent of the younger event is activated first."""
 
         @agent("of_writer", spawn_on="message_received", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
         class OfWriter:
@@ -351,7 +351,7 @@ class TestSingleton:
         write(guest, "first")
         write(guest, "second")
         first, second = agents()
-        # Another worker has leased the older one, and is slow.
+        # Simulate a slow worker that has leased the older agent.
         AgentRun.objects.filter(pk=first.pk).update(wake_at=first.created_at + HOUR)
         work()
         AgentRun.objects.filter(pk=first.pk).update(wake_at=first.created_at)
@@ -360,7 +360,7 @@ class TestSingleton:
         assert sorted(effects()) == ["first", "second"]
 
     def test_the_event_is_the_agents_own_whatever_its_match_says_of_that_entity(self, work):
-        """One agent for a group: its match finds the bookings of the leader, and any member's booking spawns it."""
+        """The match finds only the leader's bookings. The agent handles all bookings, because each one spawns it."""
         leader = Person.objects.create(name="leader")
 
         @agent("group", spawn_on="booking_created", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
@@ -381,7 +381,7 @@ class TestSingleton:
         assert len(agents()) == 1
 
     def test_an_event_that_ends_the_one_that_lives_spawns_no_other(self, work):
-        """It was handed to the one that lived when it occurred, and is done."""
+        """The agent that was active when the event occurred has handled it, so the event spawns no other agent."""
 
         @agent("short_lived", spawn_on="booking_created", match={"guest_id": "{{ ctx.guest_id }}"}, singleton=True)
         class ShortLived:

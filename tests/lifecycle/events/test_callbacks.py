@@ -1,4 +1,4 @@
-"""Callbacks: a durable row for each call, run by a worker, retried, its failure visible."""
+"""Callbacks: each call is a durable row that a worker executes and retries; a failure stays visible."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_delays_are_exact(clock, work):
         work()
         row = the_execution()
         assert (row.status, row.wake_at) == ("pending", clock() + delay * SECOND)
-        assert "ValueError" in row.error  # visible between the tries, too
+        assert "ValueError" in row.error  # also visible between attempts
         clock.tick(delay * SECOND - timedelta(microseconds=1))
         assert work() == 0
         clock.tick(timedelta(microseconds=1))
@@ -251,7 +251,7 @@ def test_an_error_with_odd_characters_is_kept(work):
     assert "an ü" in row.error
 
 
-# -- keys and causes ---------------------------------------------------------------------------------------------------
+# -- idempotency keys and causation ------------------------------------------------------------------------------------
 
 
 def test_the_idempotency_key_is_one_for_all_tries_and_another_for_each_call(clock, work):
@@ -373,7 +373,7 @@ def test_cancelled_gets_the_snapshot_of_a_deleted_entity(clock, work):
     guest = Guest.objects.create(name="g")
     stay = Reservation.objects.create(checkin_at=clock() + timedelta(hours=1), note="sea view", guest=guest)
     pk, guest_pk = stay.pk, guest.pk
-    guest.delete()  # takes the reservation with it
+    guest.delete()  # also deletes the reservation (cascade)
     work()
     assert seen == [(Reservation, pk, "sea view", clock() + timedelta(hours=1), guest_pk)]
 
@@ -427,7 +427,7 @@ def test_cancelled_by_hand_is_heard_of_an_entity_that_is_deleted_at_once(work):
 
 
 def test_what_is_parked_after_it_has_occurred_is_not_cancelled(clock, work):
-    """Three workers died when a later offset of it was due: an operator who cancels it then takes nothing back."""
+    """An event that occurred and was then parked after three lost workers cannot be cancelled, only resumed."""
     on_event_cancelled("checkin_due")(lambda event: leave("cancelled"))
     on_event("checkin_due", name="at")(lambda event: leave("at its date"))
     on_event("checkin_due", name="later", offset=timedelta(hours=1))(lambda event: leave("an hour later"))
@@ -469,7 +469,7 @@ def test_an_entity_that_is_deleted_between_occurrence_and_callback_is_a_snapshot
     assert effects() == ["hello late riser"]
 
 
-# -- functions that go away --------------------------------------------------------------------------------------------
+# -- removed functions -------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_callback_parks_and_can_be_resumed(work):

@@ -1,4 +1,4 @@
-"""``trigger=DELETE``: an event occurs after the commit that deletes its entity, with its snapshot."""
+"""``trigger=DELETE``: an event occurs after the commit that deletes its entity, with a snapshot of the entity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from pydantic import BaseModel
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
 from django_ai.automation.events.models import Event
-from django_ai.automation.workflows.core import complete, event_workflow, get_wake, step, wait_for_event
+from django_ai.automation.workflows.core import (
+    complete,
+    engine,
+    event_workflow,
+    get_wake,
+    step,
+    wait_for_event,
+    workflow,
+)
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Document, Guest, Reservation, Room, Suite
 from tests.support.event_options import confirmed, gone, hear, occurred, own_waiter, rows, starts
@@ -266,7 +274,7 @@ def test_a_deletion_that_came_before_the_wait_registered(clock, declare, work):
 
 
 def test_a_deletion_whose_condition_was_false_ends_no_wait_for_ever(declare, work):
-    """It can still be said that it does not come any more; the run must not wait for what is gone."""
+    """The event can no longer occur, so the waiting run is cancelled."""
     declare(Reservation, EventDefinition("made", trigger=CREATE), gone(condition=confirmed))
     own_waiter("gone")
     stay = Reservation.objects.create()
@@ -285,3 +293,30 @@ def test_a_run_that_waits_for_another_event_of_a_deleted_entity_ends(declare, wo
     stay.delete()
     work()
     assert the_run().status == "cancelled"
+
+
+def test_each_occurrence_before_a_deletion_is_found_by_a_wait_that_comes_later(declare, work):
+    """Only the latest row of the event is current; the earlier ones are history and need the snapshot, too."""
+    declare(Reservation, EventDefinition("changed", trigger=UPDATE, payload=lambda stay: {"note": stay.note}))
+
+    @workflow("late waiter")
+    class LateWaiter:
+        class Context(BaseModel):
+            note: str = ""
+
+        @step(start=True)
+        def first(self):
+            if get_wake().reason == "event":
+                leave(get_wake().payload["note"])
+            return wait_for_event("changed", match={"status": "confirmed"})
+
+    run = engine.start("late waiter")
+    stay, other = Reservation.objects.create(status="confirmed"), Reservation.objects.create(status="pending")
+    for note in ("one", "two", "three"):
+        change(stay, note=note)
+        change(other, note=f"not {note}")
+    stay.delete()
+    other.delete()
+    work()
+    run.refresh_from_db()
+    assert (effects(), run.status) == (["one", "two", "three"], "suspended")

@@ -18,7 +18,7 @@ CONFIRMED = "reservation_confirmed"
 
 @pytest.fixture(autouse=True)
 def heard():
-    """Leave an effect for each occurrence of the events of this file."""
+    """Write an effect for each occurrence of these events."""
     for name in (CONFIRMED, "guest_docs_uploaded", "ticket_closed", "room_cleaned", "suite_opened", "vip_arrived"):
 
         @on_event(name, name=f"hear {name}")
@@ -47,7 +47,7 @@ def test_a_fixture_fires_nothing_but_later_saves_do(tmp_path, work):
     known, open_ = Reservation.objects.order_by("pk")
     known.save()
     work()
-    assert effects() == []  # it was confirmed when it was loaded: that is the baseline
+    assert effects() == []  # it was already confirmed when it was loaded: the baseline
     known.docs = open_.docs = True
     known.save()
     open_.status = "confirmed"

@@ -1,4 +1,4 @@
-"""Immediate events: they occur after the commit that makes their condition true, once, or not at all."""
+"""Immediate events occur at most once, after the commit that makes their condition true."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIRMED = "reservation_confirmed"
 
 @pytest.fixture(autouse=True)
 def heard():
-    """Leave an effect for each occurrence of the events of this file."""
+    """Write an effect for each occurrence of these events."""
     for name in (CONFIRMED, "guest_docs_uploaded", "ticket_closed", "room_cleaned", "suite_opened", "vip_arrived"):
 
         @on_event(name, name=f"hear {name}")
@@ -28,7 +28,7 @@ def heard():
             leave(f"{event.event_name} {event.entity_id}")
 
 
-# -- once, when the condition is true ----------------------------------------------------------------------------------
+# -- one occurrence when the condition is true -------------------------------------------------------------------------
 
 
 def test_a_false_condition_leaves_a_pending_row_that_wants_nobody(work):
@@ -95,7 +95,7 @@ def test_nothing_occurs_before_the_commit():
     assert status_of(stay, CONFIRMED) == "processed"
 
 
-# -- both or neither ---------------------------------------------------------------------------------------------------
+# -- atomicity ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_rollback_leaves_nothing(work):
@@ -204,7 +204,7 @@ def test_a_process_that_dies_after_the_commit_leaves_it_to_a_worker(clock, work,
     assert effects() == [f"{CONFIRMED} {stay.pk}"]
 
 
-# -- conditions that misbehave -----------------------------------------------------------------------------------------
+# -- failing conditions and payloads -----------------------------------------------------------------------------------
 
 
 def test_a_condition_that_raises_delays_its_event_and_not_the_save(monkeypatch, work):
@@ -219,7 +219,7 @@ def test_a_condition_that_raises_delays_its_event_and_not_the_save(monkeypatch, 
     assert (event.status, event.attempt) == ("pending", 1)
     assert "no such room" in event.error
     assert "Traceback" in event.error
-    assert status_of(stay, "guest_docs_uploaded") == "processed"  # its neighbours don't pay
+    assert status_of(stay, "guest_docs_uploaded") == "processed"  # other events are not affected
     monkeypatch.setattr(definition, "condition", right)
     work(event.wake_at)
     assert status_of(stay, CONFIRMED) == "processed"
@@ -330,7 +330,7 @@ def test_deferred_fields_are_no_obstacle(work):
 
 
 def test_a_condition_on_a_value_that_only_the_database_knows(declare, work):
-    """``F("stars") + 1`` is how counters are written; the condition means the number."""
+    """After ``F("stars") + 1`` is saved, the condition is evaluated with the number from the database."""
     suite = Suite.objects.create(number="1", stars=4)
     assert status_of(suite, "suite_opened") == "pending"
     suite.stars = F("stars") + 1
@@ -358,7 +358,7 @@ def test_queries_that_save(work):
 
 
 def test_a_long_transaction_is_not_searched_for_events_that_it_has_not_made_due():
-    """Each save asks whether its event is one of this transaction; the hooks are gone through for those alone."""
+    """The commit hooks are searched only for events that this transaction has made due."""
     from django.db import connection, transaction
 
     from django_ai.automation.events.commit_batch import CommitBatch
@@ -375,7 +375,7 @@ def test_a_long_transaction_is_not_searched_for_events_that_it_has_not_made_due(
     with transaction.atomic():
         stay = Reservation.objects.create(status="confirmed")
         mine = event_of(stay, CONFIRMED)
-        connection.run_on_commit = Hooks(connection.run_on_commit)  # Django takes a new list with the commit
+        connection.run_on_commit = Hooks(connection.run_on_commit)  # Django assigns a new list at the commit
         assert batch.has(mine)
         assert Hooks.looked == 1
         assert not batch.has(Event(pk=mine.pk + 1000))

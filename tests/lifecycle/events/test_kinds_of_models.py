@@ -1,4 +1,4 @@
-"""Events of models with other keys, of proxies, of children with tables of their own; keys that are used again."""
+"""Events of models with other primary key types, of proxies and of multi-table children; reused primary keys."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.events.models import Event
+from django_ai.automation.events.recording.model_signals import connect_model
 from tests.apps.reservations.models import Chore, Errand, LongStay, Reservation, Room, Suite, Ticket, VipStay
 from tests.support.immediate_events import occurred
 from tests.support.rows import effects, event_of, leave, status_of
@@ -21,7 +22,7 @@ CONFIRMED = "reservation_confirmed"
 
 @pytest.fixture(autouse=True)
 def heard():
-    """Leave an effect for each occurrence of the events of this file."""
+    """Write an effect for each occurrence of these events."""
     for name in (CONFIRMED, "guest_docs_uploaded", "ticket_closed", "room_cleaned", "suite_opened", "vip_arrived"):
 
         @on_event(name, name=f"hear {name}")
@@ -49,7 +50,7 @@ def test_a_text_is_a_key(number, work):
     assert event_of(room, "room_cleaned").entity == room
 
 
-@pytest.mark.skipif("connection.vendor == 'mysql'", reason="MariaDB's own collation calls them one")
+@pytest.mark.skipif("connection.vendor == 'mysql'", reason="MariaDB's default collation treats them as equal")
 def test_keys_that_differ_in_case_are_two():
     for number in ("a1", "A1"):
         Room.objects.create(number=number, is_clean=True)
@@ -127,7 +128,7 @@ def test_a_definition_that_is_added_later_is_recorded_by_the_next_save(declare):
     assert status_of(stay, "noted") == "processed"
 
 
-# -- keys that come again ----------------------------------------------------------------------------------------------
+# -- reused primary keys -----------------------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_used_again_after_deletion_starts_afresh(work):
@@ -183,3 +184,13 @@ def test_an_entity_that_is_gone_by_raw_sql_before_its_event_occurs(work, monkeyp
     assert (event.status, event.entity) == ("cancelled", None)
     assert "deleted" in event.error
     assert stay.pk
+
+
+def test_a_model_at_the_address_of_one_that_is_gone_records_its_events_once(monkeypatch):
+    """Django's signals tell senders apart by their addresses, and keep receivers of classes that were deleted."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Reservation._meta, "object_name", "Gone")
+        connect_model(Reservation)
+    entity = Reservation.objects.create(status="confirmed")
+    recorded = Event.objects.of(entity).filter(event_name="reservation_confirmed")
+    assert [event.active_key is not None for event in recorded] == [True]

@@ -1,4 +1,4 @@
-"""Namespaces: subscribers and waits receive only the events of their own."""
+"""Namespaces: subscribers and waits receive only the events of their own namespace."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_namespace_is_kept_on_the_row(declare):
 
 @pytest.fixture
 def spaces(declare):
-    """``on`` and ``due`` of a reservation are in the namespace that its note names."""
+    """Declare ``on`` and ``due`` with the note of the reservation as their namespace."""
     declare(
         Reservation,
         EventDefinition("on", confirmed, namespace=lambda stay: stay.note),
@@ -80,7 +80,7 @@ def test_the_namespace_follows_the_entity_while_the_event_is_pending(clock, spac
     assert rows("due")[0].namespace == "south"
     pass_by(clock, work, 1)
     change(stay, note="north")
-    assert rows("due")[0].namespace == "south"  # it has occurred
+    assert rows("due")[0].namespace == "south"  # the event has already occurred
     assert pass_by(clock, work, 2) == [f"due {stay.pk}"]
 
 

@@ -1,4 +1,4 @@
-"""Offsets: callbacks before and after the date of an event, each at its own time and once."""
+"""Offsets: callbacks before and after the date of an event, each called once, at its own time."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_condition_of_the_moment_decides_for_an_offset(clock, work):
     stay.save()
     clock.tick(HOUR)
     work()
-    assert effects() == ["offset", f"due {stay.pk}", "after"]  # what has occurred keeps its later offsets
+    assert effects() == ["offset", f"due {stay.pk}", "after"]  # an event that has occurred keeps its later offsets
 
 
 def test_an_offset_goes_with_a_deleted_entity(clock, work):

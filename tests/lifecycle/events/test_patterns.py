@@ -1,4 +1,4 @@
-"""Patterns: a subscription to all events, or to all whose name begins alike."""
+"""Patterns: a subscription to all events, or to all events whose name has a given prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rearm``: an event occurs again when its condition turns true again or its date moves."""
+"""``rearm``: an event occurs again when its condition becomes true again or its date moves."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_parked_event_is_not_armed_again(declare, work):
 
 @pytest.fixture
 def scheduled(clock, declare):
-    """``checkin`` may occur again, ``checkout`` may not; -1 h, 0 and +1 h are heard."""
+    """Declare ``in`` with rearm and ``out`` without, each with callbacks at -1 h, 0 and +1 h."""
     declare(
         Reservation,
         EventDefinition("in", date_field="checkin_at", rearm=True),
@@ -228,6 +228,7 @@ def test_a_move_that_is_rolled_back(clock, scheduled, work):
     assert len(rows("in")) == 1
 
 
+@pytest.mark.slow
 def test_a_date_that_moves_behind_djangos_back_after_it_has_occurred(clock, scheduled):
     scheduled(checkin_at=HOUR)
     pass_by(clock, poll_due, 3)
@@ -235,8 +236,9 @@ def test_a_date_that_moves_behind_djangos_back_after_it_has_occurred(clock, sche
     assert pass_by(clock, poll_due, 4) == ["before in", "at in", "after in"]
 
 
+@pytest.mark.slow
 def test_a_date_that_moves_behind_djangos_back_while_an_offset_is_still_to_come(clock, scheduled):
-    """The offset's wake reads the entity before anybody reconciles: it must not make the move look like old news."""
+    """The offset's wake-up reads the entity before reconciliation; the move must still rearm the event."""
     scheduled(checkin_at=HOUR)
     assert pass_by(clock, poll_due, 1) == ["before in", "at in"]
     Reservation.objects.update(checkin_at=clock() + 10 * HOUR)
@@ -264,7 +266,7 @@ def test_a_cancelled_date_does_not_come_back_by_moving(clock, scheduled, work):
 
 
 def test_a_moved_event_is_not_notified_as_cancelled(clock, scheduled, work):
-    """The event goes on at its new date; ``on_event_cancelled`` is for what does not come any more."""
+    """A moved event occurs at its new date, so ``on_event_cancelled`` is not called."""
 
     @on_event_cancelled("in")
     def gone(event):

@@ -1,4 +1,4 @@
-"""Reconciliation: each model is looked at, whatever becomes of the others."""
+"""Reconciliation: every model is checked, even if another model fails."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_model_that_raises_does_not_stop_the_others(broken, clock, monkeypatch
 
 
 def slices(take, clock, at_least):
-    """Take one slice after the other, each as short as can be, and return what each has done."""
+    """Run slices of minimum length until none is left, and return how many rows each of them changed."""
     done, position = [], None
     while True:
         slice_result = take(TimeSlice(clock(), json.loads(json.dumps(position)), until=0.0))
@@ -63,8 +63,10 @@ def small(monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_dates_are_reconciled_in_time_slices(clock):
-    """Of several models, keys of several types, equal dates; and those whose condition is false, which are read each
-    time, keep no other row waiting."""
+    """Slices cover several models, key types and equal dates.
+
+    Rows whose condition is false are read every time, but do not block other rows.
+    """
     soon = clock() + timedelta(minutes=1)
     for status in ("pending", "confirmed"):
         Reservation.objects.bulk_create(
@@ -103,7 +105,7 @@ def test_an_error_of_an_early_slice_is_raised_after_the_last(clock, monkeypatch)
 
 @pytest.mark.usefixtures("small")
 def test_agents_get_their_routes_in_time_slices(clock, monkeypatch):
-    """Those that cannot get any are asked once a sweep, and keep no other row waiting."""
+    """Runs whose routes cannot be computed are tried once per reconciliation and do not block other runs."""
 
     @agent("driver", spawn_on="reservation_confirmed")
     class Driver:

@@ -1,5 +1,6 @@
-"""A condition or payload that raises (in a save, or when its event is due) is asked again with a backoff, and then its
-event is parked.
+"""A condition or payload that raises, in a save or when its event is due, is retried with backoff.
+
+After the last attempt, the event is parked.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
 
 
 class Flaky:
-    """A function of the project that raises as often as the test wants."""
+    """A project's function that raises ``failures`` times before it returns a result."""
 
     def __init__(self, result) -> None:
         self.result, self.failures = result, 0
@@ -53,7 +54,7 @@ def payload() -> Flaky:
 
 @pytest.fixture
 def event(declare, clock, condition, payload) -> Event:
-    """An event that is due now, which a callback hears at its date and an hour later."""
+    """An event that is due now, with one callback at its date and one an hour later."""
     declare(Ticket, EventDefinition("ticket_due", condition, date_field="due_at", payload=payload))
     on_event("ticket_due", name="due")(lambda event: leave("due"))
     on_event("ticket_due", name="later", offset=HOUR)(lambda event: leave("later"))
@@ -125,7 +126,7 @@ def test_what_is_refused_for_good_is_parked_at_once(event, work, payload):
 
 @pytest.fixture
 def planned(declare, clock, condition) -> WorkflowRun:
-    """A run that is to begin now, an hour before the date of its event, and has no attempts but its first."""
+    """A planned run that is due now, an hour before the date of its event; its first step raises."""
     declare(Ticket, EventDefinition("ticket_due", condition, date_field="due_at"))
 
     @event_workflow("ticket_due", offset=-HOUR, default_retry=Retry(max_attempts=2))
@@ -150,12 +151,12 @@ def test_a_run_whose_condition_raises_once_begins_later(planned, clock, work, co
     condition.failures = 1
     work()
     planned.refresh_from_db()
-    assert (planned.status, planned.attempt, planned.wake_at) == ("waiting", 1, clock() + SECOND)
+    assert (planned.status, planned.failed_evaluations, planned.wake_at) == ("waiting", 1, clock() + SECOND)
     assert "the price service is away" in planned.error
     clock.tick(SECOND)
     work()
     planned.refresh_from_db()
-    assert (planned.status, planned.attempt) == ("waiting", 1)  # of its own first step
+    assert (planned.status, planned.attempt) == ("waiting", 1)  # the first attempt of its first step
     assert "LookupError" in planned.error
 
 
@@ -178,7 +179,7 @@ class _Lost(Exception):
 
 @pytest.fixture
 def closed(declare, clock) -> Flaky:
-    """The condition of an immediate event: whether a ticket is closed."""
+    """The condition of an immediate event: true if the ticket is closed."""
     flaky = Flaky(None)
     flaky.answer = lambda ticket: not ticket.open
     declare(Ticket, EventDefinition("ticket_closed", flaky))
@@ -187,7 +188,7 @@ def closed(declare, clock) -> Flaky:
 
 
 def saved(condition: Flaky, failures: int = 1, **values) -> tuple[Ticket, Event]:
-    """A ticket whose condition raised in its first save, and its event."""
+    """Return a ticket whose condition raised in its first save, and its event."""
     condition.failures = failures
     ticket = Ticket.objects.create(**values)
     return ticket, Event.objects.get()
@@ -200,7 +201,7 @@ def saved(condition: Flaky, failures: int = 1, **values) -> tuple[Ticket, Event]
 def test_what_raises_in_a_save_is_asked_again_by_a_worker(closed, clock, work, error):
     closed.error = error
     if isinstance(error, OperationalError):
-        error.__cause__ = _Lost()  # of another database of the project
+        error.__cause__ = _Lost()  # as if the project lost the connection to another database
     _, event = saved(closed, open=False)
     assert (event.status, event.attempt, event.armed) == ("pending", 1, False)
     assert event.wake_at == clock() + SECOND
@@ -279,7 +280,7 @@ def test_a_date_of_which_a_condition_raised_is_met(declare, clock, work, conditi
 
 
 def test_a_definition_that_is_seen_first_while_its_condition_raises_does_not_occur_for_the_past(declare, closed):
-    """Asked later, nobody could tell whether it held before."""
+    """A retry could not tell whether the condition was already true before this save."""
     declare(Ticket)
     ticket = Ticket.objects.create(open=False)
     declare(Ticket, EventDefinition("ticket_closed", closed))
@@ -299,7 +300,7 @@ def test_a_deletion_cannot_be_asked_again(declare, condition, work):
 
 
 def test_a_lost_connection_of_our_own_is_the_savers(closed):
-    """A deadlock, a lost connection: the transaction is over, and who saves hears of it."""
+    """A lost connection aborts the transaction, so ``save()`` raises the error."""
 
     def asks_in_vain(ticket):
         with pytest.raises(DatabaseError), connection.cursor() as cursor:
@@ -312,7 +313,7 @@ def test_a_lost_connection_of_our_own_is_the_savers(closed):
     assert not Ticket.objects.exists()
 
 
-# -- the log -----------------------------------------------------------------------------------------------------------
+# -- logging -----------------------------------------------------------------------------------------------------------
 
 EVIL = "away\x1b[2J\nevent 'x' occurred"
 SAID = re.compile(r"event '(?P<name>\w*)' of app\.ticket \S+ failed after \d+\.\d{3} s: (?P<error>.*)")
@@ -320,7 +321,7 @@ SAID = re.compile(r"event '(?P<name>\w*)' of app\.ticket \S+ failed after \d+\.\
 
 @pytest.fixture
 def said(caplog):
-    """What the log says of attempts that failed, oldest first: the name of the event and the error."""
+    """Return a function that reads the logged failures, oldest first, as pairs of event name and error."""
     caplog.set_level(logging.INFO, "django_ai.automation")
 
     def read():

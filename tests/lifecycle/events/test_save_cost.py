@@ -1,4 +1,4 @@
-"""What events add to a save, counted in statements inside its transaction."""
+"""How many statements events add to a save, counted inside its transaction."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ HOUR = timedelta(hours=1)
 
 @contextmanager
 def at_most(extra: int):
-    """Inside one transaction: the statement of the save itself, and at most ``extra`` more."""
+    """Assert that the block, in one transaction, runs the statement of the save and at most ``extra`` more."""
     with transaction.atomic():
         connection.ensure_connection()
-        Effect.objects.exists()  # the transaction has begun
+        Effect.objects.exists()  # starts the transaction
         with CaptureQueriesContext(connection) as queries:
             yield
         statements = [query["sql"] for query in queries]
@@ -109,7 +109,7 @@ def test_models_without_events_cost_nothing():
 
 def test_a_deletion_costs_a_look_a_write_and_a_look_for_who_waits(clock):
     ticket = Ticket.objects.create(due_at=clock() + 9 * HOUR)
-    with at_most(5):  # with the savepoint around the last
+    with at_most(5):  # includes the savepoint around the last query
         ticket.delete()
 
 
@@ -119,9 +119,9 @@ def test_the_occurrences_of_a_commit_are_one_batch():
             tickets = [Ticket(open=False) for _ in range(number)]
             for ticket in tickets:
                 ticket.save()
-        return len(queries) - 2 * number  # less the inserts of entity and events
+        return len(queries) - 2 * number  # minus the inserts of entities and events
 
-    # The occurrence itself is one fenced write an event; all else is shared by the commit.
+    # Each occurrence costs one fenced write; all events of a commit share the other statements.
     assert statements(20) - statements(10) <= 10
 
 

@@ -1,4 +1,4 @@
-"""Scheduled events: never early, in step with their date, fired once, however late anybody looks."""
+"""Scheduled events never fire early, move with their date, and fire once, however late a worker polls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def heard():
         leave(f"due {event.entity_id}")
 
 
-# -- its date ----------------------------------------------------------------------------------------------------------
+# -- dates -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact_times
@@ -105,7 +105,7 @@ def test_without_a_date_there_is_nothing_to_wait_for(clock, work):
     stay = Reservation.objects.create(status="confirmed")
     assert event_of(stay, DUE).wake_at is None
     clock.tick(365 * DAY)
-    assert work() <= 1  # its confirmation is the other event
+    assert work() <= 1  # only the confirmation is processed
 
 
 @pytest.mark.exact_times
@@ -179,7 +179,7 @@ def test_a_naive_date_is_refused_and_nothing_is_saved(clock):
     assert stay.note == ""
 
 
-# -- its condition -----------------------------------------------------------------------------------------------------
+# -- conditions --------------------------------------------------------------------------------------------------------
 
 
 def test_the_condition_is_asked_of_the_entity_as_it_is_at_its_date(clock, work):
@@ -223,7 +223,7 @@ def test_a_condition_that_turns_true_within_the_grace(looked, clock, work):
 
 @pytest.mark.parametrize("looked", [True, False])
 def test_a_condition_that_turns_true_after_the_grace(looked, clock, work):
-    """Also when no worker was there to look in between: the grace is about the condition, not about the worker."""
+    """The event expires even if no worker polled in between: the grace period depends only on the condition."""
     stay = book(clock, status="pending")
     clock.tick(HOUR + timedelta(hours=25))
     if looked:
@@ -337,7 +337,7 @@ def test_a_definition_that_is_gone_parks_its_events_until_it_is_back(clock, work
     assert effects() == [f"due {stay.pk}"]
 
 
-# -- changed behind Django's back --------------------------------------------------------------------------------------
+# -- writes that bypass Django's signals -------------------------------------------------------------------------------
 
 
 @pytest.mark.exact_times
@@ -421,7 +421,7 @@ def test_a_condition_that_an_update_made_true_is_found_at_the_date(clock, work):
     assert effects() == [f"due {stay.pk}"]
 
 
-# -- its end -----------------------------------------------------------------------------------------------------------
+# -- cancellation and limits -------------------------------------------------------------------------------------------
 
 
 def test_a_deleted_entity_cancels_what_is_pending(clock, work):

@@ -1,4 +1,4 @@
-"""Templated names: an event's name has values of its entity, and a subscription names one or all."""
+"""Templated names: an event's name contains values of its entity; a subscription matches one name or all names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triggers: an event occurs at each creation or update, and what its payload then holds."""
+"""Triggers: events that occur at each creation or update, and their payloads."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_create_evaluates_the_condition_again_at_the_commit(declare):
         Reservation.objects.filter(pk=stay.pk).update(status="pending")
     assert occurred("made") == 0
     change(stay, status="confirmed")
-    assert occurred("made") == 0  # an update is no creation
+    assert occurred("made") == 0  # an update is not a creation
 
 
 def test_several_triggers_say_which_kind_it_was(declare, work):
@@ -130,7 +130,7 @@ def test_all_saves_of_a_transaction_are_one_occurrence(declare):
 
 
 def test_a_save_after_the_commit_is_another_update(declare):
-    """A hook of the project runs before ours, and saves in a transaction of its own."""
+    """A save in a project's on_commit hook, which runs before the package's hook, is a separate occurrence."""
     declare(Reservation, EventDefinition("updated", trigger=UPDATE))
     stay = Reservation.objects.create()
     with transaction.atomic():
@@ -381,7 +381,7 @@ def test_fixtures_fire_nothing(declare, work, tmp_path):
     assert [occurred(name) for name in ("made", "updated", "changed", "again")] == [0, 3, 1, 1]
 
 
-# -- the payload -------------------------------------------------------------------------------------------------------
+# -- payloads ----------------------------------------------------------------------------------------------------------
 
 
 def test_each_occurrence_has_a_payload_of_its_own(declare):

@@ -1,4 +1,4 @@
-"""Watched fields: an event occurs when one of them has changed, and only then."""
+"""Watched fields: an event occurs if and only if one of them has changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREATE, UPDATE, DELETE = EventTrigger.CREATE, EventTrigger.UPDATE, EventTrigger.
 
 
 def watch(declare, *names, **options):
-    """Let ``Bill`` watch its fields ``names``."""
+    """Declare an event on ``Bill`` that watches the fields ``names``."""
     declare(Bill, EventDefinition("changed", watch_fields=names, **options))
 
 
@@ -52,7 +52,7 @@ def test_what_hung_on_an_older_change_of_a_deleted_entity_gets_the_snapshot(decl
     pk = bill.pk
     change(bill, title="b")
     change(bill, title="c").delete()
-    # The same primary key once more: the older changes are not its.
+    # A new entity reuses the primary key; the older changes do not belong to it.
     change(Bill.objects.create(pk=pk, title="x"), title="y")
     work()
     assert titles == [("c", False), ("c", False), ("y", True)]
@@ -206,7 +206,7 @@ def test_a_row_made_or_changed_behind_djangos_back_is_a_baseline(declare):
     Bill.objects.bulk_create([Bill(title="a")])
     bill = Bill.objects.get()
     assert rows("changed") == []
-    change(bill, title="b")  # nobody knows what it was before
+    change(bill, title="b")  # the previous value is unknown
     (row,) = rows("changed")
     assert (row.status, row.armed, row.trigger) == ("pending", False, "")
     change(bill, title="b")
@@ -296,7 +296,7 @@ def test_a_value_that_is_written_otherwise_is_the_same(declare):
 
 
 def test_what_the_database_rounds_is_no_change(declare):
-    """PostgreSQL rounds 1.005 to 1.01, Python and SQLite to 1.00; what is in the table counts."""
+    """PostgreSQL rounds 1.005 to 1.01, Python and SQLite to 1.00; the stored value counts."""
     watch(declare, "amount")
     bill = Bill.objects.create(amount=Decimal("1.005"))
     change(bill)

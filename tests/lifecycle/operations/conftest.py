@@ -1,14 +1,15 @@
-"""A time machine that starts at noon, in a database that commits and in one that never does."""
+"""A time machine that starts at noon (each test runs once with commits and once without), and workflows to pause."""
 
 from __future__ import annotations
 
 import pytest
 
 from django_ai.automation.testing import time_machine as machine_at
+from tests.support import pauses
 from tests.support.time_machine import NOON
 
 
-# Marks, not fixtures asked for by name: pytest-django makes the databases that the marks of the chosen tests need.
+# Marks, not fixtures requested by name: pytest-django creates the databases that the marks of selected tests need.
 @pytest.fixture(
     params=[
         pytest.param("commits", marks=pytest.mark.django_db(transaction=True)),
@@ -18,3 +19,15 @@ from tests.support.time_machine import NOON
 def machine(request):
     with machine_at(NOON) as found:
         yield found
+
+
+@pytest.fixture
+def naps() -> type:
+    """A workflow that leaves its word, sleeps for an hour, and leaves it again."""
+    return pauses.naps()
+
+
+@pytest.fixture
+def other() -> type:
+    """A workflow of one step, in the default queue."""
+    return pauses.other()

@@ -1,4 +1,4 @@
-"""The admin: it shows why, and a button helps. Somebody who may only look cannot act."""
+"""The admin shows what a row waits for, and its actions cancel and resume. A view-only user cannot run them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun, WorkflowStatus
 from tests.apps.story.models import Probe
+from tests.support.cancelled_runs import SAVED, patient
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -51,6 +52,24 @@ def test_pages_show_rows_and_their_details(client, story, model):
 
 def test_a_run_says_what_it_waits_for(client, story):
     assert "story:word" in client.get(page("workflowrun")).content.decode()
+
+
+def test_a_run_says_which_events_cancel_it(client, story):
+    patient("patient", SAVED)
+    run = engine.start("patient", order=7)
+    drain()
+    details = client.get(page("workflowrun", "change", run.pk)).content.decode()
+    assert "the event &#x27;order_saved&#x27; with {&#x27;pk&#x27;: 7}" in details
+    engine.cancel(run)
+    assert "order_saved" not in client.get(page("workflowrun", "change", run.pk)).content.decode()
+
+
+def test_the_progress_of_a_run_is_a_percentage(client, story):
+    _, run = story
+    assert "%</td>" not in client.get(page("workflowrun")).content.decode()
+    WorkflowRun.objects.filter(pk=run.pk).update(progress=0.4)
+    assert "40%</td>" in client.get(page("workflowrun")).content.decode()
+    assert "40%" in client.get(page("workflowrun", "change", run.pk)).content.decode()
 
 
 def test_cancel_and_resume(client, story):

@@ -1,4 +1,4 @@
-"""One try of user code: what is kept, what is given back, and what each way of ending costs."""
+"""One attempt of user code: what is committed, what is rolled back, and what each failure counts as."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def flows():
 
     @workflow("attempt:quiet")
     class Quiet:
-        """A step that touches no table: on PostgreSQL its commit is one statement without BEGIN."""
+        """Steps that run no query. On PostgreSQL the commit of such a step is one statement without BEGIN."""
 
         class Context(BaseModel):
             pass
@@ -69,7 +69,7 @@ def test_a_database_failure_costs_no_try():
     assert (run.status, run.attempt, run.lease, run.losses) == (WorkflowStatus.RUNNING, 0, None, 0)
     assert run.data == {"tries": 0}
     assert Effect.objects.count() == 0
-    assert run.wake_at > now  # a short pause, for the failure to pass
+    assert run.wake_at > now  # retried after a short pause
     drain(run.wake_at)
     run.refresh_from_db()
     assert run.status == WorkflowStatus.COMPLETED
@@ -128,7 +128,7 @@ def test_a_worker_that_is_stopped_between_two_steps_gives_the_row_back(monkeypat
 
 
 def test_a_commit_whose_answer_was_lost_is_not_overwritten(monkeypatch):
-    """The commit went through, and the connection broke before the worker heard of it."""
+    """If the connection breaks after a successful commit, the step is not executed again."""
     run = engine.start("attempt:atomic")
     original = attempt_module._run
 
@@ -182,7 +182,7 @@ def test_an_engine_error_on_one_row_does_not_stop_the_others(monkeypatch):
     good.refresh_from_db()
     bad.refresh_from_db()
     assert good.status == WorkflowStatus.COMPLETED
-    # It is given back with the loss counted, and after three it is parked.
+    # The lease is released and a loss is counted. After three losses the row is parked.
     assert (bad.lease, bad.losses) == (None, 1)
     assert "a bug of the engine" in bad.error
     moment = bad.wake_at
@@ -196,12 +196,12 @@ def test_an_engine_error_on_one_row_does_not_stop_the_others(monkeypatch):
 
 
 def test_a_database_failure_outside_user_code_is_no_loss(monkeypatch):
-    """A deadlock while an event occurs, say: nobody's fault, however often it comes."""
+    """A database failure of the engine, such as a deadlock, is retried and never counted as a loss."""
     run = engine.start("attempt:quiet")
     original = WorkflowRun.perform
 
     def perform(self, clock):
-        self.seq += 1  # as a write does that was rolled back
+        self.seq += 1  # like a write that was rolled back
         raise database_failure()
 
     monkeypatch.setattr(WorkflowRun, "perform", perform)
@@ -229,7 +229,7 @@ def test_a_mistake_that_speaks_of_locks_is_still_a_mistake(statement):
 
 
 def test_what_follows_a_database_failure_in_a_transaction_is_one_too():
-    """Django refuses statements after one that failed, with an error of its own that names the first."""
+    """Django's ``TransactionManagementError`` after a database failure counts as a database failure too."""
     with pytest.raises(TransactionManagementError) as caught, transaction.atomic():
         try:
             with transaction.mark_for_rollback_on_error():

@@ -1,4 +1,4 @@
-"""``manage.py check``: each mistake has an id, names the thing, and hints at the fix."""
+"""``manage.py check`` reports each mistake with an id, the name of the faulty object and a hint."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from django.db import models
 from django.db.models.functions import Lower
 from django.test import modify_settings, override_settings
 from django.test.utils import isolate_apps
+from pydantic import BaseModel
 
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
 from django_ai.automation.events.checks import check_callbacks, check_definitions, leads_an_index
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.queues.checks import check_broker, check_database, check_secret_key, check_settings
 from django_ai.automation.workflows import checks as workflow_checks
-from django_ai.automation.workflows.core import complete, goto, run_subflow, sleep, step, wait, wait_for_event, workflow
+from django_ai.automation.workflows.core import (
+    complete,
+    event_workflow,
+    goto,
+    on_cancel,
+    on_fail,
+    run_subflow,
+    sleep,
+    step,
+    wait,
+    wait_for_event,
+    workflow,
+)
 from tests.apps.reservations.models import Room, Suite, Ticket
 from tests.support.checked_workflows import Empty, check_workflows, flow, only
 
@@ -26,7 +39,7 @@ pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
 
 
-# -- all is well -------------------------------------------------------------------------------------------------------
+# -- no problems -------------------------------------------------------------------------------------------------------
 
 
 def test_the_suites_own_project_is_in_order():
@@ -40,7 +53,7 @@ def test_every_check_is_registered():
     assert check_database in registry.get_checks(include_deployment_checks=True)
 
 
-# -- the key -----------------------------------------------------------------------------------------------------------
+# -- SECRET_KEY --------------------------------------------------------------------------------------------------------
 
 
 GOOD_KEY = "0123456789" * 5
@@ -72,6 +85,14 @@ def test_e102_what_is_no_definition(declare):
     problem = only(check_definitions(None))
     assert (problem.id, problem.obj) == ("automation.E102", Ticket)
     assert "'ticket_due'" in problem.msg
+
+
+def test_e102_a_definition_without_a_list(declare, monkeypatch):
+    declare(Ticket)
+    monkeypatch.setattr(Ticket, "events", EventDefinition("alone"))
+    problem = only(check_definitions(None))
+    assert (problem.id, problem.obj) == ("automation.E102", Ticket)
+    assert problem.hint == "Write events = [EventDefinition('alone', ...)]."
 
 
 def test_e103_two_of_one_name(declare):
@@ -252,6 +273,26 @@ def test_e202_a_method_that_is_no_step():
     assert "@step()" in problem.hint
 
 
+@pytest.mark.parametrize("decorator", [on_fail, on_cancel])
+def test_e202_a_method_that_only_an_end_enters(decorator):
+    @workflow("checked")
+    class Checked:
+        Context = Empty
+
+        @step(start=True)
+        def first(self):
+            return goto(self.undo)
+
+        @decorator
+        def undo(self):
+            return complete()
+
+    problem = only(check_workflows(None))
+    assert problem.id == "automation.E202"
+    assert f"which is its @{decorator.__name__} and not a step" in problem.msg
+    assert "Write a step" in problem.hint
+
+
 def test_e203_a_wait_for_an_event_that_nobody_declares():
     def first(self):
         return wait_for_event("document_uplaoded")
@@ -324,6 +365,42 @@ def test_waits_that_say_what_they_mean_are_no_problem(first):
     assert check_workflows(None) == []
 
 
+class Keyed(BaseModel):
+    key: str = ""
+
+
+def create_keyed(cls, if_exists="", number=0):
+    return Empty()
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"Context": Keyed}, "its Context has the field 'key'"),
+        ({"Context": Empty, "create_context": classmethod(create_keyed)}, "create_context takes 'if_exists'"),
+    ],
+)
+def test_w207_an_argument_that_engine_start_keeps(body, named):
+    def first(self):
+        return complete()
+
+    workflow("checked")(type("Checked", (), {"first": step(start=True)(first), **body, "__module__": __name__}))
+    problem = only(check_workflows(None))
+    assert (problem.id, named in problem.msg) == ("automation.W207", True)
+
+
+def test_w207_is_about_arguments_of_engine_start():
+    def first(self):
+        return complete()
+
+    body = {"Context": Keyed, "create_context": classmethod(lambda cls, number: Keyed(key=str(number)))}
+    workflow("checked")(type("Checked", (), {"first": step(start=True)(first), **body, "__module__": __name__}))
+    event_workflow("reservation_confirmed", name="by event")(
+        type("ByEvent", (), {"Context": Keyed, "first": step(start=True)(first), "__module__": __name__})
+    )
+    assert check_workflows(None) == []
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +430,7 @@ def test_i004_a_broker_that_looks_once_a_minute(settings):
 
 
 class ToOther:
-    """Sends one app's writes elsewhere."""
+    """A database router that sends the writes of one app to another database."""
 
     label = ""
 

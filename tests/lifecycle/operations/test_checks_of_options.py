@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
+from django.db import models
 
+from django_ai.automation import register_events
 from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.checks import check_callbacks, check_definitions
 from django_ai.automation.events.definitions import EventDefinition, EventTrigger
+from django_ai.automation.events.zones import is_zone_field
 from django_ai.automation.workflows.core import complete, goto, step, wait, wait_for_event, workflow
-from tests.apps.reservations.models import Reservation, Suite, Ticket
-from tests.support.checked_workflows import Empty, check_workflows, flow, only
+from tests.apps.reservations.models import Hotel, Reservation, Suite, Ticket, Trip
+from tests.support.checked_workflows import Empty, Titled, check_workflows, flow, only
 
 pytestmark = pytest.mark.django_db
 
@@ -65,6 +69,56 @@ def test_watched_columns_by_either_name_are_no_problem(declare):
     assert check_definitions(None) == []
 
 
+def test_e118_a_compared_field_that_does_not_exist(declare):
+    declare(Ticket, EventDefinition("closed", was={"opn": True}, becomes={"open": False}))
+    problem = only(check_definitions(None))
+    assert (problem.id, problem.obj) == ("automation.E118", Ticket)
+    assert "the event 'closed' compares 'opn'" in problem.msg
+    assert "Did you mean 'open'" in problem.hint
+
+
+def test_e118_a_relation_of_many_rows_cannot_be_compared(declare):
+    declare(Reservation, EventDefinition("documented", becomes={"documents": 5}))
+    problem = only(check_definitions(None))
+    assert problem.id == "automation.E118"
+    assert "A to-many relation cannot be compared" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem", "hint"),
+    [
+        ({"open": None}, "with None, and the field is never NULL", "null=True"),
+        ({"due_at": "soon"}, "with 'soon', which is no value of a DateTimeField", "Give a value"),
+        ({"due_at": ["2030-01-01T00:00Z", "soon"]}, "with 'soon'", "Give a value"),
+    ],
+)
+def test_w119_a_value_that_the_field_never_has(declare, wanted, problem, hint):
+    declare(Ticket, EventDefinition("changed", becomes=wanted))
+    found = only(check_definitions(None))
+    assert (found.id, found.obj) == ("automation.W119", Ticket)
+    assert problem in found.msg
+    assert hint in found.hint
+
+
+def test_w119_a_value_that_is_none_of_the_choices(declare, monkeypatch):
+    monkeypatch.setattr(
+        Reservation._meta.get_field("status"), "choices", [("draft", "Draft"), ("published", "Published")]
+    )
+    declare(Reservation, EventDefinition("published", was={"status": "draft"}, becomes={"status": "publishd"}))
+    found = only(check_definitions(None))
+    assert "with 'publishd', which is none of its choices" in found.msg
+    assert "Did you mean 'published'" in found.hint
+
+
+def test_compared_values_that_the_field_can_have_are_no_problem(declare):
+    declare(
+        Reservation,
+        EventDefinition("a", was={"status": ["x", "y"], "guest": None}, becomes={"guest_id": "5"}),
+        EventDefinition("b", becomes={"checkin_at": lambda value: value is None, "docs": 1}),
+    )
+    assert check_definitions(None) == []
+
+
 def test_e109_a_name_of_a_field_that_does_not_exist(declare):
     declare(Ticket, EventDefinition("closed:{{ instance.titel }}"))
     problem = only(check_definitions(None))
@@ -98,7 +152,7 @@ def test_subscribers_to_many_events_are_no_problem(declare):
 def test_e106_subscribers_to_many_events_that_nobody_declares(declare, name):
     declare(Ticket, EventDefinition("ticket:{{ instance.title }}:closed"))
     on_event(name)(lambda event: None)
-    if name == "ticket:{{ instance.title }}":  # "ticket:*" may be "ticket:x:closed"
+    if name == "ticket:{{ instance.title }}":  # "ticket:*" can match "ticket:x:closed"
         assert check_callbacks(None) == []
     else:
         assert only(check_callbacks(None)).id == "automation.E106"
@@ -116,7 +170,7 @@ def by_wrong_key(self):
 
 
 def by_wrong_relation(self):
-    return wait_for_event("document_uploaded", match={"kind": "visa", "reservation__gest__name": "{{ ctx.x }}"})
+    return wait_for_event("document_uploaded", match={"kind": "visa", "reservation__gest__name": "{{ ctx.title }}"})
 
 
 def by_wrong_lookup(self):
@@ -139,7 +193,7 @@ def by_wrong_key_of_wait(self):
 )
 def test_e205_a_match_of_what_the_model_does_not_have(first, named):
     before = first.__name__
-    flow(first)
+    flow(first, context=Titled)
     first.__name__ = before
     problem = only(check_workflows(None))
     assert problem.id == "automation.E205"
@@ -205,10 +259,10 @@ def for_nobody(self):
 
 def test_a_wait_on_a_templated_name(declare):
     declare(Ticket, EventDefinition("ticket:{{ instance.title }}"))
-    flow(for_one_task)
+    flow(for_one_task, context=Titled)
     for_one_task.__name__ = "for_one_task"
     assert check_workflows(None) == []
-    flow(for_nobody)
+    flow(for_nobody, context=Titled)
     for_nobody.__name__ = "for_nobody"
     assert only(check_workflows(None)).id == "automation.E203"
 
@@ -229,3 +283,67 @@ def test_options_of_events_are_in_order(declare):
         EventDefinition("named:{{ instance.title }}:{{ instance.pk }}", watch_fields=["title", "open"]),
     )
     assert check_definitions(None) == []
+
+
+def problems_with_zone(path):
+    register_events(Trip, EventDefinition("arrival", date_field="arrives_at", timezone=path))
+    return check_definitions(None)
+
+
+@pytest.mark.parametrize(
+    ("path", "what", "hint"),
+    [
+        ("hotl__tz", "app.Trip has no field 'hotl'", "Did you mean 'hotel'?"),
+        ("hotel__tzz", "app.Hotel has no field 'tzz'", "Did you mean 'tz'?"),
+        ("hotel__manager__zone", "app.Manager has no field 'zone'", "Known: 'tz'."),
+        ("tz", "app.Trip has no field 'tz'", "give a function: timezone=lambda entity"),
+        ("CET", "app.Trip has no field 'CET'", "timezone=ZoneInfo('CET')"),
+    ],
+)
+def test_e121_a_path_to_a_time_zone_that_does_not_exist(path, what, hint):
+    problem = only(problems_with_zone(path))
+    assert (problem.id, problem.obj) == ("automation.E121", Trip)
+    assert f"the event 'arrival' has timezone={path!r}, and {what}." in problem.msg
+    assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("hotel", "app.Trip.hotel is a ForeignKey, which does not have the name of a time zone."),
+        ("hotel__trip", "app.Hotel.trip is a ManyToOneRel, which does not have the name"),
+        ("hotel__trip__hotel__tz", "app.Hotel.trip is a ManyToOneRel, which does not lead to one row."),
+        ("nights", "app.Trip.nights is a IntegerField, which does not have the name of a time zone."),
+        ("hotel__tz__name", "app.Hotel.tz is a CharField, which does not lead to one row."),
+        ("nights__tz", "app.Trip.nights is a IntegerField, which does not lead to one row."),
+    ],
+)
+def test_e122_a_path_to_a_time_zone_through_other_fields(path, what):
+    problem = only(problems_with_zone(path))
+    assert (problem.id, problem.obj) == ("automation.E122", Trip)
+    assert what in problem.msg
+    assert "a CharField" in problem.hint
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["hotel__tz", "hotel__manager__tz", "Europe/Berlin", ZoneInfo("CET"), lambda trip: trip.tz],
+    ids=["path", "reverse", "fixed", "object", "function"],
+)
+def test_time_zones_that_are_in_order(given):
+    assert problems_with_zone(given) == []
+
+
+def test_a_field_of_a_class_of_its_own_may_have_time_zones(monkeypatch):
+    """As the ``TimeZoneField`` of other packages, whose value is a ``ZoneInfo``."""
+
+    class ZoneField(models.Field):
+        def get_internal_type(self):
+            return "CharField"
+
+    field = ZoneField(max_length=63)
+    field.set_attributes_from_name("tz")
+    field.model = Hotel
+    assert is_zone_field(field)
+    monkeypatch.setattr(Hotel._meta, "get_fields", lambda: [field])
+    assert problems_with_zone("hotel__tz") == []

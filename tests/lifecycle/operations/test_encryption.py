@@ -1,4 +1,4 @@
-"""Contexts encrypted in the database: on every path that writes one, and readable, parked or rotated as asked."""
+"""Encrypted Contexts: every write path encrypts, an unreadable row is parked, and keys can be rotated."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def encrypted():
 
 
 class Reversed:
-    """A codec of a project's own."""
+    """A custom codec of a project."""
 
     def encode(self, text: str) -> str:
         return text[::-1]
@@ -74,7 +74,7 @@ class Forgetful(Reversed):
 
 
 def stored(model, column="data") -> list[str]:
-    """Return what the database has, as text."""
+    """Return the stored values of a column as strings."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {column} FROM {model._meta.db_table} ORDER BY id")
         return [value if isinstance(value, str) else json.dumps(value) for (value,) in cursor.fetchall()]
@@ -179,7 +179,7 @@ def test_an_agent_is_encrypted_and_found_by_its_match(encrypted, work):
 
 
 def test_a_key_that_is_gone_parks_that_run_and_no_other(flow, work, client):
-    """The batch goes on, the pages show, and with the key back the run does, too."""
+    """Other runs and the admin keep working. When the key is restored, the run resumes automatically."""
     with settings_with(FIRST):
         lost = engine.start("calling", phone="lost")
     with settings_with(SECOND):
@@ -197,10 +197,10 @@ def test_a_key_that_is_gone_parks_that_run_and_no_other(flow, work, client):
         assert page.status_code == 200
         assert FIRST not in page.content.decode()
         before = stored(WorkflowRun)
-        lost.save()  # what cannot be read is kept as it is
+        lost.save()  # an unreadable value is saved unchanged
         assert stored(WorkflowRun) == before
     with settings_with(SECOND, FIRST):
-        work(timezone.now() + timedelta(hours=2))  # it is looked at again, now and then
+        work(timezone.now() + timedelta(hours=2))  # the parked run is checked again periodically
         assert effects() == ["found", "lost"]
         engine.signal("answer")
         work()
@@ -306,7 +306,7 @@ def test_rotation_and_the_command_that_writes_all_rows_again(flow, work):
         call_command("automation_reencrypt", batch=2, stdout=output)
     assert "WorkflowRun.data: 5 written, 0 unreadable" in output.getvalue()
     assert "Signal.payload: 1 written, 0 unreadable" in output.getvalue()
-    with settings_with(SECOND):  # the old key may go now
+    with settings_with(SECOND):  # the old key is no longer needed
         assert {run.data["phone"] for run in WorkflowRun.objects.all()} == {SECRET}
         call_command("automation_reencrypt", stdout=output)
     with settings_with(SECOND, codec=""):
@@ -326,7 +326,7 @@ def test_the_command_leaves_what_it_cannot_read_and_says_so(flow):
 
 
 def test_the_command_never_writes_over_what_a_worker_commits_meanwhile(encrypted, flow, monkeypatch):
-    """The worker commits between the command's look and its write: the other's Context stays."""
+    """A Context that a worker commits between the command's read and its write is kept."""
     from django_ai.automation.state import encryption
 
     run = engine.start("calling", phone=SECRET)

@@ -1,4 +1,4 @@
-"""Errors belong to their row: what user code raises, and what the engine itself raises, with the traceback."""
+"""An error of user code or of the engine is stored on its own row and does not affect other rows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_engine_error_that_passes_leaves_no_trace(clock, work, monkeypatch):
 
 
 def test_a_validator_of_one_agent_stops_no_other(work):
-    """It raises something that Pydantic does not expect."""
+    """If a Context validator of one agent raises an exception that Pydantic does not handle, other agents still run."""
     broken: set[str] = set()
 
     @agent("keeper", spawn_on="probe_ready", match={"ready": "{{ ctx.ready }}"})

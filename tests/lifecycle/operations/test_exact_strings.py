@@ -1,4 +1,4 @@
-"""Names and keys are compared exactly on every database, and nothing that is inserted is cut without a word."""
+"""Every database compares names and keys exactly, and a value that is too long is refused, not truncated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def listener():
 @pytest.mark.usefixtures("listener")
 @pytest.mark.parametrize("other", ["Word", "wörd", "WORD"])
 def test_signals_are_distinguished(other, work):
-    """To one run and to all, before the wait and after it."""
+    """A signal whose name differs in case or accent is not delivered, whether sent before or during the wait."""
     run = engine.start("listener", word="word")
     engine.signal(other, {}, run=run)
     work()
@@ -60,7 +60,7 @@ def test_names_are_distinguished(work):
     assert Event.objects.filter(event_name="Reservation_Confirmed").exists()
 
 
-@pytest.mark.skipif("connection.vendor != 'mysql'", reason="only MariaDB compares loosely")
+@pytest.mark.skipif("connection.vendor != 'mysql'", reason="only MariaDB ignores case and accents")
 def test_all_texts_of_ours_are_exact():
     ours = [app for app in apps.get_app_configs() if app.name.startswith("django_ai.automation.")]
     tables = [model._meta.db_table for app in ours for model in app.get_models()]
@@ -73,7 +73,7 @@ def test_all_texts_of_ours_are_exact():
     assert loose == []
 
 
-@pytest.mark.skipif("connection.vendor != 'mysql'", reason="only MariaDB compares loosely")
+@pytest.mark.skipif("connection.vendor != 'mysql'", reason="only MariaDB ignores case and accents")
 def test_a_new_column_becomes_exact_with_the_next_migrate():
     app = apps.get_app_config("automation_workflows")
     table = WorkflowRun._meta.db_table
@@ -105,7 +105,7 @@ def test_what_refers_to_nothing_is_refused():
     assert not CallbackExecution.objects.exists()
 
 
-@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite keeps texts of any length")
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite does not limit the length of strings")
 def test_what_is_too_long_is_refused_and_not_cut():
     event = event_of(Reservation.objects.create(status="confirmed"), "reservation_confirmed")
     with pytest.raises(DataError):

@@ -136,7 +136,7 @@ def test_runs_say_what_they_wait_for(clock, work):
         "the signal 'health:word', until 2030-01-07 13:01:00",
     ]
     engine.cancel(child)
-    assert f"its child {child}" in reasons(clock.now, "workflow run"), "the news of its end is on its way"
+    assert f"its child {child}" in reasons(clock.now, "workflow run"), "the parent has not yet been notified"
     WorkflowRun.objects.filter(name="health:flow").update(status="parked", wake_at=None, lease=None, error="a\nb")
     assert set(reasons(clock.now, "workflow run")) == {"an operator, to resume it: b"}
 
@@ -217,7 +217,7 @@ def test_a_leased_row_and_one_whose_lease_ran_out_name_the_process(clock):
     ],
 )
 def test_a_row_that_would_hang_is_found(clock, model, broken):
-    """Each state that the engine must never leave behind, made by hand."""
+    """A row in a state that the engine must never commit is reported as stuck."""
 
     @on_event("reservation_confirmed", name="health:call")
     def call(event):

@@ -1,4 +1,4 @@
-"""The guide's sections 1 to 7 and 9: every import path, and what its comments say, with a hotel of our own."""
+"""Sections 1 to 7 and 9 of the guide: every import path exists, and the examples do what their comments say."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ PATHS = {
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PATHS.items() for name in names])
 def test_import_paths(module, name):
     if name == "RedisBroker":
-        pytest.importorskip("redis", reason="RedisBroker is there with the extra [redis]")
+        pytest.importorskip("redis", reason="RedisBroker needs the extra [redis]")
     assert hasattr(importlib.import_module(module), name)
 
 
@@ -148,7 +148,7 @@ def test_section_3_the_run_starts_an_hour_before(clock, work):
     work()
     assert effects() == [f"reminder {stay.pk}"]
     assert the_run().status == "completed"
-    assert status_of(stay, "checkin_due") == "pending"  # the event itself is still an hour away
+    assert status_of(stay, "checkin_due") == "pending"  # the event itself is due an hour later
 
 
 @pytest.mark.exact_times
@@ -206,14 +206,14 @@ def checkout():
             ctx = get_context()
             ctx.attempts += 1
             if ctx.attempts < 2:
-                raise RuntimeError("nobody answers the phone")
+                raise RuntimeError("no answer on the phone")
             ctx.notified = True
             return goto(self.end)
 
         @step()
         def end(self):
             if not get_context().notified:
-                return fail("nobody was told")
+                return fail("no notification was sent")
             return complete(final_state="ok")
 
 
@@ -230,7 +230,7 @@ def test_section_4_by_way_of_the_documents(clock, work):
     work()
     run.refresh_from_db()
     assert (run.status, run.current_step, run.data["attempts"]) == ("waiting", "tell_housekeeping", 1)
-    assert "nobody answers the phone" in run.error
+    assert "no answer on the phone" in run.error
     assert run.wake_at == clock() + timedelta(seconds=1)
     clock.tick(timedelta(seconds=1))
     work()
@@ -279,7 +279,7 @@ def test_section_4_documents_of_another_reservation_wake_nobody(clock, work):
 
 @pytest.mark.usefixtures("checkout")
 def test_section_4_documents_that_came_before_the_step_needed_them(clock, work):
-    """They occurred before the run's first step, so the wait does not take them; the condition's own state does."""
+    """Documents that were uploaded before the run's first step do not end its wait."""
     stay = Reservation.objects.create(status="confirmed", checkout_at=clock() + timedelta(hours=10))
     stay.docs = True
     stay.save()

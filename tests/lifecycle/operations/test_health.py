@@ -1,6 +1,4 @@
-"""``automation_health``: red when work is overdue and nobody makes progress; ``--explain`` names what each row waits
-for, and says so when there is nothing.
-"""
+"""``automation_health`` fails if work is overdue without progress, or if failed or parked rows exceed a limit."""
 
 from __future__ import annotations
 
@@ -79,7 +77,7 @@ def test_a_worker_that_makes_progress_with_a_long_queue_is_healthy(clock):
     assert "1 worker is alive." in str(health)
     Worker.objects.filter(pk=worker.pk).update(worked={"workflows": 100})
     health = check_health(clock.now)
-    assert not health.is_healthy, "that was progress of long ago"
+    assert not health.is_healthy, "progress of 100 seconds ago is too old"
     assert "and no progress by 1 live worker" in str(health)
     assert "no live worker makes progress with it: restart the workers" in probe()[1]
 
@@ -106,13 +104,14 @@ def test_the_time_since_the_last_sign_of_life_counts(clock):
     assert not check_health(clock.now, 80 * SECOND).is_healthy
 
 
-def test_progress_is_that_of_each_queue(clock):
+def test_progress_is_that_of_each_kind(clock):
     engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
     living("events,callbacks", callbacks=1)
     health = check_health(clock.now)
     assert (health.is_healthy, health.workers) == (False, 1)
-    assert health.workers_by_queue == {"events": 1, "signals": 0, "workflows": 0, "agents": 0, "callbacks": 1}
+    idle = ["schedules", "signals", "limits", "workflows", "agents"]
+    assert health.workers_by_kind == {**dict.fromkeys(idle, 0), "events": 1, "callbacks": 1}
     code, text = probe()
     assert code == 1
     assert "1 workflow run(s) since 2030-01-07 13:00:00, and no live worker polls 'workflows'" in text
@@ -121,14 +120,14 @@ def test_progress_is_that_of_each_queue(clock):
     assert check_health(clock.now).is_healthy
 
 
-def test_a_worker_may_be_busy_with_another_queue_for_as_long_as_a_step_takes(clock):
+def test_a_worker_may_be_busy_with_another_kind_for_as_long_as_a_step_takes(clock):
     engine.start("story:count", steps=1)
     living(callbacks=1)
     clock.tick(90 * SECOND + longest_timeout() - SECOND)
     assert check_health(clock.now).is_healthy
     clock.tick(SECOND)
     health = check_health(clock.now)
-    assert not health.is_healthy, "it must have had its turn by now"
+    assert not health.is_healthy, "the worker should have polled 'workflows' by now"
     assert health.overdue[0].workers == 1
     living(workflows=1)
     assert check_health(clock.now).is_healthy
@@ -165,7 +164,7 @@ def test_json_is_one_line_that_a_machine_reads(clock):
         "overdue": [
             {
                 "kind": "workflow run",
-                "queue": "workflows",
+                "queue": "default",
                 "count": 1,
                 "since": "2030-01-07T12:00:00+00:00",
                 "workers": 0,
@@ -173,11 +172,15 @@ def test_json_is_one_line_that_a_machine_reads(clock):
             }
         ],
         "workers": 0,
-        "workers_by_queue": {"events": 0, "signals": 0, "workflows": 0, "agents": 0, "callbacks": 0},
+        "workers_by_kind": dict.fromkeys(
+            ["events", "schedules", "signals", "limits", "workflows", "agents", "callbacks"], 0
+        ),
+        "workers_by_queue": {"default": 0},
         "last_worker": None,
         "last_seen_at": None,
         "last_worked_at": None,
         "maintenance": [],
+        "paused": [],
         "failed": {},
         "parked": {},
     }
@@ -198,7 +201,14 @@ def test_a_database_that_does_not_answer_has_an_exit_code_of_its_own(clock, monk
     [
         (["--overdue", "0"], "--overdue=0 must be positive"),
         (["--max-failed", "-1"], "--max-failed=-1 must not be negative"),
-        (["--explain", "--kind", "workflows"], "unknown kind 'workflows'. Kinds: 'event', 'signal', 'workflow run'"),
+        (
+            ["--explain", "--kind", "workflow"],
+            "unknown kind 'workflow'. Did you mean 'workflow run'?",
+        ),
+        (
+            ["--explain", "--kind", "x"],
+            "unknown kind 'x'. Kinds: 'schedule', 'captured write', 'event', 'signal', 'slot of a limit', ",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, complaint):
@@ -211,11 +221,11 @@ def test_the_probe_asks_a_few_questions_however_much_there_is(clock, django_asse
     for _ in range(20):
         engine.start("story:count", steps=1)
     clock.tick(10 * MINUTE)
-    with django_assert_max_num_queries(10):
+    with django_assert_max_num_queries(12):
         check_health(clock.now)
 
 
-# -- what has failed, and what is parked
+# -- failed and parked rows
 
 
 def test_failed_and_parked_rows_are_counted_by_kind(clock):

@@ -1,4 +1,4 @@
-"""``migrate_context`` of runs and agents that live: committed once, routes and all, and parked when it goes wrong."""
+"""``migrate_context`` is committed once, together with the routes. If it fails, the run or agent is parked."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_an_agent_follows_the_code(work):
     write(guest, "to the old")
     work()
     companion(2, Guests, BY_MANY, migrate=guests)
-    poll_due()  # a start of the new code: its routes
+    poll_due()  # as at the start of the new code: writes its routes
     write(guest, "to the new")
     write(other, "to nobody")
     work()
@@ -211,11 +211,11 @@ def test_an_agent_follows_the_code(work):
     write(guest, "again")
     work()
     assert the_agent().data["seen"] == 2
-    assert AgentRoute.objects.filter(run=run).count() == 1  # those of the old code are gone
+    assert AgentRoute.objects.filter(run=run).count() == 1  # the routes of the old code are deleted
 
 
 def test_an_agent_of_a_newer_release_is_left_alone(clock, work):
-    companion(1, OneGuest, BY_ONE, migrate=lambda data, version: pytest.fail("not for this code"))
+    companion(1, OneGuest, BY_ONE, migrate=lambda data, version: pytest.fail("older code must not migrate newer data"))
     guest = Person.objects.create()
     run = AgentManager.spawn("companion", guest_id=guest.pk)
     work()
@@ -248,7 +248,7 @@ def test_a_hook_that_goes_wrong_parks_the_agent(clock, work):
 
 
 def test_two_agents_that_become_one_singleton(clock, work):
-    """Their migration gives both the same match. The second is parked with the reason, until the first has ended."""
+    """If a migration gives two singletons the same match, the second is parked until the first has ended."""
     companion(1, OneGuest, BY_ONE, singleton=True)
     one, two = Person.objects.create(), Person.objects.create()
     first = AgentManager.spawn("companion", guest_id=one.pk)

@@ -1,4 +1,4 @@
-"""Executors, brokers, schedules and tasks: how a worker hears that something is due, without a worker."""
+"""Notifiers, brokers, schedules and tasks tell workers that rows are due. These tests start no worker."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def broker(monkeypatch):
 
 class TestOrmBroker:
     def test_sleeps_while_nothing_is_due(self, broker):
-        assert broker.dequeue() is None  # it begins to LISTEN, and looks once more
+        assert broker.dequeue() is None  # the poller starts to LISTEN and polls once more
         started = time.monotonic()
         assert broker.dequeue() is None
         assert time.monotonic() - started >= 0.045
@@ -181,7 +181,7 @@ class TestOrmBroker:
         ((ack, package),) = broker.dequeue()
         assert ack == OrmQ.objects.get().pk
         assert SignedPackage.loads(package)["func"] == "builtins.print"
-        assert broker.dequeue() is None  # it is locked until it is acknowledged
+        assert broker.dequeue() is None  # the task is locked until it is acknowledged
         broker.acknowledge(ack)
         assert OrmQ.objects.count() == 0
 
@@ -196,10 +196,10 @@ class TestOrmBroker:
         engine.start("story:count", steps=1)
         assert broker.dequeue()
 
-    @pytest.mark.timeout(0)  # pytest-timeout has the alarm otherwise
-    @pytest.mark.skipif(connection.vendor == "mysql", reason="its driver listens to no signal while it waits")
+    @pytest.mark.timeout(0)  # otherwise pytest-timeout uses SIGALRM
+    @pytest.mark.skipif(connection.vendor == "mysql", reason="its driver handles no signal while it waits")
     def test_real_seconds_gives_up_a_look_that_nobody_answers(self, broker, monkeypatch, caplog):
-        """A network that loses the answer leaves a connection open for ever, and a cluster has one pusher."""
+        """A poll whose query is never answered times out. It would block the only pusher of the cluster forever."""
 
         def waits_for_ever():
             for _ in range(10):
@@ -227,7 +227,7 @@ class TestOrmBroker:
 
     @pytest.mark.parametrize("failures", [1, 2])
     def test_acknowledges_where_the_connection_breaks(self, broker, monkeypatch, caplog, failures):
-        """Q2's monitor calls it, and would die of the error."""
+        """A failed ``acknowledge`` is tried once more and never raises: the error would stop Q2's monitor."""
         from django_q.tasks import async_task
 
         async_task("builtins.print", "hello", broker=broker)
@@ -376,7 +376,7 @@ class TestHeartbeat:
             assert WorkflowRun.objects.get(pk=row.pk).lease is None
 
     def test_who_drops_waits_for_a_thread_that_is_dropping(self, monkeypatch):
-        """A worker may end when it has dropped: then the heartbeat's thread must have given back what it took."""
+        """``release_unstarted`` waits until another thread has released its rows: the process may end next."""
         engine.start("story:count", steps=1)
         leases = held_leases.HeldLeases()
         leases.hold(list(claim(WorkflowRun, timezone.now(), 1)))
@@ -399,7 +399,7 @@ class TestHeartbeat:
         second.join()
 
     def test_renews_although_another_thread_waits_for_a_locked_row(self, monkeypatch):
-        """In a pool of threads: what one releases at the end of its drain may be locked by the step of another."""
+        """The heartbeat renews leases while another pool thread waits to release a row that a step has locked."""
         monkeypatch.setattr(held_leases, "SECONDS_FOR_ANOTHER_RELEASE", 0.05)
         engine.start("story:count", steps=1)
         engine.start("story:count", steps=1)
@@ -421,7 +421,7 @@ class TestHeartbeat:
         other.join()
 
     def test_stops_after_the_timeout(self, monkeypatch):
-        monkeypatch.setattr(held_leases, "SECONDS_TO_RETURN", 0)  # no time for an interrupted attempt to be written
+        monkeypatch.setattr(held_leases, "SECONDS_TO_RETURN", 0)  # an interrupted attempt gets no time to be written
         engine.start("story:count", steps=1)
         (row,) = claim(WorkflowRun, timezone.now(), 1)
         leases = held_leases.HeldLeases()
@@ -435,7 +435,7 @@ class TestHeartbeat:
 
 def test_sqlite_connections_are_made_fit_for_several_writers():
     if connection.vendor != "sqlite":
-        pytest.skip("only SQLite needs it")
+        pytest.skip("only SQLite needs these settings")
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA journal_mode")
         assert cursor.fetchone() == ("wal",)

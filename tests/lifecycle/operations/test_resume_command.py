@@ -9,9 +9,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from pydantic import BaseModel
 
-from django_ai.automation import Retry, agent, complete, engine, handler, on_event, step, workflow
+from django_ai.automation import Retry, agent, complete, engine, handler, on_cancel, on_event, step, wait, workflow
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.queues.operations.failed_and_parked import count_failed_and_parked
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.reservations.models import Effect, Reservation
 from tests.support.front_desk import book
@@ -55,9 +56,28 @@ def resume(*args, **options):
     return out.getvalue() + err.getvalue()
 
 
+def test_a_selection_of_nothing_says_what_is_near(work):
+    flow("charge")
+    flow("refund")
+    for name in ("charge", "charge", "refund"):
+        engine.start(name)
+    assert resume("workflow", "--name", "charge") == "Resumed: 0.\n"
+    parked(WorkflowRun.objects.filter(name="charge"))
+    WorkflowRun.objects.filter(name="refund").update(status="failed", wake_at=None, error="a reason")
+    near = "No row that could be resumed is called 'chrage'. Did you mean 'charge'?"
+    assert resume("workflow", "--name", "chrage") == f"Resumed: 0.\n{near}\n"
+    assert near in resume("--name", "chrage", "--failed", "--dry-run")
+    hint = "1 failed: add --failed to try again what has failed."
+    assert resume("workflow", "--name", "refund") == f"Resumed: 0.\n{hint}\n"
+    assert resume("workflow", "--name", "refund", "--dry-run") == f"Nothing to resume.\n{hint}\n"
+    assert resume("workflow", "--name", "refund", "--failed") == "Resumed: 1.\n"
+    assert "Did you mean 'workflow'?" in resume("workflows")
+    assert "Kinds: event, callback" in resume("x")
+
+
 @pytest.fixture
 def of_each_kind(clock, work):
-    """A parked row of each kind, of which those that can have a failed one beside them."""
+    """Create a parked row of each kind, and a failed row of the kinds run, callback and handler."""
     flow()
 
     @agent("keeper", spawn_on="booking_created", default_retry=Retry(max_attempts=1))
@@ -112,7 +132,7 @@ def test_all(of_each_kind, work):
     assert resume(all=True) == "Resumed: 6.\n"
     work()
     assert sorted(effects()) == ["callback", "flow", "handler"]
-    assert resume(all=True) == "Resumed: 0.\n"
+    assert resume(all=True) == "Resumed: 0.\n3 failed: add --failed to try again what has failed.\n"
     assert "Nothing to resume." in resume()
 
 
@@ -139,7 +159,7 @@ def test_the_failed_too(of_each_kind, work):
     ids=str,
 )
 def test_filters(of_each_kind, args, options, count):
-    assert resume(*args, **options) == f"Resumed: {count}.\n"
+    assert resume(*args, **options).splitlines()[0] == f"Resumed: {count}."
 
 
 def test_since_counts_from_when_it_was_parked(clock, work):
@@ -178,8 +198,47 @@ def test_at_another_step(work):
     assert effects() == ["flow other"]
 
 
+def test_a_run_that_was_cancelled_and_could_not_be_undone_is_among_the_failed(work):
+    broken = [True]
+
+    @workflow("careful", default_retry=Retry(max_attempts=1))
+    class Careful:
+        Context = Nothing
+
+        @step(start=True)
+        def begin(self):
+            return wait("bell")
+
+        @on_cancel
+        def undo(self):
+            if broken:
+                raise LookupError("no answer")
+            leave("undone")
+
+    run, other = engine.start("careful"), engine.start("careful")
+    work()
+    engine.cancel(run, "not today")
+    work()
+    engine.cancel(other, "nor tomorrow", at_once=True)
+    assert count_failed_and_parked().failed == {"workflow run": 1}
+    said = resume("workflow", failed=True)
+    assert f"workflow {run.pk}: careful #{run.pk}, failed since " in said
+    assert ": not today (then its @on_cancel failed: LookupError: no answer)\n" in said
+    assert "1 to resume." in said
+    said = resume("workflow", pk=[run.pk], failed=True, step="begin")
+    assert "was cancelled, and only the path of its @on_cancel can be resumed; do so without a step." in said
+    broken.clear()
+    assert resume("workflow", name="careful", failed=True) == "Resumed: 1.\n"
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.error, effects()) == ("cancelled", "not today", ["undone"])
+    assert count_failed_and_parked().failed == {}
+
+
 def test_what_makes_no_sense():
-    assert "EXIT 1: Unknown kind 'runs'. Kinds: event, callback, signal, workflow, agent, handler." in resume("runs")
+    said = resume("runs")
+    kinds = "event, callback, schedule, write, signal, workflow, agent, handler"
+    assert f"EXIT 1: Unknown kind 'runs'. Kinds: {kinds}." in said
     assert "EXIT 1: --since 'yesterday' is not an ISO date" in resume(since="yesterday")
 
 

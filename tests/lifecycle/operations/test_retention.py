@@ -1,5 +1,7 @@
-"""``cleanup_old``: in short transactions, as long as its time lasts, each kind by its own age, and never what once-only
-needs."""
+"""``cleanup_old`` deletes rows in short transactions, within its time budget, by the retention of each kind.
+
+It keeps the rows that prevent a second execution.
+"""
 
 from __future__ import annotations
 
@@ -104,12 +106,12 @@ def test_q2_does_not_kill_it(monkeypatch):
     assert q2.within_timeout(timedelta(minutes=5)) == timedelta(minutes=5)
 
 
-# -- what goes, and when -----------------------------------------------------------------------------------------------
+# -- what is deleted, and when -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def of_all_kinds(clock, work):
-    """An agent that has ended, a living one, a run, a signal, executions and events of an entity that is gone."""
+    """Create a completed agent, an active agent, a run, a signal, executions, and events of a deleted entity."""
 
     @agent("ending", spawn_on="booking_created")
     class Ending:
@@ -170,7 +172,7 @@ def test_an_event_stays_as_long_as_its_executions(clock, work, declare):
 
 
 def test_the_snapshot_that_history_needs_stays_with_it(clock, work, declare):
-    """A deletion writes it once, to the latest row; who still has to do with an earlier one needs it as much."""
+    """A deletion stores the snapshot once, on the latest event. Unfinished executions of earlier events need it too."""
     from django_ai.automation.events.definitions import EventTrigger
 
     declare(Reservation, EventDefinition("saved", trigger=[EventTrigger.CREATE, EventTrigger.UPDATE]))
@@ -233,12 +235,12 @@ def test_the_history_of_a_run_that_stays_goes_unless_it_may_be_resumed(clock):
     assert cleanup_old() == 0
 
 
-# -- how ---------------------------------------------------------------------------------------------------------------
+# -- how rows are deleted ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", ["first", "middle", "last"])
 def test_wherever_it_begins_a_sweep_gets_everywhere(clock, small, monkeypatch, start):
-    """Old, living and young rows in turns, and gaps between the keys."""
+    """A scan that starts at any key deletes all old rows, among unfinished rows, young rows and gaps in the keys."""
     rows = []
     for _ in range(5):
         rows += ended_runs(3, 40 * DAY, clock())
@@ -264,8 +266,8 @@ def test_each_batch_is_a_transaction_of_its_own_and_bounded(clock, small):
     deletes = [each["sql"] for each in queries if each["sql"].startswith("DELETE") and "stepexecution" in each["sql"]]
     assert len(deletes) > 40  # 200 rows of history, 4 at a time
     assert max(sql.count(",") for sql in deletes) < 4
-    # Nothing of the history is ever read into memory.
-    assert not [each for each in queries if each["sql"].startswith("SELECT") and '"outcome"' in each["sql"]]
+    # The history is never read into memory.
+    assert not [each for each in queries if each["sql"].startswith("SELECT") and "outcome" in each["sql"]]
 
 
 def test_it_stops_when_its_time_is_used_up_and_the_next_goes_on(clock, small, monkeypatch):
@@ -281,7 +283,7 @@ def test_it_stops_when_its_time_is_used_up_and_the_next_goes_on(clock, small, mo
 
 
 def test_what_must_stay_is_passed_by_once(clock, small, work):
-    """The rows of a thousand living events cost a look each, and not one for each batch that goes."""
+    """A scan reads the rows that must stay once, not again for each batch that it deletes."""
     living = living_event()
     for _ in range(20):
         ended_runs(4, 40 * DAY, clock(), event=living)
@@ -294,7 +296,7 @@ def test_what_must_stay_is_passed_by_once(clock, small, work):
 
 
 def test_what_an_operator_resumes_at_this_moment_stays(clock, monkeypatch):
-    """The row is asked again under its lock, in the transaction that removes it."""
+    """The row is checked again under its lock, in the transaction that deletes it."""
     (run,) = ended_runs(1, 40 * DAY, clock())
     WorkflowRun.objects.filter(pk=run.pk).update(status=WorkflowStatus.FAILED, current_step="s")
     genuine = pruning._remove_batch
@@ -415,7 +417,7 @@ def test_the_last_visits_stay_however_old(clock, work):
 
 @pytest.mark.parametrize("channel", ["event", "signal"])
 def test_what_a_living_run_has_consumed_is_not_heard_again(clock, work, channel):
-    """Its ledger stays as long as what it names."""
+    """The history of a run is kept as long as the events and signals that it records as consumed."""
 
     @workflow("hears")
     class Hears:
@@ -443,7 +445,7 @@ def test_what_a_living_run_has_consumed_is_not_heard_again(clock, work, channel)
     with kept(RETENTION_HISTORY=DAY, RETENTION_SIGNALS=90 * DAY):
         clock.tick(60 * DAY)
         cleanup_old(clock())
-        send()  # it waits anew, and looks at what came before
+        send()  # the run waits again and checks earlier events and signals
     run.refresh_from_db()
     assert (run.status, run.data["days"]) == ("suspended", 5)
     with kept(RETENTION=DAY):
@@ -457,7 +459,7 @@ def test_what_a_living_run_has_consumed_is_not_heard_again(clock, work, channel)
 
 
 def test_a_step_whose_child_is_there_stays(clock, work):
-    """It says that another child would be a second one."""
+    """The history row of a step is kept as long as its child run exists. It prevents a second child."""
 
     @workflow("parent")
     class Parent:

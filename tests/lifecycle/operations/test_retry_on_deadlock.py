@@ -1,4 +1,4 @@
-"""What is one transaction of ours is repeated after a deadlock; what is part of the caller's is the caller's."""
+"""After a deadlock, the package retries its own transaction, but not one that belongs to the caller."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Work:
-    """Something that the database refuses a number of times, with an error of this code."""
+    """Work that the database refuses ``refused`` times with the error ``code``."""
 
     def __init__(self, refused: int, code: int = 1213) -> None:
         self.refused, self.code, self.calls = refused, code, 0
@@ -37,7 +37,7 @@ def test_not_for_ever():
 
 
 def test_another_database_failure_is_not():
-    work = Work(1, code=2006)  # the connection broke: perhaps it has been committed
+    work = Work(1, code=2006)  # the connection broke: the transaction may be committed
     with pytest.raises(OperationalError):
         retry_on_deadlock("default", work)
     assert work.calls == 1

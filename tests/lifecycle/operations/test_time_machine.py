@@ -1,7 +1,7 @@
-"""The time machine: days in milliseconds, and everything that is due on the way at its own time.
+"""The time machine advances days in milliseconds and performs every due row at its own time.
 
-What a test lives through must not depend on whether it commits: ``machine`` runs each test in a TransactionTestCase's
-database and in a TestCase's.
+The results must not depend on whether a test commits. So ``machine`` runs each test twice: as in a TransactionTestCase
+and as in a TestCase.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def test_the_number_of_rows_is_returned(db):
     hear("due")
     with machine_at(NOON) as machine:
         book()
-        assert machine.process() == 1  # the confirmation, which waits for no commit here
+        assert machine.process() == 1  # the confirmation: this test never commits
         assert machine.advance(days=2) == 0
-        assert machine.advance(days=2) == 2  # the date, and its callback
+        assert machine.advance(days=2) == 2  # the event "checkin_due" and its callback
 
 
 def test_a_scheduled_event_is_seen_at_exactly_its_time(machine):
@@ -159,7 +159,7 @@ def test_a_step_that_breaks_a_constraint_rolls_back_and_is_tried_again(machine):
             leave(f"try {self.context.tries}")
             ticket = Ticket.objects.create(title="new")
             if self.context.tries == 1:
-                with connection.cursor() as cursor:  # straight into the table: the save would hide it in a savepoint
+                with connection.cursor() as cursor:  # raw SQL: save() would use a savepoint
                     quote = connection.ops.quote_name
                     table = quote(Ticket._meta.db_table)
                     cursor.execute(f"INSERT INTO {table} SELECT * FROM {table} WHERE title = %s", [ticket.title])
@@ -325,14 +325,14 @@ def test_what_was_due_before_it_began_is_performed_at_once(db):
 
 def test_one_moment_for_many_rows(machine):
     hear("due")
-    for _ in range(45):  # more than one claim takes
+    for _ in range(45):  # more rows than one claim takes
         book(DAY)
     machine.advance(days=1)
     assert effects() == ["due 1 day, 0:00:00"] * 45
 
 
 def test_a_month_of_a_guest_is_short(machine):
-    """Days of real waiting must not hide in it. The figure itself is bench's affair."""
+    """A month takes less than 30 seconds, so nothing waits in real time. ``bench`` measures the exact duration."""
 
     @workflow("stay")
     class Stay:
@@ -362,7 +362,7 @@ def test_a_month_of_a_guest_is_short(machine):
     assert runs_of("stay")[0].finished_at == NOON + 29 * DAY + 12 * HOUR
 
 
-# -- when nothing commits ----------------------------------------------------------------------------------------------
+# -- tests that never commit -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
@@ -408,7 +408,7 @@ def test_a_save_before_the_machine_was_switched_on():
 
 
 class StayTest(TestCase):
-    """As a project writes it, without pytest."""
+    """A test case of a project that does not use pytest."""
 
     @classmethod
     def setUpTestData(cls):
@@ -439,13 +439,13 @@ class StayTest(TestCase):
 
 
 class LongAgoTest(StayTest):
-    """The class was set up years after the moment at which its tests begin."""
+    """The tests start years before the time at which ``setUpTestData`` saved its rows."""
 
     def setUp(self):
         self.machine = self.enterContext(machine_at("2020-02-29T12:00Z"))
 
     def test_one(self):
-        """Its date is years ahead."""
+        """Replaces the inherited test: here the check-in is years ahead."""
 
 
 class StayTransactionTest(TransactionTestCase):

@@ -1,4 +1,4 @@
-"""The assertions of ``automation.testing``, and what they say when they fail."""
+"""The assertions of ``automation.testing`` and their failure messages."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_error_of_a_parked_event_is_shown(machine, declare):
 
 @pytest.mark.parametrize("check", [assert_occurred, assert_not_occurred])
 def test_an_event_that_nobody_declares_fails_with_the_nearest_name(check, db):
-    with pytest.raises(AssertionError, match=r"No model declares .* 'checkin_deu'\. Did you mean 'checkin_due'\?"):
+    with pytest.raises(AssertionError, match=r"No code declares .* 'checkin_deu'\. Did you mean 'checkin_due'\?"):
         check("checkin_deu")
     with pytest.raises(
         AssertionError, match=r"app\.Reservation does not declare the event 'ticket_due'\. Did you mean"
@@ -122,7 +122,7 @@ def test_names_that_mean_many_events(machine, declare):
     assert_not_occurred("ticket_closed:b")
     assert_not_occurred("ticket_closed:c")
     assert_not_occurred("*", undone)
-    with pytest.raises(AssertionError, match="No model declares"):
+    with pytest.raises(AssertionError, match="No code declares"):
         assert_not_occurred("ticked_closed:*")
 
 

@@ -1,4 +1,4 @@
-"""The clock of the time machine: what stands still, what travels, and what it refuses."""
+"""The clock of the time machine: it moves only when the test moves it, and refuses invalid moves."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_time_zone_of_the_process_stays(machine):
 
 
 def test_a_day_on_the_wall_is_not_always_24_hours(db):
-    with machine_at("2030-03-30T12:00+01:00") as machine:  # summer time begins the night after
+    with machine_at("2030-03-30T12:00+01:00") as machine:  # summer time begins the following night
         machine.advance(relativedelta(days=1))
         assert machine.now.isoformat() == "2030-03-31T10:00:00+00:00"
         machine.advance(days=1)

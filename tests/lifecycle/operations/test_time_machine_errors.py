@@ -1,4 +1,4 @@
-"""The time machine keeps errors of user code, and raises them when it is asked to."""
+"""The time machine collects the errors of user code and raises them on request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_errors_are_kept_and_raised_only_when_asked_for(machine):
     book(note="a")
     machine.process()
     assert [str(error) for error in machine.errors] == ["trip a"]
-    machine.process(raise_errors=True)  # what a tolerant call has seen is not raised later
+    machine.process(raise_errors=True)  # errors of a call without raise_errors are not raised later
     book(note="b")
     with pytest.raises(RuntimeError, match="trip b"):
         machine.process(raise_errors=True)
@@ -98,10 +98,10 @@ def test_what_an_event_asks_in_a_save_or_later_is_an_error(machine, declare, ask
     with pytest.raises(LookupError, match="a") as caught:
         machine.process(raise_errors=True)
     assert [*machine.errors] == [caught.value]
-    machine.process(raise_errors=True)  # once
+    machine.process(raise_errors=True)  # each error is raised once
     with pytest.raises(ExceptionGroup) as group:
         machine.advance(hours=1, raise_errors=True)
-    # The last of five parks it: its own error says more than that.
+    # The fifth error parks the event. It is raised itself, without an additional ParkedRowError.
     assert [type(each) for each in group.value.exceptions] == [LookupError] * 4
     assert [*machine.errors] == [caught.value, *group.value.exceptions]
     assert Event.objects.get().status == "parked"
@@ -175,6 +175,7 @@ def test_what_the_engine_cannot_perform_is_an_error_and_parked_in_the_end(machin
     assert runs_of("plain")[0].status == "parked"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sleep", "goto"])
 def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkeypatch):
     monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
@@ -197,7 +198,7 @@ def test_running_in_circles_is_an_error_that_names_the_row(kind, machine, monkey
 
 @pytest.mark.parametrize(("rounds", "rows", "tries"), [(0, 1, 50), (0, 500, 1), (50, 0, 0)])
 def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
-    """One row again and again, or ever new rows, or rows that cannot be taken at all."""
+    """Too many attempts of one row, of all rows together, or too many rounds without any attempt raise an error."""
     monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
     watch = errors.ErrorCollector()
     found = [WorkflowRun(pk=number, name="circle") for number in range(rows)]
@@ -214,13 +215,13 @@ def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
     go(attempts, rounds - 1)
     with pytest.raises(AutomationError, match="rows are due without end" + ".*circle #" * bool(rows)):
         go([], 1)
-    go(attempts[1:], 1)  # and begins anew
+    go(attempts[1:], 1)  # counting starts again after the error
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_row_that_another_connection_holds_is_no_endless_wait(monkeypatch):
     if connection.vendor != "postgresql":
-        pytest.skip("rows have no locks of their own here")
+        pytest.skip("the test needs the row locks of PostgreSQL")
     monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
     with machine_at(NOON) as machine:
         book(DAY)
@@ -237,6 +238,7 @@ def test_a_row_that_another_connection_holds_is_no_endless_wait(monkeypatch):
     assert_occurred(DUE)
 
 
+@pytest.mark.slow
 def test_a_long_way_is_no_circle(machine, monkeypatch):
     monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
 

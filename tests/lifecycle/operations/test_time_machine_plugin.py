@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture ``time_machine``, its marker, and what need not be installed."""
+"""The pytest plugin: the fixture ``time_machine``, its marker, and the optional dependencies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ time_machine = plugin.time_machine  # the fixture, as a conftest would import it
 
 
 def python(*arguments, **extra) -> subprocess.CompletedProcess[str]:
-    """Run a Python of its own, on the same settings."""
+    """Run a separate Python process with the same settings."""
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.run(
         [sys.executable, *arguments],
@@ -27,8 +27,9 @@ def python(*arguments, **extra) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_fixture_and_its_marker(tmp_path):
-    """In a pytest of its own, beside the package time-machine, whose fixture has the same name."""
+    """Both work in a separate pytest run beside the package time-machine, which has a fixture of the same name."""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["django_ai.automation.testing.plugin"]\n')
     (tmp_path / "test_it.py").write_text(
         f"""

@@ -1,4 +1,4 @@
-"""The Context of a run: rich types, wrong types, and what the history keeps."""
+"""The Context of a run: rich types, wrong types, and the wake reasons in the history."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_rich_types_come_back(clock, work):
     class Context(BaseModel):
         at: dt.datetime
         price: Decimal
-        key: uuid.UUID
+        code: uuid.UUID
         colour: Colour
         inner: Inner
         pairs: dict[int, tuple[int, str]]
@@ -44,7 +44,7 @@ def test_rich_types_come_back(clock, work):
     values = {
         "at": clock(),
         "price": Decimal("10.50"),
-        "key": uuid.UUID(int=5),
+        "code": uuid.UUID(int=5),
         "colour": Colour.RED,
         "inner": Inner(when=dt.date(2030, 1, 1)),
         "pairs": {1: (2, "x")},

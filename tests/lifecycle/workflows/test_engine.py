@@ -1,4 +1,4 @@
-"""``engine``: start, cancel and resume runs, from outside and from within."""
+"""``engine``: start, cancel and resume runs, from outside and from a step."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_step_that_cancels_its_own_run_ends_it(atomic, clock, work):
 
 
 def test_cancelling_from_elsewhere_during_an_atomic_step_drops_its_writes(work, monkeypatch):
-    """Another process cancels while a worker has the run: done here just before its transaction begins."""
+    """Another process cancels the leased run just before the step's transaction begins: its writes are dropped."""
     from django_ai.automation.queues import attempt as attempt_module
 
     flow(lambda self: [leave("lost"), goto(self.second)][1], second=lambda self: complete())

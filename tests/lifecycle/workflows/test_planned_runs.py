@@ -1,4 +1,4 @@
-"""Planned runs: a workflow with an offset is a WAITING row beforehand, and that row is the timer."""
+"""Planned runs: a workflow with an offset has a WAITING row before it starts, and that row is the timer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def book(clock, ahead=5 * HOUR, **values) -> Reservation:
 
 
 def withdrawn() -> str:
-    """Why the one run was taken back."""
+    """Return why the only run was withdrawn."""
     run = the_run()
     assert (run.status, run.wake_at, run.lease, run.started_at) == ("withdrawn", None, None, None)
     assert run.finished_at is not None
@@ -74,7 +74,7 @@ def test_it_waits_without_data_until_it_starts(clock, work):
         (timedelta(hours=-1), datetime(2030, 3, 31, 12, tzinfo=UTC)),
         (timedelta(hours=1), datetime(2030, 3, 31, 14, tzinfo=UTC)),
         (timedelta(days=-1), datetime(2030, 3, 30, 13, tzinfo=UTC)),
-        (relativedelta(days=-1), datetime(2030, 3, 30, 14, tzinfo=UTC)),  # 15:00 in Berlin, a winter's day
+        (relativedelta(days=-1), datetime(2030, 3, 30, 14, tzinfo=UTC)),  # 15:00 in Berlin, in winter
         (relativedelta(months=-1), datetime(2030, 2, 28, 14, tzinfo=UTC)),
         (relativedelta(hour=9, minute=0), datetime(2030, 3, 31, 7, tzinfo=UTC)),
     ],
@@ -313,7 +313,7 @@ def test_without_an_offset_the_run_begins_with_the_occurrence(clock, work):
     assert WorkflowRun.objects.count() == 1
 
 
-# -- behind Django's back ----------------------------------------------------------------------------------------------
+# -- writes that bypass Django's signals -------------------------------------------------------------------------------
 
 
 @pytest.mark.exact_times
@@ -427,7 +427,7 @@ def test_a_date_that_moves_to_where_it_comes_too_late_withdraws_it(clock):
 
 @pytest.mark.exact_times
 def test_one_that_is_planned_anew_counts_from_then(clock, work):
-    """What it may hear, and how often it is tried, is that of a new one."""
+    """A run that is planned again has the creation time and the attempt count of a new run."""
     flow(-HOUR)
     stay = book(clock)
     planned_at = clock()
@@ -451,7 +451,7 @@ def test_one_that_an_operator_has_cancelled_is_not_planned_anew(clock, work):
 
 
 def test_what_was_withdrawn_is_kept_for_the_retention(clock, work):
-    """Also where its event lives on: it has not begun, so nothing is done twice without it."""
+    """Pruning deletes a withdrawn run even if its event still exists: it never started, so nothing can run twice."""
     flow(-HOUR)
     stay = book(clock, ahead=400 * DAY)
     stay.status = "cancelled"

@@ -1,4 +1,4 @@
-"""Steps: what they return, what is kept of them, and how a run ends."""
+"""Steps: their outcomes, their history, and how a run ends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 ONCE = Retry(max_attempts=1)
 
 
-# -- going on ----------------------------------------------------------------------------------------------------------
+# -- goto and the Context ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact_times
@@ -48,6 +48,27 @@ def test_goto_goes_on_in_the_same_worker_with_one_commit_a_step(clock, work):
     assert (found.status, found.current_step, found.visit) == ("completed", "third", 4)
     assert (found.started_at, found.finished_at, found.wake_at, found.lease) == (clock(), clock(), None, None)
     assert history(found) == [("first", 1, "goto"), ("second", 1, "goto"), ("third", 1, "complete")]
+
+
+def test_progress_is_kept_from_step_to_step(work):
+    flow(
+        lambda self: goto(self.second, progress=0.25),
+        second=lambda self: goto(self.third) if get_run().progress == 0.25 else fail("no progress"),
+        third=lambda self: wait("bell", then=self.fourth),
+        fourth=lambda self: goto(self.fifth, progress=0),  # it may go back
+        fifth=lambda self: complete() if get_run().progress == 0 else fail("no progress"),
+    )
+    found = run(work)
+    assert (found.status, found.progress) == ("suspended", 0.25)
+    engine.signal("bell")
+    work()
+    found.refresh_from_db()
+    assert (found.status, found.progress) == ("completed", 1.0)
+
+
+def test_a_run_without_progress_has_none(work):
+    flow(lambda self: goto(self.second), second=lambda self: complete())
+    assert run(work).progress is None
 
 
 def test_history_has_a_row_for_each_try(clock, work):
@@ -221,7 +242,7 @@ def test_the_context_survives_the_error_and_the_database_does_not(clock, work):
 
 
 def test_the_budget_belongs_to_the_visit(clock, work):
-    """Two failures in each of two steps are within a budget of three."""
+    """Each visit has its own budget of three attempts: two failures in each of two steps do not fail the run."""
 
     def stumble(self, target):
         self.context.n += 1
@@ -343,11 +364,11 @@ def test_fail_is_the_end_without_a_retry(work):
     def first(self):
         leave("kept")
         self.context.n = 5
-        return fail("nobody home")
+        return fail("no answer")
 
     flow(first)
     found = run(work)
-    assert (found.status, found.error, found.data["n"]) == ("failed", "nobody home", 5)
+    assert (found.status, found.error, found.data["n"]) == ("failed", "no answer", 5)
     assert history(found) == [("first", 1, "fail")]
     assert effects() == ["kept"]
 
@@ -458,11 +479,16 @@ def test_on_fail_hears_of_what_is_no_outcome(work):
     assert len(effects()) == 1
 
 
-def test_on_fail_that_raises_changes_nothing(work, caplog):
+def test_on_fail_that_raises_leaves_both_errors(clock, work):
     flow(lambda self: fail("no"), report=noted(raises=True))
     found = run(work)
+    for _ in range(3):
+        clock.tick(HOUR)
+        work()
+    found.refresh_from_db()
     assert (found.status, effects()) == ("failed", [])
-    assert "on_fail" in caplog.text
+    assert found.error.startswith("no\n\nThen its @on_fail failed:")
+    assert "RuntimeError: on_fail is broken too" in found.error
 
 
 def test_on_fail_is_not_called_for_completion_or_cancellation(work):

@@ -1,4 +1,4 @@
-"""Subflows: a parent waits for its child, and what each hears of the other's end."""
+"""Subflows: a parent waits for its child and receives its result; cancelling a parent cancels its children."""
 
 from __future__ import annotations
 

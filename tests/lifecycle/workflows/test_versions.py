@@ -31,7 +31,7 @@ def test_versions_side_by_side(clock, work):
 
 
 def park_and_resume(clock, work, break_it, mend_it) -> WorkflowRun:
-    """A sleeping run wakes to what ``break_it`` did, parks, and goes on after ``mend_it``; another is not touched."""
+    """After ``break_it`` a sleeping run parks, and after ``mend_it`` it resumes; another run is not affected."""
     flow(lambda self: sleep(HOUR), "other", version=7)
     run(work, "other")
     found = run(work)
@@ -108,5 +108,5 @@ def test_a_context_that_grew_a_default_goes_on(clock, work):
     sleeper(context=Wider)
     clock.tick(HOUR)
     work()
-    expected = {"n": 0, "added": "new", "text": "", "number": 0.0, "items": []}  # what it does not know it hands on
+    expected = {"n": 0, "added": "new", "text": "", "number": 0.0, "items": []}  # unknown fields are kept
     assert (the_run().status, the_run().data) == ("completed", expected)

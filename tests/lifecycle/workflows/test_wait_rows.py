@@ -1,4 +1,4 @@
-"""The rows of waits: how they are written, that several may stand beside each other, and which of them counts."""
+"""The rows of waits: how they are written, and which one counts if a run has several."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_step_that_waits_is_committed_in_one_statement(work, again):
 
 @pytest.mark.parametrize("first", ["bell", "gong"])
 def test_a_run_may_have_several_waits_and_the_first_that_comes_withdraws_the_others(work, first):
-    """What the engine's rows allow, whatever outcomes there are for it."""
+    """The tables allow several waits for one run, independently of the outcomes that exist."""
     waiter()
     run = begin(work)
     Wait.objects.create(
@@ -104,7 +104,7 @@ def test_the_earliest_of_several_deadlines_counts(clock, work):
             run=run, visit=run.visit, channel="gong", key=key, then="first", on_timeout=target,
             deadline=clock() + hours * HOUR,
         )  # fmt: skip
-    WorkflowRun.objects.filter(pk=run.pk).update(wake_at=clock())  # as if its worker had died before it looked
+    WorkflowRun.objects.filter(pk=run.pk).update(wake_at=clock())  # as if its worker had died before ``settle``
     work()
     run.refresh_from_db()
     assert run.wake_at == clock() + HOUR
@@ -115,7 +115,7 @@ def test_the_earliest_of_several_deadlines_counts(clock, work):
 
 
 def test_a_timeout_is_fixed_before_its_step_runs(clock, work):
-    """A signal that comes while the step of the timeout is tried again is too late for the wait."""
+    """A signal that arrives while the timeout's step is retried is too late for the wait."""
     tries = []
 
     @workflow("retried")
@@ -131,7 +131,7 @@ def test_a_timeout_is_fixed_before_its_step_runs(clock, work):
         def late(self):
             tries.append(get_wake().reason)
             if len(tries) == 1:
-                engine.signal("bell")  # rolled back with this try
+                engine.signal("bell")  # rolled back with this attempt
                 raise RuntimeError
             return complete()
 

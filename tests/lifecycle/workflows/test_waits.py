@@ -230,7 +230,7 @@ def test_a_process_that_dies_between_commit_and_notification_leaves_it_to_a_work
 
 
 def suspended_by_a_dead_worker(work, monkeypatch) -> WorkflowRun:
-    """Start the waiter and signal it; its worker dies after it has registered the wait and before it looks back."""
+    """Start and signal the waiter; its worker dies after it has registered the wait, before it looks for the signal."""
     with monkeypatch.context() as patch:
         patch.setattr(run_session, "settle", lambda *args: None)
         run = engine.start("waiter")

@@ -1,4 +1,4 @@
-"""Waits for an event: of which entity, since when, and that none is lost or taken twice."""
+"""Waits for an event: of which entity, and since when; no event is lost or consumed twice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
 @pytest.fixture
 def guest_flow():
-    """Started by a confirmation; waits for the documents of its own reservation."""
+    """Declare a workflow that a confirmation starts and that waits for the documents of its own reservation."""
 
     @event_workflow("reservation_confirmed", name="guest")
     class GuestFlow:
@@ -145,7 +145,7 @@ def test_an_occurrence_while_the_step_that_will_wait_is_running_is_not_lost(work
 
 @pytest.mark.usefixtures("guest_flow")
 def test_an_occurrence_before_the_first_step_is_heard(clock, work):
-    """In the same commit as what starts the run, or while workers were behind."""
+    """An event of the commit that starts the run ends the wait, although it occurred before the first step."""
     stay = confirm(docs=True)
     clock.tick(SECOND)
     work()
@@ -313,7 +313,7 @@ def test_a_match_of_an_unknown_field_of_the_context_fails_at_once_and_names_it(w
 
 
 def test_a_run_of_a_child_waits_for_its_parents_event(work):
-    """A workflow that a Suite's own event starts waits for an event that the Room above it declares."""
+    """A run that an event of ``Suite`` started waits for an event that the parent model ``Room`` declares."""
 
     @event_workflow("suite_opened", name="suite")
     class SuiteFlow:

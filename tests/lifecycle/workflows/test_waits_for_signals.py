@@ -1,4 +1,4 @@
-"""Waits for a signal: which run it wakes, what it brings along, and that none is lost or taken twice."""
+"""Waits for a signal: which run it wakes, and with which payload; no signal is lost or consumed twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_signal_wakes_who_waits_for_it_and_only_those(work):
     one, two, deaf = begin(work), begin(work), begin(work, "deaf")
     assert (one.status, one.waits.get().channel, one.wake_at) == ("suspended", "bell", None)
     engine.signal("bell")
-    assert status(one) == "suspended"  # the sender only sends; a worker delivers
+    assert status(one) == "suspended"  # sending only stores the signal; a worker delivers it
     work()
     assert [status(one), status(two), status(deaf)] == ["completed", "completed", "suspended"]
     assert effects() == ["signal", "signal"]
@@ -80,7 +80,7 @@ def test_a_broadcast_before_the_start_wakes_nobody(work):
 
 
 def test_a_broadcast_before_the_waiting_step_began_is_heard(clock, work):
-    """Whatever has come since the run was created and it has not consumed."""
+    """A run receives every signal that was sent since its creation and that it has not consumed."""
 
     @workflow("two steps")
     class TwoSteps:
@@ -177,7 +177,7 @@ def test_each_signal_is_consumed_at_most_once(work):
 
 @pytest.mark.exact_times
 def test_a_signal_that_was_taken_before_its_delivery_is_not_delivered_again(clock, work):
-    """The run looks for what is on its way when it begins to wait; the delivery comes after it waits once more."""
+    """The run consumes a signal that is not delivered yet; the later delivery does not end its next wait."""
 
     def outcome(self):
         if not Signal.objects.exists():
@@ -280,7 +280,7 @@ def test_many_who_wait_are_woken_in_a_few_statements(work):
     signal = engine.signal("bell")
     with CaptureQueriesContext(connection) as queries:
         from django_ai.automation.queues.claim import claim
-        from django_ai.automation.workflows.arrivals import deliver
+        from django_ai.automation.workflows.delivery import deliver
 
         (mine,) = claim(Signal, signal.wake_at, 1)
         deliver(mine, lambda: signal.wake_at)

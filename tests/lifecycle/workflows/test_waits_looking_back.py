@@ -103,7 +103,7 @@ def test_an_entity_that_was_deleted_after_its_event(work):
 
 
 def test_a_deleted_entity_and_a_lookup_that_needs_the_database(work):
-    """Nobody can say it any more: the run goes on waiting, and lives."""
+    """A lookup that needs the deleted row cannot be evaluated: the run keeps waiting and does not fail."""
     run = waiting({"status__iregex": "p"}, "order_gone")
     many = waiting({"guests__name": "Ann"}, "order_gone")
     work()
@@ -128,7 +128,7 @@ def test_a_parents_row_is_compared_whichever_class_saved_it(work):
 
 
 def test_looking_back_reads_a_few_events_at_a_time_and_none_twice(work, monkeypatch):
-    """Without a cursor that stays open: the parts meet without a gap, also where events occurred at the same moment."""
+    """It needs no open cursor: the batches have no gaps, even if events occurred at the same moment."""
     monkeypatch.setattr(lookback, "ROWS_PER_QUERY", 2)
     for _ in range(7):
         Reservation.objects.create(status="confirmed")
@@ -136,5 +136,5 @@ def test_looking_back_reads_a_few_events_at_a_time_and_none_twice(work, monkeypa
     events = Event.objects.filter(event_name="reservation_confirmed")
     Event.objects.filter(pk=events.last().pk).update(occurred_at=None)
     found = [event.pk for event in lookback._with_entities(events)]
-    assert found[1:] == sorted(found[1:]), "as they occurred"
+    assert found[1:] == sorted(found[1:]), "the events are not in the order of their occurrence"
     assert (len(set(found)), len(found), found[0]) == (7, 7, events.last().pk)

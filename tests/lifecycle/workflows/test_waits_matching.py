@@ -1,4 +1,4 @@
-"""Waits that compare more than equality: residual lookups, typed values, looking back, and what is refused."""
+"""Waits with lookups other than equality: residual lookups, typed values, looking back, and rejected matches."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MATCHES = {
 
 @pytest.mark.parametrize("before", [True, False], ids=["looking back", "notified"])
 def test_lookups_that_are_more_than_equality(work, before):
-    """Both sides come to the same: whoever waits when it occurs, and whoever begins to wait afterwards."""
+    """A lookup gives the same result for a run that waits when the event occurs and for one that waits later."""
     wrong = []
     for title, (wanted, other, fits) in MATCHES.items():
         first, second = Order.objects.create(), Order.objects.create()
@@ -273,7 +273,7 @@ def test_values_are_typed_by_the_field(work, before):
 
 
 def test_nonsense_of_the_users_never_breaks_the_save_of_others(work):
-    """A value that the field cannot have is found by nobody; it does no harm to who saves or to who else waits."""
+    """A value that the field cannot have matches no event, and breaks neither the save nor other waits."""
     silly = [
         waiting({"amount__gte": "{{ ctx.text }}"}, text="a lot"),
         waiting({"due_at__year": "{{ ctx.text }}"}, text="soon"),
@@ -290,7 +290,7 @@ def test_nonsense_of_the_users_never_breaks_the_save_of_others(work):
     assert statuses(*silly) == before
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- rejected matches --------------------------------------------------------------------------------------------------
 
 
 def test_a_match_that_makes_no_sense_fails_the_run_at_once(work):
@@ -316,7 +316,7 @@ def test_a_match_that_makes_no_sense_fails_the_run_at_once(work):
         if text not in run.error
     ]
     assert silent == []
-    assert {run.steps.count() for run in runs} == {1}  # wrong use is not tried again
+    assert {run.steps.count() for run in runs} == {1}  # wrong use is not retried
 
 
 @pytest.mark.parametrize("name", ["*", "order_*", "order_saved*"])
@@ -347,7 +347,7 @@ def test_a_waits_namespace_is_a_text(namespace):
         wait_for_event("order_saved", namespace=namespace)
 
 
-# -- the rest of a match -----------------------------------------------------------------------------------------------
+# -- other cases -------------------------------------------------------------------------------------------------------
 
 
 def test_a_residual_wait_can_time_out(clock, work):
@@ -356,7 +356,7 @@ def test_a_residual_wait_can_time_out(clock, work):
     clock.tick(DAY)
     work()
     run.refresh_from_db()
-    assert run.status == "suspended"  # entered again with "timeout", and waits once more
+    assert run.status == "suspended"  # the step ran again with "timeout" and waits once more
     assert run.steps.count() == 2
 
 
@@ -394,7 +394,7 @@ def test_two_models_of_one_event_name_and_a_field_of_only_one(declare, work):
 
 
 def test_a_key_of_one_model_does_not_meet_a_lookup_of_another(declare, work):
-    """``pk`` is a field of both; ``number__in`` only of one. The other one's row must not be asked for it."""
+    """Only ``Room`` has both fields: an event of the same name from ``Ticket`` does not evaluate the match."""
     declare(Room, EventDefinition("saved", trigger=EventTrigger.UPDATE))
     declare(Ticket, EventDefinition("saved", trigger=EventTrigger.UPDATE))
     run = waiting({"is_clean": True, "number__gte": "1"}, "saved")
@@ -408,7 +408,7 @@ def test_a_key_of_one_model_does_not_meet_a_lookup_of_another(declare, work):
 
 
 def test_a_match_survives_its_way_through_the_database(work):
-    """The values of a residual are read back from the row's JSON when the event comes."""
+    """The values of a residual match are read from the row's JSON when the event occurs."""
     noon = datetime(2030, 1, 1, 12, tzinfo=UTC)
     ann = Guest.objects.create(name="Ann")
     runs = [
@@ -429,7 +429,7 @@ def test_a_match_survives_its_way_through_the_database(work):
 
 
 def test_a_match_and_a_deployment_that_drops_the_field(declare, work, monkeypatch):
-    """A lookup that nobody understands any more wakes nobody and breaks no save."""
+    """A lookup of a field that no longer exists wakes no run and breaks no save."""
     run = waiting({"amount__gte": 5})
     work()
     run.waits.update(match={"price__gte": 5})

@@ -1,129 +1,48 @@
-"""The model of the soak: what the promises allow, given what the outside did. Pure Python, and nothing of the engine.
+"""The model of the soak: which results the promises allow, given the actions of the outside. It uses no engine code.
 
-The outside's *deeds* are known with the moments between which each was committed. What user code left behind, the
-*effects*, is read at the end, when nothing is due any more. ``compare`` goes through each run's program and each
-thing's events, and says what is missing, what is there twice, and what could not have happened. Where the outcome is a
-race (a signal against a timeout, a cancellation against a step) every outcome that the deeds allow is right, but one
-of them must have happened as a whole.
+For each action of the outside, a *deed*, the two times between which it was committed are known. The *effects* that
+user code recorded are read at the end, when nothing is due any more. ``compare`` checks each run's program and each
+thing's events, and reports what is missing, what exists twice, and what could not have happened. If the outcome is a
+race (a signal against a timeout, a cancellation against a step), each outcome that the deeds allow is correct, but one
+of them must have happened completely.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
+
+from . import crates
+from .crates import of_crates
+from .ticking import OWNERS, of_schedules
+from .visits import of_visits
+from .world import Deed, Effect, Occurrence, Run, World
 
 TRIES = 4
 REACH = timedelta(seconds=20)
-"""So far back behind its creation a run may hear what came: behind transactions that were in flight, such as that of a
-worker that is stopped for 5 s, and what the clock of the database's machine may be set back meanwhile."""
+"""How long before the creation of a run an event may have occurred that still wakes it. The limit covers transactions
+in flight, such as that of a worker that is stopped for 5 s, and a database clock that is set back meanwhile."""
 BEFORE = timedelta(milliseconds=-800)
 MILESTONES = {
     "soak_due-": timedelta(milliseconds=-400),
     "soak_due": timedelta(0),
     "soak_due+": timedelta(milliseconds=600),
 }
+NEWS_LATER = timedelta(milliseconds=600)
+NEWS_BATCH = timedelta(milliseconds=500)
+"""How long an event waits at most for the others of its batch."""
 ONCE_EACH = ("soak_made", "soak_ready", "soak_gone", *MILESTONES)
-"""What may happen to a thing at most once."""
-
-
-@dataclass(frozen=True)
-class Deed:
-    """Something that the outside did: committed between ``begun`` and ``ended``."""
-
-    number: int
-    kind: str
-    target: str
-    begun: datetime
-    ended: datetime
-    detail: Mapping[str, Any] = field(default_factory=dict)
-    result: Any = None
-
-
-@dataclass(frozen=True)
-class Effect:
-    owner: str
-    key: str
-    serial: int | None
-    at: datetime
-    not_before: datetime | None = None
-    idempotency: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as it is at the end."""
-
-    tag: str
-    status: str
-    tally: Sequence[str]
-    started: datetime | None = None
-    """When it was created, for a run of a workflow."""
-    error: str = ""
-    lost: bool = False
-    """Whether a worker has lost its lease on it."""
-
-
-@dataclass(frozen=True)
-class Occurrence:
-    """An event row of a thing: when it occurred, if it did."""
-
-    thing: str
-    name: str
-    pk: int
-    at: datetime | None
-
-
-@dataclass(frozen=True)
-class Milestone:
-    """A row that says that a callback or handler was called for a milestone, and when that milestone fired."""
-
-    owner: str
-    key: str
-    event: int
-    fired: datetime
-    status: str
-
-
-@dataclass
-class World:
-    """All that is known at the end. ``slack``: how long after a moment was read the rows for it may have been.
-    ``skew``: by how much the clocks of workers were wrong at most. ``skipped``: how often a claim kept an agent from
-    handling the touches of a thing."""
-
-    deeds: Sequence[Deed]
-    effects: Sequence[Effect]
-    runs: Sequence[Run]
-    occurrences: Sequence[Occurrence]
-    milestones: Sequence[Milestone]
-    now: datetime
-    slack: timedelta = timedelta(0)
-    skew: timedelta = timedelta(0)
-    skipped: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.by_owner: dict[str, list[Effect]] = {}
-        for effect in self.effects:
-            self.by_owner.setdefault(effect.owner, []).append(effect)
-        self.by_tag: dict[str, list[Run]] = {}
-        for run in self.runs:
-            self.by_tag.setdefault(run.tag, []).append(run)
-        self.by_target: dict[tuple[str, str], list[Deed]] = {}
-        for deed in self.deeds:
-            self.by_target.setdefault((deed.kind, deed.target), []).append(deed)
-
-    def of(self, kind: str, target: str) -> list[Deed]:
-        return self.by_target.get((kind, target), [])
-
-    def is_gone(self, thing: str) -> bool:
-        return bool(self.of("delete", thing))
+"""The events and milestones that may happen at most once for each thing."""
 
 
 def compare(world: World) -> list[str]:
-    """Return what is not as it was promised: one sentence each, none if all is well."""
-    return [*_of_effects(world), *_of_things(world), *_of_runs(world), *_of_cancelled(world)]
+    """Return the broken promises, one sentence each."""
+    parts = (_of_effects, _of_things, _of_news, _of_runs, _of_cancelled, of_schedules, of_crates, of_visits)
+    return [said for part in parts for said in part(world)]
 
 
 def _of_effects(world: World) -> Iterator[str]:
@@ -131,11 +50,34 @@ def _of_effects(world: World) -> Iterator[str]:
         if effect.not_before is not None and effect.at < effect.not_before - world.skew:
             yield f"{effect.owner} {effect.key}: early, at {effect.at}, and not due before {effect.not_before}"
     started = {deed.target for deed in world.deeds if deed.kind == "start"}
-    made = {deed.target for deed in world.deeds if deed.kind == "make"}
-    for owner in world.by_owner:
+    made = {deed.target for kind in ("make", "visit") for deed in world.of_kind(kind)} | crates.names_of(world)
+    emitted = {(deed.target, "news") for deed in world.deeds if deed.kind == "emit"}
+    for owner in sorted(world.by_owner.keys() - set(OWNERS.values())):
         root, _, part = owner.partition(":")
-        if root.split(".")[0] not in started and not (root in made and part):
-            yield f"{owner} left effects, and nobody asked for it"
+        if root.split(".")[0] not in started and not (root in made and part) and (root, part) not in emitted:
+            yield f"{owner} left effects that were not requested"
+
+
+# -- news --------------------------------------------------------------------------------------------------------------
+
+
+def _of_news(world: World) -> Iterator[str]:
+    """Each key is one event, with the date that was given first, however often it was emitted."""
+    for key in dict.fromkeys(deed.target for deed in world.deeds if deed.kind == "emit"):
+        first, *again = world.of("emit", key)
+        if others := {deed.result for deed in again} - {first.result}:
+            yield f"news {key}: the key is that of event {first.result}, and of {sorted(others)}"
+        due = first.detail["due"] or first.ended
+        left = Counter((effect.key, effect.serial) for effect in world.by_owner.get(f"{key}:news", ()))
+        moments = {"heard": due, "later": due + NEWS_LATER, "together": due + NEWS_BATCH}
+        expected = Counter({(what, first.result): 1 for what, at in moments.items() if at <= world.now})
+        # What is due at the very end may or may not have been performed by then.
+        open_ones = {(what, first.result) for what, at in moments.items() if abs(world.now - at) <= world.slack}
+        if due - world.slack <= world.now < due + NEWS_BATCH:
+            open_ones.add(("together", first.result))  # others may have filled its batch already
+        wrong = {each for each in left.keys() | expected.keys() if left[each] != expected[each]} - open_ones
+        if wrong:
+            yield f"news {key}: it left {dict(left)}, and {dict(expected)} is right"
 
 
 # -- things ------------------------------------------------------------------------------------------------------------
@@ -159,8 +101,8 @@ def _of_thing(
     world: World, made: Deed, touched: int, occurrences: Mapping[tuple[str, str], Sequence[Occurrence]]
 ) -> Iterator[str]:
     name, gone = made.target, world.is_gone(made.target)
-    calls = _counted(world, f"{name}:call")
-    kept = _counted(world, f"{name}:keeper")
+    calls = world.counted(f"{name}:call")
+    kept = world.counted(f"{name}:keeper")
     for owner in (f"{name}:call", f"{name}:keeper"):
         twice = Counter((effect.key, effect.serial) for effect in world.by_owner.get(owner, ()))
         for (key, serial), number in twice.items():
@@ -184,17 +126,20 @@ def _of_thing(
     touched += sum(1 for deed in world.of("touch", name) if deed.result)
     done = calls["soak_touched"] + calls["soak_touched cancelled"]
     if done != touched if not gone else done < touched or done > touched + 1:
-        # A deletion cancels the row that waited for the next touch, too.
+        # A deletion also cancels the row that waited for the next touch.
         yield f"it was touched {touched} times, and soak_touched was called or cancelled {done} times"
     occurred = len([each for each in occurrences.get((name, "soak_touched"), ()) if each.at is not None])
     if calls["soak_touched"] != occurred:
         yield f"soak_touched occurred {occurred} times, and was called {calls['soak_touched']} times"
+    if calls["rested"] != occurred:
+        yield f"soak_touched occurred {occurred} times, and windows had {calls['rested']} of them"
+    values = [bool(made.detail["ready"]), *(bool(deed.detail["value"]) for deed in world.of("ready", name))]
+    falls = sum(1 for was, becomes in pairwise(values) if was and not becomes)
+    done = calls["soak_unready"] + calls["soak_unready cancelled"]
+    if done != falls or (calls["soak_unready cancelled"] and not gone):
+        yield f"it became unready {falls} times, and soak_unready was called or cancelled {done} times"
     yield from _of_keeper(world, made, gone, calls, kept)
     yield from _of_dates(world, made)
-
-
-def _counted(world: World, owner: str) -> Counter[str]:
-    return Counter(effect.key for effect in world.by_owner.get(owner, ()))
 
 
 def _allowed(world: World, made: Deed, key: str) -> set[int]:
@@ -226,15 +171,14 @@ def _is_cancelled(world: World, name: str) -> bool:
 
 
 def _dates(world: World, made: Deed) -> list[tuple[datetime | None, datetime, datetime]]:
-    """Return the dates of a thing, each with the earliest moment at which it may, and the last at which it may still
-    have been the one in force."""
+    """Return the dates of a thing, each with the earliest and the latest time at which it may have been in force."""
     deeds = [made, *world.of("date", made.target)]
     ends = [*(deed.ended for deed in deeds[1:]), datetime.max.replace(tzinfo=world.now.tzinfo)]
     return [(deed.detail["due"], deed.begun, end) for deed, end in zip(deeds, ends, strict=True)]
 
 
 def _of_dates(world: World, made: Deed) -> Iterator[str]:
-    """No timer is early: when a milestone fired, a date was in force whose time for it had come."""
+    """Check that no timer is early: when a milestone fired, it was due for a date that was in force."""
     dates = _dates(world, made)
     for milestone in world.milestones:
         if milestone.key not in MILESTONES or milestone.owner.partition(":")[0] != made.target:
@@ -266,7 +210,7 @@ def _of_keeper(world: World, made: Deed, gone: bool, calls: Counter[str], kept: 
         missing = calls[key] - kept[key]
         if key == "soak_touched" and _claims_touches(world, name):
             missing -= world.skipped.get(name, 0)
-        # A keeper that was not there when a milestone fired gets it at the new date, where that lies ahead again.
+        # A keeper that did not exist when a milestone fired handles it at a new date that is still to come.
         to_come = (
             key in MILESTONES and not calls["soak_due"] and last is not None and last + MILESTONES[key] > world.now
         )
@@ -289,7 +233,7 @@ def _of_runs(world: World) -> Iterator[str]:
             yield from _of_run(world, deed.target, deed.detail["program"], deed.detail["thing"])
         elif deed.kind == "make":
             name = deed.target
-            ready = _counted(world, f"{name}:call")["soak_ready"]
+            ready = world.counted(f"{name}:call")["soak_ready"]
             found = len(world.by_tag.get(f"{name}:ready", ()))
             if found != ready:
                 yield f"{name}:ready: {found} runs, and soak_ready was called {ready} times"
@@ -300,14 +244,14 @@ def _of_runs(world: World) -> Iterator[str]:
 
 def _of_planned(world: World, made: Deed) -> Iterator[str]:
     name = made.target
-    left = _counted(world, f"{name}:before")
+    left = world.counted(f"{name}:before")
     dates = _dates(world, made)
     last, frozen = dates[-1][0], [deed.detail["value"] for deed in world.of("freeze", name)]
     allowed = {0, 1}
     if not any(date is not None and date + BEFORE <= world.now for date, _, _ in dates):
         allowed = {0}
     elif _is_cancelled(world, name):
-        pass  # it had begun before, or it was withdrawn
+        pass  # the run had started before, or it was withdrawn
     elif last is not None and last <= world.now and not world.is_gone(name) and not (frozen and frozen[-1]):
         allowed = {1}
     for key in ("0:mark", "1:end"):
@@ -337,7 +281,7 @@ def _of_run(world: World, tag: str, program: Sequence[Mapping[str, Any]], thing:
 
 @dataclass
 class ProgramCheck:
-    """The way of one run through its program."""
+    """Compares the effects of one run with its program."""
 
     world: World
     run: Run
@@ -345,9 +289,13 @@ class ProgramCheck:
     thing: str
 
     def compare(self) -> Iterator[str]:
-        left = self._folded()
+        undone = [effect for effect in self._folded() if effect.key.endswith(":undone")]
+        left = [effect for effect in self._folded() if effect not in undone]
+        yield from self._of_undone(left, undone)
         yield from self._of_keys(left)
         yield from self._of_tally(left)
+        if self._is_recalled() and self.run.status not in ("completed", "failed", "cancelled"):
+            yield f"its thing was deleted, which cancels it, and it is {self.run.status}"
         at = 0
         for pc, instruction in enumerate(self.program):
             took = []
@@ -371,9 +319,16 @@ class ProgramCheck:
         if at != len(left):
             yield f"it left what cannot come there: {[effect.key for effect in left[at:]]}"
 
+    def _of_undone(self, left: Sequence[Effect], undone: Sequence[Effect]) -> Iterator[str]:
+        """A run that has done something and is cancelled has undone it once; no other has."""
+        is_cancelled = self.run.status == "cancelled"
+        if len(undone) > 1 or (undone and not is_cancelled) or (is_cancelled and self.run.tally and not undone):
+            yield f"it is {self.run.status} after {[effect.key for effect in left]}, and was undone {len(undone)} times"
+
     def _folded(self) -> list[Effect]:
-        """Return the effects, those of one visit outside any transaction as one. A worker that has lost its lease may
-        leave its own after others have gone on with the run: no transaction holds it back."""
+        """Return the effects, with repeated ones of one visit outside a transaction counted once. A worker that has
+        lost its lease may record such an effect after another worker has continued the run, as it is in no transaction.
+        """
         found: list[Effect] = []
         for effect in self.world.by_owner.get(self.run.tag, ()):
             before = found if self.run.lost else found[-1:]
@@ -382,7 +337,9 @@ class ProgramCheck:
         return found
 
     def _of_keys(self, left: Sequence[Effect]) -> Iterator[str]:
-        twice = [key for key, number in Counter(effect.key for effect in left).items() if number > 1]
+        # Two branches of one instruction have received two signals.
+        seen = Counter((effect.key, effect.serial if effect.key.endswith(":signal") else None) for effect in left)
+        twice = [key for key, number in seen.items() if number > 1]
         if twice:
             yield f"it did twice: {twice}"
         keys: dict[str, set[str]] = {}
@@ -401,8 +358,9 @@ class ProgramCheck:
                 yield f"its Context says {list(self.run.tally)}, and its effects are {keys}"
 
     def _whole(self, pc: int, instruction: Mapping[str, Any]) -> set[tuple[str, ...]]:
-        """Return what an instruction leaves that has been done and lets the run go on."""
-        if instruction.get("fails", 0) >= TRIES:
+        """Return the possible effects of an instruction that is finished and lets the run continue."""
+        # A run that lost three workers was parked, and resumed with all its attempts.
+        if instruction.get("fails", 0) >= TRIES and not self.run.lost:
             return set()
         match instruction["do"]:
             case "mark" | "loose":
@@ -417,11 +375,17 @@ class ProgramCheck:
                 return {("began", "done")}
             case "touch":
                 return {("touched",), ("missed",)}
+            case "stock":
+                return {("stocked",), ("missed",)}
             case "sleep":
                 return {("sleeps", "timer")}
             case "wait":
                 woke = "event" if "event" in instruction["on"] else "signal"
                 return {("waits", woke), *([("waits", "timeout")] if instruction.get("timeout") is not None else [])}
+            case "choose":
+                return {("chooses", "signal"), ("chooses", "timer")}
+            case "gather":
+                return {("gathers", *["signal"] * number, "gathered") for number in range(3)}
             case "call":
                 return {("calls", f"child {status}") for status in ("completed", "failed", "cancelled")}
         return set()
@@ -430,7 +394,8 @@ class ProgramCheck:
         self, pc: int, instruction: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]
     ) -> Iterator[str]:
         begins = {"sleep": ("sleeps",), "wait": ("waits",), "call": ("calls",), "loose": ("loose",)}
-        # A try outside any transaction leaves its effect, whatever becomes of it.
+        begins |= {"choose": ("chooses",), "gather": ("gathers",)}
+        # An attempt outside a transaction leaves its effect, whatever its outcome.
         begun = begins.get(instruction["do"], ())
         fails = instruction.get("fails", 0) >= TRIES or instruction["do"] == "fail"
         whole = {
@@ -446,8 +411,16 @@ class ProgramCheck:
             yield f"{pc} ({instruction['do']}) failed, and the run is {self.run.status}"
         if instruction["do"] == "touch" and whats == ["missed"] and self.thing and not self.world.is_gone(self.thing):
             yield f"{pc} (touch) missed a thing that is there"
+        if (
+            instruction["do"] == "stock"
+            and whats == ["missed"]
+            and not crates.is_gone(self.world, instruction["crate"])
+        ):
+            yield f"{pc} (stock) missed {instruction['crate']}, which is there"
         if instruction["do"] == "wait" and whats and whats[-1] != "failed":
             yield from self._of_wait(pc, instruction, took, whats)
+        if instruction["do"] in ("choose", "gather"):
+            yield from self._of_branches(pc, instruction, took)
         if instruction["do"] == "call" and whats:
             yield from _of_run(self.world, f"{self.run.tag}.{pc}", instruction["program"], self.thing)
             child = [run.status for run in self.world.by_tag.get(f"{self.run.tag}.{pc}", ())]
@@ -473,19 +446,35 @@ class ProgramCheck:
         if ready and self.run.status not in ("cancelled", "parked"):
             yield f"{pc} (wait) {'timed out' if whats[-1] == 'timeout' else 'still waits'}, and {ready} had come"
 
+    def _of_branches(self, pc: int, instruction: Mapping[str, Any], took: Sequence[Effect]) -> Iterator[str]:
+        """Each signal that a branch has received had come, under one of its names, and was not received before."""
+        before = [effect.serial for effect in self._woken_by_same({"on": "broadcast"}, pc)]
+        sent: dict[int | None, Deed] = {}
+        for name in set(instruction["names"]):
+            sent |= {deed.detail["serial"]: deed for deed in self.world.of("broadcast", name)}
+        for effect in took:
+            if not effect.key.endswith(":signal"):
+                continue
+            came = sent.get(effect.serial)
+            if came is None or came.begun > effect.at + self.world.skew:
+                yield f"{pc} ({instruction['do']}) received {effect.serial}, which had not come: {came}"
+            if effect.serial in before:
+                yield f"{pc} ({instruction['do']}) received {effect.serial} once more"
+            before.append(effect.serial)
+
     def _was_due(self, instruction: Mapping[str, Any], took: Sequence[Effect], came: tuple[datetime, datetime]) -> bool:
-        """Say whether what came at a time had to wake the wait, which went by it."""
+        """Return whether a message of that time had to wake the wait, which did not receive it."""
         timed_out, waits, created = len(took) > 1, took[0].at, self.run.started
         if instruction["on"] != "signal" and (created is None or came[0] <= created + 2 * self.world.skew):
-            return False  # what came just before the run was created may be heard, and need not
+            return False  # a message from just before the run was created may or may not wake it
         if instruction["on"] == "broadcast":
-            # When a timeout and a worker meet it, either is right.
+            # If it races with a timeout, both outcomes are correct.
             return not timed_out
-        # Sent to this run, or occurred since it began: it was there for the wait to find.
+        # It was sent to this run, or it occurred after the run started, so the wait had to find it.
         return not timed_out or came[1] + self.world.slack < waits
 
     def _sent(self, pc: int, instruction: Mapping[str, Any]) -> dict[int, tuple[datetime, datetime]]:
-        """Return what may wake the wait: between which moments it came, by its serial."""
+        """Return the messages that may wake the wait, by serial, with the two times between which each came."""
         world = self.world
         if instruction["on"] == "signal":
             return {
@@ -505,7 +494,7 @@ class ProgramCheck:
         }  # fmt: skip
 
     def _woken_by_same(self, instruction: Mapping[str, Any], pc: int) -> Iterator[Effect]:
-        """Yield what woke the earlier waits of this run by the same kind of message."""
+        """Yield the effects of this run's earlier waits that the same kind of message woke."""
         reason = "event" if "event" in instruction["on"] else "signal"
         for effect in self.world.by_owner.get(self.run.tag, ()):
             number, _, what = effect.key.partition(":")
@@ -515,7 +504,7 @@ class ProgramCheck:
     def _of_stop(
         self, pc: int, instruction: Mapping[str, Any], took: Sequence[Effect], whats: Sequence[str]
     ) -> Iterator[str]:
-        """The run did not go on from here: there must be a reason."""
+        """Check that there is a reason why the run did not continue from here."""
         status = self.run.status
         waits = instruction["do"] == "wait" and list(whats) == ["waits"]
         if status == "suspended":
@@ -538,8 +527,15 @@ class ProgramCheck:
         root, tag = self.run.tag.split(".")[0], self.run.tag
         asked = [deed for deed in self.world.deeds if deed.kind == "cancel" and _is_under(tag, deed.target)]
         parent = self.world.by_tag.get(tag.rpartition(".")[0], []) if tag != root else []
+        if self._is_recalled():
+            return
         if not any(deed.result for deed in asked) and not any(each.status == "cancelled" for each in parent):
-            yield "it was cancelled, and nobody asked for it"
+            yield "it was cancelled without a request"
+
+    def _is_recalled(self) -> bool:
+        """Return whether the run is that of a thing which had become ready, and was deleted since."""
+        name, _, part = self.run.tag.partition(":")
+        return part == "ready" and self.world.is_gone(name)
 
 
 def _is_under(tag: str, other: str) -> bool:
@@ -547,11 +543,11 @@ def _is_under(tag: str, other: str) -> bool:
 
 
 def _of_cancelled(world: World) -> Iterator[str]:
-    """Nothing of a run is kept that was done after it had been cancelled."""
+    """Check that a cancelled run has no effects from after its cancellation."""
     for deed in world.deeds:
         if deed.kind == "cancel" and deed.result:
             for effect in world.by_owner.get(deed.target, ()):
-                if effect.at > deed.ended and not effect.key.endswith(":loose"):
+                if effect.at > deed.ended and not effect.key.endswith((":loose", ":undone")):
                     yield f"{deed.target} {effect.key} was left at {effect.at}, and cancelled until {deed.ended}"
             for run in world.by_tag.get(deed.target, ()):
                 if run.status != "cancelled":

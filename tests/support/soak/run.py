@@ -1,17 +1,19 @@
-"""The soak: random programs under fire, and at the end what is there is compared with what the model says.
+"""The soak: random programs run under fire, and at the end the rows are compared with what the model allows.
 
     python -m tests.support.soak.run --minutes 2 --seed 7 --database postgresql
 
-The outside (``outside.Chooser``) makes things and moves their dates, flips conditions, starts runs, sends signals, one
-by one and in bursts, claims, cancels runs and events, and deletes; some steps hang until their timeout. The clocks
-of the workers are wrong by up to ``--skew`` seconds. Meanwhile workers are killed about once a second, some are stopped
-for longer than their lease and then go on, for a while a ``qcluster`` works beside them and loses processes, and the
-database is stopped at once and started again (not SQLite, which has no server). After the time is up the workers drain
-all that is left, ``model.compare`` compares, and every unfinished row must say what it waits for.
+The outside (``actions.Chooser``) creates things, moves their dates, changes conditions, starts runs, sends signals one
+by one and in bursts, cancels runs and events, and deletes things. It writes to crates in the ways of which Django sends
+no signals, and as another program; it moves visits, and the time zones of their halls. Two schedules tick. Some steps
+hold claims, and some hang until their timeout. The clocks of the workers are wrong by up to ``--skew`` seconds.
+Meanwhile a worker is killed about once a second, workers are suspended (often for longer than their lease) and then
+continue, a ``qcluster`` sometimes works beside them and loses processes, something is paused for about two seconds, and
+the database is stopped immediately and restarted (not SQLite, which has no server). When the time is up, the workers
+drain all remaining work, ``model.compare`` compares, and each unfinished row must have a reason to wait.
 
-The seed drives every choice of the outside. When a kill meets a worker is up to the machine, so a seed that has failed
-may pass; what is printed (the difference, the deeds, the effects, the history rows) is meant to be enough. Exit code 0:
-all is well.
+The seed determines every choice of the outside. What a worker does when it is killed depends on the machine, so a seed
+that has failed may pass the next time. The output (the difference, the deeds, the effects, the history rows) should be
+enough to find the cause. Exit code 0: no findings.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from tests.support.child_processes import ROOT, group_of, is_alive, kill_group, spawn
 from tests.support.fork_server import ForkServer
@@ -38,11 +42,21 @@ from tests.support.servers import NoBinariesError, Server, private_mariadb, priv
 
 LEASE = 1.5
 BACKLOG = 300
-"""Rows that may be due before the outside rests."""
+"""Number of due rows above which the outside pauses."""
 PATIENCE = 120
-"""Seconds without progress after which it does not come to rest any more."""
+"""Seconds without progress after which the soak gives up waiting for the remaining rows."""
+REST = 10
+"""Seconds for which the rows that remain may seem to wait for a worker."""
+PAUSABLE: tuple[dict[str, Any], ...] = (
+    {"workflow": "soak:program"},
+    {"workflow": "soak:ready"},
+    {"agent": "soak:keeper"},
+    {"queue": "planned"},
+    {"queue": "default"},
+    {"everything": True},
+)
 SKIP = 77
-"""Exit code where the binaries of a server are missing."""
+"""Exit code if the binaries of a server are missing."""
 
 
 def main() -> None:
@@ -51,8 +65,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--database", choices=("sqlite", "postgresql", "mariadb"), default="sqlite")
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--replica", action="store_true", help="what is read without saying where is a lagging replica")
-    parser.add_argument("--skew", type=float, default=0.4, help="by how many seconds clocks of workers may be wrong")
+    parser.add_argument(
+        "--replica", action="store_true", help="read from a lagging replica where the code names no database"
+    )
+    parser.add_argument("--skew", type=float, default=0.4, help="largest error of the workers' clocks, in seconds")
     wanted = parser.parse_args()
     print(f"soak of {wanted.minutes:g} minutes on {wanted.database}, --seed {wanted.seed}", flush=True)
     try:
@@ -73,12 +89,13 @@ def main() -> None:
 
 @contextlib.contextmanager
 def own_database(kind: str, lease: float = LEASE) -> Iterator[Server | None]:
-    """Start a database of our own, and let the environment lead this process and its children to it."""
+    """Start a separate database, and set the environment so that this process and its children use it."""
     common = {
         "DJANGO_SETTINGS_MODULE": "tests.settings",
         "TEST_DATABASE": kind,
         "TEST_LEASE_SECONDS": str(lease),
         "TEST_RUNTIME": "silent",
+        "SOAK_LANES": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
     }
     with contextlib.ExitStack() as stack:
@@ -102,7 +119,7 @@ def set_up() -> None:
     from django.conf import settings
     from django.core.management import call_command
 
-    for alias in settings.DATABASES:  # a replica is migrated, and never written
+    for alias in settings.DATABASES:  # a replica is migrated, but never written to
         call_command("migrate", verbosity=0, run_syncdb=True, database=alias)
 
 
@@ -128,11 +145,15 @@ class Soak:
         self.restarting: threading.Thread | None = None
         self.count = Counter[str]()
         self.asked_again, self.behind = 0.0, False
+        self.paused: dict[str, Any] = {}
 
     def run(self) -> list[str]:
-        """Return what is wrong: nothing, if all is well."""
+        """Run the soak, and return its findings: an empty list if nothing is wrong."""
+        from django.utils import timezone
+
         from .observations import world_of
 
+        since = timezone.now()
         try:
             self._under_fire()
             quiet = self._settle()
@@ -140,8 +161,12 @@ class Soak:
             self._stop_cluster()
             self.fork_server.close()
         print(f"{len(self.outside.deeds)} deeds, {dict(self.count)}", flush=True)
-        world = world_of(self.outside, slack=timedelta(seconds=LEASE + 1), skew=self.skew)
-        print(f"{len(world.effects)} effects, runs: {dict(Counter(run.status for run in world.runs))}", flush=True)
+        world = world_of(self.outside, slack=timedelta(seconds=LEASE + 1), skew=self.skew, since=since)
+        kinds = Counter(effect.owner.partition(":")[2] or "run" for effect in world.effects)
+        print(f"{len(world.effects)} effects: {dict(kinds)}", flush=True)
+        ticks = {name: (row.fired, row.skipped) for name, row in world.schedules.items()}
+        print(f"times of the schedules, and how many of them were left out: {ticks}", flush=True)
+        print(f"runs: {dict(Counter(run.status for run in world.runs))}", flush=True)
         return [*quiet, *self._verdict(world)]
 
     # -- under fire ----------------------------------------------------------------------------------------------------
@@ -155,6 +180,7 @@ class Soak:
             "a cluster comes or goes": (12.0, self._change_cluster),
             "a process of the cluster is killed": (4.0, self._kill_in_cluster),
             "the database restarts": (13.0, self._restart),
+            "something is paused or continues": (2.0, self._pause),
         }
         due = {name: started + self.random.uniform(0.5, 1.5) * every for name, (every, _) in fire.items()}
         while (now := time.monotonic()) < end:
@@ -168,8 +194,8 @@ class Soak:
             time.sleep(self.random.uniform(0, 0.06))
 
     def _is_behind(self, now: float) -> bool:
-        """Return whether so much is due that the outside rests: on a busy machine the workers would never come to the
-        end of it, and it would be a long queue that is tried and nothing else."""
+        """Return whether so many rows are due that the outside pauses. Otherwise the workers of a busy machine would
+        never catch up, and the soak would test only a long queue."""
         from django.db import DatabaseError, connections
 
         from .observations import restless
@@ -193,10 +219,10 @@ class Soak:
         self._signal(self.random.choice(self.pids), self.random.choice([signal.SIGKILL] * 4 + [signal.SIGTERM]))
 
     def _stop(self) -> None:
-        """Stop a worker for longer than its lease: somebody else takes what it has, and then it goes on."""
+        """Suspend a worker, often for longer than its lease: another worker claims its rows, and then it continues."""
         pid = self.random.choice(self.pids)
         self._signal(pid, signal.SIGSTOP)
-        # By a thread of its own: on SQLite the worker may have the write lock that the outside waits for.
+        # In a separate thread: on SQLite the worker may hold the write lock that the outside waits for.
         threading.Timer(self.random.uniform(0.5, 2.5) * LEASE, self._signal, [pid, signal.SIGCONT]).start()
 
     def _signal(self, pid: int, what: signal.Signals) -> None:
@@ -205,11 +231,21 @@ class Soak:
             self.count[what.name] += 1
 
     def _restart(self) -> None:
-        """Meanwhile the outside goes on, and meets a database that is not there, or loses the answer to a commit."""
+        """Restart the database. The outside continues: it cannot connect, or loses the answer to a commit."""
         if self.server is not None and (self.restarting is None or not self.restarting.is_alive()):
             self.restarting = threading.Thread(target=self.server.restart)
             self.restarting.start()
             self.count["restarts of the database"] += 1
+
+    def _pause(self) -> None:
+        """Pause something for about two seconds."""
+        if self.paused:
+            self.outside.unpause(**self.paused)
+            self.paused = {}
+            return
+        self.paused = self.random.choice(PAUSABLE)
+        self.outside.pause(**self.paused)
+        self.count["pauses"] += 1
 
     def _change_cluster(self) -> None:
         if self.cluster is not None:
@@ -233,8 +269,8 @@ class Soak:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _settle(self) -> list[str]:
-        """Let the fire go out, and work until nothing is due, however long that takes as long as it becomes less. What
-        was parked because its workers died is resumed, as an operator would."""
+        """Stop the faults, and work until nothing is due, for as long as the number of remaining rows decreases. Rows
+        that were parked because their workers died are resumed, as an operator would do."""
         from django.utils import timezone
 
         from .observations import restless, resume_lost, without_reason
@@ -242,16 +278,22 @@ class Soak:
         self._stop_cluster()
         if self.restarting is not None:
             self.restarting.join()
+        if self.paused:
+            self.outside.unpause(**self.paused)
         self.chooser.finish()
         for pid in self.pids:
             self._signal(pid, signal.SIGKILL)
         least, deadline = float("inf"), time.monotonic() + PATIENCE
+        rested = None
         while True:
             self._respawn()
             self.count["resumed"] += resume_lost()
             left = restless(timedelta(hours=1))
             if not left:
-                return without_reason(timezone.now())
+                # What a schedule has fired just now is due for a moment.
+                found, rested = without_reason(timezone.now()), rested or time.monotonic()
+                if not found or time.monotonic() > rested + REST:
+                    return found
             if left < least:
                 least, deadline = left, time.monotonic() + PATIENCE
             if time.monotonic() > deadline:
@@ -260,15 +302,18 @@ class Soak:
             time.sleep(0.2)
 
     def _verdict(self, world: object) -> list[str]:
-        from .model import World, compare
+        from .model import compare
         from .observations import history_of
+        from .world import World
 
         assert isinstance(world, World)
         found = []
         for said in compare(world):
-            tag = said.split(": ")[0].removeprefix("thing ")
+            tag = re.sub("^(thing|news|crate|visit) ", "", said.split(": ")[0])
             root = _root_of(tag)
-            lines = [said, *(f"  {deed}" for deed in self.outside.deeds if _root_of(deed.target) == root)]
+            kinds = {"hall"} if said.startswith("visit ") else set()
+            deeds = [deed for deed in self.outside.deeds if _root_of(deed.target) == root or deed.kind in kinds]
+            lines = [said, *(f"  {deed}" for deed in deeds)]
             lines += [
                 f"  {effect.owner} {effect.key} {effect.serial or ''} at {effect.at:%H:%M:%S.%f}"
                 for effect in world.effects

@@ -1,9 +1,8 @@
-"""Throughput under fire: so many runs, and a worker killed every second until all of them have ended.
+"""Throughput under fire: runs are started, and a worker is killed every second until all runs have ended.
 
-``Fire`` starts the runs in the database that Django is set up for, and the workers in processes of their own: plain
-ones (forked, so that a dead one is replaced at once), or a ``qcluster`` of which any process may be killed, the idle
-ones too. A cluster that has wedged by it is started anew when the health check says so, as a container's liveness probe
-does.
+``Fire`` starts the runs in the configured database, and the workers in separate processes: plain workers (forked, so
+that a killed one is replaced at once), or a ``qcluster`` of which any process may be killed, idle ones included. A
+cluster that hangs because of a kill is restarted when the health check reports it, as a liveness probe would do.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from tests.support.fork_server import ForkServer
 from .observations import resume_lost
 
 TOLERANCE = timedelta(seconds=15)
-"""How long nobody may make progress before the probe says that the cluster has wedged. Workers say each five seconds
-what they have done."""
+"""How long the cluster may make no progress before the probe reports that it hangs. Workers report what they have done
+every five seconds."""
 STARTS_WITHIN = timedelta(seconds=30)
 
 
 @dataclass
 class Fire:
-    """One fight. ``runs``: how many runs of how many steps. ``every``: seconds from kill to kill."""
+    """One measurement. ``runs``: the number of runs, by number of steps. ``every``: seconds between kills."""
 
     runs: dict[int, int]
     environment: dict[str, str]
@@ -54,8 +53,8 @@ class Fire:
     count: Counter[str] = field(default_factory=Counter)
 
     def fight(self, kind: str) -> float:
-        """Start everything, kill until all have ended, and return how many seconds it took. ``kind``: ``workers`` or
-        ``qcluster``. Raises ``AssertionError`` where it takes longer than ``patience``."""
+        """Start everything, kill until all runs have ended, and return the duration in seconds. ``kind``: ``workers``
+        or ``qcluster``. Raises ``AssertionError`` if it takes longer than ``patience``."""
         self.start()
         began = time.monotonic()
         draw, next_kill, next_look = random.Random(self.seed), began + self.every, began + 5
@@ -111,10 +110,10 @@ class Fire:
             now = timezone.now()
             health = check_health(now, TOLERANCE)
             reports = health.last_worked_at is not None and health.last_worked_at > started
-            # Signs of life come each five seconds, and all may be done by then.
+            # Workers report every five seconds, and all runs may have ended by then.
             latest = StepExecution.objects.order_by("pk").last()
             works = reports or (latest is not None and latest.finished > started)
-            # A probe gives a container its time to start; nor is one killed that has not begun to work.
+            # A probe gives a container time to start. No process of a cluster that has not begun to work is killed.
             is_ill = (reports or now - started > STARTS_WITHIN) and not health.is_healthy
             if is_ill or cluster.poll() is not None:
                 self.count["clusters started anew"] += 1
@@ -134,7 +133,7 @@ class Fire:
         )
 
     def verdict(self) -> list[str]:
-        """Say what is not as it must be: each run completed, each of its effects there exactly once."""
+        """Return the violations: each run must be completed, and each of its effects must exist exactly once."""
         wanted = {f"{steps}:{each}": steps for steps, number in self.runs.items() for each in range(number)}
         ended = dict(WorkflowRun.objects.filter(name="soak:steps").values_list("data__tag", "status"))
         found = [f"{tag} is {ended.get(tag)}" for tag in wanted if ended.get(tag) != "completed"]
@@ -143,5 +142,5 @@ class Fire:
         expected = {(tag, str(key)) for tag, steps in wanted.items() for key in range(1, steps + 1)}
         found += [f"{owner} did step {key} {number} times" for (owner, key), number in left.items() if number != 1]
         found += [f"{owner} never did step {key}" for owner, key in expected - set(left)]
-        found += [f"nobody asked for step {key} of {owner}" for owner, key in set(left) - expected]
+        found += [f"step {key} of {owner} was not requested" for owner, key in set(left) - expected]
         return found

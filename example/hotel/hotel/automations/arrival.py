@@ -15,12 +15,16 @@ from django_ai.automation import (
     goto,
     idempotency_key,
     on_fail,
+    sleep,
     step,
+    wait,
+    wait_any,
     wait_for_event,
 )
 from django_ai.automation.events.models import Event
 
 from .. import external_services
+from ..desk import DOCUMENTS_WAIVED
 from ..models import Document, HousekeepingTask, Message, Reservation
 from ..pace import hours
 
@@ -42,7 +46,8 @@ class PrepareArrival:
 
     @step(start=True)
     def ask_for_documents(self) -> Outcome:
-        """Entered again when the wait ends; the event's payload has then set ``documents`` in the Context."""
+        """Waits for the first of three. Entered again by two of them; the payload of the event or signal has then set
+        ``documents`` in the Context."""
         ctx = get_context()
         if not ctx.documents:
             # A wait receives events that occur after the run has started. Earlier documents are in the table.
@@ -50,11 +55,10 @@ class PrepareArrival:
             ctx.documents = early.kind if early else ""
         if ctx.documents:
             return goto(self.make_up_the_room)
-        return wait_for_event(
-            "document_uploaded",
-            match={"reservation_id": "{{ ctx.reservation_id }}"},
-            timeout=hours(1),
-            on_timeout=self.register_at_the_desk,
+        return wait_any(
+            uploaded=wait_for_event("document_uploaded", match={"reservation_id": "{{ ctx.reservation_id }}"}),
+            waived=wait(DOCUMENTS_WAIVED),
+            too_late=sleep(hours(1), then=self.register_at_the_desk),
         )
 
     @step()

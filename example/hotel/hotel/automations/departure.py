@@ -43,7 +43,7 @@ class Departure:
 
     @on_fail
     def call_the_manager(self, error: str) -> None:
-        """Commits together with the failure: the manager gets exactly one message for each failed run."""
+        """A step of its own, before the run ends: the manager gets exactly one message for each failed run."""
         reservation = Reservation.objects.get(pk=self.context.entity_id)
         reason = error.strip().splitlines()[-1]
         Message.objects.create(reservation=reservation, text=f"Manager! {reservation} cannot leave: {reason}"[:200])

@@ -1,17 +1,22 @@
-"""The night audit: started by a call, waits for the signal that the day is closed, sleeps, and prints."""
+"""The night audit: started by a schedule, waits for the signal that the day is closed, sleeps, and prints."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from django.utils.timezone import localtime
 from pydantic import BaseModel
 
-from django_ai.automation import Outcome, complete, get_run, get_wake, goto, sleep, step, wait, workflow
+from django_ai.automation import Outcome, complete, get_run, get_wake, goto, schedule, sleep, step, wait, workflow
+from django_ai.automation.events.models import Event
 
 from .. import external_services
 from ..desk import DAY_CLOSED
 from ..models import Message
-from ..pace import hours
+from ..pace import hours, nightly
 
 
+@schedule(nightly(), overlap="skip")
 @workflow("hotel.night_audit")
 class NightAudit:
     class Context(BaseModel):
@@ -19,8 +24,10 @@ class NightAudit:
         takings: int = 0
 
     @classmethod
-    def create_context(cls, day: str) -> Context:
-        return cls.Context(day=day)
+    def create_context(cls, event: Event) -> Context:
+        """The event is that of the schedule. However late a worker is, the day is the one of the scheduled time."""
+        scheduled_at = localtime(datetime.fromisoformat(event.payload["scheduled_at"]))
+        return cls.Context(day=f"{scheduled_at:%A}")
 
     @step(start=True)
     def wait_for_the_desk(self) -> Outcome:

@@ -26,7 +26,7 @@ from ..queues.causation import CurrentRun, Owner
 from ..queues.lease import release
 from ..state.contexts import dump_context
 from ..state.versions import restore
-from ..values.clock import Clock
+from ..values.clock import Clock, later
 from ..values.failures import Raised
 from ..values.text import trace_of
 from .catch_up import spawning_executions
@@ -62,6 +62,7 @@ def activate(run: AgentRun, definition: AgentDefinition, clock: Clock) -> bool:
             run.depth,
             f"agent:{run.call_key}",
             Owner(KIND, run.pk, definition.namespace),
+            trace_context=run.trace_context,
         ),
         atomic=True,
         timeout=conf().STEP_TIMEOUT,
@@ -107,14 +108,17 @@ def _install_or_redirect(run: AgentRun, keys: Keys, singleton: str | None) -> No
 
 
 def _retry_or_fail(run: AgentRun, definition: AgentDefinition, error: Exception, now: datetime) -> Progress:
-    """Return the commit of a failed activation: a retry after a backoff, or the end of the agent."""
-    trace = trace_of(error)
-    delay = Raised(error, trace).delay(definition.default_retry, run.attempt + 1)
-    changes = {"attempt": run.attempt + 1, "error": trace, "lease": None}
-    if delay is None:
+    """Return the commit of a failed activation: a retry after a pause, or the end of the agent. Every attempt counts,
+    also one that raised ``RetryAfter``."""
+    raised, retry, attempt = Raised(error, trace_of(error)), definition.default_retry, run.attempt + 1
+    is_last = attempt >= retry.max_attempts
+    following = None if is_last else raised.next_attempt(retry, attempt, f"agent:{run.call_key}", now)
+    trace = raised.text
+    changes = {"attempt": attempt, "error": trace, "lease": None}
+    if following is None:
         changes |= {"status": AgentStatus.FAILED, "finished_at": now, "wake_at": None}
         return Progress(changes, failed=(run, trace))
-    return Progress(changes | {"wake_at": now + delay})
+    return Progress(changes | {"wake_at": later(now, following.delay)})
 
 
 def redirect_to_singleton(run: AgentRun, definition: AgentDefinition, key: str, clock: Clock) -> None:

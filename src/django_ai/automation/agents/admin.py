@@ -10,8 +10,10 @@ from django.db import models
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
+from ..queues.admin import HistoryInline, PausableAdmin, RowAdmin, newest
 from ..queues.admin_fields import time_field
+from ..queues.admin_filters import QueueFilter, declared_name_filter
+from ..queues.admin_links import register_cause
 from .definitions import all_agents
 from .manager import AgentManager
 from .models import AgentRun, HandlerExecution
@@ -38,7 +40,7 @@ class HandlerInline(HistoryInline):
 
 
 @admin.register(AgentRun)
-class AgentRunAdmin(RowAdmin):
+class AgentRunAdmin(PausableAdmin):
     list_display = (
         "id",
         "name",
@@ -49,14 +51,19 @@ class AgentRunAdmin(RowAdmin):
         time_field("created_at"),
         "due",
     )
-    list_filter = ("status", declared_name_filter(_("agent"), "name", lambda: {each.name for each in all_agents()}))
+    list_filter = (
+        "status",
+        declared_name_filter(_("agent"), "name", lambda: {each.name for each in all_agents()}),
+        QueueFilter,
+    )
     exact_search = ("entity_id", "name")
     first_fields = ("name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
     private_fields = ("data",)
     inlines = (HandlerInline,)
-    actions = ("resume", "complete", "cancel")
+    actions = ("resume", "complete", "cancel", "pause", "unpause")
 
     def prepare(self, rows: Sequence[Any]) -> None:
+        super().prepare(rows)
         counted = AgentRun.objects.filter(pk__in=[run.pk for run in rows]).with_failed_handlers()
         failed = {run.pk: run.count_failed_handlers() for run in counted.only("pk")}
         for run in rows:
@@ -64,11 +71,11 @@ class AgentRunAdmin(RowAdmin):
 
     @admin.action(description=_("Complete"), permissions=["complete"])
     def complete(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:
-        self.apply(request, rows, lambda run: AgentManager.complete(run, f"By {request.user}."), _("Completed"))
+        self.apply(request, rows, AgentManager.complete, _("Completed"))
 
     @admin.action(description=_("Cancel"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[AgentRun]) -> None:
-        self.apply(request, rows, lambda run: AgentManager.cancel(run, f"Cancelled by {request.user}."), _("Cancelled"))
+        self.apply(request, rows, AgentManager.cancel, _("Cancelled"))
 
 
 @admin.register(HandlerExecution)

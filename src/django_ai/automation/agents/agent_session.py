@@ -21,12 +21,16 @@ from ..conf import conf
 from ..db.errors import is_database_failure
 from ..db.writer import alias_of
 from ..events.claim_lookup import claim_against
-from ..events.timing import depth_after
-from ..exceptions import CodeError, ContextError, LeaseLostError, UnknownHandlerError
+from ..events.limit_keys import context_key
+from ..events.timing import depth_after, trace_after
+from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
+from ..queues import pauses
 from ..queues.advance import advance
 from ..queues.attempt import DATABASE_RETRY_DELAY, Progress, attempt, commit
 from ..queues.causation import CurrentRun, Owner, breaks_chain, inside
 from ..queues.lease import release
+from ..queues.limits.acquire import Applicant, RowSlots
+from ..queues.limits.release import left, release_from_outside
 from ..queues.parking import reason_of, unpark
 from ..queues.signals import row_parked
 from ..state.contexts import dump_context, replaced
@@ -37,10 +41,11 @@ from ..values.text import trace_of
 from .catch_up import catch_up
 from .definitions import AgentDefinition, HandlerDefinition
 from .ending import KIND, clear_up
+from .handler_limits import limiter_name
 from .mailbox import pending_in
-from .models import AgentRun, HandlerExecution, HandlerStatus, touch
+from .models import HANDLER, AgentRun, HandlerExecution, HandlerStatus, touch
 from .routing import Keys, fingerprint, keys_of, replace_routes, singleton_key
-from .transitions import Decision, MissingCode, Returned, Skipped, State, decide
+from .transitions import AwaitsSlot, Decision, MissingCode, Returned, Skipped, State, decide
 
 
 class AgentSession:
@@ -58,7 +63,9 @@ class AgentSession:
         self.current: CurrentRun | None = None
         self.budget_ends = time.monotonic() + conf().DRAIN_BUDGET.total_seconds()
         self.lease_renewed = time.monotonic()
+        self.pauses = pauses.count()
         self.instance: Any = None
+        self.row_slots: RowSlots | None = None
         self.lost = False
 
     def load(self) -> None:
@@ -137,13 +144,24 @@ class AgentSession:
             row_parked.send_robust(HandlerExecution, row=execution, reason=reason)
             return done
         # Claims are evaluated once, when the first attempt is about to start.
-        skips_claims = handler.ignores_claims or execution.attempt > 0
+        skips_claims = handler.ignores_claims or execution.attempt > 0 or execution.deferrals > 0
         claim = None if skips_claims else claim_against(event, self.owner, now)
         if claim is not None:
-            return self._commit(execution, now, rest, Skipped(f"Skipped: {claim}."))
+            done = self._commit(execution, now, rest, Skipped(f"Skipped: {claim}."))
+            if handler.limits:
+                release_from_outside(HANDLER, [execution.pk], now)
+            return done
         found = handler
+        if handler.limits and not self._acquire_slots(execution, handler, now, rest):
+            return self.run.lease is not None
+        execution.run = run  # in memory, so that reports of the attempt name the agent without a query
         self.current = CurrentRun(
-            f"agent:{run.pk}:{handler.method}", self._depth_of(found, execution), execution.idempotency_key, self.owner
+            f"agent:{run.pk}:{handler.method}",
+            self._depth_of(found, execution, now),
+            execution.idempotency_key,
+            self.owner,
+            row=execution,
+            trace_context=trace_after(event, handler.offset),
         )
         committed = attempt(
             run,
@@ -154,7 +172,10 @@ class AgentSession:
             timeout=handler.timeout,
             clock=self.clock,
         )
+        row_slots, self.row_slots = self.row_slots, None
         if not committed:
+            if row_slots is not None:
+                left(HANDLER, execution.pk, self.clock())
             self._release()
             return False
         if run.lease is None:
@@ -165,21 +186,59 @@ class AgentSession:
         self.routes = self._current_routes()
         return True
 
+    def _acquire_slots(
+        self,
+        execution: HandlerExecution,
+        handler: HandlerDefinition,
+        now: datetime,
+        rest: Sequence[HandlerExecution],
+    ) -> bool:
+        """Return whether the execution holds a slot of each limit of its handler. If not, it waits for one, has failed
+        or was skipped."""
+        row_slots, has_started = RowSlots(HANDLER, execution.pk), execution.started_at is not None
+        missing = row_slots.missing(handler.limits, has_started=has_started)
+        self.instance = None
+        try:
+            keys = {each.name: context_key(each, self.context) for each in missing}
+        except AutomationError as error:
+            commit(self.run, self._rescue(execution, handler, error, now, rest))
+            return False
+
+        def write(result: AwaitsSlot | Skipped) -> None:
+            state = self._state(execution, None, now, rest)
+            commit(self.run, self._progress(execution, state, decide(state, result)))
+
+        applicant = Applicant(
+            row=self.run,
+            name=limiter_name(handler),
+            has_started=has_started,
+            let_wait=lambda start: write(AwaitsSlot(start)),
+            refuse=lambda reason: write(Skipped(reason)),
+        )
+        try:
+            if not row_slots.acquire(applicant, missing, lambda each: keys[each.name], self.clock):
+                return False
+        except LeaseLostError:
+            self._release()
+            return False
+        self.row_slots = row_slots
+        return True
+
     def _missing_handler(self, execution: HandlerExecution) -> str:
         """Return the error for a handler that the class does not have, with the fix."""
         at = f" at {execution.milestone!r}" if execution.milestone else ""
         near = get_close_matches(execution.handler, [each.method for each in self.definition.handlers], n=1)
-        hint = f" Did it become {near[0]!r}?" if near else ""
+        hint = f" Was it renamed to {near[0]!r}?" if near else ""
         return (
             f"{self.run}: {self.run.name!r} has no handler {execution.handler!r} for "
             f"{execution.event.event_name!r}{at}.{hint} Restore the method under this name and the execution resumes "
             "automatically, or delete this row."
         )
 
-    def _depth_of(self, handler: HandlerDefinition, execution: HandlerExecution) -> int:
+    def _depth_of(self, handler: HandlerDefinition, execution: HandlerExecution, now: datetime) -> int:
         """Return the depth of an execution in its chain of causes."""
-        if execution.attempt and breaks_chain(self.definition.retry_of(handler).delay(execution.attempt)):
-            return 1
+        if execution.started_at is not None and breaks_chain(now - execution.started_at):
+            return 1  # an earlier attempt
         run, event, depth = self.run, execution.event, depth_after(execution.event, handler.offset)
         if event.pk == run.event_id and not handler.offset and run.caused_by != f"event:{event.pk}":
             # Spawned by code: it continues the chain of that code, which an agent of the same kind may have run.
@@ -284,8 +343,10 @@ class AgentSession:
             self.definition.default_retry if handler is None else self.definition.retry_of(handler),
             started,
             self.clock(),
+            execution.deferrals,
+            execution.idempotency_key,
             next_due=rest[0].due_at if rest else None,
-            is_budget_spent=time.monotonic() >= self.budget_ends,
+            is_budget_spent=time.monotonic() >= self.budget_ends or pauses.count() != self.pauses,
         )
 
     def _progress(self, execution: HandlerExecution, state: State, decision: Decision) -> Progress:
@@ -295,7 +356,7 @@ class AgentSession:
             # The heartbeat may have been blocked (on SQLite by this very transaction).
             changes["wake_at"] = state.finished + conf().LEASE
             self.lease_renewed = time.monotonic()
-        before, after = self.routes, self._current_routes()
+        before, after, row_slots = self.routes, self._current_routes(), self.row_slots
         if after != before:
             changes |= {"singleton": after[1] or "", "routing": fingerprint(self.definition)}
         if self.current is not None and self.current.holds_claims and not run.holds_claims:
@@ -307,6 +368,8 @@ class AgentSession:
                 raise LeaseLostError(f"{execution} was changed while a worker was running it.")
             if after != before:
                 replace_routes(run, after[0], before[1], after[1])
+            if row_slots is not None:
+                row_slots.release(state.finished, has_ended="status" in decision.execution)
             if decision.ends:
                 clear_up(run.pk, state.finished)
 

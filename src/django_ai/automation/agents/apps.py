@@ -18,19 +18,27 @@ class AgentsConfig(AppConfig):
 
         from ..events.claim_owners import register_owner
         from ..events.subscribers import subscribe
+        from ..events.upcoming import register_source
         from ..queues import periodic_tasks, registry
+        from ..queues.limits.owners import register_slot_owner
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
+        from ..queues.pausing import Pausable, register_pausable
         from ..queues.wakeable import Behaviour
         from . import checks
+        from .definitions import all_agents
+        from .editing import edit_context
         from .ending import KIND
+        from .handler_limits import park_agent, slot_owner
         from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import reconcile_slice
         from .retention import prune_agents, prune_executions
         from .runner import perform_agent
         from .subscriber import AgentSubscriber
+        from .upcoming import agents_and_handlers
 
-        registry.register(AgentRun, Behaviour(perform=perform_agent, park=park))
+        registry.register(AgentRun, Behaviour(perform=perform_agent, park=park_agent, edit_context=edit_context))
+        register_slot_owner(slot_owner())
         registry.register_explained(HandlerExecution)
         periodic_tasks.register_reconciler("reconcile agents", reconcile_slice)
         periodic_tasks.register_pruner("prune agents", prune_agents)
@@ -46,6 +54,9 @@ class AgentsConfig(AppConfig):
                 failed=Q(status="failed") & unfinished,
             )
         )
+        declared = ("__agent__", "@agent(...)")
+        register_pausable(Pausable("agent", AgentRun, lambda: {each.name for each in all_agents()}, declared))
         register_owner(KIND, AgentRun.objects.unfinished)
         subscribe(AgentSubscriber())
+        register_source(agents_and_handlers)
         register(checks.check_agents)

@@ -19,11 +19,10 @@ from itertools import groupby
 from django.db.models import Q, QuerySet
 from pydantic import BaseModel
 
-from ..events.declarations import sources_of
 from ..events.matching.lookback import events_matching
 from ..events.models import Event, EventStatus
 from ..events.names import is_pattern
-from ..values.clock import shift
+from ..events.sources import declared_name, event_sources
 from .definitions import AgentDefinition, HandlerDefinition
 from .mailbox import execution_of, handled_elsewhere, put_in_mailbox
 from .models import AgentRun, HandlerExecution
@@ -89,7 +88,7 @@ def _has_fired(handler: HandlerDefinition, event: Event, *, spawned_by_it: bool 
         return event.occurred_at is not None
     if spawned_by_it and event.occurred_at is not None and event.at is not None:
         # An agent that an occurrence spawns is too late for the milestones before that occurrence.
-        return handler.milestone in event.fired_offsets and shift(event.at, handler.offset) >= event.at
+        return handler.milestone in event.fired_offsets and event.moment_of(handler.offset) >= event.at
     return handler.milestone in event.fired_offsets
 
 
@@ -102,7 +101,7 @@ def _missed_events(
     event, for all others the position of the agent.
     """
     first = handlers[0]
-    match, sources = definition.match_of(first), sources_of(first.event_name)
+    match, sources = definition.match_of(first), event_sources(first.event_name)
     spawned = run.event.position if run.event is not None and run.event.position else run.position
     since = min(run.position, spawned)
     labels = own_labels(run.entity_type, first.event_name)
@@ -123,11 +122,12 @@ def _arrived_after(pattern: str, position: int, *, with_milestones: bool) -> Que
     """Return the events that a subscriber to ``pattern`` may have missed after ``position``."""
     wanted = Q(position__gt=position)
     if with_milestones:
-        still_to_come = Q(position=None, status=EventStatus.PENDING, active_key__isnull=False)
+        is_current = Q(active_key__isnull=False) | Q(entity_type="")
+        still_to_come = is_current & Q(position=None, status=EventStatus.PENDING)
         wanted |= Q(fired_position__gt=position) | still_to_come & Q(fired_position__isnull=False)
     events = Event.objects.filter(wanted)
     if is_pattern(pattern):
-        events = events.filter(declared_as__in={each.definition.name for each in sources_of(pattern)})
+        events = events.filter(declared_as__in={declared_name(each) for each in event_sources(pattern)})
     else:
         events = events.filter(event_name=pattern)
     return events.order_by("position", "pk")

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
-from ..events.checks import check_match, check_offset_makes_sense, did_you_mean, is_declared, shares_entity
-from ..events.declarations import declared_events, is_family, sources_of
+from ..events.checks import (
+    check_context,
+    check_match,
+    check_offset_makes_sense,
+    did_you_mean,
+    is_declared,
+    shares_entity,
+)
+from ..events.declarations import is_family, sources_of
+from ..events.free_events import FreeEvent
 from ..events.matching.context_expressions import field_named
 from ..events.matching.match import Match
+from ..events.matching.payload_fields import annotation_of
 from ..events.matching.typed_values import is_exact, resolve_field
+from ..events.sources import Owner, declared_names, event_sources, labels_of, owners_of
 from .definitions import AgentDefinition, HandlerDefinition, all_agents
 
 
@@ -28,17 +38,20 @@ def _check(definition: AgentDefinition) -> Iterator[CheckMessage]:
     for name in definition.spawn_on:
         if not is_declared(name):
             yield Error(
-                f"The agent {definition.name} is spawned by the event {name!r}, which no model declares.",
-                hint=did_you_mean(name, declared_events()),
+                f"The agent {definition.name} is spawned by the event {name!r}, which no code declares.",
+                hint=did_you_mean(name, declared_names()),
                 obj=definition.cls,
                 id="automation.E301",
             )
+        elif getattr(definition.cls, "create_context", None) is None:
+            what = f"The agent {definition.name}"
+            yield from check_context(what, name, definition.context, definition.cls, "automation.E308")
     for handler in definition.handlers:
         what = f"The agent {definition.name}: the handler {handler.method}"
         if not is_declared(handler.event_name):
             yield Error(
-                f"{what} subscribes to the event {handler.event_name!r}, which no model declares.",
-                hint=did_you_mean(handler.event_name, declared_events()),
+                f"{what} subscribes to the event {handler.event_name!r}, which no code declares.",
+                hint=did_you_mean(handler.event_name, declared_names()),
                 obj=definition.cls,
                 id="automation.E302",
             )
@@ -92,13 +105,15 @@ def _distinguishes(definition: AgentDefinition, name: str, starters: list[type[m
 
 def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: str) -> Iterator[CheckMessage]:
     match = definition.match_of(handler)
-    sources = sources_of(handler.event_name)
+    sources = event_sources(handler.event_name)
     if match is None:
         if definition.spawn_on and not shares_entity(definition.spawn_on, handler.event_name):
-            models_of = ", ".join(sorted({source.owner._meta.label for source in sources}))
+            if any(isinstance(each, FreeEvent) for each in sources):
+                which = "whatever its payload: it belongs to no entity"
+            else:
+                which = f"of any {labels_of(sources)}: the entity that spawns the agent does not declare it"
             yield Warning(
-                f"{what} receives the event {handler.event_name!r} of any {models_of}: the entity that spawns the "
-                "agent does not declare it.",
+                f"{what} receives the event {handler.event_name!r} {which}.",
                 hint='Select them with match={"field": "{{ ctx.field }}"}, or write match={} for all of them.',
                 obj=definition.cls,
                 id="automation.W304",
@@ -108,7 +123,7 @@ def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: 
     yield from problems
     if problems or not match.lookups:
         return
-    owners = [source.owner for source in sources]
+    owners = owners_of(sources)
     keyed = [name for name in match.names() if is_exact(owners, name) or is_exact(owners, name.removesuffix("__in"))]
     if not keyed:
         yield Warning(
@@ -122,7 +137,7 @@ def _check_match(definition: AgentDefinition, handler: HandlerDefinition, what: 
 
 
 def _check_lists(
-    definition: AgentDefinition, match: Match, owners: list[type[models.Model]], what: str
+    definition: AgentDefinition, match: Match, owners: Sequence[Owner], what: str
 ) -> Iterator[CheckMessage]:
     """Report a list in the Context that is compared with a single value: it can never match."""
     for name, value in match.lookups:
@@ -147,7 +162,10 @@ def _list_type(annotation: Any) -> type | None:
     return origin if origin in (list, tuple, set, frozenset) else None
 
 
-def _holds_lists(owner: type[models.Model], name: str) -> bool:
+def _holds_lists(owner: Owner, name: str) -> bool:
+    if isinstance(owner, FreeEvent):
+        annotation = annotation_of(owner.schema, name)
+        return annotation in (None, Any) or _list_type(annotation) is not None
     try:
         field = owner._meta.get_field(name.split("__")[0])
     except Exception:

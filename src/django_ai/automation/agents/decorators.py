@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from ..events.definitions import EventDefinition, EventName, name_of
+from ..events.limit_keys import check_context_keys
 from ..events.matching.match import Match
 from ..events.names import check_namespace, check_subscription
 from ..exceptions import DefinitionError
-from ..queues.registry import declare_timeout
+from ..queues.lanes import Priority, check_priority, check_queue
+from ..queues.registry import check_attempts
 from ..state.contexts import context_class
 from ..state.versions import check_version, migration_of
-from ..values.callables import check_synchronous
+from ..values.callables import check_synchronous, taken_arguments
 from ..values.classes import is_redefinition
-from ..values.clock import Offset, check_duration, check_offset, check_recheck, offset_key
+from ..values.clock import Offset, check_offset, check_recheck, offset_key
+from ..values.limits import Concurrency, RateLimit, Throttle, declared_limits
 from ..values.retry import Retry
 from .definitions import AgentDefinition, HandlerDefinition, register, registered_agent
 
@@ -59,12 +63,14 @@ class Agent(Generic[Ctx]):
 def agent(
     name: str,
     *,
-    spawn_on: str | Iterable[str] | None = None,
+    spawn_on: EventName | Iterable[EventName] | None = None,
     match: Mapping[str, Any] | None = None,
     singleton: bool | None = None,
     default_retry: Retry | None = None,
     namespace: str | None = None,
     version: int | str = 1,
+    queue: str | None = None,
+    priority: Priority = 0,
 ) -> Callable[[C], C]:
     """Declare a class as an agent: a long-lived run that handles events, with a Context that it keeps.
 
@@ -75,11 +81,11 @@ def agent(
 
     Args:
         name: Name of the agent, a string of 1 to 200 characters. Runs are stored under it.
-        spawn_on: Name of the event that spawns an agent, or a list of names; ``*`` in a name stands for any characters.
-            Default: only ``AgentManager.spawn`` spawns one.
-        match: Which events are routed to which agent: a dict of lookups on the event's entity and values or expressions
-            on the Context, as in ``{"customer_id": "{{ ctx.customer_id }}"}``. Default: the events of the entity that
-            spawned the agent.
+        spawn_on: Name of the event that spawns an agent, as a string, or its ``EventDefinition``, or a list of them;
+            ``*`` in a name stands for any characters. Default: only ``AgentManager.spawn`` spawns one.
+        match: Which events are routed to which agent: a dict of lookups on the event's entity (on the payload of a
+            ``FreeEvent``) and values or expressions on the Context, as in ``{"customer_id": "{{ ctx.customer_id }}"}``.
+            Default: the events of the entity that spawned the agent.
         singleton: Let at most one agent live for each match; an event that would spawn a second one is handled by the
             first. Default: each spawning event makes an agent of its own.
         default_retry: The ``Retry`` of all handlers that have none of their own. Default: 3 attempts, with pauses of 1
@@ -89,6 +95,11 @@ def agent(
         version: A whole number or a string. Raise it with a change of the Context that older code could not follow, and
             give the class a static or class method ``migrate_context(data, from_version)`` that returns the new
             Context. It must have no side effects: it may be called twice. Default 1.
+        queue: Name of the queue of the agent and of all its handlers, which one worker runs one after the other:
+            workers may be started for some queues only. Default ``"default"``.
+        priority: A whole number from -100 to 100, or a function of the spawning event that returns one, called when the
+            agent is inserted. Of the agents that are due the higher come first; each point counts as 30 s of waiting.
+            Where code spawns the agent without an event, a function is not called. Default 0.
 
     Returns:
         A decorator that registers the class and returns it unchanged.
@@ -118,9 +129,9 @@ def agent(
     if not isinstance(name, str) or not name or len(name) > 200:
         raise DefinitionError(f'@agent needs a name of 1 to 200 characters, as in @agent("journey"); got {name!r}.')
     what = f"@agent({name!r})"
-    names = [] if spawn_on is None else [spawn_on] if isinstance(spawn_on, str) else list(spawn_on)
-    patterns = tuple(check_subscription(each, f"agent({name!r}, spawn_on=...)") for each in names)
+    patterns = tuple(check_subscription(each, f"agent({name!r}, spawn_on=...)") for each in _names(spawn_on))
     check_namespace(namespace, what)
+    queue, priority = check_queue(queue, what), check_priority(priority, what, "event")
     if default_retry is not None and not isinstance(default_retry, Retry):
         raise DefinitionError(f"{what}: default_retry={default_retry!r} must be a Retry(...).")
 
@@ -148,6 +159,8 @@ def agent(
             namespace=namespace,
             version=check_version(version, where),
             migrate=migration_of(cls, where),
+            queue=queue,
+            priority=priority,
         )
         previous = registered_agent(name)
         if previous is not None and not is_redefinition(previous.cls, cls):
@@ -160,6 +173,13 @@ def agent(
         return cls
 
     return decorate
+
+
+def _names(events: EventName | Iterable[EventName] | None) -> list[str]:
+    """Return the names of the events that spawn an agent: none, one or several."""
+    if events is None:
+        return []
+    return [name_of(each) for each in ([events] if isinstance(events, str | EventDefinition) else events)]
 
 
 def _handlers_of(cls: type, what: str, context: type[BaseModel]) -> Iterable[HandlerDefinition]:
@@ -177,6 +197,7 @@ def _handlers_of(cls: type, what: str, context: type[BaseModel]) -> Iterable[Han
             )
         seen.add(key)
         own = None if match is None else Match.of(match, f"{what}: @handler on {method}", context)
+        check_context_keys(declared["limits"], f"{what}: @handler on {method}", context)
         yield HandlerDefinition(method=method, position=position, match=own, **declared)
 
 
@@ -186,7 +207,7 @@ def vars_in_order(cls: type) -> list[str]:
 
 
 def handler(
-    event_name: str,
+    event_name: EventName,
     *,
     offset: Offset | None = None,
     recheck: bool = False,
@@ -197,6 +218,9 @@ def handler(
     atomic: bool = True,
     timeout: timedelta | None = None,
     namespace: str | None = None,
+    concurrency: Concurrency | Sequence[Concurrency] | None = None,
+    throttle: Throttle | None = None,
+    rate_limit: RateLimit | None = None,
 ) -> Callable[[F], F]:
     """Declare a method of an agent that handles an event.
 
@@ -206,7 +230,8 @@ def handler(
     attempt that raises is rolled back, but the changes of its Context are kept. One method may handle several events.
 
     Args:
-        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        event_name: Name of the event, as a string, or its ``EventDefinition``; ``*`` in a name stands for any
+            characters.
         offset: When to run, counted from the event's date: a timedelta (elapsed time) or a relativedelta (wall clock),
             negative before the date, positive after it. The date of an immediate event is the moment of its save.
             Default: at the event.
@@ -223,6 +248,13 @@ def handler(
         timeout: Longest run time of one attempt, as a positive timedelta. Default ``AUTOMATION["STEP_TIMEOUT"]`` (5
             min).
         namespace: Only events in this namespace, as a string; ``"*"`` for any. Default: that of the agent.
+        concurrency: How many executions may run at the same time, of all agents of the class: a ``Concurrency``, or a
+            list of them, one with a key and one for all. Others wait for their turn, and the agent continues with the
+            rest of its mailbox. Default: any number.
+        throttle: How many executions may start per unit of time, as a ``Throttle``; others start later. Default: any
+            number.
+        rate_limit: How many executions may start per unit of time, as a ``RateLimit``; others are skipped with the
+            reason. Default: any number.
 
     Returns:
         A decorator that marks the method as a handler and returns it otherwise unchanged.
@@ -238,18 +270,15 @@ def handler(
             def call_back(self, ctx, event):
                 Task.objects.create(customer_id=ctx.customer_id, text=f"Call about {event.entity}")
     """
-    what = f"@handler({event_name!r})"
-    event_name = check_subscription(event_name, "handler")
+    what = f"@handler({name_of(event_name)!r})"
+    pattern = check_subscription(name_of(event_name), "handler")
     check_namespace(namespace, what)
     check_offset(offset, what)
     check_recheck(recheck, offset, what)
-    if retry is not None and not isinstance(retry, Retry):
-        raise DefinitionError(f"{what}: retry={retry!r} must be a Retry(...).")
-    if timeout is not None:
-        check_duration(timeout, f"{what}: timeout")
-        declare_timeout(timeout)
+    check_attempts(what, retry, timeout)
     if match is not None:
         Match.of(match, what)
+    limits = declared_limits(what, concurrency=concurrency, throttle=throttle, rate_limit=rate_limit)
     asks = None if condition is None else _asking(condition, what)
 
     def decorate(method: F) -> F:
@@ -259,8 +288,8 @@ def handler(
         if len(method.__name__) > 200:
             raise DefinitionError(f"{what}: the name {method.__name__!r} is longer than 200 characters.")
         declared = {
-            "event_name": event_name,
-            "takes": _takes(method, what),
+            "event_name": pattern,
+            "takes": taken_arguments(method, what, HANDLER_ARGUMENTS, is_method=True),
             "offset": offset or None,
             "condition": asks,
             "retry": retry,
@@ -269,30 +298,13 @@ def handler(
             "own_timeout": timeout,
             "namespace": namespace,
             "recheck": recheck,
+            "limits": limits,
         }
         # Decorators apply from the bottom up; the order of handlers is that of the source.
         method.__handlers__ = ((declared, match), *getattr(method, "__handlers__", ()))  # type: ignore[attr-defined]
         return method
 
     return decorate
-
-
-def _takes(method: Callable[..., Any], what: str) -> tuple[str, ...]:
-    """Return the arguments that a handler takes. Raises ``DefinitionError`` for an unknown parameter."""
-    parameters = list(inspect.signature(method).parameters.values())[1:]
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return HANDLER_ARGUMENTS
-    unknown = [
-        each.name
-        for each in parameters
-        if each.name not in HANDLER_ARGUMENTS and each.default is each.empty and each.kind is not each.VAR_POSITIONAL
-    ]
-    if unknown:
-        raise DefinitionError(
-            f"{what}: {method.__qualname__} has an unknown parameter {', '.join(map(repr, unknown))}. A handler takes "
-            f"self and any of {', '.join(HANDLER_ARGUMENTS)}."
-        )
-    return tuple(each.name for each in parameters if each.name in HANDLER_ARGUMENTS)
 
 
 def _asking(condition: Any, what: str) -> Callable[..., Any]:

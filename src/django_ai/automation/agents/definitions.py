@@ -18,8 +18,10 @@ from ..conf import conf
 from ..events.matching.match import Match
 from ..events.subscriptions import Subscription, subscriptions
 from ..exceptions import DefinitionError, UnknownAgentError
+from ..queues.lanes import Priority, declare
 from ..state.contexts import make_context
 from ..state.versions import Migration, is_newer
+from ..values.limits import DeclaredLimit
 from ..values.retry import Retry
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class HandlerDefinition(Subscription):
     ignores_claims: bool = False
     atomic: bool = True
     own_timeout: timedelta | None = None
+    limits: tuple[DeclaredLimit, ...] = ()
 
     @property
     def timeout(self) -> timedelta:
@@ -67,6 +70,8 @@ class AgentDefinition:
     namespace: str | None = None
     version: str = "1"
     migrate: Migration | None = None
+    queue: str = ""
+    priority: Priority = 0
 
     def match_of(self, handler: HandlerDefinition) -> Match | None:
         """Return the match that routes events to ``handler``: its own, or the agent's."""
@@ -86,7 +91,7 @@ class AgentDefinition:
     def make_context(self, origin: Event | None, /, **arguments: Any) -> BaseModel:
         """Return a new Context, for the event that spawns the agent or for ``arguments``; see
         ``contexts.make_context``."""
-        return make_context(self.cls, self.context, origin, arguments)
+        return make_context(self.cls, self.context, origin, arguments, f"The agent {self.name!r}")
 
     def context_by_hand(self, event: Event | None, /, **arguments: Any) -> BaseModel:
         """Return a new Context for an agent that code spawns. Where ``create_context`` needs an event and there is
@@ -183,6 +188,11 @@ def all_agents() -> list[AgentDefinition]:
     return list(_registry.values())
 
 
+def any_limits() -> bool:
+    """Return whether any handler has limits."""
+    return any(handler.limits for definition in _registry.values() for handler in definition.handlers)
+
+
 def handlers_for(event: Event) -> Sequence[HandlerDefinition]:
     """Return the handlers of all agents that subscribe to ``event``."""
     return subscriptions.subscribed_to(HandlerDefinition, event.event_name, event.namespace)
@@ -197,6 +207,7 @@ def agents_spawned_by(event: Event) -> list[AgentDefinition]:
 def register(definition: AgentDefinition) -> None:
     name, namespace = definition.name, definition.namespace
     _registry[name] = definition
+    declare("agents", definition.queue, definition.priority)
     subscriptions.declare(HandlerDefinition, name, definition.handlers)
     spawning = [SpawnOn(event_name=each, namespace=namespace, agent=definition) for each in definition.spawn_on]
     subscriptions.declare(SpawnOn, name, spawning)

@@ -12,10 +12,10 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from ..events.declarations import sources_of
-from ..events.matching.lookups import satisfies
+from ..events.matching.lookups import event_satisfies
 from ..events.matching.match import Match
 from ..events.models import Event
+from ..events.sources import event_sources
 from ..events.subscribers import Notification
 from ..exceptions import AutomationError
 from ..state.versions import restore
@@ -78,19 +78,18 @@ class _ResidualMatcher:
 
     def matches(self, pk: int, call: Call) -> bool:
         match = call.definition.match_of(call.handler)
-        if match is None or match.is_all_exact(sources_of(call.handler.event_name)):
+        if match is None or match.is_all_exact(event_sources(call.handler.event_name)):
             return True
         return self._compares(pk, call, match)
 
     def _compares(self, pk: int, call: Call, match: Match) -> bool:
-        entity = call.event.entity
-        if entity is None:
+        if call.event.entity is None and not call.event.is_free:
             return False
         try:
             residual = address_for(call.definition, call.handler, match, self._context(pk, call.definition)).residual
         except AutomationError:
             return True  # the agent is parked for this error; its mailbox keeps the event until it resumes
-        return satisfies(entity, residual)
+        return event_satisfies(call.event, residual)
 
     def _context(self, pk: int, definition: AgentDefinition) -> BaseModel:
         """Return the agent's Context. Raises ``ContextError``."""

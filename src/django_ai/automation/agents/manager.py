@@ -13,16 +13,21 @@ from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
 from ..events.models import Event
 from ..exceptions import AutomationError, DefinitionError, SingletonTakenError
-from ..queues.causation import current_cause, next_depth
+from ..queues.acting import signed
+from ..queues.causation import cause_now, next_depth
+from ..queues.history import note, noting
+from ..queues.lanes import lane_of
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
+from ..queues.run import key_of
 from ..state.contexts import dump_context
 from ..values.classes import declaration_of
 from .definitions import AgentDefinition, find_agent
 from .ending import end_agents
-from .models import AgentRun, AgentRunQuerySet, AgentStatus
+from .models import AgentRun, AgentRunQuerySet, AgentStatus, HandlerExecution
+from .redelivery import redeliver
 from .routing import fingerprint, install_routes, keys_of, singleton_holder, singleton_key
-from .spawning import origin_key
+from .spawning import origin_key, priority_by_event
 
 __all__ = ["AgentManager"]
 
@@ -127,7 +132,7 @@ class AgentManager:
                 def stop(self, run):
                     AgentManager.complete(run, "The customer has left.")
         """
-        return _end(run, AgentStatus.COMPLETED, reason)
+        return _end(run, AgentStatus.COMPLETED, "Completed", reason)
 
     @staticmethod
     def cancel(run: AgentRun | int, reason: str = "Cancelled.") -> bool:
@@ -148,7 +153,7 @@ class AgentManager:
 
                 AgentManager.cancel(run, "The customer was imported twice.")
         """
-        return _end(run, AgentStatus.CANCELLED, reason)
+        return _end(run, AgentStatus.CANCELLED, "Cancelled", reason)
 
     @staticmethod
     def resume(run: AgentRun | int) -> AgentRun:
@@ -171,9 +176,41 @@ class AgentManager:
 
                 AgentManager.resume(run)
         """
-        row = run if isinstance(run, AgentRun) else AgentRun.objects.get(pk=run)
+        key = key_of(run, AgentRun, "AgentManager.resume(run)")
+        row = run if isinstance(run, AgentRun) else AgentRun.objects.get(pk=key)
         row.resume()
         return row
+
+    @staticmethod
+    def redeliver(
+        target: HandlerExecution | Event, /, run: AgentRun | int | None = None, *, handler: str | None = None
+    ) -> list[HandlerExecution]:
+        """Let handlers handle an event again that they have skipped, or in which they have failed.
+
+        The executions are in the mailbox again, due after the commit of the caller's transaction, with all their
+        attempts. The agent's claims and the handler's condition are evaluated anew, so an execution may be skipped
+        again. Its idempotency key stays the same: nothing of the earlier attempts was committed. An execution that has
+        completed is never repeated.
+
+        Args:
+            target: One ``HandlerExecution``; or an ``Event``, for all its executions that were skipped or have failed.
+            run: With an event: only those of this agent, an ``AgentRun`` or its primary key. Default: of all agents.
+            handler: With an event: only those of the handler with this name. Default: of all handlers.
+
+        Returns:
+            The executions that are handled again, at least one.
+
+        Raises:
+            StateError: If none is left that was skipped or has failed, or if its agent has ended. The message says in
+                which states they are.
+            DefinitionError: If ``target`` is something else, or ``run`` or ``handler`` is given with an execution.
+
+        Example:
+            A condition was wrong, and its agents have skipped the event::
+
+                AgentManager.redeliver(event, handler="complaint_opened")
+        """
+        return redeliver(target, run, handler, timezone.now())
 
 
 def _definition(agent: str | type) -> AgentDefinition:
@@ -198,7 +235,7 @@ def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> Ag
             if event is not None and event.occurred_at is not None:
                 _leave_for_the_key(run, event)
             run = living
-        ring_after_commit(alias_of(AgentRun), AgentRun)
+        ring_after_commit(alias_of(AgentRun), lane_of(run))
         return run
     raise AutomationError(
         f"AgentManager.spawn({definition.name!r}): the singleton could neither be spawned nor found. Agents of this "
@@ -208,7 +245,7 @@ def _spawn(definition: AgentDefinition, event: Event | None, context: Any) -> Ag
 
 
 def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> AgentRun:
-    now, cause = timezone.now(), current_cause()
+    now = timezone.now()
     return AgentRun(
         name=definition.name,
         version=definition.version,
@@ -220,10 +257,18 @@ def _new_run(definition: AgentDefinition, event: Event | None, context: Any) -> 
         position=lower_bound(),
         event=event,
         entity_type=event.entity_type if event else "",
-        entity_id=event.entity_id if event else "",
-        caused_by=cause.label if cause else "",
+        entity_id=event.entity_id if event and not event.is_free else "",
+        queue=definition.queue,
+        priority=_priority(definition, event),
+        caused_by=cause_now()[0],
         depth=next_depth(f"An agent {definition.name}"),
     )
+
+
+def _priority(definition: AgentDefinition, event: Event | None) -> int:
+    if event is None:
+        return 0 if callable(definition.priority) else definition.priority
+    return priority_by_event(event, definition)
 
 
 def _leave_for_the_key(run: AgentRun, event: Event) -> None:
@@ -236,10 +281,19 @@ def _leave_for_the_key(run: AgentRun, event: Event) -> None:
     insert_ignoring(AgentRun, [run])
 
 
-def _end(run: AgentRun | int, status: AgentStatus, reason: str) -> bool:
-    pk = run.pk if isinstance(run, AgentRun) else run
-    runs = AgentRun.objects.filter(pk=pk)
-    ended = retry_on_deadlock(alias_of(AgentRun), lambda: end_agents(runs.all(), status, reason, timezone.now()))
+def _end(run: AgentRun | int, status: AgentStatus, done: str, reason: str) -> bool:
+    method = "complete" if status == AgentStatus.COMPLETED else "cancel"
+    pk = key_of(run, AgentRun, f"AgentManager.{method}(run)")
+
+    def end() -> int:
+        with noting(AgentRun) as is_noted:
+            runs = AgentRun.objects.filter(pk=pk)
+            ended = end_agents(runs, status, signed(done, reason), timezone.now())
+            if ended and is_noted:
+                note(run if isinstance(run, AgentRun) else runs.get(), done, reason)
+        return ended
+
+    ended = retry_on_deadlock(alias_of(AgentRun), end)
     if isinstance(run, AgentRun):
         run.refresh_from_db()
     return ended > 0

@@ -8,7 +8,7 @@ execution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import ClassVar
 
@@ -21,13 +21,20 @@ from ..db.indexes import PartialIndex, unique
 from ..db.writer import AutomationModel, WriterQuerySet, alias_of
 from ..events.models import Event
 from ..exceptions import NotResumableError
+from ..queues.history import noted
+from ..queues.lanes import lane_indexes, lane_of
 from ..queues.lease import revoke
+from ..queues.limits.reasons import slot_reason, slot_reasons
+from ..queues.limits.release import give_back
 from ..queues.notifier import ring_after_commit
-from ..queues.wakeable import Wakeable, at_text, entity_index, failed_index, parked_index, wake_index
+from ..queues.run import Run
+from ..queues.tracing import trace_context_field
+from ..queues.wakeable import at_text, deferral_text, entity_index, failed_index, parked_index
 from ..state.encryption import EncryptedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key
 from ..values.text import last_line
+from .definitions import AgentDefinition, agent_of
 
 
 class AgentStatus(models.TextChoices):
@@ -39,6 +46,8 @@ class AgentStatus(models.TextChoices):
     PARKED = "parked", _("Parked")  # for an operator or for code: ``error`` says why
 
 
+HANDLER = "handler"
+"""The kind of handler executions, for limits."""
 FINISHED = (AgentStatus.COMPLETED, AgentStatus.FAILED, AgentStatus.CANCELLED)
 
 
@@ -56,7 +65,7 @@ class AgentRunQuerySet(WriterQuerySet["AgentRun"]):
         return self.annotate(failed_handlers=models.Subquery(count))
 
 
-class AgentRun(Wakeable):
+class AgentRun(Run):
     """One agent."""
 
     name = models.CharField(_("name"), max_length=200, editable=False)
@@ -88,12 +97,15 @@ class AgentRun(Wakeable):
     routing = models.CharField(_("routing"), max_length=KEY_LENGTH, blank=True, default="", editable=False)
     holds_claims = models.BooleanField(_("holds claims"), default=False, editable=False)
     caused_by = models.CharField(_("caused by"), max_length=200, blank=True, default="", editable=False)
+    trace_context = trace_context_field()
     depth = models.PositiveSmallIntegerField(_("depth"), default=0, editable=False)
 
     objects = AgentRunQuerySet.as_manager()  # type: ignore[misc, assignment]
 
     drain_order: ClassVar[int] = 35
-    queue: ClassVar[str] = "agents"
+    kind: ClassVar[str] = "agents"
+    pause_scope: ClassVar[str] = "agent"
+    performable: ClassVar[tuple[str, ...]] = (AgentStatus.PENDING, AgentStatus.ACTIVE)
 
     class Meta:
         verbose_name = _("agent run")
@@ -103,10 +115,11 @@ class AgentRun(Wakeable):
             ("resume_agentrun", "Can resume agent runs"),
             ("complete_agentrun", "Can complete agent runs"),
             ("cancel_agentrun", "Can cancel agent runs"),
+            ("pause_agentrun", "Can pause agent runs"),
             ("view_data_agentrun", "Can view Contexts of agent runs"),
         ]
         indexes = [
-            wake_index("automation_agent"),
+            *lane_indexes("automation_agent"),
             parked_index("automation_agent"),
             failed_index("automation_agent"),
             entity_index("automation_agent"),
@@ -124,7 +137,12 @@ class AgentRun(Wakeable):
     def unfinished(cls) -> AgentRunQuerySet:
         return cls.objects.unfinished().with_failed_handlers()
 
-    def waits_for(self, now: datetime) -> str:
+    @classmethod
+    def give_back(cls, pks: Sequence[int], now: datetime) -> None:
+        pending = HandlerExecution.objects.filter(run__in=pks, status=HandlerStatus.PENDING)
+        give_back(HANDLER, list(pending.values_list("pk", flat=True)), now)
+
+    def waits_for(self, now: datetime | None = None) -> str:
         what = super().waits_for(now)
         failed = 0 if self.status == AgentStatus.PENDING else self.count_failed_handlers()
         if not what or not failed:
@@ -152,10 +170,19 @@ class AgentRun(Wakeable):
         super().park(reason, clock, awaiting_deploy=awaiting_deploy)
 
     @property
+    def has_no_context(self) -> bool:
+        """Whether its Context has still to be made from the event that spawns it."""
+        return not self.routing and not self.data
+
+    def find_definition(self) -> AgentDefinition:
+        return agent_of(self)
+
+    @property
     def resumed_status(self) -> AgentStatus:
         """The status with which a parked agent resumes."""
         return AgentStatus.ACTIVE if self.routing else AgentStatus.PENDING
 
+    @noted("Resumed")
     def resume(self, now: datetime | None = None) -> None:
         """Resume a parked agent with its mailbox, or retry the activation of one that failed.
 
@@ -165,7 +192,7 @@ class AgentRun(Wakeable):
         changes = {"status": self.resumed_status, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
         if not revoke(rows, **changes, wake_at=aware(now or timezone.now(), "now")):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed agent can be resumed.")
-        ring_after_commit(alias_of(AgentRun), AgentRun)
+        ring_after_commit(alias_of(AgentRun), lane_of(self))
         self.refresh_from_db()
 
 
@@ -188,6 +215,7 @@ class AgentRoute(AutomationModel):
 
 class HandlerStatus(models.TextChoices):
     PENDING = "pending", _("Pending")
+    WAITING = "waiting", _("Waiting")  # for a slot of a limit
     COMPLETED = "completed", _("Completed")
     SKIPPED = "skipped", _("Skipped")  # its condition was false, or another run had claimed the event
     FAILED = "failed", _("Failed")
@@ -210,6 +238,7 @@ class HandlerExecution(AutomationModel):
         _("status"), max_length=10, choices=HandlerStatus, default=HandlerStatus.PENDING, editable=False
     )
     attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
+    deferrals = models.PositiveIntegerField(_("deferrals"), default=0, editable=False)
     call_key = models.CharField(_("call key"), max_length=KEY_LENGTH, default=new_call_key, editable=False)
     error = models.TextField(_("error"), blank=True, default="", editable=False)
     due_at = models.DateTimeField(_("due at"), editable=False)
@@ -253,21 +282,41 @@ class HandlerExecution(AutomationModel):
     def idempotency_key(self) -> str:
         return f"handler:{self.call_key}"
 
+    @property
+    def error_summary(self) -> str:
+        """The line of its ``error`` that names the cause, safe to print. Empty: it has none."""
+        return last_line(self.error)
+
     @classmethod
     def unfinished(cls) -> models.QuerySet[HandlerExecution]:
-        return cls.objects.filter(status__in=[HandlerStatus.PENDING, HandlerStatus.PARKED]).select_related("run")
+        statuses = [HandlerStatus.PENDING, HandlerStatus.WAITING, HandlerStatus.PARKED]
+        return cls.objects.filter(status__in=statuses).select_related("run")
 
-    def waits_for(self, now: datetime) -> str:
+    @classmethod
+    def load_reasons(cls, rows: Sequence[HandlerExecution]) -> None:
+        waiting = {row.pk: row for row in rows if row.status == HandlerStatus.WAITING}
+        for pk, reason in slot_reasons(HANDLER, list(waiting)).items() if waiting else ():
+            waiting[pk].__dict__["slot_reason"] = reason
+
+    def waits_for(self, now: datetime | None = None) -> str:
         """Return the one thing that this unfinished execution waits for. Empty: it waits for nothing, and is stuck."""
+        now = now or timezone.now()
         if self.status == HandlerStatus.PARKED:
             code = "" if self.parked_at is None else "missing code, or "
-            return f"{code}an operator, to resume it: {last_line(self.error)}"
+            return f"{code}an operator, to resume it: {self.error_summary}"
+        if self.status == HandlerStatus.WAITING:
+            return self.__dict__.get("slot_reason") or slot_reason(HANDLER, self.pk)
         if self.run.status == AgentStatus.PARKED or self.run.lease is not None:
             return f"its agent {self.run}"
         if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
-            return f"its agent {self.run}, {at_text(max(self.run.wake_at, self.due_at))}"
+            why = f", {deferral_text(self.deferrals, self.error)}" if self.deferrals else ""
+            return f"its agent {self.run}, {at_text(max(self.run.wake_at, self.due_at))}{why}"
+        end = self.run.end_of_pause if self.run.wake_at is None else ""
+        if end:
+            return f"its agent {self.run}, which waits for {end}"
         return f"the next reconciliation: its agent {self.run} is not due for it"
 
+    @noted("Resumed")
     def resume(self, now: datetime | None = None) -> None:
         """Retry a failed or parked execution, with all its attempts.
 
@@ -277,8 +326,8 @@ class HandlerExecution(AutomationModel):
         rows = HandlerExecution.objects.filter(
             pk=self.pk, status__in=[HandlerStatus.FAILED, HandlerStatus.PARKED], run__in=AgentRun.objects.unfinished()
         )
-        changes = {"status": HandlerStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
-        if not rows.update(**changes, due_at=moment):
+        changes = {"status": HandlerStatus.PENDING, "attempt": 0, "deferrals": 0, "error": ""}
+        if not rows.update(**changes, finished_at=None, parked_at=None, due_at=moment):
             raise NotResumableError(
                 f"{self} is {self.status}; only a failed or parked execution of an unfinished agent can be resumed."
             )

@@ -66,7 +66,7 @@ def unpark_executions(now: datetime) -> int:
     for name, method, milestone, label in parked.values_list(
         "run__name", "handler", "milestone", "event__entity_type"
     ).distinct():
-        if not has_handler(name, method, milestone) or not is_installed(label):
+        if not has_handler(name, method, milestone) or not (label == "" or is_installed(label)):
             continue
         mine = parked.filter(run__name=name, handler=method, milestone=milestone, event__entity_type=label)
         rows = list(mine.order_by("pk").values_list("pk", "run")[:MAX_UNPARKED_EXECUTIONS])

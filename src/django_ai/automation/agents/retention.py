@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db.models import Q
 
 from ..conf import conf
+from ..events.models import has_final_date
 from ..queues.periodic_tasks import SliceResult, TimeSlice
 from ..queues.pruning import prune_in_batches
 from .models import FINISHED, AgentRun, HandlerExecution, HandlerStatus
@@ -27,5 +28,5 @@ def prune_executions(time_slice: TimeSlice) -> SliceResult:
     """
     before = time_slice.now - conf().retention("EXECUTIONS")
     done = HandlerExecution.objects.filter(status__in=DONE, finished_at__lt=before, event__pending_notifications=[])
-    final = done.filter(Q(milestone="") | Q(event__active_key=None))
+    final = done.filter(Q(milestone="") | has_final_date("event__"))
     return prune_in_batches(final, "created_at", before, time_slice)

@@ -22,9 +22,10 @@ from ..db.errors import is_database_failure
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
 from ..events.declarations import is_family, sources_of
-from ..events.matching.match import Address, Match, address, entity_keys
+from ..events.matching.match import Address, Match, address, event_keys
 from ..events.matching.typed_values import canonical
 from ..events.models import Event
+from ..events.sources import event_sources
 from ..exceptions import AutomationError, ContextError, SingletonTakenError
 from ..values.digests import digest
 from ..values.text import trace_of
@@ -88,7 +89,7 @@ def address_for(definition: AgentDefinition, handler: HandlerDefinition, match: 
 
     Raises ``ContextError`` for any exception of the Context's code.
     """
-    sources = sources_of(handler.event_name)
+    sources = event_sources(handler.event_name)
     with _context_errors(definition):
         return address(scope_of(definition, match), match.values_from(context), sources, spread=True)
 
@@ -176,5 +177,5 @@ def keys_for(definition: AgentDefinition, handler: HandlerDefinition, event: Eve
     if match is None:
         own = _own_key(definition.name, event.entity_type, event.entity_id)
         return [own, _any_key(definition.name, handler.event_name)]
-    sources = sources_of(handler.event_name)
-    return entity_keys(scope_of(definition, match), event.entity, match.shapes(sources))
+    sources = event_sources(handler.event_name)
+    return event_keys(scope_of(definition, match), event, match.shapes(sources))

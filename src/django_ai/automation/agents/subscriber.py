@@ -13,17 +13,25 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..events.models import Event, Shapes
 from ..events.subscribers import Notification, Subscriber
-from .definitions import all_agents, handlers_for
+from .definitions import agents_spawned_by, all_agents, handlers_for
 from .delivery import executions_for
 from .mailbox import put_in_mailbox
 from .models import AgentRun, HandlerExecution, HandlerStatus, touch
-from .spawning import spawn
+from .spawning import priority_by_event, spawn
 
-UNFINISHED = (HandlerStatus.PENDING, HandlerStatus.PARKED)
+UNFINISHED = (HandlerStatus.PENDING, HandlerStatus.WAITING, HandlerStatus.PARKED)
 
 
 class AgentSubscriber(Subscriber):
     """Spawns agents and fills their mailboxes."""
+
+    def needs_recorded_after(self, event: Event) -> bool:
+        return bool(agents_spawned_by(event))
+
+    def prepare(self, events: Sequence[Event]) -> None:
+        for event in events:
+            for definition in agents_spawned_by(event):
+                priority_by_event(event, definition)
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         spawn(events, now)

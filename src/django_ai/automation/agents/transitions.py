@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from ..values.clock import later
 from ..values.failures import Raised
 from ..values.retry import Retry
 from .models import AgentStatus, HandlerStatus
@@ -17,12 +18,15 @@ from .models import AgentStatus, HandlerStatus
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The input of a decision, beside the result. ``attempt``: the number of earlier attempts."""
+    """The input of a decision, beside the result. ``attempt``: the number of earlier attempts. ``deferrals``: how many
+    of the last attempts in a row were not counted (``RetryAfter``). ``key``: the execution's idempotency key."""
 
     attempt: int
     retry: Retry
     started: datetime
     finished: datetime
+    deferrals: int = 0
+    key: str = ""
     next_due: datetime | None = None
     """When the next execution in the agent's mailbox is due."""
     is_budget_spent: bool = False
@@ -41,6 +45,14 @@ class Skipped:
     """The handler was not called, and will not be."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitsSlot:
+    """The handler was not called, because a limit does not admit it yet. ``start``: when it may start, if that is known
+    already."""
+
+    start: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +77,15 @@ class Decision:
         return str(self.execution["error"]) if self.execution.get("status") == HandlerStatus.FAILED else None
 
 
-def decide(state: State, result: Returned | Skipped | MissingCode | Raised) -> Decision:
+def decide(state: State, result: Returned | Skipped | AwaitsSlot | MissingCode | Raised) -> Decision:
     """Return the changes of the execution and of its agent."""
     match result:
         case Skipped(reason):
             return Decision(_ended(state, HandlerStatus.SKIPPED, reason), _release_until_due(state))
+        case AwaitsSlot(None):
+            return Decision({"status": HandlerStatus.WAITING}, _release_until_due(state))
+        case AwaitsSlot(start):
+            return Decision({"due_at": start}, _release_until_due(state, start))
         case MissingCode(reason):
             parked = {**_ended(state, HandlerStatus.PARKED, reason), "parked_at": state.started}
             return Decision(parked, _release_until_due(state))
@@ -87,12 +103,21 @@ def decide(state: State, result: Returned | Skipped | MissingCode | Raised) -> D
 def _failed(state: State, raised: Raised) -> Decision:
     """Retry the execution after its backoff, or end it. The agent keeps the handler's changes to its Context."""
     kept = {} if raised.data is None else {"data": raised.data}
-    delay = raised.delay(state.retry, state.attempt + 1)
-    if delay is None:
+    following = raised.next_attempt(state.retry, state.attempt + 1, state.key, state.finished)
+    if following is None:
         return Decision(_ended(state, HandlerStatus.FAILED, raised.text, tries=1), kept | _release_until_due(state))
-    due_at = state.finished + delay
-    retried = {"attempt": state.attempt + 1, "error": raised.text, "started_at": state.started, "due_at": due_at}
+    due_at = later(state.finished, following.delay)
+    retried: dict[str, Any] = {"error": raised.text, "started_at": state.started, "due_at": due_at}
+    if following.counts:
+        retried |= {"attempt": state.attempt + 1, **_no_deferrals(state)}
+    else:
+        retried["deferrals"] = state.deferrals + 1
     return Decision(retried, kept | _release_until_due(state, due_at))
+
+
+def _no_deferrals(state: State) -> dict[str, int]:
+    """Return the change that ends a series of deferrals, if there is one."""
+    return {"deferrals": 0} if state.deferrals else {}
 
 
 def _ended(state: State, status: HandlerStatus, error: str, *, tries: int = 0) -> dict[str, Any]:
@@ -103,6 +128,7 @@ def _ended(state: State, status: HandlerStatus, error: str, *, tries: int = 0) -
         "started_at": state.started,
         "finished_at": state.finished,
         "parked_at": None,
+        **_no_deferrals(state),
     }
 
 

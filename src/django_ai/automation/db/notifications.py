@@ -1,6 +1,6 @@
 """NOTIFY and LISTEN on PostgreSQL: a commit wakes an idle worker. On other databases a worker only sleeps and polls.
 
-A NOTIFY names the queues of the rows that became due, so that workers of other queues continue to sleep.
+A NOTIFY names the kinds and queues of the rows that became due, so that workers of others continue to sleep.
 
 A pooler in transaction mode (PgBouncer) gives each transaction another session, so a LISTEN there receives nothing: a
 worker behind one detects that and only polls. NOTIFY works through a pooler like any other statement.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
@@ -25,25 +25,30 @@ RELISTEN_SECONDS = 1.0
 """After how many seconds a process that could not LISTEN tries again; until then it polls."""
 
 
-def notify(alias: str, queues: Collection[str] = ()) -> None:
-    """Wake the processes that LISTEN for one of ``queues`` (empty: all processes). The commit does not wait for the
+MAX_PAYLOAD_BYTES = 7999
+"""Longest payload that PostgreSQL accepts. A doorbell with more names rings for all processes."""
+
+
+def notify(alias: str, names: Collection[str] = ()) -> None:
+    """Wake the processes that LISTEN for one of ``names`` (empty: all processes). The commit does not wait for the
     disk, because a lost NOTIFY loses nothing."""
+    payload = ",".join(sorted(names))
     connection = connections[alias]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)",
-                [CHANNEL, ",".join(sorted(queues))],
+                [CHANNEL, payload if len(payload) <= MAX_PAYLOAD_BYTES else ""],
             )
 
 
 class Listener:
     """A separate connection that LISTENs. Without PostgreSQL and psycopg 3, or behind a pooler, it only sleeps.
-    ``queues``: the queues whose notifications wake it (default: all)."""
+    ``is_concerned``: whether a notification that names this wakes it (default: all do)."""
 
-    def __init__(self, alias: str, queues: Collection[str] | None = None) -> None:
+    def __init__(self, alias: str, is_concerned: Callable[[str], bool] = lambda name: True) -> None:
         self.alias = alias
-        self.queues = queues
+        self.is_concerned = is_concerned
         self._connection: Any = None
         self._retry_at = 0.0
 
@@ -87,14 +92,12 @@ class Listener:
             self.close()
 
     def _receive(self, raw: Any) -> bool:
-        """Receive the notifications that have arrived; return whether one is for these queues."""
+        """Receive the notifications that have arrived; return whether one is for this process."""
         raw.pgconn.consume_input()
         is_relevant = False
         while (notification := raw.pgconn.notifies()) is not None:
             named = notification.extra.decode()
-            is_relevant = (
-                is_relevant or not named or self.queues is None or not set(self.queues).isdisjoint(named.split(","))
-            )
+            is_relevant = is_relevant or not named or any(map(self.is_concerned, named.split(",")))
         return is_relevant
 
     def _listening(self) -> Any:

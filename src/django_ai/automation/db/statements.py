@@ -9,6 +9,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .connections import dedicated_connection
 
+CANCEL_SECONDS = 5.0
+"""How long a server is asked to cancel a statement."""
+
 logger = logging.getLogger("django_ai.automation")
 
 
@@ -20,7 +23,8 @@ def cancel_statement(connection: BaseDatabaseWrapper, session: int | None) -> No
         if raw is None:
             return
         if connection.vendor == "postgresql" and raw.info.transaction_status.name == "ACTIVE":
-            raw.cancel()
+            # psycopg 3.1 has only cancel(), which holds Python's lock while a server that is silent is asked.
+            raw.cancel_safe(timeout=CANCEL_SECONDS) if hasattr(raw, "cancel_safe") else raw.cancel()
         elif connection.vendor == "sqlite":
             raw.interrupt()
         elif session is not None:

@@ -1,22 +1,34 @@
-"""The admin of events, claims and callback executions: why something happened, or has not happened yet."""
+"""The admin of events, claims, callback executions and schedules: why something happened, or has not happened yet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import zoneinfo
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from django import forms
 from django.contrib import admin
+from django.contrib.admin.models import LogEntry
 from django.db import models
 from django.http import HttpRequest
-from django.utils.translation import gettext
+from django.utils import timezone
+from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
+from ..queues.acting import acting_as
+from ..queues.admin import HistoryInline, PausableAdmin, RowAdmin, newest
 from ..queues.admin_fields import json_field, time_field
+from ..queues.admin_filters import QueueFilter, declared_name_filter
+from ..queues.admin_links import register_cause
+from ..queues.history import note, together
 from .callbacks import all_callbacks
+from .capture import captured_tables
 from .claim_owners import find_owners, owner_kinds
-from .declarations import declared_events, declaring_models
-from .models import CallbackExecution, Event, EventClaim
+from .declarations import declaring_models
+from .models import CallbackExecution, CapturedWrite, Event, EventClaim, EventStatus, Schedule
+from .schedules.definitions import problem_with_arguments, targets
+from .schedules.firing import fire_now
+from .sources import declared_names
 
 register_cause("event", Event)
 register_cause("callback", CallbackExecution)
@@ -51,14 +63,14 @@ class EventAdmin(RowAdmin):
     )
     list_filter = (
         "status",
-        declared_name_filter(_("event"), "declared_as", lambda: declared_events().keys()),
+        declared_name_filter(_("event"), "declared_as", declared_names),
         declared_name_filter(
             _("model"), "entity_type", lambda: [model._meta.label_lower for model in declaring_models()]
         ),
     )
     exact_search = ("entity_id", "event_name")
     first_fields = ("event_name", "status", "entity_link", "waits_for", "due", "error", "cause_link")
-    private_fields = ("payload", "snapshot")
+    private_fields = ("payload", "changed_values", "snapshot")
     field_displays: ClassVar[dict[str, Any]] = {"snapshot": json_field("snapshot", of="data")}
     inlines = (ExecutionInline,)
     actions = ("resume", "cancel")
@@ -68,9 +80,26 @@ class EventAdmin(RowAdmin):
         pending = Event.unfinished().filter(pk=row.pk).exists()
         return super().waits_for(row) if pending else "-"
 
+    def refused_actions(self, row: Event) -> Collection[str]:
+        is_pending = row.status == EventStatus.PENDING
+        return {*super().refused_actions(row), *(() if is_pending else ("cancel",))}
+
     @admin.action(description=_("Cancel pending events"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[Event]) -> None:
         self.apply(request, rows, lambda event: event.cancel(), _("Cancelled"))
+
+
+@admin.register(CapturedWrite)
+class CapturedWriteAdmin(RowAdmin):
+    list_display = ("model", "operation", "status", "entity_link", "last_line", time_field("written_at"), "due")
+    list_filter = (
+        "status",
+        declared_name_filter(_("model"), "model", lambda: [model._meta.label_lower for model in captured_tables()]),
+    )
+    exact_search = ("entity_id",)
+    first_fields = ("model", "operation", "status", "entity_link", "waits_for", "due", "error", "cause_link")
+    private_fields = ("old",)
+    actions = ("resume",)
 
 
 @admin.register(EventClaim)
@@ -84,11 +113,12 @@ class EventClaimAdmin(RowAdmin):
         time_field("expires_at"),
         "events_left",
     )
-    list_filter = (declared_name_filter(_("event"), "event_name", lambda: declared_events().keys()), OWNER_KINDS)
+    list_filter = (declared_name_filter(_("event"), "event_name", declared_names), OWNER_KINDS)
     exact_search = ("event_name", "owner_id")
     private_fields = ("match", "residual")
 
     def prepare(self, rows: Sequence[EventClaim]) -> None:
+        super().prepare(rows)
         owners = find_owners((row.owner_kind, row.owner_id) for row in rows)
         for row in rows:
             owner = owners.get((row.owner_kind, row.owner_id))
@@ -100,17 +130,159 @@ class EventClaimAdmin(RowAdmin):
 
 
 @admin.register(CallbackExecution)
-class CallbackExecutionAdmin(RowAdmin):
+class CallbackExecutionAdmin(PausableAdmin):
     list_display = ("callback", "status", "event", "last_line", "milestone", "attempt", "due")
     list_filter = (
         "status",
         declared_name_filter(_("callback"), "callback", lambda: {each.name for each in all_callbacks()}),
+        QueueFilter,
     )
     list_select_related = ("event",)
     exact_search = ("callback", "event__entity_id")
     first_fields = ("callback", "status", "event", "waits_for", "due", "error")
-    actions = ("resume",)
+    actions = ("resume", "pause", "unpause")
 
     @admin.display(description=_("waits for"))
     def waits_for(self, row: CallbackExecution) -> str:
         return super().waits_for(row) if row.status in ("pending", "parked") else "-"
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+if TYPE_CHECKING:
+    ModelForm = forms.ModelForm[Schedule]
+else:  # at run time Django's class is not generic
+    ModelForm = forms.ModelForm
+
+EDITABLE = (
+    "name",
+    "target",
+    "cron",
+    "every",
+    "timezone",
+    "arguments",
+    "catch_up",
+    "catch_up_within",
+    "overlap",
+)
+
+
+class ScheduleForm(ModelForm):
+    """The form of a schedule: the target and the time zone are chosen from lists."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        chosen = getattr(self.instance, "target", "")
+        names = sorted({*targets(), *([chosen] if chosen else [])})
+        zones = ["", *sorted(zoneinfo.available_timezones())]
+        if "target" in self.fields:
+            self.fields["target"] = forms.ChoiceField(choices=[(name, name) for name in names], label=_("target"))
+        if "timezone" in self.fields:
+            self.fields["timezone"] = forms.ChoiceField(
+                choices=[(name, name or _("the project's")) for name in zones], required=False, label=_("time zone")
+            )
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse arguments with which the target cannot start."""
+        values = super().clean() or self.cleaned_data
+        if isinstance(values.get("arguments"), dict) and (target := values.get("target")):
+            problem = problem_with_arguments(target, values["arguments"])
+            if problem:
+                self.add_error("arguments", problem)
+        return values
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(RowAdmin):
+    """Schedules of the code can be paused and fired; those that staff has added can be changed, too."""
+
+    form = ScheduleForm
+    list_display = (
+        "name",
+        "target",
+        "times",
+        "state",
+        "due",
+        time_field("fired_at"),
+        "fired",
+        "skipped",
+        "last_line",
+    )
+    list_filter = ("is_declared", "overlap")
+    ordering = ("name",)
+    exact_search = ("name", "target")
+    actions = ("fire", "pause", "unpause", "resume")
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_action_permission("add", request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
+        return (obj is None or not obj.is_declared) and self.has_action_permission("change", request)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
+        return self.has_action_permission("delete", request)
+
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        return self.has_action_permission("pause", request)
+
+    def has_fire_permission(self, request: HttpRequest) -> bool:
+        return self.has_action_permission("fire", request)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        shown = super().get_readonly_fields(request, obj)
+        if obj is not None and not self.has_change_permission(request, obj):
+            return shown
+        return [each for each in shown if each not in EDITABLE] if obj is not None else []
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        if obj is None:
+            return [(None, {"fields": EDITABLE})]
+        return super().get_fieldsets(request, obj)
+
+    def _display_of(self, field: Any) -> Any:
+        return field.name if field.name in EDITABLE else super()._display_of(field)
+
+    def log_addition(self, request: HttpRequest, obj: Schedule, message: Any) -> LogEntry:
+        with acting_as(request.user):
+            note(obj, "Added")
+        return super().log_addition(request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: Schedule, message: Any) -> LogEntry:
+        entry: LogEntry = super().log_change(request, obj, message)
+        with acting_as(request.user), override(None):
+            note(obj, "Changed", entry.get_change_message())
+        return entry
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        with acting_as(request.user), together():
+            for row in queryset:
+                note(row, "Deleted")
+        return super().log_deletions(request, queryset)
+
+    def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
+        """Save what staff has written, and let the schedule continue with its next time from now on."""
+        super().save_model(request, obj, form, change)
+        if obj.paused_at is None and (not change or form.changed_data):
+            obj.plan(timezone.now())
+
+    @admin.display(description=_("times"))
+    def times(self, row: Schedule) -> str:
+        return row.in_words
+
+    @admin.display(description=_("state"))
+    def state(self, row: Schedule) -> str:
+        if row.paused_at is not None:
+            return str(_("paused"))
+        return str(_("parked")) if row.parked_at is not None else str(_("active"))
+
+    @admin.action(description=_("Fire now"), permissions=["fire"])
+    def fire(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
+        self.apply(request, rows, lambda row: fire_now(row, timezone.now()), _("Fired"))
+
+    @admin.action(description=_("Pause"), permissions=["pause"])
+    def pause(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
+        self.apply(request, rows, lambda row: row.pause(), _("Paused"))
+
+    @admin.action(description=_("Continue with the next time"), permissions=["pause"])
+    def unpause(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
+        self.apply(request, rows, lambda row: row.unpause(), _("Unpaused"))

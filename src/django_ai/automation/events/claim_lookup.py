@@ -14,8 +14,8 @@ from django.db import transaction
 from ..db.writer import alias_of
 from ..queues.causation import Owner
 from .claim_owners import owner_kinds, unfinished_owners
-from .matching.lookups import satisfies
-from .matching.match import entity_keys, namespaced_key
+from .matching.lookups import event_satisfies
+from .matching.match import event_keys, namespaced_key
 from .models import Event, EventClaim, RoutingShape, Shapes
 
 CLAIMS = "claims"
@@ -68,9 +68,9 @@ def count_events(events: Sequence[Event], shapes: Shapes) -> None:
 
 def _keys(event: Event, shapes: Shapes) -> list[str]:
     mine = shapes.of(CLAIMS, event)
-    keys = entity_keys(event.event_name, event.entity, mine) if mine else []
+    keys = event_keys(event.event_name, event, mine) if mine else []
     return keys + [namespaced_key(event.namespace, key) for key in keys] if event.namespace else keys
 
 
 def _fits(claim: EventClaim, event: Event) -> bool:
-    return not claim.residual or (event.entity is not None and satisfies(event.entity, claim.residual))
+    return event_satisfies(event, claim.residual)

@@ -28,11 +28,13 @@ from .claim_lookup import CLAIMS, claim_covering, is_active
 from .claim_lookup import claim_against as claim_against
 from .claim_owners import kind_of, unfinished_owners
 from .declarations import sources_of
+from .definitions import EventName, name_of
 from .matching.lookups import problem_with
 from .matching.match import Address, address, namespaced_key
 from .matching.typed_values import json_value
 from .models import Event, EventClaim, RoutingShape
-from .names import ANY, check_namespace, is_pattern, pattern_of
+from .names import ANY, check_namespace, is_pattern
+from .sources import event_sources, owners_of, stored_names
 
 __all__ = ["hold", "holder", "release"]
 
@@ -41,7 +43,7 @@ MAX_COUNTED_EVENTS = 1000
 
 
 def hold(
-    event_name: str,
+    event_name: EventName,
     match: Mapping[str, Any] | None = None,
     *,
     priority: int = 0,
@@ -58,9 +60,9 @@ def hold(
     holds it already, it is renewed.
 
     Args:
-        event_name: Name of one event, as a string without ``*``.
-        match: Lookups on the entity and the values they must have, as a dict: ``{"customer_id": 7}``. Default: any
-            entity.
+        event_name: Name of one event, as a string without ``*``, or its ``EventDefinition``.
+        match: Lookups on the entity (on the payload of a ``FreeEvent``) and the values they must have, as a dict:
+            ``{"customer_id": 7}``. Default: any entity.
         priority: A whole number. A claim of a higher priority takes over one of a lower priority, and of several claims
             that cover an event the one of the highest priority counts. Default 0.
         bump: Take the claim over from its holder whatever the priorities. Default False.
@@ -87,6 +89,7 @@ def hold(
             def take_over(self, ctx):
                 claims.hold("call_received", match={"customer_id": ctx.customer_id}, expires_in=None)
     """
+    event_name = name_of(event_name)
     what = f"claims.hold({event_name!r})"
     _check(what, priority, expires_in, expires_after_events)
     current = current_cause()
@@ -100,7 +103,7 @@ def hold(
     wanted.events_left = expires_after_events
     wanted.owner_kind, wanted.owner_id = mine.kind, mine.pk
     with transaction.atomic(using=alias_of(EventClaim), savepoint=False):
-        for name in {pattern_of(source.definition.name) for source in sources_of(event_name)} or {event_name}:
+        for name in stored_names(event_name):
             RoutingShape.ensure(CLAIMS, name, wanted.shape)
         claim, is_mine = _take(wanted, mine, bump, now)
     if not is_mine:
@@ -114,7 +117,7 @@ def hold(
 
 
 def release(
-    event_name: str,
+    event_name: EventName,
     match: Mapping[str, Any] | None = None,
     *,
     owner: models.Model | None = None,
@@ -143,6 +146,7 @@ def release(
             def hand_back(self, ctx):
                 claims.release("call_received", match={"customer_id": ctx.customer_id})
     """
+    event_name = name_of(event_name)
     what = f"claims.release({event_name!r})"
     mine = _owner(owner, current_cause(), what)
     held, of = EventClaim.objects.filter(owner_kind=mine.kind, owner_id=mine.pk), _namespace(namespace, mine, what)
@@ -151,7 +155,7 @@ def release(
 
 
 def holder(
-    event_name: str,
+    event_name: EventName,
     match: Mapping[str, Any] | models.Model | None = None,
     *,
     entity: models.Model | None = None,
@@ -163,7 +167,7 @@ def holder(
     with neither: the claim on exactly this event, match and namespace. It only reads.
 
     Args:
-        event_name: Name of one event, as a string without ``*``.
+        event_name: Name of one event, as a string without ``*``, or its ``EventDefinition``.
         match: The match that the claim was held with, as a dict; or the entity itself. Default: the claim on any
             entity.
         entity: A saved model instance, in place of ``match``. Default: none.
@@ -182,6 +186,7 @@ def holder(
             claim = claims.holder("call_received", entity=call)
             label = "free" if claim is None else f"taken by {claim.owner}"
     """
+    event_name = name_of(event_name)
     what = f"claims.holder({event_name!r})"
     if isinstance(match, models.Model):
         if entity is not None:
@@ -259,11 +264,11 @@ def _claim(event_name: str, match: Mapping[str, Any] | None, what: str, namespac
 
 
 def _address(event_name: str, values: Mapping[str, Any], what: str) -> Address:
-    sources = sources_of(event_name)
+    sources = event_sources(event_name)
     for name, value in values.items():
         if isinstance(value, str) and "{{" in value:
             raise DefinitionError(f"{what}: {name!r} is compared with {value!r}; give the value itself (ctx.field).")
-        problems = [problem_with(source.owner, name) for source in sources]
+        problems = [problem_with(owner, name) for owner in owners_of(sources)]
         if problems and all(problems):
             raise DefinitionError(f"{what}: match compares {name!r}. {problems[0]}")
     return address(event_name, values, sources)
@@ -282,6 +287,7 @@ def _event_of(event_name: str, entity: models.Model, namespace: str | None, what
     if of is None and definition is not None:
         of = definition.namespace_of(entity)
     event = Event(
+        entity_type=declared[0].label if declared else entity._meta.label_lower,
         event_name=event_name,
         declared_as=definition.name if definition else event_name,
         namespace="" if of in (None, ANY) else str(of),

@@ -41,17 +41,22 @@ class CommitBatch:
             batch = _batches[connection] = cls(alias)
         return batch
 
-    def has(self, event: Event) -> bool:
-        """Return whether the open transaction makes ``event`` occur. Rolled back savepoints do not count."""
+    def has(self, event: Event, captured_in: int | None = None) -> bool:
+        """Return whether the open transaction makes ``event`` occur. Rolled back savepoints do not count.
+
+        ``captured_in``: whether it does so for a write that it has captured from that transaction (``Origin``).
+        """
         if event.pk not in self._due:
             return False  # the common case: a long transaction has many hooks to search
         hooks = (hook for _, hook, *_ in reversed(connections[self.alias].run_on_commit))
-        return any(isinstance(hook, _CommitHook) and hook.batch is self and event.pk in hook.pks for hook in hooks)
+        found = (event.pk, captured_in)
+        return any(isinstance(hook, _CommitHook) and hook.batch is self and found in hook.events for hook in hooks)
 
     def add(self, events: Sequence[Event]) -> None:
         """Make ``events`` occur after the commit of the open transaction, which has made them due."""
         self._due |= {event.pk: event.wake_at for event in events if event.wake_at is not None}
-        transaction.on_commit(_CommitHook(self, frozenset(event.pk for event in events)), using=self.alias, robust=True)
+        hook = _CommitHook(self, frozenset((event.pk, event.captured_in) for event in events))
+        transaction.on_commit(hook, using=self.alias, robust=True)
 
     def __call__(self) -> None:
         due, self._due = self._due, {}
@@ -70,8 +75,8 @@ class CommitBatch:
 class _CommitHook:
     """The hook that one save registers. The first hook of a commit makes all events of the batch occur."""
 
-    def __init__(self, batch: CommitBatch, pks: frozenset[int]) -> None:
-        self.batch, self.pks = batch, pks
+    def __init__(self, batch: CommitBatch, events: frozenset[tuple[int, int | None]]) -> None:
+        self.batch, self.events = batch, events
         self.__qualname__ = CommitBatch.__name__  # Django logs it if the hook fails
 
     def __call__(self) -> None:

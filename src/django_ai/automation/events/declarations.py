@@ -1,4 +1,4 @@
-"""The register of declared events: which models list which definitions.
+"""The register of declared events: which models list which definitions, in their ``events`` or by ``register_events``.
 
 Each definition belongs to an *owner*: the furthest concrete ancestor that lists it. So a row that is saved through a
 child class and later through its parent has one event, not two.
@@ -6,7 +6,7 @@ child class and later through its parent has one event, not two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from django.db import models
 
 from .definitions import EventDefinition
 from .entity_ids import entity_id_of
+from .free_events import FreeEvent
 from .names import may_match
 
 
@@ -37,11 +38,38 @@ class Declared:
 
 
 def listed(model: type[models.Model]) -> list[EventDefinition]:
-    """Return the definitions in ``model.events``; none where that is a relation or a manager."""
+    """Return the definitions in ``model.events`` (none where that is a relation or a manager), and those that were
+    registered for the model or a base of it."""
     events = getattr(model, "events", None)
-    if not isinstance(events, list | tuple):
-        return []
-    return [each for each in events if isinstance(each, EventDefinition)]
+    found = [each for each in events if _is_of_model(each)] if isinstance(events, list | tuple) else []
+    if registered:
+        more = dict.fromkeys(each for base in reversed(model.__mro__) for each in registered.get(base, ()))
+        found += [each for each in more if each not in found]
+    return found
+
+
+def _is_of_model(definition: Any) -> bool:
+    return isinstance(definition, EventDefinition) and not isinstance(definition, FreeEvent)
+
+
+registered: dict[type, tuple[EventDefinition, ...]] = {}
+"""What ``register_events`` has added, by model."""
+
+_on_registered: list[Callable[[type[models.Model]], object]] = []
+
+
+def add_registered(model: type[models.Model], definitions: Sequence[EventDefinition]) -> None:
+    """Add ``definitions`` to what ``model`` lists."""
+    registered[model] = (*registered.get(model, ()), *definitions)
+    forget_declarations()
+    for listener in _on_registered:
+        listener(model)
+
+
+def when_registered(listener: Callable[[type[models.Model]], object]) -> None:
+    """Call ``listener`` with each model for which events are registered from now on. Idempotent."""
+    if listener not in _on_registered:
+        _on_registered.append(listener)
 
 
 _declarations: dict[type[models.Model], tuple[Declared, ...]] = {}
@@ -66,15 +94,66 @@ def kept_fields(model: type[models.Model]) -> set[str] | None:
     return kept
 
 
+@dataclass(frozen=True, slots=True)
+class ComparedColumns:
+    """The columns of one table that events compare before and after a write, and one of these events.
+
+    ``names``: every name by which ``update_fields`` may mean one of the columns.
+    """
+
+    declared: Declared
+    columns: frozenset[str]
+    names: frozenset[str]
+
+
+_compared: dict[type[models.Model], dict[type[models.Model], ComparedColumns]] = {}
+
+
+def compared_columns(model: type[models.Model]) -> dict[type[models.Model], ComparedColumns]:
+    """Return the columns that must be read before a save of ``model``, by the concrete model that owns the events.
+
+    The columns that any proxy or child compares are among them: one transaction may save a row as several classes.
+    """
+    found = _compared.get(model)
+    if found is None:
+        found = _compared[model] = dict(_compared_columns(model))
+    return found
+
+
+def _compared_columns(model: type[models.Model]) -> Iterator[tuple[type[models.Model], ComparedColumns]]:
+    comparing = {_concrete(each): each for each in declared_on(model) if each.definition.compared_fields}
+    everywhere = [each for every in {model, *declaring_models()} for each in declared_on(every)] if comparing else []
+    for owner, declared in comparing.items():
+        definitions = [each.definition for each in everywhere if _concrete(each) is owner]
+        fields: list[Any] = [owner._meta.get_field(name) for each in definitions for name in each.compared_fields]
+        columns = frozenset(field.attname for field in fields)
+        yield owner, ComparedColumns(declared, columns, columns | {field.name for field in fields})
+
+
+def _concrete(declared: Declared) -> type[models.Model]:
+    concrete = declared.owner._meta.concrete_model
+    assert concrete is not None
+    return concrete
+
+
 _by_name: dict[str, list[Declared]] = {}
 _sources: dict[str, list[Declared]] = {}
+_derived: list[Callable[[], object]] = []
 
 
 def forget_declarations() -> None:
-    """Forget what was read from the ``events`` lists, because a model was added."""
+    """Forget what was read from the ``events`` lists, because a model or a definition was added."""
     _declarations.clear()
+    _compared.clear()
     _by_name.clear()
     _sources.clear()
+    for forget in _derived:
+        forget()
+
+
+def forget_with(forget: Callable[[], object]) -> None:
+    """Call ``forget`` whenever the declarations are forgotten: it has derived something from them."""
+    _derived.append(forget)
 
 
 def _declared(model: type[models.Model]) -> Iterator[Declared]:

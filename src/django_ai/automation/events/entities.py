@@ -5,10 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from django.apps import apps
+from django.db.models import Model, Q
 
 from ..db.writer import alias_of
-from .models import Event, Snapshot
+from ..exceptions import DefinitionError
+from .declarations import declared_on
+from .definitions import EventDefinition
+from .models import Event, Snapshot, rows_of_entity
 from .models.event import inherit_snapshots
+from .zone_queries import with_zones
+
+
+def rows_about(entity: object, path: str = "") -> Q:
+    """Return the condition for rows that belong to ``entity``, whichever class of its inheritance chain it was loaded
+    as. ``path``: the lookup of the row with the entity's columns, such as ``"event__"``.
+
+    Raises ``DefinitionError`` unless ``entity`` is a saved model instance.
+    """
+    if not isinstance(entity, Model):
+        raise DefinitionError(f"entity={entity!r} must be a model instance.")
+    if entity.pk is None:
+        raise DefinitionError(
+            f"entity={entity!r} has no primary key: it was not saved, or it was deleted. Save it, or make a "
+            "copy.copy(...) before the deletion."
+        )
+    return rows_of_entity(entity, path)
 
 
 def is_installed(label: str) -> bool:
@@ -20,12 +41,17 @@ def is_installed(label: str) -> bool:
     return True
 
 
+def _definitions_of(model: type[Model], events: Iterable[Event]) -> list[EventDefinition]:
+    names = {event.declared_as for event in events}
+    return [each.definition for each in declared_on(model) if each.definition.name in names]
+
+
 def load_entities(events: Iterable[Event]) -> None:
     """Read the entities of ``events`` with one query for each model. Deleted entities are restored from snapshots."""
     by_model: dict[str, list[Event]] = {}
     events = list(events)
     for event in events:
-        if event.snapshot_id is None:
+        if event.snapshot_id is None and not event.is_free:
             by_model.setdefault(event.entity_type, []).append(event)
     for label, group in by_model.items():
         try:
@@ -35,7 +61,8 @@ def load_entities(events: Iterable[Event]) -> None:
         inherit_snapshots(label, [event for event in group if event.active_key is None])
         group = [event for event in group if event.snapshot_id is None]
         pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
-        entities = model._base_manager.using(alias_of(model)).in_bulk(list(set(pks.values())))
+        rows = with_zones(model._base_manager.using(alias_of(model)), _definitions_of(model, group))
+        entities = rows.in_bulk(list(set(pks.values())))
         for event in group:
             event.entity = entities.get(pks[event.pk])
     deleted = [event for event in events if event.snapshot_id is not None and "_entity" not in event.__dict__]

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connections
@@ -26,16 +26,18 @@ from ..values.json_text import storable
 from ..values.retry import Retry
 from ..values.text import trace_of
 from .callbacks import CANCELLED, CREATED
+from .changes import recorded_change
 from .definitions import EventDefinition, EventTrigger
 from .entities import load_entities
 from .failed_evaluation import FailedEvaluation
-from .models import Event, EventStatus
+from .models import CallbackExecution, Event, EventStatus
 from .payload import payload_json
 from .subscribers import subscribers
 from .timing import (
     due_milestones,
     has_callback,
     held_back,
+    is_moved,
     is_past_grace,
     next_wake,
     not_fired,
@@ -44,14 +46,16 @@ from .timing import (
     rearm_future,
     skip_note,
 )
+from .window_keys import windows_for
 
 
 @dataclass(slots=True)
 class Evaluation:
     """What one event row does now: the columns to write, and what subscribers do about it.
 
-    ``replan``: its date or condition changed. ``withdrawn``: it was cancelled or expired. ``was_parked``: it stays
-    parked, which was reported before.
+    ``replan``: its date, time zone or condition changed. ``withdrawn``: it was cancelled or expired. ``was_parked``: it
+    stays parked, which was reported before. ``windows``: kind, name and key of each window that collects the event.
+    ``executions``: the callbacks that its milestones start, not inserted yet.
     """
 
     event: Event
@@ -63,7 +67,9 @@ class Evaluation:
     entity_is_missing: bool = False
     has_no_timer: bool = False
     was_parked: bool = False
+    windows: list[tuple[str, str, str]] = field(default_factory=list)
     failed_evaluation: FailedEvaluation | None = None
+    executions: list[CallbackExecution] = field(default_factory=list)
 
     @property
     def position_columns(self) -> tuple[str, ...]:
@@ -104,7 +110,7 @@ def _evaluate(event: Event, now: datetime, is_ours: Callable[[BaseException], bo
     assert definition is not None
     if event.status == EventStatus.PARKED:  # awaiting a deploy that has happened
         event.status, event.error, event.parked_at = event.resumed_status, "", None
-    if (event.entity is None or event.snapshot_id is not None) and not deletion:
+    if not (deletion or event.is_free) and (event.entity is None or event.snapshot_id is not None):
         evaluation.withdrawn = True
         event.wake_at = None
         if event.status == EventStatus.PENDING:
@@ -121,19 +127,20 @@ def _evaluate(event: Event, now: datetime, is_ours: Callable[[BaseException], bo
     started = time.monotonic()
     try:
         # The condition of a deletion was evaluated when the entity was deleted.
-        at, armed = (event.at, event.armed) if deletion else _current_state(event, definition)
+        at, armed, timezone = (event.at, event.armed, event.timezone) if deletion else _current_state(event, definition)
         if (
             definition.rearm
             and definition.is_scheduled
-            and at not in (None, event.at)
+            and at is not None
+            and is_moved(event, at, timezone)
             and occurs_again_at_new_date(event)
         ):
             # The date was changed by a write that bypasses signals: the reconciliation inserts a row for the new date.
             _skip(event, not_fired(event), "its date moved, and the new date has its own event")
             evaluation.has_no_timer = True
             return _finished(evaluation, now)
-        if (at, armed) != (event.at, event.armed):
-            event.at, event.armed, evaluation.replan = at, armed, True
+        if (at, armed, timezone) != (event.at, event.armed, event.timezone):
+            event.at, event.armed, event.timezone, evaluation.replan = at, armed, timezone, True
             rearm_future(event, now)
         if armed and not definition.is_scheduled and event.status == EventStatus.PENDING:
             evaluation.milestones = [""]
@@ -146,7 +153,9 @@ def _evaluate(event: Event, now: datetime, is_ours: Callable[[BaseException], bo
         elif not armed and is_past_grace(event, definition, now):
             _expire(evaluation)
         if "" in evaluation.milestones:
-            event.payload = json.loads(payload_json(event, definition))
+            if not event.is_free:
+                event.payload = json.loads(payload_json(event, definition))
+            evaluation.windows = windows_for(event)
             event.status, event.occurred_at = EventStatus.PROCESSED, now
             if event.at is None:
                 event.at = now
@@ -163,17 +172,32 @@ def _evaluate(event: Event, now: datetime, is_ours: Callable[[BaseException], bo
     event.pending_notifications = [
         milestone
         for milestone in milestones
-        if any(each.wants_notification(event, milestone) for each in subscribers())
+        if (evaluation.windows and not milestone)
+        or any(each.wants_notification(event, milestone) for each in subscribers())
     ]
     return _finished(evaluation, now)
 
 
-def _current_state(event: Event, definition: EventDefinition) -> tuple[datetime | None, bool]:
-    """Return the date of the event and whether its condition holds, from the entity as it is now."""
+def _current_state(event: Event, definition: EventDefinition) -> tuple[datetime | None, bool, str]:
+    """Return the date of the event, whether its condition holds, and its time zone, from the entity as it is now."""
+    if event.is_free:
+        return event.at, True, ""
     entity = event.entity
     if event.status == EventStatus.PENDING:
         event.event_name, event.namespace = definition.name_for(entity), definition.namespace_of(entity)
-    return event.current_date(), definition.holds_for(entity)
+    timezone = event.current_timezone()
+    armed = definition.holds_for(entity) and _is_transition(event, definition)
+    return event.current_date(timezone), armed, timezone
+
+
+def _is_transition(event: Event, definition: EventDefinition) -> bool:
+    """Return whether the recorded write was a transition. The save that has armed the event has evaluated that; one in
+    which a function raised has not."""
+    transition, stored = definition.transition, event.changed_values
+    if event.armed or transition is None or stored is None or not stored.keys() >= set(transition.fields):
+        return True
+    change = recorded_change(event.entity_type, stored, created=event.trigger == EventTrigger.CREATE)
+    return transition.holds(type(event.entity), change.before, change.after)
 
 
 def _expire(
@@ -232,6 +256,8 @@ def _finished(evaluation: Evaluation, now: datetime) -> Evaluation:
         "wake_at": now + conf().LEASE if keeps_lease else wake_at,
         "lease": event.lease if keeps_lease else None,
     }
+    if evaluation.replan:
+        evaluation.changes["timezone"] = event.timezone
     offsets = [milestone for milestone in evaluation.milestones if milestone not in ("", CREATED, CANCELLED)]
     if offsets or (evaluation.position_columns and event.milestone_positions):
         # The new milestones get the position of this write, and earlier ones keep theirs.
@@ -247,10 +273,18 @@ EVALUATION_RETRY = Retry(max_attempts=5)
 """The retry policy for a condition or payload that raises, before its event is parked."""
 
 
+def evaluation_retry_delay(error: Exception, attempt: int) -> timedelta | None:
+    """Return how long after the failed ``attempt`` an evaluation is repeated; None: the row is parked. An error of this
+    package is not retried, unless another attempt may succeed."""
+    if isinstance(error, AutomationError) and not error.is_retryable:
+        return None
+    return EVALUATION_RETRY.delay(attempt)
+
+
 def _failed(event: Event, failed_evaluation: FailedEvaluation, now: datetime) -> Evaluation:
-    """Retry after a backoff, or park the event: an error of this package is not retried."""
+    """Retry after a backoff, or park the event."""
     error = failed_evaluation.error
-    delay = None if isinstance(error, AutomationError) else EVALUATION_RETRY.delay(event.attempt + 1)
+    delay = evaluation_retry_delay(error, event.attempt + 1)
     if delay is None:
         return replace(_parked(event, trace_of(error), now, awaiting_deploy=False), failed_evaluation=failed_evaluation)
     _discard_changes(event)
@@ -271,6 +305,6 @@ def _parked(event: Event, reason: str, now: datetime, *, awaiting_deploy: bool) 
 
 def _discard_changes(event: Event) -> None:
     """Restore the fields that a failed evaluation has set."""
-    names = ["event_name", "namespace", "at", "armed", "status", "payload", "occurred_at", "fired"]
+    names = ["event_name", "namespace", "at", "timezone", "armed", "status", "payload", "occurred_at", "fired"]
     with contextlib.suppress(Event.DoesNotExist):  # the fenced write will fail, too
         event.refresh_from_db(fields=names)

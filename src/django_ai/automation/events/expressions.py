@@ -10,7 +10,7 @@ import re
 
 from ..exceptions import DefinitionError
 
-EXPRESSION = re.compile(r"\{\{\s*(.*?)\s*\}\}")
+EXPRESSION = re.compile(r"\{\{\s*((?:(?!\}\}).)*?)\s*\}\}")
 _PATH = re.compile(r"^([a-z]+)((?:\.[A-Za-z][A-Za-z0-9_]*)+)$")
 
 

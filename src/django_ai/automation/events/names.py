@@ -114,7 +114,8 @@ def check_subscription(name: Any, decorator: str) -> str:
     """Return the pattern of a subscriber's ``name``. Raises ``DefinitionError`` for an invalid name."""
     if not isinstance(name, str) or not name.strip():
         raise DefinitionError(
-            f'@{decorator} needs the name of an event, as in @{decorator}("confirmed"); got {name!r}.'
+            f'@{decorator} needs the name of an event, as in @{decorator}("confirmed"), or its EventDefinition; got '
+            f"{name!r}."
         )
     return pattern_of(name)
 

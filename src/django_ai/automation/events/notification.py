@@ -19,7 +19,9 @@ from ..values.clock import Clock
 from .claim_lookup import count_events
 from .models import Event, RoutingShape
 from .subscribers import Notification, subscribers
+from .subscriptions import subscriptions
 from .timing import next_wake
+from .windows import move_windows
 
 
 def ring_if_due(wake_times: Iterable[datetime | None], now: datetime) -> None:
@@ -37,6 +39,8 @@ def notify_subscribers(notifications: Sequence[Notification], clock: Clock) -> N
     count_events([each.event for each in notifications if each.milestone == ""], shapes)
     for subscriber in subscribers():
         subscriber.notify(notifications, shapes, now)
+    if subscriptions.has_windows:
+        move_windows([each.event for each in notifications if each.milestone == ""], now)
     by_wake: dict[datetime | None, list[Event]] = {}
     for event in {each.event.pk: each.event for each in notifications}.values():
         definition = event.definition

@@ -25,15 +25,18 @@ from ..exceptions import LeaseLostError
 from ..queues import positions
 from ..queues.advance import advance, advance_many
 from ..queues.held_leases import is_working, keep_lease_for
+from ..queues.lanes import lane_of
 from ..queues.notifier import ring_after_commit
 from ..queues.signals import row_parked
+from ..queues.tracing import occurrence_changes
 from ..values.clock import Clock
 from .callbacks import callbacks_of
 from .evaluation import Evaluation, evaluate_all
 from .execution import new_execution
-from .models import CallbackExecution, Event, EventStatus
+from .models import CallbackExecution, CollectedEvent, Event, EventStatus
 from .notification import notify_subscribers, ring_if_due
 from .subscribers import Notification, subscribers
+from .windows import collected
 
 
 def perform_events(events: Sequence[Event], clock: Clock) -> None:
@@ -44,6 +47,7 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
     undelivered = [Notification(event, milestone) for event in events for milestone in event.pending_notifications]
     with kept_session(connections[alias_of(Event)], is_ours=is_working()):
         evaluations = list(evaluate_all(events, now))
+        _prepare(evaluations, now)
     kept = _occur(evaluations, now)
     for evaluation in kept:
         if evaluation.failed_evaluation is not None:
@@ -55,6 +59,24 @@ def perform_events(events: Sequence[Event], clock: Clock) -> None:
         clock,
     )
     notify_subscribers(undelivered, clock)
+
+
+def _prepare(evaluations: Sequence[Evaluation], now: datetime) -> None:
+    """Call what is user code and belongs to the rows that the events start. No transaction is open."""
+    for evaluation in evaluations:
+        event = evaluation.event
+        if "" in evaluation.milestones:
+            evaluation.changes |= occurrence_changes(event)
+        evaluation.executions = [
+            new_execution(event, callback, milestone, now)
+            for milestone in evaluation.milestones
+            for callback in callbacks_of(event.event_name, event.namespace)
+            if callback.milestone == milestone and callback.window is None
+        ]
+    starting = [each.event for each in evaluations if each.replan or "" in each.milestones]
+    if starting:
+        for subscriber in subscribers():
+            subscriber.prepare(starting)
 
 
 def _occur(evaluations: Sequence[Evaluation], now: datetime) -> list[Evaluation]:
@@ -103,15 +125,11 @@ def _write_alone(evaluation: Evaluation, connection: BaseDatabaseWrapper) -> lis
 
 
 def _fan_out(evaluations: Sequence[Evaluation], now: datetime) -> None:
-    executions = [
-        new_execution(evaluation.event, callback, milestone, now)
-        for evaluation in evaluations
-        for milestone in evaluation.milestones
-        for callback in callbacks_of(evaluation.event.event_name, evaluation.event.namespace)
-        if callback.milestone == milestone
-    ]
+    executions = [execution for evaluation in evaluations for execution in evaluation.executions]
+    windows = [(evaluation.event, each) for evaluation in evaluations for each in evaluation.windows]
+    insert_ignoring(CollectedEvent, [collected(*target, event, now) for event, target in windows])
     if insert_ignoring(CallbackExecution, executions):
-        ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
+        ring_after_commit(alias_of(CallbackExecution), *map(lane_of, executions))
     replanned = [evaluation.event for evaluation in evaluations if evaluation.replan and not evaluation.withdrawn]
     occurred = [evaluation.event for evaluation in evaluations if "" in evaluation.milestones]
     withdrawn = [evaluation.event for evaluation in evaluations if evaluation.withdrawn]

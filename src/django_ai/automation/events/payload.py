@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import suppress
 from typing import Any
 
 from ..db.writer import from_writer
-from ..exceptions import DefinitionError
+from ..exceptions import DefinitionError, NotStorableError
 from ..values.json_text import encode
+from .changes import json_changes
 from .definitions import EventDefinition, EventTrigger
 from .models import Event
 
@@ -25,7 +27,12 @@ def payload_json(event: Event, definition: EventDefinition) -> str:
         payload |= event.payload or {}  # computed at the deletion
     else:
         payload |= extra_payload(event, definition)
-    return encode(payload, f"The payload of {definition!r}")
+    what = f"The payload of {definition!r}"
+    if event.changed_values is not None:
+        changes = json_changes(event.entity_type, event.changed_values)
+        with suppress(NotStorableError):  # too large together: the event itself has the changes
+            return encode({"changes": changes, **payload}, what)
+    return encode(payload, what)
 
 
 @from_writer()

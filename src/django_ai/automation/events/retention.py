@@ -1,7 +1,8 @@
 """Retention: delete finished callback executions, events of deleted entities, and ended claims, after their time.
 
-The latest row of a living entity stays, however old: it keeps the event from occurring twice. Rows that a higher layer
-still needs stay, too. Raw SQL deletes an entity without a signal, so ``release_orphans`` checks old events for it.
+The latest row of a living entity stays, however old: it keeps the event from occurring twice. An event that was emitted
+without an entity is deleted like history, and its key may then be used again. Rows that a higher layer still needs
+stay, too. Raw SQL deletes an entity without a signal, so ``release_orphans`` checks old events for it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,20 @@ from ..queues.pruning import WINDOW_KEYS, prune_in_batches
 from .claim_owners import owner_kinds, unfinished_owners
 from .entities import is_installed
 from .entity_ids import entity_id_of
-from .models import CallbackExecution, Event, EventClaim, EventStatus, ExecutionStatus, Snapshot
+from .models import (
+    CallbackExecution,
+    CapturedWrite,
+    CapturedWriteStatus,
+    CollectedEvent,
+    Event,
+    EventClaim,
+    EventStatus,
+    ExecutionStatus,
+    Snapshot,
+    has_final_date,
+)
 from .subscribers import subscribers
+from .windows import is_needed_by_target, needed_by_windows
 
 
 def prune_executions(time_slice: TimeSlice) -> SliceResult:
@@ -33,7 +46,7 @@ def prune_executions(time_slice: TimeSlice) -> SliceResult:
     before = time_slice.now - conf().retention("EXECUTIONS")
     finished = [ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED]
     # A finished execution of a living event stays: its unique key keeps the callback from running again.
-    rows = CallbackExecution.objects.filter(status__in=finished, finished_at__lt=before, event__active_key=None)
+    rows = CallbackExecution.objects.filter(has_final_date("event__"), status__in=finished, finished_at__lt=before)
     return prune_in_batches(rows, "created_at", before, time_slice)
 
 
@@ -42,12 +55,13 @@ def prune_events(time_slice: TimeSlice) -> SliceResult:
     before = time_slice.now - conf().retention("EVENTS")
     executed = min(before, time_slice.now - conf().retention("EXECUTIONS"))
     expired = (
-        Event.objects.filter(active_key=None, wake_at=None, event_created_at__lt=before)
+        Event.objects.filter(has_final_date(), wake_at=None, event_created_at__lt=before)
+        .exclude(entity_type="", status__in=[EventStatus.PENDING, EventStatus.PARKED])
         .exclude(occurred_at__gte=before)
         .exclude(executions__status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
         .exclude(executions__finished_at__gte=executed)
     )
-    # A deletion writes its snapshot to the latest row only, and earlier rows read it from there.
+    # Rows that a deletion has not given a snapshot of their own read it from a later row.
     history = Event.objects.filter(
         entity_type=OuterRef("entity_type"),
         entity_id=OuterRef("entity_id"),
@@ -56,10 +70,19 @@ def prune_events(time_slice: TimeSlice) -> SliceResult:
         snapshot__isnull=True,
     )
     expired = expired.exclude(Exists(history), snapshot__isnull=False)
+    expired = expired.exclude(needed_by_windows())
     for subscriber in subscribers():
         for needed in subscriber.needed_events():
             expired = expired.exclude(needed)
     return prune_in_batches(expired, "event_created_at", before, time_slice)
+
+
+def prune_collected(time_slice: TimeSlice) -> SliceResult:
+    """Delete the record of which events were handed to a run or call, after ``RETENTION_EXECUTIONS``, once that has
+    ended."""
+    before = time_slice.now - conf().retention("EXECUTIONS")
+    handed = CollectedEvent.objects.filter(target__isnull=False, created_at__lt=before)
+    return prune_in_batches(handed.exclude(is_needed_by_target()), "created_at", before, time_slice)
 
 
 def prune_snapshots(time_slice: TimeSlice) -> SliceResult:
@@ -83,7 +106,7 @@ def release_orphans(time_slice: TimeSlice) -> SliceResult:
     """
     before = time_slice.now - conf().retention("EVENTS")
     after, released = time_slice.position or 0, 0
-    is_idle = Q(active_key__isnull=False, wake_at=None, lease=None, event_created_at__lt=before)
+    is_idle = Q(active_key__isnull=False, entity_type__gt="", wake_at=None, lease=None, event_created_at__lt=before)
     while True:
         window = list(
             Event.objects.filter(pk__gt=after).order_by("pk").values_list("pk", "event_created_at")[:WINDOW_KEYS]
@@ -128,6 +151,14 @@ def _missing(model: type[models.Model], entity_ids: set[str]) -> set[str]:
             keys[model._meta.pk.to_python(entity_id)] = entity_id
     present = models.QuerySet[Any, Any](model, using=alias_of(model)).filter(pk__in=list(keys)).order_by()
     return set(keys.values()) - {entity_id_of(model, pk) for pk in present.values_list("pk", flat=True)}
+
+
+def prune_captured_writes(time_slice: TimeSlice) -> SliceResult:
+    """Delete captured writes that have been parked for ``RETENTION_EVENTS``: the code captures their table no longer,
+    or they failed."""
+    before = time_slice.now - conf().retention("EVENTS")
+    parked = CapturedWrite.objects.filter(status=CapturedWriteStatus.PARKED, parked_at__lt=before)
+    return prune_in_batches(parked, "written_at", before, time_slice)
 
 
 def prune_claims(time_slice: TimeSlice) -> SliceResult:

@@ -5,33 +5,24 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable
-from datetime import datetime, time
 from typing import Any
 
 from django.apps import apps
 from django.core import serializers
-from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 
 from ..db.writer import from_writer
 from ..exceptions import NotStorableError, SnapshotFieldError
-from ..values.json_text import encode
+from ..values.json_text import MicrosecondEncoder, encode
 from .declarations import kept_fields
-
-
-class _MicrosecondEncoder(DjangoJSONEncoder):
-    """Keep microseconds, which Django's encoder cuts to milliseconds."""
-
-    def default(self, o: Any) -> Any:
-        return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
 
 
 @from_writer()
 def take_snapshot(entity: models.Model) -> dict[str, Any]:
     """Return the columns of the entity as JSON values, or only those that its definitions keep."""
-    (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=_MicrosecondEncoder))
+    (snapshot,) = json.loads(serializers.serialize("json", [entity], cls=MicrosecondEncoder))
     parents = [
-        json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=_MicrosecondEncoder))[0]["fields"]
+        json.loads(serializers.serialize("json", [_as_parent(entity, parent)], cls=MicrosecondEncoder))[0]["fields"]
         for parent in entity._meta.all_parents
     ]
     for fields in reversed(parents):

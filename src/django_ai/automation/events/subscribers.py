@@ -1,7 +1,7 @@
 """``subscribe(subscriber)``: how the layers above are notified of events. This layer does not name them.
 
-A subscriber overrides the methods that it needs. All but ``notify`` run inside the transaction that records the change,
-so what they write commits with it.
+A subscriber overrides the methods that it needs. All but ``prepare`` and ``notify`` run inside the transaction that
+records the change, so what they write commits with it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ class Subscriber:
     def plan(self, events: Sequence[Event], now: datetime, *, fresh: bool) -> None:
         """Events were recorded (``fresh``), moved, armed or disarmed: update the runs that are planned for them."""
 
+    def needs_recorded_after(self, event: Event) -> bool:
+        """Return whether ``Event.recorded_after`` must be set when this event is recorded and due at once."""
+        return False
+
     def has_begun(self, event: Event) -> bool:
         """Return whether a run that was planned for this event has started."""
         return False
+
+    def prepare(self, events: Sequence[Event]) -> None:
+        """These events are about to occur, or to be planned again. No transaction is open: call user code now whose
+        result ``occurred`` and ``plan`` need."""
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         """These events occur in this transaction."""
@@ -55,6 +63,10 @@ class Subscriber:
 
     def entities_deleted(self, label: str, entity_ids: Sequence[str], now: datetime) -> None:
         """These entities of the model ``label`` were deleted."""
+
+    def is_unfinished(self, event: Event) -> bool:
+        """Return whether something that this event has started has not ended."""
+        return False
 
     def needed_events(self) -> Sequence[Q]:
         """Return the conditions for events that must not be pruned yet, whatever their age."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from ..values.clock import Offset, milestone_key
 from ..values.digests import digest
+from ..values.windows import Window
 from .names import in_namespace, matches, may_match
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ class Subscription:
     namespace: str | None = None
     offset: Offset | None = None
     recheck: bool = False
+    window: Window | None = None
+    """How its events are collected; None: each is handled alone."""
+
+    @property
+    def window_target(self) -> tuple[str, str]:
+        """The kind and the name of what handles the events of a window."""
+        raise NotImplementedError
 
     @property
     def milestone(self) -> str:
@@ -58,6 +66,7 @@ class SubscriptionTable:
         self._matches: dict[tuple[str, str | None], dict[type[Subscription], list[Any]]] = {}
         self._possible_offsets: dict[str, list[Offset]] = {}
         self._plans: dict[str, str] = {}
+        self._has_windows: bool | None = None
 
     def declare(self, kind: type[S], key: Hashable, subscriptions: Iterable[S]) -> None:
         """Replace the subscriptions that ``key`` has declared. ``subscriptions`` may be empty."""
@@ -89,6 +98,20 @@ class SubscriptionTable:
             for each in chain.from_iterable(self._matching(event_name, namespace).values())
             if each.offset is not None and each.uses_event_timer
         }
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether any subscription collects events."""
+        if self._has_windows is None:
+            self._has_windows = any(each.window for declared in self._declared.values() for each in declared)
+        return self._has_windows
+
+    def with_windows(self, event_name: str, namespace: str) -> list[Subscription]:
+        """Return the subscriptions to an event of this name and namespace that collect events."""
+        if not self.has_windows:
+            return []
+        found = chain.from_iterable(self._matching(event_name, namespace).values())
+        return [each for each in found if each.window is not None]
 
     def possible_offsets(self, declared_as: str) -> list[Offset]:
         """Return every offset that may apply to events of a definition, for any name and namespace."""

@@ -12,11 +12,16 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from ..queues.causation import CHAIN_BREAK
-from ..values.clock import RECHECK, Offset, later, shift
+from ..queues.tracing import linked
+from ..values.clock import RECHECK, Offset, later
+from ..values.zones import zone_or_default
 from .callbacks import CANCELLED, CREATED, callbacks_of
 from .definitions import EventDefinition
 from .models import Event, EventStatus
 from .subscriptions import subscriptions
+
+FIRE_NOW = "@now"
+"""In ``Event.fired`` of a pending event: it is due, although its date has not come (``event.fire_now()``)."""
 
 
 def offsets_of(event: Event) -> dict[str, Offset]:
@@ -41,29 +46,41 @@ def depth_after(event: Event, offset: Offset | None) -> int:
     """Return the depth in the chain of causes of an execution that ``event`` causes at ``offset``."""
     if offset is None or event.at is None or event.occurred_at is None:
         return event.depth + 1
-    return 1 if shift(event.at, offset) >= later(event.occurred_at, CHAIN_BREAK) else event.depth + 1
+    return 1 if event.moment_of(offset) >= later(event.occurred_at, CHAIN_BREAK) else event.depth + 1
+
+
+def trace_after(event: Event, offset: Offset | None) -> str | None:
+    """Return the trace context of what ``event`` causes at ``offset``: after an offset a new trace starts."""
+    return linked(event.trace_context) if offset else event.trace_context
 
 
 def is_far_ahead(event: Event, now: datetime) -> bool:
     """Return whether even the earliest offset of the event is far enough ahead to start a new chain of causes."""
     if event.at is None:
         return False
-    times = [event.at, *(shift(event.at, offset) for offset in possible_offsets_of(event.declared_as))]
+    times = [event.at, *(event.moment_of(offset) for offset in possible_offsets_of(event.declared_as))]
     return min(times) >= later(now, CHAIN_BREAK)
 
 
 def has_callback(event: Event, milestone: str) -> bool:
     """Return whether a callback subscribes to the creation or cancellation of this event."""
-    return any(each.moment == milestone for each in callbacks_of(event.event_name, event.namespace))
+    return any(each.fixed_milestone == milestone for each in callbacks_of(event.event_name, event.namespace))
+
+
+def announces_cancellation(event: Event) -> bool:
+    """Return whether a callback is called if this event is cancelled. A transition that was taken back in its own
+    transaction was neither created nor can it be cancelled."""
+    return has_callback(event, CANCELLED) and CANCELLED not in event.fired
 
 
 def not_fired(event: Event) -> dict[str, datetime]:
     """Return when each milestone that has not fired is due. An event without a date has none."""
     if event.at is None:
         return {}
-    times = {key: shift(event.at, offset) for key, offset in offsets_of(event).items() if key not in event.fired}
+    times = {key: event.moment_of(offset) for key, offset in offsets_of(event).items() if key not in event.fired}
     if event.status == EventStatus.PENDING:
-        times[""] = event.at
+        # When it was recorded is in the past by every clock.
+        times[""] = min(event.at, event.event_created_at) if FIRE_NOW in event.fired else event.at
     return times
 
 
@@ -87,7 +104,7 @@ def rearm_future(event: Event, now: datetime) -> None:
     """
     if event.status != EventStatus.PENDING or event.at is None or not event.fired:
         return
-    ahead = {key for key, offset in offsets_of(event).items() if shift(event.at, offset) > now}
+    ahead = {key for key, offset in offsets_of(event).items() if event.moment_of(offset) > now}
     event.fired = [milestone for milestone in event.fired if milestone not in ahead]
 
 
@@ -98,9 +115,17 @@ def too_late(event: Event, definition: EventDefinition, now: datetime) -> list[s
     return [milestone for milestone, time in not_fired(event).items() if later(time, definition.grace) < now]
 
 
+def is_moved(event: Event, at: datetime | None, timezone: str) -> bool:
+    """Return whether ``at``, in the time zone ``timezone``, is another date than that of the event. The same day in
+    another time zone is not, though it begins at another moment."""
+    if at == event.at or at is None or event.at is None or timezone == event.timezone or not event.is_on_a_day:
+        return at != event.at
+    return at.astimezone(zone_or_default(timezone)).date() != event.at.astimezone(event.zone).date()
+
+
 def occurs_again_at_new_date(event: Event) -> bool:
     """Return whether an event with ``rearm`` occurs again at a new date: a milestone has fired at the current one."""
-    begun = any(milestone not in (CREATED, CANCELLED) for milestone in event.fired)
+    begun = any(milestone not in (CREATED, CANCELLED, FIRE_NOW) for milestone in event.fired)
     return event.status == EventStatus.PROCESSED or (event.status == EventStatus.PENDING and begun)
 
 
@@ -111,7 +136,7 @@ def next_wake(event: Event, definition: EventDefinition, now: datetime) -> datet
     if event.status == EventStatus.PARKED:
         return event.wake_at  # None unless it awaits a deploy
     if event.status == EventStatus.CANCELLED:
-        return now if has_callback(event, CANCELLED) and CANCELLED not in event.fired else None
+        return now if announces_cancellation(event) else None
     if has_callback(event, CREATED) and CREATED not in event.fired:
         return now
     if event.pending_notifications:

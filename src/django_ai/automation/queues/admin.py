@@ -1,24 +1,27 @@
 """Base classes of the admin pages of all layers: read-only rows, and actions that call methods of the row.
 
 The pages stay fast on tables of any size: filters offer the declared names instead of querying the table, lists count
-up to a limit, and the page of a row shows the newest part of its history. Each action writes a ``LogEntry`` for each
-row that it changes.
+up to a limit, and the page of a row shows the newest part of its history. Actions act as the user, with the reason
+that the user gives (``acting``): each changed row gets an ``Action`` by its verb, which its page shows under *History*,
+and a ``LogEntry`` for Django's own log, in the transaction of the change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ActionForm
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.contrib.auth import get_permission_codename
 from django.core.paginator import Paginator
-from django.db import models
-from django.forms import BaseInlineFormSet
-from django.http import HttpRequest
-from django.urls import NoReverseMatch, reverse
+from django.db import models, transaction
+from django.forms import BaseInlineFormSet, CharField, ChoiceField, ModelForm, Textarea, ValidationError
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
@@ -28,31 +31,43 @@ from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 
 from ..db.database_clock import DatabaseNow
+from ..db.deadlocks import retry_on_deadlock
+from ..db.writer import alias_of
 from ..exceptions import AutomationError
-from ..values.text import last_line
+from . import pausing
+from .acting import acting_as
 from .admin_fields import json_field, time_field
-from .models import Maintenance, Worker
-from .operations.resume import awaits_code
-from .wakeable import at_text
+from .admin_filters import declared_name_filter
+from .admin_links import HistoryEntry, cause_link, link
+from .admin_stories import StoryPage
+from .history import DONE, actions_of, done_in_words, together
+from .lanes import shown_name
+from .models import Action, Limiter, Maintenance, Pause, Slot, SlotState, Worker
+from .operations.resume import BATCH_SIZE, awaits_code
+from .pauses import EVERYTHING, described
+from .wakeable import Wakeable, at_text
 from .worker_status import MAX_SILENCE
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
-    ModelAdmin = admin.ModelAdmin[Any]
+    PauseModelForm = ModelForm[Pause]
     TabularInline = admin.TabularInline[Any, Any]
     FormSet = BaseInlineFormSet[Any, Any, Any]
 else:  # at run time Django's classes are not generic
-    ModelAdmin, TabularInline, FormSet = admin.ModelAdmin, admin.TabularInline, BaseInlineFormSet
+    TabularInline, FormSet = admin.TabularInline, BaseInlineFormSet
+    PauseModelForm = ModelForm
 
 MAX_INLINE_ROWS = 50
 MAX_COUNTED_ROWS = 10_000
 MAX_MESSAGES = 5
 MAX_ERROR_IN_LIST = 160
+MAX_REASON = 1000
 
 TECHNICAL_FIELDS = ("id", "wake_at", "lease", "seq", "losses", "parked_at")
 """Fields of every Wakeable that come last on its page."""
 TECHNICAL_TITLE = _("Technical")
+ALREADY_FINISHED = _("%s has already finished.")
 
 
 class NewestRows(FormSet):
@@ -112,32 +127,13 @@ class PreparedChangeList(ChangeList):
         owner.prepare(self.result_list)
 
 
-class DeclaredNameFilter(admin.SimpleListFilter):
-    """A filter by name that offers the declared names. A ``SELECT DISTINCT`` would read the whole table."""
+class ReasonForm(ActionForm):
+    """The form above a list: which action, and why."""
 
-    field: ClassVar[str]
-
-    @staticmethod
-    def names() -> Collection[str]:
-        raise NotImplementedError
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        chosen = self.value()
-        return [(name, name) for name in sorted({*self.names(), *([chosen] if chosen else [])})]
-
-    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-        return queryset if self.value() is None else queryset.filter(**{self.field: self.value()})
+    reason = CharField(label=_("reason"), required=False, max_length=1000)
 
 
-def declared_name_filter(
-    title: StrOrPromise, field: str, names: Callable[[], Collection[str]]
-) -> type[DeclaredNameFilter]:
-    """Return a filter of ``field`` that offers ``names()``."""
-    given = {"title": title, "parameter_name": field, "field": field, "names": staticmethod(names)}
-    return type("Declared", (DeclaredNameFilter,), given)
-
-
-class RowAdmin(ModelAdmin):
+class RowAdmin(StoryPage):
     """A page of rows that only code writes. Operators view, resume and cancel them; they do not edit or delete them.
 
     Viewing needs Django's ``view`` permission. Each action has a permission of its own (``resume_workflowrun``), and so
@@ -147,6 +143,7 @@ class RowAdmin(ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
     paginator = CappedPaginator
+    action_form = ReasonForm
     private_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that need the permission ``view_data``."""
     first_fields: ClassVar[tuple[str, ...]] = ()
@@ -175,6 +172,9 @@ class RowAdmin(ModelAdmin):
     def has_complete_permission(self, request: HttpRequest) -> bool:
         return self.has_action_permission("complete", request)
 
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        return self.has_action_permission("pause", request)
+
     def has_action_permission(self, action: str, request: HttpRequest) -> bool:
         """Return whether the user has the permission for ``action`` on rows of this model."""
         name = get_permission_codename(action, self.model._meta)
@@ -192,6 +192,8 @@ class RowAdmin(ModelAdmin):
 
     def prepare(self, rows: Sequence[Any]) -> None:
         """Load what the columns of these rows need, in few queries."""
+        if issubclass(self.model, Wakeable):
+            self.model.load_reasons(rows)
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         return self.exact_search  # Django shows the search box if this is not empty
@@ -229,9 +231,15 @@ class RowAdmin(ModelAdmin):
         """Return the column that shows a field: times to the second, JSON with indentation."""
         if field.name in self.field_displays:
             return self.field_displays[field.name]
+        if field.name == "queue":
+            return "queue_name"
         if isinstance(field, models.DateTimeField):
             return time_field(field.name)
         return json_field(field.name) if isinstance(field, models.JSONField) else field.name
+
+    @admin.display(description=_("queue"), ordering="queue")
+    def queue_name(self, row: Any) -> str:
+        return shown_name(row.queue)
 
     @admin.display(description=_("due"), ordering="wake_at")
     def due(self, row: Any) -> str:
@@ -248,7 +256,7 @@ class RowAdmin(ModelAdmin):
     @admin.display(description=_("error"))
     def last_line(self, row: Any) -> str:
         """Return the last line of the error, shortened; the full line is the tooltip."""
-        line = last_line(row.error)
+        line: str = row.error_summary
         if len(line) <= MAX_ERROR_IN_LIST:
             return line
         return format_html('<span title="{}">{}…</span>', line, line[: MAX_ERROR_IN_LIST - 1])
@@ -264,50 +272,90 @@ class RowAdmin(ModelAdmin):
     def entity_link(self, row: Any) -> str:
         """Return the entity of the row, with a link to its admin page if the project has one."""
         if not row.entity_type:
-            return "-"
+            return row.entity_id or "-"  # the key of an event without an entity
         text = f"{row.entity_type} {row.entity_id}"
         app, _, model = row.entity_type.partition(".")
-        return _link(f"{app}_{model}", row.entity_id, text)
+        return link(f"{app}_{model}", row.entity_id, text)
 
     @admin.display(description=_("caused by"))
     def cause_link(self, row: Any) -> str:
         """Return what caused the row, with a link to it."""
-        kind, _, rest = row.caused_by.partition(":")
-        model = _cause_models.get(kind)
-        if model is None:
-            return row.caused_by or "-"
-        return _link(f"{model._meta.app_label}_{model._meta.model_name}", rest.partition(":")[0], row.caused_by)
+        return cause_link(row.caused_by, row.caused_by)
+
+    def history_key(self, row: Any) -> str:
+        """Return the key of the actions that were done to the row."""
+        return str(row.pk)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show who did what to the row. Django checks the permission to view it."""
+        row = self.get_object(request, unquote(object_id))
+        if row is None:
+            return super().history_view(request, object_id, extra_context)
+        paginator = self.get_paginator(request, actions_of(self.model, self.history_key(row)), 100)
+        page = paginator.get_page(request.GET.get(PAGE_VAR, 1))
+        shown = {
+            "action_list": page,
+            "page_range": paginator.get_elided_page_range(page.number),
+            "pagination_required": paginator.count > 100,
+        }
+        page.object_list = [HistoryEntry(action) for action in page.object_list]
+        return super().history_view(request, object_id, {**shown, **(extra_context or {})})
 
     # -- actions -------------------------------------------------------------------------------------------------------
 
     def apply(
-        self, request: HttpRequest, rows: models.QuerySet[Any], act: Callable[[Any], Any], done: StrOrPromise
+        self,
+        request: HttpRequest,
+        rows: Iterable[Any],
+        act: Callable[[Any], Any],
+        done: StrOrPromise,
+        refusal: StrOrPromise = ALREADY_FINISHED,
     ) -> None:
-        """Call ``act`` with each row, log each change, and report the results to the user.
+        """Call ``act`` with each row as the user, log each change, and report the results to the user.
+
+        Commits after every ``BATCH_SIZE`` rows, together with the entries of their histories.
 
         Args:
             request: The request.
             rows: The selected rows.
-            act: Changes one row. Returns False if the row has already finished.
+            act: Changes one row. Returns False if that is refused.
             done: The past participle for the messages, such as "Resumed".
+            refusal: The message for a row that was refused. Default: it has already finished.
         """
-        changed, refused, awaiting_code = [], [], 0
-        for row in rows:
-            awaited = awaits_code(row)
-            try:
-                if act(row) is False:
-                    refused.append(gettext("%s has already finished.") % row)
-                    continue
-            except AutomationError as error:
-                refused.append(str(error))
-                continue
-            changed.append(row)
-            awaiting_code += awaited
+        with override(None):  # the history is stored, and its readers have other languages
+            reason, plain = str(request.POST.get("reason", "")).strip()[:MAX_REASON], str(done)
+        log = f"{plain} by an action: {reason}" if reason else f"{plain} by an action."
+        alias = alias_of(self.model)
+
+        def apply_to(batch: Sequence[Any]) -> tuple[int, list[str], int]:
+            changed, refused, awaiting_code = [], [], 0
+            with transaction.atomic(using=alias), acting_as(request.user, reason), together():
+                for row in batch:
+                    awaited = awaits_code(row)
+                    try:
+                        if act(row) is False:
+                            refused.append(refusal % row)
+                            continue
+                    except AutomationError as error:
+                        refused.append(str(error))
+                        continue
+                    changed.append(row)
+                    awaiting_code += awaited
+                if changed:
+                    LogEntry.objects.log_actions(request.user.pk or 0, changed, CHANGE, log)
+            return len(changed), refused, awaiting_code
+
+        changed, refused, awaiting_code = 0, list[str](), 0
+        selected = list(rows)
+        for start in range(0, len(selected), BATCH_SIZE):
+            batch = selected[start : start + BATCH_SIZE]
+            more_changed, more_refused, more_awaiting = retry_on_deadlock(alias, partial(apply_to, batch))
+            changed, awaiting_code = changed + more_changed, awaiting_code + more_awaiting
+            refused += more_refused
         if changed:
-            with override(None):  # the history is stored, and its readers have other languages
-                written = f"{done} by an action."
-            LogEntry.objects.log_actions(request.user.pk or 0, changed, CHANGE, written)
-            self.message_user(request, f"{done}: {len(changed)}.", messages.SUCCESS)
+            self.message_user(request, f"{done}: {changed}.", messages.SUCCESS)
         if awaiting_code:
             self.message_user(
                 request,
@@ -330,20 +378,19 @@ class RowAdmin(ModelAdmin):
         self.apply(request, rows, lambda row: row.resume(), _("Resumed"))
 
 
-_cause_models: dict[str, type[models.Model]] = {}
+class PausableAdmin(RowAdmin):
+    """A page of rows that can be paused."""
 
+    @admin.action(description=_("Pause"), permissions=["pause"])
+    def pause(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
+        refusal = _("%s has finished, or is paused already.")
+        self.apply(request, rows, pausing.pause_row, _("Paused"), refusal)
 
-def register_cause(kind: str, model: type[models.Model]) -> None:
-    """Link values of ``caused_by`` that begin with ``kind`` to rows of ``model``."""
-    _cause_models[kind] = model
-
-
-def _link(page: str, key: str, text: str) -> str:
-    try:
-        url = reverse(f"admin:{page}_change", args=[key])
-    except NoReverseMatch:
-        return text
-    return format_html('<a href="{}">{}</a>', url, text)
+    @admin.action(description=_("Unpause"), permissions=["pause"])
+    def unpause(self, request: HttpRequest, rows: models.QuerySet[Any]) -> None:
+        self.apply(
+            request, rows, lambda row: pausing.unpause(row.own_target), _("Unpaused"), _("%s is not paused itself.")
+        )
 
 
 @admin.register(Worker)
@@ -353,6 +400,7 @@ class WorkerAdmin(RowAdmin):
     list_display = (
         "process",
         "runtime",
+        "performed_kinds",
         "polled_queues",
         "state",
         time_field("started_at"),
@@ -370,9 +418,18 @@ class WorkerAdmin(RowAdmin):
     def process(self, row: Worker) -> str:
         return str(row)
 
+    @admin.display(description=_("kinds"), ordering="kinds")
+    def performed_kinds(self, row: Worker) -> str:
+        return row.kinds.replace(",", ", ") or gettext("all")
+
     @admin.display(description=_("queues"), ordering="queues")
     def polled_queues(self, row: Worker) -> str:
-        return row.queues.replace(",", ", ") or gettext("all")
+        names = row.queues.split(",") if row.queues else []
+        shown = ", ".join(name for name in names if not name.startswith("!")) or gettext("all")
+        excluded = ", ".join(name[1:] for name in names if name.startswith("!"))
+        return (
+            gettext("%(queues)s except %(excluded)s") % {"queues": shown, "excluded": excluded} if excluded else shown
+        )
 
     @admin.display(description=_("state"))
     def state(self, row: Any) -> str:
@@ -391,3 +448,135 @@ class MaintenanceAdmin(RowAdmin):
 
     list_display = ("name", "due", time_field("completed_at"), "done", "failures", "last_line")
     ordering = ("name",)
+
+
+def pause_choices() -> list[Any]:
+    """Return what can be paused, grouped."""
+    groups = [(scope, [(f"{scope}:{name}", name) for name in pausing.names_in(scope)]) for scope in pausing.scopes()]
+    return [(EVERYTHING, _("everything")), *((scope, names) for scope, names in groups if names)]
+
+
+class PauseForm(PauseModelForm):
+    target = ChoiceField(label=_("target"), choices=pause_choices)
+    reason = CharField(label=_("reason"), required=False, widget=Textarea(attrs={"rows": 3}))
+
+    class Meta:
+        model = Pause
+        fields = ("target", "reason")
+
+    def clean_target(self) -> str:
+        target = str(self.cleaned_data["target"])
+        if Pause.objects.filter(target=target).exists():
+            raise ValidationError(_("This is paused already."))
+        return target
+
+
+@admin.register(Pause)
+class PauseAdmin(RowAdmin):
+    """What is paused. Runs, agents and callback executions are paused alone on their own pages."""
+
+    list_display = ("target_in_words", "row_kind", "row_pk", "reason", time_field("paused_at"))
+    ordering = ("-pk",)
+    exact_search = ("target",)
+    form = PauseForm
+    actions = ("end",)
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_action_permission("add", request)
+
+    def has_end_permission(self, request: HttpRequest) -> bool:
+        return self.has_action_permission("end", request)
+
+    def history_key(self, row: Any) -> str:
+        return str(row.target)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [(None, {"fields": ["target", "reason"]})] if obj is None else super().get_fieldsets(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        return [] if obj is None else super().get_readonly_fields(request, obj)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        target = form.cleaned_data["target"]
+        with acting_as(request.user):
+            pausing.pause(target, form.cleaned_data["reason"])
+        obj.__dict__.update(Pause.objects.get(target=target).__dict__)
+
+    @admin.display(description=_("paused"), ordering="target")
+    def target_in_words(self, row: Pause) -> str:
+        return described(row.target)
+
+    @admin.action(description=_("Unpause"), permissions=["end"])
+    def end(self, request: HttpRequest, rows: models.QuerySet[Pause]) -> None:
+        self.apply(request, rows, lambda row: pausing.unpause(row.target), _("Unpaused"), _("%s has ended already."))
+
+
+@admin.register(Action)
+class ActionAdmin(RowAdmin):
+    """Who did what."""
+
+    list_display = ("done_in_words", "row_link", "actor_link", "reason_line", time_field("done_at"))
+    list_filter = (declared_name_filter(_("action"), "done", lambda: DONE),)
+    ordering = ("-pk",)
+    exact_search = ("key", "actor", "actor_name")
+
+    @admin.display(description=_("action"))
+    def done_in_words(self, row: Action) -> str:
+        return done_in_words(row)
+
+    @admin.display(description=_("row"))
+    def row_link(self, row: Action) -> str:
+        """Return the row, with a link to its page if it has a primary key."""
+        return link(row.model.replace(".", "_"), row.key, row.what) if row.key.isdigit() else row.what
+
+    @admin.display(description=_("actor"))
+    def actor_link(self, row: Action) -> str:
+        return cause_link(row.actor, row.actor_name)
+
+    @admin.display(description=_("reason"), empty_value="-")
+    def reason_line(self, row: Action) -> str | None:
+        return row.reason or None
+
+
+@admin.register(Limiter)
+class LimiterAdmin(RowAdmin):
+    """The limits that are in use, one row for each value of a key, and how many rows execute and wait."""
+
+    list_display = ("limit_name", "row_kind", "name", "value_shown", "held", "queued", time_field("created_at"))
+    list_filter = ("row_kind",)
+    ordering = ("-pk",)
+    exact_search = ("name",)
+    first_fields = ("limit", "row_kind", "name", "held", "queued")
+    private_fields = ("value",)
+
+    def prepare(self, rows: Sequence[Any]) -> None:
+        counted = Slot.objects.filter(limiter__in=rows).values("limiter", "state").annotate(number=models.Count("pk"))
+        numbers = {(each["limiter"], each["state"]): each["number"] for each in counted.order_by()}
+        for row in rows:
+            row.held_count = numbers.get((row.pk, SlotState.HELD), 0)
+            row.queued_count = numbers.get((row.pk, SlotState.QUEUED), 0)
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        shown = self.has_action_permission("view_data", request)
+        return [each for each in self.list_display if shown or each != "value_shown"]
+
+    @admin.display(description=_("limit"), ordering="limit")
+    def limit_name(self, row: Limiter) -> str:
+        return row.limit
+
+    @admin.display(description=_("value"), empty_value="-")
+    def value_shown(self, row: Limiter) -> str | None:
+        return row.value or None
+
+    @admin.display(description=_("held"))
+    def held(self, row: Any) -> int:
+        return int(self._count(row, "held_count", SlotState.HELD))
+
+    @admin.display(description=_("queued"))
+    def queued(self, row: Any) -> int:
+        return int(self._count(row, "queued_count", SlotState.QUEUED))
+
+    def _count(self, row: Any, name: str, state: SlotState) -> int:
+        if name not in row.__dict__:
+            row.__dict__[name] = Slot.objects.filter(limiter=row, state=state).count()
+        return int(row.__dict__[name])

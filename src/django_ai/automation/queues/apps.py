@@ -24,13 +24,19 @@ class QueuesConfig(AppConfig):
         from ..db.mariadb import compare_exactly
         from ..db.sqlite import connect_tuning
         from ..db.writer import alias_of
-        from . import checks, maintenance
+        from . import checks, maintenance, registry
         from .arrival_pruning import prune_arrivals
         from .deployment import check_parked_rows_soon
         from .discovery import discover
-        from .models import Maintenance, Worker
+        from .history_pruning import prune_actions
+        from .lanes import look_for_lanes
+        from .limits.admission import perform_slots, postpone
+        from .limits.reconcile import prune_counted, prune_limiters, reconcile_limits
+        from .models import Maintenance, Slot, Worker
         from .orphans import prune_orphans
+        from .pausing import reconcile_pauses
         from .periodic_tasks import SliceResult, register_pruner, register_reconciler
+        from .registry import wakeables
         from .runtimes.q2 import connect_registration
         from .runtimes.q2_schedules import install_schedules
         from .signals import connect_logging
@@ -39,8 +45,18 @@ class QueuesConfig(AppConfig):
         Maintenance.behaviour = Behaviour(perform=maintenance.perform, park=maintenance.postpone)
         connect_logging()
         connect_tuning(lambda alias: alias == alias_of(Worker))
+        by_limiter = Behaviour(
+            perform=lambda slot, clock: perform_slots([slot], clock), perform_batch=perform_slots, park=postpone
+        )
+        registry.register(Slot, by_limiter)
+        register_reconciler("reconcile limits", reconcile_limits)
+        register_pruner("prune counted starts", prune_counted)
+        register_pruner("prune limits", prune_limiters, timedelta(hours=1))
         register_reconciler("look for code", lambda turn: SliceResult(check_parked_rows_soon(turn.now)))
+        register_reconciler("look for lanes", lambda turn: SliceResult(look_for_lanes(wakeables())))
+        register_reconciler("reconcile pauses", reconcile_pauses)
         register_pruner("prune arrivals", prune_arrivals)
+        register_pruner("prune actions", prune_actions, timedelta(hours=1))
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()
         connect_registration()
@@ -49,6 +65,7 @@ class QueuesConfig(AppConfig):
         register(checks.check_apps)
         register(checks.check_settings)
         register(checks.check_runtime, deploy=True)
+        register(checks.check_queues)
         register(checks.check_surroundings)
         register(checks.check_broker)
         register(checks.check_secret_key, Tags.security)

@@ -36,9 +36,10 @@ from ..db.writer import alias_of
 from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
 from ..values.clock import Clock
 from .advance import advance
-from .causation import CurrentRun, running
-from .held_leases import bounded, is_working, keep_lease_for
+from .causation import CurrentRun, current_cause, running
+from .held_leases import bounded, disarm_deadline, is_working, keep_lease_for
 from .lease import release
+from .observing import observed
 from .signals import attempt_finished, row_failed
 from .wakeable import Wakeable
 
@@ -61,6 +62,8 @@ class Progress:
     failed: tuple[models.Model, str] | None = None
     """The row that fails permanently with this commit, and why: ``row_failed`` is sent for it."""
     inserts: tuple[models.Model, ...] = ()
+    prepares: bool = False
+    """Whether it only prepares the attempt that follows, so that ``attempt_finished`` is not sent for it."""
 
     @property
     def records(self) -> tuple[models.Model, ...]:
@@ -79,7 +82,15 @@ def commit(row: Wakeable, progress: Progress) -> None:
 
 
 def _write(row: Wakeable, progress: Progress) -> None:
-    advance(row, progress.changes, progress.records)
+    changes, current = progress.changes, current_cause()
+    if (
+        current is not None
+        and current.started_trace is not None
+        and current.row is row
+        and hasattr(row, "trace_context")
+    ):
+        changes = {**changes, "trace_context": current.started_trace}
+    advance(row, changes, progress.records)
     for write in progress.writes:
         write()
 
@@ -98,6 +109,20 @@ def attempt(
 
     ``rescue`` turns an exception of ``work`` into the progress that is committed instead.
     """
+    with observed(row, current):
+        return _attempt(row, work, rescue, current=current, atomic=atomic, timeout=timeout, clock=clock)
+
+
+def _attempt(
+    row: Wakeable,
+    work: Callable[[], Progress],
+    rescue: Callable[[Exception], Progress],
+    *,
+    current: CurrentRun,
+    atomic: bool,
+    timeout: timedelta,
+    clock: Clock,
+) -> bool:
     connection = connections[alias_of(type(row))]
     session = Session(connection)
     keep_lease_for(timeout)
@@ -118,6 +143,8 @@ def attempt(
         except BaseException as error:
             # It must end the attempt, but not the worker.
             raise ControlFlowError(f"User code raised {type(error).__name__}: {error}") from error
+        finally:
+            disarm_deadline()
         return made
 
     try:
@@ -153,9 +180,10 @@ def attempt(
             attempt_finished.send_robust(type(row), row=row, error=error, seconds=time.monotonic() - started)
             return False
         raise
-    reported = None if getattr(failure, "is_expected", False) else failure
-    attempt_finished.send_robust(type(row), row=row, error=reported, seconds=time.monotonic() - started)
     committed = rescued or made
+    if committed is None or not committed.prepares:
+        reported = None if getattr(failure, "is_expected", False) else failure
+        attempt_finished.send_robust(type(row), row=row, error=reported, seconds=time.monotonic() - started)
     if committed is not None and committed.failed is not None:
         failed_row, reason = committed.failed
         row_failed.send_robust(type(failed_row), row=failed_row, reason=reason)

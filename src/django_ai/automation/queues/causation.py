@@ -3,7 +3,7 @@
 ``attempt`` sets it around user code, and it is the only place that records what is running: claims read their owner
 from it, a run that ends itself stores its end there, and everything that the code saves or sends records it as its
 cause. The engine detects event storms by it, and the admin shows why something happened. Outside a worker there is no
-current run.
+current run; there the cause is who acts (``acting``), if that is known.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import EventStormError
+from .acting import current_actor
 
 CHAIN_BREAK = timedelta(seconds=1)
 """A chain of causes ends where this much time passes between a cause and its effect, because the effect was planned
@@ -51,13 +52,25 @@ class CurrentRun:
     """Its idempotency key."""
     owner: Owner | None = None
     """The run that it belongs to, if any."""
+    row: Any = None
+    """The row whose code runs. Default: that of the attempt. For a handler it is its execution, not its agent."""
+    attempt: int = 0
+    """The number of this attempt, from 1; ``attempt`` sets it."""
+    trace_context: str | None = None
+    """The trace context of its cause (``tracing``)."""
+    started_trace: str | None = None
+    """The context of the trace that this attempt has started, to be stored on the run that it belongs to."""
     started_at: datetime = field(default_factory=lambda: timezone.now())
     view: Any = None
     """What the layer above exposes to the project's code while that runs (see ``inside``)."""
     ending: tuple[Any, str] | None = None
     """The status and the reason with which the code has requested the end of its own run."""
+    ends_at_once: bool = False
+    """Whether that end skips what the run would do before it."""
     holds_claims: bool = False
     """Whether it has acquired claims."""
+    is_over: bool = False
+    """Whether what it has committed has ended its own run."""
 
     @property
     def depth(self) -> int:
@@ -83,7 +96,7 @@ def inside(view: Any) -> Iterator[CurrentRun]:
     """Expose ``view`` to the project's code of the current run, and let it end its own run, during the block."""
     current = _current.get()
     assert current is not None
-    current.view, current.ending = view, None
+    current.view, current.ending, current.ends_at_once = view, None, False
     try:
         yield current
     finally:
@@ -93,6 +106,16 @@ def inside(view: Any) -> Iterator[CurrentRun]:
 def current_cause() -> CurrentRun | None:
     """Return what is running now: the cause of everything that it saves or sends."""
     return _current.get()
+
+
+def cause_now() -> tuple[str, int]:
+    """Return the cause of what is saved or sent now, as its label and its depth in the chain of causes: what is running
+    now, or who acts. Without either, an empty label. A chain begins with the actor, at depth 0."""
+    current = _current.get()
+    if current is not None:
+        return current.label, current.depth
+    actor = current_actor()
+    return ("" if actor is None else actor.label), 0
 
 
 def current_run(kind: str) -> CurrentRun | None:
@@ -109,14 +132,22 @@ def own_run_pk(kind: str) -> int | None:
     return current.owner.pk if current is not None and current.owner is not None else None
 
 
-def end_own_run(kind: str, pk: int, status: Any, reason: str) -> bool:
+def end_own_run(kind: str, pk: int, status: Any, reason: str, *, at_once: bool = False) -> bool:
     """Return whether the running code is that of the run ``pk``. If so, the run ends with the commit of its attempt,
     and the caller must not change its row."""
     current = current_run(kind)
     if current is None or own_run_pk(kind) != pk:
         return False
-    current.ending = (status, reason)
+    current.ending, current.ends_at_once = (status, reason), at_once
     return True
+
+
+def note_end(kind: str, pk: int) -> None:
+    """Tell the running attempt that the run ``pk`` has ended. If that is its own run, which a hook of its commit has
+    ended, the worker enters nothing more."""
+    current = _current.get()
+    if current is not None and current.owner is not None and (current.owner.kind, current.owner.pk) == (kind, pk):
+        current.is_over = True
 
 
 def next_depth(what: str) -> int:

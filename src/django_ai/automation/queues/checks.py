@@ -16,6 +16,7 @@ from ..db.writer import alias_of
 from ..exceptions import SettingsError
 from ..installation import HOW_TO_INSTALL, missing_apps
 from ..state.encryption import codec
+from .lanes import check_queue_names
 from .models import Worker
 from .notifier import get_notifier
 from .registry import longest_timeout, wakeables
@@ -53,11 +54,24 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return found
 
 
+TELEMETRY_APP = "django_ai.automation.contrib.telemetry"
+
+
 def check_apps(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    return [
+    found: list[CheckMessage] = [
         Warning(f"{name!r} is not in INSTALLED_APPS.", hint=HOW_TO_INSTALL, id="automation.W016")
         for name in missing_apps()
     ]
+    has_problems = conf_module.problems(getattr(settings, "AUTOMATION", {}))
+    if not has_problems and conf().TELEMETRY and not apps.is_installed(TELEMETRY_APP):
+        found.append(
+            Warning(
+                "AUTOMATION['TELEMETRY'] has no effect, because the app that connects it is not installed.",
+                hint=f"Add {TELEMETRY_APP!r} to INSTALLED_APPS.",
+                id="automation.W020",
+            )
+        )
+    return found
 
 
 def check_runtime(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -76,6 +90,39 @@ def check_runtime(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         return []
     hint = "Set AUTOMATION['RUNTIME'] to 'worker' (and run automation_worker), 'q2', 'celery' or 'tasks'."
     return [Warning(message, hint=hint, id="automation.W012")]
+
+
+def check_queues(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """``AUTOMATION["QUEUES"]`` names queues that exist, for a runtime that has task queues."""
+    served = getattr(settings, "AUTOMATION", {})
+    if conf_module.problems(served) or not conf().QUEUES:
+        return []
+    found: list[CheckMessage] = []
+    runtime = conf().RUNTIME or ("q2" if apps.is_installed("django_q") else "worker")
+    if runtime in ("worker", "inline", "silent"):
+        found.append(
+            Warning(
+                f"AUTOMATION['QUEUES'] has no effect: the runtime {runtime!r} has no task queues.",
+                hint="Remove it, and start automation_worker with --queues or --except-queues.",
+                id="automation.W017",
+            )
+        )
+    for name in conf().QUEUES:
+        try:
+            check_queue_names([name], ())
+        except ValueError as error:
+            hint = "Correct AUTOMATION['QUEUES'], or declare queue= in the code."
+            found.append(Warning(f"AUTOMATION['QUEUES']: {error}", hint=hint, id="automation.W018"))
+    cluster = getattr(settings, "Q_CLUSTER", {}).get("name", "default")
+    if runtime == "q2" and cluster in conf().QUEUES.values():
+        found.append(
+            Error(
+                f"AUTOMATION['QUEUES'] names {cluster!r}, the default cluster, which would then serve no other queue.",
+                hint="Leave its queues out: the default cluster serves every queue that the setting does not name.",
+                id="automation.E019",
+            )
+        )
+    return found
 
 
 def check_surroundings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

@@ -23,6 +23,7 @@ from ..conf import conf
 from ..db.inserts import column_of
 from ..db.locks import skipping_locked
 from ..db.writer import alias_of
+from .lanes import Lane, lane_condition, lane_params
 from .wakeable import Wakeable
 
 W = TypeVar("W", bound=Wakeable)
@@ -38,25 +39,30 @@ def new_token() -> str:
     return f"{_process_name(os.getpid())}:{secrets.token_hex(6)}"
 
 
-def claim(model: type[W], now: datetime, limit: int, since: datetime | None = None) -> list[W]:
-    """Lease up to ``limit`` due rows of ``model``, those that have been due longest first, under one fresh token.
+def claim(
+    model: type[W], now: datetime, limit: int, since: datetime | None = None, queue: str = "", priority: int = 0
+) -> list[W]:
+    """Lease up to ``limit`` due rows of one lane of ``model``, those that have been due longest first, under one fresh
+    token.
 
-    ``since``: skip rows with an earlier ``wake_at`` (default: skip none; see ``due``). A row whose lease ran out gets
+    ``since``: skip rows with an earlier ``wake_at`` (default: skip none; see ``due``). ``queue`` (as it is stored),
+    ``priority``: the lane, by default that of rows without a queue and a priority. A row whose lease ran out gets
     one more loss. A row with losses is claimed alone, so that it cannot harm other rows of a batch. Commits
     immediately. Two workers never get the same row.
     """
     connection = connections[alias_of(model)]
-    token = new_token()
+    token, lane = new_token(), Lane(model, queue, priority)
     if connection.features.can_return_columns_from_insert and connection.vendor in ("postgresql", "sqlite"):
         ops = connection.ops
-        sql = _claim_sql(model, connection.vendor, since is not None)
+        sql = _claim_sql(model, connection.vendor, since is not None, lane.is_default)
         moment = ops.adapt_datetimefield_value(now)
         until = ops.adapt_datetimefield_value(now + conf().LEASE)
         start = [] if since is None else [ops.adapt_datetimefield_value(since)]
-        rows = list(model._base_manager.using(connection.alias).raw(sql, [moment, *start, limit, token, until]))
+        params = [*lane_params(lane), moment, *start, limit, token, until]
+        rows = list(model._base_manager.using(connection.alias).raw(sql, params))
         rows.sort(key=lambda row: row.pk)
         return rows
-    return _claim_in_two_statements(model, connection, now, limit, token, since)
+    return _claim_in_two_statements(model, connection, now, limit, token, since, lane)
 
 
 def claim_rows(model: type[W], pks: Sequence[int], now: datetime) -> list[W]:
@@ -102,17 +108,18 @@ def _claim_rows_sql(model: type[Wakeable], vendor: str, count: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def _claim_sql(model: type[Wakeable], vendor: str, has_start: bool) -> str:
+def _claim_sql(model: type[Wakeable], vendor: str, has_start: bool, is_default: bool) -> str:
     quote = connections[alias_of(model)].ops.quote_name
     table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
     columns = ", ".join(f"{table}.{quote(column_of(field))}" for field in model._meta.concrete_fields)
     start = "AND wake_at >= %s" if has_start else ""
+    lane = lane_condition(model, is_default=is_default)
     # SKIP LOCKED: a row that another worker is claiming is not worth waiting for. SQLite has one writer anyway.
     locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
     return f"""
         WITH due AS (
             SELECT {pk} AS id, wake_at, (lease IS NOT NULL OR losses > 0) AS was_lost
-            FROM {table} WHERE wake_at <= %s {start} ORDER BY wake_at LIMIT %s {locking}
+            FROM {table} WHERE {lane}wake_at <= %s {start} ORDER BY wake_at LIMIT %s {locking}
         ), oldest AS (
             SELECT id, was_lost FROM due ORDER BY wake_at, id LIMIT 1
         ), chosen AS (
@@ -126,12 +133,19 @@ def _claim_sql(model: type[Wakeable], vendor: str, has_start: bool) -> str:
 
 
 def _claim_in_two_statements(
-    model: type[W], connection: BaseDatabaseWrapper, now: datetime, limit: int, token: str, since: datetime | None
+    model: type[W],
+    connection: BaseDatabaseWrapper,
+    now: datetime,
+    limit: int,
+    token: str,
+    since: datetime | None,
+    lane: Lane,
 ) -> list[W]:
     manager = model._base_manager.using(connection.alias)
     with transaction.atomic(using=connection.alias):
         moments = [connection.ops.adapt_datetimefield_value(each) for each in (now, since) if each is not None]
-        due = list(manager.raw(_select_due_sql(model, since is not None), [*moments, limit]))
+        sql = _select_due_sql(model, since is not None, lane.is_default)
+        due = list(manager.raw(sql, [*lane_params(lane), *moments, limit]))
         if not due:
             return []
         was_lost = [row.lease is not None or row.losses > 0 for row in due]
@@ -148,14 +162,15 @@ def _claim_in_two_statements(
 
 
 @lru_cache(maxsize=64)
-def _select_due_sql(model: type[Wakeable], has_start: bool) -> str:
+def _select_due_sql(model: type[Wakeable], has_start: bool, is_default: bool) -> str:
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
     columns = ", ".join(quote(column_of(field)) for field in model._meta.concrete_fields)
     # Without the hint MariaDB reads and sorts the table when many rows are due, and locks each row that it reads.
-    index = next(quote(each.name) for each in model._meta.indexes if each.fields == ["wake_at"])
+    index = next(quote(each.name) for each in model._meta.indexes if each.name.endswith("_wake"))
+    lane = lane_condition(model, is_default=is_default)
     locking = connection.ops.for_update_sql(skip_locked=connection.features.has_select_for_update_skip_locked)
     return (
         f"SELECT {columns} FROM {quote(model._meta.db_table)} FORCE INDEX ({index}) "
-        f"WHERE wake_at <= %s {'AND wake_at >= %s' if has_start else ''} ORDER BY wake_at LIMIT %s {locking}"
+        f"WHERE {lane}wake_at <= %s {'AND wake_at >= %s' if has_start else ''} ORDER BY wake_at LIMIT %s {locking}"
     )

@@ -1,10 +1,11 @@
 """``drain`` is the only loop: claim what is due, perform it, until nothing is due or the budget is spent.
 
 Every runtime calls it, and so do the tests; there is no second path. In each round it asks once which models have due
-rows (timers first), claims a batch of each, and performs it row by row. Models with ``claim_batches`` above 1 (events)
-perform a batch in one call; a batch that fails is performed row by row. Maintenance gets one time slice in a round
-without work, or when it has waited for too long. A row that the engine itself cannot perform does not stop the others:
-its lease runs out, the loss is counted, and after ``MAX_LOSSES`` losses the row is parked.
+rows (timers first), claims a batch of each, from the lane that comes first (``lanes``), and performs it row by row.
+Models with ``claim_batches`` above 1 (events) perform a batch in one call; a batch that fails is performed row by row.
+Maintenance gets one time slice in a round without work, or when it has waited for too long. A row that the engine
+itself cannot perform does not stop the others: its lease runs out, the loss is counted, and after ``MAX_LOSSES`` losses
+the row is parked. Claimed rows that are paused are held (``pauses``).
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..values.clock import Clock, clock_at
 from ..values.text import trace_of
+from . import holding, pauses
+from .acting import acting_as
 from .advance import ENGINE_FAILED
 from .attempt import DATABASE_RETRY_DELAY, ShutdownInterrupt, release_or_expire
 from .claim import claim
 from .due import next_due, scan_start
 from .heartbeat import hold, set_leases
 from .held_leases import HeldLeases, is_working
+from .lanes import Lane, Selection
 from .maintenance import MAX_WAIT, ensure_rows
 from .models import Maintenance
-from .registry import due_models, due_times, wakeables
-from .signals import perform_failed
+from .registry import due_lanes, due_times, wakeables
+from .signals import perform_failed, rows_claimed
 from .wakeable import Wakeable
 from .worker_status import worker_status
 
@@ -47,9 +51,13 @@ _state = threading.local()
 os.register_at_fork(after_in_child=lambda: _state.__dict__.clear())
 
 
-def draining() -> bool:
-    """Return whether this thread is inside a ``drain`` of all models: its next round finds what becomes due now."""
-    return getattr(_state, "draining", False) and not getattr(_state, "partly", False)
+def draining(names: Collection[str] = ()) -> bool:
+    """Return whether this thread is inside a ``drain`` of the rows that a doorbell of these names rings for (empty: of
+    all rows): its next round finds what becomes due now."""
+    if not getattr(_state, "draining", False):
+        return False
+    selection: Selection = _state.selection
+    return all(map(selection.covers, names)) if names else selection.has_all(wakeables())
 
 
 def _never() -> bool:
@@ -62,6 +70,8 @@ def drain(
     *,
     heartbeat: bool = False,
     models: Collection[type[Wakeable]] | None = None,
+    queues: Collection[str] | None = None,
+    except_queues: Collection[str] = (),
     stop: Callable[[], bool] = _never,
     expendable: bool = False,
 ) -> int:
@@ -69,9 +79,11 @@ def drain(
 
     ``now``: a fixed moment (tests, replays); default: the wall clock. ``budget``: stop after this time (default: when
     nothing is due). ``heartbeat``: a thread renews the leases of slow work (workers). ``models``: only rows of these
-    models (default: all work; with ``heartbeat`` and the wall clock also maintenance). ``stop``: called between two
-    rows; once it returns true, no other row is started and claimed rows are released. ``expendable``: the process may
-    be ended if user code cannot be interrupted after its timeout, because a supervisor starts another one (workers).
+    models (default: all work; with ``heartbeat`` and the wall clock also maintenance). ``queues``: only rows of these
+    queues (default: all); ``except_queues``: no rows of these. Events, signals and maintenance belong to the queue
+    "default". ``stop``: called between two rows; once it returns true, no other row is started and claimed rows are
+    released. ``expendable``: the process may be ended if user code cannot be interrupted after its timeout, because a
+    supervisor starts another one (workers).
 
     Must not be called inside a transaction of a live system. A nested call returns 0 immediately.
 
@@ -83,10 +95,14 @@ def drain(
     clock = clock_at(now)
     leases = HeldLeases(has_heartbeat=heartbeat, clock=clock, expendable=expendable)
     deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
-    _state.draining, _state.partly = True, models is not None and not set(wakeables()) <= set(models)
+    selection = _state.selection = Selection.of(models, queues, except_queues)
+    _state.draining = True
     set_leases(leases)
     try:
-        return _drain(clock, leases, models, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None)
+        with acting_as(None):  # an inline notifier may have been rung by a request
+            return _drain(
+                clock, leases, selection, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None
+            )
     except AnyDatabaseError:
         close_if_broken(connections[alias_of(wakeables()[0])])
         raise
@@ -98,23 +114,33 @@ def drain(
 def _drain(
     clock: Clock,
     leases: HeldLeases,
-    models: Collection[type[Wakeable]] | None,
+    selection: Selection,
     must_stop: Callable[[], bool],
     is_live: bool,
 ) -> int:
-    performed, slices = 0, 0
-    maintains = is_live if models is None else Maintenance in models
+    performed, slices, held = 0, 0, 0
+    maintains = (is_live or selection.models is not None) and Lane(Maintenance) in selection
     while True:
-        before = performed + slices
+        before = performed + slices + held
         if maintains and is_live:
             ensure_rows(clock())
         times = next_due() if is_live else due_times(maintenance=maintains)
-        for model in _in_order(due_models(clock(), times, models), times, clock()):
-            performed_before = performed
-            rows = claim(model, clock(), _batch_size(model), scan_start(model) if is_live else None)
+        held += sum(map(holding.release_held, pauses.take_ended()))
+        for lane in _in_order(due_lanes(clock(), times, selection), times, clock()):
+            model, performed_before = lane.model, performed
+            since = scan_start(*lane) if is_live else None
+            rows = claim(model, clock(), _batch_size(model), since, lane.queue, lane.priority)
             started, claimed = time.monotonic(), len(rows)
+            if rows and rows_claimed.receivers:
+                late = (clock() - times[lane]).total_seconds()
+                rows_claimed.send_robust(model, queue=lane.queue, count=claimed, lateness=late)
             hold(leases, rows)
             try:
+                if pauses.current().holds_rows:
+                    rows, count = _hold_paused(rows, leases, clock)
+                    held += count
+                    if count and must_stop():
+                        return performed
                 if model.claim_batches > 1 and len(rows) > 1:
                     count, rows = _perform_batch(rows, leases, clock)
                     performed += count
@@ -132,22 +158,20 @@ def _drain(
                 leases.finish()
                 leases.release_unstarted()
                 if leases.has_heartbeat and performed > performed_before:
-                    worker_status.record_performed(model.queue, performed - performed_before)
+                    worker_status.record_performed(lane.name, performed - performed_before)
             if claimed:
                 _seconds_per_row[model] = (time.monotonic() - started) / claimed
-        if performed + slices == before:
+        if performed + slices + held == before:
             return performed
 
 
-def _in_order(
-    due: list[type[Wakeable]], times: Mapping[type[Wakeable], datetime], now: datetime
-) -> list[type[Wakeable]]:
+def _in_order(due: list[Lane], times: Mapping[Lane, datetime], now: datetime) -> list[Lane]:
     """Leave maintenance out while work is due. Once it has waited for ``MAX_WAIT`` it gets one time slice, first of
     all: a budget may be spent before the work ends."""
-    if len(due) < 2 or due[-1] is not Maintenance:
+    if len(due) < 2 or due[-1].model is not Maintenance:
         return due
     *work, maintenance = due
-    return work if times[Maintenance] > now - MAX_WAIT else [maintenance, *work]
+    return work if times[maintenance] > now - MAX_WAIT else [maintenance, *work]
 
 
 BATCH_SECONDS = 0.25
@@ -163,6 +187,16 @@ def _batch_size(model: type[Wakeable]) -> int:
         return 1
     most = conf().BATCH * model.claim_batches
     return max(1, min(most, int(BATCH_SECONDS / max(_seconds_per_row.get(model, 0.05), 1e-6))))
+
+
+def _hold_paused(rows: list[W], leases: HeldLeases, clock: Clock) -> tuple[list[W], int]:
+    """Hold those of the claimed ``rows`` that are paused. Return the others, and how many are held."""
+    targets = holding.paused_among(rows, pauses.current())
+    paused = leases.start_batch([row for row in rows if row.pk in targets])
+    if paused:
+        holding.hold(paused, targets, clock())
+        leases.finish()
+    return [row for row in rows if row.pk not in targets], len(paused)
 
 
 def _perform_batch(rows: list[W], leases: HeldLeases, clock: Clock) -> tuple[int, list[W]]:

@@ -6,9 +6,8 @@ what was written since. Each row that was due and performed leaves dead entries 
 remembers where the first live row was, and starts the next scans there.
 
 A row can become due further back (the transaction that wrote it committed late, or the clock of another machine is
-behind). The next full scan finds it, some seconds later, so no row is skipped for longer. Fast scans remember nothing,
-and only workers that use the wall clock take part.
-"""
+behind), or in a lane that has had none before. The next full scan finds it, some seconds later, so no row is skipped
+for longer. Fast scans remember nothing, and only workers that use the wall clock take part."""
 
 from __future__ import annotations
 
@@ -19,6 +18,8 @@ from datetime import datetime, timedelta
 
 from django.utils import timezone
 
+from .lanes import Lane, declared_lanes
+from .pauses import NOTHING, Pauses, current
 from .registry import due_times, wakeables
 from .wakeable import Wakeable
 
@@ -32,43 +33,51 @@ MAX_SKIP_SECONDS = 60.0
 """... but never for longer than this."""
 COMMIT_MARGIN = timedelta(seconds=5)
 """A scan starts at least this long before the last one, so that it finds rows that were being committed then."""
+MAX_LANES = 100
+"""With more lanes than this every scan is a full one: the query for known lanes would be too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class DueScan:
-    """What the last scan found: whether it was slow, where the next scans start, and until when they may."""
+    """What the last scan found: whether it was slow, where the next scans start, until when they may, and what was
+    paused."""
 
     was_slow: bool = False
     until: float = 0.0
-    since: Mapping[type[Wakeable], datetime] = field(default_factory=dict)
+    since: Mapping[Lane, datetime] = field(default_factory=dict)
+    pauses: Pauses = NOTHING
 
 
 _last = DueScan()
 
 
-def next_due() -> dict[type[Wakeable], datetime]:
-    """Return for each Wakeable model, including maintenance, when its next row is due, as ``due_times`` does."""
+def next_due() -> dict[Lane, datetime]:
+    """Return for each lane, including that of maintenance, when its next row is due, as ``due_times`` does."""
     global _last
     started, now, last = time.monotonic(), timezone.now(), _last
-    is_partial = started < last.until
+    is_partial = started < last.until and last.pauses == current()
     times = due_times(last.since if is_partial else {}, maintenance=True)
     latest = now - COMMIT_MARGIN
     if is_partial:
-        _last = DueScan(True, last.until, {model: min(times.get(model, latest), latest) for model in last.since})
+        since = {lane: min(times.get(lane, latest), latest) for lane in last.since}
+        # After a pause, the rows of a lane that was paused are due further back: the next scan is a full one.
+        _last = DueScan(True, last.until, since, last.pauses)
         return times
     took = time.monotonic() - started
     if took <= SLOW_SCAN_SECONDS or not last.was_slow:  # a single slow scan may be chance
         _last = DueScan(took > SLOW_SCAN_SECONDS)
     else:
         skip_seconds = min(max(MIN_SKIP_SECONDS, took * SKIP_SECONDS_PER_SCAN_SECOND), MAX_SKIP_SECONDS)
-        since = {model: min(times.get(model, latest), latest) for model in wakeables()}
-        _last = DueScan(True, time.monotonic() + skip_seconds, since)
+        known = {lane for model in wakeables() for lane in (Lane(model), *declared_lanes(model))}
+        known |= {lane for lane in times if lane.model in wakeables()}
+        since = {lane: min(times.get(lane, latest), latest) for lane in known if len(known) <= MAX_LANES}
+        _last = DueScan(True, time.monotonic() + skip_seconds, since, current())
     return times
 
 
-def scan_start(model: type[Wakeable]) -> datetime | None:
-    """Return the ``wake_at`` at which a claim may start; None: at the beginning of the index."""
-    return _last.since.get(model)
+def scan_start(model: type[Wakeable], queue: str = "", priority: int = 0) -> datetime | None:
+    """Return the ``wake_at`` at which a claim of this lane may start; None: at the beginning of the index."""
+    return _last.since.get(Lane(model, queue, priority))
 
 
 def reset() -> None:

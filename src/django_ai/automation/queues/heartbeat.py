@@ -23,6 +23,7 @@ from ..db.connections import dedicated_connection
 from ..db.writer import alias_of
 from . import deadline_watcher, liveness
 from .held_leases import HeldLeases, current_leases, set_current_leases
+from .lanes import lane_of
 from .registry import wakeables
 from .wakeable import Wakeable
 from .worker_status import worker_status
@@ -68,14 +69,24 @@ def release_unstarted() -> None:
         leases.release_unstarted(wait=False)
 
 
-def register_worker(runtime: str, models: Collection[type[Wakeable]] | None = None) -> None:
-    """Register this process as a worker of ``runtime`` that performs rows of ``models`` (default: all). The process
-    then reports that it lives, until it ends. Does nothing if it is registered already.
+def register_worker(
+    runtime: str,
+    models: Collection[type[Wakeable]] | None = None,
+    queues: Collection[str] | None = None,
+    except_queues: Collection[str] = (),
+) -> None:
+    """Register this process as a worker of ``runtime`` that performs rows of ``models`` and of ``queues`` (default:
+    all), but not of ``except_queues``. The process then reports that it lives, until it ends. If it is registered
+    already, this only adds the queues.
 
     Our runtimes call it. A runtime of your own calls it in each of its worker processes, before it performs anything.
     """
-    queues = [] if models is None else [each.queue for each in wakeables() if each in models]
-    if not worker_status.register(runtime, [] if len(queues) == len(wakeables()) else queues):
+    if queues is not None and not queues:
+        return  # a doorbell for a task queue that the settings do not name
+    kinds = [] if models is None else [each.kind for each in wakeables() if each in models]
+    polled = [*sorted(queues or ()), *(f"!{name}" for name in sorted(except_queues))]
+    if not worker_status.register(runtime, [] if len(kinds) == len(wakeables()) else kinds, polled):
+        worker_status.also_polls(polled)
         return
     worker_status.report()
     with _guard:
@@ -125,7 +136,7 @@ def _beat(all_leases: list[HeldLeases]) -> None:
             connections.close_all()
     try:
         busy = [row for leases in all_leases for row in leases.to_renew]
-        worker_status.report({row.queue for row in busy if type(row) in wakeables()})
+        worker_status.report({lane_of(row).name for row in busy if type(row) in wakeables()})
     except Exception as error:
         logger.warning("This worker could not report that it lives and will retry: %s", error)
         connections.close_all()

@@ -168,4 +168,11 @@ def bounded(timeout: timedelta, connection: BaseDatabaseWrapper) -> Iterator[Non
         yield
 
 
+def disarm_deadline() -> None:
+    """Let no deadline of this thread interrupt what follows: the code of the engine."""
+    leases = current_leases()
+    if leases is not None:
+        leases.deadline.disarm()
+
+
 os.register_at_fork(after_in_child=lambda: _local.__dict__.clear())

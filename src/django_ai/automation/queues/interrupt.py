@@ -74,9 +74,7 @@ class Deadline:
                 wake_by(self.at)
                 yield
             finally:
-                while self.armed:
-                    with suppress(AttemptTimeoutError):  # it may come just now, and must not leave the deadline armed
-                        self._disarm()
+                self.disarm()
         except BaseException as error:
             if self.fired and not isinstance(error, AttemptTimeoutError) and isinstance(error, Exception):
                 raise AttemptTimeoutError(_timeout_message(seconds)) from error
@@ -84,6 +82,13 @@ class Deadline:
         if self.fired:
             # The block returned at the last moment, or swallowed the exception: its time is over all the same.
             raise AttemptTimeoutError(_timeout_message(seconds))
+
+    def disarm(self) -> None:
+        """Interrupt nothing any more. Idempotent: an interrupt that comes while the block is entered, before it can be
+        left, leaves the deadline armed."""
+        while self.armed:
+            with suppress(AttemptTimeoutError):  # it may come just now
+                self._disarm()
 
     def _disarm(self) -> None:
         if self.thread == threading.main_thread().ident:

@@ -35,7 +35,7 @@ from ..values.clock import Clock
 from ..values.json_text import storable
 from ..values.text import last_line, trace_of
 from .advance import advance
-from .held_leases import bounded, keep_lease_for
+from .held_leases import bounded, disarm_deadline, keep_lease_for
 from .models import Maintenance
 from .periodic_tasks import RECONCILE, TimeSlice, find_task, task_names, tasks_for
 from .wakeable import at_text
@@ -100,9 +100,12 @@ def perform(row: Maintenance, clock: Clock) -> None:
     timeout = conf().STEP_TIMEOUT
     keep_lease_for(timeout)
     try:
-        with bounded(timeout, connection):  # a reconciler calls conditions of the project
-            result = task.run_slice(TimeSlice(clock(), row.position, time.monotonic() + SLICE_SECONDS))
-            position = None if result.position is None else json.dumps(result.position)
+        try:
+            with bounded(timeout, connection):  # a reconciler calls conditions of the project
+                result = task.run_slice(TimeSlice(clock(), row.position, time.monotonic() + SLICE_SECONDS))
+                position = None if result.position is None else json.dumps(result.position)
+        finally:
+            disarm_deadline()
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:

@@ -1,35 +1,43 @@
-"""The tables of the engine: ``Worker``, ``Arrival`` and ``Maintenance``.
+"""The tables of the engine: ``Worker``, ``Arrival``, ``Maintenance``, ``Pause``, ``HeldRow``, ``Action``, ``Limiter``
+and ``Slot``.
 
 ``Worker`` shows which processes work, to operators and ``automation_health``; no guarantee depends on it. ``Arrival``
 numbers everything that arrives for waiting runs and agents (``positions``). ``Maintenance`` has a row for each periodic
-task. ``wakeable`` has the abstract base of all rows that become due.
+task. ``Pause`` is what an operator or code has paused, and ``HeldRow`` a row that waits for the end of a pause
+(``pauses``). ``Action`` is what somebody has done to a row (``history``). ``Limiter`` and ``Slot`` are those of
+``queues/limits``. ``wakeable`` has the abstract base of all rows that become due.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.db import models
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import unique
 from ..db.writer import AutomationModel
+from ..values.digests import KEY_LENGTH
 from .wakeable import Wakeable, at_text, wake_index
 
 
 class Worker(AutomationModel):
     """A process that performs due rows (``worker_status``). Its times are those of the database's clock.
 
-    ``queues``: the queues that it works on, separated by commas; empty: all. ``worked``: for each queue, how many
-    seconds before ``seen_at`` the process last performed a row of it. ``stopped_at``: when it signed off.
+    ``kinds``: the kinds of rows that it performs, separated by commas; empty: all. ``queues``: of which queues, in the
+    same form; a queue after ``!`` is excluded. ``worked``: for each kind and queue (``Lane.name``), how many seconds
+    before ``seen_at`` the process last performed a row of it. ``stopped_at``: when it signed off.
     """
 
     name = models.CharField(_("name"), max_length=100, editable=False)
     runtime = models.CharField(_("runtime"), max_length=50, editable=False)
     host = models.CharField(_("host"), max_length=60, editable=False)
     pid = models.PositiveBigIntegerField(_("pid"), editable=False)
-    queues = models.CharField(_("queues"), max_length=500, blank=True, default="", editable=False)
+    kinds = models.CharField(_("kinds"), max_length=500, blank=True, default="", editable=False)
+    queues = models.TextField(_("queues"), blank=True, default="", editable=False)
     started_at = models.DateTimeField(_("started at"), editable=False)
     seen_at = models.DateTimeField(_("seen at"), editable=False)
     stopped_at = models.DateTimeField(_("stopped at"), null=True, blank=True, editable=False)
@@ -66,7 +74,8 @@ class Arrival(AutomationModel):
 
 
 class Maintenance(Wakeable):
-    """A periodic task of the engine (``maintenance``). ``position``: where its next time slice continues; null: at the
+    """A periodic task of the engine (``maintenance``), or a command that an operator may start again, which has no
+    ``wake_at``, so that no worker performs it. ``position``: where its next time slice continues; null: at the
     beginning. ``done``: how many rows it has removed or corrected. ``failures``: how often in a row it has raised;
     ``error``: what it raised last."""
 
@@ -78,7 +87,7 @@ class Maintenance(Wakeable):
     error = models.TextField(_("error"), blank=True, default="", editable=False)
 
     drain_order: ClassVar[int] = 90
-    queue: ClassVar[str] = "maintenance"
+    kind: ClassVar[str] = "maintenance"
 
     class Meta:
         verbose_name = _("maintenance task")
@@ -99,3 +108,168 @@ class Maintenance(Wakeable):
 
     def waiting_reason(self, now: datetime) -> str:
         return "" if self.wake_at is None else f"its next time slice, {at_text(self.wake_at)}"
+
+
+class Pause(AutomationModel):
+    """What is paused. ``target``: "everything", "queue:NAME", "workflow:NAME", "agent:NAME", "callback:NAME", or one
+    row as "workflows#12"; then ``row_kind`` and ``row_pk`` name it, too."""
+
+    target = models.CharField(_("target"), max_length=300)
+    row_kind = models.CharField(_("row kind"), max_length=20, blank=True, default="", editable=False)
+    row_pk = models.BigIntegerField(_("row key"), null=True, blank=True, editable=False)
+    reason = models.TextField(_("reason"), blank=True, default="")
+    paused_at = models.DateTimeField(_("paused at"), editable=False)
+
+    class Meta:
+        verbose_name = _("pause")
+        verbose_name_plural = _("pauses")
+        permissions = [("end_pause", "Can end pauses")]
+        constraints = [unique("automation_pause_target", "target")]
+        indexes = [models.Index(fields=["row_pk"], name="automation_pause_row")]
+
+    def __str__(self) -> str:
+        return f"pause of {self.target}"
+
+
+class HeldRow(AutomationModel):
+    """A row that became due while it was paused, and that the end of the pause makes due again. ``due_at``: since when
+    it has been due."""
+
+    kind = models.CharField(_("kind"), max_length=20, editable=False)
+    row_pk = models.BigIntegerField(_("row key"), editable=False)
+    target = models.CharField(_("target"), max_length=300, editable=False)
+    due_at = models.DateTimeField(_("due at"), editable=False)
+
+    class Meta:
+        verbose_name = _("held row")
+        verbose_name_plural = _("held rows")
+        indexes = [
+            models.Index(fields=["row_pk", "kind"], name="automation_held_row"),
+            models.Index(fields=["target"], name="automation_held_target"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.row_pk}, held for the pause of {self.target}"
+
+
+class Action(AutomationModel):
+    """What somebody has done to a row (``history``).
+
+    ``model`` and ``key``: which row, as "automation_workflows.workflowrun" and its primary key; of a pause, its target.
+    ``what``: the row in words. ``done``: the past participle, such as "Resumed". ``actor``: "user:5", or as given to
+    ``acting_as``. ``actor_name``: the name that the actor had.
+    """
+
+    model = models.CharField(_("model"), max_length=100, editable=False)
+    key = models.CharField(_("key"), max_length=300, editable=False)
+    what = models.CharField(_("row"), max_length=200, blank=True, default="", editable=False)
+    done = models.CharField(_("action"), max_length=20, editable=False)
+    actor = models.CharField(_("actor"), max_length=200, editable=False)
+    actor_name = models.CharField(_("who"), max_length=200, blank=True, default="", editable=False)
+    reason = models.TextField(_("reason"), blank=True, default="", editable=False)
+    done_at = models.DateTimeField(_("at"), editable=False)
+
+    class Meta:
+        verbose_name = _("action")
+        verbose_name_plural = _("actions")
+        indexes = [
+            models.Index(fields=["key", "model"], name="automation_action_row"),
+            models.Index(fields=["actor"], name="automation_action_actor"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.done.lower()} by {self.actor_name}"
+
+
+class Limiter(AutomationModel):
+    """A limit of one definition, for one value of its key. Its row is the lock under which rows are admitted.
+
+    ``row_kind`` and ``name``: the kind of rows, and the workflow, callback or handler. ``limit``: the limit within it
+    (``DeclaredLimit.name``). ``value``: the value of its key, for display. ``next_at``: of a throttle, see
+    ``values.limits.next_start``.
+    """
+
+    row_kind = models.CharField(_("row kind"), max_length=20, editable=False)
+    name = models.CharField(_("name"), max_length=800, editable=False)
+    limit = models.CharField(_("limit"), max_length=200, editable=False)
+    value = models.CharField(_("value"), max_length=200, blank=True, default="", editable=False)
+    key = models.CharField(_("key"), max_length=KEY_LENGTH, editable=False)
+    next_at = models.DateTimeField(_("next at"), null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+
+    class Meta:
+        verbose_name = _("limit")
+        verbose_name_plural = _("limits")
+        constraints = [unique("automation_limiter_key", "key")]
+        permissions = [("view_data_limiter", "Can view keys of limits")]
+
+    def __str__(self) -> str:
+        value = f" for {self.value!r}" if self.value else ""
+        return f"the limit {self.limit.partition(' ')[0]!r} of {self.row_kind} {self.name}{value}"
+
+
+class SlotState(models.TextChoices):
+    QUEUED = "queued", "Queued"  # its row waits for its turn
+    HELD = "held", "Held"
+    RELEASED = "released", "Released"  # counts as held until its ``wake_at``
+    TIMER = "timer", "Timer"  # of no row: when the limiter looks at its queue again
+
+
+class SlotTerm(models.TextChoices):
+    """How long a row holds a slot."""
+
+    EXECUTION = "execution", "Execution"  # until it waits, sleeps, backs off or ends
+    START = "start", "Start"  # until it has started
+    LIFE = "life", "Life"  # until it ends
+    PERIOD = "period", "Period"  # for the period of a rate limit, whatever becomes of the row
+
+
+class Slot(Wakeable):
+    """A row that waits for, or holds, a part of what a ``Limiter`` allows (``queues/limits``).
+
+    It is due when its limiter has to admit rows: because it was released, or as a timer. The order of primary keys is
+    the order of the queue. ``expires_at``: when the period of a rate limit is over.
+    """
+
+    # Without a constraint: MariaDB would lock the limiter in each transaction that changes the state, which is in the
+    # same index as this key. Limiters are deleted only under their lock, and when nothing refers to them.
+    limiter = models.ForeignKey(
+        Limiter, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False, editable=False
+    )
+    row_kind = models.CharField(max_length=20, editable=False)
+    row_pk = models.BigIntegerField(null=True, blank=True, editable=False)
+    state = models.CharField(max_length=10, choices=SlotState, default=SlotState.QUEUED, editable=False)
+    term = models.CharField(max_length=10, choices=SlotTerm, default=SlotTerm.EXECUTION, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True, editable=False)
+    unique_key = models.CharField(max_length=KEY_LENGTH, null=True, blank=True, editable=False)
+
+    drain_order: ClassVar[int] = 25
+    kind: ClassVar[str] = "limits"
+    accompanies: ClassVar[Collection[str]] = ("workflows", "agents", "callbacks")
+    claim_batches: ClassVar[int] = 10
+
+    class Meta:
+        verbose_name = _("slot of a limit")
+        verbose_name_plural = _("slots of limits")
+        constraints = [unique("automation_slot_unique", "unique_key")]
+        indexes = [
+            wake_index("automation_slot"),
+            models.Index(fields=["limiter", "state", "id"], name="automation_slot_queue"),
+            models.Index(fields=["row_pk", "row_kind"], name="automation_slot_row"),
+        ]
+
+    def __str__(self) -> str:
+        return f"slot #{self.pk} of limit #{self.limiter_id}"
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[Any]:
+        """Return those that are due at a time. The others are what their rows wait for."""
+        return cls.objects.filter(wake_at__isnull=False)
+
+    @property
+    def is_finished(self) -> bool:
+        return False
+
+    def waiting_reason(self, now: datetime) -> str:
+        return "" if self.wake_at is None else f"the next look at the queue of its limit, {at_text(self.wake_at)}"

@@ -26,6 +26,7 @@ from ..conf import conf
 from ..db.notifications import notify
 from ..exceptions import SettingsError
 from .drain import drain, draining
+from .lanes import ANY_QUEUE, Lane, are_used
 from .maintenance import SLICE_SECONDS
 from .models import Maintenance
 from .registry import wakeables
@@ -38,8 +39,10 @@ class Notifier(Protocol):
     """Something that makes a worker call ``drain`` soon."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
-        """Wake a worker: rows in the database ``alias`` have become due. ``queues``: the names of their queues, as in
-        ``automation_worker --queues``; empty: any. May raise; nothing depends on it."""
+        """Wake a worker: rows in the database ``alias`` have become due. May raise; nothing depends on it.
+
+        ``queues``: their kinds, as in ``automation_worker --kinds``; with a queue other than "default" as
+        ``"workflows:reports"``, with any queue as ``"workflows:*"``. Empty: any."""
 
 
 class InlineNotifier:
@@ -127,30 +130,36 @@ class _CommitHook:
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self.queues: set[str] | None = set()
+        self.names: set[str] | None = set()
         self.is_pending = False
         self.__qualname__ = type(self).__name__  # Django logs the name of a hook that fails
 
     def __call__(self) -> None:
         if self.is_pending:
-            queues, self.queues, self.is_pending = self.queues or (), set(), False
-            ring(self.alias, queues)
+            names, self.names, self.is_pending = self.names or (), set(), False
+            ring(self.alias, names)
 
-    def add(self, due: Sequence[type[Wakeable]]) -> None:
-        """Ring also for rows of these models; empty: of any model."""
+    def add(self, due: Sequence[type[Wakeable] | Lane]) -> None:
+        """Ring also for rows of these models or lanes; empty: of any model."""
         self.is_pending = True
-        if not due or self.queues is None:
-            self.queues = None
+        if not due or self.names is None:
+            self.names = None
         else:
-            self.queues.update(model.queue for model in due)
+            self.names.update(map(_doorbell_of, due))
+
+
+def _doorbell_of(due: type[Wakeable] | Lane) -> str:
+    if isinstance(due, Lane):
+        return due.name
+    return f"{due.kind}:{ANY_QUEUE}" if are_used(due) else due.kind
 
 
 _hooks: WeakKeyDictionary[BaseDatabaseWrapper, _CommitHook] = WeakKeyDictionary()
 
 
-def ring_after_commit(alias: str, *due: type[Wakeable]) -> None:
+def ring_after_commit(alias: str, *due: type[Wakeable] | Lane) -> None:
     """Ring the notifier after the current transaction commits (immediately outside one), once per commit. ``due``: the
-    models whose rows became due (default: any)."""
+    lanes whose rows became due, or the models, where their lanes are not known (default: any)."""
     connection = connections[alias]
     hook = _hooks.get(connection)
     if hook is None:
@@ -162,7 +171,7 @@ def ring_after_commit(alias: str, *due: type[Wakeable]) -> None:
 
 def ring(alias: str, queues: Collection[str] = ()) -> None:
     """Ring now. A notifier that fails is logged, not raised: workers find the due rows by polling."""
-    if draining():
+    if draining(queues):
         return  # the next round of this thread's own ``drain`` finds the due rows
     _state.is_ringing = True
     try:

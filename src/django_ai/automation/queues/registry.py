@@ -5,22 +5,27 @@ The layers above register their models in ``AppConfig.ready()``; this layer impo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import Any
 
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 
 from ..conf import conf
 from ..db.writer import alias_of
+from ..exceptions import DefinitionError
+from ..values.clock import check_duration
+from ..values.retry import Retry
+from .due_query import DueQuery
+from .lanes import EVERYTHING, Lane, Selection, are_used
 from .models import Maintenance
 from .wakeable import Behaviour, Wakeable
 
 _wakeables: list[type[Wakeable]] = []
 _explained: list[type[Model]] = []
+_encrypted_histories: list[type[Model]] = []
 _longest_timeout = timedelta(0)
 
 
@@ -34,15 +39,35 @@ def register(model: type[Wakeable], behaviour: Behaviour) -> None:
 
 def register_explained(model: type[Model]) -> None:
     """Let ``automation_health --explain`` also list unfinished rows of ``model``, which is no Wakeable but has the same
-    ``unfinished()`` and ``waits_for(now)``."""
+    ``unfinished()``, ``load_reasons(rows)`` and ``waits_for(now)``."""
     if model not in _explained:
         _explained.append(model)
+
+
+def register_encrypted_history(model: type[Model]) -> None:
+    """Let ``automation_reencrypt`` also write the encrypted columns of ``model``, whose rows never change."""
+    if model not in _encrypted_histories:
+        _encrypted_histories.append(model)
+
+
+def encrypted_histories() -> tuple[type[Model], ...]:
+    return tuple(_encrypted_histories)
 
 
 def declare_timeout(timeout: timedelta) -> None:
     """Declare that user code may run for ``timeout``, so that no task queue kills the worker earlier."""
     global _longest_timeout
     _longest_timeout = max(_longest_timeout, timeout)
+
+
+def check_attempts(what: str, retry: Any, timeout: Any) -> None:
+    """Raise ``DefinitionError`` unless ``retry`` and ``timeout`` are valid for attempts of user code, and declare the
+    timeout."""
+    if retry is not None and not isinstance(retry, Retry):
+        raise DefinitionError(f"{what}: retry={retry!r} must be a Retry(...).")
+    if timeout is not None:
+        check_duration(timeout, f"{what}: timeout")
+        declare_timeout(timeout)
 
 
 def longest_timeout() -> timedelta:
@@ -54,16 +79,22 @@ def wakeables() -> tuple[type[Wakeable], ...]:
     return tuple(_wakeables)
 
 
-def models_of_queues(names: Collection[str]) -> tuple[type[Wakeable], ...]:
-    """Return the models of the given queue names. Raises ``ValueError`` for an unknown name."""
+def kinds() -> list[str]:
+    """Return the kinds of rows, as in ``automation_worker --kinds``."""
     everything: list[type[Wakeable]] = [*_wakeables, Maintenance]
-    known = {model.queue: model for model in everything}
+    return list(dict.fromkeys(model.kind for model in everything))
+
+
+def models_of_kinds(names: Collection[str]) -> tuple[type[Wakeable], ...]:
+    """Return the models of the given kinds of rows. Raises ``ValueError`` for an unknown name."""
+    everything: list[type[Wakeable]] = [*_wakeables, Maintenance]
+    known = {model.kind: model for model in everything}
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"There is no queue {name!r}.{hint} Known queues: {', '.join(sorted(known))}.")
-    return tuple(model for model in everything if model.queue in names)
+            raise ValueError(f"There is no kind of row {name!r}.{hint} Kinds: {', '.join(sorted(known))}.")
+    return tuple(model for model in everything if model.kind in names or set(model.accompanies) & set(names))
 
 
 def explained() -> tuple[type[Any], ...]:
@@ -71,58 +102,52 @@ def explained() -> tuple[type[Any], ...]:
     return (*_wakeables, *_explained)
 
 
-def due_times(
-    since: Mapping[type[Wakeable], datetime] | None = None, *, maintenance: bool = False
-) -> dict[type[Wakeable], datetime]:
-    """Return for each Wakeable model when its next row is due: one cheap query, answered from the indexes.
+def due_times(since: Mapping[Lane, datetime] | None = None, *, maintenance: bool = False) -> dict[Lane, datetime]:
+    """Return for each lane with due or waiting rows when its next row is due: one cheap query, answered from the
+    indexes. Paused lanes are left out.
 
-    ``since``: skip rows of a model with an earlier ``wake_at`` (default: skip none; see ``due``). ``maintenance``:
-    include ``Maintenance``.
+    ``since``: read only these lanes of the models that it names, and skip rows with an earlier ``wake_at`` (default:
+    all lanes, from the beginning; see ``due``). ``maintenance``: include ``Maintenance``.
     """
     if not _wakeables:
         return {}
     connection = connections[alias_of(_wakeables[0])]
-    quote = connection.ops.quote_name
-    # min() over an index, not EXISTS: one answer shows whether a row is due and, if not, how long to sleep.
-    starts = {model: connection.ops.adapt_datetimefield_value(moment) for model, moment in (since or {}).items()}
     selected: list[type[Wakeable]] = [*_wakeables, Maintenance] if maintenance else _wakeables
-    sql = " UNION ALL ".join(
-        f"SELECT {number}, min(wake_at) FROM {quote(model._meta.db_table)} "
-        f"WHERE wake_at {'>= %s' if model in starts else 'IS NOT NULL'}"
-        for number, model in enumerate(selected)
-    )
-    with connection.cursor() as cursor:
-        cursor.execute(sql, [starts[model] for model in selected if model in starts])
-        rows = cursor.fetchall()
-    convert = _converter(connection)
-    return {selected[number]: convert(value) for number, value in rows if value is not None}
-
-
-def _converter(connection: BaseDatabaseWrapper) -> Callable[[object], datetime]:
-    """Return the function that converts raw datetimes of this database to Python's, as Django does for the column."""
-    field = Wakeable._meta.get_field("wake_at")
-    converters = [
-        *connection.ops.get_db_converters(field.get_col("")),
-        *field.get_db_converters(connection),
-    ]
-
-    def convert(value: object) -> datetime:
-        for converter in converters:
-            value = converter(value, field, connection)
-        return value  # type: ignore[return-value]
-
-    return convert
+    query = DueQuery(connection)
+    for number, model in enumerate(selected):
+        starts = {} if since is None else {lane: start for lane, start in since.items() if lane.model is model}
+        if starts:
+            for lane, start in starts.items():
+                query.add_lane(number, lane, start)
+        elif not are_used(model):
+            query.add_lane(number, Lane(model))
+        else:
+            query.add_all_lanes(number, model)
+    rows, pauses = query.execute()
+    found = {Lane(selected[number], queue, priority): value for number, queue, priority, value in rows}
+    if not pauses.targets:
+        return found
+    return {lane: value for lane, value in found.items() if not pauses.is_paused_lane(lane)}
 
 
 def due_models(
     now: datetime,
-    times: Mapping[type[Wakeable], datetime] | None = None,
+    times: Mapping[Lane, datetime] | None = None,
     models: Collection[type[Wakeable]] | None = None,
 ) -> list[type[Wakeable]]:
     """Return the models that have a due row, in the order of draining, maintenance last. ``times``: the result of
     ``due_times``. ``models``: only these (default: all in ``times``)."""
-    if times is None:
-        times = due_times()
-    everything: list[type[Wakeable]] = [*_wakeables, Maintenance]
-    selected = [model for model in everything if models is None or model in models]
-    return [model for model in selected if model in times and times[model] <= now]
+    return [lane.model for lane in due_lanes(now, due_times() if times is None else times, Selection.of(models))]
+
+
+def due_lanes(now: datetime, times: Mapping[Lane, datetime], selection: Selection = EVERYTHING) -> list[Lane]:
+    """Return, for each model with a due row in ``times``, the lane to claim from first (``Lane.rank``), in the order of
+    draining, maintenance last."""
+    first: dict[type[Wakeable], Lane] = {}
+    for lane, wake_at in times.items():
+        if wake_at > now or lane not in selection:
+            continue
+        best = first.get(lane.model)
+        if best is None or lane.rank(wake_at) < best.rank(times[best]):
+            first[lane.model] = lane
+    return [first[model] for model in (*_wakeables, Maintenance) if model in first]

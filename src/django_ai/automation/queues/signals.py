@@ -6,6 +6,8 @@ exception in a save it is sent before the commit.
 ``row_failed(sender=model, row, reason)``: a run, callback or handler has failed for good: no attempt follows. Sent
 after the commit; connect alerts here.
 ``row_parked(sender=model, row, reason)``: a row needs an operator, or code that this worker does not have.
+``rows_claimed(sender=model, queue, count, lateness)``: a worker has claimed rows of one lane; ``lateness`` is for how
+many seconds the first of them had been due.
 ``perform_failed(sender=model, row, error)``: the engine itself failed on a row. Its lease will run out; after a
 database failure the row was released.
 """
@@ -18,10 +20,12 @@ from typing import Any
 from django.dispatch import Signal
 
 from ..values.text import last_line, one_line
+from .observing import about
 
 attempt_finished = Signal()
 row_failed = Signal()
 row_parked = Signal()
+rows_claimed = Signal()
 perform_failed = Signal()
 
 logger = logging.getLogger("django_ai.automation")
@@ -29,19 +33,25 @@ logger = logging.getLogger("django_ai.automation")
 
 def log_attempt(sender: Any, row: Any, error: Exception | None, seconds: float, **kwargs: Any) -> None:
     if error is not None:
-        logger.warning("%s failed after %.3f s: %s: %s", one_line(row), seconds, type(error).__name__, one_line(error))
+        with about(row):
+            logger.warning(
+                "%s failed after %.3f s: %s: %s", one_line(row), seconds, type(error).__name__, one_line(error)
+            )
 
 
 def log_failed(sender: Any, row: Any, reason: str, **kwargs: Any) -> None:
-    logger.error("%s has failed for good: %s", one_line(row), last_line(reason))
+    with about(row):
+        logger.error("%s has failed for good: %s", one_line(row), last_line(reason))
 
 
 def log_parked(sender: Any, row: Any, reason: str, **kwargs: Any) -> None:
-    logger.error("%s is parked: %s", one_line(row), last_line(reason))
+    with about(row):
+        logger.error("%s is parked: %s", one_line(row), last_line(reason))
 
 
 def log_perform_failed(sender: Any, row: Any, error: Exception, **kwargs: Any) -> None:
-    logger.error("%s could not be performed: %s", one_line(row), one_line(error), exc_info=error)
+    with about(row):
+        logger.error("%s could not be performed: %s", one_line(row), one_line(error), exc_info=error)
 
 
 def connect_logging() -> None:

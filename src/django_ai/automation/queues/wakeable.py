@@ -11,7 +11,7 @@ Events, executions, signals and runs are Wakeables of the layers above; ``Mainte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
@@ -38,6 +38,9 @@ class Behaviour:
     park: Callable[..., None]
     perform_batch: Callable[[Sequence[Any], Clock], None] = _unsupported
     cancel: Callable[[models.QuerySet[Any], datetime], int] = _unsupported
+    fire_now: Callable[[Any, datetime], bool] = _unsupported
+    move: Callable[[Any, datetime, datetime], bool] = _unsupported
+    edit_context: Callable[[Any, Mapping[str, Any], str], None] = _unsupported
 
 
 class Wakeable(AutomationModel):
@@ -52,8 +55,11 @@ class Wakeable(AutomationModel):
     drain_order: ClassVar[int] = 50
     """``drain`` performs models with a lower number first: timers before the work that they cause."""
 
-    queue: ClassVar[str] = ""
-    """The name of this model in ``automation_worker --queues``."""
+    kind: ClassVar[str] = ""
+    """The name of this model in ``automation_worker --kinds``."""
+
+    accompanies: ClassVar[Collection[str]] = ()
+    """Kinds of rows whose workers also perform rows of this model, whatever they were told to perform."""
 
     claim_batches: ClassVar[int] = 1
     """How many times ``BATCH`` rows one claim may lease. Above 1, ``perform_batch`` performs a batch in one call; with
@@ -88,28 +94,43 @@ class Wakeable(AutomationModel):
         """Return the rows that still have something to do or to wait for."""
         raise NotImplementedError
 
-    def waits_for(self, now: datetime) -> str:
-        """Return what this unfinished row waits for. Empty: nothing, so the row is stuck, which is a bug."""
+    @classmethod
+    def load_reasons(cls, rows: Sequence[Any]) -> None:
+        """Load what ``waits_for`` needs of other tables for all of ``rows``, in few queries."""
+
+    def waits_for(self, now: datetime | None = None) -> str:
+        """Return what this unfinished row waits for, now or at another moment. Empty: nothing, so it is stuck."""
+        now = now or timezone.now()
         if self.lease is not None:
             if self.wake_at is None:
                 return ""
             if self.wake_at > now:
                 return f"{self.holder}, which has leased it"
-            return f"a worker: the lease of {self.holder} ran out at {at_text(self.wake_at)}"
+            return f"{self.needed_worker}: the lease of {self.holder} ran out at {at_text(self.wake_at)}"
         if self.wake_at is not None and self.wake_at <= now:
-            return f"a worker: due since {at_text(self.wake_at)}"
+            return f"{self.needed_worker}: due since {at_text(self.wake_at)}"
         return self.waiting_reason(now)
 
     def waiting_reason(self, now: datetime) -> str:
         """Return what a row waits for that is neither leased nor due. Empty: nothing."""
         raise NotImplementedError
 
+    @property
+    def error_summary(self) -> str:
+        """The line of its ``error`` that names the cause, safe to print. Empty: it has none."""
+        return last_line(getattr(self, "error", ""))
+
     def parked_reason(self) -> str:
         """Return what a parked row waits for, and why it is parked."""
-        reason = last_line(getattr(self, "error", ""))
+        reason = self.error_summary
         if self.wake_at is None:
             return f"an operator, to resume it: {reason}"
         return f"missing code, next checked at {at_text(self.wake_at)}, or an operator, to resume it: {reason}"
+
+    @property
+    def needed_worker(self) -> str:
+        """Which worker performs the row when it is due."""
+        return "a worker"
 
     @property
     def holder(self) -> str:
@@ -121,6 +142,19 @@ def at_text(moment: datetime) -> str:
     """Return ``moment`` as a string for display, in the current time zone, to the second."""
     local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
     return f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def attempt_text(number: int, moment: datetime, deferrals: int, error: str) -> str:
+    """Return when a row is tried again, for display: its attempt ``number`` at ``moment``. ``deferrals``: how many
+    times in a row its code has raised ``RetryAfter``; ``error``: why."""
+    text = f"attempt {number}, {at_text(moment)}"
+    return f"{text}, {deferral_text(deferrals, error)}" if deferrals else text
+
+
+def deferral_text(deferrals: int, error: str) -> str:
+    times = f" {deferrals} times in a row" if deferrals > 1 else ""
+    reason = last_line(error).rpartition("RetryAfter: ")[2]
+    return f"because its code raised RetryAfter{times}: {reason}"
 
 
 def wake_index(label: str) -> PartialIndex:

@@ -1,4 +1,4 @@
-"""Worker status: each worker process reports every few seconds that it lives, and which queues it works on.
+"""Worker status: each worker process reports every few seconds that it lives, and which rows it performs.
 
 A process is a worker once it is registered (``heartbeat.register_worker``): ``automation_worker`` registers when it
 starts; processes of Django-Q2, Celery and Django tasks register at their first doorbell. A process that only saves
@@ -51,6 +51,7 @@ class WorkerStatus:
         """Be registered no longer, without a report about it."""
         self._name = ""
         self._runtime = ""
+        self._kinds = ""
         self._queues = ""
         self._next = 0.0
         self._not_before = 0.0
@@ -62,9 +63,9 @@ class WorkerStatus:
     def is_registered(self) -> bool:
         return bool(self._name)
 
-    def register(self, runtime: str, queues: Iterable[str] = ()) -> bool:
-        """Register this process as a worker of ``runtime`` that works on ``queues`` (default: all). Return whether that
-        is new.
+    def register(self, runtime: str, kinds: Iterable[str] = (), queues: Iterable[str] = ()) -> bool:
+        """Register this process as a worker of ``runtime`` that performs rows of these kinds and queues (default: all).
+        Return whether that is new.
 
         One process has one runtime, the first.
         """
@@ -72,14 +73,22 @@ class WorkerStatus:
             if self._name:
                 return False
             self.reset()
-            self._name, self._runtime, self._queues = new_token(), runtime, ",".join(queues)
+            self._name, self._runtime = new_token(), runtime
+            self._kinds, self._queues = ",".join(kinds), ",".join(queues)
             return True
 
-    def record_performed(self, queue: str, performed: int) -> None:
-        """Note that this process has performed rows. Writes nothing."""
+    def also_polls(self, queues: Iterable[str]) -> None:
+        """Note that this registered process performs rows of these queues, too (none: of all), and report it soon."""
+        with self._lock:
+            polled = _union(self._queues, ",".join(queues))
+            if self._name and polled != self._queues:
+                self._queues, self._next = polled, 0.0
+
+    def record_performed(self, lane: str, performed: int) -> None:
+        """Note that this process has performed rows of ``lane``, its name. Writes nothing."""
         with self._lock:
             if self._name:
-                self._worked[queue] = time.monotonic()
+                self._worked[lane] = time.monotonic()
                 self._performed += performed
 
     @property
@@ -90,17 +99,17 @@ class WorkerStatus:
             return False
         return now >= self._next or (self._performed > 0 and now >= self._written + BUSY_REPORT_SECONDS)
 
-    def report(self, busy_queues: Iterable[str] = ()) -> None:
-        """Write the report if it is due. ``busy_queues``: queues of the rows that this process is performing. Never
-        raises for a database failure."""
+    def report(self, busy_lanes: Iterable[str] = ()) -> None:
+        """Write the report if it is due. ``busy_lanes``: names of the lanes of the rows that this process is
+        performing. Never raises for a database failure."""
         with self._lock:
             if not self.is_due:
                 return
             now = time.monotonic()
-            self._worked.update(dict.fromkeys(busy_queues, now))
+            self._worked.update(dict.fromkeys(busy_lanes, now))
             self._not_before = now + RETRY_SECONDS  # no other thread writes the report meanwhile
             name, performed = self._name, self._performed
-            worked = {queue: round(now - moment, 3) for queue, moment in self._worked.items()}
+            worked = {lane: round(now - moment, 3) for lane, moment in self._worked.items()}
         try:
             self._write(name, worked, performed)
         except AnyDatabaseError:
@@ -113,13 +122,16 @@ class WorkerStatus:
 
     def _write(self, name: str, worked: dict[str, float], performed: int) -> None:
         workers = Worker.objects.using(alias_of(Worker))
-        if workers.filter(name=name).update(seen_at=DatabaseNow(), worked=worked, performed=F("performed") + performed):
+        found = workers.filter(name=name)
+        report = {"seen_at": DatabaseNow(), "worked": worked, "queues": self._queues}
+        if found.update(**report, performed=F("performed") + performed):
             return
         workers.create(
             name=name,
             runtime=self._runtime,
             host=socket.gethostname()[:60],
             pid=os.getpid(),
+            kinds=self._kinds,
             queues=self._queues,
             started_at=DatabaseNow(),
             seen_at=DatabaseNow(),
@@ -141,6 +153,21 @@ class WorkerStatus:
             Worker.objects.using(alias_of(Worker)).filter(name=name).update(
                 seen_at=DatabaseNow(), stopped_at=DatabaseNow(), performed=F("performed") + performed
             )
+
+
+def _union(one: str, other: str) -> str:
+    """Return all queues that one of two lists has. A list is empty (all queues), or has queues, or has excluded ones
+    after ``!``."""
+    first, second = set(filter(None, one.split(","))), set(filter(None, other.split(",")))
+    if not first or not second:
+        return ""
+    excluding = [each for each in (first, second) if any(name.startswith("!") for name in each)]
+    if len(excluding) == 2:
+        return ",".join(sorted(first & second))
+    if not excluding:
+        return ",".join(sorted(first | second))
+    named = first if excluding[0] is second else second
+    return ",".join(sorted(name for name in excluding[0] if name[1:] not in named))
 
 
 worker_status = WorkerStatus()

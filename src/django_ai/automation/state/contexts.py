@@ -6,8 +6,9 @@ import inspect
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -33,16 +34,17 @@ def context_class(cls: type, what: str) -> type[BaseModel]:
     )
 
 
-def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[str, Any]) -> BaseModel:
-    """Call the class's ``create_context``, or build the Context from ``arguments`` and the event's ``entity_id``.
+def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[str, Any], what: str) -> BaseModel:
+    """Call the class's ``create_context``, or build the Context from ``arguments`` and the ``context_fields`` of the
+    event: the ``entity_id``, or the payload of an event without an entity. ``what`` names the workflow or agent.
 
-    Raises what ``create_context`` raises, and ``DefinitionError`` if it does not return a Context.
+    Raises what ``create_context`` raises, and ``DefinitionError`` if it does not return a Context, or if ``arguments``
+    name a field that the Context does not have.
     """
     create = getattr(cls, "create_context", None)
+    made: Any
     if create is None:
-        if event is not None and "entity_id" in model.model_fields:
-            arguments.setdefault("entity_id", event.entity_id)
-        made: Any = model(**arguments)
+        made = _made_of_fields(model, event, arguments, what)
     elif event is None:
         made = create(**arguments)
     else:
@@ -54,6 +56,51 @@ def make_context(cls: type, model: type[BaseModel], event: Any, arguments: dict[
     return made
 
 
+def _made_of_fields(model: type[BaseModel], event: Any, arguments: dict[str, Any], what: str) -> BaseModel:
+    """Return the Context of a class without ``create_context``. A ``ValidationError`` gets a note with the cause."""
+    if problem := unknown_fields(model, arguments):
+        raise DefinitionError(f"{what}: {problem}")
+    given: dict[str, Any] = {}
+    if event is not None:
+        given = {name: value for name, value in event.context_fields.items() if name in model.model_fields}
+    try:
+        return model(**given | arguments)
+    except ValidationError as error:
+        if event is None:
+            advice = f"Its fields: {', '.join(model.model_fields)}."
+        else:
+            names = ", ".join(event.context_fields) or "nothing"
+            advice = (
+                f"Without create_context(cls, event) its fields come from the event, which gives: {names}. Write one, "
+                "or give the other fields a default."
+            )
+        error.add_note(f"{what}: the values do not fit its Context: {reasons(error)}. {advice}")
+        raise
+
+
+def unknown_fields(model: type[BaseModel], names: Iterable[str]) -> str:
+    """Return what to tell about ``names`` that are no fields of a Context, which Pydantic would ignore. Empty: nothing,
+    also where the Context says in ``model_config["extra"]``, or by a validator, what is to become of them."""
+    known = None if "extra" in model.model_config else _known_names(model)
+    unknown = [] if known is None else sorted(set(names) - known)
+    if not unknown:
+        return ""
+    near = get_close_matches(unknown[0], model.model_fields, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(model.model_fields) or 'none'}."
+    return f"{model.__qualname__} has no field {', '.join(map(repr, unknown))}. {hint}"
+
+
+def missing_fields(model: type[BaseModel], given: Iterable[str]) -> str:
+    """Return what to tell about required fields of a Context that are not in ``given``. Empty: nothing, also where a
+    validator may supply them."""
+    if _reads_names_itself(model):
+        return ""
+    names = set(given)
+    required = {name: {name, each.alias} for name, each in model.model_fields.items() if each.is_required()}
+    missing = [name for name, either in required.items() if not either & names]
+    return f"{model.__qualname__} requires {', '.join(map(repr, missing))}." if missing else ""
+
+
 def replaced(old: BaseModel, new: BaseModel, how: str) -> BaseModel:
     """Return ``new``, with which user code has replaced the Context ``old``. Raises ``DefinitionError`` unless it is of
     the same class. ``new`` inherits the fields that ``old`` preserves for a newer release."""
@@ -63,11 +110,6 @@ def replaced(old: BaseModel, new: BaseModel, how: str) -> BaseModel:
         if UNKNOWN_FIELDS in old.__dict__:
             new.__dict__.setdefault(UNKNOWN_FIELDS, old.__dict__[UNKNOWN_FIELDS])
     return new
-
-
-def as_stored(context: BaseModel, what: str) -> BaseModel:
-    """Return ``context`` as a later load would return it. Raises what ``dump_context`` and ``load_context`` raise."""
-    return load_context(type(context), json.loads(dump_context(context, what)), what)
 
 
 def _call_with_event(create: Callable[..., Any], event: Any, arguments: dict[str, Any]) -> Any:
@@ -112,10 +154,7 @@ UNKNOWN_FIELDS = "_automation_unknown_fields"
 def _known_names(model: type[BaseModel]) -> frozenset[str] | None:
     """Return the names under which a Context's fields may be stored. None if the model itself handles other names, so
     that a preserved value might become the value of a field."""
-    validators = model.__pydantic_decorators__.model_validators.values()
-    if any(each.info.mode != "after" for each in validators) or issubclass(model, RootModel):
-        return None
-    if model.model_config.get("extra") == "allow":
+    if _reads_names_itself(model) or model.model_config.get("extra") == "allow":
         return None
     found: set[str] = set()
     for name, field in model.model_fields.items():
@@ -124,6 +163,12 @@ def _known_names(model: type[BaseModel]) -> frozenset[str] | None:
         paths = [each.path[0] if isinstance(each, AliasPath) else each for each in aliases]
         found |= {name, *(each for each in paths if isinstance(each, str))}
     return frozenset(found)
+
+
+def _reads_names_itself(model: type[BaseModel]) -> bool:
+    """Return whether the model itself reads the values that it is given, under names that are not those of fields."""
+    validators = model.__pydantic_decorators__.model_validators.values()
+    return any(each.info.mode != "after" for each in validators) or issubclass(model, RootModel)
 
 
 def dump_context(context: BaseModel, what: str) -> str:

@@ -12,9 +12,12 @@ from typing import Any
 from django.apps import apps
 from django.db.models import Model, Q
 
-from ..events.declarations import declared_events, declared_on
-from ..events.models import Event, EventQuerySet, EventStatus, rows_of_entity
+from ..events.declarations import declared_on
+from ..events.definitions import EventName, name_of
+from ..events.entities import rows_about
+from ..events.models import Event, EventQuerySet, EventStatus
 from ..events.names import is_pattern, matches, may_match, pattern_of
+from ..events.sources import declared_names
 from ..exceptions import DefinitionError, UnknownAgentError, UnknownWorkflowError
 from ..workflows.definitions import find_workflow
 from ..workflows.models import WorkflowRun
@@ -22,16 +25,17 @@ from ..workflows.models import WorkflowRun
 MAX_SHOWN_EVENTS = 20
 
 
-def assert_occurred(event_name: str, entity: Model | None = None, *, times: int | None = None) -> None:
+def assert_occurred(event_name: EventName, entity: Model | None = None, *, times: int | None = None) -> None:
     """Fail unless an event has occurred. It only reads the database.
 
     Args:
-        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        event_name: Name of the event, as a string, or its ``EventDefinition``; ``*`` in a name stands for any
+            characters.
         entity: Only events of this model instance. Default: events of all entities.
         times: The exact number of occurrences. Default: one or more.
 
     Raises:
-        AssertionError: If it has not occurred so often, with a list of the events that there are; or if no model
+        AssertionError: If it has not occurred so often, with a list of the events that there are; or if no code
             declares the event.
         DefinitionError: If ``entity`` is not a saved model instance.
 
@@ -41,6 +45,7 @@ def assert_occurred(event_name: str, entity: Model | None = None, *, times: int 
             assert_occurred("reminder_sent", invoice, times=2)
     """
     __tracebackhide__ = True
+    event_name = name_of(event_name)
     found = _events(event_name, entity).filter(occurred_at__isnull=False).count()
     if found == times or (times is None and found):
         return
@@ -49,15 +54,16 @@ def assert_occurred(event_name: str, entity: Model | None = None, *, times: int 
     raise AssertionError(f"{event_name!r}{_of(entity)} should have occurred{wanted}, {but}.{_story(entity)}")
 
 
-def assert_not_occurred(event_name: str, entity: Model | None = None) -> None:
+def assert_not_occurred(event_name: EventName, entity: Model | None = None) -> None:
     """Fail if an event has occurred. It only reads the database.
 
     Args:
-        event_name: Name of the event, as a string; ``*`` in it stands for any characters.
+        event_name: Name of the event, as a string, or its ``EventDefinition``; ``*`` in a name stands for any
+            characters.
         entity: Only events of this model instance. Default: events of all entities.
 
     Raises:
-        AssertionError: If it has occurred, with a list of the events that there are; or if no model declares the event.
+        AssertionError: If it has occurred, with a list of the events that there are; or if no code declares the event.
         DefinitionError: If ``entity`` is not a saved model instance.
 
     Example:
@@ -66,6 +72,7 @@ def assert_not_occurred(event_name: str, entity: Model | None = None) -> None:
             assert_not_occurred("invoice_overdue", invoice)
     """
     __tracebackhide__ = True
+    event_name = name_of(event_name)
     found = _events(event_name, entity).filter(occurred_at__isnull=False).count()
     if found:
         raise AssertionError(
@@ -95,39 +102,27 @@ def runs_of(flow: str | type, entity: Model | None = None) -> list[Any]:
             assert run.status == "completed"
     """
     model, name = _flow(flow)
-    where = Q() if entity is None else _about(entity)
+    where = Q() if entity is None else rows_about(entity)
     return list(model._default_manager.filter(where, name=name).order_by("pk"))
 
 
 def _events(event_name: str, entity: Model | None) -> EventQuerySet:
-    """Return the rows of this name. Raises ``AssertionError`` for an event that no model declares."""
+    """Return the rows of this name. Raises ``AssertionError`` for an event that no code declares."""
     __tracebackhide__ = True
-    events = Event.objects.all() if entity is None else Event.objects.filter(_about(entity))
+    events = Event.objects.all() if entity is None else Event.objects.filter(rows_about(entity))
     pattern = pattern_of(event_name)
     if is_pattern(pattern):
         names = events.values_list("event_name", flat=True).distinct()
         named = events.filter(event_name__in=[name for name in names if matches(pattern, name)])
     else:
         named = events.filter(event_name=event_name)
-    known = set(declared_events()) if entity is None else {each.definition.name for each in declared_on(type(entity))}
+    known = declared_names() if entity is None else {each.definition.name for each in declared_on(type(entity))}
     if any(may_match(pattern, each) for each in known) or named.exists():
         return named
-    owner = "No model" if entity is None else f"{entity._meta.label} does not"
+    owner = "No code" if entity is None else f"{entity._meta.label} does not"
     near = get_close_matches(event_name, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Declared: {', '.join(map(repr, sorted(known))) or 'none'}."
     raise AssertionError(f"{owner} declare{'s' if entity is None else ''} the event {event_name!r}. {hint}")
-
-
-def _about(entity: Model) -> Q:
-    """Return a condition for the rows that belong to ``entity``, whichever class of its family it is an instance of."""
-    if not isinstance(entity, Model):
-        raise DefinitionError(f"entity={entity!r} must be a model instance.")
-    if entity.pk is None:
-        raise DefinitionError(
-            f"entity={entity!r} has no primary key: it was not saved, or it was deleted. Save it, or make a "
-            "copy.copy(...) before the deletion."
-        )
-    return rows_of_entity(entity)
 
 
 def _flow(flow: str | type) -> tuple[type[Model], str]:
@@ -171,7 +166,7 @@ def _of(entity: Model | None) -> str:
 
 def _story(entity: Model | None) -> str:
     """Return a list of the events that there are, as text."""
-    rows = Event.objects.all() if entity is None else Event.objects.filter(_about(entity))
+    rows = Event.objects.all() if entity is None else Event.objects.filter(rows_about(entity))
     found = list(rows.order_by("pk")[: MAX_SHOWN_EVENTS + 1])
     if not found:
         return " No event was recorded: was it saved through Django?" if entity else " No event was recorded at all."
@@ -181,8 +176,14 @@ def _story(entity: Model | None) -> str:
     return "\nThere is:" + "".join(f"\n  {line}" for line in lines)
 
 
+def _subject(row: Event) -> str:
+    if row.is_free:
+        return f" with the key {row.key!r}" if row.key else ""
+    return f" of {row.entity_type} {row.entity_id}"
+
+
 def _line(row: Event, entity: Model | None) -> str:
-    parts = [f"{row.event_name!r}{f' of {row.entity_type} {row.entity_id}' if entity is None else ''}: {row.status}"]
+    parts = [f"{row.event_name!r}{_subject(row) if entity is None else ''}: {row.status}"]
     if row.occurred_at is not None:
         parts.append(f"occurred {row.occurred_at.isoformat()}")
     elif row.at is not None:

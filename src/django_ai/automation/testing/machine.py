@@ -20,13 +20,14 @@ from dateutil.relativedelta import relativedelta
 from django.conf import settings
 from django.utils import timezone
 
-from ..events.models import Event, EventStatus
+from ..events.models import CapturedWrite, CapturedWriteStatus, Event, EventStatus
+from ..events.schedules.rows import ensure_rows
 from ..exceptions import AutomationError, DefinitionError
-from ..queues import notifier
+from ..queues import notifier, waiting
 from ..queues.drain import drain, draining
 from ..queues.lease import revoke
-from ..queues.registry import due_models, due_times
-from ..values.clock import aware, shift
+from ..queues.registry import due_models, due_times, wakeables
+from ..values.clock import aware, later, shift
 from .assertions import assert_not_occurred, assert_occurred, runs_of
 from .errors import ErrorCollector
 
@@ -34,6 +35,9 @@ INSTALL = 'Install it with: pip install "django-ai-automation[testing]"'
 
 DRAIN_BUDGET = timedelta(seconds=0.25)
 """Real time for one ``drain``, before the machine checks whether rows are due without end."""
+
+MAX_WAIT = timedelta(days=366)
+"""How far ``run.wait()`` without a timeout moves the clock."""
 
 Move = Callable[[datetime], None]
 
@@ -190,6 +194,19 @@ class TimeMachine:
         self._collector.settle(raising=self._raise_errors if raise_errors is None else raise_errors)
         return performed
 
+    def _wait(self, is_over: Callable[[], bool], timeout: timedelta | None) -> bool:
+        """Let time pass until ``is_over()``; return whether it is. What ``run.wait()`` does while time stands."""
+        goal = later(self.now, MAX_WAIT if timeout is None else timeout)
+        self._perform()
+        while not is_over() and (due := _next_due()) is not None and due <= goal:
+            self._move(max(due, self.now))
+            self._perform()
+        found = is_over()
+        if not found and timeout is not None:
+            self._move(goal)
+        self._collector.settle(raising=self._raise_errors)
+        return found
+
     def _move(self, moment: datetime) -> None:
         if moment != self.now:
             self._travel(moment)
@@ -201,11 +218,17 @@ class TimeMachine:
             self._is_fresh = False
             _bring_forward(self.now)
         self._collector.count_round(_due_rows)
-        return drain(budget=DRAIN_BUDGET)
+        _bring_writes_forward(self.now)
+        performed = drain(budget=DRAIN_BUDGET)
+        while _bring_writes_forward(self.now):
+            performed += drain(budget=DRAIN_BUDGET)
+        return performed
 
 
 @contextmanager
-def time_machine(start: datetime | str | None = None, *, raise_errors: bool = False) -> Iterator[TimeMachine]:
+def time_machine(
+    start: datetime | str | None = None, *, raise_errors: bool = False, schedules: bool = False
+) -> Iterator[TimeMachine]:
     """Stop time in this process, and yield the ``TimeMachine`` that moves it.
 
     It works in a ``TestCase`` and in a ``TransactionTestCase``. While it is active, commits wake no worker: rows are
@@ -218,6 +241,8 @@ def time_machine(start: datetime | str | None = None, *, raise_errors: bool = Fa
             ``errors`` since the last call (one as it is, several as an ``ExceptionGroup``), and ``ParkedRowError`` for
             a row that was parked for another reason. They raise after everything due is performed and committed.
             Default False.
+        schedules: Insert the rows of the schedules that the code declares, so that they are fired as time passes.
+            Default False: a test is about its own rows.
 
     Yields:
         The ``TimeMachine``.
@@ -246,10 +271,15 @@ def time_machine(start: datetime | str | None = None, *, raise_errors: bool = Fa
         notifier.set_notifier(notifier.SilentNotifier())
         collector.start()
         _on = True
+        machine = TimeMachine(travel, collector, raise_errors=raise_errors)
+        waiting.set_waiting(machine._wait)
         try:
-            yield TimeMachine(travel, collector, raise_errors=raise_errors)
+            if schedules:
+                ensure_rows(moment)
+            yield machine
         finally:
             _on = False
+            waiting.set_waiting(None)
             collector.stop()
             notifier.set_notifier(before)
 
@@ -305,9 +335,19 @@ def _next_due() -> datetime | None:
 def _bring_forward(now: datetime) -> None:
     """Make immediate events due that were saved later than ``now``, in ``setUpTestData`` before the machine started."""
     for event in Event.objects.filter(status=EventStatus.PENDING, armed=True, event_created_at__gt=now, attempt=0):
-        definition = event.definition
-        if definition is not None and not definition.is_scheduled:
-            revoke(Event.objects.filter(pk=event.pk), wake_at=now)
+        definition, row = event.definition, Event.objects.filter(pk=event.pk)
+        if event.is_free and event.at == event.event_created_at:
+            revoke(row, wake_at=now, at=now)
+        elif definition is not None and not definition.is_scheduled:
+            revoke(row, wake_at=now)
+
+
+def _bring_writes_forward(now: datetime) -> int:
+    """Make captured writes due: triggers read the clock of the database, which may be ahead. Return how many."""
+    if CapturedWrite not in wakeables():
+        return 0
+    rows = CapturedWrite.objects.filter(wake_at__gt=now, lease=None, status=CapturedWriteStatus.PENDING)
+    return revoke(rows, wake_at=now)
 
 
 def _due_rows() -> list[Any]:

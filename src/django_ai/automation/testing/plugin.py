@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "time_machine(start=None, raise_errors=False): arguments of the fixture time_machine of django_ai.automation",
+        "time_machine(start=None, raise_errors=False, schedules=False): arguments of the fixture time_machine of "
+        "django_ai.automation",
     )
 
 

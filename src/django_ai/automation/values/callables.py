@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
 from types import MethodType
 from typing import Any
 
 from ..exceptions import DefinitionError
 
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 NOT_SYNCHRONOUS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
@@ -41,6 +48,39 @@ def check_parameters(function: Any, what: str, *arguments: str) -> None:
         raise DefinitionError(
             f"{what}: {name} has the signature {signature} but is called with ({given}): {error}. Declare ({given})."
         ) from None
+
+
+def taken_arguments(function: Any, what: str, offered: Sequence[str], *, is_method: bool) -> tuple[str, ...]:
+    """Return those of the ``offered`` arguments that ``function`` takes, which is called with each by its name.
+
+    Raises ``DefinitionError`` for another parameter without a default. ``is_method``: its first parameter is ``self``.
+    """
+    try:
+        # A wrapper gets what the function that it wraps takes.
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    takes = f"{'self and ' if is_method else ''}any of {', '.join(offered)}"
+    name = getattr(function, "__qualname__", None) or repr(function)
+    if is_method and not (parameters and parameters[0].kind in POSITIONAL):
+        raise DefinitionError(f"{what}: {name} takes no self. It takes {takes}.")
+    parameters = parameters[is_method:]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return tuple(offered)
+    unknown = [
+        each.name
+        for each in parameters
+        if (each.name not in offered or each.kind is each.POSITIONAL_ONLY)
+        and each.default is each.empty
+        and each.kind is not each.VAR_POSITIONAL
+    ]
+    if unknown:
+        near = get_close_matches(unknown[0], offered, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near and near[0] != unknown[0] else ""
+        raise DefinitionError(
+            f"{what}: {name} has an unknown parameter {', '.join(map(repr, unknown))}.{hint} It takes {takes}."
+        )
+    return tuple(each.name for each in parameters if each.name in offered and each.kind is not each.POSITIONAL_ONLY)
 
 
 def _inside(function: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any
 
 from dateutil.relativedelta import relativedelta
@@ -29,9 +29,9 @@ def clock_at(now: datetime | None) -> Clock:
     return lambda: moment
 
 
-def aware(value: Any, what: str) -> datetime:
-    """Return ``value`` as a moment in time. A ``date`` means its midnight in ``TIME_ZONE``, whatever time zone a
-    request has activated.
+def aware(value: Any, what: str, zone: tzinfo | None = None) -> datetime:
+    """Return ``value`` as a moment in time. A ``date`` means its midnight in ``zone`` (default: ``TIME_ZONE``),
+    whatever time zone a request has activated.
 
     Raises ``NaiveDatetimeError`` if ``USE_TZ`` is on and the time zone is missing, and ``DefinitionError`` if the value
     is not a date. ``what`` names the value in the message.
@@ -45,8 +45,19 @@ def aware(value: Any, what: str) -> datetime:
         return value
     if isinstance(value, date):
         midnight = datetime.combine(value, time())
-        return timezone.make_aware(midnight, timezone.get_default_timezone()) if settings.USE_TZ else midnight
+        return timezone.make_aware(midnight, zone or timezone.get_default_timezone()) if settings.USE_TZ else midnight
     raise DefinitionError(f"{what} is {value!r}, a {type(value).__name__}; give a datetime.")
+
+
+def in_utc(moment: datetime) -> datetime:
+    """Return ``moment`` in UTC, as the database returns it.
+
+    Python finds a time of an hour that a clock change skips or repeats unequal to the same moment in any other zone
+    (PEP 495), so moments are compared in UTC.
+    """
+    with contextlib.suppress(OverflowError):  # the ends of the calendar
+        return moment if timezone.is_naive(moment) else moment.astimezone(UTC)
+    return moment
 
 
 def later(moment: datetime, delta: timedelta) -> datetime:
@@ -63,12 +74,12 @@ def later(moment: datetime, delta: timedelta) -> datetime:
         return datetime.min.replace(tzinfo=moment.tzinfo)
 
 
-def shift(moment: datetime, offset: Offset | None) -> datetime:
+def shift(moment: datetime, offset: Offset | None, zone: tzinfo | None = None) -> datetime:
     """Return ``moment`` plus ``offset``.
 
-    A ``timedelta`` counts elapsed time. A ``relativedelta`` counts on the wall clock of ``TIME_ZONE``, not of what a
-    request has activated: one day before 15:00 is 15:00, also across a change to summer time, and one month before the
-    31st is the last of the month.
+    A ``timedelta`` counts elapsed time. A ``relativedelta`` counts on the wall clock of ``zone`` (default:
+    ``TIME_ZONE``), not of what a request has activated: one day before 15:00 is 15:00, also across a change to summer
+    time, and one month before the 31st is the last of the month.
     """
     if not offset:
         return moment
@@ -78,10 +89,26 @@ def shift(moment: datetime, offset: Offset | None) -> datetime:
         if timezone.is_naive(moment):
             return moment + offset
         # Through UTC, so that a wall-clock time that does not exist becomes one that does (PEP 495).
-        shifted: datetime = (moment.astimezone(timezone.get_default_timezone()) + offset).astimezone(UTC)
+        shifted: datetime = (moment.astimezone(zone or timezone.get_default_timezone()) + offset).astimezone(UTC)
     except (OverflowError, ValueError):
         return moment  # the end of the calendar, which means "never"
     return shifted
+
+
+def variation(offset: Offset) -> timedelta:
+    """Return an upper bound of how much the elapsed time of ``offset`` may differ between two dates or time zones."""
+    if isinstance(offset, timedelta):
+        return timedelta(0)
+    day = timedelta(days=1)  # a clock change, and the next date in another zone
+    if offset.year is not None or offset.month is not None:
+        return 368 * day
+    if offset.day is not None:
+        return 35 * day
+    found = 5 * day if offset.years or offset.months or offset.leapdays else day
+    if offset.weekday is not None:
+        found += 7 * day
+    is_absolute = any(getattr(offset, name) is not None for name in ("hour", "minute", "second", "microsecond"))
+    return found + day if is_absolute else found
 
 
 UNITS = {

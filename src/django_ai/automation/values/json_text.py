@@ -9,12 +9,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from datetime import date, datetime, time
 from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
 
 from ..conf import conf
 from ..exceptions import NotStorableError
 
 MAX_NESTING = 200
+
+
+class MicrosecondEncoder(DjangoJSONEncoder):
+    """Keep microseconds, which Django's encoder cuts to milliseconds."""
+
+    def default(self, o: Any) -> Any:
+        return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
 
 
 def encode(value: Any, what: str) -> str:
@@ -74,4 +84,5 @@ def _problems(value: Any, path: str, depth: int) -> Iterator[str]:
         for index, item in enumerate(value):
             yield from _problems(item, f"{path}[{index}]", depth + 1)
     elif not isinstance(value, int | float | bool | None):
-        yield f"{at}is a {type(value).__name__}, which is not JSON serializable"
+        fix = "its isoformat()" if isinstance(value, date | time) else "a string, number, list or dict"
+        yield f"{at}is of the type {type(value).__name__}, which is not JSON serializable (store {fix})"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import HistoryInline, RowAdmin, declared_name_filter, newest, register_cause
+from ..exceptions import AutomationError
+from ..queues.admin import HistoryInline, PausableAdmin, RowAdmin, newest
 from ..queues.admin_fields import time_field
+from ..queues.admin_filters import QueueFilter, declared_name_filter
+from ..queues.admin_links import register_cause
 from .definitions import all_workflows
 from .engine import engine
 from .models import Signal, StepExecution, WorkflowRun
+from .repairing import is_asleep
+from .statuses import WorkflowStatus
 
 register_cause("workflow", WorkflowRun)
 
@@ -36,7 +43,7 @@ class StepInline(HistoryInline):
 
 
 @admin.register(WorkflowRun)
-class WorkflowRunAdmin(RowAdmin):
+class WorkflowRunAdmin(PausableAdmin):
     list_display = (
         "id",
         "name",
@@ -45,26 +52,78 @@ class WorkflowRunAdmin(RowAdmin):
         "waits_for",
         "last_line",
         "current_step",
+        "progress_shown",
         time_field("created_at"),
         "due",
     )
     list_filter = (
         "status",
         declared_name_filter(_("workflow"), "name", lambda: {each.name for each in all_workflows()}),
+        QueueFilter,
     )
     exact_search = ("entity_id", "name")
-    first_fields = ("name", "status", "entity_link", "current_step", "waits_for", "due", "error", "cause_link")
-    private_fields = ("data", "waits")
+    first_fields = (
+        "name",
+        "status",
+        "entity_link",
+        "current_step",
+        "waits_for",
+        "cancelling_events",
+        "due",
+        "error",
+        "cause_link",
+    )
+    field_displays: ClassVar[dict[str, Any]] = {"progress": "progress_shown"}
+    private_fields = ("data", "waits", "branches", "ending")
     inlines = (StepInline,)
-    actions = ("resume", "cancel")
+    actions = ("resume", "try_now", "skip_wait", "cancel", "cancel_at_once", "pause", "unpause")
 
     def prepare(self, rows: Sequence[Any]) -> None:
         super().prepare(rows)
         models.prefetch_related_objects(rows, "waits")
 
+    @admin.display(description=_("progress"), empty_value="-")
+    def progress_shown(self, row: WorkflowRun) -> str | None:
+        """Return the progress that the steps have reported, as a percentage."""
+        return None if row.progress is None else f"{row.progress:.0%}"
+
+    @admin.display(description=_("cancelling events"), empty_value="-")
+    def cancelling_events(self, row: WorkflowRun) -> str | None:
+        """Return the events that cancel the run (``cancel_on=``). It has them from its first step until its end."""
+        return None if row.is_finished else " or ".join(row.cancelling_events) or None
+
+    def refused_actions(self, row: WorkflowRun) -> Collection[str]:
+        refused = set(super().refused_actions(row))
+        rests = not row.is_finished and row.lease is None and row.status != WorkflowStatus.PARKED
+        if not (rests and row.is_retried):
+            refused.add("try_now")
+        if not (rests and (row.status == WorkflowStatus.SUSPENDED or is_asleep(row))):
+            refused.add("skip_wait")
+        return refused
+
+    @admin.action(description=_("Try again now, without waiting for the backoff"), permissions=["resume"])
+    def try_now(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
+        self.apply(request, rows, engine.try_now, _("Tried again"))
+
+    @admin.action(description=_("Skip what it waits for, as after its timeout"), permissions=["resume"])
+    def skip_wait(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
+        self.apply(request, rows, engine.skip_wait, _("Skipped the wait"))
+
     @admin.action(description=_("Cancel"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
-        self.apply(request, rows, lambda run: engine.cancel(run, f"Cancelled by {request.user}."), _("Cancelled"))
+        self.apply(request, rows, _cancel, _("Cancelled"))
+
+    @admin.action(description=_("Cancel at once, without @on_cancel"), permissions=["cancel"])
+    def cancel_at_once(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
+        self.apply(request, rows, partial(_cancel, at_once=True), _("Cancelled"))
+
+
+def _cancel(run: WorkflowRun, *, at_once: bool = False) -> bool:
+    """Cancel a run; return False if it had finished. Raises ``AutomationError`` if it is on its way to an end."""
+    done = engine.cancel(run, at_once=at_once)
+    if not done and not run.is_finished:
+        raise AutomationError(gettext("%(run)s has begun its %(path)s already.") % {"run": run, "path": run.path})
+    return done
 
 
 @admin.register(Signal)

@@ -17,21 +17,32 @@ class WorkflowsConfig(AppConfig):
         from django.db.models import Q
 
         from ..events.claim_owners import register_owner
+        from ..events.schedules.definitions import register_targets
         from ..events.subscribers import subscribe
+        from ..events.upcoming import register_source
         from ..queues import periodic_tasks, registry
+        from ..queues.limits.owners import register_slot_owner
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
+        from ..queues.pausing import Pausable, register_pausable
         from ..queues.wakeable import Behaviour
         from . import checks
-        from .arrivals import deliver
-        from .current import KIND
-        from .models import Signal, WorkflowRun
+        from .current_run import KIND
+        from .definitions import all_workflows, newest_workflows
+        from .delivery import deliver
+        from .editing import edit_context
+        from .models import Signal, StepExecution, WorkflowRun
         from .retention import prune_history, prune_runs, prune_signals, prune_unfinished_history
+        from .run_limits import park_run, slot_owner
         from .runner import perform_run
         from .subscriber import WorkflowSubscriber
+        from .upcoming import runs_of_workflows
+        from .window_runs import register_windows
 
         registry.register(Signal, Behaviour(perform=deliver, park=park))
-        registry.register(WorkflowRun, Behaviour(perform=perform_run, park=park))
+        registry.register(WorkflowRun, Behaviour(perform=perform_run, park=park_run, edit_context=edit_context))
+        registry.register_encrypted_history(StepExecution)
+        register_slot_owner(slot_owner())
         periodic_tasks.register_pruner("prune signals", prune_signals)
         periodic_tasks.register_pruner("prune runs", prune_runs)
         periodic_tasks.register_pruner("prune steps", prune_history)
@@ -41,6 +52,11 @@ class WorkflowsConfig(AppConfig):
         register_resumable_kind(
             ResumableKind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True)
         )
+        register_windows()
+        declared = ("__workflow__", "@workflow(...)")
+        register_pausable(Pausable("workflow", WorkflowRun, lambda: {each.name for each in all_workflows()}, declared))
         register_owner(KIND, WorkflowRun.objects.unfinished)
+        register_targets(newest_workflows)
         subscribe(WorkflowSubscriber())
+        register_source(runs_of_workflows)
         register(checks.check_workflows)

@@ -21,7 +21,7 @@ def ending_of(run: WorkflowRun) -> dict[str, Any]:
 
 
 def start_child(
-    parent: WorkflowRun, child: WorkflowDefinition, channel: str, context: BaseModel, now: datetime
+    parent: WorkflowRun, child: WorkflowDefinition, channel: str, context: BaseModel, priority: int, now: datetime
 ) -> None:
     insert_run(
         child,
@@ -33,12 +33,16 @@ def start_child(
         caused_by=f"workflow:{parent.pk}",
         entity_type=parent.entity_type,
         entity_id=parent.entity_id,
+        priority=priority,
     )
 
 
 def wake_parent(run: WorkflowRun, payload: Mapping[str, Any], now: datetime) -> None:
-    """Put the end of a child into its parent's inbox. It only inserts, so locks are taken in one order."""
-    if run.parent_id is not None:
+    """Put the end of a child into its parent's inbox. It only inserts, so locks are taken in one order.
+
+    A child whose parent no longer waits for it has lost its ``parent_channel``.
+    """
+    if run.parent_id is not None and run.parent_channel:
         Signal.objects.create(
             name=run.parent_channel, payload=dict(payload), run_id=run.parent_id, sent_at=now, wake_at=now
         )

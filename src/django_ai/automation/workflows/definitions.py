@@ -5,9 +5,10 @@ A run keeps the version that it started with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,25 @@ from pydantic import BaseModel
 from ..conf import conf
 from ..events.subscriptions import Subscription, subscriptions
 from ..exceptions import UnknownStepError, UnknownWorkflowError
-from ..state.contexts import make_context
+from ..queues.lanes import Priority, declare, priority_for
+from ..state.contexts import make_context, missing_fields, unknown_fields
 from ..state.versions import Migration, is_newer, version_order
-from ..values.clock import Offset
+from ..values.clock import Offset, later
+from ..values.limits import DeclaredLimit
 from ..values.retry import Retry
+from ..values.windows import Window
+from .cancel_on import On
+from .current_run import KIND
 from .outcomes import StepName, Wait
 
 if TYPE_CHECKING:
     from ..events.models import Event
     from .models import WorkflowRun
+
+
+PAYLOAD_OF_SCHEDULES = ("schedule", "scheduled_at")
+SCHEDULED = "schedule"
+"""The first part of the key under which the subscriptions of schedules are declared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,10 @@ class StepDefinition:
     atomic: bool = True
     own_timeout: timedelta | None = None
     wait: Wait | None = None
+    hook: str = ""
+    """``"@on_fail"`` or ``"@on_cancel"``, if the method is that: it is entered by no outcome."""
+    takes: tuple[str, ...] = ()
+    """The arguments that the method gets, each by its name."""
 
     @property
     def timeout(self) -> timedelta:
@@ -59,15 +74,50 @@ class WorkflowDefinition:
     default_retry: Retry = field(default_factory=Retry)
     event_name: str | None = None
     offset: Offset | None = None
-    on_fail: str | None = None
+    on_fail: StepDefinition | None = None
+    on_cancel: StepDefinition | None = None
     namespace: str | None = None
     ignores_claims: bool = False
     recheck: bool = False
+    window: Window | None = None
     migrate: Migration | None = None
+    limits: tuple[DeclaredLimit, ...] = ()
+    deadline: timedelta | None = None
+    when: Callable[[Event], Any] | None = None
+    queue: str = ""
+    priority: Priority = 0
+    cancel_on: tuple[On, ...] = ()
+
+    def deadline_from(self, start: datetime) -> datetime | None:
+        """Return the deadline of a run that starts at ``start``, if this workflow has one."""
+        return None if self.deadline is None else later(start, self.deadline)
+
+    @property
+    def hooks(self) -> tuple[StepDefinition, ...]:
+        """The methods with which the paths begin of runs that have failed or were cancelled."""
+        return tuple(each for each in (self.on_fail, self.on_cancel) if each is not None)
+
+    def path_to(self, status: str) -> StepDefinition | None:
+        """Return the method with which the path of a run begins that is to end with ``status``, or None."""
+        return {"failed": self.on_fail, "cancelled": self.on_cancel}.get(status)
+
+    def entered(self, name: str, ending: str) -> StepDefinition:
+        """Return the step that a run enters, or the method with which its path to the status ``ending`` begins.
+
+        Raises ``UnknownStepError`` with the nearest name.
+        """
+        hook = self.path_to(ending)
+        return hook if hook is not None and hook.name == name else self.step(name)
 
     def step(self, name: str) -> StepDefinition:
         """Return a step by its name. Raises ``UnknownStepError`` with the nearest name."""
         found = self.steps.get(name)
+        for hook in self.hooks if found is None else ():
+            if hook.name == name:
+                raise UnknownStepError(
+                    f"Workflow {self.name!r}: {name!r} is its {hook.hook} and no step: a run enters it only when it "
+                    "ends. Write a step that does the same."
+                )
         if found is None:
             near = get_close_matches(name, self.steps, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(map(repr, self.steps))}."
@@ -86,9 +136,47 @@ class WorkflowDefinition:
     def retry_of(self, step: StepDefinition) -> Retry:
         return step.retry or self.default_retry
 
+    def start_on(self, event_name: str) -> None:
+        """Start with each event of this name, too: that of a schedule."""
+        known = {each.event_name: each for each in subscriptions.declared_by(Start, (SCHEDULED, self.name))}
+        known[event_name] = Start(event_name=event_name, workflow=self)
+        subscriptions.declare(Start, (SCHEDULED, self.name), known.values())
+
+    def problem_with(self, arguments: Iterable[str]) -> str:
+        """Return why a schedule with ``arguments`` of these names cannot start it. Empty: it can, or
+        ``create_context`` decides."""
+        if self.has_create_context:
+            return ""
+        names = list(arguments)
+        return unknown_fields(self.context, names) or missing_fields(self.context, [*names, *PAYLOAD_OF_SCHEDULES])
+
+    def problem_with_start(self, arguments: Iterable[str]) -> str:
+        """Return why code cannot start it with arguments of these names. Empty: it can, as far as names tell."""
+        names = list(arguments)
+        if not self.has_create_context:
+            return unknown_fields(self.context, names) or missing_fields(self.context, names)
+        try:
+            inspect.signature(self.cls.create_context).bind(**dict.fromkeys(names))  # type: ignore[attr-defined]
+        except (TypeError, ValueError) as error:
+            return f"{self.cls.__qualname__}.create_context: {error}."
+        return ""
+
+    @property
+    def has_create_context(self) -> bool:
+        return getattr(self.cls, "create_context", None) is not None
+
     def make_context(self, origin: Event | None, /, **arguments: Any) -> BaseModel:
         """Return a new Context, for the event that starts the run or for ``arguments``; see ``contexts.py``."""
-        return make_context(self.cls, self.context, origin, arguments)
+        return make_context(self.cls, self.context, origin, arguments, f"The workflow {self.name!r}")
+
+    def priority_by_hand(self, context: BaseModel) -> int:
+        """Return the priority of a run that code starts with ``context``. A function of the event has none then.
+
+        Raises what a function of the Context raises, and ``DefinitionError`` if it returns no priority.
+        """
+        if self.event_name is not None and callable(self.priority):
+            return 0
+        return priority_for(self.priority, context, f"@workflow({self.name!r})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +186,10 @@ class Start(Subscription):
     uses_event_timer = False
 
     workflow: WorkflowDefinition
+
+    @property
+    def window_target(self) -> tuple[str, str]:
+        return KIND, self.workflow.name
 
 
 _registry: dict[str, dict[str, WorkflowDefinition]] = {}
@@ -162,12 +254,32 @@ def newest_workflows() -> list[WorkflowDefinition]:
     return [versions[max(versions, key=version_order)] for versions in _registry.values()]
 
 
+def limits_of(name: str) -> tuple[DeclaredLimit, ...] | None:
+    """Return the limits of all versions of a workflow, as the newest has them; None if there is no such workflow."""
+    versions = _registry.get(name)
+    if versions is None:
+        return None
+    ordered = sorted(versions, key=version_order)
+    return tuple({limit.name: limit for version in ordered for limit in versions[version].limits}.values())
+
+
+def has_limits(name: str) -> bool:
+    """Return whether any version of the workflow has limits."""
+    return any(each.limits for each in _registry.get(name, {}).values())
+
+
+def any_limits() -> bool:
+    """Return whether any workflow has limits."""
+    return any(map(has_limits, _registry))
+
+
 def workflows_on(event: Event) -> list[WorkflowDefinition]:
     """Return the workflows that this event starts, the newest version of each."""
     return [each.workflow for each in subscriptions.subscribed_to(Start, event.event_name, event.namespace)]
 
 
 def register(definition: WorkflowDefinition) -> None:
+    declare("workflows", definition.queue, definition.priority)
     _registry.setdefault(definition.name, {})[definition.version] = definition
     _subscribe(definition.name)
 
@@ -192,6 +304,7 @@ def _subscribe(name: str) -> None:
                 namespace=newest.namespace,
                 offset=newest.offset,
                 recheck=newest.recheck,
+                window=newest.window,
                 workflow=newest,
             )
         )

@@ -1,6 +1,7 @@
 """Reads the source of steps for the system checks: the steps that they name, and the events that they wait for.
 
-Only literal names in plain calls are read. A computed name is checked when the step runs.
+Only literal names, and event definitions that a module or class holds, in plain calls are read. A computed name is
+checked when the step runs.
 """
 
 from __future__ import annotations
@@ -8,14 +9,20 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+from ..events.definitions import EventDefinition
+from ..events.names import is_pattern
 from .definitions import WorkflowDefinition
+from .wait_keys import EVENT_CHANNEL
 
 _FIRST_IS_TARGET = {"goto"}
 _TARGETS = {"then", "on_timeout"}
 _WAITS = {"wait_for_event", "for_event"}
+_CHOICES = {"wait_any", "wait_all"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +37,22 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class EventWait:
     """A wait for an event in the source of ``step``. ``lookups``: the literal names in its match, or None without a
-    match."""
+    match. ``expressions``: the strings of both that have expressions on the Context."""
 
     step: str
     event_name: str
     lookups: tuple[str, ...] | None
+    expressions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRun:
+    """A child run that the source of ``step`` starts. ``arguments``: the names of its arguments, or None if the source
+    does not tell them all."""
+
+    step: str
+    workflow: str
+    arguments: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +63,21 @@ class OnlyWait:
     call: str
 
 
-def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait | OnlyWait]:
-    """Yield the steps and events that the source of a workflow's steps names."""
-    for name, step in definition.steps.items():
+def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait | ChildRun | OnlyWait]:
+    """Yield the steps, events and workflows that the source of a workflow's steps names."""
+    steps = {**definition.steps, **{hook.name: hook for hook in definition.hooks}}
+    for name, step in steps.items():
         if step.wait is not None and step.wait.event is not None:
             match = step.wait.match
-            yield EventWait(name, step.wait.event, None if match is None else match.names())
+            values = () if match is None else tuple(value for _, value in match.lookups)
+            lookups = None if match is None else match.names()
+            yield EventWait(name, step.wait.event, lookups, _templates(step.wait.event, *values))
             for target in (step.wait.then, step.wait.on_timeout):
                 if target is not None:
                     yield Target(name, target, "wait_for_event")
+        method = inspect.getattr_static(definition.cls, name)
         try:
-            source = textwrap.dedent(inspect.getsource(inspect.getattr_static(definition.cls, name)))
+            source = textwrap.dedent(inspect.getsource(method))
             tree = ast.parse(source)
         except (OSError, TypeError, SyntaxError):
             continue
@@ -65,23 +87,85 @@ def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait | On
             yield OnlyWait(name, only)
         for node in (each for statement in body for each in ast.walk(statement)):
             if isinstance(node, ast.Call):
-                yield from _read(name, node)
+                yield from _read(name, node, method)
 
 
-def _read(step: str, call: ast.Call) -> Iterator[Target | EventWait]:
+def _read(step: str, call: ast.Call, method: Callable[..., Any]) -> Iterator[Target | EventWait | ChildRun]:
     called = _called(call.func)
     if called in _FIRST_IS_TARGET and call.args and (target := _target(call.args[0])):
         yield Target(step, target, called)
-    if called in ("wait", "for_signal", "sleep", "run_subflow", *_WAITS):
-        if called != "sleep" and called != "run_subflow" and len(call.args) > 2 and (target := _target(call.args[2])):
+    if called in ("wait", "for_signal", "sleep", "run_subflow", *_WAITS, *_CHOICES):
+        if called in ("wait", "for_signal", *_WAITS) and len(call.args) > 2 and (target := _target(call.args[2])):
             yield Target(step, target, called)
         for keyword in call.keywords:
             if keyword.arg in _TARGETS and (target := _target(keyword.value)):
                 yield Target(step, target, called)
-    if called in _WAITS and call.args and isinstance(call.args[0], ast.Constant):
-        name = call.args[0].value
-        if isinstance(name, str):
-            yield EventWait(step, name, _lookups(call))
+    if called in _WAITS and (event := _event(call, method)):
+        yield EventWait(step, event, _lookups(call), _templates(event, *_compared(call)))
+    if called == "run_subflow" and (workflow := _workflow(call, method)):
+        names = [keyword.arg for keyword in call.keywords if keyword.arg != "then"]
+        literal = tuple(name for name in names if name is not None)
+        yield ChildRun(step, workflow, literal if len(literal) == len(names) else None)
+
+
+def _workflow(call: ast.Call, method: Callable[..., Any]) -> str:
+    """Return the name of the workflow that a call starts, if the source tells it."""
+    node = call.args[0] if call.args else None
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    found = None if node is None else _global_value(node, method)
+    definition = found.__dict__.get("__workflow__") if isinstance(found, type) else None
+    return definition.name if isinstance(definition, WorkflowDefinition) else ""
+
+
+def _event(call: ast.Call, method: Callable[..., Any]) -> str:
+    """Return the name of the event that a call waits for, if the source tells it."""
+    named = [each.value for each in call.keywords if each.arg == "event_name"]
+    for node in [*call.args[:1], *named]:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value
+        found = _global_value(node, method)
+        if isinstance(found, EventDefinition):
+            return found.name
+    return ""
+
+
+def _global_value(node: ast.expr, method: Callable[..., Any]) -> Any:
+    """Return the object that ``NAME`` or ``holder.NAME`` refers to in the source of ``method``, or None."""
+    if isinstance(node, ast.Attribute):
+        holder = _global_value(node.value, method)
+        return None if holder is None else inspect.getattr_static(holder, node.attr, None)
+    if not isinstance(node, ast.Name):
+        return None
+    try:
+        names = inspect.getclosurevars(inspect.unwrap(method))
+    except (TypeError, ValueError):  # no plain function, or a name that is not bound yet
+        return None
+    return {**names.globals, **names.nonlocals}.get(node.id)
+
+
+@lru_cache(maxsize=1024)
+def signals_of(cls: type) -> frozenset[str] | None:
+    """Return the signals and event channels that the source of a workflow's class names in its waits. None: it cannot
+    be read, or computes a name."""
+    names: set[str] = set()
+    for base in cls.__mro__[:-1]:
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            return None
+        for node in ast.walk(tree):
+            called = _called(node.func) if isinstance(node, ast.Call) else ""
+            if not isinstance(node, ast.Call) or called not in ("wait", "for_signal", *_WAITS):
+                continue
+            named = [each.value for each in node.keywords if each.arg in ("signal", "event_name")]
+            given = [*node.args[:1], *named][:1]
+            if not given or not isinstance(given[0], ast.Constant) or not isinstance(given[0].value, str):
+                return None
+            if "{" in given[0].value or is_pattern(given[0].value):
+                return None
+            names.add(f"{EVENT_CHANNEL}{given[0].value}" if called in _WAITS else given[0].value)
+    return frozenset(names)
 
 
 def _only_wait(body: list[ast.stmt]) -> str:
@@ -93,8 +177,17 @@ def _only_wait(body: list[ast.stmt]) -> str:
         return ""
     call = statement.value
     called = _called(call.func)
-    has_then = any(keyword.arg in ("then", None) for keyword in call.keywords)
-    return called if called in ("wait", "for_signal", *_WAITS) and not has_then else ""
+    if called not in ("wait", "for_signal", *_WAITS, *_CHOICES) or _names_next(call):
+        return ""
+    branches = [keyword.value for keyword in call.keywords if keyword.arg not in ("timeout", "on_timeout")]
+    if called in _CHOICES and (call.args or all(isinstance(each, ast.Call) and _names_next(each) for each in branches)):
+        return ""
+    return called
+
+
+def _names_next(call: ast.Call) -> bool:
+    """Return whether a call names the next step with ``then=``, or may do so with ``**``."""
+    return any(keyword.arg in ("then", None) for keyword in call.keywords)
 
 
 def _lookups(call: ast.Call) -> tuple[str, ...] | None:
@@ -103,6 +196,18 @@ def _lookups(call: ast.Call) -> tuple[str, ...] | None:
             keys = keyword.value.keys if isinstance(keyword.value, ast.Dict) else []
             return tuple(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
     return None
+
+
+def _compared(call: ast.Call) -> list[Any]:
+    """Return the literal values that the match of a call compares with."""
+    matches = [keyword.value for keyword in call.keywords if keyword.arg == "match"]
+    values = [value for match in matches if isinstance(match, ast.Dict) for value in match.values]
+    return [each.value for each in values if isinstance(each, ast.Constant)]
+
+
+def _templates(*values: Any) -> tuple[str, ...]:
+    """Return the strings among ``values`` that have expressions on the Context."""
+    return tuple(each for each in values if isinstance(each, str) and "{{" in each)
 
 
 def _called(function: ast.expr) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
 
+from ..events.definitions import EventDefinition, EventName
 from ..events.matching.context_expressions import check_expression
 from ..events.matching.match import Match
-from ..events.names import check_namespace, is_pattern
+from ..events.names import check_namespace, is_pattern, is_template
 from ..exceptions import DefinitionError
 from ..values.classes import declaration_of
 from ..values.clock import aware
@@ -51,6 +52,7 @@ def target_name(target: Any, what: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Goto:
     step: str
+    progress: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,32 @@ class Subflow:
     then: str | None
 
 
-Outcome: TypeAlias = Goto | Sleep | Wait | Complete | Fail | Subflow
+Branch: TypeAlias = Wait | Sleep | Subflow
+"""What a branch of ``wait_any`` or ``wait_all`` may be."""
 
 
-def goto(step: Target) -> Goto:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Several branches, by their names: the first (``wait_any``) or all of them (``wait_all``, ``is_all``)."""
+
+    branches: Mapping[str, Branch]
+    is_all: bool = False
+    timeout: timedelta | None = None
+    on_timeout: str | None = None
+    then: str | None = None
+
+    def targets(self) -> list[str]:
+        """Return the steps that it names."""
+        named = [self.then, self.on_timeout]
+        for branch in self.branches.values():
+            named += [branch.then, branch.on_timeout if isinstance(branch, Wait) else None]
+        return [each for each in named if each is not None]
+
+
+Outcome: TypeAlias = Goto | Sleep | Wait | Choice | Complete | Fail | Subflow
+
+
+def goto(step: Target, *, progress: float | None = None) -> Goto:
     """Continue with another step of the workflow.
 
     The returning step and the move to the next one are one commit. The same worker then enters the next step at once,
@@ -101,12 +125,14 @@ def goto(step: Target) -> Goto:
 
     Args:
         step: The step to enter, as a method (``self.send``) or as its name.
+        progress: How much of the run is done, for people: a number from 0 to 1. It is kept as ``run.progress`` and
+            changes nothing else; it may go back. A run that has one gets 1.0 when it completes. Default: unchanged.
 
     Returns:
         The outcome, to be returned by the step.
 
     Raises:
-        DefinitionError: If ``step`` is neither a step nor a string.
+        DefinitionError: If ``step`` is neither a step nor a string, or if ``progress`` is no number from 0 to 1.
 
     Example:
         Skip the packing of a download::
@@ -114,8 +140,25 @@ def goto(step: Target) -> Goto:
             @step(start=True)
             def check(self):
                 return goto(self.send) if self.context.is_download else goto(self.pack)
+
+        Say how far an import is::
+
+            @step()
+            def next_page(self):
+                self.context.page += 1
+                return goto(self.next_page, progress=self.context.page / self.context.pages)
     """
-    return Goto(target_name(step, "goto()"))
+    return Goto(target_name(step, "goto()"), None if progress is None else _share(progress))
+
+
+def _share(progress: Any) -> float:
+    """Return ``progress`` as a float. Raises ``DefinitionError`` unless it is a number from 0 to 1."""
+    is_number = isinstance(progress, int | float) and not isinstance(progress, bool)
+    if not is_number or not 0 <= progress <= 1:
+        raise DefinitionError(
+            f"goto(progress={progress!r:.100}): give the share that is done, a number from 0 to 1, as in progress=0.4."
+        )
+    return float(progress)
 
 
 def sleep(duration: timedelta | None = None, *, until: datetime | None = None, then: Target | None = None) -> Sleep:
@@ -158,6 +201,14 @@ def check_name(name: Any, what: str) -> None:
         raise DefinitionError(f"{what}: a name is a string of 1 to 200 characters without NUL or surrogates.")
 
 
+def check_timeout(timeout: Any, on_timeout: Target | None, what: str) -> None:
+    """Raise ``DefinitionError`` unless ``timeout`` is None or a timedelta of zero or more; ``on_timeout`` needs one."""
+    if timeout is not None and (not isinstance(timeout, timedelta) or timeout < timedelta(0)):
+        raise DefinitionError(f"{what}: timeout={timeout!r} must be a timedelta of zero or more.")
+    if on_timeout is not None and timeout is None:
+        raise DefinitionError(f"{what}: on_timeout= needs timeout=.")
+
+
 def _wait(
     what: str,
     signal: str,
@@ -174,10 +225,7 @@ def _wait(
         check_expression(event, f"{what}({name!r})")
         if is_pattern(event):
             raise DefinitionError(f"{what}({name!r}): a wait is for one event; name it without '*'.")
-    if timeout is not None and (not isinstance(timeout, timedelta) or timeout < timedelta(0)):
-        raise DefinitionError(f"{what}({name!r}): timeout={timeout!r} must be a timedelta of zero or more.")
-    if on_timeout is not None and timeout is None:
-        raise DefinitionError(f"{what}({name!r}): on_timeout= needs timeout=.")
+    check_timeout(timeout, on_timeout, f"{what}({name!r})")
     return Wait(
         signal=signal,
         event=event,
@@ -187,6 +235,18 @@ def _wait(
         then=None if then is None else target_name(then, f"{what}(then=...)"),
         namespace=check_namespace(namespace, f"{what}({name!r})"),
     )
+
+
+def _waited_for(event: EventName) -> str:
+    """Return the name of the one event that a wait is for."""
+    if not isinstance(event, EventDefinition):
+        return event
+    if is_template(event.name):
+        raise DefinitionError(
+            f"wait_for_event({event!r}): each entity has an event of its own name, and a wait is for one. Write its "
+            "name with expressions on the Context, as in 'parcel_lost:{{ ctx.parcel_id }}'."
+        )
+    return event.name
 
 
 class _WaitFunction:
@@ -274,7 +334,7 @@ class _WaitFunction:
 
     def for_event(
         self,
-        event_name: str,
+        event_name: EventName,
         timeout: timedelta | None = None,
         on_timeout: Target | None = None,
         *,
@@ -285,14 +345,14 @@ class _WaitFunction:
         """Pause the run until an event occurs; the same as ``wait_for_event(...)`` as an outcome.
 
         Args:
-            event_name: Name of one event, as a string without ``*``. It may have expressions on the Context:
-                ``"parcel_lost:{{ ctx.parcel_id }}"``.
+            event_name: Name of one event, as a string without ``*``, or its ``EventDefinition``. A string may have
+                expressions on the Context: ``"parcel_lost:{{ ctx.parcel_id }}"``.
             timeout: Longest time to wait, as a timedelta of zero or more. Default: no limit.
             on_timeout: The step to enter after the timeout, as a method or its name. Default: this step again. Needs
                 ``timeout``.
-            match: Lookups on the event's entity and the values they must have, as a dict; values may be expressions on
-                the Context. ``{}`` means any entity. Default: the run's own entity, if its model declares the event;
-                else any.
+            match: Lookups on the event's entity (on the payload of a ``FreeEvent``) and the values they must have, as a
+                dict; values may be expressions on the Context. ``{}`` means any entity. Default: the run's own entity,
+                if its model declares the event; else any.
             then: The step to enter after the event, as a method or its name. Default: this step again.
             namespace: Only events in this namespace, as a string; ``"*"`` for any. Default: that of the event workflow.
 
@@ -309,8 +369,8 @@ class _WaitFunction:
                 def await_payment(self):
                     return wait.for_event("order_paid", match={"pk": "{{ ctx.order_id }}"}, then=self.ship)
         """
-        signal = f"event:{event_name}"
-        return _wait("wait_for_event", signal, event_name, match, timeout, on_timeout, then, namespace)
+        name = _waited_for(event_name)
+        return _wait("wait_for_event", f"event:{name}", name, match, timeout, on_timeout, then, namespace)
 
 
 wait = _WaitFunction()
@@ -331,7 +391,7 @@ class WaitForEvent(Wait):
 
 
 def wait_for_event(
-    event_name: str,
+    event_name: EventName,
     timeout: timedelta | None = None,
     on_timeout: Target | None = None,
     *,
@@ -345,13 +405,14 @@ def wait_for_event(
     them. An occurrence since the run was created, which the run has not consumed, ends the wait at once.
 
     Args:
-        event_name: Name of one event, as a string without ``*``. It may have expressions on the Context:
-            ``"parcel_lost:{{ ctx.parcel_id }}"``.
+        event_name: Name of one event, as a string without ``*``, or its ``EventDefinition``. A string may have
+            expressions on the Context: ``"parcel_lost:{{ ctx.parcel_id }}"``.
         timeout: Longest time to wait, as a timedelta of zero or more. Default: no limit.
         on_timeout: The step to enter after the timeout, as a method or its name. Default: this step again, where
             ``get_wake().reason`` is ``"timeout"``. Needs ``timeout``.
-        match: Lookups on the event's entity and the values they must have, as a dict; values may be expressions on the
-            Context. ``{}`` means any entity. Default: the run's own entity, if its model declares the event; else any.
+        match: Lookups on the event's entity (on the payload of a ``FreeEvent``) and the values they must have, as a
+            dict; values may be expressions on the Context. ``{}`` means any entity. Default: the run's own entity, if
+            its model declares the event; else any.
         then: The step to enter after the event, as a method or its name. Default: this step again, where
             ``get_wake().reason`` is ``"event"``.
         namespace: Only events in this namespace, as a string; ``"*"`` for any. Default: that of the event workflow.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from django.apps import apps
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, Min, OuterRef, Q
 
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
@@ -19,18 +19,24 @@ from ..events.declarations import declared_on
 from ..events.matching.match import namespaced_key
 from ..events.models import Event, EventStatus, Shapes
 from ..events.subscribers import Notification, Subscriber
+from ..queues.lanes import lane_of
 from ..queues.lease import revoke
+from ..queues.limits.release import has_asked
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
-from ..values.clock import later, shift
-from .arrivals import wake_waiting_for
-from .definitions import WorkflowDefinition, all_workflows, newest_workflows, workflows_on
-from .ending import end_runs, withdraw, withdrawal_reason
-from .models import Wait, WorkflowRun, WorkflowStatus
-from .starting import new_run, origin_key, replan
+from ..values.clock import later
+from .cancel_on import event_of
+from .current_run import KIND
+from .definitions import WorkflowDefinition, all_workflows, has_limits, newest_workflows, workflows_on
+from .delivery import wake_waiting_for
+from .ending import end_runs, release_planned, withdraw, withdrawal_reason
+from .models import WorkflowRun
+from .registration import forget_cancel_on
+from .starting import new_run, origin_key, priority_by_event, replan
+from .statuses import WorkflowStatus
 from .transitions import ended
 from .wait_keys import own_key
-from .waits import has_delete_trigger, pending_deletions
+from .waits import ended_by_deletion, has_delete_trigger, pending_deletions
 
 
 class WorkflowSubscriber(Subscriber):
@@ -51,29 +57,36 @@ class WorkflowSubscriber(Subscriber):
         if not fresh:
             keys = [origin_key(event, definition) for event, definition in pairs]
             known = {run.origin_key: run for run in WorkflowRun.objects.filter(origin_key__in=keys)}
-        missing, replanned = [], []
+        to_plan: list[tuple[Event, WorkflowDefinition, WorkflowRun | None]] = []
         for event, definition in pairs:
             run = known.get(origin_key(event, definition))
             needs_run = _needs_run(event, definition, now)
-            if run is None:
+            if run is None or run.status == WorkflowStatus.WITHDRAWN:
                 if needs_run:
-                    missing.append(new_run(event, definition, now))
-            elif run.status == WorkflowStatus.WITHDRAWN:
-                if needs_run:
-                    replanned.append(new_run(event, definition, now))
-                    replan(run, replanned[-1])
+                    to_plan.append((event, definition, run))
             elif not needs_run:
                 withdraw(WorkflowRun.objects.filter(pk=run.pk), withdrawal_reason(event), now)
-            elif event.at is not None and run.attempt == 0:
-                wake_at = shift(event.at, definition.offset)
+            elif event.at is not None and not run.is_retried:
+                wake_at = event.moment_of(definition.offset)
                 if wake_at != run.wake_at and run.lease is None:
-                    revoke(WorkflowRun.objects.not_started().filter(pk=run.pk), wake_at=wake_at)
+                    self._move(run, definition, wake_at, now)
                 elif run.lease is not None and wake_at > now:
                     # A worker is about to start it, and its date was moved to later: revoke the lease.
-                    revoke(WorkflowRun.objects.not_started().filter(pk=run.pk), wake_at=wake_at)
-        insert_ignoring(WorkflowRun, missing)
-        if any(run.wake_at is not None and run.wake_at <= now for run in [*missing, *replanned]):
-            ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
+                    self._move(run, definition, wake_at, now)
+        _insert_planned(to_plan, now)
+
+    def _move(self, run: WorkflowRun, definition: WorkflowDefinition, wake_at: datetime, now: datetime) -> None:
+        """Let a planned run start at ``wake_at``. One that waits for its limits stays in their queues, unless that is
+        later."""
+        planned, changes = WorkflowRun.objects.not_started().filter(pk=run.pk), {"wake_at": wake_at}
+        has_asked_already = has_limits(run.name) and wake_at <= now and has_asked(KIND, run.pk)
+        if wake_at > now and (has_limits(run.name) or definition.cancel_on):
+            # Its Context is made again at the new date.
+            if revoke(planned, **changes, data={}, deadline=None) and definition.cancel_on:
+                forget_cancel_on(run)
+            release_planned(planned, now)
+        elif not has_asked_already:
+            revoke(planned, **changes)
 
     def _withdraw_others(self, events: Sequence[Event], now: datetime) -> None:
         """Withdraw the runs of events that have another name or namespace now."""
@@ -90,20 +103,30 @@ class WorkflowSubscriber(Subscriber):
                 reason = f"its event now has the name {event.event_name!r}{where}"
                 withdraw(WorkflowRun.objects.filter(pk=run.pk), reason, now)
 
+    def prepare(self, events: Sequence[Event]) -> None:
+        for event in events:
+            for definition in workflows_on(event):
+                priority_by_event(event, definition)
+
     def has_begun(self, event: Event) -> bool:
         return WorkflowRun.objects.filter(event=event.pk, planned=True, started_at__isnull=False).exists()
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
-        started = [(event, definition) for event in events for definition in workflows_on(event)]
+        started = [
+            (event, definition)
+            for event in events
+            for definition in workflows_on(event)
+            if definition.window is None  # else the event is collected, and the window starts the run
+        ]
         if not started:
             return
         position = 0
-        if any(definition.offset is None for _, definition in started):
+        if any(definition.offset is None or definition.cancel_on for _, definition in started):
             # Before these events, too: the run receives what occurs in the same commit.
             position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
         runs = [new_run(event, definition, now, position=position) for event, definition in started]
         if insert_ignoring(WorkflowRun, runs):
-            ring_after_commit(alias_of(WorkflowRun), WorkflowRun)
+            ring_after_commit(alias_of(WorkflowRun), *map(lane_of, runs))
 
     def wants_notification(self, event: Event, milestone: str) -> bool:
         return milestone == "" and bool(all_workflows())
@@ -121,6 +144,7 @@ class WorkflowSubscriber(Subscriber):
         if occurred:
             error = "Skipped: the entity of its event was deleted, or its date moved, before this run was to start."
             planned = WorkflowRun.objects.not_started().filter(event__in=occurred)
+            release_planned(planned, now)
             revoke(planned, **ended(WorkflowStatus.CANCELLED, error, now))
         by_reason: dict[str, list[int]] = {}
         for event in events:
@@ -149,15 +173,54 @@ class WorkflowSubscriber(Subscriber):
             for key in [own_key(each.name, label, entity_id)]
         }
         waiting: dict[str, set[int]] = {}
-        for wait in Wait.objects.under(list(keys)):
+        for wait in ended_by_deletion(list(keys)):
             waiting.setdefault(keys[wait.key], set()).add(wait.run_id)
         for entity_id, pks in waiting.items():
             reason = f"{label} {entity_id}, whose event it waited for, was deleted."
-            end_runs(WorkflowRun.objects.filter(pk__in=pks), WorkflowStatus.CANCELLED, reason, now)
+            waiting_runs = WorkflowRun.objects.filter(pk__in=pks)
+            end_runs(waiting_runs, WorkflowStatus.CANCELLED, reason, now, breaks_path=True)
+
+    def is_unfinished(self, event: Event) -> bool:
+        return WorkflowRun.objects.unfinished().filter(event=event.pk).exists()
 
     def needed_events(self) -> Sequence[Q]:
         waiting = WorkflowRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
-        return [Q(Exists(waiting))]
+        return [Q(Exists(waiting)), *_needed_by_planned_runs()]
+
+
+def _insert_planned(to_plan: Sequence[tuple[Event, WorkflowDefinition, WorkflowRun | None]], now: datetime) -> None:
+    """Insert the runs that are planned now, or plan those again that were withdrawn."""
+    position = lower_bound() if any(definition.cancel_on for _, definition, _ in to_plan) else 0
+    missing, planned = [], []
+    for event, definition, withdrawn_run in to_plan:
+        planned.append(new_run(event, definition, now, position=position))
+        if withdrawn_run is None:
+            missing.append(planned[-1])
+        else:
+            replan(withdrawn_run, planned[-1])
+            if definition.cancel_on:
+                forget_cancel_on(withdrawn_run)
+    insert_ignoring(WorkflowRun, missing)
+    if due := [run for run in planned if run.wake_at is not None and run.wake_at <= now]:
+        ring_after_commit(alias_of(WorkflowRun), *map(lane_of, due))
+
+
+def _needed_by_planned_runs() -> list[Q]:
+    """Return the condition of events that cancel a planned run, which looks for them when it starts."""
+    cancelled = [each for each in all_workflows() if each.cancel_on and each.offset is not None]
+    if not cancelled:
+        return []
+    planned = WorkflowRun.objects.filter(
+        Q(wake_at__isnull=False) | Q(parked_at__isnull=False),
+        name__in={each.name for each in cancelled},
+        planned=True,
+        started_at=None,
+    )
+    oldest = planned.aggregate(first=Min("position"))["first"]
+    if oldest is None:
+        return []
+    begins = {event_of(on).partition("{{")[0] for each in cancelled for on in each.cancel_on}
+    return [Q(event_name__startswith=begin, position__gt=oldest) for begin in sorted(begins)]
 
 
 def _needs_run(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
@@ -170,4 +233,4 @@ def _needs_run(event: Event, definition: WorkflowDefinition, now: datetime) -> b
     if event.status not in (EventStatus.PENDING, EventStatus.PROCESSED):
         return False
     # Once the event has occurred, its condition withdraws no run; with ``recheck`` it is evaluated when the run starts.
-    return now <= later(max(event.at, shift(event.at, definition.offset)), declaration.grace)
+    return now <= later(max(event.at, event.moment_of(definition.offset)), declaration.grace)

@@ -1,1 +1,1 @@
-from . import programs, things  # noqa: F401
+from . import crates, news, programs, things, visits  # noqa: F401

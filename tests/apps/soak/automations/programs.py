@@ -1,53 +1,69 @@
-"""Workflows whose Context holds their program, a list of instructions: any worker runs any program.
+"""Workflows that interpret a program: a list of instructions in the Context. Every worker can run every program.
 
-Each instruction leaves its effects in the transaction of its step, under the number of the instruction:
+Each instruction writes its effects in the transaction of its step. Their keys begin with the index of the instruction:
 
 | ``do`` | what it does | effects |
 | --- | --- | --- |
 | ``mark`` | nothing else | ``mark`` |
-| ``slow`` | takes ``seconds`` in the middle of its transaction | ``began``, ``done`` |
-| ``loose`` | takes ``seconds`` outside any transaction | ``loose``, at least once |
-| ``touch`` | saves the thing that it is about | ``touched``, or ``missed`` if that was deleted |
-| ``sleep`` | for ``seconds`` | ``sleeps``, ``timer`` |
-| ``wait`` | ``on`` a signal, a broadcast or an event, with ``timeout`` or without | ``waits``, then why it woke |
-| ``hang`` | hangs ``hangs`` times until its timeout ends the attempt | ``unhung`` |
-| ``hold`` | claims the touches of its thing for its run | ``holds``, or ``refused`` where another run has them |
-| ``release`` | releases them | ``released``, or ``had none`` |
+| ``slow`` | sleeps ``seconds`` in the middle of its transaction | ``began``, ``done`` |
+| ``loose`` | sleeps ``seconds`` outside any transaction | ``loose``, at least once |
+| ``touch`` | saves its thing | ``touched``, or ``missed`` if the thing was deleted |
+| ``stock`` | updates ``crate`` without a save | ``stocked``, or ``missed`` if the crate was deleted |
+| ``sleep`` | sleeps for ``seconds`` | ``sleeps``, ``timer`` |
+| ``wait`` | waits ``on`` a signal, broadcast or event, with or without ``timeout`` | ``waits``, then the wake reason |
+| ``choose`` | the first of the broadcasts ``names`` and ``seconds`` | ``chooses``, then ``signal`` or ``timer`` |
+| ``gather`` | two broadcasts and ``seconds``, within ``timeout`` | ``gathers``, ``signal`` for each, ``gathered`` |
+| ``hang`` | hangs in ``hangs`` attempts until the step's timeout ends them | ``unhung`` |
+| ``hold`` | claims ``soak_touched`` of its thing | ``holds``, or ``refused`` if another run holds the claim |
+| ``release`` | releases that claim | ``released``, or ``had none`` |
 | ``call`` | runs ``program`` as a sub-workflow | ``calls``, ``child <status>`` |
-| ``fail`` | ends the run | ``failed`` |
+| ``fail`` | fails the run | ``failed`` |
 
-``fails`` lets an instruction's last effect raise so often before it passes. Behind the last one there is ``end``.
+A run that is cancelled writes ``undone`` before it ends.
+
+``fails`` is how often an instruction raises after its last effect. ``defers`` is how often a ``mark`` raises
+``RetryAfter`` before its effect. After the last instruction, a run writes ``end``. The deletion of a thing cancels the
+run that its ``soak_ready`` has started.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db.models import F
 from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import (
+    Concurrency,
+    On,
     Retry,
+    RetryAfter,
+    Throttle,
     complete,
     event_workflow,
     fail,
     get_wake,
     goto,
     idempotency_key,
+    on_cancel,
     on_fail,
     run_subflow,
     sleep,
     step,
     wait,
+    wait_all,
+    wait_any,
     wait_for_event,
     workflow,
 )
 from django_ai.automation.events import claims
 from django_ai.automation.exceptions import ClaimedError
 
-from ..models import Effect, Thing
+from ..models import Crate, Effect, Thing
 
 TRIES = 4
 RETRY = Retry(max_attempts=TRIES, base_delay=timedelta(milliseconds=50), backoff_factor=1)
@@ -55,8 +71,13 @@ OFFSET = timedelta(milliseconds=800)
 HANGS_FOR = timedelta(milliseconds=300)
 
 
+def lane(**options: Any) -> dict[str, Any]:
+    """Return the options in a soak. Other tests, which import this app too, have no lanes that they do not declare."""
+    return options if "SOAK_LANES" in os.environ else {}
+
+
 class ToldToFail(Exception):
-    """The program says that this try fails."""
+    """The program makes this attempt fail."""
 
 
 class Program(BaseModel):
@@ -65,13 +86,14 @@ class Program(BaseModel):
     program: list[dict[str, Any]] = []
     pc: int = 0
     tries: int = 0
+    deferred: int = 0
     tally: list[str] = []
     serial: int = 0
     since: datetime | None = None
 
 
 class Performer:
-    """The steps that all programs have."""
+    """The steps of all programs."""
 
     Context = Program
     context: Program
@@ -101,6 +123,10 @@ class Performer:
     def late(self):
         return self._turn()
 
+    @on_cancel(retry=RETRY)
+    def undo(self):
+        Effect.objects.create(owner=self.context.tag, key=f"{self.context.pc}:undone")
+
     @on_fail
     def failed(self, error):
         Effect.objects.create(owner=self.context.tag, key=f"{self.context.pc}:failed")
@@ -123,11 +149,11 @@ class Performer:
         self.context.tally.append(key)
 
     def _last(self, what: str, serial: int | None = None, not_before: datetime | None = None):
-        """Leave the last effect of an instruction, or fail with it, and go on with the next."""
+        """Write the last effect of an instruction; raise if ``fails`` says so, else go to the next instruction."""
         tally = list(self.context.tally)
         self._leave(what, serial, not_before)
         if self.context.tries < self._now.get("fails", 0):
-            # The effect is rolled back and the Context is kept: so it learns what became of it.
+            # The effect is rolled back but the Context is kept, so remove the effect from the tally.
             self.context.tally = tally
             self.context.tries += 1
             raise ToldToFail
@@ -135,6 +161,12 @@ class Performer:
         return goto(self.act)
 
     def _mark(self):
+        if self.context.deferred < self._now.get("defers", 0):
+            self._leave("deferred")  # rolled back with the attempt
+            self.context.tally.pop()
+            self.context.deferred += 1
+            raise RetryAfter(timedelta(seconds=1))
+        self.context.deferred = 0
         return self._last("mark")
 
     def _slow(self):
@@ -187,6 +219,13 @@ class Performer:
         thing.save()
         return self._last("touched", serial=thing.version)
 
+    def _stock(self):
+        name = self._now["crate"]
+        if not Crate.objects.filter(name=name).update(version=F("version") + 1):
+            return self._last("missed")
+        Effect.objects.create(owner=f"{name}:steps", key="stocked")
+        return self._last("stocked")
+
     def _sleep(self):
         length = timedelta(seconds=self._now["seconds"])
         if get_wake().reason == "timer":
@@ -217,6 +256,38 @@ class Performer:
             return wait_for_event("soak_touched", timeout=length, on_timeout=late, then=then)
         return wait(channel(self.context.tag, self.context.pc, instruction), timeout=length, on_timeout=late, then=then)
 
+    def _choose(self):
+        wake, length = get_wake(), timedelta(seconds=self._now["seconds"])
+        if wake.reason == "first":
+            self._leave("chooses")
+            self.context.since = timezone.now()
+            names = {name: wait(name) for name in self._now["names"]}
+            return wait_any(names, later=sleep(length), then=None if self._now.get("again") else self.woken)
+        if wake.branch == "later":
+            assert self.context.since is not None
+            return self._last("timer", not_before=self.context.since + length)
+        assert wake.branch in self._now["names"]
+        return self._last("signal", serial=wake.payload["serial"])
+
+    def _gather(self):
+        wake = get_wake()
+        if wake.reason == "first":
+            self._leave("gathers")
+            one, two = self._now["names"]
+            later = sleep(timedelta(seconds=self._now["seconds"]))
+            timeout = timedelta(seconds=self._now["timeout"])
+            return wait_all(one=wait(one), two=wait(two), later=later, timeout=timeout)
+        tally = list(self.context.tally)
+        for name in ("one", "two"):
+            if name in wake.branches:
+                self._leave("signal", wake.branches[name].payload["serial"])
+        assert wake.reason == "timeout" or len(wake.branches) == 3
+        try:
+            return self._last("gathered")
+        except ToldToFail:
+            self.context.tally = tally
+            raise
+
     def _call(self):
         if get_wake().reason == "signal":
             return self._last(f"child {get_wake().payload['status']}")
@@ -233,12 +304,23 @@ def channel(tag: str, pc: int, instruction: dict[str, Any]) -> str:
     return str(instruction["name"]) if instruction["on"] == "broadcast" else f"{tag}:{pc}"
 
 
-@workflow("soak:program")
+@workflow("soak:program", **lane(priority=lambda context: len(context.tag) % 3 - 1))
 class ByHand(Performer):
-    """Started by the outside, or as a sub-workflow."""
+    """Started by a simulated user, or as a sub-workflow."""
 
 
-@event_workflow("soak_ready", name="soak:ready")
+@workflow("soak:limited", concurrency=[Concurrency(2, key="{{ ctx.thing }}"), Concurrency(3)])
+class Limited(Performer):
+    """The same, a few at a time: what it leaves must be the same, too."""
+
+
+@event_workflow(
+    "soak_ready",
+    name="soak:ready",
+    cancel_on=[On("soak_gone", match={"name": "{{ ctx.thing }}"})],
+    concurrency=Concurrency(2, key="{{ ctx.thing }}"),
+    **lane(queue="ready", priority=lambda event: event.pk % 5),
+)
 class OnReady(Performer):
     """Runs the program of the thing that has become ready."""
 
@@ -248,7 +330,13 @@ class OnReady(Performer):
         return Program(tag=f"{thing.name}:ready", thing=thing.name, program=thing.program)
 
 
-@event_workflow("soak_due", offset=-OFFSET, name="soak:before")
+@event_workflow(
+    "soak_due",
+    offset=-OFFSET,
+    name="soak:before",
+    throttle=Throttle(40, per=timedelta(seconds=1)),
+    **lane(queue="planned"),
+)
 class BeforeDue(Performer):
     """A planned run."""
 
@@ -258,9 +346,9 @@ class BeforeDue(Performer):
         return Program(tag=f"{thing.name}:before", thing=thing.name, program=[{"do": "mark"}])
 
 
-@workflow("soak:steps")
+@workflow("soak:steps", **lane(queue="steps"))
 class Steps:
-    """So many steps, each of which leaves one effect."""
+    """Runs ``steps`` times; each time writes one effect."""
 
     class Context(BaseModel):
         tag: str

@@ -1,1 +1,1 @@
-"""A package, so that the suite runs on what discovery finds below it."""
+"""A package, so that the tests also cover the discovery of automations in submodules."""

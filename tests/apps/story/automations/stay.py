@@ -1,6 +1,6 @@
-"""What happens around a stay, with hours as long as one likes: ``STORY_HOUR`` says how many seconds in this process.
+"""The automations of a stay. ``STORY_HOUR`` sets the length of an hour, in seconds, for this process.
 
-Of each kind of timer there is one: a retry of a step and of a callback, a sleep, a planned run, a timeout, an offset.
+There is one timer of each kind: a step retry, a callback retry, a sleep, a planned run, a timeout and an offset.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..models import Mark
 
 
 def declare(hour: timedelta) -> None:
-    """Declare everything anew, with hours of this length."""
+    """Declare all automations again, with ``hour`` as the length of an hour."""
     for callback in all_callbacks():
         if callback.name.startswith("stay:"):
-            unregister(callback)  # an offset is part of a callback's place: the old one would stay beside the new one
+            unregister(callback)  # the offset is part of a callback's key: the old callback would stay
     once_more = Retry(max_attempts=2, base_delay=hour, max_delay=10 * hour)
 
     @on_event_created("arrival_due", name="stay:expected")
@@ -76,7 +76,7 @@ def declare(hour: timedelta) -> None:
             self.context.tries += 1
             Mark.objects.create(name=f"greet {self.context.stay}")
             if self.context.tries == 1:
-                raise RuntimeError("nobody answers")
+                raise RuntimeError("no answer")
             self.context.done.append("greet")
             return sleep(2 * hour, then=self.offer)
 

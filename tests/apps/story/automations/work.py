@@ -1,4 +1,4 @@
-"""What the workers do in the tests of runtimes and faults."""
+"""The automations that workers run in the tests of runtimes and faults."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Stumble:
 
 @workflow("story:victim")
 class Victim:
-    """Its first try writes, says which process it is, and hangs until it is killed."""
+    """The first attempt writes a row, stores its process id in a file, and hangs until it is killed."""
 
     class Context(BaseModel):
         flag: str
@@ -110,7 +110,7 @@ class Victim:
 
 @workflow("story:long")
 class Long:
-    """One step outside a transaction, so that its beginning is seen at once."""
+    """One step outside a transaction, so that its first write is visible immediately."""
 
     class Context(BaseModel):
         seconds: float
@@ -136,6 +136,19 @@ class Count:
         return complete() if self.context.done >= self.context.steps else goto(self.one)
 
 
+@workflow("story:report", queue="reports" if "TEST_QUEUES" in os.environ else None)
+class Report:
+    """In a queue of its own in the processes of the tests of named queues; other tests have no lanes."""
+
+    class Context(BaseModel):
+        word: str = ""
+
+    @step(start=True)
+    def write(self):
+        Mark.objects.create(name="story:report")
+        return complete()
+
+
 @workflow("story:listen")
 class Listen:
     class Context(BaseModel):
@@ -151,7 +164,7 @@ class Listen:
 
 @workflow("story:hung")
 class Hung:
-    """Its first try writes, says which process it is, and continues on request; other tries go on at once."""
+    """The first attempt writes a row, stores its process id, and hangs until released. Later attempts do not hang."""
 
     class Context(BaseModel):
         flag: str
@@ -183,7 +196,7 @@ class Hung:
 
 @workflow("story:poison")
 class Poison:
-    """Kills its worker, until there is a cure; each try leaves a line behind."""
+    """Kills its worker until the file ``cure`` exists. Each attempt appends a line to the file ``tries``."""
 
     class Context(BaseModel):
         tries: str
@@ -201,7 +214,7 @@ class Poison:
 
 @workflow("story:stuck")
 class Stuck:
-    """Its first attempt cannot be interrupted."""
+    """The first attempt cannot be interrupted."""
 
     class Context(BaseModel):
         how: str

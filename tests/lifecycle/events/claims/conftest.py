@@ -11,7 +11,7 @@ from tests.support.claims import UPLOADED, listen
 
 @pytest.fixture(autouse=True)
 def holders():
-    """``holder`` lives until somebody rings; ``listener`` wants every uploaded document."""
+    """Define ``holder``, which runs until the signal ``end``, and ``listener``, which starts for every document."""
 
     @workflow("holder")
     class Holder:

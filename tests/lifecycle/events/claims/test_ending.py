@@ -39,7 +39,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 
 
-# -- how long ----------------------------------------------------------------------------------------------------------
+# -- duration ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact_times
@@ -99,7 +99,7 @@ def test_the_event_that_ends_it_is_still_kept_from_others(work):
     claims.hold(UPLOADED, owner=begin(), expires_after_events=1)
     upload()
     upload()
-    # Both have occurred before any run begins: the first was counted, the second came too late.
+    # Both events occur before any run starts: the claim covers the first and is used up before the second.
     assert started(work) == ["cancelled", "completed"]
 
 
@@ -150,7 +150,7 @@ def test_an_event_that_is_rolled_back_does_not_count(work):
 
 
 def test_only_occurrences_count(clock, work):
-    """Neither offsets nor creations are events that a claim covers."""
+    """The creation of an event and its offsets do not count towards a claim."""
     on_event("checkin_due", offset=-HOUR)(lambda event: None)
     claims.hold("checkin_due", owner=begin(), expires_in=None, expires_after_events=1)
     Reservation.objects.create(status="confirmed", checkin_at=clock() + 2 * HOUR)
@@ -162,14 +162,14 @@ def test_only_occurrences_count(clock, work):
     assert EventClaim.objects.get().events_left == 0
 
 
-# -- the end of it -----------------------------------------------------------------------------------------------------
+# -- release and end ---------------------------------------------------------------------------------------------------
 
 
 def test_release(work):
     one, two = begin(), begin()
     claims.hold(UPLOADED, {"kind": "visa"}, owner=one)
     assert claims.release(UPLOADED, {"kind": "visa"}, owner=two) is False
-    assert claims.release(UPLOADED, owner=one) is False  # another match
+    assert claims.release(UPLOADED, owner=one) is False  # a different match
     assert claims.release(UPLOADED, {"kind": "visa"}, owner=one) is True
     assert claims.release(UPLOADED, {"kind": "visa"}, owner=one) is False
     claims.hold(UPLOADED, {"kind": "visa"}, owner=two)
@@ -358,7 +358,7 @@ def test_a_dead_owners_claim_does_not_stand(work, fate):
     if fate == "deleted":
         rows.delete()
     else:
-        rows.update(status="completed")  # its process died before it could let go
+        rows.update(status="completed")  # as if its process died before it released the claim
     assert claims.holder(UPLOADED) is None
     upload()
     assert started(work) == ["completed"]

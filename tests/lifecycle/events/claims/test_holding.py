@@ -1,4 +1,4 @@
-"""Claims: one run keeps an event to itself, for a while, for a number of events, or until it ends."""
+"""Claims: one run reserves an event for itself, for a time, for a number of events, or until the run ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 
 
-# -- who holds ---------------------------------------------------------------------------------------------------------
+# -- holding -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact_times
@@ -176,7 +176,7 @@ def test_wrong_use_in_a_step_is_not_retried(clock, work):
     assert (status(run), run.data["tries"]) == ("failed", 1)
 
 
-# -- what it keeps from others -----------------------------------------------------------------------------------------
+# -- effect on other subscribers ---------------------------------------------------------------------------------------
 
 
 def test_the_event_workflows_of_others_pass_it_by(work):
@@ -215,10 +215,10 @@ def test_plain_automations_always_run(work):
 
 def test_claims_are_evaluated_when_the_execution_starts(clock, work):
     holder = begin()
-    upload()  # before the claim, and its run has not begun yet
+    upload()  # before the claim; its run has not started yet
     claims.hold(UPLOADED, owner=holder)
     upload()
-    clock.tick(HOUR)  # the claim has ended before the runs begin
+    clock.tick(HOUR)  # the claim expires before the runs start
     assert started(work) == ["completed", "completed"]
     upload()
     claims.hold(UPLOADED, owner=holder)
@@ -262,7 +262,7 @@ def test_claims_are_evaluated_when_a_planned_run_begins(clock, work):
 
 
 def test_the_holders_own_event_workflow_is_another_run(work):
-    """A claim is a run's, not a workflow's: a new run of the same workflow passes the event by, too."""
+    """A claim belongs to a run, not to its workflow: another run of the same workflow skips the event."""
 
     @event_workflow(UPLOADED, name="greedy")
     class Greedy:

@@ -1,4 +1,4 @@
-"""Which events a claim covers, and which of several claims counts."""
+"""Which events a claim covers, and which of several matching claims applies."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_two_texts_of_one_match_are_one_claim(work):
         assert claims.holder(UPLOADED, match).owner == one
     for other in ({"kind": "visa"}, {"reservation_id": stay.pk}, {}, None, {"kind__in": ["visa"]}):
         claims.hold(UPLOADED, other, owner=two, bump=False)
-    assert EventClaim.objects.count() == 5  # an empty match and none are the same
+    assert EventClaim.objects.count() == 5  # an empty match equals no match
     assert claims.release(UPLOADED, same[2], owner=one)
 
 
@@ -152,14 +152,14 @@ def test_a_claim_that_was_bumped_is_not_released_with_its_old_run(work):
 
 
 def holding(match, **options) -> WorkflowRun:
-    """Start a run that holds ``match``."""
+    """Start a run that holds a claim on ``match``."""
     run = begin()
     claims.hold(UPLOADED, match, owner=run, **options)
     return run
 
 
 def claimed_by(work, run) -> bool:
-    """Say whether the listener's run of the next document is skipped because of ``run``."""
+    """Return whether the listener's run for the next document is skipped because of a claim of ``run``."""
     WorkflowRun.objects.filter(name="listener").delete()
     upload("visa")
     work()

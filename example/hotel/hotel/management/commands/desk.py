@@ -1,4 +1,4 @@
-"""``manage.py desk open Monday`` and ``manage.py desk close 420``: open and close a day from a shell."""
+"""``manage.py desk close 420``: close the day from a shell."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from hotel.desk import close_day, open_day
+from hotel.desk import close_day
 
 
 class Command(BaseCommand):
-    help = "Open a day, which starts its night audit, or close it, which sends the audit its takings."
+    help = "Close the day, which sends each night audit that waits its takings."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
-        actions.add_parser("open").add_argument("day")
         actions.add_parser("close").add_argument("takings", type=int)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["action"] == "open":
-            self.stdout.write(f"{open_day(options['day'])} waits for the day to be closed.")
-        else:
-            close_day(options["takings"])
-            self.stdout.write("Closed. The night audit continues in half an hour.")
+        close_day(options["takings"])
+        self.stdout.write("Closed. A night audit that waits continues in half an hour.")

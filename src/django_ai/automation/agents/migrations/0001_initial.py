@@ -1,6 +1,7 @@
 import django.db.models.deletion
 import django.utils.timezone
 import django_ai.automation.db.indexes
+import django_ai.automation.queues.tracing
 import django_ai.automation.values.digests
 from django.db import migrations, models
 
@@ -23,6 +24,8 @@ class Migration(migrations.Migration):
                 ('seq', models.PositiveIntegerField(default=0, editable=False, verbose_name='seq')),
                 ('losses', models.PositiveSmallIntegerField(default=0, editable=False, verbose_name='losses')),
                 ('parked_at', models.DateTimeField(blank=True, editable=False, null=True, verbose_name='parked at')),
+                ('queue', models.CharField(blank=True, default='', editable=False, max_length=50, verbose_name='queue')),
+                ('priority', models.SmallIntegerField(default=0, editable=False, verbose_name='priority')),
                 ('name', models.CharField(editable=False, max_length=200, verbose_name='name')),
                 ('version', models.CharField(default='1', editable=False, max_length=50, verbose_name='version')),
                 ('status', models.CharField(choices=[('pending', 'Pending'), ('active', 'Active'), ('completed', 'Completed'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('parked', 'Parked')], default='pending', editable=False, max_length=10, verbose_name='status')),
@@ -41,13 +44,14 @@ class Migration(migrations.Migration):
                 ('routing', models.CharField(blank=True, default='', editable=False, max_length=32, verbose_name='routing')),
                 ('holds_claims', models.BooleanField(default=False, editable=False, verbose_name='holds claims')),
                 ('caused_by', models.CharField(blank=True, default='', editable=False, max_length=200, verbose_name='caused by')),
+                ('trace_context', models.CharField(blank=True, default=django_ai.automation.queues.tracing.current_trace_context, editable=False, max_length=255, null=True, verbose_name='trace context')),
                 ('depth', models.PositiveSmallIntegerField(default=0, editable=False, verbose_name='depth')),
                 ('event', models.ForeignKey(blank=True, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='agent_runs', to='automation_events.event', verbose_name='event')),
             ],
             options={
                 'verbose_name': 'agent run',
                 'verbose_name_plural': 'agent runs',
-                'permissions': [('resume_agentrun', 'Can resume agent runs'), ('complete_agentrun', 'Can complete agent runs'), ('cancel_agentrun', 'Can cancel agent runs'), ('view_data_agentrun', 'Can view Contexts of agent runs')],
+                'permissions': [('resume_agentrun', 'Can resume agent runs'), ('complete_agentrun', 'Can complete agent runs'), ('cancel_agentrun', 'Can cancel agent runs'), ('pause_agentrun', 'Can pause agent runs'), ('view_data_agentrun', 'Can view Contexts of agent runs')],
             },
         ),
         migrations.CreateModel(
@@ -69,8 +73,9 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('handler', models.CharField(editable=False, max_length=200, verbose_name='handler')),
                 ('milestone', models.CharField(blank=True, default='', editable=False, max_length=250, verbose_name='milestone')),
-                ('status', models.CharField(choices=[('pending', 'Pending'), ('completed', 'Completed'), ('skipped', 'Skipped'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('parked', 'Parked')], default='pending', editable=False, max_length=10, verbose_name='status')),
+                ('status', models.CharField(choices=[('pending', 'Pending'), ('waiting', 'Waiting'), ('completed', 'Completed'), ('skipped', 'Skipped'), ('failed', 'Failed'), ('cancelled', 'Cancelled'), ('parked', 'Parked')], default='pending', editable=False, max_length=10, verbose_name='status')),
                 ('attempt', models.PositiveSmallIntegerField(default=0, editable=False, verbose_name='attempt')),
+                ('deferrals', models.PositiveIntegerField(default=0, editable=False, verbose_name='deferrals')),
                 ('call_key', models.CharField(default=django_ai.automation.values.digests.new_call_key, editable=False, max_length=32, verbose_name='call key')),
                 ('error', models.TextField(blank=True, default='', editable=False, verbose_name='error')),
                 ('due_at', models.DateTimeField(editable=False, verbose_name='due at')),
@@ -91,7 +96,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='agentrun',
-            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='automation_agent_wake'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('priority', 0), ('queue', ''), ('wake_at__isnull', False)), elsewhere=['queue', 'priority', 'wake_at'], fields=['wake_at'], name='automation_agent_wake'),
+        ),
+        migrations.AddIndex(
+            model_name='agentrun',
+            index=django_ai.automation.db.indexes.PartialOnlyIndex(condition=models.Q(('wake_at__isnull', False), models.Q(('priority', 0), ('queue', ''), _negated=True)), fields=['queue', 'priority', 'wake_at'], name='automation_agent_lanes'),
         ),
         migrations.AddIndex(
             model_name='agentrun',

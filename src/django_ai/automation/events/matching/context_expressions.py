@@ -23,7 +23,7 @@ def check_expression(template: str, what: str, context: type[BaseModel] | None =
     for name, *_ in check_expressions(template, what, *ROOTS):
         if context is not None and name not in context.model_fields:
             near = get_close_matches(name, context.model_fields, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(context.model_fields)}."
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(context.model_fields) or 'none'}."
             raise DefinitionError(f"{what}: {template!r}: its Context has no field {name!r}. {hint}")
 
 
@@ -59,5 +59,8 @@ def _resolve(expression: str, context: Any) -> Any:
         elif isinstance(value, Mapping) and name in value:
             value = value[name]
         else:
-            raise DefinitionError(f"{{{{ {expression} }}}}: {type(value).__name__} has no field {name!r}.")
+            fields = type(value).model_fields if isinstance(value, BaseModel) else value
+            near = get_close_matches(name, fields, n=1) if isinstance(fields, Mapping) else []
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DefinitionError(f"{{{{ {expression} }}}}: {type(value).__name__} has no field {name!r}.{hint}")
     return value

@@ -1,12 +1,13 @@
 """Look back: which committed events does a match select? For runs that start to wait and must not miss earlier events.
 
 The matching entities are found through their own table, and their events by entity; where too many entities match, the
-database joins the two, or the events are read in turn instead. Deleted entities are compared by their snapshots.
+database joins the two, or the events are read in turn instead. Deleted entities are compared by their snapshots. Events
+without an entity are read in turn; the database leaves out most payloads that do not match (``payload_filter``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import merge
 from typing import Any
 
@@ -17,9 +18,12 @@ from ...db.writer import alias_of
 from ..declarations import Declared
 from ..entities import load_entities
 from ..entity_ids import entity_id_of, stored_entity_id
+from ..free_events import FreeEvent
 from ..models import Event
-from .lookups import query_or_none, satisfies
-from .match import Address, entity_keys
+from ..sources import Source
+from .lookups import event_satisfies, query_or_none
+from .match import Address, event_keys
+from .payload_filter import payload_filter
 
 ROWS_PER_QUERY = 1000
 """Events that one query reads, and the most entities whose events are looked up by primary key."""
@@ -27,14 +31,34 @@ ROWS_PER_QUERY = 1000
 
 def events_matching(
     events: QuerySet[Event, Event],
-    sources: Sequence[Declared],
+    sources: Sequence[Source],
     scope: str,
     values: Mapping[str, Any],
     where: Address,
 ) -> Iterator[Event]:
-    """Yield those of ``events`` whose entity matches ``values``; ``where`` is their address in ``scope``."""
+    """Yield those of ``events`` whose entity or payload matches ``values``; ``where`` is their address in ``scope``."""
     for source in sources:
-        yield from _events_matching(events.filter(entity_type=source.label), source, scope, values, where)
+        if not isinstance(source, FreeEvent):
+            yield from _events_matching(events.filter(entity_type=source.label), source, scope, values, where)
+    if free := [source for source in sources if isinstance(source, FreeEvent)]:
+        yield from filter(_fits(scope, where), _with_entities(_free_events(events, free, values)))
+
+
+def _fits(scope: str, where: Address) -> Callable[[Event], bool]:
+    """Return a function that compares an event with an address."""
+
+    def fits(event: Event) -> bool:
+        theirs = event_keys(scope, event, [where.shape])
+        return not set(where.keys).isdisjoint(theirs) and event_satisfies(event, where.residual)
+
+    return fits
+
+
+def _free_events(
+    events: QuerySet[Event, Event], sources: Sequence[FreeEvent], values: Mapping[str, Any]
+) -> QuerySet[Event, Event]:
+    """Return those of ``events`` that have no entity and whose payload may match ``values``."""
+    return events.filter(payload_filter(sources, values), entity_type=FreeEvent.label)
 
 
 def _events_matching(
@@ -50,27 +74,29 @@ def _events_matching(
         events = events.filter(Q(entity_id__in=pks) | Q(snapshot__isnull=False))
     # MariaDB compares "bob" and "Bob" as equal, routing keys do not.
     is_exact = connections[entities.db].vendor != "mysql"
+    fits = _fits(scope, where)
     for event in _with_entities(events):
-        if event.snapshot_id is None and are_few and is_exact:
-            yield event
-            continue
-        theirs = entity_keys(scope, event.entity, [where.shape])
-        if not set(where.keys).isdisjoint(theirs) and event.entity and satisfies(event.entity, where.residual):
+        if (event.snapshot_id is None and are_few and is_exact) or fits(event):
             yield event
 
 
 def occurred_matching(
     events: QuerySet[Event, Event],
-    sources: Sequence[Declared],
+    sources: Sequence[Source],
     scope: str,
     values: Mapping[str, Any],
     where: Address,
 ) -> Iterator[Event]:
-    """Yield those of ``events`` that have occurred and whose entity matches ``values``, in the order of their position.
+    """Yield those of ``events`` that have occurred and whose entity or payload matches ``values``, by their position.
 
     Where few entities match, their events are found by entity through an index; otherwise the database joins both.
     """
-    return merge(*(_occurred_matching(events, each, scope, values, where) for each in sources), key=_position)
+    found = [
+        _occurred_matching(events, each, scope, values, where) for each in sources if not isinstance(each, FreeEvent)
+    ]
+    if free := [source for source in sources if isinstance(source, FreeEvent)]:
+        found.append(filter(_fits(scope, where), _in_order_of_position(_free_events(events, free, values))))
+    return merge(*found, key=_position)
 
 
 def _occurred_matching(
@@ -81,12 +107,7 @@ def _occurred_matching(
         entities.db, lambda: list(entities.filter(**values).values_list("pk", flat=True)[: ROWS_PER_QUERY + 1])
     )
     pks = [entity_id_of(source.owner, pk) for pk in matching or ()]
-    theirs = events.filter(entity_type=source.label)
-
-    def fits(event: Event) -> bool:
-        keys = entity_keys(scope, event.entity, [where.shape])
-        return not set(where.keys).isdisjoint(keys) and bool(event.entity) and satisfies(event.entity, where.residual)
-
+    theirs, fits = events.filter(entity_type=source.label), _fits(scope, where)
     ids: Any = pks
     if len(pks) > ROWS_PER_QUERY:
         key = stored_entity_id(source.owner)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.core.exceptions import FieldDoesNotExist, FieldError
 from django.db import connections, models, transaction
@@ -14,7 +13,14 @@ from django.db.models import F
 
 from ...db.errors import is_database_failure
 from ...db.writer import alias_of, from_writer
-from .typed_values import typed_value
+from ..free_events import FreeEvent
+from ..sources import Owner
+from . import payload_fields
+from .comparisons import COMPARISONS
+from .typed_values import canonical, typed_value
+
+if TYPE_CHECKING:
+    from ..models import Event
 
 
 @from_writer()
@@ -29,6 +35,37 @@ def satisfies(entity: models.Model, residual: Mapping[str, Any]) -> bool:
         return all(_matches_snapshot(entity, name, value) for name, value in residual.items())
     rows = type(entity)._base_manager.using(alias_of(type(entity)))
     return bool(query_or_none(rows.db, lambda: rows.filter(pk=entity.pk, **residual).exists()))
+
+
+def event_satisfies(event: Event, residual: Mapping[str, Any]) -> bool:
+    """Return whether the entity of ``event``, or its payload if it has no entity, matches the residual lookups."""
+    if not residual:
+        return True
+    if event.is_free:
+        definition = event.definition
+        owners = [definition] if isinstance(definition, FreeEvent) else []
+        return payload_satisfies(owners, event.payload or {}, residual)
+    return event.entity is not None and satisfies(event.entity, residual)
+
+
+def payload_satisfies(owners: Sequence[Owner], payload: Mapping[str, Any], residual: Mapping[str, Any]) -> bool:
+    """Return whether ``payload`` matches the residual lookups. One that needs the database is never satisfied.
+
+    ``owners`` give the types of the values.
+    """
+    for name, value in residual.items():
+        path, lookup = payload_fields.split_lookup(name)
+        try:
+            actual = payload_fields.read_field(payload, path)
+            if not lookup:
+                is_equal = canonical(typed_value(owners, path, actual)) == canonical(typed_value(owners, path, value))
+                if not is_equal:
+                    return False
+            elif lookup not in COMPARISONS or not compare(owners, path, lookup, actual, value):
+                return False
+        except (LookupError, TypeError):
+            return False
+    return True
 
 
 T = TypeVar("T")
@@ -58,16 +95,6 @@ def is_deleted(entity: models.Model) -> bool:
     return getattr(entity, "_automation_snapshot", False) or entity.pk is None
 
 
-COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "in": lambda one, others: one in others,
-    "gt": operator.gt,
-    "gte": operator.ge,
-    "lt": operator.lt,
-    "lte": operator.le,
-    "isnull": lambda one, wanted: (one is None) is bool(wanted),
-}
-
-
 def _matches_snapshot(entity: models.Model, name: str, value: Any) -> bool:
     path, _, lookup = name.rpartition("__")
     if lookup not in COMPARISONS:
@@ -80,7 +107,7 @@ def _matches_snapshot(entity: models.Model, name: str, value: Any) -> bool:
         return False
 
 
-def compare(owners: list[type[models.Model]], path: str, lookup: str, actual: Any, value: Any) -> bool:
+def compare(owners: Sequence[Owner], path: str, lookup: str, actual: Any, value: Any) -> bool:
     """Return whether ``actual``, a value of the field ``path``, satisfies ``lookup``. Raises ``TypeError``."""
     if lookup == "isnull":
         return COMPARISONS[lookup](actual, value)
@@ -96,15 +123,19 @@ def compare(owners: list[type[models.Model]], path: str, lookup: str, actual: An
 PROBE_VALUES: Mapping[str, Any] = {"in": [], "range": (F("pk"), F("pk")), "isnull": True}
 
 
-def problem_with(owner: type[models.Model], name: str) -> str:
-    """Return Django's error message for the lookup ``name`` on ``owner``, or an empty string."""
+def problem_with(owner: Owner, name: str) -> str:
+    """Return the error message for the lookup ``name`` on ``owner``, or an empty string."""
+    if isinstance(owner, FreeEvent):
+        return payload_fields.problem_with_field(owner.schema, name)
     probe = PROBE_VALUES.get(name.rpartition("__")[2], F("pk"))
     try:
         owner._base_manager.filter(**{name: probe})
     except (FieldError, ValueError, TypeError) as error:
-        known = [field.name for field in owner._meta.get_fields()]
+        fields = owner._meta.get_fields()
+        known = [*(each.name for each in fields), *(each.attname for each in fields if hasattr(each, "attname"))]
         near = get_close_matches(name.split("__")[0], known, n=1)
-        return f"{error}" + (f" Did you mean {near[0]!r}?" if near and near[0] not in name.split("__") else "")
+        hint = f" Did you mean {near[0]!r}?" if near and near[0] not in name.split("__") else ""
+        return f"{str(error).removesuffix('.')}.{hint}"
     return ""
 
 

@@ -6,6 +6,8 @@ keys however many there are. Values are converted to the type of the model field
 ``5`` in a column, as in the ORM. The names of the compared fields are the *shape* of the match; an entity computes one
 key for each shape in use. Lookups that are no equality (``amount__gte``) are the *residual*: the database compares them
 for the few entities that the key selects. A short list for ``status__in`` can become one key for each value.
+
+An event without an entity (``FreeEvent``) has its payload in place of it: the fields of the payload are read.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models
 from pydantic import BaseModel
@@ -25,10 +27,15 @@ from ...db.errors import is_database_failure
 from ...db.writer import alias_of, from_writer
 from ...exceptions import DefinitionError
 from ...values.digests import digest
-from ..declarations import Declared
+from ..free_events import FreeEvent
+from ..sources import Owner, Source, owners_of
 from .context_expressions import check_expression, evaluate
 from .lookups import read_lookup
+from .payload_fields import read_field
 from .typed_values import canonical, has_field, is_exact, json_value, typed_value
+
+if TYPE_CHECKING:
+    from ..models import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +73,14 @@ class Match:
         """A string that identifies this match."""
         return json.dumps([[name, json_value(value)] for name, value in self.lookups])
 
-    def is_all_exact(self, sources: Sequence[Declared]) -> bool:
+    def is_all_exact(self, sources: Sequence[Source]) -> bool:
         """Return whether routing keys are enough: no lookup is residual."""
-        owners = [each.owner for each in sources]
+        owners = owners_of(sources)
         return all(is_exact(owners, name) for name in self.names())
 
-    def shapes(self, sources: Sequence[Declared]) -> list[str]:
+    def shapes(self, sources: Sequence[Source]) -> list[str]:
         """Return the shapes that addresses of this match can have, for any Context."""
-        owners = [each.owner for each in sources]
+        owners = owners_of(sources)
         exact = [name for name in self.names() if is_exact(owners, name)]
         listed = [name for name in self.names() if _listed_field(owners, name)]
         whole = shape_of([*exact, *(name.removesuffix(IN_SUFFIX) for name in listed)])
@@ -95,14 +102,14 @@ MAX_LIST_KEYS = 100
 """The longest list that becomes routing keys; the database compares longer ones."""
 
 
-def address(scope: str, values: Mapping[str, Any], sources: Sequence[Declared], *, spread: bool = False) -> Address:
-    """Return where entities that match ``values`` are found.
+def address(scope: str, values: Mapping[str, Any], sources: Sequence[Source], *, spread: bool = False) -> Address:
+    """Return where entities (or payloads of free events) that match ``values`` are found.
 
     ``scope``: what the keys are for; equal values in another scope have other keys. ``sources``: the declarations
     whose models give the types of the values. ``spread``: a short list for ``field__in`` becomes one key for each
     value. Raises ``DefinitionError`` for ``__in`` without a list.
     """
-    owners = [each.owner for each in sources]
+    owners = owners_of(sources)
     parts: dict[str, list[str]] = {}
     residual: dict[str, Any] = {}
     for name, value in values.items():
@@ -135,6 +142,26 @@ def _key(scope: str, names: Sequence[str], parts: Iterable[str]) -> str:
     return digest("match", scope, ",".join(names), *parts)
 
 
+def event_keys(scope: str, event: Event, shapes: Iterable[str]) -> list[str]:
+    """Return the routing keys of the event's entity, or of its payload if it has no entity."""
+    return payload_keys(scope, event, shapes) if event.is_free else entity_keys(scope, event.entity, shapes)
+
+
+def payload_keys(scope: str, event: Event, shapes: Iterable[str]) -> list[str]:
+    """Return the routing keys of the payload of a free event, one for each shape whose fields it has."""
+    definition = event.definition
+    owners = [definition] if isinstance(definition, FreeEvent) else []
+    keys = []
+    for shape in shapes:
+        names = shape.split(",") if shape else []
+        try:
+            parts = [canonical(typed_value(owners, name, read_field(event.payload, name))) for name in names]
+        except LookupError:
+            continue
+        keys.append(_key(scope, names, parts))
+    return keys
+
+
 @from_writer()
 def entity_keys(scope: str, entity: models.Model | None, shapes: Iterable[str]) -> list[str]:
     """Return the routing keys of the entity, one for each shape whose fields it has."""
@@ -158,5 +185,5 @@ def namespaced_key(namespace: str, key: str) -> str:
     return digest("namespace", namespace, key)
 
 
-def _listed_field(owners: Iterable[type[models.Model]], name: str) -> bool:
+def _listed_field(owners: Iterable[Owner], name: str) -> bool:
     return name.endswith(IN_SUFFIX) and is_exact(owners, name.removesuffix(IN_SUFFIX)) and not is_exact(owners, name)

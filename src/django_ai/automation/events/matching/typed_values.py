@@ -1,28 +1,39 @@
-"""Typed values: convert a value to the type of a model field, and write it as a canonical string for a digest."""
+"""Typed values: convert a value to the type of a model field, or of a field of a payload.
+
+An *owner* gives the types: a model, or a ``FreeEvent`` with the fields of its payload.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
-from decimal import Decimal
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
+from ...values.canonical import canonical as canonical
+from ..free_events import FreeEvent
+from ..sources import Owner
+from . import payload_fields
 
-def is_exact(owners: Iterable[type[models.Model]], name: str) -> bool:
+
+def is_exact(owners: Iterable[Owner], name: str) -> bool:
     """Return whether ``name`` is a single-valued field, compared for equality, of one of ``owners``.
 
-    Without ``owners`` (no model declares the event) every name counts as one.
+    Without ``owners`` (nothing declares the event) every name counts as one. Beside models, a payload without a schema,
+    which may have any field, does not count.
     """
     known = list(owners)
+    if any(not isinstance(owner, FreeEvent) for owner in known):
+        known = [owner for owner in known if not isinstance(owner, FreeEvent) or owner.schema is not None]
     return not known or any(has_field(owner, name) for owner in known)
 
 
-def has_field(owner: type[models.Model], name: str) -> bool:
+def has_field(owner: Owner, name: str) -> bool:
+    if isinstance(owner, FreeEvent):
+        return payload_fields.has_field(owner.schema, name)
     try:
         resolve_field(owner, name)
     except FieldDoesNotExist:
@@ -44,10 +55,12 @@ def resolve_field(model: type[models.Model], lookup: str) -> Any:
     return field
 
 
-def typed_value(owners: list[type[models.Model]], lookup: str, value: Any) -> Any:
+def typed_value(owners: Sequence[Owner], lookup: str, value: Any) -> Any:
     if isinstance(value, models.Model):
         return value.pk
     for owner in owners:
+        if isinstance(owner, FreeEvent):
+            return payload_fields.typed_field(owner.schema, lookup, value)
         try:
             field = resolve_field(owner, lookup)
         except FieldDoesNotExist:
@@ -61,28 +74,6 @@ def typed_value(owners: list[type[models.Model]], lookup: str, value: Any) -> An
     return value
 
 
-def canonical(value: Any) -> str:
-    """Return a string that is equal for values that a database compares as equal, and different otherwise."""
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return f"bool:{value}"
-    if isinstance(value, int | float | Decimal):
-        number = Decimal(str(value))
-        # Adding zero normalizes -0 to 0.
-        return f"number:{number.normalize() + 0:f}" if number.is_finite() else f"number:{number}"
-    if isinstance(value, datetime):
-        moment = value.astimezone(UTC) if value.tzinfo else value
-        return f"datetime:{moment.isoformat()}"
-    if isinstance(value, date):
-        return f"date:{value.isoformat()}"
-    if isinstance(value, list | tuple | Mapping):
-        return f"json:{json.dumps(value, sort_keys=True, default=str)}"
-    return f"{'text' if isinstance(value, str) else type(value).__name__}:{value}"
-
-
 def json_value(value: Any) -> Any:
     """Return ``value`` as stored in JSON; the model field converts it back to the same value."""
     if isinstance(value, list | tuple | set | frozenset):
@@ -91,4 +82,6 @@ def json_value(value: Any) -> Any:
         value = value.pk
     if isinstance(value, Enum):
         value = value.value
+    if isinstance(value, datetime):
+        return value.isoformat()  # as a payload has it
     return value if isinstance(value, int | float | bool | None) else str(value)

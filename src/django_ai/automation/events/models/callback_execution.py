@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import ClassVar
 
@@ -12,9 +13,14 @@ from django.utils.translation import gettext_lazy as _
 from ...db.indexes import unique
 from ...db.writer import alias_of
 from ...exceptions import NotResumableError
+from ...queues.history import noted
+from ...queues.lanes import lane_indexes, lane_of
 from ...queues.lease import revoke
+from ...queues.limits.reasons import slot_reason, slot_reasons
+from ...queues.limits.release import give_back
 from ...queues.notifier import ring_after_commit
-from ...queues.wakeable import Wakeable, at_text, failed_index, parked_index, wake_index
+from ...queues.pausable import PausableWakeable
+from ...queues.wakeable import at_text, attempt_text, failed_index, parked_index
 from ...values.clock import aware
 from ...values.digests import KEY_LENGTH, new_call_key
 from .event import Event
@@ -28,7 +34,7 @@ class ExecutionStatus(models.TextChoices):
     PARKED = "parked", _("Parked")
 
 
-class CallbackExecution(Wakeable):
+class CallbackExecution(PausableWakeable):
     """One durable call of one function for one milestone of an event. It is retried, and its failures are recorded."""
 
     event = models.ForeignKey(
@@ -40,6 +46,7 @@ class CallbackExecution(Wakeable):
         _("status"), max_length=10, choices=ExecutionStatus, default=ExecutionStatus.PENDING, editable=False
     )
     attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
+    deferrals = models.PositiveIntegerField(_("deferrals"), default=0, editable=False)
     call_key = models.CharField(_("call key"), max_length=KEY_LENGTH, default=new_call_key, editable=False)
     error = models.TextField(_("error"), blank=True, default="", editable=False)
     created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
@@ -48,7 +55,10 @@ class CallbackExecution(Wakeable):
     unique_key = models.CharField(_("unique key"), max_length=KEY_LENGTH, editable=False)
 
     drain_order: ClassVar[int] = 40
-    queue: ClassVar[str] = "callbacks"
+    kind: ClassVar[str] = "callbacks"
+    pause_scope: ClassVar[str] = "callback"
+    pause_field: ClassVar[str] = "callback"
+    performable: ClassVar[tuple[str, ...]] = (ExecutionStatus.PENDING,)
 
     class Meta:
         verbose_name = _("callback execution")
@@ -56,9 +66,10 @@ class CallbackExecution(Wakeable):
         constraints = [unique("automation_callback_unique", "unique_key")]
         permissions = [
             ("resume_callbackexecution", "Can resume callback executions"),
+            ("pause_callbackexecution", "Can pause callback executions"),
         ]
         indexes = [
-            wake_index("automation_callback"),
+            *lane_indexes("automation_callback"),
             parked_index("automation_callback"),
             failed_index("automation_callback"),
         ]
@@ -74,11 +85,27 @@ class CallbackExecution(Wakeable):
     def unfinished(cls) -> models.QuerySet[CallbackExecution]:
         return cls.objects.filter(status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])
 
+    @classmethod
+    def give_back(cls, pks: Sequence[int], now: datetime) -> None:
+        give_back("callback", pks, now)
+
+    @classmethod
+    def load_reasons(cls, rows: Sequence[CallbackExecution]) -> None:
+        super().load_reasons(rows)
+        waiting = {row.pk: row for row in rows if row.wake_at is None and row.status == ExecutionStatus.PENDING}
+        for pk, reason in slot_reasons("callback", list(waiting)).items() if waiting else ():
+            waiting[pk].__dict__["slot_reason"] = reason
+
     def waiting_reason(self, now: datetime) -> str:
         if self.status == ExecutionStatus.PARKED:
             return self.parked_reason()
-        return f"attempt {self.attempt + 1}, {at_text(self.wake_at)}" if self.wake_at else ""
+        if self.wake_at is None:
+            return self.__dict__.get("slot_reason") or slot_reason("callback", self.pk)
+        if not self.attempt and self.wake_at > self.created_at and not self.started_at:
+            return f"the end of its window, {at_text(self.wake_at)}"
+        return attempt_text(self.attempt + 1, self.wake_at, self.deferrals, self.error)
 
+    @noted("Resumed")
     def resume(self, now: datetime | None = None) -> None:
         """Retry a parked or failed execution, with all its attempts.
 
@@ -86,8 +113,8 @@ class CallbackExecution(Wakeable):
         """
         rows = CallbackExecution.objects.filter(pk=self.pk, status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])
         moment = aware(now or timezone.now(), "now")
-        again = {"status": ExecutionStatus.PENDING, "attempt": 0, "error": "", "finished_at": None, "parked_at": None}
-        if not revoke(rows, **again, wake_at=moment):
+        again = {"status": ExecutionStatus.PENDING, "attempt": 0, "deferrals": 0, "error": ""}
+        if not revoke(rows, **again, finished_at=None, parked_at=None, wake_at=moment):
             raise NotResumableError(f"{self} is {self.status}; only a parked or failed execution can be resumed.")
-        ring_after_commit(alias_of(CallbackExecution), CallbackExecution)
+        ring_after_commit(alias_of(CallbackExecution), lane_of(self))
         self.refresh_from_db()

@@ -11,39 +11,56 @@ the latest. After a few attempts with a backoff the row is parked.
 
 ``position`` is the place of the occurrence in the one order of all arrivals (``queues/positions.py``), and
 ``fired_position`` the place of the latest milestones. ``milestone_positions`` has the position of each offset that has
-fired (null: ``fired_position``); it has no entry for a skipped offset.
+fired (null: ``fired_position``); it has no entry for a skipped offset. ``recorded_after`` is set for an event that is
+due when it is recorded and that spawns agents: everything that arrived up to this position was before it.
+
+``changed_values`` has the values of the compared fields before and after the write that makes the event occur, as JSON
+(``changes.py``); null where its definition compares none.
+
+``timezone`` is the name of the time zone on whose wall clock offsets count, evaluated together with the condition. An
+empty one is ``TIME_ZONE``.
 
 ``planned_for`` is a digest of the subscribers that ``wake_at`` was computed for (``timing.plan_of``).
 
 A living entity has at most one row with an ``active_key`` for each definition. Where a definition lets an event occur
 again, the old row gives up its key and stays as history, and a new row replaces it.
+
+An event that code has emitted (``FreeEvent``) has no entity: its ``entity_type`` is empty, its ``entity_id`` is the key
+that ``emit`` was given, and its ``payload`` is written when it is recorded. It is always armed, and has its
+date until it is moved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, tzinfo
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.apps import apps
 from django.db import models
-from django.utils import timezone
+from django.utils import timezone as clock
 from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import PartialIndex, unique
 from ...db.writer import WriterQuerySet, alias_of, from_writer
 from ...exceptions import NotResumableError, UnknownEventError
+from ...queues.history import noted
 from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
+from ...queues.tracing import trace_context_field
 from ...queues.wakeable import Wakeable, at_text, parked_index, wake_index
-from ...values.clock import aware
+from ...values.clock import Offset, aware, in_utc, shift
 from ...values.digests import KEY_LENGTH, digest
 from ...values.text import last_line
+from ...values.zones import zone_or_default
+from ..changes import changes_of
 from ..declarations import concrete_ancestors, declared_on, find_declared
 from ..definitions import EventDefinition, EventTrigger
 from ..entity_ids import entity_id_of
+from ..free_events import all_free_events, find_free_event
 from ..names import pattern_of
+from ..zones import MAX_ZONE_NAME
 
 if TYPE_CHECKING:
     from ..failed_evaluation import FailedEvaluation
@@ -62,13 +79,28 @@ def active_key(label: str, entity_id: object, name: str) -> str:
     return digest("event", label, entity_id, name)
 
 
-def rows_of_entity(entity: models.Model) -> models.Q:
+def free_key(name: str, namespace: str, key: str) -> str:
+    """Return the ``active_key`` of the event that is emitted once under ``key``."""
+    return digest("emit", name, namespace, key)
+
+
+def has_final_date(prefix: str = "") -> models.Q:
+    """Return the condition for events that get no other date and are not recorded again: history rows, and events
+    without an entity that are not pending any more. ``prefix``: the path to the event from another model,
+    ``"event__"``."""
+    over = [EventStatus.PROCESSED, EventStatus.CANCELLED, EventStatus.EXPIRED]
+    is_history = models.Q(**{f"{prefix}active_key": None})
+    return is_history | models.Q(**{f"{prefix}entity_type": "", f"{prefix}status__in": over})
+
+
+def rows_of_entity(entity: models.Model, path: str = "") -> models.Q:
     """Return the condition for rows (events or runs) of ``entity``, whichever class of its inheritance chain it was
-    loaded as."""
+    loaded as. ``path``: the lookup of the row with the entity's columns, such as ``"event__"``."""
     query = models.Q(pk__in=[])
     for parent in concrete_ancestors(type(entity)):
         pk = getattr(entity, parent._meta.pk.attname)
-        query |= models.Q(entity_type=parent._meta.label_lower, entity_id=entity_id_of(parent, pk))
+        entity_id = entity_id_of(parent, pk)
+        query |= models.Q(**{f"{path}entity_type": parent._meta.label_lower, f"{path}entity_id": entity_id})
     return query
 
 
@@ -90,8 +122,8 @@ class EventQuerySet(WriterQuerySet["Event"]):
 class Event(Wakeable):
     """One event of one entity."""
 
-    entity_type = models.CharField(_("entity type"), max_length=200, editable=False)
-    entity_id = models.CharField(_("entity id"), max_length=255, editable=False)
+    entity_type = models.CharField(_("entity type"), max_length=200, blank=True, default="", editable=False)
+    entity_id = models.CharField(_("entity id"), max_length=255, blank=True, default="", editable=False)
     event_name = models.CharField(_("event name"), max_length=200, editable=False)
     declared_as = models.CharField(_("declared as"), max_length=200, editable=False)
     namespace = models.CharField(_("namespace"), max_length=100, blank=True, default="", editable=False)
@@ -100,15 +132,18 @@ class Event(Wakeable):
         _("status"), max_length=10, choices=EventStatus, default=EventStatus.PENDING, editable=False
     )
     at = models.DateTimeField(_("at"), null=True, blank=True, editable=False)
-    event_created_at = models.DateTimeField(_("event created at"), default=timezone.now, editable=False)
+    event_created_at = models.DateTimeField(_("event created at"), default=clock.now, editable=False)
     occurred_at = models.DateTimeField(_("occurred at"), null=True, blank=True, editable=False)
     armed = models.BooleanField(_("armed"), default=False, editable=False)
     fired = models.JSONField(_("fired"), default=list, blank=True, editable=False)
     position = models.BigIntegerField(_("position"), null=True, blank=True, editable=False)
     fired_position = models.BigIntegerField(_("fired position"), null=True, blank=True, editable=False)
+    recorded_after = models.BigIntegerField(_("recorded after"), null=True, blank=True, editable=False)
     milestone_positions = models.JSONField(_("milestone positions"), default=dict, blank=True, editable=False)
     pending_notifications = models.JSONField(_("pending notifications"), default=list, blank=True, editable=False)
     watched = models.CharField(_("watched"), max_length=KEY_LENGTH, blank=True, default="", editable=False)
+    changed_values = models.JSONField(_("changed values"), null=True, blank=True, editable=False)
+    timezone = models.CharField(_("time zone"), max_length=MAX_ZONE_NAME, blank=True, default="", editable=False)
     planned_for = models.CharField(_("planned for"), max_length=KEY_LENGTH, blank=True, default="", editable=False)
     payload = models.JSONField(_("payload"), null=True, blank=True, editable=False)
     snapshot = models.ForeignKey(
@@ -125,12 +160,13 @@ class Event(Wakeable):
     attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
     caused_by = models.CharField(_("caused by"), max_length=200, blank=True, default="", editable=False)
     depth = models.PositiveSmallIntegerField(_("depth"), default=0, editable=False)
+    trace_context = trace_context_field()
     active_key = models.CharField(_("active key"), max_length=KEY_LENGTH, null=True, blank=True, editable=False)
 
     objects = EventQuerySet.as_manager()  # type: ignore[misc, assignment]
 
     drain_order: ClassVar[int] = 10
-    queue: ClassVar[str] = "events"
+    kind: ClassVar[str] = "events"
     claim_batches: ClassVar[int] = 10
 
     class Meta:
@@ -159,13 +195,34 @@ class Event(Wakeable):
 
     failed_evaluation: FailedEvaluation | None = None
     """What the definition raised in the save that writes this row. Not stored."""
+    captured_in: int | None = None
+    """The transaction of the captured write that this row records; None: the open transaction. Not stored."""
 
     def __str__(self) -> str:
+        if self.is_free:
+            return f"event {self.event_name!r}" + (f" with the key {self.key!r}" if self.key else "")
         return f"event {self.event_name!r} of {self.entity_type} {self.entity_id}"
+
+    @property
+    def is_free(self) -> bool:
+        """Whether code has emitted this event, so that it has no entity."""
+        return not self.entity_type
+
+    @property
+    def key(self) -> str:
+        """The key that ``emit`` was given, or an empty string."""
+        return self.entity_id if self.is_free else ""
+
+    @property
+    def context_fields(self) -> dict[str, Any]:
+        """The fields that a Context gets from its event where the class has no ``create_context``."""
+        return (self.payload or {}) if self.is_free else {"entity_id": self.entity_id}
 
     @property
     def definition(self) -> EventDefinition | None:
         """The declaration of this event in today's code, or None if it was removed."""
+        if self.is_free:
+            return find_free_event(self.declared_as)
         declared = find_declared(self.entity_type, self.declared_as)
         return declared.definition if declared else None
 
@@ -182,6 +239,13 @@ class Event(Wakeable):
         return [milestone for milestone in self.fired if milestone in self.milestone_positions]
 
     @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """What has changed, for an event with ``was=``, ``becomes=`` or ``watch_fields=``: the value before the
+        transaction and the value after it, by field. A relation is its primary key; None before a creation and after
+        a deletion, and in place of a value that JSON cannot hold."""
+        return changes_of(self.entity_type, self.changed_values)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names that routing shapes are stored under: the name, and the pattern of its template if any."""
         pattern = pattern_of(self.declared_as)
@@ -192,7 +256,7 @@ class Event(Wakeable):
         """The model instance that the event is about, read on first access.
 
         After the entity was deleted, an unsaved instance that is restored from its snapshot. None if the entity was
-        deleted without a snapshot (raw SQL), or if its model was removed.
+        deleted without a snapshot (raw SQL), if its model was removed, or if the event was emitted without an entity.
         """
         if "_entity" not in self.__dict__:
             self.__dict__["_entity"] = self.load_entity()
@@ -214,6 +278,8 @@ class Event(Wakeable):
             self.__dict__.pop("_entity", None)
 
     def load_entity(self) -> models.Model | None:
+        if self.is_free:
+            return None
         try:
             model = apps.get_model(self.entity_type)
         except (LookupError, ValueError):
@@ -230,13 +296,43 @@ class Event(Wakeable):
             return None if self.snapshot is None else self.snapshot.restore()
         return found
 
-    def current_date(self) -> datetime | None:
-        """Return the date in the entity's date field now; for an immediate event, when it occurred."""
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone on whose wall clock offsets count: that of the entity, or ``TIME_ZONE``."""
+        return zone_or_default(self.timezone)
+
+    def moment_of(self, offset: Offset | None) -> datetime:
+        """Return the moment at ``offset`` from the date, which is not None."""
+        assert self.at is not None
+        return shift(self.at, offset, self.zone)
+
+    @from_writer()
+    def current_timezone(self) -> str:
+        """Return the name of the time zone that the entity has now.
+
+        Raises ``UnknownTimeZoneError``, and whatever the project's function raises.
+        """
+        definition = self.definition
+        return "" if definition is None or definition.timezone is None else definition.timezone_of(self.entity)
+
+    def current_date(self, timezone: str) -> datetime | None:
+        """Return the date in the entity's date field now; for an immediate event, when it occurred. ``timezone``: the
+        name of the time zone in which a date without a time is midnight."""
         definition = self.definition
         if definition is None or definition.date_field is None:
             return self.at
         value = getattr(self.entity, definition.date_field)
-        return None if value is None else aware(value, f"{self.entity_type}.{definition.date_field}")
+        what = f"{self.entity_type}.{definition.date_field}"
+        return None if value is None else in_utc(aware(value, what, zone_or_default(timezone)))
+
+    @property
+    def is_on_a_day(self) -> bool:
+        """Whether the date of the event is a day, without a time."""
+        definition = self.definition
+        if definition is None or definition.date_field is None:
+            return False
+        field = apps.get_model(self.entity_type)._meta.get_field(definition.date_field)
+        return not isinstance(field, models.DateTimeField)
 
     @property
     @from_writer()
@@ -245,6 +341,8 @@ class Event(Wakeable):
         definition = self.definition
         if definition is None or not self.has_date:
             return False
+        if self.is_free:
+            return True
         return self.trigger == EventTrigger.DELETE or definition.holds_for(self.entity)
 
     @property
@@ -252,7 +350,7 @@ class Event(Wakeable):
     def has_date(self) -> bool:
         """Whether the entity exists and has a date for the event. The condition is not evaluated."""
         definition = self.definition
-        if self.trigger == EventTrigger.DELETE:
+        if self.trigger == EventTrigger.DELETE or self.is_free:
             return definition is not None
         if definition is None or self.entity is None or self.snapshot_id is not None:
             return False
@@ -278,11 +376,14 @@ class Event(Wakeable):
             return f"{milestone if keeps else 'the next evaluation of its condition'}, {at_text(self.wake_at)}"
         definition = self.definition
         if definition is None:
-            return f"code that declares {self.declared_as!r} on {self.entity_type}"
+            where = "as a FreeEvent" if self.is_free else f"on {self.entity_type}"
+            return f"code that declares {self.declared_as!r} {where}"
         if definition.date_field is not None:
             # An event with a date has a wake_at.
             return f"a date: {definition.date_field!r} is NULL" if self.at is None else ""
-        return "" if self.armed else "a save that makes its condition true"
+        if self.armed:
+            return ""
+        return f"a save that makes its {'condition true' if definition.transition is None else 'transition'}"
 
     def set_parked(self, reason: str, now: datetime) -> None:
         """Park a row that is about to be written, until an operator resumes it."""
@@ -296,6 +397,15 @@ class Event(Wakeable):
     def check_known(self, *, declared: bool = False) -> None:
         """Raise ``UnknownEventError`` if this code does not have the model of the entity or, with ``declared``, if the
         model does not declare the event."""
+        if self.is_free:
+            if declared and self.definition is None:
+                near = get_close_matches(self.declared_as, [each.name for each in all_free_events()], n=1)
+                hint = f" Was it renamed to {near[0]!r}?" if near else ""
+                raise UnknownEventError(
+                    f"{self}: no FreeEvent({self.declared_as!r}) is declared any longer.{hint} Declare it again and "
+                    "the event resumes automatically, or cancel the event."
+                )
+            return
         try:
             model = apps.get_model(self.entity_type)
         except (LookupError, ValueError):
@@ -314,9 +424,10 @@ class Event(Wakeable):
                 "again and the event resumes automatically, or cancel the event."
             )
 
+    @noted("Resumed")
     def resume(self, now: datetime | None = None) -> None:
         """Make a parked event due now. Raises ``NotResumableError`` if it is not parked."""
-        moment = aware(now or timezone.now(), "now")
+        moment = aware(now or clock.now(), "now")
         parked = Event.objects.filter(pk=self.pk, status=EventStatus.PARKED)
         changed = revoke(parked, status=self.resumed_status, error="", parked_at=None, wake_at=moment)
         if not changed:
@@ -324,9 +435,62 @@ class Event(Wakeable):
         ring_after_commit(alias_of(Event), Event)
         self.refresh_from_db()
 
+    @noted("Cancelled")
     def cancel(self, now: datetime | None = None) -> bool:
         """Cancel a pending event; ``on_event_cancelled`` callbacks run. Returns whether it was still pending."""
-        return self.behaviour.cancel(Event.objects.filter(pk=self.pk), aware(now or timezone.now(), "now")) > 0
+        return self.behaviour.cancel(Event.objects.filter(pk=self.pk), aware(now or clock.now(), "now")) > 0
+
+    @noted("Fired")
+    def fire_now(self, now: datetime | None = None) -> bool:
+        """Let a pending event occur now instead of at its date.
+
+        A worker performs it after the commit of the caller's transaction, as at its date: the condition is evaluated,
+        the occurrence gets its position, and every subscriber is notified. The date stays, and offsets count from it:
+        those before the date, which have not fired yet, and those after it come when they would have come. The row is
+        locked; a save of the entity at the same time changes nothing of this.
+
+        Returns:
+            True if it was not due yet. False if it is about to occur anyway.
+
+        Raises:
+            StateError: If the event has occurred, is cancelled, expired or parked, has no date, or if its condition is
+                false.
+
+        Example:
+            A guest arrives a day early::
+
+                Event.objects.of(stay).pending().get(event_name="checkin_due").fire_now()
+        """
+        return self.behaviour.fire_now(self, aware(now or clock.now(), "now"))
+
+    @noted("Moved")
+    def move(self, at: datetime, now: datetime | None = None) -> bool:
+        """Give a pending event without an entity (``emit(..., at=...)``) another date.
+
+        Its offsets, and runs that are planned for it, move along in the caller's transaction; an offset that has fired
+        fires again if it is in the future again, as for an event of an entity whose date moves. A date in the past is
+        due after the commit. The row is locked.
+
+        Args:
+            at: The new date, as a datetime with a time zone.
+            now: The current time. Default: that of the clock.
+
+        Returns:
+            True if it had another date.
+
+        Raises:
+            DefinitionError: If the event belongs to an entity. It follows a field of the entity, which the message
+                names.
+            StateError: If the event has occurred, is cancelled, expired or parked.
+            UnknownEventError: If this code no longer declares the event.
+            NaiveDatetimeError: If ``at`` has no time zone.
+
+        Example:
+            The delivery is a day late::
+
+                Event.objects.get(event_name="delivery", entity_id="parcel:7").move(tomorrow)
+        """
+        return self.behaviour.move(self, at, aware(now or clock.now(), "now"))
 
 
 def inherit_snapshots(label: str, history: Sequence[Event]) -> None:

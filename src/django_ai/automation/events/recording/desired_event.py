@@ -10,27 +10,31 @@ import json
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from django.db import connections, models, transaction
+from django.db import connections, models
 
 from ...conf import conf
 from ...db.errors import own_failures
+from ...db.savepoints import savepoint_on_query
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
-from ...values.clock import aware, later
+from ...values.clock import aware, in_utc, later
 from ...values.digests import digest
 from ...values.json_text import storable
+from ...values.zones import zone_or_default
+from ..changes import Change, Stored, Values, values_of
 from ..declarations import Declared, declared_on
 from ..definitions import EventDefinition, EventTrigger
 from ..failed_evaluation import FailedEvaluation
 from ..matching.typed_values import canonical
 from ..models import Event, active_key
 from .entity_state import first_recorded_at
+from .origin import Origin
 from .stored_values import may_differ
+from .values_before import UNKNOWN, ValuesBefore, values_before
 
 NOT_WRITTEN = object()
 """The value of a date or of watched fields that a save does not write."""
@@ -44,8 +48,12 @@ class DesiredEvent:
 
     ``at`` and ``watched`` are ``NOT_WRITTEN`` if the save did not write the date or the watched fields. ``write`` is
     the kind of this write if it is a trigger of the definition; ``armed`` is then the condition at this write.
+    ``timezone``: the name of the time zone of the entity; empty: ``TIME_ZONE``, or an error.
     ``error`` and ``failed_evaluation``: what a function of the project raised; ``is_retryable``: a retry may succeed.
-    ``held_before``: the condition already held before the first save that the definition sees.
+    ``held_before``: the condition already held before the first save that the definition sees. ``change``: the values
+    that the event compares, before the transaction and now; None: it compares none, or the save wrote none of them.
+    ``is_partial``: a save of ``update_fields`` may be a transition, and the row in the table decides. ``origin``: the
+    write was captured; None: it is a save.
     """
 
     declared: Declared
@@ -56,10 +64,39 @@ class DesiredEvent:
     watched: Any
     armed: bool
     write: EventTrigger | None = None
+    timezone: str = ""
     error: str = ""
     is_retryable: bool = False
     failed_evaluation: FailedEvaluation | None = None
     held_before: bool = False
+    change: Change | None = None
+    is_partial: bool = False
+    origin: Origin | None = None
+
+    @property
+    def is_transition(self) -> bool:
+        """Whether the write is one that ``was=`` and ``becomes=`` ask for; any write, without them. Raises whatever a
+        function of the definition raises."""
+        transition = self.definition.transition
+        if transition is None:
+            return True
+        change = self.change
+        return change is not None and transition.holds(self.declared.owner, change.before, change.after)
+
+    @property
+    def changed_values(self) -> Stored | None:
+        """What the row of the event keeps of ``change``: all that a transition compares, to evaluate it again after an
+        error; of other fields those that have changed."""
+        definition, change = self.definition, self.change
+        if change is None:
+            return None
+        changed_only = definition.transition is None
+        return change.stored(self.declared.owner, definition.compared_fields, changed_only=changed_only)
+
+    @property
+    def captured_in(self) -> int | None:
+        """The transaction that has made the write, if it is not the open one."""
+        return None if self.origin is None else self.origin.transaction
 
     @property
     def definition(self) -> EventDefinition:
@@ -89,21 +126,26 @@ def mark_existing(unseen: Sequence[DesiredEvent], before: models.Model | None, n
 
 
 def _held_before(desired: DesiredEvent, before: models.Model, now: datetime) -> bool:
-    definition, was = desired.definition, replace(desired, armed=False, error="")
-    if definition.date_field is not None:
-        at = _date_of(before, definition.date_field)
-        if at is None or at > now:
-            return False
+    definition, was = desired.definition, replace(desired, armed=False, error="", timezone="")
     evaluate_definition(was, before, raw=False)
+    if definition.date_field is not None:
+        at = date_of(before, definition.date_field, was.timezone)
+        return was.armed and at is not None and at <= now
     return was.armed
 
 
 def desired_events(
-    entity: models.Model, raw: bool, update_fields: Any, write: EventTrigger | None, only: Declared | None = None
+    entity: models.Model,
+    raw: bool,
+    update_fields: Any,
+    write: EventTrigger | None,
+    only: Declared | None = None,
+    origin: Origin | None = None,
 ) -> Iterator[DesiredEvent]:
-    """Yield what ``entity`` declares about each of its events, or about ``only`` one, at a save.
+    """Yield what ``entity`` declares about each of its events, or about ``only`` one, at a save or a captured write.
 
-    ``raw``: a fixture is loaded. ``update_fields``: those of the save. ``write``: which kind of write the save is.
+    ``raw``: a fixture is loaded. ``update_fields``: those of the save. ``write``: which kind of write it is.
+    ``origin``: where a captured write comes from.
     """
     deferred = entity.get_deferred_fields()
     entity = _as_stored(entity)
@@ -111,23 +153,72 @@ def desired_events(
         if raw and declared.owner._meta.concrete_model is not entity._meta.concrete_model:
             continue  # a fixture has a separate row for the parent, and this instance lacks its columns
         definition = declared.definition
+        if definition.transition is not None:
+            transition = None if raw or write is None else _desired_transition(declared, entity, update_fields, origin)
+            if transition is not None:
+                yield transition
+            continue
         counts = write in definition.triggers and not raw
         if definition.triggers and not counts and not (definition.watch_fields and write):
             continue
         desired = DesiredEvent(
             declared, declared.entity_id_of(entity), definition.name, "", None, "", False, write if counts else None
         )
-        name = definition.date_field
-        if name is not None:
-            untouched = (update_fields is not None and name not in update_fields) or name in deferred
-            desired.at = NOT_WRITTEN if untouched else _date_of(entity, name)
+        desired.origin = origin
         if definition.watch_fields:
             untouched = update_fields is not None and not _columns(entity, definition.watch_fields) & _columns(
                 entity, update_fields
             )
             desired.watched = NOT_WRITTEN if untouched else watched_values(entity, definition)
+            before = UNKNOWN if untouched or raw or not write else _values_before(declared, entity, origin)
+            if before is not UNKNOWN:
+                desired.change = Change(before, values_of(entity, definition.watch_fields))
         evaluate_definition(desired, entity, raw)
+        name = definition.date_field
+        if name is not None:
+            untouched = (update_fields is not None and name not in update_fields) or name in deferred
+            desired.at = NOT_WRITTEN if untouched else date_of(entity, name, desired.timezone)
         yield desired
+
+
+def _values_before(declared: Declared, entity: models.Model, origin: Origin | None) -> Values | None:
+    return values_before(declared, entity, alias_of(Event)) if origin is None else origin.values_before(declared)
+
+
+def _desired_transition(
+    declared: Declared, entity: models.Model, update_fields: Any, origin: Origin | None
+) -> DesiredEvent | None:
+    """Return what ``entity`` declares about an event with ``was=`` or ``becomes=``; None if this save is no transition
+    and no earlier one of its transaction was."""
+    definition = declared.definition
+    compared = _columns(entity, definition.compared_fields)
+    written = compared if update_fields is None else _columns(entity, update_fields)
+    before = UNKNOWN if compared.isdisjoint(written) else _values_before(declared, entity, origin)
+    # All saves of a transaction are one write: what it has inserted is created.
+    kind = EventTrigger.CREATE if before is None else EventTrigger.UPDATE
+    if before is UNKNOWN or kind not in definition.triggers:
+        return None
+    desired = DesiredEvent(declared, declared.entity_id_of(entity), definition.name, "", None, "", False, kind)
+    desired.origin, desired.is_partial = origin, not compared <= written
+    if desired.is_partial:
+        return desired
+    desired.change = Change(before, values_of(entity, definition.compared_fields))
+    # An earlier write of another transaction may have armed it: its row says so.
+    is_armed = desired.captured_in is not None or desired.key in ValuesBefore.of(alias_of(Event)).armed
+    if update_fields is None:
+        evaluate_definition(desired, entity, raw=False)
+        return desired if desired.armed or desired.error or is_armed else None
+    # The condition may read what was not saved, which may be out of date on the instance.
+    desired.is_partial = is_armed or _may_be_transition(desired, entity)
+    return desired if desired.is_partial else None
+
+
+def _may_be_transition(desired: DesiredEvent, entity: models.Model) -> bool:
+    try:
+        with savepoint_on_query(alias_of(Event)):
+            return desired.is_transition
+    except Exception:  # recorded when it is evaluated with the row
+        return True
 
 
 def evaluate_definition(desired: DesiredEvent, entity: models.Model, raw: bool) -> None:
@@ -136,7 +227,11 @@ def evaluate_definition(desired: DesiredEvent, entity: models.Model, raw: bool) 
     started = time.monotonic()
     with own_failures(connections[alias_of(Event)]) as is_ours:
         try:
-            with savepoint_on_query(entity):
+            with savepoint_on_query(alias_of(Event)):
+                if not desired.is_transition:
+                    return
+                if definition.timezone is not None:
+                    desired.timezone = definition.timezone_of(entity)
                 desired.name = definition.name_for(entity)
                 desired.namespace = definition.namespace_of(entity)
                 if desired.write or not definition.triggers:
@@ -150,7 +245,8 @@ def evaluate_definition(desired: DesiredEvent, entity: models.Model, raw: bool) 
             what = f"A function of {definition!r} raised{NOT_RETRIED if is_last else ':'}"
             desired.error = "" if raw else storable(f"{what}\n{traceback.format_exc()}")
             desired.failed_evaluation = None if raw else FailedEvaluation(raised, time.monotonic() - started)
-            desired.is_retryable = not isinstance(raised, AutomationError) and not is_last
+            is_final = isinstance(raised, AutomationError) and not raised.is_retryable
+            desired.is_retryable = not is_final and not is_last
 
 
 def _columns(entity: models.Model, names: Iterable[str]) -> set[str]:
@@ -192,7 +288,8 @@ def _supports_lock_of(alias: str) -> bool:
     return connections[alias].features.has_select_for_update_of
 
 
-def _date_of(entity: models.Model, name: str) -> datetime | None:
+def date_of(entity: models.Model, name: str, timezone: str = "") -> datetime | None:
+    """Return the value of a date field as a moment in time; a day is midnight in the time zone of this name."""
     field = entity._meta.get_field(name)
     value = getattr(entity, name)
     if value is None:
@@ -200,34 +297,4 @@ def _date_of(entity: models.Model, name: str) -> datetime | None:
     what = f"{entity._meta.label}.{name} of {entity.pk}"
     if isinstance(value, str):
         value = field.to_python(value)  # type: ignore[union-attr]
-    return aware(value, what)
-
-
-@contextmanager
-def savepoint_on_query(entity: models.Model) -> Iterator[None]:
-    """Open a savepoint before the first query inside the block.
-
-    So a database error in a function of the project does not break the transaction of the save. A function that does
-    not query costs nothing.
-    """
-    connection = connections[alias_of(Event)]
-    atomic = transaction.atomic(using=connection.alias)
-    entered = False
-
-    def guard(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
-        nonlocal entered
-        if not entered:
-            entered = True
-            atomic.__enter__()
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(guard):
-        try:
-            yield
-        except BaseException as error:
-            if entered:
-                atomic.__exit__(type(error), error, error.__traceback__)
-            raise
-        else:
-            if entered:
-                atomic.__exit__(None, None, None)
+    return in_utc(aware(value, what, zone_or_default(timezone)))

@@ -68,7 +68,7 @@ def _loaded(instance: models.Model) -> dict[str, Any] | None:
 def read_row_before_save(instance: models.Model, using: str, is_inserted: bool) -> None:
     """Read the row that the save may overwrite, if its values are unknown. An ordinary save needs no query."""
     meta, loaded = instance._meta, _loaded(instance)
-    is_new = is_inserted or instance.pk is None or (instance._state.adding and _has_default(instance))
+    is_new = is_inserted_by_save(instance, is_inserted)
     if is_new or (loaded is None and not instance._state.adding and hasattr(instance._state, LOADED_VALUES)):
         return
     fields = [field.attname for field in meta.concrete_fields if field.attname in instance.__dict__]
@@ -76,6 +76,11 @@ def read_row_before_save(instance: models.Model, using: str, is_inserted: bool) 
         return
     row = type(instance)._base_manager.using(using).filter(pk=instance.pk).first()
     setattr(instance._state, LOADED_VALUES, None if row is None else _loaded(row))
+
+
+def is_inserted_by_save(instance: models.Model, force_insert: bool) -> bool:
+    """Return whether it is certain that a save inserts the row of ``instance``."""
+    return force_insert or instance.pk is None or (instance._state.adding and _has_default(instance))
 
 
 def _has_default(instance: models.Model) -> bool:

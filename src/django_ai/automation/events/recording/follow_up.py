@@ -14,6 +14,7 @@ from ..models import Event, EventStatus
 from ..subscribers import subscribers
 from ..timing import has_callback
 from .desired_event import DesiredEvent
+from .values_before import ValuesBefore
 
 
 def _occurs_at_commit(row: Event, now: datetime) -> bool:
@@ -21,9 +22,8 @@ def _occurs_at_commit(row: Event, now: datetime) -> bool:
     definition = row.definition
     if row.wake_at is None or row.wake_at > now or definition is None:
         return False
-    return has_callback(row, CREATED) or (
-        not definition.is_scheduled and row.status == EventStatus.PENDING and row.armed
-    )
+    is_immediate = row.is_free or not definition.is_scheduled
+    return has_callback(row, CREATED) or (is_immediate and row.status == EventStatus.PENDING and row.armed)
 
 
 def report_failures(pairs: Iterable[tuple[Event, DesiredEvent]]) -> None:
@@ -47,5 +47,9 @@ def follow_up(rows: list[Event], now: datetime, *, fresh: bool) -> None:
     due = [row for row in rows if _occurs_at_commit(row, now)]
     if due:
         CommitBatch.of(alias_of(Event)).add(due)
+        own = [row for row in due if row.captured_in is None]
+        compared = [row for row in own if row.definition is not None and row.definition.compared_fields]
+        if compared:
+            ValuesBefore.of(alias_of(Event)).armed.update(row.active_key for row in compared)
     elif any(row.wake_at is not None and row.wake_at <= now for row in rows):
         ring_after_commit(alias_of(Event), Event)

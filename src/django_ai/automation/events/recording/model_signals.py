@@ -18,11 +18,16 @@ from django.db.models.signals import class_prepared, post_delete, post_save, pre
 from django.utils import timezone
 
 from ...values.clock import aware
-from ..declarations import concrete_ancestors, declared_on, forget_declarations, listed
+from ..capture import captured_on
+from ..declarations import concrete_ancestors, declared_on, forget_declarations, listed, when_registered
 from ..models import Event
 from . import recorder
+from .announced import announce_statements_of
+from .captured.performing import use_captured_writes
+from .captured.saving import before_save, settle_save
 from .deletions import before_delete, on_delete
 from .entity_state import mark_as_inserted, read_row_before_save, remember_loaded_values
+from .values_before import note_insert, read_before_save
 
 
 def connect_model(model: type[models.Model]) -> None:
@@ -30,12 +35,17 @@ def connect_model(model: type[models.Model]) -> None:
     if model._meta.abstract or model._meta.swapped or not listed(model):
         return
     forget_declarations()
-    uid = f"django_ai.automation.hooks:{model._meta.label}"
+    # Django tells senders apart by their addresses, and a new class may get that of one that is gone. So the identifier
+    # does not name the model: its receivers would be called beside those of the former one.
+    uid = "django_ai.automation.hooks:model"
     pre_save.connect(validate_before_save, sender=model, dispatch_uid=uid)
     post_save.connect(on_save, sender=model, dispatch_uid=uid)
     pre_delete.connect(before_delete, sender=model, dispatch_uid=uid)
     post_delete.connect(on_delete, sender=model, dispatch_uid=uid)
     remember_loaded_values(model)
+    if captured_on(model):
+        announce_statements_of(model)
+        use_captured_writes()
     if not getattr(model.save_base, "commits_events", False):
         model.save_base = _save_in_transaction(model.save_base)  # type: ignore[method-assign]
 
@@ -46,8 +56,12 @@ def _save_in_transaction(save_base: Callable[..., Any]) -> Callable[..., Any]:
         using = using or router.db_for_write(type(self), instance=self)
         with _collect_writes(type(self), using) as sent, transaction.atomic(using=using, savepoint=False):
             try:
+                if captured_on(type(self)):
+                    before_save(self, using, timezone.now())
                 if not kwargs.get("raw"):
-                    read_row_before_save(self, using, bool(kwargs.get("force_insert")))
+                    force_insert = bool(kwargs.get("force_insert"))
+                    read_before_save(self, using, force_insert, kwargs.get("update_fields"))
+                    read_row_before_save(self, using, force_insert)
                 return save_base(self, *args, using=using, **kwargs)
             except Exception as error:
                 # If a part of the save was written, the transaction must roll back: no entity without its events.
@@ -82,8 +96,16 @@ def connect() -> None:
     """Connect every model that declares events, including models that are loaded later."""
     for model in apps.get_models():
         connect_model(model)
+    when_registered(connect_family)
     class_prepared.connect(_on_class_prepared, dispatch_uid="django_ai.automation.hooks")
     pre_save.connect(replace_recorded_event, sender=Event, dispatch_uid="django_ai.automation.hooks")
+
+
+def connect_family(model: type[models.Model]) -> None:
+    """Connect ``model`` and the models that inherit from it."""
+    for each in {model, *apps.get_models()}:
+        if issubclass(each, model):
+            connect_model(each)
 
 
 def _on_class_prepared(sender: Any, **kwargs: Any) -> None:
@@ -122,6 +144,11 @@ def on_save(
     **kwargs: Any,
 ) -> None:
     recorder.refuse_other_database(sender, using)
-    recorder.record([instance], timezone.now(), created=created, raw=raw, update_fields=update_fields)
+    now = timezone.now()
+    if captured_on(sender):
+        settle_save(instance, using, now, raw=raw)
+    if created and not raw:
+        note_insert(instance, using)
+    recorder.record([instance], now, created=created, raw=raw, update_fields=update_fields)
     if created:
         mark_as_inserted(instance)

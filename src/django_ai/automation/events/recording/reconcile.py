@@ -5,22 +5,25 @@ Only entities whose date is near are compared, by their own date column. A date 
 near, and one that was postponed is noticed when the event wakes, because the event reads it from the entity again. So
 the cost depends on how much is due soon, not on the size of the tables.
 
-Among those the database finds the ones that differ: it skips an entity whose event row has the entity's date and a
-timer that was set for today's subscribers (``planned_for``). Only the others are read. A condition is Python, and a
-false one may have become true, so its row is read for as long as it may still occur. The query may report too much,
-never too little: what is read is compared once more.
+Among those the database finds the ones that differ: it skips an entity whose event row has the entity's date and time
+zone, and a timer that was set for today's subscribers (``planned_for``). Only the others are read. A condition is
+Python, and a false one may have become true, so its row is read for as long as it may still occur; and so is the row of
+an event whose time zone only Python knows. The query may report too much, never too little: what is read is compared
+once more.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from django.db import connections, models, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
+from django.db.models.expressions import Combinable
 
 from ...conf import conf
 from ...db.errors import is_database_failure
@@ -28,13 +31,18 @@ from ...db.locks import skipping_locked
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
 from ...queues.periodic_tasks import SliceResult, TimeSlice
-from ...values.clock import aware, shift
+from ...values.clock import aware, in_utc, later, shift, variation
 from ...values.text import trace_of
+from ...values.zones import zone_or_default
 from ..declarations import Declared, declared_on, declaring_models
+from ..definitions import EventDefinition
 from ..entity_ids import entity_id_of, stored_entity_id
+from ..free_events import FreeEvent, all_free_events
 from ..models import Event, EventStatus, active_key
 from ..subscribers import subscribers
 from ..timing import next_wake, plan_of, possible_offsets_of, too_late
+from ..zone_queries import stored_zone, with_zones
+from .captured.performing import record_pending
 from .recorder import record
 
 logger = logging.getLogger("django_ai.automation")
@@ -59,26 +67,29 @@ def reconcile_slice(time_slice: TimeSlice) -> SliceResult:
     once. The position of the slice: the declaration and the entity at which it stopped, and the earlier failure.
     """
     resume_from = time_slice.position or {}
-    todo = {
-        f"{declared.label}:{declared.definition.name}": (model, declared)
+    todo: dict[str, _Reconciliation] = {
+        f"{declared.label}:{declared.definition.name}": partial(_reconcile_declaration, model, declared)
         for model in declaring_models()
         for declared in declared_on(model)
         if declared.owner is model and declared.definition.date_field
     }
+    for event in all_free_events():
+        if possible_offsets_of(event.name):
+            todo[f"{event.label}:{event.name}"] = partial(_reconcile_free_event, event)
     names = list(todo)
     if resume_from.get("at") not in todo:  # the first slice, or the code has changed since
         resume_from = {}
     written, failed, failure_text = 0, None, resume_from.get("failed", "")
     for number in range(names.index(resume_from["at"]) if resume_from else 0, len(names)):
-        model, declared = todo[names[number]]
         after: list[str] | None = None
         try:
-            count, after = _reconcile_declaration(model, declared, time_slice, resume_from.get("after"))
+            count, after = todo[names[number]](time_slice, resume_from.get("after"))
             written += count
         except Exception as error:
             if is_database_failure(error, connections[alias_of(Event)]):
                 raise
-            logger.exception("Reconciling %r of %s failed", declared.definition.name, declared.label)
+            label, _, name = names[number].partition(":")
+            logger.exception("Reconciling %r of %s failed", name, label or "code that emits")
             failed, failure_text = failed or error, failure_text or trace_of(error)
         resume_from = {}
         following = names[number : number + 1] if after else names[number + 1 : number + 2]
@@ -91,25 +102,66 @@ def reconcile_slice(time_slice: TimeSlice) -> SliceResult:
     return SliceResult(written)
 
 
+_Reconciliation = Callable[[TimeSlice, list[str] | None], tuple[int, list[str] | None]]
+"""Reconciles the rows of one declaration; returns how many it has written, and where the next slice continues."""
+
+
+def _reconcile_free_event(
+    event: FreeEvent, time_slice: TimeSlice, after: list[str] | None
+) -> tuple[int, list[str] | None]:
+    """Set the timers of rows without an entity for subscriptions that were added after they were emitted.
+
+    Their dates do not change, so only rows are read that are due soon and whose timer was set for other subscribers.
+    """
+    now, written = time_slice.now, 0
+    earliest, _ = _bounds_of_offsets(event.name, now)
+    last = later(now, conf().RECONCILE_HORIZON - earliest)
+    live = [EventStatus.PENDING, EventStatus.PROCESSED]
+    others = Event.objects.filter(
+        entity_type=event.label, declared_as=event.name, status__in=live, wake_at__lte=last, lease=None, attempt=0
+    ).exclude(planned_for=plan_of(event.name))
+    reached = int(after[0]) if after else 0
+    while True:
+        pks = list(others.filter(pk__gt=reached).order_by("pk").values_list("pk", flat=True)[:ENTITIES_PER_TRANSACTION])
+        if not pks:
+            return written, None
+        with transaction.atomic(using=alias_of(Event)):
+            written += _set_timers(list(skipping_locked(others.filter(pk__in=pks))), event, now)
+        reached = pks[-1]
+        if time_slice.is_over:
+            return written, [str(reached)]
+
+
 def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
     """Return the range of entity dates whose events may have a milestone until the next reconciliation."""
-    shifts = [shift(now, offset) - now for offset in possible_offsets_of(declared.definition.name)] + [timedelta(0)]
-    return (
-        now - declared.definition.grace - max(shifts),
-        now + conf().RECONCILE_HORIZON - min(shifts),
-    )
+    earliest, latest = _bounds_of_offsets(declared.definition.name, now)
+    return now - declared.definition.grace - latest, now + conf().RECONCILE_HORIZON - earliest
+
+
+def _bounds_of_offsets(declared_as: str, now: datetime) -> tuple[timedelta, timedelta]:
+    """Return how long before and after its date an event may have a milestone, whatever its date and time zone are."""
+    found = [timedelta(0)]
+    for offset in possible_offsets_of(declared_as):
+        length, by = shift(now, offset) - now, variation(offset)
+        found += [length - by, length + by]
+    return min(found), max(found)
 
 
 def _reconcile_declaration(
     model: type[models.Model], declared: Declared, time_slice: TimeSlice, after: list[str] | None
 ) -> tuple[int, list[str] | None]:
     """Return how many rows were written, and the date and key after which the next slice continues, if any."""
-    rows, written, now = model._base_manager.using(alias_of(model)), 0, time_slice.now
+    rows = with_zones(model._base_manager.using(alias_of(model)), [declared.definition])
+    written, now = 0, time_slice.now
     for page in _pages(model, declared, now, after):
         for start in range(0, len(page), ENTITIES_PER_TRANSACTION):
             part = page[start : start + ENTITIES_PER_TRANSACTION]
             with transaction.atomic(using=alias_of(Event)):
-                chunk = list(rows.filter(pk__in=[pk for _, pk in part]).order_by("pk"))
+                pks = [pk for _, pk in part]
+                if declared.definition.is_captured:
+                    busy = record_pending(model, pks, now)
+                    pks = [pk for pk in pks if pk not in busy]
+                chunk = list(rows.filter(pk__in=pks).order_by("pk"))
                 if chunk:
                     written += record(chunk, now, read_before=True, only=declared)
                     written += _update_timers(chunk, declared, now)
@@ -128,12 +180,17 @@ def _pages(
     """
     name = str(declared.definition.date_field)
     field: Any = model._meta.get_field(name)
+    zone = stored_zone(model, declared.definition)
     reached = after and (field.to_python(after[0]), model._meta.pk.to_python(after[1]))
-    for first, last, at in _date_ranges(model, name, *_window(declared, now)):
-        found = model._base_manager.using(alias_of(model)).alias(automation_at=at)
+    for first, last, at in _date_ranges(model, name, zone, *_window(declared, now)):
+        found = model._base_manager.using(alias_of(model))
+        if isinstance(zone, Combinable):
+            found = found.alias(automation_zone=zone)
+        found = found.alias(automation_at=at)
         # Rows of another database cannot be compared with event rows; a check refuses such a model (E101).
         if (key := stored_entity_id(model)) is not None and alias_of(model) == alias_of(Event):
-            found = found.alias(automation_key=key).exclude(Exists(_consistent_rows(declared)))
+            wanted = OuterRef("automation_zone") if isinstance(zone, Combinable) else zone
+            found = found.alias(automation_key=key).exclude(Exists(_consistent_rows(declared, wanted)))
         found = found.order_by(name, "pk").values_list(name, "pk")
         while reached is None or reached[0] <= last:
             rest = Q(**{f"{name}__range": (first, last)})
@@ -148,24 +205,55 @@ def _pages(
 
 
 def _date_ranges(
-    model: type[models.Model], name: str, first: datetime, last: datetime
-) -> Iterator[tuple[Any, Any, models.expressions.Combinable]]:
-    """Yield ranges of the date column, each with the expression that the ``at`` of its event rows equals."""
+    model: type[models.Model], name: str, zone: str | Combinable | None, first: datetime, last: datetime
+) -> Iterator[tuple[Any, Any, Combinable]]:
+    """Yield ranges of the date column, each with the expression that the ``at`` of its event rows equals.
+
+    ``zone``: what ``stored_zone`` returns; an expression is called ``automation_zone`` in the query.
+    """
     field = model._meta.get_field(name)
     if isinstance(field, models.DateTimeField):
         yield first, last, F(name)
         return
     begin, end = first.date(), last.date() + timedelta(days=1)
+    if zone is None:
+        yield begin, end, Value(None, models.DateTimeField())  # equals nothing, so every row is compared
+        return
+    zones = [zone] if isinstance(zone, str) else _zones_between(model, name, zone, begin, end)
+    if not zones:
+        return
+    number_of_days = max(DATES_PER_QUERY // len(zones), 1)
     while begin <= end:
         days = [
-            day for number in range(DATES_PER_QUERY) if (day := _days_after(begin, number)) is not None and day <= end
+            day for number in range(number_of_days) if (day := _days_after(begin, number)) is not None and day <= end
         ]
-        whens = [When(**{name: day}, then=Value(aware(day, name), models.DateTimeField())) for day in days]
+        whens = [
+            When(
+                Q(**{name: day}) if isinstance(zone, str) else Q(**{name: day, "automation_zone__in": names}),
+                then=Value(moment, models.DateTimeField()),
+            )
+            for day in days
+            for moment, names in _midnights(day, zones, name).items()
+        ]
         yield days[0], days[-1], Case(*whens, output_field=models.DateTimeField())
-        following = _days_after(begin, DATES_PER_QUERY)
+        following = _days_after(begin, number_of_days)
         if following is None:
             return
         begin = following
+
+
+def _zones_between(model: type[models.Model], name: str, zone: Any, begin: date, end: date) -> list[str]:
+    """Return the names of the time zones of entities whose dates are in a range."""
+    rows = model._base_manager.using(alias_of(model)).filter(**{f"{name}__range": (begin, end)})
+    return list(rows.order_by().values_list(zone, flat=True).distinct())
+
+
+def _midnights(day: date, zones: Sequence[str], what: str) -> dict[datetime, list[str]]:
+    """Return when ``day`` begins, with the names of the time zones in which it begins then."""
+    found: dict[datetime, list[str]] = {}
+    for zone in zones:
+        found.setdefault(in_utc(aware(day, what, zone_or_default(zone))), []).append(zone)
+    return found
 
 
 def _days_after(day: date, number: int) -> date | None:
@@ -175,11 +263,16 @@ def _days_after(day: date, number: int) -> date | None:
         return None
 
 
-def _consistent_rows(declared: Declared) -> models.QuerySet[Event, Event]:
-    """Return the event rows that need no comparison, for an entity of an outer query that has its key and date."""
+def _consistent_rows(declared: Declared, zone: Any) -> models.QuerySet[Event, Event]:
+    """Return the event rows that need no comparison, for an entity of an outer query that has its key and date.
+
+    ``zone``: the name of its time zone; None: only Python knows it, so a row is compared while it has a timer.
+    """
     definition = declared.definition
     # A pending row is compared while its condition is false, and where its name is rendered from the entity's fields.
-    has_current_timer = Q(armed=True) | Q(wake_at=None)
+    has_current_timer = Q(wake_at=None)
+    if zone is not None:
+        has_current_timer |= Q(armed=True, timezone=zone)
     if definition.may_be_renamed:
         has_current_timer &= ~Q(status=EventStatus.PENDING)
     has_ended = Q(status__in=[EventStatus.EXPIRED, EventStatus.PARKED])
@@ -202,14 +295,19 @@ def _update_timers(entities: Sequence[models.Model], declared: Declared, now: da
     live = [EventStatus.PENDING, EventStatus.PROCESSED]
     # No waiting: rows that others have locked are left to the next reconciliation.
     rows = list(skipping_locked(Event.objects.filter(active_key__in=keys, status__in=live, lease=None, attempt=0)))
-    plan, written = plan_of(declared.definition.name), 0
+    return _set_timers(rows, declared.definition, now)
+
+
+def _set_timers(rows: Sequence[Event], definition: EventDefinition, now: datetime) -> int:
+    """Set the timers of ``rows``, which are locked, and plan their runs; return how many timers were moved."""
+    plan, written = plan_of(definition.name), 0
     for row in rows:
-        late = too_late(row, declared.definition, now)
+        late = too_late(row, definition, now)
         changes: dict[str, Any] = {}
         if late and (row.wake_at is None or row.wake_at > now):
             # Nothing is overdue, so these offsets belong to new subscriptions: they are skipped.
             changes["fired"] = row.fired = [*row.fired, *late]
-        wake_at = next_wake(row, declared.definition, now)
+        wake_at = next_wake(row, definition, now)
         if wake_at is not None and (row.wake_at is None or wake_at < row.wake_at):
             changes["wake_at"] = wake_at
             written += 1

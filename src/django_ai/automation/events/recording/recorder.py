@@ -1,9 +1,10 @@
 """The recorder: write what each save of an entity changes in its event rows, in the transaction of the save.
 
 The first save inserts a pending row for each definition (one statement). Later saves read the rows (one statement) and
-write only changes: a date that moved, a condition that flipped, a watched field. Where a definition lets its event
-occur again, the old row becomes history and a new one replaces it (``_replace``). An immediate event whose condition is
-true becomes due at once, and ``CommitBatch`` makes it occur after the commit; if that process dies, a worker does.
+write only changes: a date or time zone that moved, a condition that flipped, a watched field. Where a definition lets
+its event occur again, the old row becomes history and a new one replaces it (``_replace``). An immediate event whose
+condition is true becomes due at once, and ``CommitBatch`` makes it occur after the commit; if that process dies, a
+worker does.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from ..definitions import EventTrigger
 from ..models import Event, EventStatus
 from ..subscribers import subscribers
 from ..timing import not_fired, skip_note
+from ..zone_queries import load_zones
 from .desired_event import DesiredEvent, desired_events, mark_existing, read_from_table
 from .entity_state import as_before_save
 from .event_row import apply_desired, differs, needs_row, new_row, occurs_again
 from .follow_up import follow_up, report_failures
+from .origin import Origin
 
 MAX_WRITE_ATTEMPTS = 20
 """Attempts to insert or update a row that concurrent transactions change, before an error is raised."""
@@ -68,7 +71,11 @@ def record(
             return _insert(desired, now, raw, is_new_entity=not raw)
         known = _rows_by_key(desired)
         if update_fields is not None or read_before or any(each.definition.watch_fields for each in desired):
-            doubtful = {each.entity_id for each in desired if each.key not in known or differs(known[each.key], each)}
+            doubtful = {
+                each.entity_id
+                for each in desired
+                if each.is_partial or each.key not in known or differs(known[each.key], each)
+            }
             if not doubtful:
                 if not read_before:
                     report_failures([(known[each.key], each) for each in desired])
@@ -85,6 +92,41 @@ def record(
         if unseen and not raw:
             mark_existing(unseen, None if read_before else as_before_save(entities[0]), now, saved=not read_before)
         written = _insert(unseen, now, raw, is_new_entity=False)
+        return written + _update([(known[each.key], each) for each in desired if each.key in known], now)
+
+
+@from_writer()
+def record_captured(
+    writes: Sequence[tuple[models.Model, models.Model | None, Origin]],
+    declared: Sequence[Declared],
+    write: EventTrigger,
+    now: datetime,
+) -> int:
+    """Update the event rows of entities that were written without a signal, and return how many rows were written.
+
+    ``writes``: each entity as one write has left it, as it was before (None: it did not exist), and where the write
+    comes from. They are of one class, and each entity is there once. ``declared``: the events to update. Runs in the
+    transaction of the caller.
+    """
+    desired: list[DesiredEvent] = []
+    before: dict[str, models.Model | None] = {}
+    states = [state for entity, old, _ in writes for state in (entity, old) if state is not None]
+    load_zones(states, [each.definition for each in declared])
+    for entity, old, origin in writes:
+        for only in declared:
+            for each in desired_events(entity, False, None, write, only, origin):
+                before[each.key] = old
+                desired.append(each)
+    if not desired:
+        return 0
+    with transaction.atomic(using=alias_of(Event), savepoint=False):
+        if write is EventTrigger.CREATE:
+            return _insert(desired, now, False, is_new_entity=True)
+        known = _rows_by_key(desired)
+        unseen = [each for each in desired if each.key not in known]
+        for each in unseen:
+            mark_existing([each], before[each.key], now, saved=True)
+        written = _insert(unseen, now, False, is_new_entity=False)
         return written + _update([(known[each.key], each) for each in desired if each.key in known], now)
 
 
@@ -190,6 +232,7 @@ RECORDED_COLUMNS = (
     "trigger",
     "watched",
     "at",
+    "timezone",
     "armed",
     "fired",
     "status",
@@ -198,8 +241,10 @@ RECORDED_COLUMNS = (
     "parked_at",
     "caused_by",
     "depth",
+    "trace_context",
     "wake_at",
     "planned_for",
+    "recorded_after",
 )
 
 
@@ -210,7 +255,8 @@ def _write(row: Event, desired: DesiredEvent, now: datetime) -> bool:
     """
     seq = row.seq
     apply_desired(row, desired, now)
-    if not revoke(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in RECORDED_COLUMNS}):
+    columns = [*RECORDED_COLUMNS, "changed_values"] if desired.definition.compared_fields else RECORDED_COLUMNS
+    if not revoke(Event.objects.filter(pk=row.pk, seq=seq), **{name: getattr(row, name) for name in columns}):
         return False
     row.seq = seq + 1
     return True

@@ -31,6 +31,8 @@ PYTHON_TYPES: tuple[tuple[type[models.Field[Any, Any]], type], ...] = (
 
 def may_differ(entity: models.Model) -> bool:
     """Return whether reading ``entity`` again may give another value in one of its columns."""
+    if getattr(entity._state, "automation_is_stored", False):  # made of what the database has, by captured writes
+        return False
     return any(
         _may_differ(field, entity.__dict__[field.attname])
         for field in entity._meta.concrete_fields

@@ -16,6 +16,7 @@ from django.db import models
 from ...db.writer import alias_of
 from ...values.text import one_line
 from ..registry import explained
+from ..wakeable import Wakeable
 
 BATCH_SIZE = 500
 
@@ -64,5 +65,7 @@ def _in_batches(rows: models.QuerySet[Any]) -> Iterator[Any]:
     """Yield ``rows`` by primary key. Opens no server-side cursor, which not every connection pooler allows."""
     last = None
     while batch := list((rows if last is None else rows.filter(pk__gt=last)).order_by("pk")[:BATCH_SIZE]):
+        if issubclass(rows.model, Wakeable):
+            rows.model.load_reasons(batch)
         yield from batch
         last = batch[-1].pk

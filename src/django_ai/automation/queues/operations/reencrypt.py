@@ -1,18 +1,19 @@
 """Writes encrypted columns again, after a key was rotated or the codec was turned on or off.
 
 Each write is fenced on ``seq``: a value that a worker commits in the meantime is newer, and encrypted with the current
-key.
+key. Rows of a history are never changed, and have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from django.db import transaction
+from django.db import models, transaction
+from django.db.models import F, Value
 
 from ...db.writer import alias_of
 from ...state.encryption import EncryptedJSONField, Unreadable
-from ..registry import wakeables
+from ..registry import encrypted_histories, wakeables
 from ..wakeable import Wakeable
 
 
@@ -21,17 +22,19 @@ def reencrypt(batch: int) -> Iterator[tuple[str, str, int, int]]:
 
     Yields the model, the column, how many rows were written and how many could not be read.
     """
-    for model in wakeables():
+    for model in (*wakeables(), *encrypted_histories()):
         for field in model._meta.concrete_fields:
             if isinstance(field, EncryptedJSONField):
                 yield model._meta.label, field.attname, *_reencrypt(model, field.attname, batch)
 
 
-def _reencrypt(model: type[Wakeable], column: str, batch: int) -> tuple[int, int]:
+def _reencrypt(model: type[models.Model], column: str, batch: int) -> tuple[int, int]:
     alias, after, written, unreadable = alias_of(model), 0, 0, 0
+    has_seq = issubclass(model, Wakeable)
+    fence = F("seq") if has_seq else Value(0)
     while True:
         rows = model._base_manager.using(alias)
-        found = list(rows.filter(pk__gt=after).order_by("pk").values_list("pk", "seq", column)[:batch])
+        found = list(rows.filter(pk__gt=after).order_by("pk").values_list("pk", fence, column)[:batch])
         if not found:
             return written, unreadable
         after = found[-1][0]
@@ -40,4 +43,5 @@ def _reencrypt(model: type[Wakeable], column: str, batch: int) -> tuple[int, int
                 if isinstance(value, Unreadable):
                     unreadable += 1
                 elif value:
-                    written += rows.filter(pk=pk, seq=seq).update(**{column: value})
+                    mine = rows.filter(pk=pk, seq=seq) if has_seq else rows.filter(pk=pk)
+                    written += mine.update(**{column: value})

@@ -17,8 +17,10 @@ from django.db.models.functions import Lower
 
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
+from ..history import together
 
 BATCH_SIZE = 100
+MAX_NAMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ def register_resumable_kind(kind: ResumableKind) -> None:
 
 def resumable_kinds() -> dict[str, ResumableKind]:
     return dict(_kinds)
+
+
+def names_to_resume(kind: ResumableKind) -> list[str]:
+    """Return names of parked and failed rows, at most ``MAX_NAMES``."""
+    rows = ResumeRequest(failed=True).rows_of(kind).order_by()
+    return list(rows.values_list(kind.name_field, flat=True).distinct()[:MAX_NAMES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +119,8 @@ class ResumeResult:
 def resume_all(
     kind: ResumableKind, request: ResumeRequest, step: str | None = None, *, again: bool = False
 ) -> Iterator[ResumeResult]:
-    """Resume the selected rows, and yield the result for each. Commits after every ``BATCH_SIZE`` rows.
+    """Resume the selected rows, and yield the result for each. Commits after every ``BATCH_SIZE`` rows, with their
+    histories.
 
     Args:
         kind: The kind of row.
@@ -124,7 +133,7 @@ def resume_all(
     while batch := list(rows.filter(pk__gt=after)[:BATCH_SIZE]):
         after = batch[-1].pk
         results: list[ResumeResult] = []
-        with transaction.atomic(using=alias_of(kind.model)):
+        with transaction.atomic(using=alias_of(kind.model)), together():
             for row in batch:
                 awaited = awaits_code(row)
                 try:

@@ -2,8 +2,8 @@
 
 Nothing depends on what a broker keeps: no ETA, no redelivery, no result. Each worker runs a ``Dispatcher`` in a thread
 of its main process. So plain ``celery -A project worker`` fires timers on time without beat, and a lost doorbell is
-sent again. Forks wait while that thread uses a connection. The tasks take no arguments: a forged, stale or duplicate
-task can only perform rows that are due.
+sent again. Forks wait while that thread uses a connection. The only argument of the task is a task queue: a forged,
+stale or duplicate task can only perform rows that are due.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..worker_status import worker_status
 from . import tasks
 from .dispatcher import Dispatcher
 from .q2 import doorbell_timeout
+from .task_queues import arguments_of, served_by, task_queues_of
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -47,29 +48,32 @@ TASK_OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_
 
 
 @shared_task(name="django_ai.automation.drain_due", bind=True, **TASK_OPTIONS)  # type: ignore[untyped-decorator]
-def drain_due(task: Any) -> None:
-    """Perform the rows that are due."""
-    _register(task)
-    tasks.drain_due()
+def drain_due(task: Any, task_queue: str = "") -> None:
+    """Perform the rows that are due and that ``task_queue`` serves."""
+    _register(task, task_queue)
+    tasks.drain_due(task_queue)
 
 
-def _register(task: Any) -> None:
+def _register(task: Any, task_queue: str) -> None:
     """Register this process as a worker if Celery has delivered the task to it."""
     if not (task.request.called_directly or task.request.is_eager):
-        register_worker("celery")
+        register_worker("celery", **served_by(task_queue))
 
 
-def send(task: Any) -> None:
-    """Send a task without arguments. Raises the error of the broker's client after two seconds at most."""
+def send(task: Any, task_queue: str = "") -> None:
+    """Send the task to a Celery queue (empty: to the one that Celery chooses). Raises the error of the broker's client
+    after two seconds at most."""
     app = current_app
     if app.conf.task_always_eager:
-        task.apply_async()
+        task.apply_async(arguments_of(task_queue))
         return
     connection = app.connection_for_write(connect_timeout=BROKER_TIMEOUT_SECONDS, transport_options=TRANSPORT_OPTIONS)
     limit = doorbell_timeout()
     with producers[connection].acquire(block=True, timeout=BROKER_TIMEOUT_SECONDS) as producer:
         task.apply_async(
+            arguments_of(task_queue),
             producer=producer,
+            **({"queue": task_queue} if task_queue else {}),
             # Retry once: the broker may have closed an idle connection.
             retry=True,
             retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
@@ -93,7 +97,8 @@ class CeleryNotifier:
         if time.monotonic() < self._silent_until:
             return
         try:
-            send(drain_due)
+            for task_queue in task_queues_of(queues):
+                send(drain_due, task_queue)
         except Exception as error:
             self._silent_until = time.monotonic() + RING_COOLDOWN_SECONDS
             logger.warning(
@@ -151,7 +156,7 @@ def start_dispatcher(**kwargs: Any) -> None:
         _fork_guard = ForkGuard()
         _fork_guard.install()
     if _dispatcher is None:
-        _dispatcher = Dispatcher(lambda: send(drain_due), guard=_fork_guard)
+        _dispatcher = Dispatcher(lambda task_queue: send(drain_due, task_queue), guard=_fork_guard)
         threading.Thread(target=_dispatcher.run, name="automation-dispatcher", daemon=True).start()
 
 

@@ -15,6 +15,7 @@ from django.db import connections
 
 from .. import liveness
 from .poller import Poller, automation_alias
+from .task_queues import served_by, task_queues
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -28,7 +29,8 @@ class Dispatcher:
     """Polls for due rows and rings, until it is stopped.
 
     Args:
-        ring: Wakes a worker. It may raise; the dispatcher then tries again.
+        ring: Wakes a worker of a task queue, whose name it is called with. It may raise; the dispatcher then tries
+            again.
         poll: Longest pause between two polls, in seconds. A due timer or a NOTIFY ends it.
         guard: In a process that forks (a pool of workers), a context manager that delays forks. It is held while the
             dispatcher uses what a fork must not copy: a lock, a connection in use, or a connection that the copy would
@@ -37,14 +39,18 @@ class Dispatcher:
 
     def __init__(
         self,
-        ring: Callable[[], object],
+        ring: Callable[[str], object],
         poll: float = 1.0,
         guard: AbstractContextManager[object] | None = None,
     ) -> None:
         self._ring = ring
         self._process_forks = guard is not None
         self._guard = guard or nullcontext()
-        self._poller = Poller(poll, max_work_interval=MAX_RING_INTERVAL_SECONDS)
+        # A poller of its own for each task queue: a long backlog of one must not delay the doorbells of the others.
+        self._pollers = {
+            name: Poller(poll, max_work_interval=MAX_RING_INTERVAL_SECONDS, **served_by(name)) for name in task_queues()
+        }
+        self._poller = self._pollers[""]
         self._is_stopping = False
         self._wake = self._poller.waker()
 
@@ -83,11 +89,13 @@ class Dispatcher:
 
     def _poll_and_ring(self) -> float:
         try:
-            pause = self._poller.seconds_until_due()
-            if not pause:
-                self._ring()
-                self._poller.record_performed(1)  # the workers do not report how many rows they found
-            return pause
+            pauses = []
+            for task_queue, poller in self._pollers.items():
+                pauses.append(poller.seconds_until_due())
+                if not pauses[-1]:
+                    self._ring(task_queue)
+                    poller.record_performed(1)  # the workers do not report how many rows they found
+            return min(pauses)
         finally:
             # Only psycopg knows which process opened a connection, and does not close the parent's in a fork.
             if self._process_forks and connections[automation_alias()].vendor != "postgresql":

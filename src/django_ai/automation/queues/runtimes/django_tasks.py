@@ -3,15 +3,16 @@
 It serves Django's own ``django.tasks`` (6.0 and later) and the ``django-tasks`` package, which have the same settings
 and task API: it uses the one to which the backend in ``TASKS`` belongs. Nothing depends on ``run_after``. Workers of
 Django tasks offer no hook for a dispatcher, so ``manage.py automation_dispatcher`` runs beside them and rings while
-rows are due. The task takes no arguments: a forged, stale or duplicate task can only perform rows that are due. At most
-one doorbell of each process is in the queue, however long the workers are down: a commit rings only when the last
-doorbell has left the queue.
+rows are due. The only argument of the task is a task queue: a forged, stale or duplicate task can only perform rows
+that are due. At most one doorbell of each process is in each queue, however long the workers are down: a commit rings
+only when the last doorbell has left the queue.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +24,7 @@ from ...exceptions import SettingsError
 from ..heartbeat import register_worker
 from ..notifier import is_ringing
 from . import tasks
+from .task_queues import arguments_of, served_by, task_queues, task_queues_of
 
 
 def _module() -> Any:
@@ -50,11 +52,11 @@ def _provides_default_backend(name: str) -> bool:
 
 
 @_module().task  # type: ignore[untyped-decorator]
-def automation_drain_due() -> None:
-    """Perform the rows that are due."""
+def automation_drain_due(task_queue: str = "") -> None:
+    """Perform the rows that are due and that ``task_queue`` serves."""
     if not is_ringing():  # an immediate backend performs the task in the process that enqueues it, which is no worker
-        register_worker("tasks")
-    tasks.drain_due()
+        register_worker("tasks", **served_by(task_queue))
+    tasks.drain_due(task_queue)
 
 
 MIN_DOORBELL_INTERVAL_SECONDS = 1.0
@@ -62,35 +64,49 @@ MIN_DOORBELL_INTERVAL_SECONDS = 1.0
 
 
 class TasksNotifier:
-    """Enqueues the doorbell, unless the last one of this process is still queued.
+    """Enqueues the doorbell, unless the last one of this process is still queued there.
 
-    To use another queue or backend, name a subclass in ``AUTOMATION["RUNTIME"]`` that sets, for instance,
-    ``doorbell = automation_drain_due.using(queue_name="automations")``.
+    To use another default queue or another backend, name a subclass in ``AUTOMATION["RUNTIME"]`` that sets, for
+    instance, ``doorbell = automation_drain_due.using(queue_name="automations")``.
     """
 
     doorbell: Any = automation_drain_due
 
     def __init__(self) -> None:
-        self._last: Any = None
-        self._rung_at = 0.0
+        self._bells: dict[str, _Bell] = {}
+        for name in task_queues():
+            self.doorbell_for(name)  # refuses a queue that the backend does not have
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         # The commit is done: a worker that takes a doorbell which is still queued will see the committed rows.
-        if not self._is_last_queued():
-            self._last = self.doorbell.enqueue()
-            self._rung_at = time.monotonic()
+        for name in task_queues_of(queues):
+            bell = self._bells.setdefault(name, _Bell())
+            if not bell.is_last_queued():
+                bell.last = self.doorbell_for(name).enqueue(*arguments_of(name))
+                bell.rung_at = time.monotonic()
 
-    def _is_last_queued(self) -> bool:
-        last = self._last
-        if last is None:
+    def doorbell_for(self, task_queue: str) -> Any:
+        """Return the doorbell task for a task queue (empty: the default one)."""
+        return self.doorbell.using(queue_name=task_queue) if task_queue else self.doorbell
+
+
+@dataclass
+class _Bell:
+    """The last doorbell of this process in one task queue, and when it was enqueued."""
+
+    last: Any = None
+    rung_at: float = 0.0
+
+    def is_last_queued(self) -> bool:
+        if self.last is None:
             return False
         try:
-            last.refresh()
+            self.last.refresh()
         except NotImplementedError:
-            return time.monotonic() < self._rung_at + MIN_DOORBELL_INTERVAL_SECONDS
+            return time.monotonic() < self.rung_at + MIN_DOORBELL_INTERVAL_SECONDS
         except _exceptions().TaskResultDoesNotExist:
             return False  # the queue was emptied
-        return str(last.status) == "READY"
+        return str(self.last.status) == "READY"
 
 
 def _exceptions() -> Any:

@@ -20,6 +20,7 @@ from django.utils import timezone
 from ...db.notifications import Listener
 from ...db.writer import alias_of
 from ..due import next_due
+from ..lanes import Lane, Selection
 from ..maintenance import ensure_rows, on_timekeeper_start
 from ..models import Maintenance
 from ..registry import wakeables
@@ -44,15 +45,23 @@ class Poller:
     Args:
         poll: Longest sleep between two polls, in seconds.
         models: The models to poll. Default: all.
+        queues: The names of the queues to poll. Default: all.
+        except_queues: The names of queues not to poll.
         max_work_interval: While rows stay due, the process is sent to work at once, soon after for the next worker, and
             then at intervals that double up to this many seconds.
     """
 
     def __init__(
-        self, poll: float, *, models: Collection[type[Wakeable]] | None = None, max_work_interval: float = 0.1
+        self,
+        poll: float,
+        *,
+        models: Collection[type[Wakeable]] | None = None,
+        queues: Collection[str] | None = None,
+        except_queues: Collection[str] = (),
+        max_work_interval: float = 0.1,
     ) -> None:
         self.poll = poll
-        self.models = models
+        self.selection = Selection.of(models, queues, except_queues)
         self.max_work_interval = max_work_interval
         self.query_timeout = QueryTimeout()
         self._work_interval = 0.0
@@ -73,10 +82,10 @@ class Poller:
         """
         self._polled_at = time.monotonic()
         with self.query_timeout.enforced():
-            if self.models is None or Maintenance in self.models:
+            if Lane(Maintenance) in self.selection:
                 on_timekeeper_start(timezone.now()) if self._is_first_poll else ensure_rows(timezone.now())
                 self._is_first_poll = False
-            due_times = [due for model, due in next_due().items() if self.models is None or model in self.models]
+            due_times = [due for lane, due in next_due().items() if lane in self.selection]
         if not due_times:
             return self._idle_for(self.poll)
         ahead = (min(due_times) - timezone.now()) / timedelta(seconds=1)
@@ -108,8 +117,7 @@ class Poller:
     def sleep(self, seconds: float) -> None:
         """Sleep until a NOTIFY or the waker ends it, ``seconds`` at most."""
         if self._listener is None:
-            queues = None if self.models is None else {model.queue for model in self.models}
-            self._listener = Listener(automation_alias(), queues)
+            self._listener = Listener(automation_alias(), self.selection.is_concerned)
         waker = self._waker_pipe[0] if self._waker_pipe else None
         self._was_notified = self._listener.wait(seconds, file=waker)
         if self._was_notified:

@@ -1,7 +1,8 @@
 """The Django-Q2 runtime: how its cluster is notified that work is due.
 
 With a broker of ours the cluster polls for due rows itself: the doorbell is a NOTIFY on PostgreSQL, and elsewhere there
-is none. With any other broker a doorbell task is queued. Doorbell tasks have no arguments and save no results.
+is none. With any other broker a doorbell task is queued. A doorbell task saves no result; its only argument is a task
+queue, here the name of a cluster other than the default one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ...db.notifications import notify
 from ..drain import drain
 from ..heartbeat import register_worker
 from ..registry import longest_timeout
+from .task_queues import arguments_of, served_by, task_queues_of
 
 TASKS = "django_ai.automation.queues.runtimes.tasks"
 DOORBELL = "django_ai.automation.queues.runtimes.tasks.drain_due"
@@ -38,7 +40,7 @@ def within_timeout(budget: timedelta) -> timedelta:
     return min(budget, timedelta(seconds=Conf.TIMEOUT) / 2) if Conf.TIMEOUT else budget
 
 
-def doorbell() -> str:
+def doorbell(cluster: str = "") -> str:
     """Return a signed doorbell task that is not stored, in the form in which a broker passes tasks to the cluster."""
     from django_q.humanhash import uuid
     from django_q.signing import SignedPackage
@@ -48,7 +50,7 @@ def doorbell() -> str:
         "id": tag,
         "name": "automations",
         "func": DOORBELL,
-        "args": (),
+        "args": arguments_of(cluster),
         "kwargs": {},
         "started": timezone.now(),
         "save": False,
@@ -61,7 +63,7 @@ def doorbell() -> str:
 def register_at_doorbell(sender: Any, func: Any, task: dict[str, Any], **kwargs: Any) -> None:
     """Register a process of the cluster as a worker when it starts one of ``tasks``. Receiver of Q2's signal."""
     if getattr(func, "__module__", "") == TASKS and not task.get("sync"):
-        register_worker("q2")
+        register_worker("q2", **served_by(*task.get("args", ())[:1] or ("",)))
 
 
 def connect_registration() -> None:
@@ -85,7 +87,9 @@ class Q2Notifier:
         if watches_database(Conf.BROKER_CLASS):
             notify(alias, queues)
             return
-        async_task(DOORBELL, q_options={"save": False, "timeout": doorbell_timeout()})
+        for cluster in task_queues_of(queues):
+            options = {"save": False, "timeout": doorbell_timeout(), **({"cluster": cluster} if cluster else {})}
+            async_task(DOORBELL, *arguments_of(cluster), q_options=options)
 
 
 def watches_database(broker_class: str | None) -> bool:

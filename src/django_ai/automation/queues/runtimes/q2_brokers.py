@@ -22,6 +22,7 @@ from django_q.models import OrmQ
 
 from .poller import Poller, automation_alias, close_connection
 from .q2 import doorbell
+from .task_queues import served_by, task_queues
 
 try:
     from django_q.brokers.redis_broker import Redis
@@ -49,7 +50,9 @@ class PollingBroker(Broker):  # type: ignore[misc]
         self._create_poller()
 
     def _create_poller(self) -> None:
-        self.poller = Poller(Conf.POLL)
+        # A cluster that the setting QUEUES does not name serves the queues that it does not name.
+        self.cluster = self.list_key if self.list_key in task_queues() else ""
+        self.poller = Poller(Conf.POLL, **served_by(self.cluster))
 
     def doorbells(self) -> tuple[list[Task], float]:
         """Return the doorbells to hand out now, and for how many seconds nothing is due."""
@@ -57,7 +60,7 @@ class PollingBroker(Broker):  # type: ignore[misc]
         if pause:
             return [], pause
         self.poller.record_performed(1)  # the workers do not report how many rows they found
-        return [(None, doorbell())], 0.0
+        return [(None, doorbell(self.cluster))], 0.0
 
     def info(self) -> str:
         return f"{super().info()} with automation rows"

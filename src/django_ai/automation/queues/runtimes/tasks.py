@@ -1,6 +1,7 @@
 """The tasks that a queue runs: the doorbell and the three schedules. A project need not call them.
 
-Each of them ends in ``drain``. They take no arguments, so a forged or stale message can only perform rows that are due.
+Each of them ends in ``drain``. The doorbell takes a task queue (``task_queues``) and the others nothing, so a forged or
+stale message can only perform rows that are due.
 """
 
 from __future__ import annotations
@@ -18,27 +19,34 @@ from ...db.errors import is_database_failure
 from ...db.writer import alias_of
 from ..drain import drain
 from ..due import next_due
+from ..lanes import Selection
 from ..maintenance import run_soon
-from ..notifier import get_notifier
+from ..notifier import get_notifier, is_ringing
 from ..periodic_tasks import PRUNE, RECONCILE, run_all
-from ..registry import due_models, wakeables
+from ..registry import due_lanes, wakeables
 from .q2 import within_timeout
 from .q2_schedules import skip_missed
+from .task_queues import served_by
 
 logger = logging.getLogger("django_ai.automation")
 
 
-def drain_due() -> int:
+def drain_due(task_queue: str = "") -> int:
     """Answer a doorbell: perform due rows for ``AUTOMATION["DRAIN_BUDGET"]``, and ring again if more are due.
+
+    ``task_queue``: perform rows of the queues that ``AUTOMATION["QUEUES"]`` gives to it; by default, of those that it
+    gives to none.
 
     A database that does not answer does not fail the task: a warning is logged, and the next doorbell retries.
     """
     budget, started = conf().DRAIN_BUDGET, time.monotonic()
+    served = served_by(task_queue)
     try:
-        performed = drain(budget=budget, heartbeat=True, expendable=True)
+        # A task queue that executes tasks immediately does so in a web process, which must not be ended.
+        performed = drain(budget=budget, heartbeat=True, expendable=not is_ringing(), **served)
         is_used_up = time.monotonic() - started >= budget.total_seconds()
-        if is_used_up and due_models(timezone.now(), next_due()):
-            get_notifier().ring(alias_of(wakeables()[0]))
+        if is_used_up and (due := due_lanes(timezone.now(), next_due(), Selection.of(**served))):
+            get_notifier().ring(alias_of(wakeables()[0]), {lane.name for lane in due} if conf().QUEUES else ())
     except DatabaseFailure as error:
         if not is_database_failure(error, connections[alias_of(wakeables()[0])]):
             raise
@@ -53,7 +61,12 @@ def process_scheduled() -> int:
     After an outage one run replaces all that were missed; the same holds for the other schedules.
     """
     skip_missed(timezone.now())
-    return drain_due()
+    performed = drain_due()
+    if conf().QUEUES:  # other clusters have no schedule of ours
+        others = Selection.of(queues=list(conf().QUEUES))
+        if due := due_lanes(timezone.now(), next_due(), others):
+            get_notifier().ring(alias_of(wakeables()[0]), {lane.name for lane in due})
+    return performed
 
 
 def poll_due(now: datetime | None = None) -> int:

@@ -30,6 +30,7 @@ from ..attempt import ShutdownInterrupt
 from ..drain import drain
 from ..heartbeat import register_worker, release_unstarted
 from ..held_leases import is_busy
+from ..lanes import Lane
 from ..maintenance import on_timekeeper_start
 from ..models import Maintenance
 from ..registry import wakeables
@@ -49,6 +50,8 @@ class WorkerLoop:
 
     Args:
         models: The models whose rows it performs. Default: all.
+        queues: The names of the queues whose rows it performs. Default: all.
+        except_queues: The names of queues whose rows it leaves to other workers.
         poll: Longest pause between two polls, in seconds. A NOTIFY or a due timer ends it.
         grace: How long the running step may continue after SIGTERM.
         maintenance: Whether it also performs maintenance.
@@ -59,6 +62,8 @@ class WorkerLoop:
         self,
         *,
         models: Collection[type[Wakeable]] | None = None,
+        queues: Collection[str] | None = None,
+        except_queues: Collection[str] = (),
         poll: float = 1.0,
         grace: timedelta = timedelta(seconds=25),
         maintenance: bool = True,
@@ -68,12 +73,14 @@ class WorkerLoop:
             work = wakeables() if models is None else models
             models = {*work, Maintenance} if maintenance else {*work} - {Maintenance}
         self.models = models
+        self.queues = queues
+        self.except_queues = except_queues
         self.grace = grace
         self.lifeline = lifeline
         self.stopping = False
         self._is_finished = False
         self._is_grace_over = False
-        self._poller = Poller(poll, models=models)
+        self._poller = Poller(poll, models=models, queues=queues, except_queues=except_queues)
         self._wake = self._poller.waker()
         self._stop_read_end, self._stop_write_end = os.pipe()
 
@@ -82,7 +89,7 @@ class WorkerLoop:
         self._watch_for_stop()
         liveness.expect_progress()
         try:
-            register_worker("worker", self.models)
+            register_worker("worker", self.models, self.queues, self.except_queues)
             while not self.stopping:
                 self._run_once()
         except SystemExit:
@@ -102,7 +109,7 @@ class WorkerLoop:
             liveness.expect_progress(self._poller.poll)
             pause = self._poller.seconds_until_due()
             if not pause:
-                performed = drain(heartbeat=True, models=self.models, stop=self._is_stopping, expendable=True)
+                performed = self._drain()
                 self._poller.record_performed(performed)
                 liveness.expect_progress()
                 _close_stale_connections()
@@ -114,14 +121,24 @@ class WorkerLoop:
         if not self.stopping:
             self._poller.sleep(pause)
 
+    def _drain(self) -> int:
+        return drain(
+            heartbeat=True,
+            models=self.models,
+            queues=self.queues,
+            except_queues=self.except_queues,
+            stop=self._is_stopping,
+            expendable=True,
+        )
+
     def burst(self) -> int:
         """Perform the rows that are due now, and return how many. Raises database errors."""
         previous_handlers = self._watch_for_stop()
         try:
-            register_worker("worker", self.models)
-            if self.models is None or Maintenance in self.models:
+            register_worker("worker", self.models, self.queues, self.except_queues)
+            if Lane(Maintenance) in self._poller.selection:
                 on_timekeeper_start(timezone.now())
-            return drain(heartbeat=True, models=self.models, stop=self._is_stopping, expendable=True)
+            return self._drain()
         except SystemExit:
             if not self.stopping:
                 raise

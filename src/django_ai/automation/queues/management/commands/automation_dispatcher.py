@@ -11,6 +11,7 @@ from ...liveness import start_liveness_file
 from ...notifier import get_notifier
 from ...runtimes.dispatcher import Dispatcher
 from ...runtimes.poller import automation_alias
+from ...runtimes.task_queues import doorbell_names
 
 
 class Command(BaseCommand):
@@ -38,7 +39,11 @@ class Command(BaseCommand):
         if options["poll"] <= 0:
             raise CommandError(f"--poll={options['poll']:g} must be positive.")
         alias = automation_alias()
-        dispatcher = Dispatcher(lambda: get_notifier().ring(alias), options["poll"])
+
+        def ring(task_queue: str) -> None:
+            get_notifier().ring(alias, doorbell_names(task_queue))
+
+        dispatcher = Dispatcher(ring, options["poll"])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: dispatcher.stop())
         start_liveness_file(options["heartbeat_file"])

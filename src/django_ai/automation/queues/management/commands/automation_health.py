@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -104,7 +105,9 @@ class Command(BaseCommand):
         known = explainable_kinds()
         for kind in options["kind"]:
             if kind not in known:
-                raise CommandError(f"--kind: unknown kind {kind!r}. Kinds: {', '.join(map(repr, known))}.")
+                near = get_close_matches(kind, known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Kinds: {', '.join(map(repr, known))}."
+                raise CommandError(f"--kind: unknown kind {kind!r}. {hint}")
 
     def _report_liveness(self, options: dict[str, Any]) -> None:
         found = liveness.check_liveness(options["liveness"], options["max_age"])
@@ -131,9 +134,10 @@ class Command(BaseCommand):
 def _advice(health: Health) -> str:
     if not health.workers:
         return "Work is overdue and no worker is alive: start the workers."
-    unserved = sorted({each.queue for each in health.overdue if not each.workers})
+    unserved = [each for each in health.overdue if not each.workers]
     if unserved:
-        return f"Work is overdue in queues that no live worker polls: start a worker for {', '.join(unserved)}."
+        what = sorted(f"{each.worker_kind} of the queue {each.queue!r}" for each in unserved)
+        return f"Work is overdue in queues that no live worker polls: start a worker for {', '.join(what)}."
     return (
         "Work is overdue and no live worker makes progress with it: restart the workers. A supervisor can do that "
         "automatically."

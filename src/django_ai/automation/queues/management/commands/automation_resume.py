@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -11,7 +13,8 @@ from django.utils import timezone
 
 from ....db.writer import alias_of
 from ....values.text import one_line
-from ...operations.resume import ResumableKind, ResumeRequest, resumable_kinds, resume_all
+from ...acting_command import acting_as_command
+from ...operations.resume import ResumableKind, ResumeRequest, names_to_resume, resumable_kinds, resume_all
 
 MAX_LISTED_ROWS = 50
 
@@ -29,6 +32,7 @@ class Command(BaseCommand):
         parser.add_argument("--pk", nargs="+", type=int, help="only rows with these primary keys, of one kind")
         parser.add_argument("--since", help="only rows that were parked (or failed) at this ISO date or later")
         parser.add_argument("--reason", help="only rows whose error contains this string")
+        parser.add_argument("--because", default="", metavar="TEXT", help="why you resume them, for their history")
         parser.add_argument("--failed", action="store_true", help="also failed rows, which are tried again")
         parser.add_argument("--step", help="continue workflow runs at this step (with --name or --pk)")
         parser.add_argument(
@@ -60,13 +64,16 @@ class Command(BaseCommand):
                     "Nothing was resumed: select rows with --name, --pk, --since or --reason, or give --all."
                 )
             return
-        self._resume(kinds, request, options["step"], options["verbosity"], again=options["again"])
+        with acting_as_command("automation_resume", options["because"]):
+            self._resume(kinds, request, options["step"], options["verbosity"], again=options["again"])
 
     def _selected_kinds(self, names: list[str]) -> list[ResumableKind]:
         known = resumable_kinds()
         for name in names:
             if name not in known:
-                raise CommandError(f"Unknown kind {name!r}. Kinds: {', '.join(known)}.")
+                near = get_close_matches(name, known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Kinds: {', '.join(known)}."
+                raise CommandError(f"Unknown kind {name!r}. {hint}")
         return [known[name] for name in dict.fromkeys(names)] or list(known.values())
 
     def _list(self, kinds: list[ResumableKind], request: ResumeRequest, verbosity: int) -> int:
@@ -83,7 +90,20 @@ class Command(BaseCommand):
             for pk in sorted(set(request.pks) - set(request.rows_of(kinds[0]).values_list("pk", flat=True))):
                 self.stdout.write(_why_not(kinds[0], pk, request))
         self.stdout.write(f"{total} to resume." if total else "Nothing to resume.")
+        if not total:
+            self._say_what_is_near(kinds, request)
         return total
+
+    def _say_what_is_near(self, kinds: list[ResumableKind], request: ResumeRequest) -> None:
+        """Write why the request may select nothing: its rows have failed, or their name is another one."""
+        failed = 0 if request.failed else sum(replace(request, failed=True).rows_of(kind).count() for kind in kinds)
+        if failed:
+            self.stdout.write(f"{failed} failed: add --failed to try again what has failed.")
+        elif request.name is not None:
+            known = [name for kind in kinds for name in names_to_resume(kind)]
+            near = get_close_matches(request.name, known, n=1)
+            if near and request.name not in known:
+                self.stdout.write(f"No row that could be resumed is called {request.name!r}. Did you mean {near[0]!r}?")
 
     def _resume(
         self, kinds: list[ResumableKind], request: ResumeRequest, step: str | None, verbosity: int, *, again: bool
@@ -102,6 +122,8 @@ class Command(BaseCommand):
                     refused += 1
                     self.stderr.write(one_line(f"not resumed: {kind.name} {row.pk}: {error}"))
         self.stdout.write(f"Resumed: {resumed}.")
+        if not resumed and not refused:
+            self._say_what_is_near(kinds, request)
         if awaiting_code:
             self.stdout.write(
                 f"{awaiting_code} of them had been parked because their code was missing. They are parked again "
@@ -145,6 +167,4 @@ def _line(kind: ResumableKind, row: Any) -> str:
     status = getattr(row, "status", "parked")
     since = row.parked_at if status == "parked" else getattr(row, "finished_at", None)
     when = f" since {timezone.localtime(since):%Y-%m-%d %H:%M}" if since else ""
-    lines = row.error.strip().splitlines() or [""]
-    why = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-    return one_line(f"{kind.name} {row.pk}: {row}, {status}{when}: {why}")
+    return one_line(f"{kind.name} {row.pk}: {row}, {status}{when}: {row.error_summary}")

@@ -8,8 +8,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from ...lanes import check_queue_names, look_for_lanes
 from ...liveness import start_liveness_file
-from ...registry import models_of_queues, wakeables
+from ...registry import due_times, kinds, models_of_kinds, wakeables
 from ...runtimes.reloading import CODE_CHANGED, RELOAD_BACKOFF_SECONDS, CodeWatcher
 from ...runtimes.supervisor import MAX_BACKOFF_SECONDS, Supervisor
 from ...runtimes.worker import WorkerLoop
@@ -29,8 +30,19 @@ class Command(BaseCommand):
             "--queues",
             default="",
             metavar="NAMES",
-            help="comma-separated queues to perform: events, callbacks, signals, workflows, agents, maintenance "
-            "(default: all; maintenance is always included, see --no-maintenance)",
+            help="comma-separated queues to perform, as in queue='reports' of the code (default: all). Rows whose code "
+            "names no queue, events, signals, limits and maintenance belong to the queue 'default'",
+        )
+        parser.add_argument(
+            "--except-queues", default="", metavar="NAMES", help="comma-separated queues to leave to other workers"
+        )
+        parser.add_argument(
+            "--kinds",
+            default="",
+            metavar="NAMES",
+            help="comma-separated kinds of rows to perform: events, schedules, callbacks, signals, workflows, agents, "
+            "limits, "
+            "maintenance (default: all; maintenance is always included, see --no-maintenance)",
         )
         parser.add_argument(
             "--poll",
@@ -88,11 +100,15 @@ class Command(BaseCommand):
             raise CommandError("--once runs in one process: remove --processes, or start the command several times.")
         if options["once"] and options["reload"]:
             raise CommandError("--reload cannot be combined with --once, which exits when the due rows are done.")
-        names = [name.strip() for name in options["queues"].split(",") if name.strip()]
+        names = {name: _names(options[name]) for name in ("queues", "except_queues", "kinds")}
+        if names["queues"] and names["except_queues"]:
+            raise CommandError("--queues and --except-queues cannot be combined: give one of them.")
         try:
-            models = models_of_queues(names) if names else None
+            models = models_of_kinds(names["kinds"]) if names["kinds"] else None
         except ValueError as error:
-            raise CommandError(f"--queues: {error}") from error
+            raise CommandError(f"--kinds: {error}") from error
+        for option in ("queues", "except_queues"):
+            _check_queues(option, names[option])
         if not wakeables():
             raise CommandError(
                 "INSTALLED_APPS has no app of django_ai.automation with rows to perform: add its events app."
@@ -101,6 +117,8 @@ class Command(BaseCommand):
         if options["once"] or options["lifeline"] is not None:
             loop = WorkerLoop(
                 models=models,
+                queues=names["queues"] or None,
+                except_queues=names["except_queues"],
                 poll=options["poll"],
                 grace=grace,
                 maintenance=not options["no_maintenance"],
@@ -118,7 +136,7 @@ class Command(BaseCommand):
                     sys.exit(CODE_CHANGED)
             return
         if options["verbosity"]:
-            count, what = options["processes"], ", ".join(names) or "everything"
+            count, what = options["processes"], _description(names)
             self.stdout.write(f"{count} process(es) perform {what}. SIGTERM or Ctrl-C stops them gracefully.")
             self.stdout.flush()
         supervisor = Supervisor(
@@ -134,7 +152,7 @@ class Command(BaseCommand):
                 returncode=code,
             )
 
-    def _child_options(self, names: list[str], options: dict[str, Any]) -> list[str]:
+    def _child_options(self, names: dict[str, list[str]], options: dict[str, Any]) -> list[str]:
         """Return the command line options of the child processes."""
         child_options = [
             "--skip-checks",
@@ -145,10 +163,36 @@ class Command(BaseCommand):
             "--verbosity",
             str(options["verbosity"]),
         ]
-        if names:
-            child_options += ["--queues", ",".join(names)]
+        for option, given in names.items():
+            if given:
+                child_options += [f"--{option.replace('_', '-')}", ",".join(given)]
         if options["no_maintenance"]:
             child_options.append("--no-maintenance")
         if options["reload"]:
             child_options.append("--reload")
         return child_options
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _check_queues(option: str, names: list[str]) -> None:
+    """Raise ``CommandError`` for a queue that neither the code nor a row names."""
+    try:
+        check_queue_names(names, kinds())
+    except ValueError:
+        look_for_lanes(wakeables())  # rows that another release has inserted
+        others = {lane.queue for lane in due_times() if lane.queue}
+        try:
+            check_queue_names(names, kinds(), others)
+        except ValueError as error:
+            raise CommandError(f"--{option.replace('_', '-')}: {error}") from error
+
+
+def _description(names: dict[str, list[str]]) -> str:
+    """Return what the worker performs, in words."""
+    found = ", ".join(names["kinds"]) or "everything"
+    if names["queues"]:
+        found += f" in the queues {', '.join(names['queues'])}"
+    return f"{found} but the queues {', '.join(names['except_queues'])}" if names["except_queues"] else found

@@ -1,0 +1,122 @@
+"""Gives the pages of rows their stories, and the overview its page.
+
+Imported by ``admin.autodiscover``, so only where the admin is installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.contrib.auth import get_permission_codename
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
+from django.utils.translation import gettext
+
+from ..agents.models import AgentRun
+from ..events.models import Event
+from ..queues.admin_stories import register_row_view, register_story
+from ..workflows.models import WorkflowRun
+from .agents import agent_story
+from .desk import desk
+from .events import event_story
+from .models import Overview
+from .problems import Problem
+from .repair import repair_run
+from .runs import run_story
+from .story import moment_text
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Overview]
+else:  # at run time Django's classes are not generic
+    ModelAdmin = admin.ModelAdmin
+
+register_story(WorkflowRun, run_story)
+register_story(AgentRun, agent_story)
+register_story(Event, event_story)
+register_row_view(WorkflowRun, "repair", repair_run)
+
+
+@admin.register(Overview)
+class OverviewAdmin(ModelAdmin):
+    """One page: what is broken, due, planned and paused. Problems of rows that the user may not view are left out."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_urls(self) -> list[Any]:
+        return super().get_urls()[:1]  # the list is the only page
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        found = desk(timezone.now())
+        shown = [self._shown(each) for each in found.problems if _may_view(request, each)]
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": gettext("Automation: overview"),
+            "desk": found,
+            "problems": shown,
+            "words": _words(),
+        }
+        return TemplateResponse(request, "automation_console/desk.html", context)
+
+    def _shown(self, problem: Problem) -> dict[str, Any]:
+        options = problem.model._meta
+        page = f"{self.admin_site.name}:{options.app_label}_{options.model_name}"
+        query = {"status__exact": problem.state} if problem.model is not Event else {}
+        try:
+            rows, newest = reverse(f"{page}_changelist"), reverse(f"{page}_change", args=[problem.newest_pk])
+        except NoReverseMatch:  # the site of the project leaves the page out
+            rows = newest = ""
+        return {
+            "kind": str(options.verbose_name),
+            "name": problem.name,
+            "state": problem.state,
+            "error": problem.error,
+            "count": f"{problem.count}+" if problem.is_capped else str(problem.count),
+            "first": "" if problem.first_at is None else moment_text(problem.first_at),
+            "last": "" if problem.last_at is None else moment_text(problem.last_at),
+            "rows": f"{rows}?{urlencode({**query, 'q': problem.name})}" if rows else "",
+            "newest": newest,
+            "command": problem.command,
+        }
+
+
+def _may_view(request: HttpRequest, problem: Problem) -> bool:
+    options = problem.model._meta
+    return request.user.has_perm(f"{options.app_label}.{get_permission_codename('view', options)}")
+
+
+def _words() -> dict[str, str]:
+    return {
+        "read": gettext("as of"),
+        "problems": gettext("Problems"),
+        "no_problems": gettext("Nothing is parked, and nothing has failed."),
+        "due": gettext("Due now"),
+        "no_due": gettext("Nothing is due."),
+        "planned": gettext("Due in the next hour"),
+        "no_planned": gettext("Nothing is planned."),
+        "paused": gettext("Paused"),
+        "kind": gettext("Kind"),
+        "queue": gettext("Queue"),
+        "count": gettext("Rows"),
+        "age": gettext("Oldest since"),
+        "name": gettext("Name"),
+        "error": gettext("Error"),
+        "first": gettext("First"),
+        "last": gettext("Last"),
+        "newest": gettext("newest"),
+        "command": gettext("Command"),
+    }

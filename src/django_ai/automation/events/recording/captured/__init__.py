@@ -1,0 +1,1 @@
+"""Captured writes: what saves, deletions and workers do with the rows of the outbox."""

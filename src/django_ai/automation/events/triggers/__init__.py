@@ -1,0 +1,1 @@
+"""The database triggers that write to the outbox of captured writes: their SQL, and whether they are installed."""
