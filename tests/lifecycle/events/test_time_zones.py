@@ -214,7 +214,7 @@ def test_what_is_upcoming_names_the_zone(clock):
     midnight = datetime(2030, 2, 10, 5, tzinfo=UTC)
     assert found == {
         "arrival": (midnight, f"its date 'arrives_on' ({NEW_YORK})"),
-        "on the eve": (midnight - 6 * HOUR, f"days=-1,hour=18,minute=0 from 'arrival' ({NEW_YORK})"),
+        "on the eve": (midnight - 6 * HOUR, f"at 18:00, 1 day before 'arrival' ({NEW_YORK})"),
         "an hour before": (midnight - HOUR, "1 hour before 'arrival'"),
     }
 
