@@ -138,6 +138,23 @@ def test_56_a_search_compares_exactly(client, operator):
     assert found("99999999999999999999999999") == []
 
 
+@pytest.mark.parametrize("model", LISTS, ids=lambda model: model.__name__)
+@pytest.mark.parametrize("term", ["a word", "4711", "99999999999999999999999999"])
+def test_56_every_list_takes_every_search(client, operator, model, term):
+    assert client.get(changelist(model), {"q": term}).context["cl"].result_count == 0
+
+
+def test_56_a_claim_is_found_by_the_number_of_its_owner(client, operator):
+    claim = EventClaim.objects.create(event_name="due", key="k", unique_key="1", owner_kind="workflow", owner_id=4711)
+    assert list(client.get(changelist(EventClaim), {"q": "4711"}).context["cl"].result_list) == [claim]
+
+
+def test_56_rows_that_wait_for_nothing_are_asked_together(client, operator):
+    WorkflowRun.objects.bulk_create(WorkflowRun(name="stuck", status="suspended") for _ in range(30))
+    _, queries = page_of(client, changelist(WorkflowRun))
+    assert len(queries) < 12
+
+
 def test_56_the_owners_of_claims_are_read_together(client, operator):
     for number in range(30):
         run = WorkflowRun.objects.create(name="owner")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ActionForm
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.utils import unquote
+from django.contrib.admin.utils import get_fields_from_path, unquote
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.contrib.auth import get_permission_codename
 from django.core.paginator import Paginator
@@ -204,9 +204,11 @@ class RowAdmin(StoryPage):
         term = search_term.strip()
         if not term:
             return queryset, False
-        found = models.Q(*[(name, term) for name in self.exact_search], _connector=models.Q.OR)
-        if term.isascii() and term.isdigit() and len(term) < 19:
-            found |= models.Q(pk=int(term))
+        is_number = term.isascii() and term.isdigit() and len(term) < 19
+        found = models.Q(pk=int(term)) if is_number else models.Q(pk__in=())
+        for name in self.exact_search:
+            if is_number or not isinstance(get_fields_from_path(self.model, name)[-1], models.IntegerField):
+                found |= models.Q((name, term))
         return queryset.filter(found), False
 
     # -- the page of a row ---------------------------------------------------------------------------------------------
