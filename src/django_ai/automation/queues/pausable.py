@@ -48,10 +48,14 @@ class PausableWakeable(LanedWakeable):
 
     @classmethod
     def load_reasons(cls, rows: Sequence[Any]) -> None:
-        """Load which pause concerns each of ``rows``, with one query."""
+        """Load which pause concerns each of ``rows``, and which were held by one that has ended, with two queries."""
         super().load_reasons(rows)
         for row, target in zip(rows, paused_targets(rows), strict=True):
             row.__dict__["paused_target"] = target
+        idle = [row for row in rows if row.wake_at is None]
+        held = held_keys(cls.kind, [row.pk for row in idle])
+        for row in idle:
+            row.__dict__["is_held"] = row.pk in held
 
     @property
     def end_of_pause(self) -> str:
@@ -66,9 +70,13 @@ class PausableWakeable(LanedWakeable):
         if end and self.lease is None:
             is_due = self.wake_at is not None and self.wake_at <= now
             return end if is_due or not what else f"{what}; and {end}"
-        if not what and HeldRow.objects.filter(kind=self.kind, row_pk=self.pk).exists():
+        if not what and self._is_held():
             return "the next reconciliation: the pause that held it has ended"
         return what
+
+    def _is_held(self) -> bool:
+        loaded = self.__dict__.get("is_held")
+        return self.pk in held_keys(self.kind, [self.pk]) if loaded is None else loaded
 
 
 def paused_targets(rows: Sequence[PausableWakeable]) -> list[str]:
@@ -76,3 +84,9 @@ def paused_targets(rows: Sequence[PausableWakeable]) -> list[str]:
     targets = {target for row in rows for target in row.pause_targets}
     paused = set(Pause.objects.filter(target__in=targets).values_list("target", flat=True)) if rows else set()
     return [next((target for target in row.pause_targets if target in paused), "") for row in rows]
+
+
+def held_keys(kind: str, pks: Sequence[int]) -> set[int]:
+    """Return which of the rows of ``kind`` a pause has held that did not give them back yet."""
+    found = HeldRow.objects.filter(kind=kind, row_pk__in=pks).values_list("row_pk", flat=True)
+    return set(found) if pks else set()
