@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.contrib import admin
@@ -16,7 +16,7 @@ from ..queues.admin_filters import QueueFilter, declared_name_filter
 from ..queues.admin_links import register_cause
 from .definitions import all_agents
 from .manager import AgentManager
-from .models import AgentRun, HandlerExecution
+from .models import AgentRun, HandlerExecution, HandlerStatus
 
 register_cause("agent", AgentRun)
 
@@ -85,7 +85,15 @@ class HandlerExecutionAdmin(RowAdmin):
     list_select_related = ("run", "event")
     exact_search = ("handler",)
     first_fields = ("handler", "status", "run", "event", "error")
-    actions = ("resume",)
+    actions = ("resume", "redeliver")
+
+    def refused_actions(self, row: HandlerExecution) -> Collection[str]:
+        is_again = row.status == HandlerStatus.SKIPPED and not row.run.is_finished
+        return {*super().refused_actions(row), *(() if is_again else ("redeliver",))}
+
+    @admin.action(description=_("Redeliver: handle the event again"), permissions=["resume"])
+    def redeliver(self, request: HttpRequest, rows: models.QuerySet[HandlerExecution]) -> None:
+        self.apply(request, rows, AgentManager.redeliver, _("Redelivered"))
 
 
 def _handlers() -> set[str]:

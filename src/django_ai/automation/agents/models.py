@@ -116,6 +116,7 @@ class AgentRun(Run):
             ("complete_agentrun", "Can complete agent runs"),
             ("cancel_agentrun", "Can cancel agent runs"),
             ("pause_agentrun", "Can pause agent runs"),
+            ("edit_agentrun", "Can edit Contexts of agent runs"),
             ("view_data_agentrun", "Can view Contexts of agent runs"),
         ]
         indexes = [

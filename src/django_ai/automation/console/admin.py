@@ -21,6 +21,7 @@ from ..agents.models import AgentRun
 from ..events.models import Event
 from ..queues.admin_stories import register_row_view, register_story
 from ..workflows.models import WorkflowRun
+from . import agent_verbs, event_verbs, run_verbs
 from .agents import agent_story
 from .desk import desk
 from .events import event_story
@@ -39,6 +40,9 @@ register_story(WorkflowRun, run_story)
 register_story(AgentRun, agent_story)
 register_story(Event, event_story)
 register_row_view(WorkflowRun, "repair", repair_run)
+run_verbs.register()
+agent_verbs.register()
+event_verbs.register()
 
 
 @admin.register(Overview)

@@ -19,6 +19,7 @@ from .reading import (
     deeds_of,
     deeds_of_people,
     facts_of_run,
+    links_of,
     now_of,
     page_of,
     tone_of,
@@ -40,7 +41,8 @@ def agent_story(run: AgentRun, reader: Reader, now: datetime) -> Story:
         failure=failure_of(run.error) if status in (AgentStatus.FAILED, AgentStatus.PARKED) else None,
         data_title=gettext("Context"),
         data=data_of(run.data, reader),
-        deeds=deeds_of(reader),
+        deeds=deeds_of(run, reader),
+        links=links_of(reader),
     )
     mailbox = run.executions.select_related("event")
     ahead = [HandlerStatus.PENDING, HandlerStatus.WAITING]

@@ -24,6 +24,7 @@ from .reading import (
     data_of,
     deeds_of,
     deeds_of_people,
+    links_of,
     now_of,
     page_of,
     page_of_cause,
@@ -45,7 +46,8 @@ def event_story(event: Event, reader: Reader, now: datetime) -> Story:
         failure=failure_of(event.error) if status == EventStatus.PARKED else None,
         data_title=gettext("Payload"),
         data=data_of(event.payload, reader) if event.payload is not None else "",
-        deeds=deeds_of(reader),
+        deeds=deeds_of(event, reader),
+        links=links_of(reader),
     )
     subscribers = list(_subscribers(event, reader))
     happened = {Tone.GOOD, Tone.BAD, Tone.STOPPED}

@@ -17,6 +17,7 @@ from ..queues.admin_stories import Reader
 from ..queues.history import actions_of, told
 from ..queues.wakeable import Wakeable
 from ..values.text import last_line
+from .effects import effect_of
 from .story import Deed, Fact, Moment, Tone, duration_text, moment_text
 
 MAX_ENTRIES = 50
@@ -117,8 +118,14 @@ def data_of(value: Any, reader: Reader) -> str | None:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str) if reader.may_see_data else None
 
 
-def deeds_of(reader: Reader) -> list[Deed]:
-    return [Deed(name, str(label)) for name, label in reader.deeds]
+def deeds_of(row: models.Model, reader: Reader) -> list[Deed]:
+    """Return the buttons of the page of ``row``, each with what it will do."""
+    return [Deed(name, str(label), effect_of(row, name)) for name, label in reader.deeds]
+
+
+def links_of(reader: Reader) -> list[Fact]:
+    """Return the links to the forms that the user may open for the row."""
+    return [Fact("", str(text), url) for url, text in reader.links]
 
 
 MAX_SHOWN_VALUE = 80

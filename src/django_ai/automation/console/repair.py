@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django import forms
 from django.contrib import messages
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -19,54 +18,29 @@ from ..db.writer import alias_of
 from ..exceptions import AutomationError, DefinitionError, InvalidContextError
 from ..queues.acting import acting_as
 from ..queues.admin_stories import StoryPage
-from ..values.digests import digest
 from ..workflows.engine import engine
 from ..workflows.models import WorkflowRun
+from .context_form import ContextForm, add_field_errors
 from .reading import MAX_ENTRIES
 from .story import moment_text
 
 TEMPLATE = "automation_console/repair.html"
 
 
-class RepairForm(forms.Form):
+class RepairForm(ContextForm):
     """The Context as JSON, the step to continue at, and why."""
 
-    context = forms.CharField(label=_("Context"), strip=False, widget=forms.Textarea(attrs={"rows": 16, "cols": 80}))
     step = forms.ChoiceField(label=_("Step"), required=False)
     visit = forms.ChoiceField(label=_("Rewind to"), required=False)
     reason = forms.CharField(label=_("Reason"), required=False, max_length=200)
-    seen = forms.CharField(required=False, widget=forms.HiddenInput)
 
     def __init__(self, run: WorkflowRun, given: Any = None) -> None:
-        shown = json.dumps(run.data, indent=2, ensure_ascii=False, default=str)
-        super().__init__(given, initial={"context": shown, "seen": digest("context", shown)})
-        self.run = run
+        super().__init__(run, given)
         field: Any = self.fields["step"]
         here = gettext("where it is, or at the start of a fork")
         field.choices = [("", here), *((name, name) for name in _steps(run))]
         visits: Any = self.fields["visit"]
         visits.choices = [("", gettext("no earlier visit")), *_visits(run)]
-
-    def clean_seen(self) -> str:
-        """Refuse a form that shows an older Context: its values would overwrite what a step has written since."""
-        seen = str(self.cleaned_data["seen"])
-        if seen != self.initial["seen"]:
-            raise ValidationError(gettext("The Context has changed since this page was opened. Open it again."))
-        return seen
-
-    def clean_context(self) -> dict[str, Any]:
-        """Return the fields whose values differ from those of the run."""
-        try:
-            given = json.loads(self.cleaned_data["context"])
-        except ValueError as error:
-            raise ValidationError(gettext("This is not JSON: %s.") % error) from error
-        if not isinstance(given, dict):
-            raise ValidationError(gettext("The Context must be an object in braces."))
-        missing = [name for name in self.run.data if name not in given]
-        if missing:
-            raise ValidationError(gettext("Fields cannot be removed: %s.") % ", ".join(missing))
-        absent = object()
-        return {name: value for name, value in given.items() if self.run.data.get(name, absent) != value}
 
 
 def _steps(run: WorkflowRun) -> list[str]:
@@ -98,8 +72,7 @@ def repair_run(owner: StoryPage, request: HttpRequest, run: WorkflowRun) -> Http
         try:
             return HttpResponseRedirect(owner.address_of(_perform(request, run, verb, form.cleaned_data)))
         except InvalidContextError as error:
-            for name, text in (error.errors or {"": str(error)}).items():
-                form.add_error("context", f"{name}: {text}" if name else text)
+            add_field_errors(form, error)
         except AutomationError as error:
             form.add_error(None, str(error))
     return _page(owner, request, run, form, may_resume=may_resume)

@@ -24,6 +24,7 @@ from .reading import (
     deeds_of,
     deeds_of_people,
     facts_of_run,
+    links_of,
     now_of,
     page_of,
     row_page,
@@ -47,8 +48,8 @@ def run_story(run: WorkflowRun, reader: Reader, now: datetime) -> Story:
         failure=failure_of(run.error) if status in (WorkflowStatus.FAILED, WorkflowStatus.PARKED) else None,
         data_title=gettext("Context"),
         data=data_of(run.data, reader),
-        deeds=deeds_of(reader),
-        links=list(_links(run, reader)),
+        deeds=deeds_of(run, reader),
+        links=[*_links(run, reader), *links_of(reader)],
     )
     story.planned = [] if run.is_finished else list(_planned(run, waits, now))
     visits, story.is_cut = _visits(run, reader)

@@ -110,10 +110,11 @@ class Fact:
 
 @dataclass(slots=True)
 class Deed:
-    """A button: an action of the admin that the user may execute on this row now."""
+    """A button: an action of the admin that the user may execute on this row now, and what it will do."""
 
     name: str
     label: str
+    effect: str = ""
 
 
 @dataclass(slots=True)

@@ -73,7 +73,10 @@ class EventAdmin(RowAdmin):
     private_fields = ("payload", "changed_values", "snapshot")
     field_displays: ClassVar[dict[str, Any]] = {"snapshot": json_field("snapshot", of="data")}
     inlines = (ExecutionInline,)
-    actions = ("resume", "cancel")
+    actions = ("resume", "fire_now", "cancel")
+
+    def has_fire_permission(self, request: HttpRequest) -> bool:
+        return self.has_action_permission("fire", request)
 
     @admin.display(description=_("waits for"))
     def waits_for(self, row: Event) -> str:
@@ -82,7 +85,13 @@ class EventAdmin(RowAdmin):
 
     def refused_actions(self, row: Event) -> Collection[str]:
         is_pending = row.status == EventStatus.PENDING
-        return {*super().refused_actions(row), *(() if is_pending else ("cancel",))}
+        may_fire = is_pending and row.armed and row.at is not None and row.at > timezone.now()
+        refused = [name for name, is_allowed in (("cancel", is_pending), ("fire_now", may_fire)) if not is_allowed]
+        return {*super().refused_actions(row), *refused}
+
+    @admin.action(description=_("Fire now"), permissions=["fire"])
+    def fire_now(self, request: HttpRequest, rows: models.QuerySet[Event]) -> None:
+        self.apply(request, rows, lambda event: event.fire_now(), _("Fired"), _("%s is about to occur anyway."))
 
     @admin.action(description=_("Cancel pending events"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[Event]) -> None:

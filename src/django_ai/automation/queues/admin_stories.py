@@ -42,13 +42,14 @@ class Reader:
 
     ``site``: the name of the admin site. ``may_see_data``: whether the user may see the Context or payload of the row.
     ``deeds``: the names and labels of the actions that the user may execute on it now. ``may_edit``: whether the user
-    may edit its Context.
+    may edit its Context. ``links``: the addresses and labels of the forms that the user may open for it now.
     """
 
     site: str = "admin"
     may_see_data: bool = False
     deeds: tuple[tuple[str, StrOrPromise], ...] = ()
     may_edit: bool = False
+    links: tuple[tuple[str, StrOrPromise], ...] = ()
 
 
 Tell = Callable[[Any, Reader, datetime], Any]
@@ -62,16 +63,22 @@ def register_story(model: type[models.Model], tell: Tell) -> None:
 
 
 RowView = Callable[[Any, HttpRequest, Any], HttpResponse]
+RowLabel = Callable[[Any, HttpRequest, Any], "StrOrPromise"]
 
 _row_views: dict[type[models.Model], dict[str, RowView]] = {}
+_row_labels: dict[type[models.Model], dict[str, RowLabel]] = {}
 
 
-def register_row_view(model: type[models.Model], name: str, view: RowView) -> None:
+def register_row_view(model: type[models.Model], name: str, view: RowView, label: RowLabel | None = None) -> None:
     """Add a page of one row of ``model`` to the admin, at the address ``name`` of the row.
 
     ``view(admin, request, row)`` is called for users who may view the row, and asks for further permissions itself.
+    ``label(admin, request, row)`` returns the text of the link to it on the page of the row; empty: the user may not
+    open it, or it makes no sense in the state of the row.
     """
     _row_views.setdefault(model, {})[name] = view
+    if label is not None:
+        _row_labels.setdefault(model, {})[name] = label
 
 
 class StoryPage(ModelAdmin):
@@ -113,6 +120,11 @@ class StoryPage(ModelAdmin):
             (name, text) for name, (_function, text) in self.allowed_actions(request).items() if name not in refused
         ]
 
+    def links(self, request: HttpRequest, row: Any) -> list[tuple[str, StrOrPromise]]:
+        """Return the addresses and labels of the forms that the user may open for ``row`` now."""
+        labels = {name: label(self, request, row) for name, label in _row_labels.get(self.model, {}).items()}
+        return [(self.address_of(row, name), text) for name, text in labels.items() if text]
+
     def allowed_actions(self, request: HttpRequest) -> dict[str, tuple[Any, StrOrPromise]]:
         """Return the function and the label of each action that the user may execute, by its name."""
         found: dict[str, Any] = self.get_actions(request)
@@ -146,7 +158,8 @@ class StoryPage(ModelAdmin):
         if tell is not None:
             may_see_data = self.has_action_permission("view_data", request)
             may_edit = may_see_data and self.has_action_permission("edit", request)
-            reader = Reader(self.admin_site.name, may_see_data, tuple(self.deeds(request, obj)), may_edit)
+            links = tuple(self.links(request, obj))
+            reader = Reader(self.admin_site.name, may_see_data, tuple(self.deeds(request, obj)), may_edit, links)
             context |= {"story": tell(obj, reader, timezone.now()), "act_url": self.address_of(obj, "act")}
         response: Any = super().render_change_form(request, context, add, change, form_url, obj)
         if tell is not None:

@@ -36,6 +36,7 @@ DONE = {
     "Redelivered": _("Redelivered"),
     "Resumed": _("Resumed"),
     "Rewound": _("Rewound"),
+    "Signalled": _("Signalled"),
     "Skipped": _("Skipped"),
     "Tried now": _("Tried now"),
     "Unpaused": _("Unpaused"),

@@ -150,14 +150,17 @@ class Engine(Repairs):
         # Read, because PostgreSQL would refuse a reference to a run that was removed only at the caller's COMMIT.
         receiver = None if run_pk is None else run_with(run_pk)
         now = timezone.now()
-        signal = Signal.objects.create(
-            name=name,
-            payload=json.loads(text),
-            run_id=run_pk,
-            sent_at=now,
-            wake_at=now,
-            caused_by=cause_now()[0],
-        )
+        with noting(WorkflowRun) as is_noted:
+            signal = Signal.objects.create(
+                name=name,
+                payload=json.loads(text),
+                run_id=run_pk,
+                sent_at=now,
+                wake_at=now,
+                caused_by=cause_now()[0],
+            )
+            if is_noted and receiver is not None:
+                note(receiver, "Signalled")
         signal.warning = "" if receiver is None else warning_about(receiver, name)
         ring_after_commit(alias_of(Signal), Signal)
         return signal

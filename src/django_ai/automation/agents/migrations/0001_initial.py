@@ -51,7 +51,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'agent run',
                 'verbose_name_plural': 'agent runs',
-                'permissions': [('resume_agentrun', 'Can resume agent runs'), ('complete_agentrun', 'Can complete agent runs'), ('cancel_agentrun', 'Can cancel agent runs'), ('pause_agentrun', 'Can pause agent runs'), ('view_data_agentrun', 'Can view Contexts of agent runs')],
+                'permissions': [('resume_agentrun', 'Can resume agent runs'), ('complete_agentrun', 'Can complete agent runs'), ('cancel_agentrun', 'Can cancel agent runs'), ('pause_agentrun', 'Can pause agent runs'), ('edit_agentrun', 'Can edit Contexts of agent runs'), ('view_data_agentrun', 'Can view Contexts of agent runs')],
             },
         ),
         migrations.CreateModel(

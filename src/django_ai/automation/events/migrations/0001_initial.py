@@ -139,7 +139,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'event',
                 'verbose_name_plural': 'events',
-                'permissions': [('resume_event', 'Can resume parked events'), ('cancel_event', 'Can cancel pending events'), ('view_data_event', 'Can view payloads and snapshots of events')],
+                'permissions': [('resume_event', 'Can resume parked events'), ('cancel_event', 'Can cancel pending events'), ('fire_event', 'Can let pending events occur now'), ('move_event', 'Can move pending events'), ('view_data_event', 'Can view payloads and snapshots of events')],
             },
         ),
         migrations.CreateModel(

@@ -176,6 +176,8 @@ class Event(Wakeable):
         permissions = [
             ("resume_event", "Can resume parked events"),
             ("cancel_event", "Can cancel pending events"),
+            ("fire_event", "Can let pending events occur now"),
+            ("move_event", "Can move pending events"),
             ("view_data_event", "Can view payloads and snapshots of events"),
         ]
         indexes = [
