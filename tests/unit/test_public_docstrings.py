@@ -84,7 +84,7 @@ def parameters_of(public: Any) -> list[inspect.Parameter]:
 
 def is_made_by_callers(public: Any) -> bool:
     """Return whether a project's code calls the class itself, instead of only receiving its instances."""
-    return public.__name__ not in {"Delivery", "TimeMachine", "Upcoming", "Verifier", "Wake"}
+    return public.__name__ not in {"Delivery", "TimeMachine", "Upcoming", "Verifier", "Wake", "Why"}
 
 
 def source_of(public: Any) -> ast.AST:

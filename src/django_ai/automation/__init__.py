@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .events.registration import register_events
     from .events.schedules.definitions import schedule
     from .events.upcoming import Upcoming, upcoming
+    from .events.why import Why, why
     from .queues.acting import acting_as
     from .queues.causation import idempotency_key
     from .values.limits import Concurrency, RateLimit, Singleton, Throttle
@@ -69,6 +70,7 @@ __all__ = [
     "Singleton",
     "Throttle",
     "Upcoming",
+    "Why",
     "Workflow",
     "acting_as",
     "agent",
@@ -99,6 +101,7 @@ __all__ = [
     "wait_all",
     "wait_any",
     "wait_for_event",
+    "why",
     "workflow",
 ]
 
@@ -119,6 +122,7 @@ _HOMES = {
     "Upcoming": "events.upcoming",
     "Singleton": "values.limits",
     "Throttle": "values.limits",
+    "Why": "events.why",
     "acting_as": "queues.acting",
     "agent": "agents.core",
     "emit": "events.emission",
@@ -130,6 +134,7 @@ _HOMES = {
     "on_event_created": "events.callbacks",
     "register_events": "events.registration",
     "upcoming": "events.upcoming",
+    "why": "events.why",
 }
 
 

@@ -19,6 +19,7 @@ class AgentsConfig(AppConfig):
         from ..events.claim_owners import register_owner
         from ..events.subscribers import subscribe
         from ..events.upcoming import register_source
+        from ..events.why.asking import register_explainer
         from ..queues import periodic_tasks, registry
         from ..queues.limits.owners import register_slot_owner
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
@@ -36,6 +37,7 @@ class AgentsConfig(AppConfig):
         from .runner import perform_agent
         from .subscriber import AgentSubscriber
         from .upcoming import agents_and_handlers
+        from .why import explain_agents
 
         registry.register(AgentRun, Behaviour(perform=perform_agent, park=park_agent, edit_context=edit_context))
         register_slot_owner(slot_owner())
@@ -59,4 +61,5 @@ class AgentsConfig(AppConfig):
         register_owner(KIND, AgentRun.objects.unfinished)
         subscribe(AgentSubscriber())
         register_source(agents_and_handlers)
+        register_explainer(explain_agents)
         register(checks.check_agents)

@@ -52,6 +52,10 @@ class HandlerDefinition(Subscription):
     def timeout(self) -> timedelta:
         return self.own_timeout or conf().STEP_TIMEOUT
 
+    @property
+    def subscriber(self) -> tuple[str, str]:
+        return "handler", f"{self.agent}.{self.method}"
+
 
 @dataclass(frozen=True, slots=True)
 class AgentDefinition:
@@ -134,6 +138,10 @@ class SpawnOn(Subscription):
     """The subscription of an agent to an event that spawns it."""
 
     agent: AgentDefinition
+
+    @property
+    def subscriber(self) -> tuple[str, str]:
+        return "agent", self.agent.name
 
 
 _registry: dict[str, AgentDefinition] = {}

@@ -49,6 +49,8 @@ class EventsConfig(AppConfig):
         from .triggers import installation, schema_changes
         from .upcoming import register_source
         from .upcoming_events import events_and_callbacks
+        from .why.asking import register_explainer
+        from .why.callbacks import explain_callbacks
         from .windows import WindowKind, register_window_kind, reopen_lost_windows
 
         events = Behaviour(
@@ -86,6 +88,7 @@ class EventsConfig(AppConfig):
         register_resumable_kind(ResumableKind("event", Event, "event_name"))
         register_resumable_kind(ResumableKind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
         register_source(events_and_callbacks)
+        register_explainer(explain_callbacks)
         registry.register(Schedule, Behaviour(perform=perform_schedule, park=park))
         periodic_tasks.register_reconciler("declared schedules", reconcile_schedules)
         register_resumable_kind(ResumableKind("schedule", Schedule, "name", parked=Q(parked_at__isnull=False)))

@@ -17,7 +17,7 @@ from ..queues.lanes import Priority, check_priority, check_queue, check_window_p
 from ..queues.registry import check_attempts
 from ..values.callables import check_parameters, check_synchronous
 from ..values.classes import is_redefinition
-from ..values.clock import Offset, check_offset, check_recheck, milestone_key
+from ..values.clock import Offset, check_offset, check_recheck
 from ..values.limits import Concurrency, DeclaredLimit, RateLimit, Singleton, Throttle, declared_limits
 from ..values.retry import Retry
 from ..values.windows import Batch, Debounce, Window, declared_window
@@ -44,7 +44,6 @@ class Callback(Subscription):
 
     name: str
     function: Callable[..., Any]
-    fixed_milestone: str = OCCURRED
     retry: Retry = field(default_factory=Retry)
     atomic: bool = True
     queue: str = ""
@@ -57,8 +56,8 @@ class Callback(Subscription):
         return CALLBACK, self.name
 
     @property
-    def milestone(self) -> str:
-        return self.fixed_milestone or milestone_key(self.offset, self.recheck)
+    def subscriber(self) -> tuple[str, str]:
+        return CALLBACK, self.name
 
     @property
     def timeout(self) -> timedelta:

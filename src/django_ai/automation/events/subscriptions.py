@@ -34,6 +34,8 @@ class Subscription:
     namespace: str | None = None
     offset: Offset | None = None
     recheck: bool = False
+    fixed_milestone: str = ""
+    """The milestone of callbacks for the creation or cancellation; empty: at the event, or at the offset."""
     window: Window | None = None
     """How its events are collected; None: each is handled alone."""
 
@@ -44,11 +46,22 @@ class Subscription:
 
     @property
     def milestone(self) -> str:
-        return milestone_key(self.offset, self.recheck)
+        return self.fixed_milestone or milestone_key(self.offset, self.recheck)
+
+    @property
+    def subscriber(self) -> tuple[str, str]:
+        """The kind and the name of who subscribes: "callback", "workflow", "agent" or "handler"."""
+        raise NotImplementedError
 
     def matches(self, event: Event) -> bool:
         """Return whether this subscription is for ``event``."""
-        return in_namespace(self.namespace, event.namespace) and matches(self.event_name, event.event_name)
+        return self.matches_namespace(event) and self.matches_name(event)
+
+    def matches_name(self, event: Event) -> bool:
+        return matches(self.event_name, event.event_name)
+
+    def matches_namespace(self, event: Event) -> bool:
+        return in_namespace(self.namespace, event.namespace)
 
 
 S = TypeVar("S", bound=Subscription)
@@ -82,6 +95,10 @@ class SubscriptionTable:
 
     def all(self, kind: type[S]) -> list[S]:
         return [cast("S", each) for (of, _), declared in self._declared.items() if of is kind for each in declared]
+
+    def everything(self) -> list[Subscription]:
+        """Return all subscriptions of all kinds, in the order of declaration."""
+        return [each for declared in self._declared.values() for each in declared]
 
     def named(self, kind: type[S], event_name: str) -> Sequence[S]:
         """Return the subscriptions that match events of this name in any namespace."""

@@ -161,10 +161,17 @@ def _grace_ends_at(event: Event, times: Mapping[str, datetime], grace: timedelta
     return later(last, grace)
 
 
+def grace_ends_at(event: Event, definition: EventDefinition) -> datetime | None:
+    """Return when the grace period of every milestone that a false condition holds back is over; None: there is no such
+    milestone."""
+    held = held_back(event)
+    return _grace_ends_at(event, held, definition.grace) if held else None
+
+
 def is_past_grace(event: Event, definition: EventDefinition, now: datetime) -> bool:
     """Return whether the grace period of every milestone that the false condition holds back is over."""
-    held = held_back(event)
-    return bool(held) and now >= _grace_ends_at(event, held, definition.grace)
+    ends = grace_ends_at(event, definition)
+    return ends is not None and now >= ends
 
 
 def due_milestones(event: Event, now: datetime) -> Iterable[str]:

@@ -18,7 +18,7 @@ from django.db import models
 from ..exceptions import DefinitionError
 from ..values.callables import check_parameters, check_synchronous
 from ..values.canonical import canonical
-from .changes import Values, as_stored
+from .changes import Values, as_stored, values_of
 
 Expected = Mapping[str, Any]
 """What fields must be, by name: a value, a list of values, or a function of the value."""
@@ -83,6 +83,12 @@ def _has_several(expected: Any) -> bool:
 
 def _satisfy(model: type[models.Model], expected: Expected, values: Values | None) -> bool:
     return values is not None and all(_fits(model, name, each, values[name]) for name, each in expected.items())
+
+
+def fits(entity: models.Model, name: str, expected: Any) -> bool:
+    """Return whether the value of a field of ``entity`` is what ``was=`` or ``becomes=`` expects of it. Raises whatever
+    a function of the project raises."""
+    return _fits(type(entity), name, expected, values_of(entity, [name])[name])
 
 
 def _fits(model: type[models.Model], name: str, expected: Any, actual: Any) -> bool:

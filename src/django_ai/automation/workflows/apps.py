@@ -20,6 +20,7 @@ class WorkflowsConfig(AppConfig):
         from ..events.schedules.definitions import register_targets
         from ..events.subscribers import subscribe
         from ..events.upcoming import register_source
+        from ..events.why.asking import register_explainer
         from ..queues import periodic_tasks, registry
         from ..queues.limits.owners import register_slot_owner
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
@@ -37,6 +38,7 @@ class WorkflowsConfig(AppConfig):
         from .runner import perform_run
         from .subscriber import WorkflowSubscriber
         from .upcoming import runs_of_workflows
+        from .why import explain_workflows
         from .window_runs import register_windows
 
         registry.register(Signal, Behaviour(perform=deliver, park=park))
@@ -59,4 +61,5 @@ class WorkflowsConfig(AppConfig):
         register_targets(newest_workflows)
         subscribe(WorkflowSubscriber())
         register_source(runs_of_workflows)
+        register_explainer(explain_workflows)
         register(checks.check_workflows)

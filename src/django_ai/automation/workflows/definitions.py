@@ -191,6 +191,10 @@ class Start(Subscription):
     def window_target(self) -> tuple[str, str]:
         return KIND, self.workflow.name
 
+    @property
+    def subscriber(self) -> tuple[str, str]:
+        return KIND, self.workflow.name
+
 
 _registry: dict[str, dict[str, WorkflowDefinition]] = {}
 

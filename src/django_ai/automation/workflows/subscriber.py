@@ -24,13 +24,13 @@ from ..queues.lease import revoke
 from ..queues.limits.release import has_asked
 from ..queues.notifier import ring_after_commit
 from ..queues.positions import lower_bound
-from ..values.clock import later
 from .cancel_on import event_of
 from .current_run import KIND
 from .definitions import WorkflowDefinition, all_workflows, has_limits, newest_workflows, workflows_on
 from .delivery import wake_waiting_for
 from .ending import end_runs, release_planned, withdraw, withdrawal_reason
 from .models import WorkflowRun
+from .planning import needs_run
 from .registration import forget_cancel_on
 from .starting import new_run, origin_key, priority_by_event, replan
 from .statuses import WorkflowStatus
@@ -60,11 +60,11 @@ class WorkflowSubscriber(Subscriber):
         to_plan: list[tuple[Event, WorkflowDefinition, WorkflowRun | None]] = []
         for event, definition in pairs:
             run = known.get(origin_key(event, definition))
-            needs_run = _needs_run(event, definition, now)
+            is_needed = needs_run(event, definition, now)
             if run is None or run.status == WorkflowStatus.WITHDRAWN:
-                if needs_run:
+                if is_needed:
                     to_plan.append((event, definition, run))
-            elif not needs_run:
+            elif not is_needed:
                 withdraw(WorkflowRun.objects.filter(pk=run.pk), withdrawal_reason(event), now)
             elif event.at is not None and not run.is_retried:
                 wake_at = event.moment_of(definition.offset)
@@ -221,16 +221,3 @@ def _needed_by_planned_runs() -> list[Q]:
         return []
     begins = {event_of(on).partition("{{")[0] for each in cancelled for on in each.cancel_on}
     return [Q(event_name__startswith=begin, position__gt=oldest) for begin in sorted(begins)]
-
-
-def _needs_run(event: Event, definition: WorkflowDefinition, now: datetime) -> bool:
-    """Return whether a run is planned for the event in its current state."""
-    declaration = event.definition
-    if declaration is None or event.at is None:
-        return False
-    if event.status == EventStatus.PENDING and not (event.armed and declaration.is_scheduled):
-        return False  # an immediate one is planned when it occurs
-    if event.status not in (EventStatus.PENDING, EventStatus.PROCESSED):
-        return False
-    # Once the event has occurred, its condition withdraws no run; with ``recheck`` it is evaluated when the run starts.
-    return now <= later(max(event.at, event.moment_of(definition.offset)), declaration.grace)

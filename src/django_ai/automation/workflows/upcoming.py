@@ -30,7 +30,7 @@ def runs_of_workflows(outlook: Outlook) -> Iterator[Upcoming]:
     listed = list(rows.order_by(F("wake_at").asc(nulls_last=True), "pk")[: outlook.limit])
     WorkflowRun.load_reasons(listed)
     for run in listed:
-        yield Upcoming("workflow", run.name, _due(run, outlook.now), _reason(run, outlook.now), run)
+        yield Upcoming("workflow", run.name, _due(run, outlook.now), reason_of(run, outlook.now), run)
     yield from _runs_to_start(outlook)
     yield from _runs_that_wait(outlook, {run.pk for run in listed})
 
@@ -51,7 +51,8 @@ def _due(run: WorkflowRun, now: datetime) -> datetime | None:
     return run.wake_at
 
 
-def _reason(run: WorkflowRun, now: datetime) -> str:
+def reason_of(run: WorkflowRun, now: datetime) -> str:
+    """Return what the run waits for, without a query for each child run."""
     if run.status == WorkflowStatus.SUSPENDED and run.lease is None and (run.wake_at is None or run.wake_at > now):
         reason = run.suspended_reason("the end of its child run")  # without a query for each child
         return run.with_path(reason)

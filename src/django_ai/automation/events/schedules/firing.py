@@ -35,8 +35,8 @@ def perform_schedule(row: Schedule, clock: Clock) -> None:
     """Fire the times that have come, and make the row due at the next one."""
     now = clock()
     try:
-        _check_known(row)
-        times = _timetable_of(row)
+        check_known(row)
+        times = timetable_of(row)
     except CodeError as error:
         row.park(reason_of(row, error), clock, awaiting_deploy=True)
         return
@@ -74,7 +74,7 @@ def fire_now(row: Schedule, now: datetime) -> Event:
     return event
 
 
-def _check_known(row: Schedule) -> None:
+def check_known(row: Schedule) -> None:
     """Raise ``UnknownScheduleError`` if this code does not have the schedule, or its target."""
     if row.is_declared and find_schedule(row.name) is None:
         raise UnknownScheduleError(
@@ -88,7 +88,8 @@ def _check_known(row: Schedule) -> None:
         )
 
 
-def _timetable_of(row: Schedule) -> Timetable:
+def timetable_of(row: Schedule) -> Timetable:
+    """Return when the schedule is due, as code declares it or as the row has it. Raises ``DefinitionError``."""
     declared = find_schedule(row.name) if row.is_declared else None
     return row.timetable if declared is None else declared.timetable
 
