@@ -9,8 +9,7 @@ Tier 2, ``make test-ci``:
 1. In parallel: the faults and scenarios on all databases; the slow tests on SQLite and PostgreSQL; all tests that need
    a database on MariaDB; the quick tests of the first tier with the newest Python and Django for which this machine has
    an interpreter, on SQLite. Their lifecycle runs in other surroundings on PostgreSQL, with a clock that moves at each
-   reading. The lifecycle with a replica that lags. The audit of the dependencies. Coverage is measured here, not in
-   all suites.
+   reading and a replica that stays empty. The audit of the dependencies. Coverage is measured here, not in all suites.
 2. In parallel: the tests that start real workers (the mark ``alone``), on all databases.
 3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
    the newest.
@@ -196,10 +195,9 @@ def second_tier_suites(
         yield Suite(title, here, shared[title], options, covered=not is_slow, may_be_empty=is_slow)
     # The lifecycle once more in other surroundings. With the newest versions, this is also their run on PostgreSQL.
     python, of = (here, "") if newest is None else (newest, ", newest Python and Django")
-    moving = {**databases["SQLite" if newest is None else "PostgreSQL"], "TEST_CLOCK_STEP": "1"}
-    yield Suite(f"A clock that moves{of}", python, moving, ("-m", MOVING, LIFECYCLE), covered=newest is not None)
-    lagging = {**databases["SQLite"], "TEST_REPLICA": "1"}
-    yield Suite("A replica that lags", here, lagging, ("-m", QUICK, LIFECYCLE))
+    other = {**databases["SQLite" if newest is None else "PostgreSQL"], "TEST_CLOCK_STEP": "1", "TEST_REPLICA": "1"}
+    title = f"A clock that moves and a replica that lags{of}"
+    yield Suite(title, python, other, ("-m", MOVING, LIFECYCLE), covered=newest is not None)
     for title, database in databases.items() if newest and everything else ():
         yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", TOGETHER), covered=True)
     if everything:

@@ -42,6 +42,7 @@ HOUR = timedelta(hours=1)
 # -- no problems -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.django_db(databases="__all__")  # Django asks each of them what it supports
 def test_the_suites_own_project_is_in_order():
     assert [each for each in run_checks() if str(each.id).startswith("automation.")] == []
 
