@@ -128,6 +128,10 @@ class UnknownHandlerError(CodeError, LookupError):
     """The agent no longer has this handler."""
 
 
+class UnknownDefinitionError(AutomationError, LookupError):
+    """No workflow, agent, event or schedule has this name."""
+
+
 class ClaimedError(AutomationError):
     """Another run has claimed this event."""
 
