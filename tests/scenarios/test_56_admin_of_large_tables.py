@@ -116,6 +116,21 @@ def test_56_a_list_counts_up_to_its_limit(client, operator, monkeypatch):
     assert client.get(changelist(WorkflowRun)).context["cl"].result_count == 7
 
 
+def test_56_a_list_goes_on_with_older_rows_by_their_key(client, operator, monkeypatch):
+    monkeypatch.setattr(queues_admin, "MAX_COUNTED_ROWS", 7)
+    monkeypatch.setattr(queues_admin.RowAdmin, "list_per_page", 4)
+    made = WorkflowRun.objects.bulk_create(WorkflowRun(name="many", status="failed") for _ in range(20))
+    seen, url = [], changelist(WorkflowRun) + "?status__exact=failed"
+    while url:
+        listed = client.get(url).context["cl"]
+        for page in range(2, listed.paginator.num_pages + 1):
+            seen += [row.pk for row in listed.result_list]
+            listed = client.get(url, {"status__exact": "failed", **listed.filter_params, "p": page}).context["cl"]
+        seen += [row.pk for row in listed.result_list]
+        url = changelist(WorkflowRun) + listed.older_url if listed.older_url else ""
+    assert seen == sorted((row.pk for row in made), reverse=True)
+
+
 def test_56_filters_offer_what_the_code_declares(client, operator):
     an_event(status="pending")
     text, _ = page_of(client, changelist(Event))

@@ -63,6 +63,8 @@ MAX_COUNTED_ROWS = 10_000
 MAX_MESSAGES = 5
 MAX_ERROR_IN_LIST = 160
 MAX_REASON = 1000
+OLDER_THAN = "id__lt"
+"""The parameter of a list that goes on where the rows end that are counted."""
 
 TECHNICAL_FIELDS = ("id", "wake_at", "lease", "seq", "losses", "parked_at")
 """Fields of every Wakeable that come last on its page."""
@@ -118,11 +120,22 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]
 
 
 class PreparedChangeList(ChangeList):
-    """A change list that passes the rows of a page to ``RowAdmin.prepare``."""
+    """A change list that passes the rows of a page to ``RowAdmin.prepare``.
+
+    Its last page, at ``MAX_COUNTED_ROWS``, has a link to the rows that are older: they are found by their primary key,
+    where the number of a page would let the database read and skip all rows before it.
+    """
+
+    older_url = ""
+    older_title = _("older rows")
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = list(self.result_list)
+        is_last = self.result_count >= MAX_COUNTED_ROWS and self.page_num == self.paginator.num_pages
+        if is_last and self.result_list and self.queryset.query.order_by[:1] in (("-pk",), ("-id",)):
+            older = {OLDER_THAN: self.result_list[-1].pk}
+            self.older_url = self.get_query_string(older, remove=[PAGE_VAR])
         owner: Any = self.model_admin
         owner.prepare(self.result_list)
 
@@ -143,6 +156,7 @@ class RowAdmin(StoryPage):
     list_per_page = 50
     show_full_result_count = False
     paginator = CappedPaginator
+    change_list_template = "automation_queues/list.html"
     action_form = ReasonForm
     private_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that need the permission ``view_data``."""
