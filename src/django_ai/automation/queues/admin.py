@@ -18,10 +18,11 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import get_fields_from_path, unquote
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.contrib.auth import get_permission_codename
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import models, transaction
 from django.forms import BaseInlineFormSet, CharField, ChoiceField, ModelForm, Textarea, ValidationError
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
@@ -167,6 +168,9 @@ class RowAdmin(StoryPage):
     exact_search: tuple[str, ...] = ()
     """Fields that a search compares exactly, so that it uses their indexes. A number is also compared with the key."""
 
+    class Media:
+        css: ClassVar[dict[str, Any]] = {"all": ("automation_queues/rows.css",)}
+
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
@@ -200,6 +204,14 @@ class RowAdmin(StoryPage):
         return not hidden and super().lookup_allowed(lookup, value, request)
 
     # -- lists ---------------------------------------------------------------------------------------------------------
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Show the list, or execute an action. Refuse one that the user may not execute, which Django would ignore."""
+        if request.method == "POST":
+            allowed = self.allowed_actions(request)
+            if not allowed or request.POST.get("action", "") not in ("", *allowed):
+                raise PermissionDenied
+        return super().changelist_view(request, extra_context)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return PreparedChangeList
@@ -306,6 +318,8 @@ class RowAdmin(StoryPage):
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """Show who did what to the row. Django checks the permission to view it."""
+        if request.method not in ("GET", "HEAD"):
+            return HttpResponseNotAllowed(["GET", "HEAD"])
         row = self.get_object(request, unquote(object_id))
         if row is None:
             return super().history_view(request, object_id, extra_context)

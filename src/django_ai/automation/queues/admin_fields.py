@@ -57,7 +57,7 @@ def json_field(name: str, of: str = "") -> Column:
         if value is None:
             return None
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-        return format_html('<pre style="margin:0; white-space:pre-wrap">{}</pre>', text)
+        return format_html('<pre class="automation-value">{}</pre>', text)
 
     shown.__name__ = f"{name}_shown"
     return shown
