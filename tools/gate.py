@@ -9,7 +9,8 @@ Tier 2, ``make test-ci``:
 1. In parallel: the faults and scenarios on all databases; the slow tests on SQLite and PostgreSQL; all tests that need
    a database on MariaDB; the quick tests of the first tier with the newest Python and Django for which this machine has
    an interpreter, on SQLite. Their lifecycle runs in other surroundings on PostgreSQL, with a clock that moves at each
-   reading and a replica that stays empty. The audit of the dependencies. Coverage is measured here, not in all suites.
+   reading and a replica that stays empty. The pages in a browser, on PostgreSQL if it is available. The audit of the
+   dependencies. Coverage is measured here, not in all suites.
 2. In parallel: the tests that start real workers (the mark ``alone``), on all databases.
 3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
    the newest.
@@ -52,6 +53,7 @@ NO_DATABASE = ("tests/unit", "tests/architecture")
 FAULTS = ("tests/faults", "tests/scenarios")
 LIFECYCLE = "tests/lifecycle"
 PAGES_AND_METRICS = ("tests/console", "tests/telemetry")
+BROWSER = "tests/browser"
 QUICK = "not alone and not slow"
 SLOW = "slow and not alone"
 MOVING = f"{QUICK} and not exact_times"
@@ -114,7 +116,7 @@ def first_tier_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
     for title, database in reversed(databases.items()):  # the longest first
         # PostgreSQL's suite is the longest, and these depend on the database the least.
         later = PAGES_AND_METRICS if title == "PostgreSQL" else ()
-        ignored = ignoring((*NO_DATABASE, *FAULTS, *later))
+        ignored = ignoring((*NO_DATABASE, *FAULTS, BROWSER, *later))
         yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignored))
     # These run on SQLite only. A suite of their own, to use all cores.
     title = "SQLite, tests that need no database"
@@ -182,17 +184,20 @@ def second_tier_suites(
     for title in slowest_first:
         yield Suite(f"{title}, faults", here, shared[title], ("-m", TOGETHER, *FAULTS), covered=title == "SQLite")
     if newest is not None and not everything:
-        quick = ("-m", QUICK, *ignoring(FAULTS))
+        quick = ("-m", QUICK, *ignoring((*FAULTS, BROWSER)))
         yield Suite("SQLite, newest Python and Django", newest, databases["SQLite"], quick, covered=True)
     for title in slowest_first:
         # The first tier has run the quick tests on SQLite and PostgreSQL, and nothing on MariaDB.
         marks = TOGETHER if title == "MariaDB" else SLOW
-        ignored = (*FAULTS, *(NO_DATABASE if title == "MariaDB" else ()))
+        ignored = (*FAULTS, BROWSER, *(NO_DATABASE if title == "MariaDB" else ()))
         if title == "PostgreSQL":
             ignored = (*ignored, *PAGES_AND_METRICS)
             yield Suite(f"{title}, pages and metrics", here, shared[title], ("-m", TOGETHER, *PAGES_AND_METRICS))
         options, is_slow = ("-m", marks, *ignoring(ignored)), marks == SLOW
         yield Suite(title, here, shared[title], options, covered=not is_slow, may_be_empty=is_slow)
+    # How a page looks does not depend on the database.
+    database = "PostgreSQL" if "PostgreSQL" in databases else "SQLite"
+    yield Suite(f"{database}, in a browser", here, databases[database], ("-m", TOGETHER, BROWSER))
     # The lifecycle once more in other surroundings. With the newest versions, this is also their run on PostgreSQL.
     python, of = (here, "") if newest is None else (newest, ", newest Python and Django")
     other = {**databases["SQLite" if newest is None else "PostgreSQL"], "TEST_CLOCK_STEP": "1", "TEST_REPLICA": "1"}

@@ -49,6 +49,8 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     without = without and (title == "MariaDB" or (title == "PostgreSQL" and "slow" not in marks))
     # The runtimes are tested on PostgreSQL, and with the newest Python on two databases.
     without = without or (title != "PostgreSQL" and folder == gate.RUNTIMES and "alone" in marks)
+    # The pages are tested in a browser on PostgreSQL.
+    without = without or (title != "PostgreSQL" and folder == gate.BROWSER and "alone" not in marks)
     assert runs(title, marks, folder) == (0 if without else 1)
 
 
@@ -62,6 +64,14 @@ def test_the_lifecycle_runs_once_more_with_a_clock_that_moves_and_a_replica(newe
     assert not selects(suite, ("exact_times",), gate.LIFECYCLE)
 
 
+@pytest.mark.parametrize("database", ["PostgreSQL", "SQLite"])
+def test_the_pages_run_in_a_browser_on_one_database(database):
+    available = DATABASES if database == "PostgreSQL" else {"SQLite": DATABASES["SQLite"]}
+    suites = [*gate.first_tier_suites(available), *gate.second_tier_suites(available, None, everything=False)]
+    (found,) = [suite for suite in suites if selects(suite, ("slow",), gate.BROWSER)]
+    assert found.environment == DATABASES[database]
+
+
 def test_with_the_newest_python_the_first_tier_runs_on_sqlite_and_the_lifecycle_on_postgresql():
     suites = [suite for suite in gate.second_tier_suites(DATABASES, PYTHON, everything=False) if suite.python == PYTHON]
     found = [
@@ -70,7 +80,7 @@ def test_with_the_newest_python_the_first_tier_runs_on_sqlite_and_the_lifecycle_
         for folder in FOLDERS
         if selects(suite, (), folder)
     ]
-    on_sqlite = [("SQLite", folder) for folder in FOLDERS if folder not in gate.FAULTS]
+    on_sqlite = [("SQLite", folder) for folder in FOLDERS if folder not in (*gate.FAULTS, gate.BROWSER)]
     assert sorted(found) == sorted([*on_sqlite, ("PostgreSQL", gate.LIFECYCLE)])
 
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.browser import CHROMIUM
 from tests.support.databases import REDIS_URL
 
 RABBITMQ_URL = os.environ.get("TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
@@ -36,6 +37,10 @@ def _listens(url: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _imports(*packages: str) -> bool:
+    return all(find_spec(name) is not None for name in packages)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ SERVICES = {
     "celery": Service(lambda: find_spec("celery") is not None, "`pip install celery`"),
     "tasks": Service(lambda: find_spec("django_tasks_db") is not None, "`pip install django-tasks django-tasks-db`"),
     "pyright": Service(lambda: find_spec("basedpyright") is not None, "`pip install basedpyright`"),
+    "chromium": Service(
+        lambda: CHROMIUM is not None and _imports("playwright", "axe_playwright_python"),
+        "`apt-get install chromium` and `pip install playwright axe-playwright-python`; the tests start it themselves",
+    ),
     "psycopg-pool": Service(lambda: find_spec("psycopg_pool") is not None, "`pip install psycopg-pool`"),
 }
 
