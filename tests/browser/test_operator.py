@@ -8,7 +8,7 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.support.console_rows import OPERATOR
 
-pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.django_db(transaction=True)]
 
 OVERVIEW = "/admin/automation_console/overview/"
 

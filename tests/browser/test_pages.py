@@ -9,7 +9,7 @@ import pytest
 from django_ai.automation.queues.models import Pause
 from tests.support.console_rows import OPERATOR, VIEWER, Page, pages
 
-pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.django_db(transaction=True)]
 
 
 BUTTONS = """() => [...document.querySelectorAll('#content button, #content input[type=submit], #content a.addlink')]
