@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.django_db(
 
 
 BUTTONS = """() => [...document.querySelectorAll('#content button, #content input[type=submit], #content a.addlink')]
-    .filter(each => each.checkVisibility()).map(each => each.value || each.innerText)"""
+    .filter(each => each.checkVisibility() && each.form?.method !== 'get').map(each => each.value || each.innerText)"""
 
 FRAMES = ("add", "history")
 """Pages that are Django's own on every model: one model is enough."""
@@ -46,5 +46,4 @@ def test_a_viewer_sees_no_button(day, visit):
     for page in shown_pages():
         if page.kind not in ("add", "repair"):
             vera.open(page.path)
-            labels = vera.page.evaluate(BUTTONS)
-            assert set(labels) <= {"Search"}, page
+            assert vera.page.evaluate(BUTTONS) == [], page
