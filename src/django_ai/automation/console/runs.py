@@ -68,7 +68,7 @@ def _open_waits(run: WorkflowRun) -> list[Wait]:
 def _facts(run: WorkflowRun, reader: Reader, now: datetime) -> Iterator[Fact]:
     definition = _definition(run)
     if definition is not None and (text := (definition.cls.__doc__ or "").strip()):
-        yield Fact(gettext("About"), text.splitlines()[0])
+        yield Fact(gettext("About"), " ".join(text.split("\n\n")[0].split()))
     yield Fact(
         gettext("Workflow"), gettext("%(name)s, version %(version)s") % {"name": run.name, "version": run.version}
     )
