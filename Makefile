@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-ci test-all test-matrix check lint types imports format demo serve bench soak migrations messages package
+.PHONY: help test test-ci test-all test-matrix check lint types imports format demo serve bench soak migrations messages package screenshots
 .PHONY: clean docs docs-serve
 
 help:  ## list the targets
@@ -78,6 +78,9 @@ migrations: $(INSTALLED)  ## rewrite the initial migration of each app from its 
 
 messages: $(INSTALLED)  ## update and compile the translations of what the admin shows
 	$(BIN)/python tools/messages.py
+
+screenshots: $(INSTALLED)  ## the pictures of the admin in docs/images/console; needs Debian's chromium
+	$(BIN)/python tools/screenshots.py
 
 package: $(INSTALLED)  ## build the distributions into dist/ and check their contents; TAG=v0.1.0: and the version
 	$(BIN)/python tools/package.py $(if $(TAG),--tag $(TAG))

@@ -34,8 +34,11 @@ def print_page(*, losses: int) -> None:
 def cut_key_card(room: str, key: str) -> str:
     """Cut a key card and return its number. Calls with the same ``key`` return the same card.
 
-    Raises ``TimeoutError`` if the answer is lost. The card is cut nevertheless, so a retry needs the same key.
+    Raises ``TimeoutError`` if the answer is lost. The card is cut nevertheless, so a retry needs the same key. Raises
+    ``ConnectionError`` for the rooms in ``settings.HOTEL_NO_CARDS``, at each attempt.
     """
+    if room in settings.HOTEL_NO_CARDS:
+        raise ConnectionError(f"The key card machine does not answer for room {room}.")
     card, is_new = Message.objects.get_or_create(key=f"card:{key}", defaults={"text": f"Key card cut for room {room}"})
     if is_new and settings.HOTEL_FAULTS:
         raise TimeoutError("the card is cut, but the answer was lost")
