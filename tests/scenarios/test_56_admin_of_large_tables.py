@@ -159,13 +159,27 @@ def test_56_every_list_takes_every_search(client, operator, model, term):
     assert client.get(changelist(model), {"q": term}).context["cl"].result_count == 0
 
 
+def test_56_a_callback_is_found_by_its_name_or_its_entity(client, operator):
+    @on_event("probe_ready", name="shop.call_1")
+    def call(event):
+        pass
+
+    executions(an_event(status="processed"), 3)
+    found = client.get(changelist(CallbackExecution), {"q": "shop.call_1"}).context["cl"].result_list
+    assert [row.callback for row in found] == ["shop.call_1"]
+    assert len(client.get(changelist(CallbackExecution), {"q": "1"}).context["cl"].result_list) >= 3
+    assert client.get(changelist(CallbackExecution), {"q": "shop.call_2"}).context["cl"].result_list == []
+
+
 def test_56_a_claim_is_found_by_the_number_of_its_owner(client, operator):
     claim = EventClaim.objects.create(event_name="due", key="k", unique_key="1", owner_kind="workflow", owner_id=4711)
     assert list(client.get(changelist(EventClaim), {"q": "4711"}).context["cl"].result_list) == [claim]
 
 
-def test_56_rows_that_wait_for_nothing_are_asked_together(client, operator):
-    WorkflowRun.objects.bulk_create(WorkflowRun(name="stuck", status="suspended") for _ in range(30))
+@pytest.mark.parametrize("wake_at", [None, timezone.now() + timedelta(days=1)])
+def test_56_rows_that_wait_for_nothing_are_asked_together(client, operator, wake_at):
+    runs = (WorkflowRun(name="stuck", status="suspended", wake_at=wake_at) for _ in range(30))
+    WorkflowRun.objects.bulk_create(runs)
     _, queries = page_of(client, changelist(WorkflowRun))
     assert len(queries) < 12
 

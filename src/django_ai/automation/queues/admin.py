@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ActionForm
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.utils import get_fields_from_path, unquote
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
@@ -231,11 +231,16 @@ class RowAdmin(StoryPage):
         if not term:
             return queryset, False
         is_number = term.isascii() and term.isdigit() and len(term) < 19
-        found = models.Q(pk=int(term)) if is_number else models.Q(pk__in=())
+        by_key = models.Q(pk=int(term)) if is_number else models.Q(pk__in=())
+        return queryset.filter(by_key | self.search_condition(term, is_number=is_number)), False
+
+    def search_condition(self, term: str, *, is_number: bool) -> models.Q:
+        """Return the condition of the rows that a search finds by their fields."""
+        found = models.Q(pk__in=())
         for name in self.exact_search:
-            if is_number or not isinstance(get_fields_from_path(self.model, name)[-1], models.IntegerField):
+            if is_number or not isinstance(self.model._meta.get_field(name), models.IntegerField):
                 found |= models.Q((name, term))
-        return queryset.filter(found), False
+        return found
 
     # -- the page of a row ---------------------------------------------------------------------------------------------
 

@@ -50,12 +50,9 @@ class PausableWakeable(LanedWakeable):
     def load_reasons(cls, rows: Sequence[Any]) -> None:
         """Load which pause concerns each of ``rows``, and which were held by one that has ended, with two queries."""
         super().load_reasons(rows)
+        held = held_keys(cls.kind, [row.pk for row in rows])
         for row, target in zip(rows, paused_targets(rows), strict=True):
-            row.__dict__["paused_target"] = target
-        idle = [row for row in rows if row.wake_at is None]
-        held = held_keys(cls.kind, [row.pk for row in idle])
-        for row in idle:
-            row.__dict__["is_held"] = row.pk in held
+            row.__dict__ |= {"paused_target": target, "is_held": row.pk in held}
 
     @property
     def end_of_pause(self) -> str:
