@@ -35,6 +35,11 @@ def one_line(text: object) -> str:
     line = str(text)
     if len(line) > MAX_LINE_LENGTH:
         line = f"{line[: MAX_LINE_LENGTH - 1]}…"
+    return printable(line)
+
+
+def printable(line: str) -> str:
+    """Return a line of any length with control characters as escapes."""
     return line if line.isprintable() else "".join(map(_printable, line))
 
 

@@ -14,9 +14,11 @@ from typing import Any
 from django.db import models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
+from django.utils import timezone
 
 from ...db.writer import alias_of
 from ...exceptions import AutomationError
+from ...values.text import one_line
 from ..history import together
 
 BATCH_SIZE = 100
@@ -142,3 +144,25 @@ def resume_all(
                 except AutomationError as error:
                     results.append(ResumeResult(row, error, awaited))
         yield from results
+
+
+def why_not(kind: ResumableKind, pk: int, request: ResumeRequest) -> str:
+    """Return why the request does not select the row with this primary key."""
+    row = kind.model._default_manager.using(alias_of(kind.model)).filter(pk=pk).first()
+    if row is None:
+        return f"There is no {kind.name} with the primary key {pk}."
+    known = ResumeRequest(pks=[pk], failed=True)
+    if not request.failed and known.rows_of(kind).exists():
+        return f"{kind.name} {pk} has failed; add --failed to try it again."
+    status = getattr(row, "status", "delivered")
+    if not known.rows_of(kind).exists():
+        return f"{kind.name} {pk} is {status}; only parked and failed rows can be resumed."
+    return f"{kind.name} {pk} is {status}, but --name, --since or --reason excludes it."
+
+
+def resumable_line(kind: ResumableKind, row: Any) -> str:
+    """Return one line with the row, its status, since when it has it, and why."""
+    status = getattr(row, "status", "parked")
+    since = row.parked_at if status == "parked" else getattr(row, "finished_at", None)
+    when = f" since {timezone.localtime(since):%Y-%m-%d %H:%M}" if since else ""
+    return one_line(f"{kind.name} {row.pk}: {row}, {status}{when}: {row.error_summary}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from argparse import ArgumentParser
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -13,12 +12,10 @@ from django.db import models
 from django.utils import timezone
 
 from ....queues.acting_command import acting_as_command
+from ....queues.progress import Progress
 from ....values.text import one_line
 from ...declarations import Declared
 from ...recording.baseline import Baseline, definitions_by_model, skipped_because
-
-BAR_WIDTH = 30
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class Command(BaseCommand):
@@ -41,6 +38,7 @@ class Command(BaseCommand):
         parser.add_argument("--batch", type=int, default=2000, help="number of rows per transaction (default: 2000)")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        self.report: list[dict[str, Any]] = []
         if options["batch"] < 1:
             raise CommandError(f"--batch={options['batch']} must be at least 1.")
         failed = 0
@@ -64,12 +62,14 @@ class Command(BaseCommand):
             baseline.forget_position()
         if (after := baseline.position()) is not None:
             self.stdout.write(f"{label}: continues after {one_line(after)!r}; --restart begins again")
-        progress = _Progress(self, label, baseline.rows().count())
+        progress = Progress(self.stderr, label, baseline.rows().count())
         for read in baseline.run():
             progress.show(read)
         progress.end()
         for name, count in baseline.counts.items():
             known = count.found - count.marked
+            self.report.append({"model": label, "event": name, "marked": count.marked, "known": known})
+            self.report[-1]["failed"] = count.failed
             verb = "to mark" if options["dry_run"] else "marked"
             self.stdout.write(
                 f"{label} {name!r}: {count.marked:,} {verb}, {known:,} with an event already, {count.failed:,} failed"
@@ -102,31 +102,3 @@ def _check(given: str, known: Collection[str], problem: str) -> None:
         near = get_close_matches(given, known, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known)) or 'none'}."
         raise CommandError(f"{problem} {hint}")
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line every ``SECONDS_BETWEEN_LINES``."""
-
-    def __init__(self, command: Command, label: str, total: int) -> None:
-        self.out, self.label, self.total = command.stderr, label, total
-        self.has_bar = bool(self.out.isatty())
-        self.started = self.shown_at = time.monotonic()
-
-    def show(self, read: int) -> None:
-        now = time.monotonic()
-        if not self.has_bar and now - self.shown_at < SECONDS_BETWEEN_LINES:
-            return
-        self.shown_at = now
-        share = min(read / max(self.total, 1), 1.0)  # rows may be added meanwhile
-        seconds = max(now - self.started, 1e-6)
-        left = seconds / share - seconds
-        text = f"{share:4.0%}  {read:,} of {self.total:,} rows, {read / seconds:,.0f} per second, {left:,.0f} s left"
-        if self.has_bar:
-            bar = ("#" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
-            self.out.write(f"\r{self.label} [{bar}] {text}", ending="\x1b[K")
-        else:
-            self.out.write(f"{self.label} {text}")
-
-    def end(self) -> None:
-        if self.has_bar:
-            self.out.write("")

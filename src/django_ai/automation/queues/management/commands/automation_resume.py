@@ -11,10 +11,17 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from ....db.writer import alias_of
 from ....values.text import one_line
 from ...acting_command import acting_as_command
-from ...operations.resume import ResumableKind, ResumeRequest, names_to_resume, resumable_kinds, resume_all
+from ...operations.resume import (
+    ResumableKind,
+    ResumeRequest,
+    names_to_resume,
+    resumable_kinds,
+    resumable_line,
+    resume_all,
+    why_not,
+)
 
 MAX_LISTED_ROWS = 50
 
@@ -83,12 +90,12 @@ class Command(BaseCommand):
             count = rows.count()
             total += count
             for row in rows if verbosity > 1 else rows[:MAX_LISTED_ROWS]:
-                self.stdout.write(_line(kind, row))
+                self.stdout.write(resumable_line(kind, row))
             if count > MAX_LISTED_ROWS and verbosity < 2:
                 self.stdout.write(f"{kind.name}: and {count - MAX_LISTED_ROWS} more (-v 2 shows all)")
         if request.pks is not None:
             for pk in sorted(set(request.pks) - set(request.rows_of(kinds[0]).values_list("pk", flat=True))):
-                self.stdout.write(_why_not(kinds[0], pk, request))
+                self.stdout.write(why_not(kinds[0], pk, request))
         self.stdout.write(f"{total} to resume." if total else "Nothing to resume.")
         if not total:
             self._say_what_is_near(kinds, request)
@@ -131,23 +138,9 @@ class Command(BaseCommand):
             )
         missing = sorted(set(request.pks or ()) - seen)
         if missing:
-            raise CommandError(" ".join(_why_not(kinds[0], pk, request) for pk in missing))
+            raise CommandError(" ".join(why_not(kinds[0], pk, request) for pk in missing))
         if refused:
             raise CommandError(f"{refused} row(s) could not be resumed; the reasons are above.")
-
-
-def _why_not(kind: ResumableKind, pk: int, request: ResumeRequest) -> str:
-    """Return why the request does not select the row with this primary key."""
-    row = kind.model._default_manager.using(alias_of(kind.model)).filter(pk=pk).first()
-    if row is None:
-        return f"There is no {kind.name} with the primary key {pk}."
-    known = ResumeRequest(pks=[pk], failed=True)
-    if not request.failed and known.rows_of(kind).exists():
-        return f"{kind.name} {pk} has failed; add --failed to try it again."
-    status = getattr(row, "status", "delivered")
-    if not known.rows_of(kind).exists():
-        return f"{kind.name} {pk} is {status}; only parked and failed rows can be resumed."
-    return f"{kind.name} {pk} is {status}, but --name, --since or --reason excludes it."
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -160,11 +153,3 @@ def _moment(text: str | None) -> datetime | None:
             f"--since {text!r} is not an ISO date. Write 2030-01-07 or 2030-01-07T12:00+01:00."
         ) from error
     return timezone.make_aware(found) if timezone.is_naive(found) else found
-
-
-def _line(kind: ResumableKind, row: Any) -> str:
-    """Return one line with the row, its status, since when it has it, and why."""
-    status = getattr(row, "status", "parked")
-    since = row.parked_at if status == "parked" else getattr(row, "finished_at", None)
-    when = f" since {timezone.localtime(since):%Y-%m-%d %H:%M}" if since else ""
-    return one_line(f"{kind.name} {row.pk}: {row}, {status}{when}: {row.error_summary}")
