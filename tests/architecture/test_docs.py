@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from django.apps import apps
 from django.core.management import get_commands, load_command_class
+from django.core.management.base import CommandParser
 
 from django_ai import automation
 from django_ai.automation.conf import Conf
+from django_ai.automation.console.commands.verbs import VERBS
 from django_ai.automation.queues import signals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +38,7 @@ def reference(page: str) -> str:
 
 
 def commands() -> list[str]:
-    return sorted(name for name in get_commands() if name.startswith("automation_"))
+    return sorted(name for name in get_commands() if name.partition("_")[0] == "automation")
 
 
 def test_every_setting_is_in_the_docs():
@@ -49,7 +51,18 @@ def test_every_command_is_in_the_docs():
     assert [name for name in commands() if f"| `{name}` |" not in reference("commands")] == []
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_every_verb_and_its_options_are_in_the_docs(name):
+    section = reference("commands").partition(f"\n### automation {name}\n")[2].partition("\n##")[0]
+    parser = CommandParser()
+    VERBS[name]().add_to(parser)
+    options = {each for action in parser._actions for each in action.option_strings if each.startswith("--")}
+    options -= {"--help", "--json", "--reason", "--actor"}
+    assert section.strip()
+    assert set(re.findall(r"`(--[\w-]+)", "\n".join(first_cells(section)))) == options
+
+
+@pytest.mark.parametrize("name", sorted(set(commands()) - {"automation"}))
 def test_every_option_of_a_command_is_in_the_docs(name):
     section = reference("commands").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     parser = load_command_class(get_commands()[name], name).create_parser("manage.py", name)

@@ -114,7 +114,7 @@ def _reconcile_free_event(
     Their dates do not change, so only rows are read that are due soon and whose timer was set for other subscribers.
     """
     now, written = time_slice.now, 0
-    earliest, _ = _bounds_of_offsets(event.name, now)
+    earliest, _ = bounds_of_offsets(event.name, now)
     last = later(now, conf().RECONCILE_HORIZON - earliest)
     live = [EventStatus.PENDING, EventStatus.PROCESSED]
     others = Event.objects.filter(
@@ -134,11 +134,11 @@ def _reconcile_free_event(
 
 def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
     """Return the range of entity dates whose events may have a milestone until the next reconciliation."""
-    earliest, latest = _bounds_of_offsets(declared.definition.name, now)
+    earliest, latest = bounds_of_offsets(declared.definition.name, now)
     return now - declared.definition.grace - latest, now + conf().RECONCILE_HORIZON - earliest
 
 
-def _bounds_of_offsets(declared_as: str, now: datetime) -> tuple[timedelta, timedelta]:
+def bounds_of_offsets(declared_as: str, now: datetime) -> tuple[timedelta, timedelta]:
     """Return how long before and after its date an event may have a milestone, whatever its date and time zone are."""
     found = [timedelta(0)]
     for offset in possible_offsets_of(declared_as):

@@ -52,7 +52,7 @@ def perform_writes(rows: Sequence[CapturedWrite], clock: Clock) -> None:
     now = clock()
     ids: dict[str, list[str]] = {}
     for row in rows:
-        if _is_known(row):
+        if is_known(row):
             ids.setdefault(row.entity_type, []).append(row.entity_id)
         else:
             with suppress(LeaseLostError):
@@ -70,7 +70,8 @@ def perform_writes(rows: Sequence[CapturedWrite], clock: Clock) -> None:
                 release(row, clock() + BUSY_DELAY)
 
 
-def _is_known(row: CapturedWrite) -> bool:
+def is_known(row: CapturedWrite) -> bool:
+    """Return whether this code captures writes to the table of the row."""
     root = roots().get(row.entity_type)
     return root is not None and row.model in tables_by_label(root)
 
