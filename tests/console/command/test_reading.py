@@ -313,3 +313,20 @@ def test_what_why_cannot_answer(reminding, arguments, code, said):
     answer = automation(*arguments)
     assert (answer.code, answer.out) == (code, "")
     assert said in answer.err
+
+
+# -- graph -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_workflow_is_drawn(charging):
+    answer = automation("graph", "charging")
+    assert "flowchart TD" in answer.out
+    assert "give_up" in answer.out
+    assert automation("graph", "charging", "--format", "svg").out.startswith("<svg")
+    document = automation("graph", "charging", "--kind", "workflow", "--json").document
+    assert document["graph"].startswith("%% ")
+    for wrong in (["chargign"], ["charging", "--kind", "workfloww"]):
+        answer = automation("graph", *wrong)
+        assert (answer.code, answer.out) == (2, "")
+        assert "Did you mean" in answer.err
+    assert automation("graph", "charging", "--of-version", "99").code == 1

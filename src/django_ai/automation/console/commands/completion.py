@@ -16,6 +16,7 @@ from ...queues.pausing import names_in, scopes
 from ...workflows.definitions import all_workflows, newest_workflows
 from ...workflows.inspection import signals_of
 from ...workflows.wait_keys import EVENT_CHANNEL
+from ..graphs import graph_names
 from .kinds import KINDS
 from .output import Output
 from .verb import Options, Verb
@@ -114,6 +115,7 @@ def _values(action: argparse.Action, before: Sequence[str]) -> Iterable[str]:
         "name": kind.names,
         "status": lambda: kind.statuses() if kind.has_status else (),
         "entity": lambda: [f"{model._meta.label}:" for model in declaring_models()],
+        "graph_name": lambda: {name for names in graph_names().values() for name in names},
         "step": lambda: {step for each in newest_workflows() for step in each.steps},
         "handler": lambda: {each.method for agent in all_agents() for each in agent.handlers},
     }

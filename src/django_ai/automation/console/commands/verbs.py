@@ -7,6 +7,7 @@ from .completion import Completion
 from .events import FireNow, Move, Redeliver, Release
 from .explaining import WhyVerb
 from .forgetting import Forget
+from .graphs import Graph
 from .listing import List, Problems
 from .pausing import PauseThem, UnpauseThem
 from .planning import Plan
@@ -25,6 +26,7 @@ VERBS: dict[str, type[Verb]] = {
         WhyVerb,
         Problems,
         Plan,
+        Graph,
         Start,
         Spawn,
         Signal,
