@@ -91,7 +91,12 @@ def _claims(run: AgentRun, reader: Reader) -> Iterator[Fact]:
     if not run.holds_claims:
         return
     for claim in EventClaim.objects.filter(owner_kind=AGENT, owner_id=run.pk).order_by("pk")[:MAX_ENTRIES]:
-        yield Fact(gettext("Has claimed"), str(claim), page_of(claim, reader))
+        yield Fact(gettext("Has claimed"), _claimed(claim, reader), page_of(claim, reader))
+
+
+def _claimed(claim: EventClaim, reader: Reader) -> str:
+    """Return the event that a claim is on, with what it compares only for readers who may see data."""
+    return str(claim) if reader.may_see_data else claim.event_name
 
 
 def _ends(run: AgentRun, reader: Reader) -> Iterator[Moment]:
