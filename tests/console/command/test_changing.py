@@ -403,6 +403,23 @@ def test_each_verb_that_changes_rows_takes_a_reason_and_an_actor():
         assert ({"--reason", "--actor"} <= options) == verb.changes
 
 
+def test_keys_and_names_may_follow_options(waiting, failed):
+    answer = automation("cancel", "workflow", "--reason", "A double.", waiting.pk)
+    assert answer.code == 0
+    assert status_of(waiting) == "cancelled"
+    assert automation("resume", "--reason", "Paid.", "workflow", "--step", "book", failed.pk).code == 0
+    assert automation("list", "--limit", 1, "workflow").code == 0
+    assert automation("why", "--limit", 1, "app.Reservation:4711").code == 1
+
+
+def test_a_message_with_control_characters_does_not_reach_the_terminal(charging):
+    answer = automation("start", "charging", "--key", "\x1b[2J")
+    assert answer.code == 0
+    again = automation("start", "charging", "--key", "\x1b[2J")
+    assert again.code == 1
+    assert "\x1b" not in again.err
+
+
 def test_an_unchanged_environment_names_the_user_of_the_system(waiting, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ, "LOGNAME": "ann"})
     automation("cancel", "workflow", waiting.pk)

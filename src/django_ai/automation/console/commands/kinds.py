@@ -44,7 +44,9 @@ class Kind:
 
     def rows(self) -> models.QuerySet[Any]:
         """Return all rows, as they are listed, from the writer."""
-        rows = self.model._default_manager.using(alias_of(self.model)).select_related(*self.related)
+        rows = self.model._default_manager.using(alias_of(self.model))
+        if self.related:
+            rows = rows.select_related(*self.related)
         if self.model is WorkflowRun:
             rows = rows.prefetch_related("waits")
         if self.model is AgentRun:

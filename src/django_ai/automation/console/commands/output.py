@@ -24,7 +24,7 @@ class Refused(CommandError):
     """The verb could not do all that it was asked for. What it did is written before the message."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, returncode=REFUSED)
+        super().__init__("\n".join(map(printable, message.splitlines())), returncode=REFUSED)
 
 
 class Usage(CommandError):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.core.management.base import CommandParser
-from django.db import Error as AnyDatabaseError
 
 from ...exceptions import AutomationError
 from ...queues.acting import acting_as
@@ -16,6 +16,22 @@ from ...queues.acting_command import acting_as_command
 from .output import Output, Refused, Usage
 
 Options = dict[str, Any]
+
+
+class VerbParser(CommandParser):
+    """Takes primary keys and names also after options: ``cancel workflow --reason "A double." 12``."""
+
+    _is_intermixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse options and positional arguments in any order."""
+        if self._is_intermixing:
+            return super().parse_known_args(args, namespace)
+        self._is_intermixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixing = False
 
 
 class Verb(ABC):
@@ -51,10 +67,8 @@ class Verb(ABC):
         try:
             with self._acting(options):
                 document = self.perform(options, output)
-        except (AutomationError, LookupError) as error:
-            if isinstance(error, AnyDatabaseError):
-                raise
-            raise Refused(_text(error)) from error
+        except (AutomationError, ObjectDoesNotExist) as error:
+            raise Refused(str(error)) from error
         failed = document.pop("refused_because", "") if isinstance(document, dict) else ""
         output.finish(document)
         if failed:
@@ -74,7 +88,3 @@ class Verb(ABC):
             if str(error).startswith("acting_as("):
                 raise Usage(f"--actor: {error}") from error
             raise
-
-
-def _text(error: Exception) -> str:
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

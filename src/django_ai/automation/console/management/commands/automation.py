@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from ...commands.names import hint
 from ...commands.output import USAGE, Output
+from ...commands.verb import VerbParser
 from ...commands.verbs import VERBS
 
 
@@ -29,7 +30,7 @@ class Command(BaseCommand):
         super().run_from_argv(list(argv))
 
     def add_arguments(self, parser: CommandParser) -> None:
-        verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+        verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=VerbParser)
         for verb in VERBS.values():
             verb().add_to(verbs.add_parser(verb.name, help=verb.help, description=verb.help))
 
