@@ -61,17 +61,18 @@ class StrictPolicy:
 
 
 class Visitor:
-    """A page of the browser and the person before it. ``clicks`` counts from the address that was opened last."""
+    """A page of the browser and the person before it. ``clicks`` counts from the address that was opened last, and
+    ``status`` is that of its answer."""
 
     def __init__(self, page: Page, server: str) -> None:
         self.page, self.server = page, server
-        self.clicks = 0
+        self.clicks = self.status = 0
         self.complaints: list[str] = []
 
     def open(self, path: str) -> Visitor:
         """Open an address, as a bookmark does."""
-        self.page.goto(f"{self.server}{path}")
-        self.clicks = 0
+        answer = self.page.goto(f"{self.server}{path}")
+        self.clicks, self.status = 0, answer.status if answer is not None else 0
         return self
 
     def click(self, name: str, *, role: str = "link", within: str = "#content", exact: bool = False) -> Visitor:

@@ -44,6 +44,10 @@ from tests.apps.reservations.models import Guest, Reservation
 from tests.support.agents import counting_companion
 
 PACKAGE = "django_ai.automation"
+MAX_ROWS = 10
+NO_ROW = 0
+QUERIES = {"automation_console_catalogue_entry": "?kind=workflow&name=charge"}
+"""What completes the addresses of pages that show nothing without it."""
 OPERATOR, VIEWER = "olga", "vera"
 
 
@@ -118,6 +122,9 @@ class Day:
 
     failed: WorkflowRun
     waiting: WorkflowRun
+    second_waiting: WorkflowRun
+    called_off: WorkflowRun
+    planned: WorkflowRun
     reminded: Reservation
     cancelled: Reservation
 
@@ -130,7 +137,7 @@ def spend_day(now: datetime | None = None) -> Day:
     schedules.ensure_rows(now)
     failed = engine.start("charge", guest="Bob")
     engine.start("charge", guest="Eve")
-    waiting = engine.start("late_checkout")
+    waiting, second_waiting = engine.start("late_checkout"), engine.start("late_checkout", guest="Eve")
     gone = engine.start("charge", guest="Ada")
     WorkflowRun.objects.filter(pk=gone.pk).update(name="charge_by_cheque")  # its code is gone: it is parked
     stays = [_stay(name, now + timedelta(days=2), note) for name, note in (("Ada", ""), ("Bob", "no address"))]
@@ -158,7 +165,15 @@ def spend_day(now: datetime | None = None) -> Day:
         engine.pause(workflow="reminder", reason="The texts are being checked.")
     failed.refresh_from_db()
     waiting.refresh_from_db()
-    return Day(failed, waiting, reminded=stays[1], cancelled=stays[0])
+    return Day(
+        failed,
+        waiting,
+        second_waiting,
+        called_off,
+        planned=WorkflowRun.objects.get(name="reminder", status="waiting"),
+        reminded=stays[1],
+        cancelled=stays[0],
+    )
 
 
 def _stay(name: str, checkin: datetime, note: str) -> Reservation:
@@ -173,6 +188,7 @@ class Page:
     model: type[models.Model]
     name: str
     path: str
+    arguments: dict[str, Any]
 
     def __str__(self) -> str:
         return self.name
@@ -181,24 +197,41 @@ class Page:
     def kind(self) -> str:
         return self.name.rpartition("_")[2]
 
+    @property
+    def paths(self) -> list[str]:
+        """The path, and those of the same page of other rows: a form makes sense in some states only."""
+        if "object_id" not in self.arguments:
+            return [self.path]
+        rows = self.model._default_manager.order_by("pk").values_list("pk", flat=True)[:MAX_ROWS]
+        return [reverse(f"admin:{self.name}", kwargs={**self.arguments, "object_id": pk}) for pk in rows]
+
 
 def pages() -> Iterator[Page]:
-    """Yield every page that the package has in the admin, with a row where the address names one.
+    """Yield every page that the package has in the admin, with a row where the address names one."""
+    for model, pattern in _patterns():
+        arguments = {name: _argument(model, name) for name in pattern.pattern.converters}
+        if arguments.get("object_id") != NO_ROW:
+            path = reverse(f"admin:{pattern.name}", kwargs=arguments) + QUERIES.get(pattern.name or "", "")
+            yield Page(model, str(pattern.name), path, arguments)
 
-    Raises ``AssertionError`` for a page that no row of the day can be shown on.
-    """
+
+def models_without_rows() -> set[str]:
+    """Return the models with a page of a row, of which the day has no row."""
+    of_rows = {model for model, pattern in _patterns() if "object_id" in pattern.pattern.converters}
+    return {model._meta.label for model in of_rows if _argument(model, "object_id") == NO_ROW}
+
+
+def _patterns() -> Iterator[tuple[type[models.Model], URLPattern]]:
     for model, owner in admin.site._registry.items():
-        if not model.__module__.startswith(PACKAGE):
-            continue
-        for pattern in owner.get_urls():
-            if isinstance(pattern, URLPattern) and pattern.name:
-                arguments = {name: _argument(model, name) for name in pattern.pattern.converters}
-                yield Page(model, pattern.name, reverse(f"admin:{pattern.name}", kwargs=arguments))
+        if model.__module__.startswith(PACKAGE):
+            named = [each for each in owner.get_urls() if isinstance(each, URLPattern) and each.name]
+            yield from ((model, each) for each in named)
 
 
 def _argument(model: type[models.Model], name: str) -> Any:
     if name == "object_id":
         row = model._default_manager.order_by("pk").first()
-        assert row is not None, f"tests/support/console_rows.py creates no {model._meta.label}: add one to spend_day"
-        return row.pk
-    raise AssertionError(f"tests/support/console_rows.py has no value for {name!r} in an address of {model.__name__}")
+        return NO_ROW if row is None else row.pk
+    values = {"label": Reservation._meta.label_lower, "key": Reservation.objects.latest("pk").pk}
+    assert name in values, f"tests/support/console_rows.py has no value for {name!r} in an address of {model.__name__}"
+    return values[name]
