@@ -1,5 +1,5 @@
-"""Migration operations that install and remove the triggers of captured writes, and ``uncaptured`` for migrations that
-write much."""
+"""Migration operations: the triggers of captured writes, and ``uncaptured`` for migrations that write much; other names
+of events."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from django.db import router
 from django.db.migrations.operations.base import Operation, OperationCategory
 
 from ..exceptions import DefinitionError
-from .models import CapturedWrite
+from ..queues import renaming
+from ..queues.data_operation import DataOperation, check_names, renamed_later, suggestion
+from ..queues.models import Maintenance
+from .models import CapturedWrite, Event
+from .name_map import NameMap
+from .names import MAX_NAME, pattern_of
+from .renaming import names_in, rename_event
+from .sources import declared_names
 from .triggers.installation import install, remove
 from .triggers.rows import Capture
 from .uncaptured import uncaptured
 
-__all__ = ["CaptureWrites", "StopCapturingWrites", "uncaptured"]
+__all__ = ["CaptureWrites", "RenameEvent", "StopCapturingWrites", "uncaptured"]
 
 
 class _CaptureOperation(Operation):
@@ -124,3 +131,86 @@ class StopCapturingWrites(_CaptureOperation):
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         self._install(schema_editor, to_state)
+
+
+class RenameEvent(DataOperation):
+    """Rename an event everywhere its name is stored.
+
+    Its rows, what runs wait for, claims and routing keys get the new name, so nothing occurs twice and no wait is lost.
+    The name is changed for all models that declare it. It works in short transactions, and a repeated run continues
+    where it was interrupted. Reversed, it renames back.
+
+    Args:
+        old: The old name, as a string. Of a template or a family the name as it was declared,
+            ``"task_done:{{ instance.pk }}"``.
+        new: The new name, with the same varying parts.
+        merge: Also if there are events under the new name already, as after a release that came without this migration.
+            Default False: such a rename is refused.
+
+    Raises:
+        DefinitionError: At import, if a name is invalid. At migration, if the code does not declare the new name, if it
+            is in use, or for a row that cannot be renamed; the message names the fix.
+
+    Example:
+        The migration of an app::
+
+            operations = [RenameEvent("confirmed", "approved")]
+    """
+
+    needs = (Event, Maintenance)
+    _kind: ClassVar[str] = "event"
+
+    def __init__(self, old: str, new: str, *, merge: bool = False) -> None:
+        what = f"RenameEvent({old!r}, {new!r})"
+        check_names(what, old, new, MAX_NAME)
+        NameMap(old, new, what)
+        self.old, self.new, self.merge = old, new, merge
+
+    def describe(self) -> str:
+        return f"Rename the event {self.old!r} to {self.new!r}"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        return "rename_event"
+
+    def apply(self, *, is_backwards: bool) -> int:
+        old, new = (self.new, self.old) if is_backwards else (self.old, self.new)
+        names = NameMap(old, new, repr(self))
+        if not is_backwards:
+            self._check(names)
+        renaming.record(self._kind, self.old, self.new)
+        changed = rename_event(repr(self), names)
+        if is_backwards:
+            renaming.forget(self._kind, self.old, self.new)
+        else:
+            renaming.complete(self._kind, old, new, changed)
+        return changed
+
+    def _check(self, names: NameMap) -> None:
+        if not _has_events(names):
+            return
+        declared = declared_names()
+        if names.old in declared:
+            raise DefinitionError(
+                f"{self!r}: the code still declares the event {names.old!r}. Give its EventDefinition the name "
+                f"{names.new!r} in the release that has this migration."
+            )
+        wanted = renamed_later(RenameEvent, names.new)
+        if wanted not in declared:
+            raise DefinitionError(
+                f"{self!r}: no EventDefinition and no FreeEvent is called {wanted!r}. "
+                f"{suggestion(wanted, sorted(declared))}"
+            )
+        new_names = NameMap(names.new, names.old, repr(self))
+        if not self.merge and not renaming.is_recorded(self._kind, names.old, names.new) and _has_events(new_names):
+            raise DefinitionError(
+                f"{self!r}: there are events called {pattern_of(names.new)!r} already. If they are of the same event, "
+                "because the new code has run before this migration, add merge=True. Otherwise choose another name."
+            )
+
+
+def _has_events(names: NameMap) -> bool:
+    found = Event.objects.filter(names_in(names, "event_name")).values_list("event_name", flat=True)
+    if names.is_plain:
+        return bool(found.exists())
+    return any(names.get(name) is not None for name in found.distinct().iterator())

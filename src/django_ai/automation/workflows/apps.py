@@ -17,6 +17,7 @@ class WorkflowsConfig(AppConfig):
         from django.db.models import Q
 
         from ..events.claim_owners import register_owner
+        from ..events.renaming import register_event_renamer
         from ..events.schedules.definitions import register_targets
         from ..events.subscribers import subscribe
         from ..events.upcoming import register_source
@@ -32,6 +33,7 @@ class WorkflowsConfig(AppConfig):
         from .definitions import all_workflows, newest_workflows
         from .delivery import deliver
         from .editing import edit_context
+        from .event_renaming import rename_in_workflows
         from .models import Signal, StepExecution, WorkflowRun
         from .retention import prune_history, prune_runs, prune_signals, prune_unfinished_history
         from .run_limits import park_run, slot_owner
@@ -62,4 +64,5 @@ class WorkflowsConfig(AppConfig):
         subscribe(WorkflowSubscriber())
         register_source(runs_of_workflows)
         register_explainer(explain_workflows)
+        register_event_renamer(rename_in_workflows)
         register(checks.check_workflows)

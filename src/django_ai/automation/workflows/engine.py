@@ -27,7 +27,7 @@ from ..values.classes import declaration_of
 from ..values.json_text import encode
 from .definitions import WorkflowDefinition, find_workflow
 from .ending import end_runs
-from .keyed_start import IfExists, check_if_exists, check_key, start_key, start_once
+from .keyed_start import IfExists, check_if_exists, check_key, start_keys, start_once
 from .models import Signal, WorkflowRun, WorkflowRunQuerySet
 from .outcomes import check_name
 from .receivable import warning_about
@@ -205,7 +205,7 @@ class Engine(Repairs):
             if name is None:
                 raise DefinitionError(f"engine.runs(key={key!r}) needs the workflow: each has its own keys.")
             check_key(key, "engine.runs()")
-            runs = runs.filter(origin_key=start_key(name, key))
+            runs = runs.filter(origin_key__in=start_keys(name, key))
         if entity is not None:
             runs = runs.filter(rows_about(entity))
         return runs if status is None else runs.filter(status__in=_statuses(status))

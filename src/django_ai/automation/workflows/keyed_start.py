@@ -21,8 +21,10 @@ from ..queues.acting import signed
 from ..queues.history import note
 from ..queues.lanes import lane_of
 from ..queues.notifier import ring_after_commit
+from ..queues.renaming import former_names
 from ..values.digests import digest
 from ..values.text import one_line
+from .current_run import KIND
 from .definitions import WorkflowDefinition
 from .ending import end_runs
 from .models import WorkflowRun
@@ -40,6 +42,12 @@ MAX_START_ATTEMPTS = 20
 def start_key(name: str, key: str) -> str:
     """Return the ``origin_key`` of the run of the workflow ``name`` that is started with ``key``."""
     return digest("start", name, key)
+
+
+def start_keys(name: str, key: str) -> list[str]:
+    """Return the ``origin_keys`` that a run with ``key`` may have: also those of former names of the workflow
+    (``RenameWorkflow``), because the key itself is not stored."""
+    return [start_key(each, key) for each in (name, *former_names(KIND, name))]
 
 
 def check_key(key: Any, what: str) -> None:
@@ -82,13 +90,14 @@ def start_once(
 def _start(
     definition: WorkflowDefinition, context: BaseModel, key: str, if_exists: IfExists, now: datetime
 ) -> WorkflowRun:
-    alias, origin_key = alias_of(WorkflowRun), start_key(definition.name, key)
-    rows = WorkflowRun.objects.filter(origin_key=origin_key)
+    alias, keys = alias_of(WorkflowRun), start_keys(definition.name, key)
+    origin_key, rows = keys[0], WorkflowRun.objects.filter(origin_key__in=keys)
     for _ in range(MAX_START_ATTEMPTS):
         if if_exists == "restart" and (previous := rows.first()) is not None and not _release(previous, key, now):
             continue  # another restart was faster, and its run has the key
+        was_taken = len(keys) > 1 and if_exists != "restart" and rows.exists()  # under a former name
         run = run_due_now(definition, context, now, origin_key=origin_key)
-        if insert_ignoring(WorkflowRun, [run], key="origin_key"):
+        if not was_taken and insert_ignoring(WorkflowRun, [run], key="origin_key"):
             run._state.adding, run._state.db = False, alias
             ring_after_commit(alias, lane_of(run))
             return run
