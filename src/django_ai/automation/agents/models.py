@@ -29,7 +29,7 @@ from ..queues.limits.release import give_back
 from ..queues.notifier import ring_after_commit
 from ..queues.run import Run
 from ..queues.tracing import trace_context_field
-from ..queues.wakeable import at_text, deferral_text, entity_index, failed_index, parked_index
+from ..queues.wakeable import at_text, deferral_text, ended_index, entity_index, failed_index, parked_index
 from ..state.encryption import EncryptedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key
@@ -273,6 +273,7 @@ class HandlerExecution(AutomationModel):
             ),
             parked_index("automation_handler"),
             failed_index("automation_handler"),
+            ended_index("automation_handler"),
         ]
 
     def __str__(self) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
-from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.template.response import TemplateResponse
@@ -18,12 +17,14 @@ from django.utils import timezone
 from django.utils.translation import gettext
 
 from ..agents.models import AgentRun
-from ..events.models import Event
+from ..events.models import CallbackExecution, Event
 from ..queues.admin_stories import register_row_view, register_story
+from ..queues.models import Worker
 from ..workflows.models import WorkflowRun
 from . import agent_verbs, event_verbs, run_verbs
 from .agents import agent_story
 from .desk import desk
+from .desk_pages import may_view, page_of, words_of_overview, worker_lines
 from .events import event_story
 from .models import Overview
 from .problems import Problem
@@ -66,15 +67,18 @@ class OverviewAdmin(ModelAdmin):
             raise PermissionDenied
         if request.method not in ("GET", "HEAD"):
             return HttpResponseNotAllowed(["GET", "HEAD"])
-        found = desk(timezone.now())
-        shown = [self._shown(each) for each in found.problems if _may_view(request, each)]
+        readable = [model for model in (WorkflowRun, CallbackExecution, AgentRun) if may_view(request, model)]
+        found = desk(timezone.now(), readable)
+        shown = [self._shown(each) for each in found.problems if may_view(request, each.model)]
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": gettext("Automation: overview"),
             "desk": found,
             "problems": shown,
-            "words": _words(),
+            "working": worker_lines(self.admin_site.name, request, found.working),
+            "workers_url": page_of(self.admin_site.name, Worker, request),
+            "words": words_of_overview(),
         }
         return TemplateResponse(request, "automation_console/desk.html", context)
 
@@ -98,31 +102,3 @@ class OverviewAdmin(ModelAdmin):
             "newest": newest,
             "command": problem.command,
         }
-
-
-def _may_view(request: HttpRequest, problem: Problem) -> bool:
-    options = problem.model._meta
-    return request.user.has_perm(f"{options.app_label}.{get_permission_codename('view', options)}")
-
-
-def _words() -> dict[str, str]:
-    return {
-        "read": gettext("as of"),
-        "problems": gettext("Problems"),
-        "no_problems": gettext("Nothing is parked, and nothing has failed."),
-        "due": gettext("Due now"),
-        "no_due": gettext("Nothing is due."),
-        "planned": gettext("Due in the next hour"),
-        "no_planned": gettext("Nothing is planned."),
-        "paused": gettext("Paused"),
-        "kind": gettext("Kind"),
-        "queue": gettext("Queue"),
-        "count": gettext("Rows"),
-        "age": gettext("Oldest since"),
-        "name": gettext("Name"),
-        "error": gettext("Error"),
-        "first": gettext("First"),
-        "last": gettext("Last"),
-        "newest": gettext("newest"),
-        "command": gettext("Command"),
-    }

@@ -174,6 +174,12 @@ def parked_index(label: str) -> PartialIndex:
     return PartialIndex(fields=["parked_at"], name=f"{label}_parked", condition=models.Q(status="parked"))
 
 
+def ended_index(label: str) -> PartialIndex:
+    """Return the index that finds the rows of the model ``label`` that have ended last. One entry for each row, once it
+    has ended."""
+    return PartialIndex(fields=["finished_at"], name=f"{label}_ended", condition=models.Q(finished_at__isnull=False))
+
+
 def failed_index(label: str) -> PartialIndex:
     """Return the index that finds failed rows of the model ``label``, however many rows have ended.
 

@@ -146,6 +146,10 @@ class Migration(migrations.Migration):
             model_name='handlerexecution',
             index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('status', 'failed')), fields=['status', 'finished_at'], name='automation_handler_failures'),
         ),
+        migrations.AddIndex(
+            model_name='handlerexecution',
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('finished_at__isnull', False)), fields=['finished_at'], name='automation_handler_ended'),
+        ),
         migrations.AddConstraint(
             model_name='handlerexecution',
             constraint=models.UniqueConstraint(fields=('unique_key',), name='automation_handler_unique'),

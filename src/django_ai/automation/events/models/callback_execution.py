@@ -20,7 +20,7 @@ from ...queues.limits.reasons import slot_reason, slot_reasons
 from ...queues.limits.release import give_back
 from ...queues.notifier import ring_after_commit
 from ...queues.pausable import PausableWakeable
-from ...queues.wakeable import at_text, attempt_text, failed_index, parked_index
+from ...queues.wakeable import at_text, attempt_text, ended_index, failed_index, parked_index
 from ...values.clock import aware
 from ...values.digests import KEY_LENGTH, new_call_key
 from .event import Event
@@ -72,6 +72,7 @@ class CallbackExecution(PausableWakeable):
             *lane_indexes("automation_callback"),
             parked_index("automation_callback"),
             failed_index("automation_callback"),
+            ended_index("automation_callback"),
         ]
 
     def __str__(self) -> str:

@@ -153,6 +153,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='workflowrun',
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('finished_at__isnull', False)), fields=['finished_at'], name='automation_run_ended'),
+        ),
+        migrations.AddIndex(
+            model_name='workflowrun',
             index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('entity_id__gt', '')), fields=['entity_id', 'entity_type'], name='automation_run_entity'),
         ),
         migrations.AddIndex(

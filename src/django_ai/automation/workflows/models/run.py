@@ -26,7 +26,7 @@ from ...queues.limits.reasons import slot_reason, slot_reasons
 from ...queues.limits.release import give_back
 from ...queues.notifier import ring_after_commit
 from ...queues.tracing import trace_context_field
-from ...queues.wakeable import at_text, attempt_text, entity_index, failed_index, parked_index
+from ...queues.wakeable import at_text, attempt_text, ended_index, entity_index, failed_index, parked_index
 from ...state.encryption import EncryptedJSONField
 from ...values.clock import Clock, aware
 from ...values.digests import KEY_LENGTH, new_call_key
@@ -134,6 +134,7 @@ class WorkflowRun(RunAccess):
             *lane_indexes("automation_run"),
             parked_index("automation_run"),
             failed_index("automation_run"),
+            ended_index("automation_run"),
             entity_index("automation_run"),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
         ]

@@ -1,0 +1,152 @@
+"""What was done in the last day: how many rows have completed, failed and started late, minute by minute.
+
+The rows are grouped by the database, in one query for each kind. Each reads the newest entries of one index, at most
+``MAX_ROWS``; where there are more, the picture begins later, and says so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.db import connections, models
+from django.db.models import Case, F, Func, IntegerField, Q, Value, When
+
+from ..agents.models import HandlerExecution
+from ..db.writer import alias_of
+from ..events.models import CallbackExecution
+from ..workflows.definitions import newest_workflows
+from ..workflows.models import WorkflowRun
+
+PERIOD = timedelta(hours=24)
+LATE = timedelta(minutes=1)
+"""A row that starts so much after it became due is late."""
+MAX_ROWS = 50_000
+"""Rows of each kind that are counted, the newest ones."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has ended in a minute, or in another period. ``late``: those of them that had started late."""
+
+    done: int = 0
+    failed: int = 0
+    late: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.done += other.done
+        self.failed += other.failed
+        self.late += other.late
+
+
+@dataclass(slots=True)
+class Activity:
+    """The minutes of a period in which something has ended. ``since``: from when on everything was counted."""
+
+    since: datetime
+    until: datetime
+    minutes: dict[datetime, Counts] = field(default_factory=dict)
+    is_cut: bool = False
+
+    @property
+    def total(self) -> Counts:
+        total = Counts()
+        for each in self.minutes.values():
+            total.add(each)
+        return total
+
+    def by_hour(self) -> list[tuple[datetime, Counts]]:
+        """Return the sums of the hours of the clock, the newest first, with those in which nothing has ended."""
+        found: dict[datetime, Counts] = defaultdict(Counts)
+        for minute, counts in self.minutes.items():
+            found[minute.replace(minute=0)].add(counts)
+        first, hour = _minute(self.since).replace(minute=0), _minute(self.until).replace(minute=0)
+        hours = []
+        while hour >= first:
+            hours.append((hour, found.get(hour, Counts())))
+            hour -= timedelta(hours=1)
+        return hours
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The rows of one kind that have ended. ``late``: which of them had started late."""
+
+    model: type[models.Model]
+    failed: str
+    done: str
+    late: Q
+
+
+class _Minute(Func):
+    """The minute of a moment, as a string of UTC: the same on every database."""
+
+    template = "substr(%(expressions)s, 1, 16)"
+    output_field = models.CharField()
+
+    def as_postgresql(self, compiler: Any, connection: Any) -> Any:
+        template = "to_char(%(expressions)s AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')"
+        return super().as_sql(compiler, connection, template=template)
+
+    def as_mysql(self, compiler: Any, connection: Any) -> Any:
+        return super().as_sql(compiler, connection, template="CAST(%(expressions)s AS CHAR(16))")
+
+
+def activity(now: datetime) -> Activity:
+    """Read what has ended in the last day."""
+    found = Activity(now - PERIOD, now)
+    for source in _sources():
+        rows = _grouped(source, found.since)
+        if sum(count for *_, count in rows) >= MAX_ROWS:
+            # The oldest minute was not read to its end.
+            found.is_cut = True
+            found.since = max(found.since, _moment(min(minute for minute, *_ in rows)) + timedelta(minutes=1))
+        for minute, status, is_late, count in rows:
+            counts = found.minutes.setdefault(_moment(minute), Counts())
+            counts.done += count if status == source.done else 0
+            counts.failed += count if status == source.failed else 0
+            counts.late += count if is_late else 0
+    found.minutes = {minute: counts for minute, counts in found.minutes.items() if minute >= _minute(found.since)}
+    return found
+
+
+def _sources() -> Sequence[_Source]:
+    late = Q(started_at__gt=F("created_at") + Value(LATE, output_field=models.DurationField()))
+    due_late = Q(started_at__gt=F("due_at") + Value(LATE, output_field=models.DurationField()))
+    collecting = [each.name for each in newest_workflows() if each.window is not None]
+    # A planned run is created before it is due, and one of a window waits for its end.
+    runs = late & Q(planned=False) & (~Q(name__in=collecting) if collecting else Q())
+    return (
+        _Source(WorkflowRun, "failed", "completed", runs),
+        _Source(CallbackExecution, "failed", "completed", late),
+        _Source(HandlerExecution, "failed", "completed", due_late),
+    )
+
+
+def _grouped(source: _Source, since: datetime) -> list[tuple[str, str, int, int]]:
+    """Return (minute, status, whether late, count) of the rows of one kind."""
+    alias = alias_of(source.model)
+    is_late = Case(When(source.late, then=Value(1)), default=Value(0), output_field=IntegerField())
+    rows = (
+        source.model._base_manager.using(alias)
+        .filter(finished_at__gte=since, finished_at__isnull=False)
+        .annotate(ended_minute=_Minute("finished_at"), was_late=is_late)
+        .order_by("-finished_at")
+        .values_list("ended_minute", "status", "was_late")[:MAX_ROWS]
+    )
+    sql, params = rows.query.get_compiler(using=alias).as_sql()
+    columns = "ended_minute, status, was_late"
+    with connections[alias].cursor() as cursor:
+        cursor.execute(f"SELECT {columns}, count(*) FROM ({sql}) AS ended GROUP BY {columns}", params)
+        return [(str(minute), status, int(late), int(count)) for minute, status, late, count in cursor.fetchall()]
+
+
+def _moment(minute: str) -> datetime:
+    return datetime.strptime(minute[:16], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+
+
+def _minute(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(second=0, microsecond=0)

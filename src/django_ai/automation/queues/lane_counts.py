@@ -1,0 +1,93 @@
+"""What lies in the lanes now: how many rows are due, planned or leased. A few queries, whatever the number of lanes and
+rows: each branch reads a range of one index, and stops at a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..conf import conf
+from ..db.writer import alias_of
+from ..values.clock import later
+from .lanes import Lane, lane_condition, lane_params
+from .wakeable import Wakeable
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCount:
+    """The numbers of rows of a lane: due, planned until a moment, and planned after it; each up to the limit."""
+
+    lane: Lane
+    due: int
+    soon: int
+    later: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedRow:
+    """A row that a worker performs now. ``holder``: host and process id."""
+
+    model: type[Wakeable]
+    pk: int
+    holder: str
+
+
+def count_lanes(lanes: Sequence[Lane], now: datetime, soon: datetime, limit: int) -> list[LaneCount]:
+    """Count the rows of ``lanes`` that are due, that are due until ``soon``, and later. Leased rows are not counted."""
+    if not lanes:
+        return []
+    connection = connections[alias_of(lanes[0].model)]
+    at, until = (connection.ops.adapt_datetimefield_value(each) for each in (now, soon))
+    spans: list[tuple[str, list[Any]]] = [
+        ("wake_at <= %s", [at]),
+        ("wake_at > %s AND wake_at <= %s AND lease IS NULL", [at, until]),
+        ("wake_at > %s AND lease IS NULL", [until]),
+    ]
+    branches, params = [], []
+    for number, lane in enumerate(lanes):
+        for place, (span, moments) in enumerate(spans):
+            rows = f"SELECT 1 FROM {_table(connection, lane)} WHERE {_condition(lane)}{span} LIMIT {limit}"
+            branches.append(f"SELECT {number}, {place}, count(*) FROM ({rows}) AS counted")
+            params += [*lane_params(lane), *moments]
+    counts = {(number, place): int(count) for number, place, count in _rows(connection, branches, params)}
+    return [
+        LaneCount(lane, *(counts[number, place] for place in range(len(spans)))) for number, lane in enumerate(lanes)
+    ]
+
+
+def leased_rows(lanes: Sequence[Lane], now: datetime, limit: int) -> list[LeasedRow]:
+    """Return the rows of ``lanes`` that workers perform now. Of each lane at most ``limit`` rows are read that are
+    leased, or due before a new lease would end."""
+    if not lanes:
+        return []
+    connection = connections[alias_of(lanes[0].model)]
+    span = [connection.ops.adapt_datetimefield_value(each) for each in (now, later(now, 2 * conf().LEASE))]
+    branches, params = [], []
+    for number, lane in enumerate(lanes):
+        rows = (
+            f"SELECT id, lease FROM {_table(connection, lane)} "
+            f"WHERE {_condition(lane)}wake_at > %s AND wake_at <= %s ORDER BY wake_at LIMIT {limit}"
+        )
+        branches.append(f"SELECT {number}, id, lease FROM ({rows}) AS held WHERE lease IS NOT NULL")
+        params += [*lane_params(lane), *span]
+    found = _rows(connection, branches, params)
+    return [LeasedRow(lanes[number].model, pk, lease.rsplit(":", 1)[0]) for number, pk, lease in found]
+
+
+def _table(connection: BaseDatabaseWrapper, lane: Lane) -> str:
+    return connection.ops.quote_name(lane.model._meta.db_table)
+
+
+def _condition(lane: Lane) -> str:
+    return lane_condition(lane.model, is_default=lane.is_default)
+
+
+def _rows(connection: BaseDatabaseWrapper, branches: list[str], params: list[Any]) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(branches), params)
+        return list(cursor.fetchall())
