@@ -158,7 +158,7 @@ export class Refresher {
       this.readAt = this.now();
     } catch {
       this.failures += 1;
-      this.announce(this.root.dataset.failed, this.failures === 1);
+      if (this.failures === 1) this.say(this.root.dataset.failed);
     } finally {
       this.isReading = false;
     }
@@ -178,7 +178,10 @@ export class Refresher {
       if (this.failures) this.live.textContent = "";
       return;
     }
-    this.announce(this.root.dataset.changed);
+    if (this.now() - this.announcedAt >= BETWEEN_ANNOUNCEMENTS) {
+      this.announcedAt = this.now();
+      this.say(this.root.dataset.changed);
+    }
     if (mayMove) for (const element of touched) this.mark(element);
   }
 
@@ -197,9 +200,8 @@ export class Refresher {
     element.addEventListener("animationend", () => element.classList.remove("automation-changed"), { once: true });
   }
 
-  announce(text, isNew = true) {
-    if (!isNew || this.now() - this.announcedAt < BETWEEN_ANNOUNCEMENTS) return;
-    this.announcedAt = this.now();
+  /** Let screen readers say `text` when they have said what they are saying. */
+  say(text) {
     this.live.textContent = ""; // the same text twice is said twice
     requestAnimationFrame(() => (this.live.textContent = text));
   }
@@ -215,7 +217,7 @@ export class Refresher {
   end() {
     this.isOver = true;
     this.show();
-    this.announce(this.root.dataset.stopped);
+    this.say(this.root.dataset.stopped);
   }
 }
 
