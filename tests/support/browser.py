@@ -40,6 +40,9 @@ NO_INLINE = {
 }
 """A policy for ``SECURE_CSP`` that allows no inline script and no inline style."""
 
+STILL = "try { sessionStorage.setItem('automation-refresh-paused', 'yes') } catch { /* no page yet */ }"
+"""Pauses the refreshing of pages, which would read the database beside the test."""
+
 WATCH = """
 document.addEventListener('securitypolicyviolation', event => window.reportViolation(
     `${event.violatedDirective} refused ${event.blockedURI} ${event.sample} at ${event.sourceFile}:${event.lineNumber}`
@@ -133,12 +136,15 @@ class Chromium:
     def visitor(self, server: str, session: str = "", **options: Any) -> Iterator[Visitor]:
         """Yield a visitor with the key of a session, or without: nobody has logged in. What the browser complains of
         is asserted at the end."""
+        is_still = options.pop("is_still", True)
         context = self.browser.new_context(viewport=options.pop("viewport", DESKTOP), **options)
         context.set_default_timeout(15_000)
         page = context.new_page()
         visitor = Visitor(page, server)
         context.expose_function("reportViolation", lambda text: visitor.complaints.append(text))
         context.add_init_script(WATCH)
+        if is_still:
+            context.add_init_script(STILL)
         page.on("console", lambda message: _note(visitor, message.type, message.text))
         page.on("pageerror", lambda error: visitor.complaints.append(f"script: {error}"))
         if session:

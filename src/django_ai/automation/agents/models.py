@@ -273,7 +273,7 @@ class HandlerExecution(AutomationModel):
             ),
             parked_index("automation_handler"),
             failed_index("automation_handler"),
-            ended_index("automation_handler"),
+            ended_index("automation_handler", "due_at", "started_at"),
         ]
 
     def __str__(self) -> str:

@@ -82,14 +82,13 @@ class _Source:
 
 
 class _Minute(Func):
-    """The minute of a moment, as a string of UTC: the same on every database."""
+    """The minute of a moment, as a moment or as a string of UTC."""
 
     template = "substr(%(expressions)s, 1, 16)"
     output_field = models.CharField()
 
     def as_postgresql(self, compiler: Any, connection: Any) -> Any:
-        template = "to_char(%(expressions)s AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')"
-        return super().as_sql(compiler, connection, template=template)
+        return super().as_sql(compiler, connection, template="date_trunc('minute', %(expressions)s)")
 
     def as_mysql(self, compiler: Any, connection: Any) -> Any:
         return super().as_sql(compiler, connection, template="CAST(%(expressions)s AS CHAR(16))")
@@ -103,9 +102,9 @@ def activity(now: datetime) -> Activity:
         if sum(count for *_, count in rows) >= MAX_ROWS:
             # The oldest minute was not read to its end.
             found.is_cut = True
-            found.since = max(found.since, _moment(min(minute for minute, *_ in rows)) + timedelta(minutes=1))
+            found.since = max(found.since, min(minute for minute, *_ in rows) + timedelta(minutes=1))
         for minute, status, is_late, count in rows:
-            counts = found.minutes.setdefault(_moment(minute), Counts())
+            counts = found.minutes.setdefault(minute, Counts())
             counts.done += count if status == source.done else 0
             counts.failed += count if status == source.failed else 0
             counts.late += count if is_late else 0
@@ -126,7 +125,7 @@ def _sources() -> Sequence[_Source]:
     )
 
 
-def _grouped(source: _Source, since: datetime) -> list[tuple[str, str, int, int]]:
+def _grouped(source: _Source, since: datetime) -> list[tuple[datetime, str, int, int]]:
     """Return (minute, status, whether late, count) of the rows of one kind."""
     alias = alias_of(source.model)
     is_late = Case(When(source.late, then=Value(1)), default=Value(0), output_field=IntegerField())
@@ -141,10 +140,12 @@ def _grouped(source: _Source, since: datetime) -> list[tuple[str, str, int, int]
     columns = "ended_minute, status, was_late"
     with connections[alias].cursor() as cursor:
         cursor.execute(f"SELECT {columns}, count(*) FROM ({sql}) AS ended GROUP BY {columns}", params)
-        return [(str(minute), status, int(late), int(count)) for minute, status, late, count in cursor.fetchall()]
+        return [(_moment(minute), status, int(late), int(count)) for minute, status, late, count in cursor.fetchall()]
 
 
-def _moment(minute: str) -> datetime:
+def _moment(minute: Any) -> datetime:
+    if isinstance(minute, datetime):
+        return minute.astimezone(UTC)
     return datetime.strptime(minute[:16], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
 
 

@@ -174,10 +174,11 @@ def parked_index(label: str) -> PartialIndex:
     return PartialIndex(fields=["parked_at"], name=f"{label}_parked", condition=models.Q(status="parked"))
 
 
-def ended_index(label: str) -> PartialIndex:
-    """Return the index that finds the rows of the model ``label`` that have ended last. One entry for each row, once it
-    has ended."""
-    return PartialIndex(fields=["finished_at"], name=f"{label}_ended", condition=models.Q(finished_at__isnull=False))
+def ended_index(label: str, *columns: str) -> PartialIndex:
+    """Return the index that finds the rows of the model ``label`` that have ended last: one entry for each row, once it
+    has ended. It has all columns that the overview counts by, so that no row is read."""
+    condition = models.Q(finished_at__isnull=False)
+    return PartialIndex(fields=["finished_at", "status", *columns], name=f"{label}_ended", condition=condition)
 
 
 def failed_index(label: str) -> PartialIndex:

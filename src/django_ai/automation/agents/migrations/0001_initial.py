@@ -148,7 +148,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
-            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('finished_at__isnull', False)), fields=['finished_at'], name='automation_handler_ended'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('finished_at__isnull', False)), fields=['finished_at', 'status', 'due_at', 'started_at'], name='automation_handler_ended'),
         ),
         migrations.AddConstraint(
             model_name='handlerexecution',

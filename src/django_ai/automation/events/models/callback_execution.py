@@ -72,7 +72,7 @@ class CallbackExecution(PausableWakeable):
             *lane_indexes("automation_callback"),
             parked_index("automation_callback"),
             failed_index("automation_callback"),
-            ended_index("automation_callback"),
+            ended_index("automation_callback", "created_at", "started_at"),
         ]
 
     def __str__(self) -> str:

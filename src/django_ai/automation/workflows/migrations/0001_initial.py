@@ -153,7 +153,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='workflowrun',
-            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('finished_at__isnull', False)), fields=['finished_at'], name='automation_run_ended'),
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('finished_at__isnull', False)), fields=['finished_at', 'status', 'planned', 'created_at', 'started_at'], name='automation_run_ended'),
         ),
         migrations.AddIndex(
             model_name='workflowrun',

@@ -134,7 +134,7 @@ class WorkflowRun(RunAccess):
             *lane_indexes("automation_run"),
             parked_index("automation_run"),
             failed_index("automation_run"),
-            ended_index("automation_run"),
+            ended_index("automation_run", "planned", "created_at", "started_at"),
             entity_index("automation_run"),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
         ]
