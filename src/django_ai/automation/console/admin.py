@@ -22,6 +22,7 @@ from ..queues.admin_stories import register_row_view, register_story
 from ..queues.models import Worker
 from ..workflows.models import WorkflowRun
 from . import agent_verbs, event_verbs, run_verbs
+from . import pages as pages
 from .agents import agent_story
 from .desk import desk
 from .desk_pages import may_view, page_of, words_of_overview, worker_lines

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 from django.utils.translation import gettext
 
+from ..agents.definitions import agent_of
 from ..agents.models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
+from ..agents.routing import own_labels
 from ..events.models import EventClaim
+from ..exceptions import AutomationError
 from ..queues.admin_stories import Reader
 from ..values.text import last_line
 from .failures import failure_of
@@ -24,9 +28,12 @@ from .reading import (
     page_of,
     tone_of,
 )
-from .story import Fact, Moment, Story, Tone
+from .story import Fact, Moment, Story, Tone, moment_text
+from .verb_pages import counted
 
 AGENT = "agent"
+MAX_ROUTES = 20
+"""How many handlers the header lists."""
 
 
 def agent_story(run: AgentRun, reader: Reader, now: datetime) -> Story:
@@ -37,7 +44,13 @@ def agent_story(run: AgentRun, reader: Reader, now: datetime) -> Story:
         state=gettext("Running") if run.lease else str(status.label),
         tone=tone_of(run, status),
         now=now_of(run, now),
-        facts=[Fact(gettext("Agent"), run.name), *facts_of_run(run, reader, now), *_claims(run, reader)],
+        facts=[
+            Fact(gettext("Agent"), run.name),
+            *facts_of_run(run, reader, now),
+            *_mailbox(run),
+            *_routes(run, reader),
+            *_claims(run, reader),
+        ],
         failure=failure_of(run.error) if status in (AgentStatus.FAILED, AgentStatus.PARKED) else None,
         data_title=gettext("Context"),
         data=data_of(run.data, reader),
@@ -96,7 +109,46 @@ def _claims(run: AgentRun, reader: Reader) -> Iterator[Fact]:
 
 def _claimed(claim: EventClaim, reader: Reader) -> str:
     """Return the event that a claim is on, with what it compares only for readers who may see data."""
-    return str(claim) if reader.may_see_data else claim.event_name
+    until = "" if claim.expires_at is None else gettext(", until %s") % moment_text(claim.expires_at)
+    match = f" {_compared(claim.match)}" if claim.match and reader.may_see_data else ""
+    return f"{claim.event_name}{match}{until}"
+
+
+def _mailbox(run: AgentRun) -> Iterator[Fact]:
+    """Yield how much lies in the mailbox, each count in an index and up to a limit."""
+    states = (HandlerStatus.PENDING, HandlerStatus.WAITING, HandlerStatus.FAILED, HandlerStatus.PARKED)
+    found = [(state, counted(run.executions.filter(status=state))) for state in states]
+    words = [f"{state.label}: {count}" for state, count in found if count != "0"]
+    yield Fact(gettext("Mailbox"), ", ".join(words) or gettext("empty"))
+
+
+def _routes(run: AgentRun, reader: Reader) -> Iterator[Fact]:
+    """Yield which events the agent receives: for each handler its event, and the match with the values of the
+    Context; without the permission to see them, with its expressions."""
+    if run.is_finished:
+        return
+    try:
+        definition = agent_of(run)
+        context = run.context if reader.may_see_data and not run.has_no_context else None
+    except AutomationError:  # the code is gone, or cannot read the Context
+        return
+    for each in definition.handlers[:MAX_ROUTES]:
+        match = definition.match_of(each)
+        text = each.event_name if each.offset is None else f"{each.event_name} {each.milestone}"
+        if match is not None:
+            try:
+                values = dict(match.lookups) if context is None else match.values_from(context)
+            except AutomationError:
+                values = dict(match.lookups)
+            text = f"{text} {_compared(values)}"
+        elif run.entity_type and own_labels(run.entity_type, each.event_name):
+            text = gettext("%s of its entity") % text
+        yield Fact(gettext("%s receives") % each.method, text)
+
+
+def _compared(values: Mapping[str, Any]) -> str:
+    """Return lookups and their values in words."""
+    return gettext("with %s") % ", ".join(f"{name}={value!r:.80}" for name, value in values.items())
 
 
 def _ends(run: AgentRun, reader: Reader) -> Iterator[Moment]:

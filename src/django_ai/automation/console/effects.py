@@ -7,7 +7,7 @@ from typing import Any
 from django.utils.translation import gettext
 
 from ..agents.models import AgentRun, HandlerStatus
-from ..events.models import Event, EventClaim
+from ..events.models import Event, EventClaim, Schedule
 from ..workflows.models import WorkflowRun
 from .story import moment_text
 from .verb_pages import counted
@@ -23,7 +23,17 @@ def effect_of(row: Any, name: str) -> str:
         return _end_of_run(row, at_once=name == "cancel_at_once")
     if isinstance(row, Event) and name in ("fire_now", "cancel"):
         return _end_of_event(row, name)
+    if isinstance(row, Schedule) and name != "resume":
+        return _of_schedule(name)
     return _common(name)
+
+
+def _of_schedule(name: str) -> str:
+    return {
+        "fire": gettext("It starts its target once more, now. Its next times stay."),
+        "pause": gettext("It fires no more until it is continued; times that pass meanwhile are left out."),
+        "unpause": gettext("It continues with its next time; what has passed meanwhile is left out."),
+    }.get(name, "")
 
 
 def _common(name: str) -> str:
@@ -34,6 +44,7 @@ def _common(name: str) -> str:
         "skip_wait": gettext("It continues as after the timeout; what comes later is kept for its next wait."),
         "pause": gettext("Code that runs now ends; nothing more begins until it is unpaused, then all that is due."),
         "unpause": gettext("What has become due meanwhile is performed at once."),
+        "release": gettext("Other runs receive the event from now on. What they have skipped can be redelivered."),
     }.get(name, "")
 
 

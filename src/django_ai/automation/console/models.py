@@ -1,10 +1,10 @@
-"""The console has no tables. ``Overview`` gives its page a place in the index of the admin, and a permission."""
+"""The console has no tables. Proxies give its pages a place in the index of the admin, and a permission."""
 
 from __future__ import annotations
 
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.models import Worker
+from ..queues.models import Limiter, Worker
 
 
 class Overview(Worker):
@@ -15,3 +15,13 @@ class Overview(Worker):
         default_permissions = ("view",)
         verbose_name = _("overview")
         verbose_name_plural = _("overview")
+
+
+class Queues(Limiter):
+    """The page of queues and limits. A proxy, which is never read or written."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = _("queues and limits")
+        verbose_name_plural = _("queues and limits")

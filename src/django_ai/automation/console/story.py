@@ -123,8 +123,8 @@ class Story:
 
     ``now``: the one sentence that says what it waits for, why it failed, or how it ended. ``details``: what belongs to
     that sentence, such as since when and until when. ``past`` has the newest entry first; ``is_cut`` says that older
-    ones are not shown. ``links``: pages with a form. ``data``: the Context or the payload as JSON; None: the user may
-    not see it.
+    ones are not shown. ``links``: pages with a form. ``planned_title`` and ``past_title``: the titles of the two lists;
+    empty: the usual ones. ``data``: the Context or the payload as JSON; None: the user may not see it.
     """
 
     title: str
@@ -141,6 +141,8 @@ class Story:
     data: str | None = None
     deeds: list[Deed] = field(default_factory=list)
     links: list[Fact] = field(default_factory=list)
+    planned_title: str = ""
+    past_title: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -155,8 +157,8 @@ class Story:
     def words(self) -> dict[str, str]:
         """The labels of the page."""
         return {
-            "planned": gettext("What comes next"),
-            "past": gettext("What happened"),
+            "planned": self.planned_title or gettext("What comes next"),
+            "past": self.past_title or gettext("What happened"),
             "all_frames": gettext("Whole traceback"),
             "waited": gettext("waited"),
             "worked": gettext("worked"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django import forms
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
+from django.contrib.admin.views.main import ChangeList
 from django.db import models
 from django.http import HttpRequest
 from django.utils import timezone
@@ -16,10 +17,10 @@ from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 
 from ..queues.acting import acting_as
-from ..queues.admin import HistoryInline, PausableAdmin, RowAdmin, newest
+from ..queues.admin import HistoryInline, PausableAdmin, PreparedChangeList, RowAdmin, newest
 from ..queues.admin_fields import json_field, time_field
 from ..queues.admin_filters import QueueFilter, declared_name_filter
-from ..queues.admin_links import register_cause
+from ..queues.admin_links import cause_link, register_cause
 from ..queues.history import note, together
 from .callbacks import all_callbacks
 from .capture import captured_tables
@@ -114,6 +115,16 @@ class CapturedWriteAdmin(RowAdmin):
     actions = ("resume",)
 
 
+class ClaimChangeList(PreparedChangeList):
+    """A list of claims whose names show only what the user may see."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        owner: Any = self.model_admin
+        for claim in self.result_list:
+            owner.without_data(request, claim)
+
+
 @admin.register(EventClaim)
 class EventClaimAdmin(RowAdmin):
     list_display = (
@@ -128,13 +139,35 @@ class EventClaimAdmin(RowAdmin):
     list_filter = (declared_name_filter(_("event"), "event_name", declared_names), OWNER_KINDS)
     exact_search = ("event_name", "owner_id")
     private_fields = ("match", "residual")
+    actions = ("release",)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return ClaimChangeList
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> EventClaim | None:
+        claim: EventClaim | None = super().get_object(request, object_id, from_field)
+        return claim if claim is None else self.without_data(request, claim)
+
+    def without_data(self, request: HttpRequest, claim: EventClaim) -> EventClaim:
+        """Take from a claim what the user may not see: Django shows its name in titles and labels."""
+        if not self.has_action_permission("view_data", request):
+            claim.match, claim.residual = {}, {}
+        return claim
+
+    def has_release_permission(self, request: HttpRequest) -> bool:
+        return self.has_action_permission("release", request)
+
+    @admin.action(description=_("Release"), permissions=["release"])
+    def release(self, request: HttpRequest, rows: models.QuerySet[EventClaim]) -> None:
+        self.apply(request, rows, lambda claim: claim.release(), _("Released"), _("%s has ended already."))
 
     def prepare(self, rows: Sequence[EventClaim]) -> None:
         super().prepare(rows)
         owners = find_owners((row.owner_kind, row.owner_id) for row in rows)
         for row in rows:
-            owner = owners.get((row.owner_kind, row.owner_id))
-            row.__dict__["_owner_shown"] = str(owner or gettext("%s (deleted)") % f"{row.owner_kind} {row.owner_id}")
+            owner, name = owners.get((row.owner_kind, row.owner_id)), f"{row.owner_kind} {row.owner_id}"
+            shown = gettext("%s (deleted)") % name if owner is None else cause_link(name.replace(" ", ":"), str(owner))
+            row.__dict__["_owner_shown"], row.__dict__["loaded_owner"] = shown, owner
 
     @admin.display(description=_("owner"))
     def owner_shown(self, row: EventClaim) -> str:
@@ -225,10 +258,12 @@ class ScheduleAdmin(RowAdmin):
         "due",
         time_field("fired_at"),
         "fired",
+        "last_event_link",
         "skipped",
         "last_line",
     )
     list_filter = ("is_declared", "overlap")
+    list_select_related = ("last_event",)
     ordering = ("name",)
     exact_search = ("name", "target")
     actions = ("fire", "pause", "unpause", "resume")
@@ -284,6 +319,11 @@ class ScheduleAdmin(RowAdmin):
         super().save_model(request, obj, form, change)
         if obj.paused_at is None and (not change or form.changed_data):
             obj.plan(timezone.now())
+
+    @admin.display(description=_("last event"), empty_value="-")
+    def last_event_link(self, row: Schedule) -> str | None:
+        event = row.last_event
+        return None if event is None else cause_link(f"event:{event.pk}", f"{event.get_status_display()} #{event.pk}")
 
     @admin.display(description=_("times"))
     def times(self, row: Schedule) -> str:

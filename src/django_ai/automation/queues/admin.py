@@ -39,6 +39,7 @@ from . import pausing
 from .acting import acting_as
 from .admin_fields import json_field, time_field
 from .admin_filters import declared_name_filter
+from .admin_leases import leased_now, load_leased
 from .admin_links import HistoryEntry, cause_link, link
 from .admin_stories import StoryPage
 from .history import DONE, actions_of, done_in_words, together
@@ -442,8 +443,12 @@ class WorkerAdmin(RowAdmin):
         time_field("seen_at"),
         "last_worked",
         "performed",
+        leased_now,
     )
     ordering = ("-seen_at",)
+
+    def prepare(self, rows: Sequence[Worker]) -> None:
+        load_leased(rows)
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
         rows: models.QuerySet[Any] = super().get_queryset(request).annotate(asked_at=DatabaseNow())

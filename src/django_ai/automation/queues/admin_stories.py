@@ -138,7 +138,8 @@ class StoryPage(ModelAdmin):
     def refused_actions(self, row: Any) -> Collection[str]:
         """Return the names of actions that make no sense in the state of ``row``. The action itself decides again: the
         row may change before the button is pressed."""
-        refused = set() if getattr(row, "status", "") in RESUMABLE else {"resume"}
+        # Deleting one row is a page of Django's own, which asks whether that is meant.
+        refused = {"delete_selected"} if getattr(row, "status", "") in RESUMABLE else {"delete_selected", "resume"}
         if getattr(row, "is_finished", False):
             refused |= ACTIONS_OF_UNFINISHED
         elif isinstance(row, PausableWakeable):

@@ -16,11 +16,12 @@ from ..exceptions import AutomationError
 from ..queues.admin import HistoryInline, PausableAdmin, RowAdmin, newest
 from ..queues.admin_fields import time_field
 from ..queues.admin_filters import QueueFilter, declared_name_filter
-from ..queues.admin_links import register_cause
+from ..queues.admin_links import cause_link, register_cause
 from .definitions import all_workflows
 from .engine import engine
 from .models import Signal, StepExecution, WorkflowRun
 from .repairing import is_asleep
+from .signal_states import SignalState, signals_in, state_of
 from .statuses import WorkflowStatus
 
 register_cause("workflow", WorkflowRun)
@@ -126,11 +127,26 @@ def _cancel(run: WorkflowRun, *, at_once: bool = False) -> bool:
     return done
 
 
+class SignalStateFilter(admin.SimpleListFilter):
+    """Which signals were read."""
+
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return list(SignalState.choices)
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
+        chosen = self.value()
+        return queryset.filter(signals_in(SignalState(chosen))) if chosen in SignalState.values else queryset
+
+
 @admin.register(Signal)
 class SignalAdmin(RowAdmin):
     list_display = (
         "name",
-        "run",
+        "state",
+        "receiver",
         time_field("sent_at"),
         time_field("delivered_at"),
         time_field("consumed_at"),
@@ -141,4 +157,15 @@ class SignalAdmin(RowAdmin):
     first_fields = ("name", "run", "due", "error", "cause_link")
     private_fields = ("payload",)
     list_select_related = ("run",)
+    list_filter = (SignalStateFilter,)
     actions = ("resume",)
+
+    @admin.display(description=_("state"))
+    def state(self, row: Signal) -> str:
+        """Return whether the signal was read."""
+        return str(state_of(row).label)
+
+    @admin.display(description=_("for"))
+    def receiver(self, row: Signal) -> str:
+        """Return the run that the signal is for, with a link to it."""
+        return str(_("all that wait")) if row.run is None else cause_link(f"workflow:{row.run_id}", str(row.run))

@@ -24,4 +24,18 @@ class Migration(migrations.Migration):
             },
             bases=('automation_queues.worker',),
         ),
+        migrations.CreateModel(
+            name='Queues',
+            fields=[
+            ],
+            options={
+                'verbose_name': 'queues and limits',
+                'verbose_name_plural': 'queues and limits',
+                'proxy': True,
+                'default_permissions': ('view',),
+                'indexes': [],
+                'constraints': [],
+            },
+            bases=('automation_queues.limiter',),
+        ),
     ]

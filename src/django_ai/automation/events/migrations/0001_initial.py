@@ -78,7 +78,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'claim',
                 'verbose_name_plural': 'claims',
-                'permissions': [('view_data_eventclaim', 'Can view what claims compare')],
+                'permissions': [('view_data_eventclaim', 'Can view what claims compare'), ('release_eventclaim', 'Can release claims')],
                 'indexes': [models.Index(fields=['key'], name='automation_claim_key'), models.Index(fields=['owner_kind', 'owner_id'], name='automation_claim_owner')],
                 'constraints': [models.UniqueConstraint(fields=('unique_key',), name='automation_claim_unique')],
             },

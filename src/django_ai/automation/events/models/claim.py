@@ -38,7 +38,10 @@ class EventClaim(AutomationModel):
     class Meta:
         verbose_name = _("claim")
         verbose_name_plural = _("claims")
-        permissions = [("view_data_eventclaim", "Can view what claims compare")]
+        permissions = [
+            ("view_data_eventclaim", "Can view what claims compare"),
+            ("release_eventclaim", "Can release claims"),
+        ]
         constraints = [unique("automation_claim_unique", "unique_key")]
         indexes = [
             models.Index(fields=["key"], name="automation_claim_key"),
@@ -72,5 +75,7 @@ class EventClaim(AutomationModel):
 
     @property
     def owner(self) -> Any:
-        """The run that holds the claim, or None if it was deleted."""
+        """The run that holds the claim, or None if it was deleted. The admin reads those of a whole page at once."""
+        if "loaded_owner" in self.__dict__:
+            return self.__dict__["loaded_owner"]
         return find_owner(self.owner_kind, self.owner_id)
