@@ -21,7 +21,7 @@ from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import models, transaction
-from django.forms import BaseInlineFormSet, CharField, ChoiceField, ModelForm, Textarea, ValidationError
+from django.forms import BaseInlineFormSet, CharField
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.utils import timezone
 from django.utils.functional import cached_property
@@ -41,24 +41,23 @@ from .admin_fields import json_field, time_field
 from .admin_filters import declared_name_filter
 from .admin_leases import leased_now, load_leased
 from .admin_links import HistoryEntry, cause_link, link
+from .admin_pause_form import PauseForm
 from .admin_stories import StoryPage
 from .history import DONE, actions_of, done_in_words, together
 from .lanes import shown_name
 from .models import Action, Limiter, Maintenance, Pause, Slot, SlotState, Worker
 from .operations.resume import BATCH_SIZE, awaits_code
-from .pauses import EVERYTHING, described
+from .pauses import described
 from .wakeable import Wakeable, at_text
 from .worker_status import MAX_SILENCE
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
-    PauseModelForm = ModelForm[Pause]
     TabularInline = admin.TabularInline[Any, Any]
     FormSet = BaseInlineFormSet[Any, Any, Any]
 else:  # at run time Django's classes are not generic
     TabularInline, FormSet = admin.TabularInline, BaseInlineFormSet
-    PauseModelForm = ModelForm
 
 MAX_INLINE_ROWS = 50
 MAX_COUNTED_ROWS = 10_000
@@ -488,27 +487,6 @@ class MaintenanceAdmin(RowAdmin):
 
     list_display = ("name", "due", time_field("completed_at"), "done", "failures", "last_line")
     ordering = ("name",)
-
-
-def pause_choices() -> list[Any]:
-    """Return what can be paused, grouped."""
-    groups = [(scope, [(f"{scope}:{name}", name) for name in pausing.names_in(scope)]) for scope in pausing.scopes()]
-    return [(EVERYTHING, _("everything")), *((scope, names) for scope, names in groups if names)]
-
-
-class PauseForm(PauseModelForm):
-    target = ChoiceField(label=_("target"), choices=pause_choices)
-    reason = CharField(label=_("reason"), required=False, widget=Textarea(attrs={"rows": 3}))
-
-    class Meta:
-        model = Pause
-        fields = ("target", "reason")
-
-    def clean_target(self) -> str:
-        target = str(self.cleaned_data["target"])
-        if Pause.objects.filter(target=target).exists():
-            raise ValidationError(_("This is paused already."))
-        return target
 
 
 @admin.register(Pause)
