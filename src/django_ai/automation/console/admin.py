@@ -24,6 +24,7 @@ from ..workflows.models import WorkflowRun
 from . import agent_verbs, event_verbs, run_verbs
 from . import pages as pages
 from .agents import agent_story
+from .catalogue import page as _catalogue  # noqa: F401 - it registers its page
 from .desk import desk
 from .desk_pages import may_view, page_of, words_of_overview, worker_lines
 from .events import event_story

@@ -16,6 +16,7 @@ from ..exceptions import AutomationError
 from ..queues.admin_stories import Reader
 from ..values.text import last_line
 from .failures import failure_of
+from .flow import agent_flow
 from .reading import (
     MAX_ENTRIES,
     TONES,
@@ -57,6 +58,7 @@ def agent_story(run: AgentRun, reader: Reader, now: datetime) -> Story:
         deeds=deeds_of(run, reader),
         links=links_of(reader),
     )
+    story.flow = agent_flow(run)
     mailbox = run.executions.select_related("event")
     ahead = [HandlerStatus.PENDING, HandlerStatus.WAITING]
     story.planned = [

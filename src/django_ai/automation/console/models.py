@@ -7,6 +7,16 @@ from django.utils.translation import gettext_lazy as _
 from ..queues.models import Limiter, Worker
 
 
+class Catalogue(Worker):
+    """The page of everything that the code declares. A proxy, which is never read or written."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = _("catalogue")
+        verbose_name_plural = _("catalogue")
+
+
 class Overview(Worker):
     """The page of the overview. A proxy, which is never read or written."""
 

@@ -1,4 +1,4 @@
-"""The story of a workflow run, in ten queries at most."""
+"""The story of a workflow run, in eleven queries at most."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..workflows.inspection import Target, calls_of
 from ..workflows.models import Signal, StepExecution, Wait, WorkflowRun
 from ..workflows.statuses import ACTIONS, DEFERRED, EDITED, FORKED, REWOUND, SKIPPED_WAIT, TRIED_NOW, WorkflowStatus
 from .failures import failure_of
+from .flow import run_flow
 from .reading import (
     MAX_ENTRIES,
     TONES,
@@ -51,6 +52,8 @@ def run_story(run: WorkflowRun, reader: Reader, now: datetime) -> Story:
         deeds=deeds_of(run, reader),
         links=[*_links(run, reader), *links_of(reader)],
     )
+    definition = _definition(run)
+    story.flow = None if definition is None else run_flow(run, definition, waits)
     story.planned = [] if run.is_finished else list(_planned(run, waits, now))
     visits, story.is_cut = _visits(run, reader)
     story.past = sorted(

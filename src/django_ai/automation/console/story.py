@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from django.utils import timezone
 from django.utils.translation import gettext
@@ -143,6 +144,8 @@ class Story:
     links: list[Fact] = field(default_factory=list)
     planned_title: str = ""
     past_title: str = ""
+    flow: Any = None
+    """Its graph with the way that was taken (``RunFlow``)."""
 
     @property
     def is_open(self) -> bool:

@@ -258,6 +258,11 @@ def newest_workflows() -> list[WorkflowDefinition]:
     return [versions[max(versions, key=version_order)] for versions in _registry.values()]
 
 
+def versions_of(name: str) -> list[str]:
+    """Return the versions of a workflow that are registered, the oldest first."""
+    return sorted(_registry.get(name, {}), key=version_order)
+
+
 def limits_of(name: str) -> tuple[DeclaredLimit, ...] | None:
     """Return the limits of all versions of a workflow, as the newest has them; None if there is no such workflow."""
     versions = _registry.get(name)

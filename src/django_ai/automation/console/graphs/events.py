@@ -62,3 +62,14 @@ def _when(subscription: Subscription) -> str:
         return offset_text(subscription.offset)
     text = words.get(subscription.milestone, "")
     return text if subscription.window is None else gettext("collected")
+
+
+def callback_graph(name: str) -> Graph:
+    """Return the graph of a callback: the events for which it is called."""
+    graph = GraphBuilder(name, gettext("Callback %s") % name)
+    key = graph.node(f"callback:{name}", NodeKind.CALLBACK, name, gettext("function"))
+    for callback in subscriptions.all(Callback):
+        if callback.name == name:
+            event = graph.node(f"event:{callback.event_name}", NodeKind.START, callback.event_name, gettext("event"))
+            graph.edge(event, key, _when(callback))
+    return graph.graph()

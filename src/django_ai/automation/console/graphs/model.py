@@ -42,6 +42,7 @@ class Mark(StrEnum):
     VISITED = "visited"
     CURRENT = "current"
     NEXT = "next"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 from django.utils.translation import gettext
 
 from .layout import Line, Placed, Size, place
-from .model import Edge, Graph, Node, NodeKind
+from .model import Edge, Graph, Mark, Node, NodeKind
 
 LINE_HEIGHT = 17.0
 DETAIL_HEIGHT = 14.0
@@ -156,9 +156,14 @@ def _classes(edge: Edge) -> str:
 
 
 def _mark_words(node: Node) -> str:
-    words = {"visited": gettext("visited"), "current": gettext("current"), "next": gettext("possible next")}
+    words = {
+        Mark.VISITED: gettext("visited"),
+        Mark.CURRENT: gettext("current"),
+        Mark.NEXT: gettext("possible next"),
+        Mark.FAILED: gettext("failed"),
+    }
     count = "" if not node.count else gettext("times: %s") % node.count
-    found = ", ".join(filter(None, (words.get(node.mark.value, ""), count)))
+    found = ", ".join(filter(None, (words.get(node.mark, ""), count)))
     return f"({found})" if found else ""
 
 

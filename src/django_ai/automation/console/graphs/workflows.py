@@ -77,7 +77,7 @@ class _Builder:
                 label, detail = label.removeprefix(PREFIX), gettext("schedule")
             key = graph.node(f"{START}:{number}", NodeKind.START, label, detail)
             graph.edge(key, self._entry(definition.start))
-        if not declared:
+        if definition.event_name is None:
             key = graph.node(START, NodeKind.START, gettext("start"), gettext("by code, or as a child"))
             graph.edge(key, self._entry(definition.start))
 

@@ -11,6 +11,20 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name='Catalogue',
+            fields=[
+            ],
+            options={
+                'verbose_name': 'catalogue',
+                'verbose_name_plural': 'catalogue',
+                'proxy': True,
+                'default_permissions': ('view',),
+                'indexes': [],
+                'constraints': [],
+            },
+            bases=('automation_queues.worker',),
+        ),
+        migrations.CreateModel(
             name='Overview',
             fields=[
             ],
