@@ -31,6 +31,8 @@ def test_the_queues_app_has_the_tables_of_the_engine() -> None:
         "Pause",
         "HeldRow",
         "Action",
+        "BulkAction",
+        "MutedProblem",
         "Limiter",
         "Slot",
     ]

@@ -28,7 +28,7 @@ from tests.support.crash_points import (
 from tests.support.crash_programs import PROGRAMS
 from tests.support.crash_programs_emitted import EMITTED, WEBHOOKS
 from tests.support.crash_programs_of_runs import CHOICES, PATHS, REPLACEMENTS
-from tests.support.crash_programs_queues import LANES, PAUSES
+from tests.support.crash_programs_queues import BULK, LANES, PAUSES
 from tests.support.crash_transitions import TRANSITIONS
 from tests.support.crash_windows import WINDOWS
 from tests.support.crash_zones import ZONES
@@ -47,6 +47,7 @@ EVERYTHING = [
     WEBHOOKS,
     LANES,
     PAUSES,
+    BULK,
     LIMITS,
     CANCELLATIONS,
     ZONES,

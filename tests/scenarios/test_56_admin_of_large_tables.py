@@ -23,6 +23,7 @@ from tests.apps.story.models import Probe
 pytestmark = pytest.mark.django_db
 
 MANY = 300
+MAX_QUERIES = 30
 LISTS = [Event, CallbackExecution, EventClaim, WorkflowRun, Signal, AgentRun, HandlerExecution]
 
 
@@ -70,7 +71,7 @@ def test_56_the_page_of_an_event_shows_the_newest_executions(client, operator):
     assert f"shop.call_{MANY - 1}" in text
     assert text.count("shop.call_") < 4 * queues_admin.MAX_INLINE_ROWS
     assert f"shop.call_{MANY - 1 - queues_admin.MAX_INLINE_ROWS}<" not in text
-    assert len(queries) < 20
+    assert len(queries) <= MAX_QUERIES
 
 
 def test_56_the_page_of_a_run_shows_its_newest_steps(client, operator):
@@ -82,7 +83,7 @@ def test_56_the_page_of_a_run_shows_its_newest_steps(client, operator):
     text, queries = page_of(client, change(run))
     assert f"turn_{MANY - 1}" in text
     assert f"turn_{MANY - 1 - queues_admin.MAX_INLINE_ROWS}<" not in text
-    assert len(queries) < 20
+    assert len(queries) <= MAX_QUERIES
 
 
 def test_56_the_page_of_an_agent_reads_its_mailbox_with_its_events_at_once(client, operator):
@@ -95,7 +96,7 @@ def test_56_the_page_of_an_agent_reads_its_mailbox_with_its_events_at_once(clien
         for n, event in enumerate(events)
     )
     _, queries = page_of(client, change(run))
-    assert len(queries) < 20
+    assert len(queries) <= MAX_QUERIES
 
 
 @pytest.mark.parametrize("model", LISTS, ids=lambda model: model.__name__)

@@ -163,6 +163,8 @@ def spend_day(now: datetime | None = None) -> Day:
     with acting_as(User.objects.create_superuser(OPERATOR, password="x"), "The guest has left."):
         engine.cancel(called_off)
         engine.pause(workflow="reminder", reason="The texts are being checked.")
+        engine.bulk("resume", "callback", everything=True, reason="The address is known now.")
+        engine.mute(failed, until=now + timedelta(days=1), reason="Bob pays at the desk.")
     failed.refresh_from_db()
     waiting.refresh_from_db()
     return Day(

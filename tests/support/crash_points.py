@@ -38,7 +38,7 @@ from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExec
 from django_ai.automation.conf import conf
 from django_ai.automation.events.models import CallbackExecution, CapturedWrite, Event, EventClaim
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.models import HeldRow, Limiter, Pause, Slot
+from django_ai.automation.queues.models import Action, BulkAction, HeldRow, Limiter, Pause, Slot
 from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes.tasks import poll_due
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
@@ -244,13 +244,15 @@ def picture() -> dict[str, Any]:
         "outbox": _rows(CapturedWrite, "model", "entity_id", "operation", "status"),
         "routes": AgentRoute.objects.count(),
         "pauses": _rows(Pause, "target") + _rows(HeldRow, "kind", "target"),
+        "bulk": _rows(BulkAction, "verb", "status", "done", "refused", "failed", "awaiting_code"),
+        "actions": _rows(Action, "done", "actor", "reason"),
         "limits": _rows(Slot, "limiter__name", "limiter__limit", "state", "term"),
         "leased": [str(row) for model in WAKEABLES for row in model._base_manager.exclude(lease=None)],
         "due": [str(row) for model in WAKEABLES for row in model._base_manager.filter(wake_at__lte=timezone.now())],
     }
 
 
-WAKEABLES = (CapturedWrite, Event, CallbackExecution, Signal, WorkflowRun, AgentRun, Slot)
+WAKEABLES = (CapturedWrite, Event, CallbackExecution, Signal, WorkflowRun, AgentRun, Slot, BulkAction)
 
 
 def _rows(rows: Any, *columns: str) -> list[str]:
@@ -353,7 +355,7 @@ def wipe() -> None:
     quote = connection.ops.quote_name
     labels = ("captured", "app", "desk", "automation_agents", "automation_workflows", "automation_events")
     models = [model for label in labels for model in apps.get_app_config(label).get_models() if not model._meta.proxy]
-    models += [Pause, HeldRow, Slot, Limiter]
+    models += [Pause, HeldRow, Slot, Limiter, BulkAction, Action]
     with connection.constraint_checks_disabled(), transaction.atomic(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("SET CONSTRAINTS ALL DEFERRED")

@@ -1,4 +1,4 @@
-"""Programs whose crash points are tested: named queues, priorities, and pauses."""
+"""Programs whose crash points are tested: named queues, priorities, pauses, and bulk actions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import (
     AgentManager,
+    acting_as,
     agent,
     complete,
     engine,
@@ -17,9 +18,12 @@ from django_ai.automation import (
     run_subflow,
     sleep,
     step,
+    wait,
     workflow,
 )
 from django_ai.automation.events.models import CallbackExecution
+from django_ai.automation.queues.bulk import performing
+from django_ai.automation.queues.models import BulkAction
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.support.crash_points import Program, prune_in_batches, web, work
 from tests.support.crash_programs import QUICK, Word, booked, noon, started
@@ -172,4 +176,49 @@ PAUSES = Program(
         prune_in_batches(4),
     ],
     ["begin", "called", "end", "welcomed"],
+)
+
+
+# -- bulk actions ------------------------------------------------------------------------------------------------------
+
+
+def listening() -> None:
+    performing.ROWS_PER_BITE = 2  # in this process and its children; each bite has its own crash points
+
+    @workflow("listening")
+    class Listening:
+        Context = Word
+
+        @step(start=True)
+        def begin(self):
+            leave("begun")
+            return wait("answer", then=self.end)
+
+        @step()
+        def end(self):
+            return complete()
+
+
+def cancelled_in_bulk() -> None:
+    if not BulkAction.objects.exists():
+        with acting_as("system:test"):
+            engine.bulk("cancel", name="listening", reason="Enough.")
+
+
+def three_started() -> None:
+    for number in range(3):
+        engine.start("listening", word="x", key=str(number))
+
+
+BULK = Program(
+    "bulk",
+    listening,
+    [
+        web(three_started),
+        work(),
+        web(cancelled_in_bulk, 0.5),
+        work(1),
+        work(2),
+    ],
+    ["begun"] * 3,
 )

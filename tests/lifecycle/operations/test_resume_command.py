@@ -72,7 +72,7 @@ def test_a_selection_of_nothing_says_what_is_near(work):
     assert resume("workflow", "--name", "refund", "--dry-run") == f"Nothing to resume.\n{hint}\n"
     assert resume("workflow", "--name", "refund", "--failed") == "Resumed: 1.\n"
     assert "Did you mean 'workflow'?" in resume("workflows")
-    assert "Kinds: event, callback" in resume("x")
+    assert "Kinds: bulk, event, callback" in resume("x")
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_run_that_was_cancelled_and_could_not_be_undone_is_among_the_failed(wo
 
 def test_what_makes_no_sense():
     said = resume("runs")
-    kinds = "event, callback, schedule, write, signal, workflow, agent, handler"
+    kinds = "bulk, event, callback, schedule, write, signal, workflow, agent, handler"
     assert f"EXIT 1: Unknown kind 'runs'. Kinds: {kinds}." in said
     assert "EXIT 1: --since 'yesterday' is not an ISO date" in resume(since="yesterday")
 

@@ -21,6 +21,7 @@ class AgentsConfig(AppConfig):
         from ..events.upcoming import register_source
         from ..events.why.asking import register_explainer
         from ..queues import periodic_tasks, registry
+        from ..queues.bulk.verbs import BulkKind, BulkVerb, pausing_verbs, register_bulk_kind, resuming
         from ..queues.limits.owners import register_slot_owner
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
@@ -31,6 +32,7 @@ class AgentsConfig(AppConfig):
         from .editing import edit_context
         from .ending import KIND
         from .handler_limits import park_agent, slot_owner
+        from .manager import AgentManager
         from .models import FINISHED, AgentRun, HandlerExecution
         from .reconcile import reconcile_slice
         from .retention import prune_agents, prune_executions
@@ -46,6 +48,22 @@ class AgentsConfig(AppConfig):
         periodic_tasks.register_pruner("prune agents", prune_agents)
         periodic_tasks.register_pruner("prune handlers", prune_executions)
         unfinished = ~Q(run__status__in=FINISHED)
+        stopped = Q(status__in=["parked", "failed"])
+        lives = ~Q(status__in=FINISHED)
+        verbs = {
+            "resume": resuming(stopped),
+            "complete": BulkVerb(AgentManager.complete, "Completed", lambda: lives, is_final=True),
+            "cancel": BulkVerb(
+                lambda run, reason: AgentManager.cancel(run, reason or "Cancelled."),
+                "Cancelled",
+                lambda: lives,
+                is_final=True,
+            ),
+            **pausing_verbs(AgentRun, lives),
+        }
+        register_bulk_kind(BulkKind("agent", AgentRun, "name", verbs))
+        handler_verbs = {"resume": resuming(stopped & unfinished)}
+        register_bulk_kind(BulkKind("handler", HandlerExecution, "handler", handler_verbs))
         register_resumable_kind(ResumableKind("agent", AgentRun, "name", failed=Q(status="failed")))
         register_resumable_kind(
             ResumableKind(

@@ -21,7 +21,7 @@ from ..events.models import CallbackExecution, Event
 from ..queues.admin_stories import register_row_view, register_story
 from ..queues.models import Worker
 from ..workflows.models import WorkflowRun
-from . import agent_verbs, event_verbs, run_verbs
+from . import agent_verbs, bulk_admin, event_verbs, run_verbs
 from . import pages as pages
 from .agents import agent_story
 from .catalogue import page as _catalogue  # noqa: F401 - it registers its page
@@ -43,6 +43,7 @@ register_story(WorkflowRun, run_story)
 register_story(AgentRun, agent_story)
 register_story(Event, event_story)
 register_row_view(WorkflowRun, "repair", repair_run)
+bulk_admin.register()
 run_verbs.register()
 agent_verbs.register()
 event_verbs.register()

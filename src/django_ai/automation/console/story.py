@@ -138,6 +138,8 @@ class Story:
     planned: list[Moment] = field(default_factory=list)
     past: list[Moment] = field(default_factory=list)
     is_cut: bool = False
+    progress: int | None = None
+    """How much is done, in percent; None: unknown."""
     data_title: str = ""
     data: str | None = None
     deeds: list[Deed] = field(default_factory=list)

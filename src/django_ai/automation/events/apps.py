@@ -20,6 +20,7 @@ class EventsConfig(AppConfig):
         from django.db.models.signals import post_migrate
 
         from ..queues import periodic_tasks, registry
+        from ..queues.bulk.verbs import BulkKind, BulkVerb, pausing_verbs, register_bulk_kind, resuming
         from ..queues.limits.owners import register_slot_owner
         from ..queues.operations.resume import ResumableKind, register_resumable_kind
         from ..queues.parking import park as park
@@ -30,7 +31,7 @@ class EventsConfig(AppConfig):
         from .callbacks import CALLBACK, all_callbacks
         from .cancellation import cancel_events
         from .execution import closed_key, new_window, perform_callback, window_of
-        from .models import CallbackExecution, CapturedWrite, Event, ExecutionStatus, Schedule
+        from .models import CallbackExecution, CapturedWrite, Event, EventStatus, ExecutionStatus, Schedule
         from .occurrence import perform_events
         from .recording import model_signals
         from .recording.reconcile import reconcile_slice
@@ -85,6 +86,25 @@ class EventsConfig(AppConfig):
         periodic_tasks.register_pruner("prune claims", prune_claims)
         periodic_tasks.register_pruner("prune collected events", prune_collected)
         periodic_tasks.register_pruner("prune captured writes", prune_captured_writes, timedelta(days=1))
+        parked = Q(status="parked")
+        event_verbs = {
+            "resume": resuming(parked),
+            "cancel": BulkVerb(
+                lambda event, reason: event.cancel(),
+                "Cancelled",
+                lambda: Q(status=EventStatus.PENDING),
+                "It is not pending.",
+                is_final=True,
+            ),
+        }
+        register_bulk_kind(BulkKind("event", Event, "event_name", event_verbs))
+        callback_verbs = {
+            "resume": resuming(Q(status__in=[ExecutionStatus.PARKED, ExecutionStatus.FAILED])),
+            **pausing_verbs(CallbackExecution, Q(status__in=[ExecutionStatus.PENDING, ExecutionStatus.PARKED])),
+        }
+        register_bulk_kind(BulkKind("callback", CallbackExecution, "callback", callback_verbs))
+        register_bulk_kind(BulkKind("write", CapturedWrite, "model", {"resume": resuming(parked)}))
+        register_bulk_kind(BulkKind("schedule", Schedule, "name", {"resume": resuming(Q(parked_at__isnull=False))}))
         register_resumable_kind(ResumableKind("event", Event, "event_name"))
         register_resumable_kind(ResumableKind("callback", CallbackExecution, "callback", failed=Q(status="failed")))
         register_source(events_and_callbacks)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..exceptions import DefinitionError
@@ -104,6 +104,8 @@ def signed(done: str, reason: str) -> str:
 def _identified(actor: Any, reason: str) -> Actor | None:
     if actor is None:
         return None
+    if isinstance(actor, Actor):  # of work that was done for somebody, who may be gone
+        return replace(actor, reason=reason)
     if isinstance(actor, str):
         if len(actor) > MAX_LABEL or not _LABEL.fullmatch(actor):
             raise DefinitionError(

@@ -30,7 +30,12 @@ class DeclaredNameFilter(admin.SimpleListFilter):
         return [(name, name) for name in sorted({*self.names(), *([chosen] if chosen else [])})]
 
     def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-        return queryset if self.value() is None else queryset.filter(**{self.field: self.value()})
+        return queryset if self.value() is None else queryset.filter(**self.conditions(self.value()))
+
+    @classmethod
+    def conditions(cls, value: Any) -> dict[str, Any]:
+        """Return what the filter asks for when ``value`` is chosen."""
+        return {cls.field: value}
 
 
 def declared_name_filter(
@@ -53,4 +58,9 @@ class QueueFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
         chosen = self.value()
-        return queryset if chosen is None else queryset.filter(queue=stored_name(chosen))
+        return queryset if chosen is None else queryset.filter(**self.conditions(chosen))
+
+    @classmethod
+    def conditions(cls, value: Any) -> dict[str, Any]:
+        """Return what the filter asks for when ``value`` is chosen."""
+        return {"queue": stored_name(value)}

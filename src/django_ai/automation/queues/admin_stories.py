@@ -81,6 +81,17 @@ def register_row_view(model: type[models.Model], name: str, view: RowView, label
         _row_labels.setdefault(model, {})[name] = label
 
 
+ConfirmMany = Callable[[Any, HttpRequest, Any], HttpResponse | None]
+
+_confirm_many: list[ConfirmMany] = []
+
+
+def register_confirmation(confirm: ConfirmMany) -> None:
+    """Let ``confirm(admin, request, rows)`` answer actions of lists before they are executed. It returns None for those
+    that are executed at once."""
+    _confirm_many[:] = [confirm]
+
+
 class StoryPage(ModelAdmin):
     """The page of a row with its story. The subclass says which actions and data the user may use and see."""
 
@@ -108,6 +119,14 @@ class StoryPage(ModelAdmin):
         if not self.has_view_permission(request, row):
             raise PermissionDenied
         return view(self, request, row)
+
+    def response_action(  # Django 6.1 adds where the action was chosen
+        self, request: HttpRequest, queryset: models.QuerySet[Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse | None:
+        """Execute an action of the list, or ask first whether so many rows are meant."""
+        answers = (confirm(self, request, queryset) for confirm in _confirm_many)
+        answer = next((each for each in answers if each is not None), None)
+        return answer or super().response_action(request, queryset, *args, **kwargs)
 
     def address_of(self, row: Any, kind: str = "change") -> str:
         """Return the address of a page of ``row``."""

@@ -26,14 +26,18 @@ class QueuesConfig(AppConfig):
         from ..db.writer import alias_of
         from . import checks, maintenance, registry
         from .arrival_pruning import prune_arrivals
+        from .bulk.creation import resume_bulk
+        from .bulk.performing import perform_bulk
         from .deployment import check_parked_rows_soon
         from .discovery import discover
-        from .history_pruning import prune_actions
+        from .history_pruning import prune_actions, prune_bulk_actions
         from .lanes import look_for_lanes
         from .limits.admission import perform_slots, postpone
         from .limits.reconcile import prune_counted, prune_limiters, reconcile_limits
-        from .models import Maintenance, Slot, Worker
+        from .models import BulkAction, Maintenance, Slot, Worker
+        from .operations.resume import ResumableKind, register_resumable_kind
         from .orphans import prune_orphans
+        from .parking import park
         from .pausing import reconcile_pauses
         from .periodic_tasks import SliceResult, register_pruner, register_reconciler
         from .registry import wakeables
@@ -49,6 +53,8 @@ class QueuesConfig(AppConfig):
             perform=lambda slot, clock: perform_slots([slot], clock), perform_batch=perform_slots, park=postpone
         )
         registry.register(Slot, by_limiter)
+        registry.register(BulkAction, Behaviour(perform=perform_bulk, park=park, resume=resume_bulk))
+        register_resumable_kind(ResumableKind("bulk", BulkAction, "verb"))
         register_reconciler("reconcile limits", reconcile_limits)
         register_pruner("prune counted starts", prune_counted)
         register_pruner("prune limits", prune_limiters, timedelta(hours=1))
@@ -57,6 +63,7 @@ class QueuesConfig(AppConfig):
         register_reconciler("reconcile pauses", reconcile_pauses)
         register_pruner("prune arrivals", prune_arrivals)
         register_pruner("prune actions", prune_actions, timedelta(hours=1))
+        register_pruner("prune bulk actions", prune_bulk_actions, timedelta(hours=1))
         register_pruner("prune orphans", prune_orphans, timedelta(days=1))
         connect_fork_hook()
         connect_registration()

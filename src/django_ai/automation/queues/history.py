@@ -33,6 +33,7 @@ DONE = {
     "Forgotten": _("Forgotten"),
     "Forked": _("Forked"),
     "Moved": _("Moved"),
+    "Muted": _("Muted"),
     "Paused": _("Paused"),
     "Redelivered": _("Redelivered"),
     "Released": _("Released"),
@@ -41,6 +42,7 @@ DONE = {
     "Signalled": _("Signalled"),
     "Skipped": _("Skipped"),
     "Tried now": _("Tried now"),
+    "Unmuted": _("Unmuted"),
     "Unpaused": _("Unpaused"),
 }
 """What ``Action.done`` may be, with its translations."""

@@ -1,11 +1,12 @@
-"""The tables of the engine: ``Worker``, ``Arrival``, ``Maintenance``, ``Pause``, ``HeldRow``, ``Action``, ``Limiter``
-and ``Slot``.
+"""The tables of the engine: ``Worker``, ``Arrival``, ``Maintenance``, ``Pause``, ``HeldRow``, ``Action``,
+``BulkAction``, ``MutedProblem``, ``Limiter`` and ``Slot``.
 
 ``Worker`` shows which processes work, to operators and ``automation_health``; no guarantee depends on it. ``Arrival``
 numbers everything that arrives for waiting runs and agents (``positions``). ``Maintenance`` has a row for each periodic
 task. ``Pause`` is what an operator or code has paused, and ``HeldRow`` a row that waits for the end of a pause
-(``pauses``). ``Action`` is what somebody has done to a row (``history``). ``Limiter`` and ``Slot`` are those of
-``queues/limits``. ``wakeable`` has the abstract base of all rows that become due.
+(``pauses``). ``Action`` is what somebody has done to a row (``history``), ``BulkAction`` what workers do to many rows
+for somebody (``queues/bulk``), and ``MutedProblem`` an error that shall not alert (``problems``). ``Limiter`` and
+``Slot`` are those of ``queues/limits``. ``wakeable`` has the abstract base of all rows that become due.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from django.utils.translation import gettext_lazy as _
 from ..db.indexes import unique
 from ..db.writer import AutomationModel
 from ..values.digests import KEY_LENGTH
-from .wakeable import Wakeable, at_text, wake_index
+from .wakeable import Wakeable, at_text, parked_index, wake_index
 
 
 class Worker(AutomationModel):
@@ -179,6 +180,125 @@ class Action(AutomationModel):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.done.lower()} by {self.actor_name}"
+
+
+class BulkStatus(models.TextChoices):
+    PENDING = "pending", _("Pending")
+    RUNNING = "running", _("Running")
+    COMPLETED = "completed", _("Completed")
+    CANCELLED = "cancelled", _("Cancelled")
+    PARKED = "parked", _("Parked")
+
+
+class BulkAction(Wakeable):
+    """An action over many rows, which workers carry out (``queues/bulk``).
+
+    ``verb`` and ``row_kind``: what is done to which kind of row, such as "cancel" and "workflow". ``filter``: which
+    rows (``bulk.filters``). ``reason``, ``actor``, ``actor_name``: why, and who acts, as in ``Action``. ``total``: how
+    many rows matched when it was created; greater than ``MAX_COUNTED_ROWS``: more than that. ``position``: the primary
+    key up to which all rows are done; ``last_pk``: the greatest one that it concerns. ``done``, ``refused``,
+    ``failed``: how many rows have changed, could not in their state, and raised an error. ``awaiting_code``: how many
+    of those that were resumed had been parked because their code was missing. ``examples``: some of the rows that were
+    refused or failed, and why.
+    """
+
+    verb = models.CharField(_("verb"), max_length=50, editable=False)
+    row_kind = models.CharField(_("row kind"), max_length=20, editable=False)
+    filter = models.JSONField(_("filter"), default=dict, editable=False)
+    reason = models.TextField(_("reason"), blank=True, default="", editable=False)
+    actor = models.CharField(_("actor"), max_length=200, blank=True, default="", editable=False)
+    actor_name = models.CharField(_("who"), max_length=200, blank=True, default="", editable=False)
+    status = models.CharField(
+        _("status"), max_length=10, choices=BulkStatus, default=BulkStatus.PENDING, editable=False
+    )
+    total = models.PositiveIntegerField(_("total"), default=0, editable=False)
+    position = models.BigIntegerField(_("position"), null=True, blank=True, editable=False)
+    last_pk = models.BigIntegerField(_("last key"), null=True, blank=True, editable=False)
+    done = models.PositiveIntegerField(_("done"), default=0, editable=False)
+    refused = models.PositiveIntegerField(_("refused"), default=0, editable=False)
+    failed = models.PositiveIntegerField(_("failed"), default=0, editable=False)
+    awaiting_code = models.PositiveIntegerField(_("awaiting code"), default=0, editable=False)
+    examples = models.JSONField(_("examples"), default=list, blank=True, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True, editable=False)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, editable=False)
+
+    drain_order: ClassVar[int] = 80
+    kind: ClassVar[str] = "bulk"
+    accompanies: ClassVar[Collection[str]] = ("workflows", "agents", "callbacks", "events")
+
+    class Meta:
+        verbose_name = _("bulk action")
+        verbose_name_plural = _("bulk actions")
+        permissions = [
+            ("resume_bulkaction", "Can resume bulk actions"),
+            ("cancel_bulkaction", "Can cancel bulk actions"),
+        ]
+        indexes = [
+            wake_index("automation_bulk"),
+            parked_index("automation_bulk"),
+            models.Index(fields=["finished_at"], name="automation_bulk_finished"),
+        ]
+
+    def __str__(self) -> str:
+        return f"bulk action #{self.pk}: {self.verb} {self.row_kind}"
+
+    @classmethod
+    def unfinished(cls) -> models.QuerySet[Any]:
+        return cls.objects.exclude(status__in=[BulkStatus.COMPLETED, BulkStatus.CANCELLED])
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in (BulkStatus.COMPLETED, BulkStatus.CANCELLED)
+
+    @property
+    def performed(self) -> int:
+        """How many rows it has looked at and acted on."""
+        return self.done + self.refused + self.failed
+
+    @property
+    def remaining(self) -> int:
+        """How many rows are left, of those that were counted when it was created."""
+        return 0 if self.status == BulkStatus.COMPLETED else max(self.total - self.performed, 0)
+
+    def waiting_reason(self, now: datetime) -> str:
+        if self.status == BulkStatus.PARKED:
+            return self.parked_reason()
+        return "" if self.wake_at is None else f"its next rows, {at_text(self.wake_at)}"
+
+    def resume(self, now: datetime | None = None) -> None:
+        """Let a parked bulk action continue where it stopped. Raises ``NotResumableError`` for one that is not
+        parked."""
+        self.behaviour.resume(self, now or timezone.now())
+
+
+class MutedProblem(AutomationModel):
+    """An error that does not alert, and that the page of problems folds (``problems``).
+
+    ``key``: what all rows with this problem share. ``kind``, ``name``, ``state`` and ``error``: of the row with which
+    it was muted. ``until``: when the mute ends; null: never.
+    """
+
+    key = models.CharField(_("key"), max_length=KEY_LENGTH, editable=False)
+    kind = models.CharField(_("kind"), max_length=50, editable=False)
+    name = models.CharField(_("name"), max_length=800, blank=True, default="", editable=False)
+    state = models.CharField(_("state"), max_length=10, editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    reason = models.TextField(_("reason"), blank=True, default="", editable=False)
+    actor = models.CharField(_("actor"), max_length=200, blank=True, default="", editable=False)
+    actor_name = models.CharField(_("who"), max_length=200, blank=True, default="", editable=False)
+    muted_at = models.DateTimeField(_("muted at"), default=timezone.now, editable=False)
+    until = models.DateTimeField(_("until"), null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("muted problem")
+        verbose_name_plural = _("problems")
+        default_permissions = ("add", "delete", "view")
+        constraints = [unique("automation_muted_problem", "key")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} {self.state}: {self.error}"
 
 
 class Limiter(AutomationModel):

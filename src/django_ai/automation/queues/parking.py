@@ -60,3 +60,12 @@ def park(row: Wakeable, reason: str, now: datetime, *, awaiting_deploy: bool) ->
 def unpark(row: Wakeable, status: str) -> None:
     """Let a row that was parked for code continue as ``status``; this worker keeps its lease. Fenced."""
     advance(row, {"status": status, "error": "", "parked_at": None, "losses": row.losses})
+
+
+def awaits_code(row: Any) -> bool:
+    """Return whether ``row`` is parked because the workers lack its code.
+
+    If it is resumed before a worker has the code, it is parked again.
+    """
+    status, parked_at = getattr(row, "status", ""), getattr(row, "parked_at", None)
+    return status == PARKED and parked_at is not None and getattr(row, "wake_at", parked_at) is not None

@@ -40,6 +40,7 @@ class Behaviour:
     cancel: Callable[[models.QuerySet[Any], datetime], int] = _unsupported
     fire_now: Callable[[Any, datetime], bool] = _unsupported
     move: Callable[[Any, datetime, datetime], bool] = _unsupported
+    resume: Callable[[Any, datetime], None] = _unsupported
     edit_context: Callable[[Any, Mapping[str, Any], str], None] = _unsupported
 
 

@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
-from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from ..exceptions import AutomationError
 from ..queues.admin import HistoryInline, PausableAdmin, RowAdmin, newest
 from ..queues.admin_fields import time_field
 from ..queues.admin_filters import QueueFilter, declared_name_filter
 from ..queues.admin_links import cause_link, register_cause
+from .bulk_verbs import cancel_run
 from .definitions import all_workflows
 from .engine import engine
 from .models import Signal, StepExecution, WorkflowRun
@@ -112,19 +111,11 @@ class WorkflowRunAdmin(PausableAdmin):
 
     @admin.action(description=_("Cancel"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
-        self.apply(request, rows, _cancel, _("Cancelled"))
+        self.apply(request, rows, cancel_run, _("Cancelled"))
 
     @admin.action(description=_("Cancel at once, without @on_cancel"), permissions=["cancel"])
     def cancel_at_once(self, request: HttpRequest, rows: models.QuerySet[WorkflowRun]) -> None:
-        self.apply(request, rows, partial(_cancel, at_once=True), _("Cancelled"))
-
-
-def _cancel(run: WorkflowRun, *, at_once: bool = False) -> bool:
-    """Cancel a run; return False if it had finished. Raises ``AutomationError`` if it is on its way to an end."""
-    done = engine.cancel(run, at_once=at_once)
-    if not done and not run.is_finished:
-        raise AutomationError(gettext("%(run)s has begun its %(path)s already.") % {"run": run, "path": run.path})
-    return done
+        self.apply(request, rows, partial(cancel_run, at_once=True), _("Cancelled"))
 
 
 class SignalStateFilter(admin.SimpleListFilter):

@@ -29,6 +29,7 @@ class WorkflowsConfig(AppConfig):
         from ..queues.pausing import Pausable, register_pausable
         from ..queues.wakeable import Behaviour
         from . import checks
+        from .bulk_verbs import register_verbs
         from .current_run import KIND
         from .definitions import all_workflows, newest_workflows
         from .delivery import deliver
@@ -56,6 +57,7 @@ class WorkflowsConfig(AppConfig):
         register_resumable_kind(
             ResumableKind("workflow", WorkflowRun, "name", failed=Q(status="failed"), takes_step=True)
         )
+        register_verbs(undelivered)
         register_windows()
         declared = ("__workflow__", "@workflow(...)")
         register_pausable(Pausable("workflow", WorkflowRun, lambda: {each.name for each in all_workflows()}, declared))

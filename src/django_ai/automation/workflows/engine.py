@@ -29,6 +29,7 @@ from .definitions import WorkflowDefinition, find_workflow
 from .ending import end_runs
 from .keyed_start import IfExists, check_if_exists, check_key, start_keys, start_once
 from .models import Signal, WorkflowRun, WorkflowRunQuerySet
+from .operating import Operations
 from .outcomes import check_name
 from .receivable import warning_about
 from .repairing import run_with
@@ -40,7 +41,7 @@ from .subscriber import WorkflowSubscriber
 __all__ = ["Engine", "engine"]
 
 
-class Engine(Repairs):
+class Engine(Repairs, Operations):
     """What code outside a workflow calls: start, find, signal, cancel, repair, pause; use its one instance ``engine``.
 
     Every method writes rows in the caller's transaction and returns at once. Workers see them after the commit; after a

@@ -1,8 +1,8 @@
 """Alerts: parked and failed rows, by mail to ``ADMINS`` and as a webhook.
 
-Rows with the same kind and the same last line of their error are one group, whatever ids and numbers that line has. Of
-each group one alert is sent in ``ALERT_INTERVAL``; the next one says how many it stands for. Django's cache remembers
-it, so the interval holds across workers.
+Rows with the same problem (``queues.problems``) are one group, whatever ids their errors have. A group that is muted
+does not alert. Of each other group one alert is sent in ``ALERT_INTERVAL``; the next one says how many it stands for.
+Django's cache remembers it, so the interval holds across workers.
 
 A thread of its own sends, so the engine is never delayed: at the end of the process it waits for that thread, for
 ``ALERT_TIMEOUT`` at most. Nothing that fails here reaches the engine; it is logged.
@@ -11,12 +11,10 @@ A thread of its own sends, so the engine is never delayed: at the end of the pro
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import logging
 import os
 import queue
-import re
 import threading
 import time
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from django.core.mail import mail_admins
 from django.db import connections
 
 from ...conf import conf
+from ...queues.problems import is_muted, kind_of, name_of, problem_key
 from ...queues.signals import row_failed, row_parked
 from ...values.text import last_line, one_line
 from .facts import Facts, facts_of
@@ -42,7 +41,6 @@ MAX_WAITING = 100
 """How many alerts may wait for the thread that sends. More are dropped, and logged."""
 RETRY_DELAY = timedelta(minutes=1)
 """After an alert that could not be sent, the next row of its group is tried again after this time."""
-_WITH_DIGITS = re.compile(r"[\w-]*\d[\w-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,8 @@ class Alert:
         facts: What is known of it.
         reason: Why; the last line names the cause.
         at: When, an aware datetime.
+        group: The key of its problem (``queues.problems``): the same for all rows of one kind and name whose error
+            differs in ids only.
     """
 
     state: str
@@ -62,16 +62,11 @@ class Alert:
     facts: Facts
     reason: str
     at: datetime
+    group: str
 
     @property
     def cause(self) -> str:
         return last_line(self.reason)
-
-    @property
-    def group(self) -> str:
-        """The same for all rows of one kind whose error differs in ids and numbers only."""
-        cause = _WITH_DIGITS.sub("#", self.cause)
-        return hashlib.sha256(f"{self.state}\0{self.facts.kind}\0{cause}".encode()).hexdigest()[:32]
 
     def as_dict(self, more: int) -> dict[str, Any]:
         """Return the body of the webhook. ``more``: how many rows of the group were not reported since the last one."""
@@ -114,7 +109,8 @@ def _on_parked(sender: Any, row: Any, reason: str, **kwargs: Any) -> None:
 
 def _report(state: str, row: Any, reason: str) -> None:
     try:
-        _sender.put(Alert(state, one_line(row), facts_of(row), reason, datetime.now(UTC)))
+        group = problem_key(kind_of(type(row)), name_of(row), state, reason)
+        _sender.put(Alert(state, one_line(row), facts_of(row), reason, datetime.now(UTC), group))
     except Exception:
         logger.exception("An alert could not be made")
 
@@ -191,6 +187,8 @@ _sent_here: dict[str, float] = {}
 
 def _deliver(alert: Alert) -> None:
     values = conf()
+    if _is_muted(alert):
+        return
     more = _admitted(alert, values.ALERT_INTERVAL)
     if more is None:
         return
@@ -205,6 +203,15 @@ def _deliver(alert: Alert) -> None:
                 logger.error("The alert about %s could not be sent: %s", alert.row, one_line(_words_of(error)))
     if failed:
         _retry_soon(alert, more, min(RETRY_DELAY, values.ALERT_INTERVAL))
+
+
+def _is_muted(alert: Alert) -> bool:
+    """Return whether somebody has muted the group. If the database does not answer, the alert is sent."""
+    try:
+        return is_muted(alert.group, datetime.now(UTC))
+    except Exception as error:
+        logger.warning("Mutes could not be read: %s", one_line(_words_of(error)))
+        return False
 
 
 def _words_of(error: Exception) -> str:

@@ -16,8 +16,8 @@ from ...queues.lanes import DEFAULT_QUEUE, Lane, LanedWakeable, declared_queues,
 from ...queues.operations.failed_and_parked import failed_keys, parked_keys
 from ...queues.operations.health import MAX_COUNTED_ROWS, check_health
 from ...queues.operations.resume import resumable_kinds
+from ...queues.problems import kind_of
 from ...queues.registry import due_times, wakeables
-from .facts import kind_of
 
 
 class DatabaseCollector:

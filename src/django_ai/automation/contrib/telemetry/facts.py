@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...queues.causation import CurrentRun
-
-KINDS = {
-    "workflowrun": "workflow",
-    "callbackexecution": "callback",
-    "agentrun": "agent",
-    "handlerexecution": "handler",
-}
-"""The kinds of rows whose names differ from those of their models; as in the column ``caused_by``."""
+from ...queues.problems import kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +42,6 @@ class Facts:
     def label(self) -> str:
         """The row and its code, such as ``"workflow:12:charge"``."""
         return ":".join(filter(None, (self.kind, self.id, self.part)))
-
-
-def kind_of(model: type[Any]) -> str:
-    name = str(model._meta.model_name)
-    return KINDS.get(name, name)
 
 
 def facts_of(row: Any, current: CurrentRun | None = None) -> Facts:

@@ -12,8 +12,9 @@ from prometheus_client import Counter, Histogram
 
 from ...queues.lanes import shown_name
 from ...queues.observing import subject_of
+from ...queues.problems import kind_of
 from ...queues.signals import attempt_finished, perform_failed, row_failed, row_parked, rows_claimed
-from .facts import Facts, facts_of, kind_of
+from .facts import Facts, facts_of
 
 LATENESS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 DURATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)

@@ -20,6 +20,7 @@ from ...db.writer import alias_of
 from ...exceptions import AutomationError
 from ...values.text import one_line
 from ..history import together
+from ..parking import awaits_code as awaits_code
 
 BATCH_SIZE = 100
 MAX_NAMES = 1000
@@ -43,15 +44,6 @@ class ResumableKind:
     parked: Q = field(default_factory=lambda: Q(status="parked"))
     failed: Q | None = None
     takes_step: bool = False
-
-
-def awaits_code(row: Any) -> bool:
-    """Return whether ``row`` is parked because the workers lack its code.
-
-    If it is resumed before a worker has the code, it is parked again.
-    """
-    status, parked_at = getattr(row, "status", ""), getattr(row, "parked_at", None)
-    return status == "parked" and parked_at is not None and getattr(row, "wake_at", parked_at) is not None
 
 
 _kinds: dict[str, ResumableKind] = {}
@@ -105,7 +97,7 @@ class ResumeRequest:
             rows = rows.filter(pk__in=self.pks)
         if self.reason is not None:
             # Lower case on both sides: the column's collation on MariaDB is case-sensitive, for icontains, too.
-            rows = rows.alias(reason=Lower("error")).filter(reason__contains=self.reason.lower())
+            rows = rows.alias(lower_error=Lower("error")).filter(lower_error__contains=self.reason.lower())
         return rows.order_by("pk")
 
 
