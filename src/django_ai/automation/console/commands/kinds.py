@@ -16,6 +16,7 @@ from ...events.callbacks import all_callbacks
 from ...events.models import CallbackExecution, CapturedWrite, Event, EventClaim, Schedule
 from ...events.schedules.definitions import all_schedules
 from ...events.sources import declared_names
+from ...queues.models import Limiter, Worker
 from ...queues.wakeable import Wakeable
 from ...workflows.definitions import all_workflows
 from ...workflows.models import Signal, WorkflowRun
@@ -104,6 +105,8 @@ _KINDS = (
     Kind("schedule", Schedule, "name", lambda: {each.name for each in all_schedules()}),
     Kind("claim", EventClaim, "event_name", declared_names),
     Kind("write", CapturedWrite, "model"),
+    Kind("limit", Limiter, "name"),
+    Kind("worker", Worker, "name"),
 )
 KINDS = {kind.name: kind for kind in _KINDS}
 ALSO_CALLED = {"run": "workflow", "execution": "callback"}

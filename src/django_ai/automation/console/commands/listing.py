@@ -17,6 +17,7 @@ from .output import Output, Usage
 from .verb import Options, Verb
 
 DEFAULT_LIMIT = 50
+CREATED_FIELDS = ("created_at", "event_created_at", "sent_at", "held_at", "written_at", "started_at")
 
 
 class List(Verb):
@@ -89,7 +90,9 @@ def created_field(kind: Kind) -> str:
     """Return the field that says when a row was created."""
     names = [field.name for field in kind.model._meta.concrete_fields]
     return next(
-        each for each in ("created_at", "event_created_at", "sent_at", "held_at", "written_at") if each in names
+        each
+        for each in ("created_at", "event_created_at", "sent_at", "held_at", "written_at", "started_at")
+        if each in names
     )
 
 

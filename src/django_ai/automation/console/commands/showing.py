@@ -11,15 +11,19 @@ from django.core.management.base import CommandParser
 from django.db import models
 from django.utils import timezone
 
-from ...agents.models import AgentRun
-from ...events.models import Event
+from ...agents.models import AgentRun, HandlerExecution
+from ...events.models import CallbackExecution, Event, EventClaim, Schedule
 from ...queues.admin_stories import Reader
-from ...workflows.models import WorkflowRun
+from ...queues.models import Limiter, Worker
+from ...workflows.models import Signal, WorkflowRun
 from ..agents import agent_story
 from ..events import event_story
+from ..executions import callback_story, handler_story, signal_story
 from ..failures import failure_of
+from ..holders import claim_story, limiter_story, worker_story
 from ..reading import TONES, data_of, deeds_of_people
 from ..runs import run_story
+from ..schedules import schedule_story
 from ..story import Fact, Failure, Moment, Story, Tone, moment_text
 from .kinds import KINDS, Kind, find_kind, is_open
 from .output import Output
@@ -27,7 +31,18 @@ from .verb import Options, Verb
 
 PRIVATE = ("data", "payload", "match", "residual", "old", "changed_values", "branches", "ending", "arguments")
 """Columns with values of the project, which are shown only with ``--data``."""
-TOLD: dict[type[models.Model], Any] = {WorkflowRun: run_story, AgentRun: agent_story, Event: event_story}
+TOLD: dict[type[models.Model], Any] = {
+    WorkflowRun: run_story,
+    AgentRun: agent_story,
+    Event: event_story,
+    CallbackExecution: callback_story,
+    HandlerExecution: handler_story,
+    Signal: signal_story,
+    Schedule: schedule_story,
+    EventClaim: claim_story,
+    Limiter: limiter_story,
+    Worker: worker_story,
+}
 
 
 class Show(Verb):
