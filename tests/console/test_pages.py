@@ -292,7 +292,7 @@ def test_an_agent_shows_its_mailbox(client, root):
     assert "It waits for its events." in story
     assert "heard handled message_received" in story
     assert "created handled booking_created" in story
-    assert story.count("message_received") == 1
+    assert story.count("handled message_received") == 1
     assert '"count": 1' in story
     assert "Complete" in story
     HandlerExecution.objects.filter(handler="heard").update(status="failed", error=RAISED)
