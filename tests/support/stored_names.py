@@ -19,6 +19,7 @@ HOLDS = {
         "automation_events.Event.entity_id",  # the key of the event of a schedule
         "automation_events.Event.payload",
         "automation_queues.Limiter.name",
+        "automation_queues.MutedProblem.name",
         "automation_queues.Pause.target",
         "automation_queues.HeldRow.target",
         "automation_queues.Action.key",
@@ -46,6 +47,7 @@ HOLDS = {
         "automation_workflows.WorkflowRun.ending",
         "automation_workflows.StepExecution.before",
         "automation_queues.Action.what",
+        "automation_queues.MutedProblem.name",
         "automation_queues.Maintenance.position",
     },
 }
@@ -62,6 +64,7 @@ DIGESTS = {
     "automation_events.EventClaim.unique_key",
     "automation_events.RoutingShape.unique_key",
     "automation_queues.Limiter.key",
+    "automation_queues.MutedProblem.key",
     "automation_queues.Slot.unique_key",
     "automation_workflows.Wait.key",
     "automation_workflows.WorkflowRun.origin_key",
@@ -80,6 +83,12 @@ FREE_TEXT = {
     "automation_events.Event.error",
     "automation_events.Schedule.error",
     "automation_queues.Action.reason",
+    "automation_queues.BulkAction.error",
+    "automation_queues.BulkAction.examples",
+    "automation_queues.BulkAction.filter",  # none that is unfinished has the name: the operation refuses
+    "automation_queues.BulkAction.reason",
+    "automation_queues.MutedProblem.error",
+    "automation_queues.MutedProblem.reason",
     "automation_queues.Maintenance.error",
     "automation_queues.Pause.reason",
     "automation_workflows.Signal.error",

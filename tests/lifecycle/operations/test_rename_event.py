@@ -32,6 +32,7 @@ from django_ai.automation.events.name_map import NameMap
 from django_ai.automation.events.operations import RenameEvent
 from django_ai.automation.exceptions import DefinitionError
 from django_ai.automation.queues import data_operation
+from django_ai.automation.queues.problems import mute
 from django_ai.automation.workflows.models import Wait, WorkflowRun
 from tests.apps.reservations.models import Chore, Reservation, is_confirmed
 from tests.support.rows import effects, leave, status
@@ -106,6 +107,8 @@ def test_every_stored_name_is_renamed(work, declare):
         declare_as(declare, OLD, condition=is_confirmed, date_field="checkin_at")
         Reservation.objects.create(status="confirmed", checkin_at=timezone.now() + HOUR)
         Event.objects.get(status="pending").fire_now()
+    parked = Event.objects.create(event_name=OLD, declared_as=OLD, status="parked", error="ValueError: no")
+    mute(parked)
     stored = places(OLD)
     assert stored | {"automation_queues.Maintenance.position"} == HOLDS["event"]
     declare_as(declare, NEW, condition=is_confirmed)

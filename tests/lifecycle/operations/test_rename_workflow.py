@@ -33,7 +33,8 @@ from django_ai.automation.events.schedules.firing import fire_now
 from django_ai.automation.events.schedules.rows import ensure_rows
 from django_ai.automation.exceptions import DecryptionError, DefinitionError
 from django_ai.automation.queues import data_operation
-from django_ai.automation.queues.models import HeldRow, Limiter, Maintenance, Pause, Slot
+from django_ai.automation.queues.models import BulkAction, HeldRow, Limiter, Maintenance, Pause, Slot
+from django_ai.automation.queues.problems import is_muted, key_of_row, mute
 from django_ai.automation.workflows.definitions import all_workflows, unregister
 from django_ai.automation.workflows.models import StepExecution, Wait, WorkflowRun
 from django_ai.automation.workflows.operations import RenameStep, RenameWorkflow
@@ -147,6 +148,8 @@ def rows_of_every_kind(work) -> None:
         engine.pause(workflow=OLD)
     engine.start(OLD)
     work()
+    failed = WorkflowRun.objects.create(name=OLD, status="failed", error="ValueError: no", finished_at=timezone.now())
+    mute(failed)
     ensure_rows(timezone.now())
     with acting_as("ops"):
         fire_now(Schedule.objects.get(name=OLD), timezone.now())
@@ -277,6 +280,25 @@ def test_a_pause_is_kept(work):
     engine.unpause(workflow=NEW)
     work()
     assert status(found) == "suspended"
+
+
+def test_a_muted_problem_stays_muted():
+    failed = WorkflowRun.objects.create(name=OLD, status="failed", error="ValueError: no", finished_at=timezone.now())
+    mute(failed)
+    waits(NEW)
+    run(RenameWorkflow(OLD, NEW))
+    failed.refresh_from_db()
+    assert is_muted(key_of_row(failed), timezone.now())
+
+
+def test_a_bulk_action_by_the_old_name_ends_first():
+    WorkflowRun.objects.create(name=OLD)
+    waits(NEW)
+    action = BulkAction.objects.create(verb="cancel", row_kind="workflow", filter={"where": {"name": OLD}})
+    with pytest.raises(DefinitionError, match=f"bulk action #{action.pk} selects rows by the name '{OLD}'"):
+        run(RenameWorkflow(OLD, NEW))
+    BulkAction.objects.update(status="completed")
+    run(RenameWorkflow(OLD, NEW))
 
 
 def test_a_worker_that_performs_a_step_keeps_its_lease(work):

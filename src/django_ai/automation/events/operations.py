@@ -178,6 +178,7 @@ class RenameEvent(DataOperation):
         names = NameMap(old, new, repr(self))
         if not is_backwards:
             self._check(names)
+            renaming.check_no_bulk_action(repr(self), self.old)
         renaming.record(self._kind, self.old, self.new)
         changed = rename_event(repr(self), names)
         if is_backwards:

@@ -14,7 +14,8 @@ from django.db.models import Q
 
 from ..exceptions import DefinitionError
 from ..queues.bites import in_bites
-from ..queues.renaming import rename_in_words
+from ..queues.problems import kind_of
+from ..queues.renaming import rename_in_words, rename_muted
 from ..values.digests import digest
 from .claim_lookup import CLAIMS
 from .event_keys import value_of
@@ -44,6 +45,7 @@ def rename_event(what: str, names: NameMap) -> int:
     """
     changed = rename_rows(what, names) + _rename_shapes(names) + _rename_claims(what, names)
     changed += rename_in_words(what, Event._meta.label_lower, f"event {names.old!r} ", f"event {names.new!r} ")
+    changed += rename_muted(what, kind_of(Event), names.get)
     return changed + sum(renamer(what, names) for renamer in _renamers)
 
 

@@ -7,17 +7,22 @@ that was interrupted continues, and a key that was made with a former name is st
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+
 from django.db import connections, models, transaction
 from django.db.models import F
 from django.utils import timezone
 
 from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
+from ..exceptions import DefinitionError
 from ..values.digests import digest
 from .bites import in_bites
 from .lease import revoke
-from .models import Action, HeldRow, Limiter, Maintenance, Pause, Slot
+from .models import Action, BulkAction, BulkStatus, HeldRow, Limiter, Maintenance, MutedProblem, Pause, Slot
 from .pauses import target_of_name
+from .problems import problem_key
 
 RENAMED = "renamed"
 """How the names of the rows of ``Maintenance`` begin that record a rename."""
@@ -91,6 +96,37 @@ def rename_in_words(what: str, label: str, old_start: str, new_start: str) -> in
         return changed
 
     return in_bites(what, Action, change)
+
+
+def check_no_bulk_action(what: str, old: str) -> None:
+    """Raise ``DefinitionError`` if a bulk action that has not ended selects rows by the name ``old``."""
+    running = BulkAction.objects.filter(status__in=[BulkStatus.PENDING, BulkStatus.RUNNING, BulkStatus.PARKED])
+    for pk, selected in running.values_list("pk", "filter"):
+        if json.dumps(old) in json.dumps(selected):
+            raise DefinitionError(
+                f"{what}: bulk action #{pk} selects rows by the name {old!r} and has not ended. Let it end, or stop it "
+                "in the admin, and migrate again."
+            )
+
+
+def rename_muted(what: str, kind: str, rename: Callable[[str], str | None]) -> int:
+    """Rename in problems that are muted. ``rename``: returns the new name, or None for a name that stays."""
+
+    def change(rows: models.QuerySet[models.Model]) -> int:
+        changed = 0
+        columns = ("pk", "name", "state", "error", "key")
+        for pk, name, state, error, key in rows.filter(kind=kind).values_list(*columns):
+            new = rename(name)
+            if new is None:
+                continue
+            renamed = problem_key(kind, new, state, error) if problem_key(kind, name, state, error) == key else key
+            if MutedProblem.objects.filter(key=renamed).exclude(pk=pk).values_list("pk").exists():
+                changed += rows.filter(pk=pk).delete()[0]  # muted under both names
+            else:
+                changed += rows.filter(pk=pk).update(name=new, key=renamed)
+        return changed
+
+    return in_bites(what, MutedProblem, change)
 
 
 def rename_pauses(what: str, scope: str, old: str, new: str) -> int:

@@ -71,6 +71,7 @@ class RenameWorkflow(DataOperation):
             renaming.forget(self._kind, self.old, self.new)
             return changed
         self._check()
+        renaming.check_no_bulk_action(repr(self), self.old)
         renaming.record(self._kind, self.old, self.new)
         changed = rename_workflow(repr(self), self.old, self.new)
         renaming.complete(self._kind, self.old, self.new, changed)
