@@ -134,16 +134,15 @@ def pictures() -> dict[str, str]:
     due = Event.objects.filter(event_name="checkin_due", status="pending").first()
     return {
         "overview": page("console_overview"),
+        "agenda": page("console_agenda"),
+        "problems": page("queues_mutedproblem"),
+        "catalogue": page("console_catalogue"),
+        "queues": page("console_queues"),
         "run-failed": page("workflows_workflowrun", "change", failed),
         "run-repair": page("workflows_workflowrun", "repair", failed),
         "run-waiting": page("workflows_workflowrun", "change", runs.filter(status="suspended").last()),
-        "runs": page("workflows_workflowrun"),
         "agent": page("agents_agentrun", "change", AgentRun.objects.filter(name="hotel.journey").last()),
         "event": page("events_event", "change", due),
-        "events": page("events_event"),
-        "schedules": page("events_schedule"),
-        "workers": page("queues_worker"),
-        "actions": page("queues_action"),
     }
 
 

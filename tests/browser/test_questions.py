@@ -50,6 +50,9 @@ def test_each_question_takes_as_many_clicks_as_the_guide_says(day, visit):
     olga.click(str(day.waiting.pk), exact=True)
     answered("What comes next in this run?", "then tell, or refuse after the timeout", "tell may follow")
 
+    start("Agenda").click("Tomorrow")
+    answered("What comes tomorrow?", "reminder")
+
     start(RUNS).click(str(day.called_off.pk), exact=True)
     answered("Who cancelled this, and why?", OPERATOR, "The guest has left.")
 

@@ -23,12 +23,13 @@ from ..queues.models import Worker
 from ..workflows.models import WorkflowRun
 from . import agent_verbs, bulk_admin, event_verbs, run_verbs
 from . import pages as pages
+from .agenda_page import AgendaAdmin
 from .agents import agent_story
 from .catalogue import page as _catalogue  # noqa: F401 - it registers its page
 from .desk import desk
 from .desk_pages import may_view, page_of, words_of_overview, worker_lines
 from .events import event_story
-from .models import Overview
+from .models import Agenda, Overview
 from .problems import Problem
 from .repair import repair_run
 from .runs import run_story
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 else:  # at run time Django's classes are not generic
     ModelAdmin = admin.ModelAdmin
 
+admin.site.register(Agenda, AgendaAdmin)
 register_story(WorkflowRun, run_story)
 register_story(AgentRun, agent_story)
 register_story(Event, event_story)

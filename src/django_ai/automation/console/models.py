@@ -35,3 +35,13 @@ class Queues(Limiter):
         default_permissions = ("view",)
         verbose_name = _("queues and limits")
         verbose_name_plural = _("queues and limits")
+
+
+class Agenda(Worker):
+    """The page of the agenda. A proxy, which is never read or written."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = _("agenda")
+        verbose_name_plural = _("agenda")

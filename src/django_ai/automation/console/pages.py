@@ -22,7 +22,7 @@ from ..queues.models import Action, Limiter, Pause, Worker
 from ..workflows.models import Signal
 from .executions import callback_story, handler_story, signal_story
 from .holders import claim_story, limiter_story, worker_story
-from .models import Queues
+from .models import Agenda, Queues
 from .queues_page import queues_desk
 from .schedules import schedule_story
 from .story import moment_text
@@ -40,7 +40,7 @@ register_story(Limiter, limiter_story)
 register_story(EventClaim, claim_story)
 register_story(Worker, worker_story)
 
-LINKED: tuple[type[models.Model], ...] = (Queues, Worker, Schedule, EventClaim, Signal, Pause, Action)
+LINKED: tuple[type[models.Model], ...] = (Agenda, Queues, Worker, Schedule, EventClaim, Signal, Pause, Action)
 """The pages that the overview links, in this order."""
 
 

@@ -11,6 +11,20 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name='Agenda',
+            fields=[
+            ],
+            options={
+                'verbose_name': 'agenda',
+                'verbose_name_plural': 'agenda',
+                'proxy': True,
+                'default_permissions': ('view',),
+                'indexes': [],
+                'constraints': [],
+            },
+            bases=('automation_queues.worker',),
+        ),
+        migrations.CreateModel(
             name='Catalogue',
             fields=[
             ],
