@@ -160,7 +160,10 @@ class Problems(Verb):
             seen = [moment_text(at) for at in (each.first_at, each.last_at) if at is not None]
             output.line(f"{each.count}{more} {each.kind} {each.name}, {each.state}: {each.error}")
             output.line(f"{' to '.join(dict.fromkeys(seen))}; newest: {each.newest_pk}", indent=4)
-            output.line(each.command, indent=4)
+            output.line(
+                each.command or f"manage.py automation bulk resume {each.kind} --same-problem-as {each.newest_pk}",
+                indent=4,
+            )
         if not found:
             output.line("Nothing is parked, and nothing has failed.")
         document: dict[str, Any] = {"problems": listed}

@@ -9,6 +9,7 @@ from .explaining import WhyVerb
 from .forgetting import Forget
 from .graphs import Graph
 from .listing import List, Problems
+from .many import Bulk, Mute, Unmute
 from .pausing import PauseThem, UnpauseThem
 from .planning import Plan
 from .repairs import EditContext, Fork, Rewind, SkipWait
@@ -38,6 +39,9 @@ VERBS: dict[str, type[Verb]] = {
         EditContext,
         Fork,
         Rewind,
+        Bulk,
+        Mute,
+        Unmute,
         PauseThem,
         UnpauseThem,
         FireNow,
