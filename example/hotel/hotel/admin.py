@@ -10,6 +10,8 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from django_ai.automation.console.entity_admin import AutomationAdminMixin
+
 from .models import Complaint, Document, Guest, GuestMessage, HousekeepingTask, Message, Reservation
 
 
@@ -25,7 +27,7 @@ class GuestAdmin(admin.ModelAdmin):
 
 
 @admin.register(Reservation)
-class ReservationAdmin(admin.ModelAdmin):
+class ReservationAdmin(AutomationAdminMixin, admin.ModelAdmin):
     list_display = ("guest", "room", "status", "checkin_at", "checkout_at", "paid")
     list_filter = ("status", "paid")
     list_select_related = ("guest",)
@@ -70,7 +72,7 @@ class GuestMessageAdmin(admin.ModelAdmin):
 
 
 @admin.register(Complaint)
-class ComplaintAdmin(admin.ModelAdmin):
+class ComplaintAdmin(AutomationAdminMixin, admin.ModelAdmin):
     list_display = ("what", "guest", "status")
     list_filter = ("status",)
     list_select_related = ("guest",)

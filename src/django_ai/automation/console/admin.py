@@ -28,6 +28,8 @@ from .agents import agent_story
 from .catalogue import page as _catalogue  # noqa: F401 - it registers its page
 from .desk import desk
 from .desk_pages import may_view, page_of, words_of_overview, worker_lines
+from .entity_urls import entity_url
+from .entity_views import event_why
 from .events import event_story
 from .models import Agenda, Overview
 from .problems import Problem
@@ -45,6 +47,7 @@ register_story(WorkflowRun, run_story)
 register_story(AgentRun, agent_story)
 register_story(Event, event_story)
 register_row_view(WorkflowRun, "repair", repair_run)
+register_row_view(Event, "why", event_why, lambda *_: gettext("Why?"))
 bulk_admin.register()
 run_verbs.register()
 agent_verbs.register()
@@ -65,7 +68,7 @@ class OverviewAdmin(ModelAdmin):
         return False
 
     def get_urls(self) -> list[Any]:
-        return super().get_urls()[:1]  # the list is the only page
+        return [entity_url(self.admin_site), *super().get_urls()[:1]]  # the list is the only other page
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         if not self.has_view_permission(request):

@@ -13,10 +13,12 @@ from ..agents.models import AgentStatus, HandlerStatus
 from ..events.callbacks import callbacks_of
 from ..events.models import Event, EventStatus, ExecutionStatus
 from ..events.timing import not_fired
+from ..events.why import why
 from ..queues.admin_stories import Reader
 from ..values.text import last_line
 from ..workflows.definitions import workflows_on
 from ..workflows.statuses import WorkflowStatus
+from .answers import MODELS, lines_of
 from .failures import failure_of
 from .reading import (
     MAX_ENTRIES,
@@ -29,6 +31,7 @@ from .reading import (
     page_of,
     page_of_cause,
     page_of_entity,
+    row_page,
     tone_of,
 )
 from .story import Fact, Moment, Story, Tone, moment_text
@@ -55,6 +58,10 @@ def event_story(event: Event, reader: Reader, now: datetime) -> Story:
     past = [entry for entry in subscribers if entry.tone in happened]
     past += [*deeds_of_people(event, reader), *_ends(event)]
     story.past = sorted(past, key=lambda entry: entry.at or now, reverse=True)
+    explained = row_page(event, "why", reader)
+    story.subscribers = lines_of(
+        why(event).answers[:MAX_ENTRIES], reader, MODELS, base=explained, may_see_data=False, detailed=False
+    )
     return story
 
 

@@ -124,7 +124,8 @@ class Story:
 
     ``now``: the one sentence that says what it waits for, why it failed, or how it ended. ``details``: what belongs to
     that sentence, such as since when and until when. ``past`` has the newest entry first; ``is_cut`` says that older
-    ones are not shown. ``links``: pages with a form. ``planned_title`` and ``past_title``: the titles of the two lists;
+    ones are not shown. ``links``: pages with a form. ``subscribers``: of an event
+    (``answers.AnswerLine``). ``planned_title`` and ``past_title``: the titles of the two lists;
     empty: the usual ones. ``data``: the Context or the payload as JSON; None: the user may not see it.
     """
 
@@ -144,6 +145,7 @@ class Story:
     data: str | None = None
     deeds: list[Deed] = field(default_factory=list)
     links: list[Fact] = field(default_factory=list)
+    subscribers: list[Any] = field(default_factory=list)
     planned_title: str = ""
     past_title: str = ""
     flow: Any = None
@@ -172,7 +174,30 @@ class Story:
             "columns": gettext("All columns"),
             "hidden": gettext("You may not see the data of this row."),
             "nothing": gettext("Nothing is planned."),
+            **answer_words(),
         }
+
+
+def answer_words() -> dict[str, str]:
+    """Return the labels of the tables."""
+    return {
+        "subscribers": gettext("Subscribers"),
+        "not_acted": gettext("Who has not acted"),
+        "everything": gettext("Show everything"),
+        "subscriber": gettext("Subscriber"),
+        "standing": gettext("State"),
+        "event": gettext("Event"),
+        "reason": gettext("Reason"),
+        "at": gettext("When"),
+        "why": gettext("Why?"),
+        "why_of": gettext("Why did it act, or why not?"),
+        "ask": gettext("Explain"),
+        "condition": gettext("Condition"),
+        "expected": gettext("Expected"),
+        "found": gettext("Found"),
+        "holds": gettext("Holds"),
+        "agent": gettext("Agent"),
+    }
 
 
 def moment_text(moment: datetime) -> str:

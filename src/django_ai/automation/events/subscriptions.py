@@ -108,6 +108,10 @@ class SubscriptionTable:
         """Return the subscriptions that match an event of this name and namespace, in the order of declaration."""
         return self._matching(event_name, namespace).get(kind, ())
 
+    def subscribed(self, event_name: str, namespace: str) -> list[Subscription]:
+        """Return the subscriptions of all kinds to an event of this name and namespace."""
+        return list(chain.from_iterable(self._matching(event_name, namespace).values()))
+
     def offsets(self, event_name: str, namespace: str) -> dict[str, Offset]:
         """Return the distinct offsets at which subscribers are notified of such an event, by their milestone."""
         return {
