@@ -293,6 +293,7 @@ def test_an_agent_shows_its_mailbox(client, root):
     assert "heard handled message_received" in story
     assert "created handled booking_created" in story
     assert story.count("handled message_received") == 1
+    assert story.count("message_received") == 2, "what it has handled, and what did not match"
     assert '"count": 1' in story
     assert "Complete" in story
     HandlerExecution.objects.filter(handler="heard").update(status="failed", error=RAISED)
@@ -318,7 +319,7 @@ def test_an_agent_with_many_executions_takes_as_many_queries(client, root):
     drain()
     with CaptureQueriesContext(connection) as many:
         story = shown(client, agent)
-    assert len(few) == len(many) <= 30
+    assert len(many) <= len(few) <= 30
     assert story.count("heard handled") == 50
     assert "Older entries are not shown." in story
 

@@ -11,20 +11,23 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 
 from ..db.writer import alias_of, from_writer
+from ..events.entities import load_entities
 from ..events.matching.comparing import UNREADABLE, compare_fields
 from ..events.models import Event
+from ..events.names import is_pattern
 from ..events.sources import event_sources
 from ..events.subscriptions import subscriptions
 from ..events.why.answers import Answer, Condition, Standing, shown, verdict
 from ..events.why.asking import Inquiry
 from ..events.why.callbacks import STANDINGS, answer, registered_since
 from ..events.why.event_conditions import EventConditions, evaluated, unclaimed
+from ..events.why.seen import SeenEvent
 from ..exceptions import AutomationError
 from ..queues.causation import Owner
 from ..state.versions import restore
 from ..values.text import last_line
 from .catch_up import spawning_executions
-from .definitions import AgentDefinition, HandlerDefinition, SpawnOn, find_agent
+from .definitions import AgentDefinition, HandlerDefinition, SpawnOn, find_agent, registered_agent
 from .ending import KIND
 from .mailbox import handled_elsewhere
 from .models import AgentRoute, AgentRun, AgentStatus, HandlerExecution, HandlerStatus
@@ -32,6 +35,9 @@ from .routing import keys_for, own_labels
 
 MAX_COMPARED_AGENTS = 5
 """How many agents without an execution are compared with an event, for each handler."""
+
+MAX_SEEN_HANDLERS = 3
+MAX_SEEN_EVENTS = 3
 
 Key = tuple[int, str, str]
 """The event, ``agent.method`` and the milestone of an execution."""
@@ -177,6 +183,25 @@ def _without_agent(event: Event, handler: HandlerDefinition, asked: Sequence[Con
     standing, reason = verdict(found)
     name = f"{handler.agent}.{handler.method}"
     return Answer("handler", name, event.event_name, event.pk, handler.milestone, standing, reason, conditions=found)
+
+
+def seen_by_agent(run: AgentRun) -> list[SeenEvent]:
+    """Return events that have arrived since an agent lives, and that the match of a handler has left out, the newest
+    first. A few queries for each of its first handlers."""
+    definition = registered_agent(run.name)
+    if definition is None or run.status != AgentStatus.ACTIVE:
+        return []
+    handlers = {each.event_name: each for each in definition.handlers if not is_pattern(each.event_name)}
+    found: list[SeenEvent] = []
+    for name, handler in list(handlers.items())[:MAX_SEEN_HANDLERS]:
+        events = Event.objects.filter(event_name=name, position__gt=run.position).order_by("-position")
+        newest = list(events[:MAX_SEEN_EVENTS])
+        load_entities(newest)
+        for event in newest:
+            conditions = list(_of_match(event, handler, run))
+            if any(each.holds is False for each in conditions):
+                found.append(SeenEvent(event, f"{handler.agent}.{handler.method}", conditions))
+    return found
 
 
 def _alive(event: Event, run: AgentRun) -> Condition:

@@ -11,6 +11,7 @@ from django.utils.translation import gettext
 from ..agents.definitions import agent_of
 from ..agents.models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 from ..agents.routing import own_labels
+from ..agents.why import seen_by_agent
 from ..events.models import EventClaim
 from ..exceptions import AutomationError
 from ..queues.admin_stories import Reader
@@ -27,6 +28,7 @@ from .reading import (
     links_of,
     now_of,
     page_of,
+    seen_text,
     tone_of,
 )
 from .story import Fact, Moment, Story, Tone, moment_text
@@ -53,6 +55,7 @@ def agent_story(run: AgentRun, reader: Reader, now: datetime) -> Story:
             *_claims(run, reader),
         ],
         failure=failure_of(run.error) if status in (AgentStatus.FAILED, AgentStatus.PARKED) else None,
+        details=[seen_text(each, reader) for each in seen_by_agent(run)],
         data_title=gettext("Context"),
         data=data_of(run.data, reader),
         deeds=deeds_of(run, reader),

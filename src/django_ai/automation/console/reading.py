@@ -12,6 +12,7 @@ from django.db import models
 from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext
 
+from ..events.why.seen import SeenEvent
 from ..queues.admin_links import model_and_key
 from ..queues.admin_stories import Reader
 from ..queues.history import actions_of, told
@@ -111,6 +112,17 @@ def facts_of_run(run: Any, reader: Reader, now: datetime) -> Iterator[Fact]:
     yield Fact(
         gettext("Took") if run.finished_at else gettext("Age"), duration_text((run.finished_at or now) - run.created_at)
     )
+
+
+def seen_text(seen: SeenEvent, reader: Reader) -> str:
+    """Return an event that did not match, with the fields that differ; without their values for those who may not see
+    the data of the row."""
+    parts = [
+        each.name if each.is_data and not reader.may_see_data else f"{each.name} {each.expected} ≠ {each.found}"
+        for each in seen.failing
+    ]
+    values = {"event": f"{seen.event.event_name} #{seen.event.pk}", "fields": ", ".join(parts), "wait": seen.waits}
+    return gettext("Seen, and did not match: %(event)s (%(fields)s)") % values
 
 
 def data_of(value: Any, reader: Reader) -> str | None:

@@ -14,6 +14,7 @@ from ..values.text import last_line
 from ..workflows.deadlines import MISSED
 from ..workflows.inspection import Target, calls_of
 from ..workflows.models import Signal, StepExecution, Wait, WorkflowRun
+from ..workflows.seen import seen_by_run
 from ..workflows.statuses import ACTIONS, DEFERRED, EDITED, FORKED, REWOUND, SKIPPED_WAIT, TRIED_NOW, WorkflowStatus
 from .failures import failure_of
 from .flow import run_flow
@@ -29,6 +30,7 @@ from .reading import (
     now_of,
     page_of,
     row_page,
+    seen_text,
     tone_of,
 )
 from .story import Fact, Moment, Story, Tone, moment_text
@@ -45,7 +47,7 @@ def run_story(run: WorkflowRun, reader: Reader, now: datetime) -> Story:
         tone=tone_of(run, status),
         now=gettext("It has completed.") if status == WorkflowStatus.COMPLETED else now_of(run, now),
         facts=list(_facts(run, reader, now)),
-        details=list(_details(run)),
+        details=[*_details(run), *_seen(run, reader)],
         failure=failure_of(run.error) if status in (WorkflowStatus.FAILED, WorkflowStatus.PARKED) else None,
         data_title=gettext("Context"),
         data=data_of(run.data, reader),
@@ -103,6 +105,13 @@ def _details(run: WorkflowRun) -> Iterator[str]:
         yield gettext("It is cancelled by %s.") % " or ".join(run.cancelling_events)
     if run.attempt:
         yield gettext("Failed attempts of this step: %s.") % run.attempt
+
+
+def _seen(run: WorkflowRun, reader: Reader) -> list[str]:
+    """Return what the run has seen while it waits, and did not match."""
+    if run.status != WorkflowStatus.SUSPENDED or run.lease:
+        return []
+    return [seen_text(each, reader) for each in seen_by_run(run)]
 
 
 def _planned(run: WorkflowRun, waits: Sequence[Wait], now: datetime) -> Iterator[Moment]:
