@@ -471,7 +471,7 @@ def test_the_baseline_is_made():
     ("words", "expected"),
     [
         (["canc"], ["cancel"]),
-        (["list", "work"], ["workflow"]),
+        (["list", "workf"], ["workflow"]),
         (["list", "workflow", "--name", "charg"], ["charging"]),
         (["list", "agent", "--name", "car"], ["caring"]),
         (["list", "workflow", "--status", "fail"], ["failed"]),
