@@ -139,7 +139,7 @@ def test_explain_needs_few_queries_for_many_queued_runs(clock, queue, django_ass
     start(*map(str, range(20)))
     for run in WorkflowRun.objects.filter(wake_at__isnull=False).order_by("pk")[1:]:
         perform(run, clock)
-    with django_assert_max_num_queries(5):
+    with django_assert_max_num_queries(6):
         found = [each.waits_for for each in explain(clock.now, ["workflow run"])]
     assert found.count("a slot of the limit 'concurrency' of workflow limited") == 23
 
