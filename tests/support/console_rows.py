@@ -164,7 +164,8 @@ def spend_day(now: datetime | None = None) -> Day:
         engine.cancel(called_off)
         engine.pause(workflow="reminder", reason="The texts are being checked.")
         engine.bulk("resume", "callback", everything=True, reason="The address is known now.")
-        engine.mute(failed, until=now + timedelta(days=1), reason="Bob pays at the desk.")
+        gone.refresh_from_db()
+        engine.mute(gone, until=now + timedelta(days=1), reason="Its code comes back tonight.")
     failed.refresh_from_db()
     waiting.refresh_from_db()
     return Day(
