@@ -293,7 +293,7 @@ def test_an_agent_shows_its_mailbox(client, root):
     assert "heard handled message_received" in story
     assert "created handled booking_created" in story
     assert story.count("handled message_received") == 1
-    assert story.count("message_received") == 2, "what it has handled, and what did not match"
+    assert "Seen, and did not match: message_received" in story
     assert '"count": 1' in story
     assert "Complete" in story
     HandlerExecution.objects.filter(handler="heard").update(status="failed", error=RAISED)
@@ -311,6 +311,8 @@ def test_an_agent_with_many_executions_takes_as_many_queries(client, root):
     Booking.objects.create(guest=guest)
     drain()
     agent = AgentRun.objects.get()
+    Message.objects.create(sender=guest, text="hello")
+    drain()
     shown(client, agent)
     with CaptureQueriesContext(connection) as few:
         shown(client, agent)

@@ -110,7 +110,7 @@ def test_progress_is_that_of_each_kind(clock):
     living("events,callbacks", callbacks=1)
     health = check_health(clock.now)
     assert (health.is_healthy, health.workers) == (False, 1)
-    idle = ["schedules", "signals", "limits", "workflows", "agents"]
+    idle = ["schedules", "signals", "limits", "workflows", "agents", "bulk"]
     assert health.workers_by_kind == {**dict.fromkeys(idle, 0), "events": 1, "callbacks": 1}
     code, text = probe()
     assert code == 1
@@ -173,7 +173,7 @@ def test_json_is_one_line_that_a_machine_reads(clock):
         ],
         "workers": 0,
         "workers_by_kind": dict.fromkeys(
-            ["events", "schedules", "signals", "limits", "workflows", "agents", "callbacks"], 0
+            ["events", "schedules", "signals", "limits", "workflows", "agents", "callbacks", "bulk"], 0
         ),
         "workers_by_queue": {"default": 0},
         "last_worker": None,

@@ -157,7 +157,7 @@ def test_a_worker_says_which_queues_it_polls(capsys):
     call_command("automation_worker", "--once", "--except-queues", "reports", "--kinds", "workflows")
     assert status(mail) == "completed"
     found = Worker.objects.order_by("pk").values_list("kinds", "queues", "worked")
-    assert list(found.values_list("kinds", "queues")) == [("", "reports"), ("limits,workflows", "!reports")]
+    assert list(found.values_list("kinds", "queues")) == [("", "reports"), ("limits,workflows,bulk", "!reports")]
 
 
 def test_a_worker_may_be_started_for_a_queue_that_only_rows_name(capsys):

@@ -70,7 +70,7 @@ def test_explanations_read_pauses_once_for_all_rows(clock, naps, django_assert_m
     for _ in range(20):
         engine.start("pauses:naps")
     engine.pause(workflow="pauses:naps")
-    with django_assert_max_num_queries(4):
+    with django_assert_max_num_queries(5):
         assert len(set(reasons(clock.now))) == 1
 
 

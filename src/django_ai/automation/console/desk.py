@@ -85,7 +85,8 @@ def desk(now: datetime, readable: Sequence[type[models.Model]] = ()) -> Desk:
 
     ``readable``: the models whose rows the reader may view, for what names them.
     """
-    health, broken, times = check_health(now), problems(), due_times()
+    times, broken = due_times(), problems()
+    health = check_health(now, times=times)
     lanes = sorted(times, key=lambda lane: times[lane])
     counts = count_lanes(lanes, now, now + SOON, MAX_COUNTED_ROWS)
     return Desk(

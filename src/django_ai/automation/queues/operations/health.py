@@ -174,14 +174,19 @@ class Health:
         return f"No worker is alive; {self.last_worker} was seen last, {at_text(self.last_seen_at)}."
 
 
-def check_health(now: datetime, tolerance: timedelta = DEFAULT_TOLERANCE) -> Health:
+def check_health(
+    now: datetime, tolerance: timedelta = DEFAULT_TOLERANCE, times: Mapping[Lane, datetime] | None = None
+) -> Health:
     """Return whether work is overdue by more than ``tolerance``, and which workers are alive. Reads only.
 
+    ``times``: what ``due_times()`` has returned to a caller that needs it, too.
     Raises the database's error if it cannot be queried.
     """
-    live_workers, times = _live_workers(), due_times()
+    alive = _alive()
+    live_workers = [_live_worker(each) for each in alive]
+    times = due_times() if times is None else times
     overdue = _overdue(times, now, tolerance, live_workers)
-    last = Worker.objects.using(alias_of(Worker)).order_by("-seen_at").first()
+    last = alive[0] if alive else Worker.objects.using(alias_of(Worker)).order_by("-seen_at").first()
     return Health(
         now=now,
         tolerance=tolerance,
@@ -203,15 +208,17 @@ def check_health(now: datetime, tolerance: timedelta = DEFAULT_TOLERANCE) -> Hea
     )
 
 
-def _live_workers() -> list[LiveWorker]:
-    found = []
+def _alive() -> list[Any]:
+    """Return the workers that are alive, with the time of the query, the one that was seen last first."""
     workers = Worker.objects.using(alias_of(Worker)).filter(stopped_at=None, seen_at__gt=DatabaseNow() - MAX_SILENCE)
-    for worker in workers.annotate(asked_at=DatabaseNow()):
-        unseen = worker.asked_at - worker.seen_at
-        ages = {lane: unseen + timedelta(seconds=age) for lane, age in worker.worked.items()}
-        kinds, queues = (frozenset(filter(None, names.split(","))) for names in (worker.kinds, worker.queues))
-        found.append(LiveWorker(worker.name, kinds, queues, ages))
-    return found
+    return list(workers.annotate(asked_at=DatabaseNow()).order_by("-seen_at"))
+
+
+def _live_worker(worker: Any) -> LiveWorker:
+    unseen = worker.asked_at - worker.seen_at
+    ages = {lane: unseen + timedelta(seconds=age) for lane, age in worker.worked.items()}
+    kinds, queues = (frozenset(filter(None, names.split(","))) for names in (worker.kinds, worker.queues))
+    return LiveWorker(worker.name, kinds, queues, ages)
 
 
 def _overdue(
