@@ -171,7 +171,7 @@ def test_a_burst_is_a_worker_while_it_lasts():
     engine.start("story:count", steps=1)
     call_command("automation_worker", "--once", "--kinds", "workflows", stdout=io.StringIO())
     (worker,) = Worker.objects.all()
-    assert (worker.runtime, worker.kinds, worker.performed) == ("worker", "limits,workflows", 1)
+    assert (worker.runtime, worker.kinds, worker.performed) == ("worker", "limits,workflows,bulk", 1)
     assert worker.stopped_at is not None
     assert not worker_status.is_registered
 
