@@ -1,16 +1,16 @@
 """The gate: what must pass before a change lands, in two tiers, and the full matrix.
 
 Tier 1, ``make test``: lint; then in parallel the types and the tests that are neither ``slow`` nor ``alone``, on SQLite
-and PostgreSQL. The faults and the scenarios are left to the second tier, and on PostgreSQL the tests of the console and
-of telemetry.
+and PostgreSQL. The faults, the scenarios, and the tests of the console and of telemetry are left to the second tier.
 
 Tier 2, ``make test-ci``:
 
 1. In parallel: the faults and scenarios on all databases; the slow tests on SQLite and PostgreSQL; all tests that need
    a database on MariaDB; the quick tests of the first tier with the newest Python and Django for which this machine has
-   an interpreter, on SQLite. Their lifecycle runs in other surroundings on PostgreSQL, with a clock that moves at each
-   reading and a replica that stays empty. The pages in a browser, on PostgreSQL if it is available. The audit of the
-   dependencies. Coverage is measured here, not in all suites.
+   an interpreter, on SQLite, and with this Python those of the console and of telemetry. The lifecycle runs once more
+   in other surroundings on PostgreSQL, with a clock that moves at each reading and a replica that stays empty. The
+   pages in a browser, on PostgreSQL if it is available. The audit of the dependencies. Coverage is measured here, not
+   in all suites.
 2. In parallel: the tests that start real workers (the mark ``alone``), on all databases.
 3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
    the newest.
@@ -114,9 +114,7 @@ def type_checks() -> Iterator[TypeCheck]:
 
 def first_tier_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
     for title, database in reversed(databases.items()):  # the longest first
-        # PostgreSQL's suite is the longest, and these depend on the database the least.
-        later = PAGES_AND_METRICS if title == "PostgreSQL" else ()
-        ignored = ignoring((*NO_DATABASE, *FAULTS, BROWSER, *later))
+        ignored = ignoring((*NO_DATABASE, *FAULTS, BROWSER, *PAGES_AND_METRICS))
         yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignored))
     # These run on SQLite only. A suite of their own, to use all cores.
     title = "SQLite, tests that need no database"
@@ -190,7 +188,7 @@ def second_tier_suites(
         # The first tier has run the quick tests on SQLite and PostgreSQL, and nothing on MariaDB.
         marks = TOGETHER if title == "MariaDB" else SLOW
         ignored = (*FAULTS, BROWSER, *(NO_DATABASE if title == "MariaDB" else ()))
-        if title == "PostgreSQL":
+        if title != "MariaDB":
             ignored = (*ignored, *PAGES_AND_METRICS)
             yield Suite(f"{title}, pages and metrics", here, shared[title], ("-m", TOGETHER, *PAGES_AND_METRICS))
         options, is_slow = ("-m", marks, *ignoring(ignored)), marks == SLOW
