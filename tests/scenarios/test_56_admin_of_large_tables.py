@@ -69,7 +69,7 @@ def test_56_the_page_of_an_event_shows_the_newest_executions(client, operator):
     executions(event, MANY)
     text, queries = page_of(client, change(event))
     assert f"shop.call_{MANY - 1}" in text
-    assert text.count("shop.call_") < 4 * queues_admin.MAX_INLINE_ROWS
+    assert text.count("shop.call_") < 8 * queues_admin.MAX_INLINE_ROWS
     assert f"shop.call_{MANY - 1 - queues_admin.MAX_INLINE_ROWS}<" not in text
     assert len(queries) <= MAX_QUERIES
 
