@@ -171,10 +171,11 @@ def second_tier_suites(
     databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
 ) -> Iterator[Suite]:
     """Yield the suites of the second tier that run in parallel, the longest first."""
-    # There are three kinds of crash at a crash point. Each database tests half of the points, each in one of the kinds;
-    # together they test every point.
+    # There are three kinds of crash at a crash point. The databases share the points: together they test each point
+    # once, in one of the kinds.
+    of = 3 * len(databases)
     shared = {
-        title: database if everything else {**database, "CRASH_POINTS": f"{2 * number}/6"}
+        title: database if everything else {**database, "CRASH_POINTS": f"{3 * number}/{of}"}
         for number, (title, database) in enumerate(databases.items())
     }
     here, slowest_first = Path(sys.executable), list(reversed(shared))
@@ -197,9 +198,9 @@ def second_tier_suites(
     database = "PostgreSQL" if "PostgreSQL" in databases else "SQLite"
     yield Suite(f"{database}, in a browser", here, databases[database], ("-m", TOGETHER, BROWSER))
     # The lifecycle once more in other surroundings. With the newest versions, this is also their run on PostgreSQL.
-    python, of = (here, "") if newest is None else (newest, ", newest Python and Django")
+    python, suffix = (here, "") if newest is None else (newest, ", newest Python and Django")
     other = {**databases["SQLite" if newest is None else "PostgreSQL"], "TEST_CLOCK_STEP": "1", "TEST_REPLICA": "1"}
-    title = f"A clock that moves and a replica that lags{of}"
+    title = f"A clock that moves and a replica that lags{suffix}"
     yield Suite(title, python, other, ("-m", MOVING, LIFECYCLE), covered=newest is not None)
     for title, database in databases.items() if newest and everything else ():
         yield Suite(f"{title}, newest Python and Django", newest, database, ("-m", TOGETHER), covered=True)

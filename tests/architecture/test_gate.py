@@ -54,6 +54,15 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     assert runs(title, marks, folder) == (0 if without else 1)
 
 
+@pytest.mark.parametrize("names", [("SQLite",), ("SQLite", "PostgreSQL"), tuple(DATABASES)])
+def test_the_databases_share_the_crash_points(names):
+    suites = gate.second_tier_suites({name: DATABASES[name] for name in names}, None, everything=False)
+    shares = [suite.environment["CRASH_POINTS"] for suite in suites if "faults" in suite.title]
+    of = 3 * len(names)
+    tested = [at for share in shares for at in range(of) for mode in range(3) if (at + int(share[0])) % of == mode]
+    assert sorted(tested) == list(range(of)), "each point once, in one of three modes"
+
+
 @pytest.mark.parametrize("newest", [None, PYTHON])
 def test_the_lifecycle_runs_once_more_with_a_clock_that_moves_and_a_replica(newest):
     suites = list(gate.second_tier_suites(DATABASES, newest, everything=False))
