@@ -58,9 +58,14 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
 def test_the_databases_share_the_crash_points(names):
     suites = gate.second_tier_suites({name: DATABASES[name] for name in names}, None, everything=False)
     shares = [suite.environment["CRASH_POINTS"] for suite in suites if "faults" in suite.title]
-    of = 3 * len(names)
-    tested = [at for share in shares for at in range(of) for mode in range(3) if (at + int(share[0])) % of == mode]
-    assert sorted(tested) == list(range(of)), "each point once, in one of three modes"
+    tested = [
+        at
+        for number, of in (map(int, share.split("/")) for share in shares)
+        for at in range(9 * len(names))
+        for mode in range(3)
+        if (at + number) % of == mode
+    ]
+    assert len(set(tested)) == len(tested) == 3 * len(names), "each database a ninth, and no point twice"
 
 
 @pytest.mark.parametrize("newest", [None, PYTHON])
@@ -81,7 +86,7 @@ def test_the_pages_run_in_a_browser_on_one_database(database):
     assert found.environment == DATABASES[database]
 
 
-def test_with_the_newest_python_the_first_tier_runs_on_sqlite_and_the_lifecycle_on_postgresql():
+def test_with_the_newest_python_the_quick_tests_run_on_sqlite():
     suites = [suite for suite in gate.second_tier_suites(DATABASES, PYTHON, everything=False) if suite.python == PYTHON]
     found = [
         (suite.environment["TEST_DATABASE"], folder)
@@ -89,8 +94,14 @@ def test_with_the_newest_python_the_first_tier_runs_on_sqlite_and_the_lifecycle_
         for folder in FOLDERS
         if selects(suite, (), folder)
     ]
-    on_sqlite = [("SQLite", folder) for folder in FOLDERS if folder not in (*gate.FAULTS, gate.BROWSER)]
-    assert sorted(found) == sorted([*on_sqlite, ("PostgreSQL", gate.LIFECYCLE)])
+    assert sorted(found) == [("SQLite", folder) for folder in FOLDERS if folder not in (*gate.FAULTS, gate.BROWSER)]
+
+
+def test_with_the_newest_python_the_slow_tests_of_the_pages_run_once_on_sqlite():
+    suites = gate.second_tier_suites(DATABASES, PYTHON, everything=False)
+    for folder in gate.PAGES_AND_METRICS:
+        assert [suite.title for suite in suites if selects(suite, ("slow",), folder)].count("SQLite") == 1
+        suites = gate.second_tier_suites(DATABASES, PYTHON, everything=False)
 
 
 def test_with_the_newest_python_the_runtimes_run_on_both_databases():

@@ -68,8 +68,8 @@ def unhurried(clock, monkeypatch, settings):
 SHARE = os.environ.get("CRASH_POINTS", "all")
 """Which points to test: ``all``, ``none``, or ``0/3``, ``1/3``, ``2/3``: each point in one of the three modes.
 
-The number selects the mode of each point. With ``3/9`` every third point is tested, in one of the modes: the gate gives
-each of three databases another third.
+The number selects the mode of each point. With ``9/27`` every ninth point is tested, in one of the modes: the gate
+gives each of three databases another ninth.
 """
 
 
