@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from itertools import product
@@ -115,6 +116,17 @@ def test_a_suite_without_tests_passes_only_where_it_may_be_empty(tmp_path, may_b
     suite = gate.Suite("none", Path(sys.executable), {}, options, may_be_empty=may_be_empty)
     with nullcontext() if may_be_empty else pytest.raises(SystemExit, match="none"):
         gate.run_in_parallel([suite], tmp_path)
+
+
+def test_no_suite_begins_after_the_deadline_and_each_is_named(tmp_path, capsys):
+    options = ("-p", "no:cacheprovider", "tests/architecture/no_such_file.py")
+    suite = gate.Suite("late", Path(sys.executable), {}, options)
+    gate.run_in_parallel([suite], tmp_path, deadline=time.time())
+    printed = capsys.readouterr().out
+    assert "== tests: late" in printed
+    assert "NOT RUN" in printed
+    with pytest.raises(SystemExit, match="late"):
+        gate.run_in_parallel([suite], tmp_path, deadline=time.time() + 3600)
 
 
 def test_what_may_be_empty_is_only_what_has_the_mark_slow():
