@@ -86,7 +86,7 @@ def test_42_real_seconds_a_killed_worker_is_dead_and_an_orderly_one_says_goodbye
     with automation_worker(log, "--kinds", "workflows") as process:
         worker = until(Worker.objects.first, 30, "The registration of an idle worker", log)
         (child,) = children_of(process.pid)
-        assert (worker.pid, worker.runtime, worker.kinds) == (child, "worker", "limits,workflows")
+        assert (worker.pid, worker.runtime, worker.kinds) == (child, "worker", "limits,workflows,bulk")
         assert "1 worker is alive." in probe()[1]
         os.kill(child, signal.SIGKILL)
         successor = until(lambda: Worker.objects.exclude(pk=worker.pk).first(), 30, "The next worker", log)
