@@ -1,8 +1,9 @@
-"""Graphs of agents, events and schedules, and how a graph is drawn: Mermaid, SVG and the places of its nodes."""
+"""Graphs of agents, events and schedules, and how they are drawn: Mermaid, Graphviz, SVG and places of nodes."""
 
 from __future__ import annotations
 
 import random
+import re
 from datetime import timedelta
 from itertools import combinations
 from xml.etree import ElementTree
@@ -31,6 +32,7 @@ from django_ai.automation.console.graphs import (
     Mark,
     Node,
     NodeKind,
+    dot,
     graph_named,
     graph_names,
     mermaid,
@@ -86,6 +88,70 @@ def test_mermaid_is_a_flowchart_with_escaped_labels():
     )
 
 
+def test_dot_is_a_directed_graph_with_quoted_labels():
+    assert dot(SMALL) == (
+        "digraph {\n"
+        r'    graph [label="Small \"one\" <1> {x}", labelloc="t", charset="UTF-8"]'
+        "\n"
+        '    n0 [label="begin", shape="box", style="rounded", penwidth="3"]\n'
+        r'    n1 [label="a \"b\" <c> &amp; #d\nwith detail (1200 times)", shape="box", penwidth="5"]'
+        "\n"
+        '    n2 [label="?", shape="box", style="dashed"]\n'
+        '    n3 [label="Completed", shape="box", style="rounded"]\n'
+        "    n0 -> n1\n"
+        '    n1 -> n1 [label="again"]\n'
+        '    n1 -> n2 [label="after 3 d", style="dashed"]\n'
+        "    n1 -> n3\n"
+        "    n2 -> n0\n"
+        "}\n"
+        "// A note with {braces}.\n"
+    )
+
+
+QUOTED = r'"((?:[^"\\]|\\.)*)"'
+ATTRIBUTES = rf"\[\w+={QUOTED}(?:, \w+={QUOTED})*\]"
+STATEMENT = re.compile(rf"    (?:graph|n\d+|n\d+ -> n\d+)(?: {ATTRIBUTES})?")
+
+
+def read(quoted: str) -> str:
+    """Return what Graphviz shows for a quoted label without escapes for line ends."""
+    escapes = {r"\\": "\\", r"\"": '"', "&amp;": "&"}
+    return re.sub(r"\\.|&amp;", lambda found: escapes[found[0]], quoted)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'say "hello"',
+        "back\\slash",
+        "ends with \\",
+        'ends with \\"',
+        r"not \N the name of the node",
+        "&lt; is text & so is &",
+        "Prüfung der 予約 🏨",
+        '"]; n0 -> n1; evil [label="x',
+        "// no comment /* */ # nor this",
+        "<b>no HTML</b>",
+        "",
+    ],
+)
+def test_odd_names_stay_labels_in_dot(name):
+    nodes = (Node(name, NodeKind.STEP, name), Node("b", NodeKind.HANDLER, "b"))
+    drawn = dot(Graph(name, name, nodes, (Edge(name, "b", name),), (name,)))
+    first, *statements, last, note = drawn.splitlines()
+    assert (first, last) == ("digraph {", "}")
+    assert all(STATEMENT.fullmatch(each) for each in statements), drawn
+    labels = [each[1] for each in re.finditer(rf"label={QUOTED}", drawn)]
+    assert [read(each) for each in labels] == [name, name, "b", *([name] if name else [])]
+    assert note.startswith("// ")
+
+
+def test_line_ends_and_control_characters_do_not_end_a_line_of_dot():
+    name = "a\r\nb\x00\x1b\u2028c\ud800"
+    drawn = dot(Graph(name, name, (Node("a", NodeKind.STEP, name),), (), (name,)))
+    assert drawn.splitlines()[2:] == ['    n0 [label="a b c?", shape="box"]', "}", "// a b c?"]
+
+
 def test_an_svg_is_well_formed_and_says_what_it_shows():
     drawing = svg(SMALL, id_prefix="mine")
     root = ElementTree.fromstring(drawing)
@@ -128,6 +194,7 @@ def test_long_names_and_wide_characters_stay_in_their_boxes():
 def test_an_empty_graph_is_drawn():
     assert ElementTree.fromstring(svg(Graph("none", "none"))).get("viewBox") == "0 0 24 24"
     assert mermaid(Graph("none", "none")) == "%% none\nflowchart TD\n"
+    assert dot(Graph("none", "none")).splitlines()[-1] == "}"
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -293,6 +360,7 @@ def test_everything_that_is_registered_has_a_drawing():
             graph = graph_named(name, kind=kind)
             ElementTree.fromstring(svg(graph))
             assert mermaid(graph).count("\n") >= 2 + len(graph.nodes) + len(graph.edges)
+            assert dot(graph).count("\n") >= 3 + len(graph.nodes) + len(graph.edges)
 
 
 def test_labels_are_in_the_language_of_the_reader():

@@ -323,6 +323,7 @@ def test_a_workflow_is_drawn(charging):
     assert "flowchart TD" in answer.out
     assert "give_up" in answer.out
     assert automation("graph", "charging", "--format", "svg").out.startswith("<svg")
+    assert automation("graph", "charging", "--format", "dot").out.startswith("digraph {")
     document = automation("graph", "charging", "--kind", "workflow", "--json").document
     assert document["graph"].startswith("%% ")
     for wrong in (["chargign"], ["charging", "--kind", "workfloww"]):
