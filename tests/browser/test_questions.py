@@ -108,6 +108,12 @@ def test_each_job_takes_as_many_clicks_as_the_guide_says(day, visit):
     done("Cancel a run", "Cancelled: 1")
     assert WorkflowRun.objects.get(pk=day.second_waiting.pk).status == "cancelled"
 
+    olga.open("/admin/").click(RUNS, exact=True).click("Start a workflow")
+    olga.page.get_by_label("Workflow").select_option("charge")
+    olga.press("Continue").type("guest", "Flo").type("Reason", "She pays at the desk.").press("Start")
+    done("Start a workflow", "Started charge")
+    assert WorkflowRun.objects.filter(data__guest="Flo", status="completed").exists()
+
     olga.open("/admin/").click("Pauses", exact=True).click("Add pause")
     olga.page.get_by_label("Target").select_option(label="everything")
     olga.type("Reason", "The database is moved.").click("Save", role="button", exact=True)

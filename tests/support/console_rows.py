@@ -46,7 +46,10 @@ from tests.support.agents import counting_companion
 PACKAGE = "django_ai.automation"
 MAX_ROWS = 10
 NO_ROW = 0
-QUERIES = {"automation_console_catalogue_entry": "?kind=workflow&name=charge"}
+QUERIES = {
+    "automation_console_catalogue_entry": "?kind=workflow&name=charge",
+    "automation_workflows_workflowrun_start": "?workflow=charge",
+}
 """What completes the addresses of pages that show nothing without it."""
 OPERATOR, VIEWER = "olga", "vera"
 

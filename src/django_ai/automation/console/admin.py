@@ -21,7 +21,7 @@ from ..events.models import CallbackExecution, Event
 from ..queues.admin_stories import register_row_view, register_story
 from ..queues.models import Worker
 from ..workflows.models import WorkflowRun
-from . import agent_verbs, bulk_admin, event_verbs, run_verbs
+from . import agent_verbs, bulk_admin, event_verbs, run_verbs, start_page
 from . import pages as pages
 from .agenda_page import AgendaAdmin
 from .agents import agent_story
@@ -50,6 +50,7 @@ register_row_view(WorkflowRun, "repair", repair_run)
 register_row_view(Event, "why", event_why, lambda *_: gettext("Why?"))
 bulk_admin.register()
 run_verbs.register()
+start_page.register()
 agent_verbs.register()
 event_verbs.register()
 

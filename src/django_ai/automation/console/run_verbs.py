@@ -6,10 +6,8 @@ each field of the Context, because the keys of a payload that are fields are mer
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -25,14 +23,11 @@ from ..workflows.inspection import signals_of
 from ..workflows.models import WorkflowRun
 from ..workflows.receivable import warning_about
 from ..workflows.wait_keys import SUBFLOW
+from .context_inputs import Input, add_inputs, clean_inputs, clean_other, inputs_of_context
 from .verb_pages import VerbPage, offer
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
-    from pydantic.fields import FieldInfo
-
-FIELD = "field-"
-"""Prefix of the inputs of the Context's fields."""
 
 
 class SignalForm(forms.Form):
@@ -49,15 +44,9 @@ class SignalForm(forms.Form):
         super().__init__(given, initial={"signal_name": waited[0] if waited else ""})
         if waited:
             self.fields["signal_name"].help_text = gettext("It waits for %s.") % ", ".join(map(repr, waited))
-        for name, info in _context_fields(run).items():
-            text = _described(info)
-            self.fields[f"{FIELD}{name}"] = forms.CharField(label=name, required=False, help_text=text, strip=False)
-        self.fields["payload"] = forms.CharField(
-            label=_("Other keys, as JSON"),
-            required=False,
-            widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-            help_text=_("An object in braces. A step reads them with get_wake()."),
-        )
+        self.inputs = _inputs_for(run)
+        add_inputs(self, self.inputs.values(), is_start=False)
+        self.fields["payload"].help_text = gettext("An object in braces. A step reads them with get_wake().")
 
     def clean_signal_name(self) -> str:
         """Refuse a name that no step of the run can receive, with the nearest one."""
@@ -68,30 +57,13 @@ class SignalForm(forms.Form):
         return name
 
     def clean_payload(self) -> dict[str, Any]:
-        text = self.cleaned_data["payload"].strip()
-        if not text:
-            return {}
-        try:
-            given = json.loads(text)
-        except ValueError as error:
-            raise ValidationError(gettext("This is not JSON: %s.") % error) from error
-        if not isinstance(given, dict):
-            raise ValidationError(gettext("The payload must be an object in braces."))
-        return given
+        return clean_other(self.cleaned_data["payload"])
 
     def clean(self) -> dict[str, Any]:
         """Put the payload together. A key is given once."""
         values = super().clean() or self.cleaned_data
-        known, fields = _context_fields(self.run), dict[str, Any]()
-        for name, info in known.items():
-            text = values.get(f"{FIELD}{name}") or ""
-            if text:
-                fields[name] = _parsed(text, info)
-        other = values.get("payload") or {}
-        twice = sorted({*fields} & {*other})
-        if twice:
-            self.add_error("payload", gettext("Given twice: %s.") % ", ".join(twice))
-        values["fields"] = {**fields, **{name: value for name, value in other.items() if name in known}}
+        fields, other = clean_inputs(self, self.inputs), values.get("payload") or {}
+        values["fields"] = {**fields, **{name: value for name, value in other.items() if name in self.inputs}}
         values["whole"] = {**other, **fields}
         return values
 
@@ -108,27 +80,10 @@ def names_for(run: WorkflowRun) -> tuple[list[str], list[str]]:
     return waited, list(dict.fromkeys([*waited, *named]))
 
 
-def _context_fields(run: WorkflowRun) -> dict[str, FieldInfo]:
+def _inputs_for(run: WorkflowRun) -> dict[str, Input]:
+    """Return the inputs of the fields that a payload is merged into, by their own names."""
     definition = registered_workflow(run.name, run.version)
-    return {} if definition is None else dict(definition.context.model_fields)
-
-
-def _described(info: FieldInfo) -> str:
-    kind = getattr(info.annotation, "__name__", "") if not get_args(info.annotation) else str(info.annotation)
-    parts = [kind or str(info.annotation), info.description or ""]
-    return ": ".join(part for part in parts if part)
-
-
-def _parsed(text: str, info: FieldInfo) -> Any:
-    """Return the value that was typed: JSON, or the text itself where a string fits or it is no JSON."""
-    if info.annotation is str or (
-        get_origin(info.annotation) in (Union, UnionType) and str in get_args(info.annotation)
-    ):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return {} if definition is None else inputs_of_context(definition.context, by_alias=False)
 
 
 def _send(run: WorkflowRun, asked: dict[str, Any]) -> StrOrPromise:

@@ -81,6 +81,23 @@ def register_row_view(model: type[models.Model], name: str, view: RowView, label
         _row_labels.setdefault(model, {})[name] = label
 
 
+ListView = Callable[[Any, HttpRequest], HttpResponse]
+ListLink = Callable[[Any, HttpRequest], "tuple[str, StrOrPromise] | None"]
+
+_list_views: dict[type[models.Model], dict[str, ListView]] = {}
+_list_links: dict[type[models.Model], list[ListLink]] = {}
+
+
+def register_list_view(model: type[models.Model], name: str, view: ListView, link: ListLink) -> None:
+    """Add a page beside the list of ``model`` to the admin, at the address ``name`` of the list.
+
+    ``view(admin, request)`` asks for the permissions itself. ``link(admin, request)`` returns the address and the text
+    of the link to it above the list; None: the user may not open it.
+    """
+    _list_views.setdefault(model, {})[name] = view
+    _list_links.setdefault(model, []).append(link)
+
+
 ConfirmMany = Callable[[Any, HttpRequest, Any], HttpResponse | None]
 
 _confirm_many: list[ConfirmMany] = []
@@ -108,7 +125,16 @@ class StoryPage(ModelAdmin):
             )
             for name, view in views.items()
         ]
-        return [*mine, *super().get_urls()]
+        beside = [
+            path(f"{name}/", self.admin_site.admin_view(partial(view, self)), name=self._page(name))
+            for name, view in _list_views.get(self.model, {}).items()
+        ]
+        return [*beside, *mine, *super().get_urls()]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Show the list, with links to the pages beside it."""
+        links = [each for link in _list_links.get(self.model, ()) if (each := link(self, request)) is not None]
+        return super().changelist_view(request, {**(extra_context or {}), "beside_list": links})
 
     def row_view(self, view: RowView, request: HttpRequest, object_id: str) -> HttpResponse:
         """Answer a request for a page of one row."""

@@ -41,6 +41,7 @@ DONE = {
     "Rewound": _("Rewound"),
     "Signalled": _("Signalled"),
     "Skipped": _("Skipped"),
+    "Started": _("Started"),
     "Tried now": _("Tried now"),
     "Unmuted": _("Unmuted"),
     "Unpaused": _("Unpaused"),
@@ -87,6 +88,21 @@ def noting(model: type[models.Model]) -> Iterator[bool]:
     """Make a change of rows of ``model`` and its ``note`` one transaction. Yields whether somebody acts; without an
     actor it does nothing."""
     if current_actor() is None:
+        yield False
+        return
+    with transaction.atomic(using=alias_of(model)):
+        yield True
+
+
+@contextmanager
+def noting_reason(model: type[models.Model]) -> Iterator[bool]:
+    """As ``noting``, but only if somebody acts and says why.
+
+    For what inserts rows: they name their actor as their cause in any case, so a view that serves a customer inserts no
+    second row.
+    """
+    actor = current_actor()
+    if actor is None or not actor.reason.strip():
         yield False
         return
     with transaction.atomic(using=alias_of(model)):

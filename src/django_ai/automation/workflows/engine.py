@@ -17,7 +17,7 @@ from ..events.models import Event, EventStatus
 from ..exceptions import DefinitionError
 from ..queues.acting import signed
 from ..queues.causation import cause_now
-from ..queues.history import note, noting
+from ..queues.history import note, noting, noting_reason
 from ..queues.notifier import Notifier, ring_after_commit, set_notifier
 from ..queues.pausable import PausableWakeable
 from ..queues.pauses import EVERYTHING
@@ -71,6 +71,8 @@ class Engine(Repairs, Operations):
         time, one inserts the run, and the other one waits for the end of the first. The key is taken until the run is
         pruned, ``AUTOMATION["RETENTION_RUNS"]`` after its end.
 
+        Inside ``acting_as(actor, reason)`` with a reason, the history of the run says who started it, and why.
+
         Args:
             workflow: The workflow, as its name or its class.
             key: What the run is unique for, as a string of 1 to 1000 characters: ``"order:12"``. Default: each call
@@ -108,9 +110,13 @@ class Engine(Repairs, Operations):
         if key is not None:
             check_key(key, what)
         context = definition.make_context(None, **arguments)
-        if key is None:
-            return insert_run(definition, context, timezone.now())
-        return start_once(definition, context, key, if_exists, timezone.now())
+        if key is not None:
+            return start_once(definition, context, key, if_exists, timezone.now())
+        with noting_reason(WorkflowRun) as is_noted:
+            run = insert_run(definition, context, timezone.now())
+            if is_noted:
+                note(run, "Started")
+        return run
 
     def signal(
         self, name: str, payload: Mapping[str, Any] | None = None, *, run: WorkflowRun | int | None = None

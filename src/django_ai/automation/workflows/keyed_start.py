@@ -18,7 +18,7 @@ from ..db.inserts import insert_ignoring
 from ..db.writer import alias_of
 from ..exceptions import AutomationError, DefinitionError, RunExistsError
 from ..queues.acting import signed
-from ..queues.history import note
+from ..queues.history import note, noting_reason
 from ..queues.lanes import lane_of
 from ..queues.notifier import ring_after_commit
 from ..queues.renaming import former_names
@@ -80,15 +80,23 @@ def start_once(
 
     def start() -> WorkflowRun:
         if if_exists != "restart":
-            return _start(definition, context, key, if_exists, now)
-        with transaction.atomic(using=alias):  # the old run ends if and only if the new one starts
-            return _start(definition, context, key, if_exists, now)
+            with noting_reason(WorkflowRun) as is_noted:
+                return _start(definition, context, key, if_exists, now, is_noted=is_noted)
+        # The old run ends if and only if the new one starts.
+        with transaction.atomic(using=alias), noting_reason(WorkflowRun) as is_noted:
+            return _start(definition, context, key, if_exists, now, is_noted=is_noted)
 
     return retry_on_deadlock(alias, start)
 
 
 def _start(
-    definition: WorkflowDefinition, context: BaseModel, key: str, if_exists: IfExists, now: datetime
+    definition: WorkflowDefinition,
+    context: BaseModel,
+    key: str,
+    if_exists: IfExists,
+    now: datetime,
+    *,
+    is_noted: bool,
 ) -> WorkflowRun:
     alias, keys = alias_of(WorkflowRun), start_keys(definition.name, key)
     origin_key, rows = keys[0], WorkflowRun.objects.filter(origin_key__in=keys)
@@ -100,6 +108,8 @@ def _start(
         if not was_taken and insert_ignoring(WorkflowRun, [run], key="origin_key"):
             run._state.adding, run._state.db = False, alias
             ring_after_commit(alias, lane_of(run))
+            if is_noted:
+                note(run, "Started")
             return run
         existing = rows.first()
         if existing is None or if_exists == "restart":

@@ -23,6 +23,7 @@ from ...exceptions import AutomationError
 from ...workflows.definitions import versions_of
 from ..graphs import graph_named, svg
 from ..models import Catalogue
+from ..start_link import start_url
 from ..story import Fact, moment_text
 from .counts import TABLES, Counts, count_rows
 from .entries import (
@@ -120,6 +121,7 @@ class CatalogueAdmin(ModelAdmin):
             "lines": graph.lines,
             "notes": graph.notes,
             "links": list(self._links(request, entry)),
+            "start_url": start_url(self.admin_site, request, entry.name) if entry.kind == WORKFLOW else "",
             "versions": [(each, self._address(entry, each), each == (version or versions[-1])) for each in versions]
             if len(versions) > 1
             else [],
@@ -236,6 +238,7 @@ def _words() -> dict[str, str]:
         "graph": gettext("Graph"),
         "as_text": gettext("The graph as text"),
         "rows": gettext("Rows"),
+        "start": gettext("Start a run"),
         "versions": gettext("Versions"),
         "back": gettext("Catalogue"),
         "home": gettext("Home"),

@@ -126,6 +126,7 @@ class WorkflowRun(RunAccess):
             ("resume_workflowrun", "Can resume workflow runs"),
             ("cancel_workflowrun", "Can cancel workflow runs"),
             ("pause_workflowrun", "Can pause workflow runs"),
+            ("start_workflowrun", "Can start workflow runs"),
             ("signal_workflowrun", "Can send signals to workflow runs"),
             ("edit_workflowrun", "Can edit Contexts of workflow runs, and fork runs"),
             ("view_data_workflowrun", "Can view Contexts of workflow runs"),
