@@ -18,6 +18,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DJANGO_MAIN = "https://github.com/django/django/archive/refs/heads/main.tar.gz"
+UV_SETTINGS = {
+    uv: os.environ[pip]
+    for uv, pip in {
+        "UV_DEFAULT_INDEX": "PIP_INDEX_URL",
+        "UV_INDEX": "PIP_EXTRA_INDEX_URL",
+        "UV_FIND_LINKS": "PIP_FIND_LINKS",
+        "SSL_CERT_FILE": "PIP_CERT",
+    }.items()
+    if pip in os.environ
+}
+"""The settings of pip in the environment, by their names for uv."""
 
 
 def main() -> None:
@@ -47,8 +58,15 @@ def create(folder: Path, groups: list[str], *, lowest: bool = False, django: str
 
 
 def install(python: Path, *packages: str) -> None:
+    """Install with uv, in seconds instead of minutes. With pip if uv cannot be installed, or cannot install these: an
+    index that only the configuration of pip names, for example."""
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *packages], check=True, cwd=ROOT)
+    uv = [str(python), "-m", "uv", "pip", "install", "--quiet", "--python", str(python)]
+    if (
+        subprocess.run([*pip, "uv"], check=False, capture_output=True).returncode
+        or subprocess.run([*uv, *packages], check=False, cwd=ROOT, env={**UV_SETTINGS, **os.environ}).returncode
+    ):
+        subprocess.run([*pip, *packages], check=True, cwd=ROOT)
 
 
 def requirements(groups: list[str]) -> list[str]:
