@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py $(VENV) test dev demo
 	@touch $@
 
-test: $(INSTALLED)  ## lint, types and the quick tests on SQLite and PostgreSQL; T=tests/unit: only these, on SQLite
+test: $(INSTALLED)  ## lint, types and the quick tests, half on SQLite, half on PostgreSQL; T=tests/unit: only these, on SQLite
 ifdef T
 	$(BIN)/python -m pytest -q $(T)
 else

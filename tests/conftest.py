@@ -23,6 +23,7 @@ from django_ai.automation.queues import due, heartbeat, lanes, maintenance, paus
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.worker_status import WorkerStatus, worker_status
 from django_ai.automation.workflows import definitions as workflow_definitions
+from tests.support import shares
 
 STEP = timedelta(microseconds=int(os.environ.get("TEST_CLOCK_STEP", "0")))
 """How far a stopped clock advances at each reading. A clock that never advances hides races."""
@@ -41,6 +42,14 @@ class StoppedClock:
     def tick(self, by: timedelta) -> datetime:
         self.now += by
         return self.now
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of the other shares (see ``tests.support.shares``)."""
+    others = [item for item in items if not shares.is_in_share(item.nodeid, shares.share())]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if shares.is_in_share(item.nodeid, shares.share())]
 
 
 OUTBOX = "_capturedwrite"

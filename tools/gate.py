@@ -1,12 +1,14 @@
 """The gate: what must pass before a change lands, in two tiers, and the full matrix.
 
-Tier 1, ``make test``: lint; then in parallel the types and the tests that are neither ``slow`` nor ``alone``, on SQLite
-and PostgreSQL. The faults, the scenarios, and the tests of the console and of telemetry are left to the second tier.
+Tier 1, ``make test``: lint; then in parallel the types and the tests that are neither ``slow`` nor ``alone``: half of
+them on SQLite, the other half on PostgreSQL. The faults, the scenarios, and the tests of the console and of telemetry
+are left to the second tier.
 
 Tier 2, ``make test-ci``:
 
-1. In parallel: the faults and scenarios on all databases; the slow tests on SQLite and PostgreSQL; all tests that need
-   a database on MariaDB; the console and telemetry on PostgreSQL. On SQLite, with the newest Python and Django for
+1. In parallel: the faults and scenarios on all databases; the slow tests on SQLite and PostgreSQL; the other half of
+   the first tier on PostgreSQL; all tests that need a database on MariaDB; the console and telemetry on PostgreSQL. On
+   SQLite, with the newest Python and Django for
    which this machine has an interpreter: the quick tests of the first tier, the console and telemetry; among them the
    lifecycle in other surroundings, with a clock that moves at each reading and a replica that stays empty. The pages
    in a browser, on PostgreSQL if it is available. The audit of the dependencies. Coverage is measured here, not in all
@@ -33,7 +35,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.support import services  # noqa: E402
+from tests.support.shares import VARIABLE as SHARE  # noqa: E402
 
 from tools import environment, mariadb, postgres  # noqa: E402
 
@@ -61,11 +63,8 @@ MOVING = f"{QUICK} and not exact_times"
 TOGETHER = "not alone"
 WORKERS = "alone"
 NOTHING_SELECTED = 5  # the exit code of pytest
-NOT_RUN = -1
-DEADLINE = "AUTOMATION_GATE_DEADLINE"
-"""The variable with the time, in seconds since 1970, after which the second tier begins no further suite of those that
-run in parallel. A machine that is three times slower than usual would otherwise be stopped by its CI service, without a
-word. What was not run is named, and without the variable all of it runs."""
+SHARES = {"SQLite": "0/2", "PostgreSQL": "1/2"}
+"""The share of the quick tests that the first tier runs on each database (see ``tests/support/shares.py``)."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,17 @@ def type_checks() -> Iterator[TypeCheck]:
 
 def first_tier_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
     for title, database in reversed(databases.items()):  # the longest first
-        ignored = ignoring((*NO_DATABASE, *FAULTS, BROWSER, *PAGES_AND_METRICS))
-        yield Suite(title, Path(sys.executable), database, ("-m", QUICK, *ignored))
+        yield quick_suite(title, database, SHARES[title] if len(databases) > 1 else "")
     # These run on SQLite only. A suite of their own, to use all cores.
     title = "SQLite, tests that need no database"
     yield Suite(title, Path(sys.executable), databases["SQLite"], ("-m", QUICK, *NO_DATABASE))
+
+
+def quick_suite(title: str, database: dict[str, str], share: str, *, covered: bool = False) -> Suite:
+    """Return the suite of a share of the quick tests that need a database, or of all if ``share`` is empty."""
+    ignored = ignoring((*NO_DATABASE, *FAULTS, BROWSER, *PAGES_AND_METRICS))
+    title, variables = (f"{title}, share {share}", {**database, SHARE: share}) if share else (title, database)
+    return Suite(title, Path(sys.executable), variables, ("-m", QUICK, *ignored), covered=covered)
 
 
 def ignoring(folders: Iterable[str]) -> list[str]:
@@ -137,7 +142,7 @@ def run_second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: b
     run("audit", [sys.executable, "tools/audit.py"])
     newest = newest_python(["test", "mariadb"] if everything and "MariaDB" in databases else ["test"])
     suites = list(second_tier_suites(databases, newest, everything=everything))
-    run_in_parallel(suites, scratch, deadline=float(os.environ.get(DEADLINE, "inf")))
+    run_in_parallel(suites, scratch)
     coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
     run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
     run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
@@ -177,8 +182,7 @@ def report_missing_services() -> None:
 def second_tier_suites(
     databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
 ) -> Iterator[Suite]:
-    """Yield the suites of the second tier that run in parallel: the longest first, but those last that a machine may
-    leave out which is too slow for all of them (see ``DEADLINE``)."""
+    """Yield the suites of the second tier that run in parallel, the longest first."""
     # There are three kinds of crash at a crash point. Each database tests another ninth of the points, each in one of
     # the kinds. ``make test-all`` tests every point in every kind.
     of = 9 * len(databases)
@@ -193,8 +197,12 @@ def second_tier_suites(
         return Suite(f"{title}, faults", here, shared[title], ("-m", TOGETHER, *FAULTS), covered=title == "SQLite")
 
     first = "PostgreSQL" if "PostgreSQL" in databases else "SQLite"
+    halves = {title: SHARES[other] for title, other in (("PostgreSQL", "SQLite"), ("SQLite", "PostgreSQL"))}
     for title in slowest_first:
-        # The first tier has run the quick tests on SQLite and PostgreSQL, and nothing on MariaDB.
+        # The first tier has run one half of the quick tests on SQLite and the other on PostgreSQL. On SQLite, they all
+        # run with the newest versions below.
+        if title in halves and first == "PostgreSQL" and (title == first or newest is None or everything):
+            yield quick_suite(title, databases[title], halves[title])
         marks = TOGETHER if title == "MariaDB" else SLOW
         ignored = (*FAULTS, BROWSER, *(NO_DATABASE if title == "MariaDB" else ()))
         # With the newest versions, the quick tests of the pages run on SQLite below.
@@ -244,15 +252,11 @@ def worker_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
         yield Suite(f"{title}, with real workers", Path(sys.executable), databases[title], options)
 
 
-def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path, *, deadline: float = float("inf")) -> None:
-    """Run suites and type checks in parallel, and print their output one after the other. None begins after
-    ``deadline``, in seconds since 1970."""
+def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:
+    """Run suites and type checks in parallel, and print their output and duration one after the other."""
 
     def run_task(number: int) -> tuple[int, Path]:
         task, log = tasks[number], scratch / f"{number}.log"
-        if time.time() >= deadline:
-            log.write_text("NOT RUN: this machine is too slow for the whole gate. `make test-all` runs it.")
-            return NOT_RUN, log
         variables = dict(os.environ)
         if isinstance(task, TypeCheck):
             command = list(task.command)
@@ -274,7 +278,7 @@ def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path, *, deadli
             title = f"tests: {task.title}" if isinstance(task, Suite) else task.title
             print(f"\n== {title}\n{log.read_text(errors='replace')}", flush=True)
             empty = isinstance(task, Suite) and task.may_be_empty and code == NOTHING_SELECTED
-            failed += [task.title] if code not in (0, NOT_RUN) and not empty else []
+            failed += [task.title] if code and not empty else []
     if failed:
         raise SystemExit(f"\nFAILED: {', '.join(failed)}.")
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Collection
 from contextlib import nullcontext
-from itertools import product
+from fractions import Fraction
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
 from _pytest.mark.expression import Expression
 from tools import gate
 
+from tests.support.shares import VARIABLE as SHARE
+from tests.support.shares import WrongShareError, is_in_share
+
 PYTHON = Path("/usr/bin/python3")
 DATABASES = {name: {"TEST_DATABASE": name} for name in ("SQLite", "PostgreSQL", "MariaDB")}
+TWO = {name: DATABASES[name] for name in ("SQLite", "PostgreSQL")}
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = [tuple(filter(None, each)) for each in product(("", "slow"), ("", "alone"))]
 FOLDERS = sorted({f"tests/{path.relative_to(ROOT / 'tests').parts[0]}" for path in (ROOT / "tests").rglob("test_*.py")})
@@ -28,14 +32,23 @@ def selects(suite: gate.Suite, marks: Collection[str], folder: str) -> bool:
     return not ignored and Expression.compile(expression).evaluate(lambda name, **kwargs: name in marks)
 
 
-def runs(title: str, marks: Collection[str], folder: str) -> int:
+def share_of(suite: gate.Suite) -> Fraction:
+    """Return which part of the selected tests a suite runs."""
+    share = suite.environment.get(SHARE)
+    return 1 / Fraction(share.partition("/")[2]) if share else Fraction(1)
+
+
+def runs(title: str, marks: Collection[str], folder: str) -> Fraction:
     """Return how often a test with these marks runs on a database with the gate's own Python."""
     tiers = [
-        *gate.first_tier_suites({name: DATABASES[name] for name in ("SQLite", "PostgreSQL")}),
+        *gate.first_tier_suites(TWO),
         *gate.second_tier_suites(DATABASES, None, everything=False),
         *gate.worker_suites(DATABASES),
     ]
-    found = sum(suite.title.startswith(title) and selects(suite, marks, folder) for suite in tiers)
+    found = sum(
+        (share_of(suite) for suite in tiers if suite.title.startswith(title) and selects(suite, marks, folder)),
+        start=Fraction(0),
+    )
     alone = "alone" in marks and folder == gate.RUNTIMES
     assert folder in FOLDERS
     return found + sum(alone for name, *_ in gate.runtime_suites(DATABASES, None, everything=False) if name == title)
@@ -53,6 +66,35 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     # The pages are tested in a browser on PostgreSQL.
     without = without or (title != "PostgreSQL" and folder == gate.BROWSER and "alone" not in marks)
     assert runs(title, marks, folder) == (0 if without else 1)
+
+
+@pytest.mark.parametrize("title", ["SQLite", "PostgreSQL"])
+def test_the_tiers_run_different_shares_of_the_quick_tests(title):
+    suites = [*gate.first_tier_suites(TWO), *gate.second_tier_suites(DATABASES, None, everything=False)]
+    shares = [
+        suite.environment[SHARE] for suite in suites if suite.title.startswith(title) and SHARE in suite.environment
+    ]
+    assert sorted(shares) == ["0/2", "1/2"]
+
+
+def test_the_first_tier_runs_each_quick_test_on_one_of_two_databases():
+    assert sorted(suite.environment.get(SHARE, "all") for suite in gate.first_tier_suites(TWO)) == ["0/2", "1/2", "all"]
+    only = {"SQLite": DATABASES["SQLite"]}
+    assert not any(SHARE in suite.environment for suite in gate.first_tier_suites(only))
+
+
+def test_each_test_is_in_one_share():
+    names = [f"tests/unit/test_of.py::test_{number}" for number in range(1000)]
+    found = [[name for name in names if is_in_share(name, f"{number}/3")] for number in range(3)]
+    assert sorted(chain(*found)) == sorted(names)
+    assert all(300 < len(each) < 370 for each in found)
+    assert [name for name in names if is_in_share(name, "")] == names
+
+
+@pytest.mark.parametrize("share", ["half", "1", "2/2", "-1/2", "1/0", "1/2/3"])
+def test_a_wrong_share_is_an_error(share):
+    with pytest.raises(WrongShareError, match=r"TEST_SHARE is .*0/2"):
+        is_in_share("tests/unit/test_of.py::test_it", share)
 
 
 @pytest.mark.parametrize("names", [("SQLite",), ("SQLite", "PostgreSQL"), tuple(DATABASES)])
@@ -82,7 +124,8 @@ def test_the_lifecycle_runs_once_more_with_a_clock_that_moves_and_a_replica(newe
 @pytest.mark.parametrize("database", ["PostgreSQL", "SQLite"])
 def test_the_pages_run_in_a_browser_on_one_database(database):
     available = DATABASES if database == "PostgreSQL" else {"SQLite": DATABASES["SQLite"]}
-    suites = [*gate.first_tier_suites(available), *gate.second_tier_suites(available, None, everything=False)]
+    first_tier = gate.first_tier_suites({name: available[name] for name in TWO if name in available})
+    suites = [*first_tier, *gate.second_tier_suites(available, None, everything=False)]
     (found,) = [suite for suite in suites if selects(suite, ("slow",), gate.BROWSER)]
     assert found.environment == DATABASES[database]
 
@@ -116,17 +159,6 @@ def test_a_suite_without_tests_passes_only_where_it_may_be_empty(tmp_path, may_b
     suite = gate.Suite("none", Path(sys.executable), {}, options, may_be_empty=may_be_empty)
     with nullcontext() if may_be_empty else pytest.raises(SystemExit, match="none"):
         gate.run_in_parallel([suite], tmp_path)
-
-
-def test_no_suite_begins_after_the_deadline_and_each_is_named(tmp_path, capsys):
-    options = ("-p", "no:cacheprovider", "tests/architecture/no_such_file.py")
-    suite = gate.Suite("late", Path(sys.executable), {}, options)
-    gate.run_in_parallel([suite], tmp_path, deadline=time.time())
-    printed = capsys.readouterr().out
-    assert "== tests: late" in printed
-    assert "NOT RUN" in printed
-    with pytest.raises(SystemExit, match="late"):
-        gate.run_in_parallel([suite], tmp_path, deadline=time.time() + 3600)
 
 
 def test_what_may_be_empty_is_only_what_has_the_mark_slow():
