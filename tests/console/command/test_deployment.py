@@ -5,15 +5,21 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pydantic import BaseModel
 
-from django_ai.automation import complete, engine, event_workflow, on_event, schedule, step, workflow
+from django_ai.automation import FreeEvent, complete, emit, engine, event_workflow, on_event, schedule, step, workflow
 from django_ai.automation.agents.manager import AgentManager
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
+from django_ai.automation.console import live_rows
+from django_ai.automation.events.declarations import declared_on
 from django_ai.automation.events.models import CallbackExecution, Event, Schedule
+from django_ai.automation.events.recording.reconcile import windows_of_offsets
 from django_ai.automation.events.schedules.definitions import find_schedule, unregister
 from django_ai.automation.events.schedules.rows import ensure_rows
+from django_ai.automation.queues import progress
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.workflows.models import Wait, WorkflowRun
 from tests.apps.reservations.models import Guest, Reservation
@@ -187,3 +193,106 @@ def test_offsets_of_new_subscribers_whose_time_has_just_passed():
     ]
     assert document["parks"] == []
     assert automation("plan", "--check").code == 0
+
+
+# -- many rows ---------------------------------------------------------------------------------------------------------
+
+
+class Shown(list):
+    """Collects what is shown."""
+
+    def show(self, done: int) -> None:
+        self.append(done)
+
+    def end(self) -> None:
+        self.append("end")
+
+
+def test_the_groups_of_all_ranges_are_joined(charging, monkeypatch):
+    monkeypatch.setattr(live_rows, "RANGE_ROWS", 3)
+    monkeypatch.setattr(live_rows, "EXAMPLES_PER_QUERY", 2)
+    runs = [engine.start("charging") for _ in range(10)]
+    pks = [run.pk for run in runs]
+    WorkflowRun.objects.filter(pk__in=pks[4:9]).update(name="chargging")
+    WorkflowRun.objects.filter(pk=pks[9]).update(name="charrging")
+    WorkflowRun.objects.filter(pk=pks[0]).update(status="completed")
+    document = checked()
+    assert [(each["name"], each["count"], each["example"]) for each in document["parks"]] == [
+        ("chargging", 5, pks[4]),
+        ("charrging", 1, pks[9]),
+    ]
+    shown = Shown()
+    live = WorkflowRun.objects.unfinished()
+    rows = live_rows.LiveRows([WorkflowRun], lambda label, total: shown)
+    assert [(each.values["name"], each.number, each.first.pk) for each in rows.groups(live, "name")] == [
+        ("chargging", 5, pks[4]),
+        ("charging", 3, pks[1]),
+        ("charrging", 1, pks[9]),
+    ]
+    rows.end()
+    assert shown == [3, 6, 9, 10, "end"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 100])
+def test_the_newest_rows_of_each_name_are_read_over_all_ranges(charging, monkeypatch, size):
+    monkeypatch.setattr(live_rows, "RANGE_ROWS", size)
+    pks = [engine.start("charging").pk for _ in range(10)]
+    WorkflowRun.objects.filter(pk__in=[pks[0], pks[3], pks[5]]).update(name="another")
+    WorkflowRun.objects.filter(pk=pks[9]).update(status="completed")
+    rows = live_rows.LiveRows([], None).newest(WorkflowRun.objects.unfinished(), "name", 2)
+    assert [row.pk for row in rows] == [pks[8], pks[7], pks[5], pks[3]]
+
+
+def test_no_row_is_read_one_by_one(charging, monkeypatch):
+    def statements() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            checked()
+        return len(captured)
+
+    engine.start("charging")
+    few = statements()
+    for _ in range(20):
+        engine.start("charging")
+    assert statements() == few
+
+
+def test_the_progress_is_shown_on_stderr(charging, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    engine.start("charging")
+    answer = automation("plan", "--check", "--json")
+    assert "Checking 100%" in answer.err
+    assert answer.document["parks"] == []
+
+
+def test_offsets_far_apart_are_searched_in_ranges_of_their_own():
+    now = timezone.now()
+    ages = [timedelta(days=1, minutes=10), timedelta(days=30, minutes=10), *map(timedelta, (2, 10, 29))]
+    stays = [reservation(checkin_at=now - timedelta(minutes=10)) for _ in ages]
+    drain()
+    for stay, age in zip(stays, ages, strict=True):  # as if it had occurred then
+        Reservation.objects.filter(pk=stay.pk).update(checkin_at=now - age)
+        Event.objects.filter(entity_id=str(stay.pk), declared_as="checkin_due").update(at=now - age)
+    for days in (1, 30):
+        on_event("checkin_due", offset=timedelta(days=days), name=f"after {days}")(lambda event: None)
+    definition = next(each.definition for each in declared_on(Reservation) if each.definition.name == "checkin_due")
+    windows = windows_of_offsets(definition, now)
+    assert len(windows) == 2
+    assert all(last - first == definition.grace + timedelta(microseconds=1) for first, last in windows)
+    fires = checked()["fires"]
+    assert sorted((each["count"], each["why"]) for each in fires) == [
+        (1, "callback after 1: its offset fires at once"),
+        (1, "callback after 30: its offset fires at once"),
+    ]
+    events = Event.objects.filter(entity_id__in=[str(each.pk) for each in stays[:2]], declared_as="checkin_due")
+    assert {each["example"] for each in fires} == set(events.values_list("pk", flat=True))
+
+
+def test_a_new_offset_of_a_free_event_fires():
+    FreeEvent("parcel.sent")
+    on_event("parcel.sent", offset=timedelta(days=400), name="later")(lambda event: None)
+    emit("parcel.sent", at=timezone.now() - timedelta(minutes=30))
+    drain()
+    on_event("parcel.sent", offset=timedelta(minutes=20), name="soon")(lambda event: None)
+    assert [(each["count"], each["why"]) for each in checked()["fires"]] == [
+        (1, "callback soon: its offset fires at once")
+    ]

@@ -1,28 +1,38 @@
 """What a deployment changes for the rows that exist: which of them would park, and what would fire at once.
 
-It is called with the new code and the database of the old one, and reads only. Rows are grouped by the names that they
-refer to, so the number of queries depends on the names; one row of each group is looked at as a worker would.
+It is called with the new code and the database of the old one, and reads only. The database groups rows by the names
+that they refer to, in ranges (``live_rows.py``), and one row of each group is looked at as a worker would. Events whose
+offsets would fire are found as the reconciliation finds them: by the dates of their entities.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from itertools import islice
 
-from django.db.models import Count, F, Min, Q, QuerySet
+from django.db.models import Case, CharField, F, Model, Q, QuerySet, Value, When
 
 from ..agents.definitions import agent_of
 from ..agents.models import AgentRun, AgentStatus, HandlerExecution, HandlerStatus
 from ..events.callbacks import find_callback
-from ..events.declarations import declared_on, declaring_models
+from ..events.declarations import Declared, declared_on, declaring_models
 from ..events.definitions import EventDefinition
-from ..events.free_events import all_free_events
-from ..events.models import CallbackExecution, CapturedWrite, Event, EventStatus, ExecutionStatus, Schedule
+from ..events.entity_ids import entity_id_of
+from ..events.free_events import FreeEvent, all_free_events
+from ..events.models import (
+    CallbackExecution,
+    CapturedWrite,
+    Event,
+    EventStatus,
+    ExecutionStatus,
+    Schedule,
+    active_key,
+)
 from ..events.recording.captured.performing import is_known
-from ..events.recording.reconcile import bounds_of_offsets
+from ..events.recording.reconcile import Window, differing_entities, windows_of_offsets
 from ..events.schedules.definitions import find_schedule, targets
 from ..events.timing import not_fired, plan_of, possible_offsets_of
 from ..exceptions import AutomationError, CodeError, NoContextError
@@ -34,11 +44,10 @@ from ..workflows.run_session import next_entry
 from ..workflows.starting import origin_key
 from ..workflows.statuses import WorkflowStatus
 from .agenda import notified
+from .live_rows import LiveRows, Shown
 
 LIVE_EVENTS = (EventStatus.PENDING, EventStatus.PROCESSED)
 BATCH_ROWS = 500
-MAX_EVENTS = 20_000
-"""How many events of one definition are looked at for offsets that fire at once."""
 CONTEXTS_OF_EACH = 100
 
 
@@ -74,25 +83,30 @@ class Deployment:
         return not self.parks and not self.vanishes
 
 
-def check_deployment(now: datetime, contexts: int = CONTEXTS_OF_EACH) -> Deployment:
+def check_deployment(
+    now: datetime, contexts: int = CONTEXTS_OF_EACH, progress: Callable[[str, int], Shown] | None = None
+) -> Deployment:
     """Compare the unfinished rows with this code. Reads only.
 
     ``contexts``: how many Contexts of each workflow and agent are loaded, the newest first, as a worker would load them
-    (``migrate_context`` is called); 0: none.
+    (``migrate_context`` is called); 0: none. ``progress``: makes what shows how many rows are read.
     """
     found = Deployment()
-    _check_runs(found)
-    found.parks += _waits()
-    found.parks += _agents()
-    found.parks += _handlers()
-    found.parks += _callbacks()
-    found.parks += _events()
-    found.parks += _writes()
+    tables: list[type[Model]] = [WorkflowRun, Wait, AgentRun, HandlerExecution, CallbackExecution, Event, CapturedWrite]
+    rows = LiveRows([*tables, WorkflowRun, AgentRun] if contexts else tables, progress)
+    _check_runs(rows, found)
+    found.parks += _waits(rows)
+    found.parks += _agents(rows)
+    found.parks += _handlers(rows)
+    found.parks += _callbacks(rows)
+    found.parks += _events(rows)
+    found.parks += _writes(rows)
     _check_schedules(found)
     if contexts:
         broken = {(each.kind, each.name) for each in found.parks}
-        found.parks += _contexts(WorkflowRun, "workflow", _live_runs(), contexts, broken)
-        found.parks += _contexts(AgentRun, "agent", _live_agents(), contexts, broken)
+        found.parks += _contexts(rows.newest(_live_runs(), "name", contexts), "workflow", contexts, broken)
+        found.parks += _contexts(rows.newest(_live_agents(), "name", contexts), "agent", contexts, broken)
+    rows.end()
     found.fires += _fires(now)
     return found
 
@@ -105,13 +119,6 @@ def _live_agents() -> QuerySet[AgentRun, AgentRun]:
     return AgentRun.objects.unfinished().exclude(status=AgentStatus.PARKED)
 
 
-def _groups(rows: QuerySet[Any, Any], *names: str) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield the values of the columns ``names``, how many rows have them, and the first of these rows."""
-    grouped = rows.order_by().values(*names).annotate(number=Count("pk"), first=Min("pk"))
-    for each in grouped.order_by(*names):
-        yield {name: each[name] for name in names}, each["number"], each["first"]
-
-
 def _reason(error: AutomationError) -> str:
     return str(error).partition("\n")[0]
 
@@ -119,73 +126,69 @@ def _reason(error: AutomationError) -> str:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def _check_runs(found: Deployment) -> None:
-    for suspended in (False, True):
-        rows = _live_runs()
-        rows = rows.filter(status="suspended") if suspended else rows.exclude(status="suspended")
-        for on_path in (False, True):
-            for is_new in (True, False):
-                new = Q(event__isnull=False, started_at=None)
-                mine = rows.filter(new if is_new else ~new, ending__isnull=not on_path)
-                _check_group(found, mine, steps=not suspended)  # of a suspended one, what follows its wait counts
-
-
-def _check_group(found: Deployment, rows: QuerySet[WorkflowRun, WorkflowRun], *, steps: bool) -> None:
-    names = ["name", "version", "current_step"] if steps else ["name", "version"]
-    for values, number, first in _groups(rows, *names):
-        run = WorkflowRun.objects.get(pk=first)
+def _check_runs(rows: LiveRows, found: Deployment) -> None:
+    is_suspended, is_new = Q(status=WorkflowStatus.SUSPENDED), Q(event__isnull=False, started_at=None)
+    # What a run does next depends on these: of a suspended one, what follows its wait counts, and not its step.
+    state = Case(
+        When(is_suspended, then=Value("suspended")),
+        When(ending__isnull=False, then=Value("ending")),
+        When(is_new, then=Value("new")),
+        default=Value("at a step"),
+        output_field=CharField(),
+    )
+    step = Case(When(is_suspended, then=Value("")), default=F("current_step"), output_field=CharField())
+    live = _live_runs().annotate(at_state=state, at_step=step)
+    for group in rows.groups(live, "name", "version", "at_state", "at_step"):
+        run, number = group.first, group.number
         try:
             definition = workflow_of(run)
-            if steps:
+            if run.status != WorkflowStatus.SUSPENDED:
                 next_entry(run, definition)
         except CodeError as error:
-            found.parks.append(Finding("workflow", values["name"], number, first, _without(str(run), _reason(error))))
+            found.parks.append(Finding("workflow", run.name, number, run.pk, _without(str(run), _reason(error))))
             continue
         if registered_workflow(run.name, run.version) is None:
             why = f"version {run.version!r} is gone; they continue with version {definition.version!r}"
-            found.versions.append(Finding("workflow", values["name"], number, first, why))
+            found.versions.append(Finding("workflow", run.name, number, run.pk, why))
 
 
-def _waits() -> Iterator[Finding]:
+def _waits(rows: LiveRows) -> Iterator[Finding]:
     """Yield the steps that follow a wait and do not exist."""
-    open_waits = Wait.objects.filter(run__in=_live_runs(), run__status=WorkflowStatus.SUSPENDED, visit=F("run__visit"))
-    for values, number, first in _groups(open_waits, "run__name", "run__version", "then", "on_timeout"):
-        wait = Wait.objects.select_related("run").get(pk=first)
+    open_waits = Wait.objects.filter(run__status=WorkflowStatus.SUSPENDED, visit=F("run__visit"))
+    for group in rows.groups(open_waits, "run__name", "run__version", "then", "on_timeout", related=["run"]):
+        wait = group.first
         try:
             definition = workflow_of(wait.run)
         except CodeError:
             continue  # reported with the run
-        for step in dict.fromkeys([values["then"], values["on_timeout"]]):
+        for step in dict.fromkeys([wait.then, wait.on_timeout]):
             if step and not _has_step(definition, step):
                 why = f"they wait, and then enter the step {step!r}, which does not exist"
-                yield Finding("workflow", values["run__name"], number, wait.run_id, why)
+                yield Finding("workflow", wait.run.name, group.number, wait.run_id, why)
 
 
 def _has_step(definition: WorkflowDefinition, step: str) -> bool:
     return step in definition.steps or any(hook.name == step for hook in definition.hooks)
 
 
-def _contexts(
-    model: type[Run], kind: str, live: QuerySet[Any, Any], limit: int, broken: set[tuple[str, str]]
-) -> Iterator[Finding]:
-    """Yield the Contexts that the code cannot load, of those that are looked at."""
-    for values, _, _ in _groups(live, "name"):
-        name = values["name"]
+def _contexts(rows: Iterable[Run], kind: str, limit: int, broken: set[tuple[str, str]]) -> Iterator[Finding]:
+    """Yield the Contexts that the code cannot load, of ``rows``."""
+    problems: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], int] = {}
+    for row in rows:
+        name: str = row.name  # type: ignore[attr-defined]
         if (kind, name) in broken:
             continue
-        problems: Counter[str] = Counter()
-        examples: dict[str, int] = {}
-        for row in live.filter(name=name).order_by("-pk")[:limit]:
-            try:
-                row.context  # noqa: B018
-            except NoContextError:
-                continue
-            except CodeError as error:
-                why = f"their Context does not fit: {_without(str(row), _reason(error))}"
-                problems[why] += 1
-                examples.setdefault(why, row.pk)
-        for why, number in problems.items():
-            yield Finding(kind, name, number, examples[why], f"of the newest {limit}, {why}")
+        try:
+            row.context  # noqa: B018
+        except NoContextError:
+            continue
+        except CodeError as error:
+            problem = name, f"their Context does not fit: {_without(str(row), _reason(error))}"
+            problems[problem] += 1
+            examples.setdefault(problem, row.pk)
+    for (name, why), number in sorted(problems.items()):
+        yield Finding(kind, name, number, examples[name, why], f"of the newest {limit}, {why}")
 
 
 def _without(row: str, text: str) -> str:
@@ -196,27 +199,28 @@ def _without(row: str, text: str) -> str:
 # -- agents ------------------------------------------------------------------------------------------------------------
 
 
-def _agents() -> Iterator[Finding]:
-    for values, number, first in _groups(_live_agents(), "name", "version"):
+def _agents(rows: LiveRows) -> Iterator[Finding]:
+    for group in rows.groups(_live_agents(), "name", "version"):
         try:
-            agent_of(AgentRun.objects.get(pk=first))
+            agent_of(group.first)
         except CodeError as error:
-            yield Finding("agent", values["name"], number, first, _reason(error))
+            yield Finding("agent", group.first.name, group.number, group.first.pk, _reason(error))
 
 
-def _handlers() -> Iterator[Finding]:
+def _handlers(rows: LiveRows) -> Iterator[Finding]:
     pending = HandlerExecution.objects.filter(
-        status__in=[HandlerStatus.PENDING, HandlerStatus.WAITING], run__in=_live_agents()
+        status__in=[HandlerStatus.PENDING, HandlerStatus.WAITING],
+        run__status__in=[AgentStatus.PENDING, AgentStatus.ACTIVE],
     )
-    for values, number, first in _groups(pending, "run__name", "handler", "milestone", "event__event_name"):
-        row = HandlerExecution.objects.select_related("run", "event").get(pk=first)
+    for group in rows.groups(pending, "run__name", "run__version", "handler", "milestone", related=["run", "event"]):
+        row = group.first
         try:
             definition = agent_of(row.run)
         except CodeError:
             continue  # reported with the agent
         if definition.find_handler(row.handler, row.event, row.milestone) is None:
             why = f"the agent has no handler {row.handler!r} for {row.event.event_name!r}{_at(row.milestone)}"
-            yield Finding("handler", f"{values['run__name']}.{values['handler']}", number, first, why)
+            yield Finding("handler", f"{row.run.name}.{row.handler}", group.number, row.pk, why)
 
 
 def _at(milestone: str) -> str:
@@ -226,28 +230,29 @@ def _at(milestone: str) -> str:
 # -- events ------------------------------------------------------------------------------------------------------------
 
 
-def _callbacks() -> Iterator[Finding]:
+def _callbacks(rows: LiveRows) -> Iterator[Finding]:
     pending = CallbackExecution.objects.filter(status=ExecutionStatus.PENDING)
-    for values, number, first in _groups(pending, "callback", "event__event_name", "milestone"):
-        name, milestone = values["event__event_name"], values["milestone"]
-        if find_callback(name, values["callback"], milestone) is None:
+    for group in rows.groups(pending, "callback", "event__event_name", "milestone"):
+        name, milestone = group.values["event__event_name"], group.values["milestone"]
+        if find_callback(name, group.values["callback"], milestone) is None:
             why = f"no callback has this name for {name!r}{_at(milestone)}"
-            yield Finding("callback", values["callback"], number, first, why)
+            yield Finding("callback", group.values["callback"], group.number, group.first.pk, why)
 
 
-def _events() -> Iterator[Finding]:
+def _events(rows: LiveRows) -> Iterator[Finding]:
     due = Event.objects.filter(status__in=LIVE_EVENTS, wake_at__isnull=False)
-    for values, number, first in _groups(due, "entity_type", "declared_as"):
+    for group in rows.groups(due, "entity_type", "declared_as"):
         try:
-            Event.objects.get(pk=first).check_known(declared=True)
+            group.first.check_known(declared=True)
         except CodeError as error:
-            yield Finding("event", values["declared_as"], number, first, _reason(error))
+            yield Finding("event", group.values["declared_as"], group.number, group.first.pk, _reason(error))
 
 
-def _writes() -> Iterator[Finding]:
-    for values, number, first in _groups(CapturedWrite.objects.filter(status="pending"), "entity_type", "model"):
-        if not is_known(CapturedWrite.objects.get(pk=first)):
-            yield Finding("write", values["model"], number, first, "no model of this code captures writes of its table")
+def _writes(rows: LiveRows) -> Iterator[Finding]:
+    for group in rows.groups(CapturedWrite.objects.filter(status="pending"), "entity_type", "model"):
+        if not is_known(group.first):
+            why = "no model of this code captures writes of its table"
+            yield Finding("write", group.values["model"], group.number, group.first.pk, why)
 
 
 def _check_schedules(found: Deployment) -> None:
@@ -267,41 +272,51 @@ def _check_schedules(found: Deployment) -> None:
 def _fires(now: datetime) -> Iterator[Finding]:
     """Yield what the next reconciliation lets fire: offsets of new subscribers whose time has passed within ``grace``,
     counted from the event rows."""
-    for label, definition in _dated():
-        if not possible_offsets_of(definition.name):
-            continue
+    for name, definition, batches in _dated(now):
         numbers: Counter[str] = Counter()
         examples: dict[str, int] = {}
-        for events in _candidates(label, definition, now):
+        for events in batches:
             for event, what in _due_at_once(events, definition, now):
                 numbers[what] += 1
                 examples.setdefault(what, event.pk)
         for what, number in numbers.items():
-            yield Finding("event", definition.name, number, examples[what], f"{what} at once")
+            yield Finding("event", name, number, examples[what], f"{what} at once")
 
 
-def _dated() -> Iterator[tuple[str, EventDefinition]]:
+def _dated(now: datetime) -> Iterator[tuple[str, EventDefinition, Iterator[Sequence[Event]]]]:
+    """Yield the definitions with offsets, each with batches of the events whose timer was set for other subscribers
+    and that may have an offset just now."""
     for model in declaring_models():
         for declared in declared_on(model):
-            if declared.owner is model and declared.definition.date_field:
-                yield declared.label, declared.definition
+            definition = declared.definition
+            if declared.owner is model and definition.date_field and possible_offsets_of(definition.name):
+                yield definition.name, definition, _of_entities(model, declared, now)
     for event in all_free_events():
-        yield event.label, event
+        if possible_offsets_of(event.name):
+            yield event.name, event, _of_free_event(event, now)
 
 
-def _candidates(label: str, definition: EventDefinition, now: datetime) -> Iterator[Sequence[Event]]:
-    """Yield, in batches, the events whose timer was set for other subscribers and that may have an offset just now."""
-    earliest, latest = bounds_of_offsets(definition.name, now)
-    rows = Event.objects.filter(
-        entity_type=label,
-        declared_as=definition.name,
-        status__in=LIVE_EVENTS,
-        at__range=(now - definition.grace - latest, now - earliest),
-    ).exclude(planned_for=plan_of(definition.name))
-    after = seen = 0
-    while seen < MAX_EVENTS and (batch := list(rows.filter(pk__gt=after).order_by("pk")[:BATCH_ROWS])):
-        after, seen = batch[-1].pk, seen + len(batch)
-        yield batch
+def _of_entities(model: type[Model], declared: Declared, now: datetime) -> Iterator[Sequence[Event]]:
+    definition = declared.definition
+    for window in windows_of_offsets(definition, now):
+        for page in differing_entities(model, declared, window):
+            for start in range(0, len(page), BATCH_ROWS):
+                ids = [entity_id_of(model, pk) for _, pk in page[start : start + BATCH_ROWS]]
+                keys = [active_key(declared.label, each, definition.name) for each in ids]
+                yield list(_planned_for_others(definition, window).filter(active_key__in=keys))
+
+
+def _of_free_event(event: FreeEvent, now: datetime) -> Iterator[Sequence[Event]]:
+    for window in windows_of_offsets(event, now):
+        rows = _planned_for_others(event, window).filter(entity_type=event.label, declared_as=event.name)
+        pks = rows.filter(wake_at__isnull=False).values_list("pk", flat=True).iterator(BATCH_ROWS)
+        while batch := list(islice(pks, BATCH_ROWS)):
+            yield list(Event.objects.filter(pk__in=batch))
+
+
+def _planned_for_others(definition: EventDefinition, window: Window) -> QuerySet[Event, Event]:
+    rows = Event.objects.filter(status__in=LIVE_EVENTS, at__gte=window[0], at__lt=window[1])
+    return rows.exclude(planned_for=plan_of(definition.name))
 
 
 def _due_at_once(events: Sequence[Event], definition: EventDefinition, now: datetime) -> Iterable[tuple[Event, str]]:

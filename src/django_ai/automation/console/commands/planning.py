@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandParser
 from django.utils import timezone
 
 from ...events.upcoming import Upcoming, upcoming
+from ...queues.progress import Progress
 from ..agenda import planned_between
 from ..deployment import CONTEXTS_OF_EACH, Finding, check_deployment
 from ..story import moment_text
@@ -63,7 +65,7 @@ class Plan(Verb):
             raise Usage("--check looks at all rows; leave --entity, --from, --until and --hours out.")
         if options["contexts"] < 0:
             raise Usage(f"--contexts={options['contexts']} must not be negative.")
-        found = check_deployment(timezone.now(), options["contexts"])
+        found = check_deployment(timezone.now(), options["contexts"], partial(Progress, output.err))
         parts = {
             "parks": ("Would park", found.parks),
             "versions": ("Lose their version", found.versions),

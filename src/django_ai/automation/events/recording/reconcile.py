@@ -49,6 +49,8 @@ logger = logging.getLogger("django_ai.automation")
 
 ENTITIES_PER_TRANSACTION = 200
 """Entities that one transaction reads and reconciles."""
+RESOLUTION = timedelta(microseconds=1)
+"""The shortest time between two dates."""
 KEYS_PER_QUERY = 10_000
 """Primary keys that one query returns."""
 DATES_PER_QUERY = 50
@@ -132,7 +134,11 @@ def _reconcile_free_event(
             return written, [str(reached)]
 
 
-def _window(declared: Declared, now: datetime) -> tuple[datetime, datetime]:
+Window = tuple[datetime, datetime]
+"""A range of dates: from the first, to before the second."""
+
+
+def _window(declared: Declared, now: datetime) -> Window:
     """Return the range of entity dates whose events may have a milestone until the next reconciliation."""
     earliest, latest = bounds_of_offsets(declared.definition.name, now)
     return now - declared.definition.grace - latest, now + conf().RECONCILE_HORIZON - earliest
@@ -147,13 +153,30 @@ def bounds_of_offsets(declared_as: str, now: datetime) -> tuple[timedelta, timed
     return min(found), max(found)
 
 
+def windows_of_offsets(definition: EventDefinition, now: datetime) -> list[Window]:
+    """Return the ranges of the dates whose offsets have passed within ``grace``, whatever their time zones are. They
+    do not overlap. A workflow with an offset before the date starts until ``grace`` after the date."""
+    found: list[Window] = []
+    none = timedelta(0)
+    for offset in possible_offsets_of(definition.name):
+        length, by = shift(now, offset) - now, variation(offset)
+        found.append((now - definition.grace - max(length + by, none), now - length + by + RESOLUTION))
+    merged: list[Window] = []
+    for first, last in sorted(found):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(last, merged[-1][1])
+        else:
+            merged.append((first, last))
+    return merged
+
+
 def _reconcile_declaration(
     model: type[models.Model], declared: Declared, time_slice: TimeSlice, after: list[str] | None
 ) -> tuple[int, list[str] | None]:
     """Return how many rows were written, and the date and key after which the next slice continues, if any."""
     rows = with_zones(model._base_manager.using(alias_of(model)), [declared.definition])
     written, now = 0, time_slice.now
-    for page in _pages(model, declared, now, after):
+    for page in differing_entities(model, declared, _window(declared, now), after):
         for start in range(0, len(page), ENTITIES_PER_TRANSACTION):
             part = page[start : start + ENTITIES_PER_TRANSACTION]
             with transaction.atomic(using=alias_of(Event)):
@@ -171,18 +194,18 @@ def _reconcile_declaration(
     return written, None
 
 
-def _pages(
-    model: type[models.Model], declared: Declared, now: datetime, after: list[str] | None
+def differing_entities(
+    model: type[models.Model], declared: Declared, window: Window, after: list[str] | None = None
 ) -> Iterator[list[tuple[Any, Any]]]:
     """Yield pages of the dates and keys of entities that seem to differ from their event rows, ordered by both.
 
-    ``after``: the date and key to continue after.
+    ``window``: of the dates, at least. ``after``: the date and key to continue after.
     """
     name = str(declared.definition.date_field)
     field: Any = model._meta.get_field(name)
     zone = stored_zone(model, declared.definition)
     reached = after and (field.to_python(after[0]), model._meta.pk.to_python(after[1]))
-    for first, last, at in _date_ranges(model, name, zone, *_window(declared, now)):
+    for first, last, at in _date_ranges(model, name, zone, *window):
         found = model._base_manager.using(alias_of(model))
         if isinstance(zone, Combinable):
             found = found.alias(automation_zone=zone)
