@@ -5,11 +5,9 @@ from __future__ import annotations
 from tests.support.stored_names import DIGESTS, FREE_TEXT, HOLDS, label, text_columns
 
 WITHOUT_NAMES = {
-    # Names of other things: of handlers, callbacks, agents, queues, kinds, models and processes.
-    "automation_agents.AgentRun.name",
+    # Names of other things: of callbacks, queues, kinds, models and processes.
     "automation_agents.AgentRun.queue",
     "automation_agents.AgentRun.version",
-    "automation_agents.HandlerExecution.handler",
     "automation_events.CallbackExecution.callback",
     "automation_events.CallbackExecution.queue",
     "automation_events.CapturedWrite.model",
@@ -86,7 +84,8 @@ def test_each_text_column_is_known_to_the_operations_that_rename():
     known = set().union(*HOLDS.values(), DIGESTS, FREE_TEXT, WITHOUT_NAMES)
     columns = {label(*each) for each in text_columns() if each[1] not in CHOICES | PLAIN}
     assert columns - known == set(), (
-        "New columns: if one holds the name of a workflow, step or event, rename it in workflows/renaming.py, "
-        "workflows/event_renaming.py or events/renaming.py, and add it to HOLDS in tests/support/stored_names.py"
+        "New columns: if one holds the name of a workflow, step, agent, handler or event, rename it in the renaming.py "
+        "of workflows, agents or events or in workflows/event_renaming.py, and add it to HOLDS in "
+        "tests/support/stored_names.py"
     )
     assert known - columns == set(), "columns that no longer exist"

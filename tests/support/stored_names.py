@@ -50,6 +50,21 @@ HOLDS = {
         "automation_queues.MutedProblem.name",
         "automation_queues.Maintenance.position",
     },
+    "agent": {
+        "automation_agents.AgentRun.name",
+        "automation_queues.Limiter.name",  # of its handlers
+        "automation_queues.MutedProblem.name",
+        "automation_queues.Pause.target",
+        "automation_queues.HeldRow.target",
+        "automation_queues.Action.key",
+        "automation_queues.Action.what",
+        "automation_queues.Maintenance.position",
+    },
+    "handler": {
+        "automation_agents.HandlerExecution.handler",
+        "automation_queues.Limiter.name",
+        "automation_queues.MutedProblem.name",
+    },
 }
 """The columns that an operation renames in, by what they hold."""
 
@@ -75,7 +90,8 @@ DIGESTS = {
     "automation_agents.AgentRun.singleton",
     "automation_agents.HandlerExecution.unique_key",
 }
-"""Digests: those that a name of a workflow or event is part of are computed again, or the engine does so itself."""
+"""Digests: those that a name of a workflow, agent, handler or event is part of are computed again, or the engine does
+so itself."""
 
 FREE_TEXT = {
     "automation_events.CallbackExecution.error",

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import complete, engine, event_workflow, fail, step, wait, workflow
 from django_ai.automation.exceptions import ContextError, DecryptionError, DefinitionError
-from django_ai.automation.workflows import context_migration
+from django_ai.automation.queues import context_migration
 from django_ai.automation.workflows.definitions import all_workflows, unregister
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from django_ai.automation.workflows.operations import MigrateContext

@@ -36,10 +36,15 @@ def execution_of(run_pk: int, event: Event, handler: HandlerDefinition, now: dat
         milestone=handler.milestone,
         created_at=now,
         due_at=now,
-        unique_key=digest("handler", run_pk, event.pk, handler.method, handler.milestone),
+        unique_key=execution_key(run_pk, event.pk, handler.method, handler.milestone),
     )
     execution.position = handler.position
     return execution
+
+
+def execution_key(run_pk: int, event_pk: int, method: str, milestone: str) -> str:
+    """Return the key of the one execution of a handler for a milestone of an event."""
+    return digest("handler", run_pk, event_pk, method, milestone)
 
 
 def put_in_mailbox(executions: Sequence[HandlerExecution]) -> None:

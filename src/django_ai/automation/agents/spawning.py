@@ -67,7 +67,12 @@ def priority_by_event(event: Event, definition: AgentDefinition) -> int:
 
 def origin_key(event: Event, name: str) -> str:
     """Return the unique key of the one agent of this name that ``event`` spawns."""
-    return digest("agent run", event.pk, name)
+    return origin_key_of(event.pk, name)
+
+
+def origin_key_of(event: int | None, name: str) -> str:
+    """Return the ``origin_key`` for the event with this primary key."""
+    return digest("agent run", event, name)
 
 
 def _positions_before(events: Sequence[Event]) -> dict[int, int]:

@@ -129,6 +129,13 @@ def rename_muted(what: str, kind: str, rename: Callable[[str], str | None]) -> i
     return in_bites(what, MutedProblem, change)
 
 
+def rename_muted_name(what: str, kind: str, old: str, new: str) -> int:
+    """Rename in problems that are muted, and in what the history calls them, where the whole name is renamed."""
+    label = MutedProblem._meta.label_lower
+    changed = rename_muted(what, kind, {old: new}.get)
+    return changed + rename_in_words(what, label, f"{kind} {old} ", f"{kind} {new} ")
+
+
 def rename_pauses(what: str, scope: str, old: str, new: str) -> int:
     """Rename the target of a pause of all rows of one name, what it holds, and its history."""
     before, after = target_of_name(scope, old), target_of_name(scope, new)
@@ -157,13 +164,20 @@ def rename_action_words(what: str, label: str, before: str, after: str, old: str
     return in_bites(what, Action, change)
 
 
-def rename_limiters(what: str, kind: str, old: str, new: str) -> int:
-    """Rename the limits of one name. Where ``new`` has such a limit already, that gets the slots of the old one."""
+def rename_limiters(what: str, kind: str, beginning: str, rename: Callable[[str], str | None]) -> int:
+    """Rename the limits whose names begin so. Where the new name has such a limit already, that gets the slots.
+
+    ``rename``: returns the new name, or None for a name that stays.
+    """
 
     def change(rows: models.QuerySet[models.Model]) -> int:
+        found = rows.filter(row_kind=kind, name__startswith=beginning)
         changed = 0
-        for pk, limit, value, key in rows.filter(row_kind=kind, name=old).values_list("pk", "limit", "value", "key"):
-            renamed = _limiter_key(kind, old, new, limit, value, key)
+        for pk, name, limit, value, key in found.values_list("pk", "name", "limit", "value", "key"):
+            new = rename(name)
+            if new is None:
+                continue
+            renamed = _limiter_key(kind, name, new, limit, value, key)
             other = Limiter.objects.filter(key=renamed).exclude(pk=pk).values_list("pk", flat=True).first()
             if other is None:
                 changed += rows.filter(pk=pk).update(name=new, key=renamed)

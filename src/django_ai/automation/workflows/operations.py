@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from difflib import get_close_matches
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from ..events.operations import RenameEvent as RenameEvent
 from ..exceptions import DefinitionError
-from ..queues import renaming
+from ..queues.context_migration import Transform
 from ..queues.data_operation import DataOperation, check_names, renamed_later, suggestion
 from ..queues.models import Maintenance
+from ..queues.run_operations import MAX_NAME, MigrateContexts, RenameRuns, RunOperation
 from ..state.versions import check_version
-from ..values.callables import check_parameters, check_synchronous
-from .context_migration import ContextMigration
+from .context_migration import RunContextMigration
 from .current_run import KIND
 from .definitions import WorkflowDefinition, all_workflows, find_workflow
 from .models import WorkflowRun
@@ -21,10 +20,18 @@ from .renaming import rename_step, rename_workflow
 
 __all__ = ["MigrateContext", "RenameEvent", "RenameStep", "RenameWorkflow"]
 
-MAX_NAME = 200
+
+class _OfWorkflow(RunOperation):
+    model = WorkflowRun
+    needs = (WorkflowRun, Maintenance)
+    _kind: ClassVar[str] = KIND
+
+    @classmethod
+    def definitions(cls) -> Sequence[WorkflowDefinition]:
+        return all_workflows()
 
 
-class RenameWorkflow(DataOperation):
+class RenameWorkflow(_OfWorkflow, RenameRuns):
     """Rename a workflow everywhere its name is stored.
 
     Its runs, whatever their state, what is planned, windows, limits, pauses, schedules and the history get the new
@@ -51,51 +58,8 @@ class RenameWorkflow(DataOperation):
                 operations = [RenameWorkflow("journey", "guest_journey")]
     """
 
-    needs = (WorkflowRun, Maintenance)
-    _kind: ClassVar[str] = KIND
-
-    def __init__(self, old: str, new: str, *, merge: bool = False) -> None:
-        check_names(f"RenameWorkflow({old!r}, {new!r})", old, new, MAX_NAME)
-        self.old, self.new, self.merge = old, new, merge
-
-    def describe(self) -> str:
-        return f"Rename the workflow {self.old!r} to {self.new!r}"
-
-    @property
-    def migration_name_fragment(self) -> str:
-        return "rename_workflow"
-
-    def apply(self, *, is_backwards: bool) -> int:
-        if is_backwards:
-            changed = rename_workflow(repr(self), self.new, self.old)
-            renaming.forget(self._kind, self.old, self.new)
-            return changed
-        self._check()
-        renaming.check_no_bulk_action(repr(self), self.old)
-        renaming.record(self._kind, self.old, self.new)
-        changed = rename_workflow(repr(self), self.old, self.new)
-        renaming.complete(self._kind, self.old, self.new, changed)
-        return changed
-
-    def _check(self) -> None:
-        if not _has_runs(self.old):
-            if (near := _misspelt(self.old)) and not _has_runs(self.new):
-                raise DefinitionError(f"{self!r}: there is no run of {self.old!r}. Did you mean {near!r}?")
-            return
-        declared = sorted({each.name for each in all_workflows()})
-        if self.old in declared:
-            raise DefinitionError(
-                f"{self!r}: the code still declares the workflow {self.old!r}. Give its class the name {self.new!r} in "
-                "the release that has this migration."
-            )
-        wanted = renamed_later(RenameWorkflow, self.new)
-        if wanted not in declared:
-            raise DefinitionError(f"{self!r}: no workflow is called {wanted!r}. {suggestion(wanted, declared)}")
-        if not self.merge and not renaming.is_recorded(self._kind, self.old, self.new) and _has_runs(self.new):
-            raise DefinitionError(
-                f"{self!r}: there are runs of {self.new!r} already. If they are of the same workflow, because the new "
-                "code has run before this migration, add merge=True. Otherwise choose another name."
-            )
+    def rename(self, old: str, new: str) -> int:
+        return rename_workflow(repr(self), old, new)
 
 
 class RenameStep(DataOperation):
@@ -138,7 +102,7 @@ class RenameStep(DataOperation):
 
     def apply(self, *, is_backwards: bool) -> int:
         old, new = (self.new, self.old) if is_backwards else (self.old, self.new)
-        if not is_backwards and _has_runs(self.workflow):
+        if not is_backwards and RenameWorkflow.has_rows(self.workflow):
             self._check()
         return rename_step(repr(self), self.workflow, self.version, old, new)
 
@@ -156,7 +120,7 @@ class RenameStep(DataOperation):
             raise DefinitionError(f"{self!r}: the workflow has no step {wanted!r}. {suggestion(wanted, names)}")
 
 
-class MigrateContext(DataOperation):
+class MigrateContext(_OfWorkflow, MigrateContexts):
     """Transform the stored Contexts of all runs of a workflow that may continue.
 
     The Contexts of unfinished and of failed runs, and what their history keeps for ``engine.rewind``, are replaced by
@@ -184,67 +148,22 @@ class MigrateContext(DataOperation):
             operations = [MigrateContext("checkout", to_cents, version=1)]
     """
 
-    needs = (WorkflowRun, Maintenance)
+    rename_operation = RenameWorkflow
+    migration = RunContextMigration
 
     def __init__(
         self,
         workflow: str,
-        forwards: Callable[[dict[str, Any]], dict[str, Any]],
-        backwards: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        forwards: Transform,
+        backwards: Transform | None = None,
         *,
         version: int | str | None = None,
     ) -> None:
-        what = f"MigrateContext({workflow!r})"
-        for function in (forwards, backwards):
-            if function is not None:
-                if not callable(function):
-                    raise DefinitionError(f"{what}: {function!r} must be a function that takes the stored dict.")
-                check_synchronous(function, what)
-                check_parameters(function, what, "data")
-        self.workflow, self.forwards, self.backwards = workflow, forwards, backwards
-        self.version = None if version is None else check_version(version, what)
+        super().__init__(workflow, forwards, backwards, version=version)
 
-    @property
-    def reversible(self) -> bool:  # type: ignore[override]
-        return self.backwards is not None
-
-    def describe(self) -> str:
-        of = "" if self.version is None else f" of version {self.version}"
-        return f"Transform the Contexts of the workflow {self.workflow!r}{of}"
-
-    @property
-    def migration_name_fragment(self) -> str:
-        return "migrate_context"
-
-    def apply(self, *, is_backwards: bool) -> int:
-        if not _has_runs(self.workflow):
-            return 0
-        definitions = _definitions(repr(self), self.workflow)
-        newest = find_workflow(definitions[0].name)
-        if not is_backwards:
-            migration = ContextMigration(
-                what=repr(self),
-                workflow=self.workflow,
-                version=self.version,
-                target=newest,
-                stored_version=newest.version,
-                transform=self.forwards,
-            )
-            return migration.run()
-        assert self.backwards is not None
-        migration = ContextMigration(
-            what=repr(self),
-            workflow=self.workflow,
-            version=newest.version if self.version is not None else None,
-            target=None,
-            stored_version=self.version,
-            transform=self.backwards,
-        )
-        return migration.run()
-
-
-def _has_runs(name: str) -> bool:
-    return any(found == name for found in WorkflowRun.objects.filter(name=name).values_list("name", flat=True)[:1])
+    @classmethod
+    def find_newest(cls, name: str) -> WorkflowDefinition | None:
+        return find_workflow(name) if name in cls.declared() else None
 
 
 def _definitions(what: str, name: str) -> list[WorkflowDefinition]:
@@ -259,19 +178,3 @@ def _definitions(what: str, name: str) -> list[WorkflowDefinition]:
 
 def _steps_of(definition: WorkflowDefinition) -> list[str]:
     return [*definition.steps, *(hook.name for hook in definition.hooks)]
-
-
-def _misspelt(name: str) -> str:
-    """Return the stored name, which no code declares, that ``name`` may stand for; empty: none. One look into an index
-    for each name that is stored."""
-    declared, orphans, last = {each.name for each in all_workflows()}, [], ""
-    while (found := _next_name(last)) is not None:
-        last = found
-        if found not in declared:
-            orphans.append(found)
-    return next(iter(get_close_matches(name, orphans, n=1, cutoff=0.85)), "")
-
-
-def _next_name(after: str) -> str | None:
-    names = WorkflowRun.objects.filter(name__gt=after).order_by("name").values_list("name", flat=True)
-    return names.first()

@@ -19,7 +19,7 @@ from ..events.renaming import rename_collected, rename_schedules
 from ..exceptions import DecryptionError, DefinitionError
 from ..queues.bites import in_bites
 from ..queues.lease import revoke
-from ..queues.renaming import rename_in_words, rename_limiters, rename_muted, rename_pauses
+from ..queues.renaming import rename_in_words, rename_limiters, rename_muted_name, rename_pauses
 from ..state.encryption import check_readable
 from .current_run import KIND
 from .models import StepExecution, Wait, WorkflowRun
@@ -35,8 +35,8 @@ def rename_workflow(what: str, old: str, new: str) -> int:
     """Rename a workflow in all tables. Return how many rows were changed. Raises ``DefinitionError``."""
     changed = rename_collected(what, KIND, old, new, _move_window)
     changed += in_bites(what, WorkflowRun, lambda rows: _rename_runs(what, old, new, rows))
-    changed += rename_limiters(what, KIND, old, new) + rename_pauses(what, WorkflowRun.pause_scope, old, new)
-    changed += rename_muted(what, KIND, lambda name: new if name == old else None)
+    changed += rename_limiters(what, KIND, old, {old: new}.get)
+    changed += rename_pauses(what, WorkflowRun.pause_scope, old, new) + rename_muted_name(what, KIND, old, new)
     changed += rename_in_words(what, WorkflowRun._meta.label_lower, f"{old} #", f"{new} #")
     return changed + rename_schedules(what, old, new)
 
