@@ -13,7 +13,7 @@ import base64
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ LOOKS: dict[str, tuple[Any, Any]] = {
     "phone": ("light", PHONE),
 }
 MAX_HEIGHT = 1400
+HIGHER = {"entity-form": 2000}  # what saving does is below the form
 QUALITY = 70
 MAX_BYTES = 3_000_000
 MORNING = "2031-03-03T08:00+01:00"
@@ -94,7 +95,7 @@ def spend_day(machine: Any) -> None:
     from django_ai.automation.queues.heartbeat import register_worker
     from django_ai.automation.workflows.models import WorkflowRun
     from hotel.models import Guest, Reservation
-    from show.story import actions, create_bookings
+    from show.story import actions, complain, create_bookings
 
     olga = User.objects.create_superuser("olga", password="olga", first_name="Olga")
     register_worker("qcluster")
@@ -115,7 +116,34 @@ def spend_day(machine: Any) -> None:
     machine.process()
     with acting_as(olga, "The lift is being repaired."):
         engine.pause(workflow="hotel.departure")
+    complain(day, "Hana", "The tap drips again")
+    machine.process()
     machine.advance(timedelta(minutes=4))
+    begin_bulk_action(olga)
+
+
+def begin_bulk_action(user: Any) -> None:
+    """Cancel many runs in bulk, and let a worker get halfway. The runs are gone then: no other page counts them."""
+    from django_ai.automation import acting_as, engine
+    from django_ai.automation.queues.drain import drain
+    from django_ai.automation.queues.models import BulkAction
+    from django_ai.automation.workflows.models import WorkflowRun
+
+    runs = [
+        WorkflowRun(name="hotel.reminder", version="1", status="suspended", current_step="remind") for _ in range(240)
+    ]
+    WorkflowRun.objects.bulk_create(runs)
+    group = WorkflowRun.objects.filter(status="suspended", name="hotel.reminder")
+    with acting_as(user, "The congress was called off."):
+        bulk = engine.bulk("cancel", name="hotel.reminder", status="suspended")
+
+    def is_halfway() -> bool:
+        bulk.refresh_from_db()
+        return bulk.performed * 2 >= bulk.total
+
+    pks = list(group.values_list("pk", flat=True))
+    drain(models=[BulkAction], stop=is_halfway)
+    WorkflowRun.objects.filter(pk__in=pks).delete()
 
 
 def pictures() -> dict[str, str]:
@@ -123,11 +151,17 @@ def pictures() -> dict[str, str]:
     from django.urls import reverse
 
     from django_ai.automation.agents.models import AgentRun
-    from django_ai.automation.events.models import Event
+    from django_ai.automation.events.models import Event, EventClaim
+    from django_ai.automation.queues.models import BulkAction
     from django_ai.automation.workflows.models import WorkflowRun
+    from hotel.models import Reservation
 
     def page(model: str, kind: str = "changelist", row: Any = None) -> str:
         return reverse(f"admin:automation_{model}_{kind}", args=[] if row is None else [row.pk])
+
+    def stay(guest: str, kind: str) -> str:
+        found = Reservation.objects.get(guest__name=guest)
+        return reverse(f"admin:hotel_reservation_{kind}", args=[found.pk])
 
     runs = WorkflowRun.objects.order_by("pk")
     failed = runs.filter(name="hotel.arrival", status="failed").first()
@@ -143,7 +177,34 @@ def pictures() -> dict[str, str]:
         "run-waiting": page("workflows_workflowrun", "change", runs.filter(status="suspended").last()),
         "agent": page("agents_agentrun", "change", AgentRun.objects.filter(name="hotel.journey").last()),
         "event": page("events_event", "change", due),
+        "entity-form": stay("Ben", "change"),
+        "entity": stay("Ben", "automations"),
+        "entity-why": stay("Cleo", "automations") + "?subscriber=hotel.reminder",
+        "claim": page("events_eventclaim", "change", EventClaim.objects.last()),
+        "bulk-confirm": page("workflows_workflowrun"),
+        "bulk": page("queues_bulkaction", "change", BulkAction.objects.last()),
     }
+
+
+def preview_a_delay(tab: Any) -> None:
+    """Type a later check-in into the form of a reservation, and ask what saving it would do."""
+    hour = tab.locator("#id_checkin_at_1")
+    hour.fill("20:30:00")
+    with tab.expect_response("**/automations/preview/"):
+        tab.locator("[data-automation-preview]").click()
+    tab.wait_for_selector("[data-automation-preview-answer] li")
+
+
+def choose_all(tab: Any) -> None:
+    """Choose to cancel every run of the list, and come to the page that asks whether that is meant."""
+    tab.locator("#action-toggle").check()
+    tab.get_by_label("Action:").select_option("cancel")
+    tab.locator("#changelist button[name=index]").first.click()
+    tab.wait_for_selector(".automation-repair")
+
+
+PREPARED: dict[str, Callable[[Any], None]] = {"entity-form": preview_a_delay, "bulk-confirm": choose_all}
+"""What happens on a page before its picture is taken, by the name of the picture."""
 
 
 def take(chosen: dict[str, str]) -> Iterator[tuple[str, str, bytes]]:
@@ -172,14 +233,19 @@ def take(chosen: dict[str, str]) -> Iterator[tuple[str, str, bytes]]:
                 answer = tab.goto(f"{server}{path}")
                 if answer is None or not answer.ok:
                     raise SystemExit(f"FAILED: {path} could not be opened: {answer}")
-                yield name, look, shot(tab, size)
+                PREPARED.get(name, lambda tab: None)(tab)
+                width = tab.evaluate("document.documentElement.scrollWidth")
+                if width > size["width"]:
+                    raise SystemExit(f"FAILED: {name} is {width} px wide and scrolls sideways ({look}).")
+                yield name, look, shot(tab, size, HIGHER.get(name, MAX_HEIGHT))
             context.close()
     thread.terminate()
 
 
-def shot(tab: Any, size: dict[str, int]) -> bytes:
-    """Return a picture of the page as WebP, at most ``MAX_HEIGHT`` high."""
-    height = min(max(tab.evaluate("document.documentElement.scrollHeight"), size["height"]), MAX_HEIGHT)
+def shot(tab: Any, size: dict[str, int], max_height: int) -> bytes:
+    """Return a picture of the page as WebP."""
+    tab.evaluate("scrollTo(0, 0)")
+    height = min(max(tab.evaluate("document.documentElement.scrollHeight"), size["height"]), max_height)
     clip = {"x": 0, "y": 0, "width": size["width"], "height": height, "scale": 1}
     session = tab.context.new_cdp_session(tab)
     options = {"format": "webp", "quality": QUALITY, "clip": clip, "captureBeyondViewport": True}

@@ -371,7 +371,7 @@ def test_a_worker_shows_what_it_has_leased(client, root, asking):
     page = listed(client, Worker)
     assert f'4: <a href="{address(runs[0])}">' in page
     queues = client.get(reverse("admin:automation_console_queues_changelist")).content.decode()
-    assert "<td>5</td>" in queues
+    assert '<td data-label="Leased now">5</td>' in queues
 
 
 def test_a_worker_that_has_stopped_has_leased_nothing(client, root):

@@ -23,9 +23,9 @@ SERIOUS = ("serious", "critical")
 LOOKS: tuple[tuple[Any, Any], ...] = (("light", DESKTOP), ("dark", PHONE), ("dark", DESKTOP), ("light", PHONE))
 STYLED = ["color-contrast", "scrollable-region-focusable", "link-in-text-block"]
 """The rules of axe whose results depend on the style."""
-RUN_AXE = """async options => {
+RUN_AXE = """async ([include, options]) => {
     await Promise.all(document.getAnimations().map(each => each.finished));
-    const found = await axe.run({exclude: ['#header', '.breadcrumbs', '#nav-sidebar']}, options);
+    const found = await axe.run({include, exclude: ['#header', '.breadcrumbs', '#nav-sidebar']}, options);
     return found.violations.map(each => ({
         id: each.id, impact: each.impact, help: each.help,
         nodes: each.nodes.slice(0, 3).map(node => node.html.slice(0, 150))
@@ -105,11 +105,12 @@ class Visitor:
         """Return the visible text of the page, without its navigation."""
         return " ".join(self.page.locator("#main").inner_text().split())
 
-    def barriers(self) -> Iterator[str]:
+    def barriers(self, *within: str) -> Iterator[str]:
         """Yield what axe finds on the page that is serious or critical: how the page looked, and the first elements.
 
         The looks are light and dark, on a desktop and on a phone; Django's own pages get two of these. Looks differ by
-        style only, so all rules run once, and those that depend on the style in each look.
+        style only, so all rules run once, and those that depend on the style in each look. ``within``: selectors of the
+        parts to look at, on a page of the project; default: the whole page.
         """
         from axe_playwright_python.sync_playwright import Axe
 
@@ -120,7 +121,7 @@ class Visitor:
             self.page.emulate_media(color_scheme=scheme)
             self.page.set_viewport_size(size)
             rules: dict[str, Any] = {} if number == 0 else {"runOnly": {"type": "rule", "values": STYLED}}
-            for each in self.page.evaluate(RUN_AXE, {**rules, "resultTypes": ["violations"]}):
+            for each in self.page.evaluate(RUN_AXE, [within or ["body"], {**rules, "resultTypes": ["violations"]}]):
                 if each["impact"] in SERIOUS:
                     yield f"{each['id']} ({scheme}, {size['width']} px): {each['help']}: {each['nodes']}"
         self.complaints[:] = complaints  # axe itself tries to add styles

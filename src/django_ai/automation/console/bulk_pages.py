@@ -304,9 +304,16 @@ def bulk_story(row: BulkAction, reader: Reader, now: datetime) -> Story:
         facts=list(_facts(row, reader, now)),
         past=[*_examples(row, reader), *deeds_of_people(row, reader)],
         deeds=deeds_of(row, reader),
+        data="",
+        planned=[] if row.is_finished else [_rest(row)],
     )
     story.progress = share_of(row)
     return story
+
+
+def _rest(row: BulkAction) -> Moment:
+    """Return what is left to do."""
+    return Moment(f"{row.remaining:,} {words.REMAINING}", row.wake_at, Tone.WAITING)
 
 
 def _facts(row: BulkAction, reader: Reader, now: datetime) -> list[Fact]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.db.models import Model, Q
+from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from ..agents.models import AgentRun, AgentStatus
@@ -170,4 +171,4 @@ def _sentence(answers: list[Answer], planned: list[Upcoming]) -> str:
         found.append(gettext("next: %(name)s, %(reason)s") % {"name": dated.name, "reason": dated.reason})
     elif planned:
         found.append(gettext("it waits: %(reason)s") % {"reason": planned[0].reason})
-    return "; ".join(found) or gettext("Nothing is planned.")
+    return capfirst("; ".join(found)) or gettext("Nothing is planned.")

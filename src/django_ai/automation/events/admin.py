@@ -129,12 +129,10 @@ class ClaimChangeList(PreparedChangeList):
 class EventClaimAdmin(RowAdmin):
     list_display = (
         "event_name",
-        "match",
         "owner_shown",
-        "priority",
+        "match",
         time_field("held_at"),
         time_field("expires_at"),
-        "events_left",
     )
     list_filter = (declared_name_filter(_("event"), "event_name", declared_names), OWNER_KINDS)
     exact_search = ("event_name", "owner_id")

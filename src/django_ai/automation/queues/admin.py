@@ -144,7 +144,7 @@ class PreparedChangeList(ChangeList):
 class ReasonForm(ActionForm):
     """The form above a list: which action, and why."""
 
-    reason = CharField(label=_("reason"), required=False, max_length=1000)
+    reason = CharField(label=_("Reason"), required=False, max_length=1000)
 
 
 class RowAdmin(StoryPage):
