@@ -151,6 +151,7 @@ def test_leased_rows_are_found_by_their_index():
     WorkflowRun.objects.create(name="a", wake_at=NOW - timedelta(seconds=20), lease="dead:7:abc")
     (found,) = leased_rows([Lane(WorkflowRun), Lane(Event)], NOW, 10)
     assert (found.model, found.pk, found.holder) == (WorkflowRun, row.pk, "host:7")
+    assert (found.since, found.until) == (None, row.wake_at)
     assert leased_rows([], NOW, 10) == []
 
 

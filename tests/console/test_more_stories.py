@@ -369,7 +369,8 @@ def test_a_worker_shows_what_it_has_leased(client, root, asking):
     assert f"{runs[0]}: ask" in story
     assert str(runs[4]) not in story
     page = listed(client, Worker)
-    assert f'4: <a href="{address(runs[0])}">' in page
+    ends = f"{timezone.localtime(until):%Y-%m-%d %H:%M:%S}"
+    assert f'4 until {ends}: <a href="{address(runs[0])}">' in page
     queues = client.get(reverse("admin:automation_console_queues_changelist")).content.decode()
     assert '<td data-label="Leased now">5</td>' in queues
 

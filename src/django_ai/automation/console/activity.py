@@ -95,10 +95,12 @@ class _Minute(Func):
 
 
 def activity(now: datetime) -> Activity:
-    """Read what has ended in the last day."""
+    """Read what has ended in the last day, with one query."""
     found = Activity(now - PERIOD, now)
-    for source in _sources():
-        rows = _grouped(source, found.since)
+    sources = _sources()
+    grouped = _grouped(sources, found.since)
+    for number, source in enumerate(sources):
+        rows = grouped[number]
         if sum(count for *_, count in rows) >= MAX_ROWS:
             # The oldest minute was not read to its end.
             found.is_cut = True
@@ -125,9 +127,24 @@ def _sources() -> Sequence[_Source]:
     )
 
 
-def _grouped(source: _Source, since: datetime) -> list[tuple[datetime, str, int, int]]:
-    """Return (minute, status, whether late, count) of the rows of one kind."""
-    alias = alias_of(source.model)
+def _grouped(sources: Sequence[_Source], since: datetime) -> dict[int, list[tuple[datetime, str, int, int]]]:
+    """Return (minute, status, whether late, count) of the rows of each kind, by its number."""
+    alias, columns = alias_of(sources[0].model), "ended_minute, status, was_late"
+    branches, params = [], list[Any]()
+    for number, source in enumerate(sources):
+        sql, given = _ended(source, since, alias)
+        branches.append(f"SELECT {number}, {columns}, count(*) FROM ({sql}) AS ended GROUP BY {columns}")
+        params += given
+    found: dict[int, list[tuple[datetime, str, int, int]]] = defaultdict(list)
+    with connections[alias].cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(branches), params)
+        for number, minute, status, late, count in cursor.fetchall():
+            found[number].append((_moment(minute), status, int(late), int(count)))
+    return found
+
+
+def _ended(source: _Source, since: datetime, alias: str) -> tuple[str, Sequence[Any]]:
+    """Return the query for the rows of one kind that have ended, and its parameters."""
     is_late = Case(When(source.late, then=Value(1)), default=Value(0), output_field=IntegerField())
     rows = (
         source.model._base_manager.using(alias)
@@ -137,10 +154,7 @@ def _grouped(source: _Source, since: datetime) -> list[tuple[datetime, str, int,
         .values_list("ended_minute", "status", "was_late")[:MAX_ROWS]
     )
     sql, params = rows.query.get_compiler(using=alias).as_sql()
-    columns = "ended_minute, status, was_late"
-    with connections[alias].cursor() as cursor:
-        cursor.execute(f"SELECT {columns}, count(*) FROM ({sql}) AS ended GROUP BY {columns}", params)
-        return [(_moment(minute), status, int(late), int(count)) for minute, status, late, count in cursor.fetchall()]
+    return str(sql), params
 
 
 def _moment(minute: Any) -> datetime:

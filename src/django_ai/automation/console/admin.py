@@ -19,7 +19,7 @@ from django.utils.translation import gettext
 from ..agents.models import AgentRun
 from ..events.models import CallbackExecution, Event
 from ..queues.admin_stories import register_row_view, register_story
-from ..queues.models import Worker
+from ..queues.models import MutedProblem, Worker
 from ..workflows.models import WorkflowRun
 from . import agent_verbs, bulk_admin, event_verbs, run_verbs, start_page
 from . import pages as pages
@@ -27,11 +27,13 @@ from .agenda_page import AgendaAdmin
 from .agents import agent_story
 from .catalogue import page as _catalogue  # noqa: F401 - it registers its page
 from .desk import desk
+from .desk_entities import Entities, entities_of, entity_link
 from .desk_pages import may_view, page_of, words_of_overview, worker_lines
 from .entity_urls import entity_url
 from .entity_views import event_why
 from .events import event_story
 from .models import Agenda, Overview
+from .problem_pages import can_change
 from .problems import Problem
 from .repair import repair_run
 from .runs import run_story
@@ -78,20 +80,25 @@ class OverviewAdmin(ModelAdmin):
             return HttpResponseNotAllowed(["GET", "HEAD"])
         readable = [model for model in (WorkflowRun, CallbackExecution, AgentRun) if may_view(request, model)]
         found = desk(timezone.now(), readable)
-        shown = [self._shown(each) for each in found.problems if may_view(request, each.model)]
+        seen = [each for each in found.problems if may_view(request, each.model)]
+        leased = [(row.model, row.pk) for line in found.working for row in line.shown if may_view(request, row.model)]
+        entities = entities_of([*((each.model, each.newest_pk) for each in seen), *leased])
+        problems_url = page_of(self.admin_site.name, MutedProblem, request)
+        shown = [self._shown(request, each, entities, problems_url) for each in seen]
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": gettext("Automation: overview"),
             "desk": found,
             "problems": shown,
-            "working": worker_lines(self.admin_site.name, request, found.working),
+            "working": worker_lines(self.admin_site, request, found.working, entities),
             "workers_url": page_of(self.admin_site.name, Worker, request),
             "words": words_of_overview(),
         }
         return TemplateResponse(request, "automation_console/desk.html", context)
 
-    def _shown(self, problem: Problem) -> dict[str, Any]:
+    def _shown(self, request: HttpRequest, problem: Problem, entities: Entities, problems_url: str) -> dict[str, Any]:
+        about = entities.get((problem.model, problem.newest_pk))
         options = problem.model._meta
         page = f"{self.admin_site.name}:{options.app_label}_{options.model_name}"
         query = {"status__exact": problem.state} if problem.model is not Event else {}
@@ -110,4 +117,7 @@ class OverviewAdmin(ModelAdmin):
             "rows": f"{rows}?{urlencode({**query, 'q': problem.name})}" if rows else "",
             "newest": newest,
             "command": problem.command,
+            "entity": None if about is None else entity_link(self.admin_site, request, *about),
+            "group": f"{problems_url}?{urlencode({'problem': problem.key})}" if problems_url else "",
+            "may_act": can_change(self.admin_site, request, problem),
         }

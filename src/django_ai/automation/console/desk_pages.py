@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_permission_codename
 from django.db import models
@@ -11,8 +11,13 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext
 
+from ..queues.admin_leases import span_text
 from ..queues.lane_counts import LeasedRow
 from .desk import WorkerLine
+from .desk_entities import Entities, entity_link
+
+if TYPE_CHECKING:
+    from django.contrib.admin import AdminSite
 
 
 def may_view(request: HttpRequest, model: type[models.Model]) -> bool:
@@ -33,24 +38,32 @@ def page_of(site: str, model: type[models.Model], request: HttpRequest, pk: int 
         return ""
 
 
-def worker_lines(site: str, request: HttpRequest, working: Sequence[WorkerLine]) -> list[dict[str, Any]]:
-    """Return the workers with links to what they perform."""
+def worker_lines(
+    site: AdminSite, request: HttpRequest, working: Sequence[WorkerLine], entities: Entities
+) -> list[dict[str, Any]]:
+    """Return the workers with links to what they perform, since when and until when they have leased it, and which
+    entities it is about."""
     return [
         {
             "name": line.name,
             "queues": line.queues.replace(",", ", ") or gettext("all"),
             "count": len(line.leases),
-            "rows": [_leased(site, request, each) for each in line.shown],
+            "span": span_text([row.since for row in line.leases], [row.until for row in line.leases])
+            if line.leases
+            else "",
+            "rows": [_leased(site, request, each, entities) for each in line.shown],
             "rest": line.rest,
         }
         for line in working
     ]
 
 
-def _leased(site: str, request: HttpRequest, row: LeasedRow) -> dict[str, str]:
+def _leased(site: AdminSite, request: HttpRequest, row: LeasedRow, entities: Entities) -> dict[str, Any]:
+    about = entities.get((row.model, row.pk)) if may_view(request, row.model) else None
     return {
         "text": f"{row.model._meta.verbose_name} #{row.pk}",
-        "url": page_of(site, row.model, request, row.pk),
+        "url": page_of(site.name, row.model, request, row.pk),
+        "entity": None if about is None else entity_link(site, request, *about),
     }
 
 
@@ -74,6 +87,9 @@ def words_of_overview() -> dict[str, str]:
         "first": gettext("First"),
         "last": gettext("Last"),
         "newest": gettext("newest"),
+        "newest_about": gettext("the newest is about"),
+        "act": gettext("Resume, cancel or mute"),
+        "open": gettext("Show among the problems"),
         "command": gettext("Command"),
         "activity": gettext("The last 24 hours"),
         "done": gettext("Done"),

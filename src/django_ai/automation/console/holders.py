@@ -171,7 +171,7 @@ def worker_story(row: Worker, reader: Reader, now: datetime) -> Story:
 
 
 def _leased(row: Any, reader: Reader) -> Moment:
-    since = getattr(row, "started_at", None)
+    since = row.leased_at
     text = gettext("leased until %s, unless it is renewed") % moment_text(row.wake_at)
     step = getattr(row, "current_step", "")
     title = f"{row}: {step}" if step else str(row)

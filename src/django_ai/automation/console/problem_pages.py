@@ -20,7 +20,7 @@ from django.utils.translation import gettext
 from ..exceptions import AutomationError
 from ..queues.acting import acting_as
 from ..queues.bulk import words
-from ..queues.bulk.verbs import bulk_kinds
+from ..queues.bulk.verbs import BulkKind, bulk_kinds
 from ..queues.models import MutedProblem
 from ..queues.problems import key_of_row, mute
 from .bulk_pages import MAX_REASON, Offer, allowed_verbs
@@ -38,12 +38,14 @@ PROBLEMS = "automation_queues_mutedproblem_changelist"
 
 
 def problems_page(site: AdminSite, request: HttpRequest) -> HttpResponse:
-    """Show what has failed or is parked, in groups, and what of that is muted."""
+    """Show what has failed or is parked, in groups, and what of that is muted. ``?problem=`` shows one group."""
     if request.method not in ("GET", "HEAD"):
         return HttpResponseNotAllowed(["GET", "HEAD"])
-    shown = shown_problems(site, request, all_problems(timezone.now()))
+    found, chosen = all_problems(timezone.now()), request.GET.get("problem", "")
+    shown = shown_problems(site, request, [each for each in found if not chosen or each.key == chosen])
     known = {each["key"] for each in shown}
-    mutes = MutedProblem.objects.exclude(key__in=known).order_by("-pk")[:MAX_PROBLEMS]
+    mutes = MutedProblem.objects.exclude(key__in=known).order_by("-pk")
+    mutes = mutes.filter(key=chosen) if chosen else mutes
     page = f"{site.name}:automation_queues"
     context = {
         **site.each_context(request),
@@ -52,12 +54,17 @@ def problems_page(site: AdminSite, request: HttpRequest) -> HttpResponse:
         "problems": [each for each in shown if not each["muted"]],
         "muted": [each for each in shown if each["muted"]],
         "mutes": [
-            (str(each), muted_text(each), reverse(f"{site.name}:{MUTED_PAGE}", args=[each.pk])) for each in mutes
+            (str(each), muted_text(each), reverse(f"{site.name}:{MUTED_PAGE}", args=[each.pk]))
+            for each in mutes[:MAX_PROBLEMS]
         ],
+        "all_url": reverse(f"{page}_mutedproblem_changelist") if chosen else "",
         "confirm_url": reverse(f"{page}_bulkaction_confirm"),
         "mute_url": reverse(f"{page}_mutedproblem_mute"),
         "words": {
-            "no_problems": gettext("Nothing is parked, and nothing has failed."),
+            "no_problems": gettext("No row has this problem any more.")
+            if chosen
+            else gettext("Nothing is parked, and nothing has failed."),
+            "all": gettext("Show all problems"),
             "kind": gettext("Kind"),
             "count": gettext("Rows"),
             "name": gettext("Name"),
@@ -120,13 +127,23 @@ def _buttons(site: AdminSite, request: HttpRequest, problem: Problem) -> dict[st
     kind = bulk_kinds().get(problem.kind)
     if kind is None:
         return {"verbs": [], "may_mute": False, "token": ""}
-    wanted = ("resume", "cancel") if problem.state == "parked" else ("resume",)
-    allowed = allowed_verbs(site, request, kind)
     texts = {"resume": words.RESUME_THESE, "cancel": words.CANCEL_THESE}
-    verbs = [(name, texts[name]) for name in wanted if name in allowed]
+    verbs = [(name, texts[name]) for name in _verbs(site, request, problem, kind)]
     may_mute = problem.muted is None and _may_mute(request)
     token = Offer(kind, problem.filter | {"newest": problem.newest_pk}).token(request) if verbs or may_mute else ""
     return {"verbs": verbs, "may_mute": may_mute, "token": token}
+
+
+def _verbs(site: AdminSite, request: HttpRequest, problem: Problem, kind: BulkKind) -> list[str]:
+    wanted = ("resume", "cancel") if problem.state == "parked" else ("resume",)
+    allowed = allowed_verbs(site, request, kind)
+    return [name for name in wanted if name in allowed]
+
+
+def can_change(site: AdminSite, request: HttpRequest, problem: Problem) -> bool:
+    """Return whether the page of problems offers the user a button for this one."""
+    kind = bulk_kinds().get(problem.kind)
+    return kind is not None and (_may_mute(request) or bool(_verbs(site, request, problem, kind)))
 
 
 def muted_text(muted: MutedProblem | None) -> str:

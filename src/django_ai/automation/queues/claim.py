@@ -24,7 +24,7 @@ from ..db.inserts import column_of
 from ..db.locks import skipping_locked
 from ..db.writer import alias_of
 from .lanes import Lane, lane_condition, lane_params
-from .wakeable import Wakeable
+from .wakeable import SINCE, Wakeable
 
 W = TypeVar("W", bound=Wakeable)
 
@@ -34,9 +34,11 @@ def _process_name(pid: int) -> str:
     return f"{socket.gethostname()[:60]}:{pid}"
 
 
-def new_token() -> str:
-    """Return a fresh lease token. It names the process, so that an operator sees which one holds a row."""
-    return f"{_process_name(os.getpid())}:{secrets.token_hex(6)}"
+def new_token(now: datetime | None = None) -> str:
+    """Return a fresh lease token. It names the process and the moment of the claim, so that an operator sees which one
+    holds a row, and since when (``Wakeable.leased_at``)."""
+    since = "" if now is None else f"{round(now.timestamp() * 1000):x}{SINCE}"
+    return f"{_process_name(os.getpid())}:{since}{secrets.token_hex(6)}"
 
 
 def claim(
@@ -51,7 +53,7 @@ def claim(
     immediately. Two workers never get the same row.
     """
     connection = connections[alias_of(model)]
-    token, lane = new_token(), Lane(model, queue, priority)
+    token, lane = new_token(now), Lane(model, queue, priority)
     if connection.features.can_return_columns_from_insert and connection.vendor in ("postgresql", "sqlite"):
         ops = connection.ops
         sql = _claim_sql(model, connection.vendor, since is not None, lane.is_default)
@@ -75,7 +77,7 @@ def claim_rows(model: type[W], pks: Sequence[int], now: datetime) -> list[W]:
     free = model._base_manager.using(connection.alias).filter(
         pk__in=pks, wake_at__lte=now, lease__isnull=True, losses=0
     )
-    token, until = new_token(), now + conf().LEASE
+    token, until = new_token(now), now + conf().LEASE
     if connection.vendor not in ("postgresql", "sqlite") or not connection.features.can_return_columns_from_insert:
         with transaction.atomic(using=connection.alias):
             rows = list(skipping_locked(free).order_by("pk"))

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
 
 from ..conf import conf
 from ..db.writer import alias_of
 from ..values.clock import later
 from .lanes import Lane, lane_condition, lane_params
-from .wakeable import Wakeable
+from .wakeable import Wakeable, leased_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,14 @@ class LaneCount:
 
 @dataclass(frozen=True, slots=True)
 class LeasedRow:
-    """A row that a worker performs now. ``holder``: host and process id."""
+    """A row that a worker performs now. ``holder``: host and process id. ``since``: when it was claimed, if that is
+    known; ``until``: when its lease ends unless it is renewed."""
 
     model: type[Wakeable]
     pk: int
     holder: str
+    since: datetime | None
+    until: datetime
 
 
 def count_lanes(lanes: Sequence[Lane], now: datetime, soon: datetime, limit: int) -> list[LaneCount]:
@@ -70,13 +74,22 @@ def leased_rows(lanes: Sequence[Lane], now: datetime, limit: int) -> list[Leased
     branches, params = [], []
     for number, lane in enumerate(lanes):
         rows = (
-            f"SELECT id, lease FROM {_table(connection, lane)} "
+            f"SELECT id, lease, wake_at FROM {_table(connection, lane)} "
             f"WHERE {_condition(lane)}wake_at > %s AND wake_at <= %s ORDER BY wake_at LIMIT {limit}"
         )
-        branches.append(f"SELECT {number}, id, lease FROM ({rows}) AS held WHERE lease IS NOT NULL")
+        branches.append(f"SELECT {number}, id, lease, wake_at FROM ({rows}) AS held WHERE lease IS NOT NULL")
         params += [*lane_params(lane), *span]
     found = _rows(connection, branches, params)
-    return [LeasedRow(lanes[number].model, pk, lease.rsplit(":", 1)[0]) for number, pk, lease in found]
+    return [
+        LeasedRow(lanes[number].model, pk, lease.rsplit(":", 1)[0], leased_at(lease), _moment(connection, until))
+        for number, pk, lease, until in found
+    ]
+
+
+def _moment(connection: BaseDatabaseWrapper, value: datetime | str) -> datetime:
+    """Return a column of a cursor as a moment: SQLite has text, and MariaDB values without a time zone."""
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return moment if timezone.is_aware(moment) else moment.replace(tzinfo=connection.timezone or UTC)
 
 
 def _table(connection: BaseDatabaseWrapper, lane: Lane) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from django.db import models
@@ -137,6 +137,24 @@ class Wakeable(AutomationModel):
     def holder(self) -> str:
         """The process that has leased the row: host and process id."""
         return (self.lease or "").rsplit(":", 1)[0]
+
+    @property
+    def leased_at(self) -> datetime | None:
+        """When it has leased the row. None: it is not leased, or by a worker of an earlier release."""
+        return leased_at(self.lease or "")
+
+
+SINCE = "-"
+"""What ends the moment of the claim in a lease token: milliseconds since 1970, in hexadecimal digits."""
+
+
+def leased_at(lease: str) -> datetime | None:
+    """Return when a lease began; None if its token does not say so."""
+    since, separator, _ = lease.rpartition(":")[2].partition(SINCE)
+    try:
+        return datetime.fromtimestamp(int(since, 16) / 1000, UTC) if separator else None
+    except (ValueError, OverflowError, OSError):  # a token that somebody else has written
+        return None
 
 
 def at_text(moment: datetime) -> str:
