@@ -37,7 +37,7 @@ from .problem_pages import can_change
 from .problems import Problem
 from .repair import repair_run
 from .runs import run_story
-from .story import moment_text
+from .story import STORY_TEMPLATE, moment_text
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Overview]
@@ -45,9 +45,9 @@ else:  # at run time Django's classes are not generic
     ModelAdmin = admin.ModelAdmin
 
 admin.site.register(Agenda, AgendaAdmin)
-register_story(WorkflowRun, run_story)
-register_story(AgentRun, agent_story)
-register_story(Event, event_story)
+register_story(WorkflowRun, run_story, STORY_TEMPLATE)
+register_story(AgentRun, agent_story, STORY_TEMPLATE)
+register_story(Event, event_story, STORY_TEMPLATE)
 register_row_view(WorkflowRun, "repair", repair_run)
 register_row_view(Event, "why", event_why, lambda *_: gettext("Why?"))
 bulk_admin.register()

@@ -23,13 +23,14 @@ from ..queues.bulk.creation import cancel_bulk
 from ..queues.models import BulkAction, MutedProblem
 from ..queues.problems import unmute
 from . import bulk_pages, problem_pages
+from .story import STORY_TEMPLATE
 
 
 def register() -> None:
     """Add both to the admin, and ask before an action on many rows of any list."""
     admin.site.register(BulkAction, BulkActionAdmin)
     admin.site.register(MutedProblem, MutedProblemAdmin)
-    register_story(BulkAction, bulk_pages.bulk_story)
+    register_story(BulkAction, bulk_pages.bulk_story, STORY_TEMPLATE)
     register_confirmation(bulk_pages.confirm_many)
 
 

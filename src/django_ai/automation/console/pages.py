@@ -25,20 +25,20 @@ from .holders import claim_story, limiter_story, worker_story
 from .models import Agenda, Queues
 from .queues_page import queues_desk
 from .schedules import schedule_story
-from .story import moment_text
+from .story import STORY_TEMPLATE, moment_text
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]
 else:  # at run time Django's classes are not generic
     ModelAdmin = admin.ModelAdmin
 
-register_story(CallbackExecution, callback_story)
-register_story(HandlerExecution, handler_story)
-register_story(Signal, signal_story)
-register_story(Schedule, schedule_story)
-register_story(Limiter, limiter_story)
-register_story(EventClaim, claim_story)
-register_story(Worker, worker_story)
+register_story(CallbackExecution, callback_story, STORY_TEMPLATE)
+register_story(HandlerExecution, handler_story, STORY_TEMPLATE)
+register_story(Signal, signal_story, STORY_TEMPLATE)
+register_story(Schedule, schedule_story, STORY_TEMPLATE)
+register_story(Limiter, limiter_story, STORY_TEMPLATE)
+register_story(EventClaim, claim_story, STORY_TEMPLATE)
+register_story(Worker, worker_story, STORY_TEMPLATE)
 
 LINKED: tuple[type[models.Model], ...] = (Agenda, Queues, Worker, Schedule, EventClaim, Signal, Pause, Action)
 """The pages that the overview links, in this order."""

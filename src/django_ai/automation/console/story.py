@@ -14,6 +14,9 @@ from typing import Any
 from django.utils import timezone
 from django.utils.translation import gettext
 
+STORY_TEMPLATE = "automation_console/row.html"
+"""Draws the page of a row with its story."""
+
 
 class Tone(StrEnum):
     """How an entry or a state is coloured. The sign and the words say the same for those who see no colours."""

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 else:  # at run time Django's classes are not generic
     ModelAdmin = admin.ModelAdmin
 
-STORY_TEMPLATE = "automation_console/row.html"
 RESUMABLE = ("failed", "parked")
 ACTIONS_OF_UNFINISHED = {"cancel", "cancel_at_once", "complete", "pause", "unpause"}
 
@@ -54,12 +53,15 @@ class Reader:
 
 Tell = Callable[[Any, Reader, datetime], Any]
 
-_stories: dict[type[models.Model], Tell] = {}
+_stories: dict[type[models.Model], tuple[Tell, str]] = {}
 
 
-def register_story(model: type[models.Model], tell: Tell) -> None:
-    """Let the page of a row of ``model`` show what ``tell(row, reader, now)`` returns, drawn by ``STORY_TEMPLATE``."""
-    _stories[model] = tell
+def register_story(model: type[models.Model], tell: Tell, template: str) -> None:
+    """Let the page of a row of ``model`` show what ``tell(row, reader, now)`` returns.
+
+    ``template``: the name of the template that draws it, as ``story``, and extends that of Django's page.
+    """
+    _stories[model] = tell, template
 
 
 RowView = Callable[[Any, HttpRequest, Any], HttpResponse]
@@ -200,16 +202,17 @@ class StoryPage(ModelAdmin):
         form_url: str = "",
         obj: Any = None,
     ) -> HttpResponse:
-        tell = None if obj is None else _stories.get(self.model)
-        if tell is not None:
+        told = None if obj is None else _stories.get(self.model)
+        if told is not None:
+            tell, template = told
             may_see_data = self.has_action_permission("view_data", request)
             may_edit = may_see_data and self.has_action_permission("edit", request)
             links = tuple(self.links(request, obj))
             reader = Reader(self.admin_site.name, may_see_data, tuple(self.deeds(request, obj)), may_edit, links)
             context |= {"story": tell(obj, reader, timezone.now()), "act_url": self.address_of(obj, "act")}
         response: Any = super().render_change_form(request, context, add, change, form_url, obj)
-        if tell is not None:
-            response.template_name = STORY_TEMPLATE
+        if told is not None:
+            response.template_name = template
         return response  # type: ignore[no-any-return]
 
     def _page(self, kind: str) -> str:
