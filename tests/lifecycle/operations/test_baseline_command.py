@@ -12,16 +12,17 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from django_ai.automation import EventDefinition, on_event_created
+from django_ai.automation import EventDefinition, acting_as, on_event_created
 from django_ai.automation.db.inserts import insert_similar_ignoring
 from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.events.recording import baseline as baseline_module
 from django_ai.automation.events.recording.entity_state import HELD_BEFORE_NOTE
 from django_ai.automation.events.recording.reconcile import reconcile_dates
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.models import Maintenance
+from django_ai.automation.queues.models import Action, Maintenance
 from tests.apps.front_desk.models import Booking, Person
 from tests.apps.reservations.models import Document, Hotel, Reservation, Room, Suite, Ticket, Trip, Ware
+from tests.support.automation_command import automation
 from tests.support.race import once
 from tests.support.rows import change
 from tests.support.trips import declare_arrival
@@ -361,3 +362,39 @@ def test_progress_is_shown_on_a_terminal(monkeypatch):
     call_command("automation_baseline", *ONE, batch=2, stdout=StringIO(), stderr=err)
     assert "app.Reservation [####################..........]  67%  2 of 3 rows" in err.getvalue()
     assert "[##############################] 100%  3 of 3 rows" in err.getvalue()
+
+
+# -- who did it --------------------------------------------------------------------------------------------------------
+
+MINE = "--model=app.Reservation"
+
+
+def test_a_baseline_is_noted_for_each_model():
+    Reservation.objects.bulk_create([Reservation(status="confirmed"), Reservation(status="new")])
+    baseline(MINE, because="A new table.", dry_run=True)
+    assert not Action.objects.exists()
+    baseline(MINE, because="A new table.")
+    action = Action.objects.get()
+    assert (action.done, action.model, action.key) == ("Baselined", "app.reservation", "baseline")
+    assert action.reason == "A new table."
+    assert action.actor.startswith("command:automation_baseline")
+    assert action.what.startswith(f"app.Reservation, {Event.objects.filter(status='expired').count()} events ")
+    baseline(MINE)
+    assert Action.objects.count() == 1  # nothing was left to mark
+
+
+def test_the_verb_baseline_takes_the_actor_and_the_reason():
+    Reservation.objects.bulk_create([Reservation(status="confirmed")])
+    options = ["--model", "app.Reservation", "--actor", "user:5", "--reason", "A new table."]
+    assert automation("baseline", *options).code == 0
+    action = Action.objects.get()
+    assert (action.actor, action.reason) == ("user:5", "A new table.")
+    assert set(Event.objects.values_list("caused_by", flat=True)) == {"user:5"}
+
+
+def test_a_command_that_somebody_calls_acts_as_they_do():
+    with acting_as("system:nightly", "The usual one."):
+        Reservation.objects.bulk_create([Reservation(status="confirmed")])
+        baseline(MINE)
+    action = Action.objects.get()
+    assert (action.actor, action.reason) == ("system:nightly", "The usual one.")

@@ -23,6 +23,7 @@ from django_ai.automation.events.triggers import installation
 from django_ai.automation.events.triggers.installation import Installation, install, installation_of, needed_captures
 from django_ai.automation.events.triggers.rows import Capture
 from django_ai.automation.exceptions import DefinitionError
+from django_ai.automation.queues.models import Action
 from tests.apps.captured.models import Note, Parcel
 from tests.support.captured_writes import outbox
 
@@ -263,6 +264,9 @@ def test_the_command_writes_the_migration(monkeypatch, tmp_path):
     call_command("automation_capture", "--migration", "captured", stdout=StringIO())
     assert [path.name for path in folder.glob("0*")] == ["0002_capture_writes.py"]
     assert "CaptureWrites" in (folder / "0002_capture_writes.py").read_text()
+    action = Action.objects.get()
+    assert (action.done, action.key) == ("Added", "captured")
+    assert action.what == "migration captured.0002_capture_writes, which captures writes"
 
 
 def test_the_command_refuses_what_it_cannot_do(monkeypatch):

@@ -32,6 +32,7 @@ from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.conf import conf, problems
 from django_ai.automation.exceptions import SettingsError
 from django_ai.automation.queues.checks import check_settings
+from django_ai.automation.queues.models import Action
 from django_ai.automation.state.encryption import FERNET, Unreadable
 from django_ai.automation.workflows.models import Signal, WorkflowRun, WorkflowStatus
 from tests.support.front_desk import book
@@ -199,6 +200,7 @@ def test_a_key_that_is_gone_parks_that_run_and_no_other(flow, work, client):
         before = stored(WorkflowRun)
         lost.save()  # an unreadable value is saved unchanged
         assert stored(WorkflowRun) == before
+    assert not Action.objects.exists()
     with settings_with(SECOND, FIRST):
         work(timezone.now() + timedelta(hours=2))  # the parked run is checked again periodically
         assert effects() == ["found", "lost"]
@@ -303,9 +305,11 @@ def test_rotation_and_the_command_that_writes_all_rows_again(flow, work):
         work()
     output = StringIO()
     with settings_with(SECOND, FIRST):
-        call_command("automation_reencrypt", batch=2, stdout=output)
+        call_command("automation_reencrypt", batch=2, because="The key was rotated.", stdout=output)
     assert "WorkflowRun.data: 5 written, 0 unreadable" in output.getvalue()
     assert "Signal.payload: 1 written, 0 unreadable" in output.getvalue()
+    found = Action.objects.filter(done="Encrypted", reason="The key was rotated.", key="data")
+    assert found.get().what == "automation_workflows.WorkflowRun.data, 5 rows"
     with settings_with(SECOND):  # the old key is no longer needed
         assert {run.data["phone"] for run in WorkflowRun.objects.all()} == {SECRET}
         call_command("automation_reencrypt", stdout=output)

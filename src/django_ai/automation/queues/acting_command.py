@@ -7,11 +7,21 @@ import os
 import re
 from contextlib import AbstractContextManager
 
-from .acting import acting_as
+from django.core.management.base import CommandParser
+
+from .acting import acting_as, current_actor
+
+
+def add_because(parser: CommandParser) -> None:
+    """Add the option for the reason of what a command does."""
+    parser.add_argument("--because", default="", metavar="TEXT", help="why you do it, for the history")
 
 
 def acting_as_command(name: str, reason: str = "") -> AbstractContextManager[None]:
-    """Act as a command that this user of the operating system runs."""
+    """Act as a command that this user of the operating system runs, unless the caller acts as somebody already."""
+    current = current_actor()
+    if current is not None:
+        return acting_as(current, reason or current.reason)
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container whose user has no name

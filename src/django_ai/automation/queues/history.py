@@ -24,11 +24,13 @@ from .models import Action
 
 DONE = {
     "Added": _("Added"),
+    "Baselined": _("Baselined"),
     "Cancelled": _("Cancelled"),
     "Changed": _("Changed"),
     "Completed": _("Completed"),
     "Deleted": _("Deleted"),
     "Edited": _("Edited"),
+    "Encrypted": _("Encrypted"),
     "Fired": _("Fired"),
     "Forgotten": _("Forgotten"),
     "Forked": _("Forked"),

@@ -17,9 +17,12 @@ class Baseline(Verb):
 
     name = "baseline"
     help = Command.help
+    changes = True
 
     def add_arguments(self, parser: CommandParser) -> None:
-        Command().add_arguments(parser)
+        command = Command()
+        command.has_reason = False
+        command.add_arguments(parser)
 
     def perform(self, options: Options, output: Output) -> Any:
         # Not through ``output``: the lines of the command are safe to print already.

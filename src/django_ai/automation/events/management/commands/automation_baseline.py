@@ -11,7 +11,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import models
 from django.utils import timezone
 
-from ....queues.acting_command import acting_as_command
+from ....queues.acting_command import acting_as_command, add_because
+from ....queues.history import note_key
 from ....queues.progress import Progress
 from ....values.text import one_line
 from ...declarations import Declared
@@ -25,6 +26,9 @@ class Command(BaseCommand):
         "started again, it continues. Exit code 1: a condition raised for some rows, which are left to their next save."
     )
 
+    has_reason = True
+    """Whether it takes ``--because``. ``automation baseline`` has ``--reason``, as every verb that changes rows."""
+
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--model", nargs="+", default=[], help="only these models, such as shop.Invoice")
         parser.add_argument("--event", nargs="+", default=[], help="only events of these names, as they are declared")
@@ -36,13 +40,15 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="write nothing, and count by definition")
         parser.add_argument("--restart", action="store_true", help="begin again where an earlier run was interrupted")
         parser.add_argument("--batch", type=int, default=2000, help="number of rows per transaction (default: 2000)")
+        if self.has_reason:
+            add_because(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.report: list[dict[str, Any]] = []
         if options["batch"] < 1:
             raise CommandError(f"--batch={options['batch']} must be at least 1.")
         failed = 0
-        with acting_as_command("automation_baseline"):
+        with acting_as_command("automation_baseline", options.get("because", "")):
             for model, declared in _selected(options["model"], options["event"]).items():
                 failed += self._perform(model, declared, options)
         if failed:
@@ -63,8 +69,14 @@ class Command(BaseCommand):
         if (after := baseline.position()) is not None:
             self.stdout.write(f"{label}: continues after {one_line(after)!r}; --restart begins again")
         progress = Progress(self.stderr, label, baseline.rows().count())
-        for read in baseline.run():
-            progress.show(read)
+        try:
+            for read in baseline.run():
+                progress.show(read)
+        finally:  # an interrupted one has marked rows, too
+            marked = sum(count.marked for count in baseline.counts.values())
+            if marked and not options["dry_run"]:
+                names = ", ".join(repr(each.definition.name) for each in wanted)
+                note_key(model, "baseline", f"{label}, {marked:,} events {names}", "Baselined")
         progress.end()
         for name, count in baseline.counts.items():
             known = count.found - count.marked

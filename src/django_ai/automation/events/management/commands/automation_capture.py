@@ -10,6 +10,9 @@ from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
 from ....db.writer import alias_of
+from ....queues.acting_command import acting_as_command, add_because
+from ....queues.history import note_key
+from ....queues.models import Action
 from ...capture_migration import missing_changes, new_migration
 from ...models import CapturedWrite
 from ...triggers.installation import Installation, installation_of, needed_captures, stray_captures
@@ -25,12 +28,14 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--migration", metavar="APP", help="write the migration into this app")
         parser.add_argument("--dry-run", action="store_true", help="with --migration: only print the migration")
+        add_because(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["dry_run"] and not options["migration"]:
             raise CommandError("--dry-run needs --migration APP: only that writes a file.")
         if options["migration"]:
-            self._write(options["migration"], only_print=options["dry_run"])
+            with acting_as_command("automation_capture", options["because"]):
+                self._write(options["migration"], only_print=options["dry_run"])
         else:
             self._show()
 
@@ -64,4 +69,10 @@ class Command(BaseCommand):
             self.stdout.write(writer.as_string())
             return
         Path(writer.path).write_text(writer.as_string(), encoding="utf-8")
+        self._note(app_label, Path(writer.path))
         self.stdout.write(f"Wrote {writer.path}. Run manage.py migrate.")
+
+    def _note(self, app_label: str, path: Path) -> None:
+        """Note that the migration was written, unless it is one of the first: then no table of the history exists."""
+        if Action._meta.db_table in connections[alias_of(Action)].introspection.table_names():
+            note_key(CapturedWrite, app_label, f"migration {app_label}.{path.stem}, which captures writes", "Added")
