@@ -3,8 +3,8 @@
     python tools/messages.py [--check]
 
 Each app has its messages in its own ``locale`` folder, as Django finds them. A message that several apps use is in the
-lowest of them. Babel extracts and compiles, so GNU gettext is not needed. ``--check`` writes nothing, and fails if a
-catalogue is incomplete or outdated.
+lowest of them. Those of templates are extracted, too: Django makes Python of their tags. Babel extracts and compiles,
+so GNU gettext is not needed. ``--check`` writes nothing, and fails if a catalogue is incomplete or outdated.
 """
 
 from __future__ import annotations
@@ -13,24 +13,36 @@ import argparse
 import gettext
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_file
+from babel.messages.catalog import Catalog, Message
+from babel.messages.extract import extract
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
+from django.conf import settings
+from django.utils.translation.template import templatize
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "django_ai" / "automation"
 APPS = ("queues", "events", "workflows", "agents", "console")
 """The lowest layer first."""
 LANGUAGES = ("de", "es", "fr")
-KEYWORDS: dict[str, tuple[int, ...] | None] = {"_": None, "gettext_lazy": None, "gettext": None}
+KEYWORDS: dict[str, tuple[int, ...] | None] = {
+    "_": None,
+    "gettext_lazy": None,
+    "gettext": None,
+    "ngettext": (1, 2),
+    "ngettext_lazy": (1, 2),
+}
 HEADER = "# Translations of django-ai-automation, PROJECT\n# This file is distributed under the licence of the project."
-PLACEHOLDER = re.compile(r"%\w|\{\w+\}")
+PLACEHOLDER = re.compile(r"%(?:\(\w+\))?\w|\{\w+\}")
 NO_DATE = datetime(2026, 1, 1, tzinfo=UTC)
 """Catalogues carry no dates: the same messages give the same files."""
+
+Compiled = str | tuple[str, int]
+MessageId = str | tuple[str, str]
+"""A message, or the singular and the plural of one."""
 
 
 def main() -> None:
@@ -42,19 +54,32 @@ def main() -> None:
         raise SystemExit("\n".join(["FAILED: the catalogues are outdated:", *problems]))
 
 
-def messages() -> dict[str, list[str]]:
+def messages() -> dict[str, list[MessageId]]:
     """Return the messages of each app, without those that a lower app uses."""
-    found: dict[str, list[str]] = {}
-    known: set[str] = set()
+    found: dict[str, list[MessageId]] = {}
+    known: set[MessageId] = set()
     for app in APPS:
         used = {
-            str(message)
-            for path in sorted((PACKAGE / app).rglob("*.py"))
-            for _, message, *_ in extract_from_file("python", str(path), keywords=KEYWORDS)
+            message
+            for path in sorted((PACKAGE / app).rglob("*"))
+            if path.suffix in (".py", ".html", ".txt")
+            for message in messages_in(path)
         }
-        found[app] = sorted(used - known)
+        found[app] = sorted(used - known, key=str)
         known |= used
     return found
+
+
+def messages_in(path: Path) -> Iterator[MessageId]:
+    """Yield the messages of a module or a template."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        if not settings.configured:
+            settings.configure()
+        # Its lines are as indented as those of the template, which is no Python.
+        source = "\n".join(line.strip() for line in templatize(source, origin=str(path)).splitlines())
+    for _, message, *_ in extract("python", io.BytesIO(source.encode()), keywords=KEYWORDS):
+        yield message if isinstance(message, str) else (message[0], message[1])
 
 
 def folder_of(app: str, language: str) -> Path:
@@ -87,11 +112,16 @@ def update() -> None:
             )
             for message in wanted:
                 translated = former.get(message)
-                catalogue.add(message, translated.string if translated and not translated.fuzzy else "")
+                is_kept = (
+                    translated and not translated.fuzzy and isinstance(translated.id, str) == isinstance(message, str)
+                )
+                catalogue.add(message, translated.string if translated and is_kept else "")
             folder = folder_of(app, language)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "django.po").open("wb") as file:
                 write_po(file, catalogue, width=120, no_location=True, sort_output=True)
+            for message in [each for each in catalogue if each.id and not all(strings_of(each))]:
+                catalogue.delete(message.id)  # an empty form of a plural would be shown
             with (folder / "django.mo").open("wb") as file:
                 write_mo(file, catalogue)
 
@@ -101,31 +131,56 @@ def problems_of() -> Iterator[str]:
     for app, wanted in messages().items():
         for language in LANGUAGES:
             catalogue = read(app, language)
-            entries = {str(each.id): each for each in catalogue if each.id}
+            entries = {each.id if isinstance(each.id, str) else tuple(each.id): each for each in catalogue if each.id}
             where = f"{app}, {language}"
             yield from (f"{where}: run make messages, {each!r} is missing" for each in wanted if each not in entries)
             yield from (f"{where}: run make messages, {each!r} is not used" for each in entries if each not in wanted)
             yield from (
                 f"{where}: translate {name!r} in the catalogue, and run make messages"
                 for name, each in entries.items()
-                if not each.string or each.fuzzy
+                if not all(strings_of(each)) or each.fuzzy
             )
             yield from (
                 f"{where}: {name!r} and its translation have different placeholders"
                 for name, each in entries.items()
-                if each.string and sorted(PLACEHOLDER.findall(name)) != sorted(PLACEHOLDER.findall(str(each.string)))
+                if all(strings_of(each)) and not has_placeholders_of(each)
             )
-            if compiled(app, language) != {name: each.string for name, each in entries.items() if each.string}:
+            if compiled(app, language) != compiled_entries(entries.values()):
                 yield f"{where}: run make messages, django.mo does not match django.po"
 
 
-def compiled(app: str, language: str) -> dict[str, str]:
+def strings_of(message: Message) -> tuple[str, ...]:
+    """Return the translation of a message, or of each of its plural forms."""
+    return (message.string,) if isinstance(message.string, str) else tuple(message.string) or ("",)
+
+
+def has_placeholders_of(message: Message) -> bool:
+    """Return whether each form of a translation has the placeholders of the message."""
+    name = message.id if isinstance(message.id, str) else message.id[-1]
+    wanted = sorted(PLACEHOLDER.findall(name))
+    return all(sorted(PLACEHOLDER.findall(each)) == wanted for each in strings_of(message))
+
+
+def compiled_entries(entries: Iterable[Message]) -> dict[Compiled, str]:
+    """Return what a compiled catalogue of these messages has."""
+    found: dict[Compiled, str] = {}
+    for each in entries:
+        if not all(strings_of(each)):
+            continue
+        if isinstance(each.id, str):
+            found[each.id] = strings_of(each)[0]
+        else:
+            found |= {(each.id[0], number): string for number, string in enumerate(strings_of(each))}
+    return found
+
+
+def compiled(app: str, language: str) -> dict[Compiled, str]:
     """Return the translations in the compiled catalogue of an app."""
     path = folder_of(app, language) / "django.mo"
     if not path.exists():
         return {}
     with path.open("rb") as file:
-        known: dict[str, str] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+        known: dict[Compiled, str] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
     return {name: string for name, string in known.items() if name}
 
 

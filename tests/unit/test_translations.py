@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,45 @@ def test_a_message_that_no_catalogue_has_is_found(catalogues):
         f"agents, {language}: translate 'something new' in the catalogue, and run make messages"
         for language in messages.LANGUAGES
     ]
+
+
+def test_the_messages_of_templates_and_plurals_are_found(catalogues):
+    template = catalogues / "console" / "templates" / "automation_console" / "new.html"
+    template.write_text(
+        """{% load i18n %}
+        <p title="it's one">{% translate "a new title" %}{% trans 'another' as given %} { it's "no Python" }</p>
+          {% blocktranslate with name=row.name %}the row {{ name }}{% endblocktranslate %}
+    {% blocktranslate count n=rows|length %}{{ n }} new row{% plural %}{{ n }} new rows{% endblocktranslate %}
+        """
+    )
+    with (catalogues / "agents" / "admin.py").open("a") as file:
+        file.write('\nNEW = ngettext("%d new agent", "%d new agents", 2)\n')
+    found = messages.messages()
+    assert ("%d new agent", "%d new agents") in found["agents"]
+    assert {"a new title", "another", "the row %(name)s", ("%(n)s new row", "%(n)s new rows")} <= set(found["console"])
+    messages.update()
+    missing = list(messages.problems_of())
+    assert len(missing) == 5 * len(messages.LANGUAGES)
+    assert all("translate " in each for each in missing)
+
+
+def test_each_form_of_a_plural_is_checked(catalogues):
+    with (catalogues / "agents" / "admin.py").open("a") as file:
+        file.write('\nNEW = ngettext("%d new agent", "%d new agents", 2)\n')
+    messages.update()
+    path = catalogues / "agents" / "locale" / "de" / "LC_MESSAGES" / "django.po"
+    forms = '"%d new agents"\nmsgstr[0] "{}"\nmsgstr[1] "{}"'
+    for one, many, problem in (
+        ("%d Agent", "", "translate "),
+        ("ein Agent", "%d Agenten", "different placeholders"),
+        ("%d Agent", "%d Agenten", ""),
+    ):
+        text = re.sub(r'"%d new agents"\nmsgstr\[0\] ".*"\nmsgstr\[1\] ".*"', forms.format(one, many), path.read_text())
+        path.write_text(text)
+        messages.update()
+        found = [each for each in messages.problems_of() if each.startswith("agents, de")]
+        assert len(found) == bool(problem)
+        assert all(problem in each for each in found)
 
 
 @pytest.mark.parametrize(

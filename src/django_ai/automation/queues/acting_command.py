@@ -5,14 +5,13 @@ from __future__ import annotations
 import getpass
 import os
 import re
+from argparse import ArgumentParser
 from contextlib import AbstractContextManager
-
-from django.core.management.base import CommandParser
 
 from .acting import acting_as, current_actor
 
 
-def add_because(parser: CommandParser) -> None:
+def add_because(parser: ArgumentParser) -> None:
     """Add the option for the reason of what a command does."""
     parser.add_argument("--because", default="", metavar="TEXT", help="why you do it, for the history")
 
