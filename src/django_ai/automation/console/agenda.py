@@ -6,21 +6,25 @@ evaluated: an event row has the result of the last evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.db import models
+
 from ..agents.definitions import HandlerDefinition, SpawnOn
-from ..agents.models import AgentRun, AgentStatus
+from ..agents.models import AgentRun
 from ..events.callbacks import OCCURRED, Callback
 from ..events.models import CallbackExecution, Event, EventStatus, Schedule
 from ..events.subscriptions import Subscription, subscriptions
 from ..events.timing import not_fired
 from ..events.upcoming import IF_TRUE, Upcoming, offset_text
+from ..queues.lane_counts import waking_rows
+from ..queues.registry import due_times
+from ..queues.wakeable import Wakeable
 from ..workflows.definitions import Start
 from ..workflows.models import WorkflowRun
-from ..workflows.statuses import WorkflowStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,59 +40,54 @@ def planned_between(since: datetime | None, until: datetime, now: datetime, limi
 
     The number of queries is fixed; ``limit`` bounds the rows of each kind, and the list.
     """
+    lanes = [lane for lane, at in due_times(with_paused=True).items() if at < until]
+    # The milestones of events are found by their timers, which may have been earlier.
+    events = [lane for lane in lanes if lane.model is Event]
+    keys = waking_rows([lane for lane in lanes if lane not in events], since, until, limit + 1)
+    keys |= waking_rows(events, None, until, limit + 1)
     found: list[Upcoming] = []
     is_cut = False
-    for read in (_runs, _agents, _callbacks, _schedules, _events):
-        rows, more = read(since, until, now, limit)
-        found += rows
+    for model, read in _READERS.items():
+        rows, more = _first(model, keys.get(model, []), limit)
+        found += [each for row in rows for each in read(row, since, until, now)]
         is_cut |= more
     found.sort(key=lambda each: each.at or until)
     return Period(found[:limit], is_cut or len(found) > limit)
 
 
-Read = tuple[list[Upcoming], bool]
+def _first(model: type[Wakeable], keys: Sequence[int], limit: int) -> tuple[list[Any], bool]:
+    """Return the first of the rows, which do not belong to parked or ended ones, and whether there are more."""
+    if not keys:
+        return [], False
+    rows = sorted(_planned(model).filter(pk__in=keys), key=lambda row: (row.wake_at, row.pk))
+    if rows and hasattr(model, "load_reasons"):
+        model.load_reasons(rows[:limit])
+    return rows[:limit], len(rows) > limit
 
 
-def _due(rows: Any, since: datetime | None, until: datetime, limit: int) -> tuple[list[Any], bool]:
-    rows = rows.filter(wake_at__lt=until)
-    rows = rows if since is None else rows.filter(wake_at__gte=since)
-    found = list(rows.order_by("wake_at", "pk")[: limit + 1])
-    if found and hasattr(type(found[0]), "load_reasons"):
-        type(found[0]).load_reasons(found[:limit])
-    return found[:limit], len(found) > limit
+def _planned(model: type[Any]) -> models.QuerySet[Any]:
+    rows: models.QuerySet[Any]
+    if model is Event:
+        rows = Event.objects.filter(status__in=[EventStatus.PENDING, EventStatus.PROCESSED])
+    elif model is Schedule:
+        rows = Schedule.objects.filter(parked_at=None, paused_at=None)
+    else:
+        rows = model.unfinished().exclude(status="parked")
+        rows = rows.select_related("event") if model is CallbackExecution else rows
+    return rows.filter(wake_at__isnull=False)
 
 
-def _runs(since: datetime | None, until: datetime, now: datetime, limit: int) -> Read:
-    unfinished = WorkflowRun.unfinished().exclude(status=WorkflowStatus.PARKED)
-    rows, more = _due(unfinished, since, until, limit)
-    return [Upcoming("workflow", row.name, row.wake_at, row.waits_for(now), row) for row in rows], more
+Read = Callable[[Any, datetime | None, datetime, datetime], Iterable[Upcoming]]
 
 
-def _agents(since: datetime | None, until: datetime, now: datetime, limit: int) -> Read:
-    unfinished = AgentRun.unfinished().exclude(status=AgentStatus.PARKED)
-    rows, more = _due(unfinished, since, until, limit)
-    return [Upcoming("agent", row.name, row.wake_at, row.waits_for(now), row) for row in rows], more
+def _row(kind: str, name_field: str) -> Read:
+    def read(row: Any, since: datetime | None, until: datetime, now: datetime) -> Iterable[Upcoming]:
+        return [Upcoming(kind, getattr(row, name_field), row.wake_at, row.waits_for(now), row)]
+
+    return read
 
 
-def _callbacks(since: datetime | None, until: datetime, now: datetime, limit: int) -> Read:
-    unfinished = CallbackExecution.unfinished().exclude(status="parked").select_related("event")
-    rows, more = _due(unfinished, since, until, limit)
-    return [Upcoming("callback", row.callback, row.wake_at, row.waits_for(now), row) for row in rows], more
-
-
-def _schedules(since: datetime | None, until: datetime, now: datetime, limit: int) -> Read:
-    rows, more = _due(Schedule.objects.filter(parked_at=None, paused_at=None), since, until, limit)
-    return [Upcoming("schedule", row.name, row.wake_at, row.waits_for(now), row) for row in rows], more
-
-
-def _events(since: datetime | None, until: datetime, now: datetime, limit: int) -> Read:
-    """Return the milestones. The timer of an event is its earliest one, so each of the period is found by it."""
-    live = Event.objects.filter(status__in=[EventStatus.PENDING, EventStatus.PROCESSED])
-    rows, more = _due(live, None, until, limit)
-    return [each for row in rows for each in _milestones(row, since, until)], more
-
-
-def _milestones(event: Event, since: datetime | None, until: datetime) -> Iterator[Upcoming]:
+def _milestones(event: Event, since: datetime | None, until: datetime, now: datetime) -> Iterator[Upcoming]:
     times = not_fired(event)
     if event.attempt or not times:
         assert event.wake_at is not None
@@ -106,6 +105,15 @@ def _milestones(event: Event, since: datetime | None, until: datetime) -> Iterat
         if not event.armed:
             reason += f", {IF_TRUE}"
         yield Upcoming("event", event.event_name, at, reason, event)
+
+
+_READERS: dict[type[Wakeable], Read] = {
+    WorkflowRun: _row("workflow", "name"),
+    AgentRun: _row("agent", "name"),
+    CallbackExecution: _row("callback", "callback"),
+    Schedule: _row("schedule", "name"),
+    Event: _milestones,
+}
 
 
 def notified(event: Event, milestone: str) -> Iterator[tuple[Subscription, str]]:

@@ -1,11 +1,11 @@
-"""What lies in the lanes now: how many rows are due, planned or leased. A few queries, whatever the number of lanes and
-rows: each branch reads a range of one index, and stops at a limit."""
+"""What lies in the lanes now: how many rows are due or planned, which are leased, and which wake in a period. A few
+queries, whatever the number of lanes and rows: each branch reads a range of one index, and stops at a limit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import connections
@@ -66,24 +66,47 @@ def count_lanes(lanes: Sequence[Lane], now: datetime, soon: datetime, limit: int
 
 def leased_rows(lanes: Sequence[Lane], now: datetime, limit: int) -> list[LeasedRow]:
     """Return the rows of ``lanes`` that workers perform now. Of each lane at most ``limit`` rows are read that are
-    leased, or due before a new lease would end."""
+    leased, or due before a new lease would end. A lease is renewed every few seconds, so none wakes later; one that has
+    run out is left out, because its row is due."""
+    since, until = (later(at, timedelta(microseconds=1)) for at in (now, later(now, 2 * conf().LEASE)))
+    return [
+        LeasedRow(lanes[number].model, pk, lease.rsplit(":", 1)[0], leased_at(lease), wake_at)
+        for number, pk, lease, wake_at in _waking(lanes, since, until, limit, "lease IS NOT NULL")
+    ]
+
+
+def waking_rows(
+    lanes: Sequence[Lane], since: datetime | None, until: datetime, limit: int
+) -> dict[type[Wakeable], list[int]]:
+    """Return the primary keys of the rows of ``lanes`` that wake from ``since`` (None: also those that are due) to
+    before ``until``, by model. Of each lane the first ``limit`` rows are read."""
+    found: dict[type[Wakeable], list[int]] = {}
+    for number, pk, *_ in _waking(lanes, since, until, limit, ""):
+        found.setdefault(lanes[number].model, []).append(pk)
+    return found
+
+
+def _waking(
+    lanes: Sequence[Lane], since: datetime | None, until: datetime, limit: int, condition: str
+) -> list[tuple[int, int, str, datetime]]:
+    """Return (number of the lane, primary key, lease, wake time) of the first rows of each lane that wake in a period."""
     if not lanes:
         return []
     connection = connections[alias_of(lanes[0].model)]
-    span = [connection.ops.adapt_datetimefield_value(each) for each in (now, later(now, 2 * conf().LEASE))]
+    spans = [("wake_at >= %s AND ", since)] if since is not None else []
+    spans.append(("wake_at < %s", until))
+    span, moments = "".join(text for text, _ in spans), [at for _, at in spans]
     branches, params = [], []
     for number, lane in enumerate(lanes):
         rows = (
             f"SELECT id, lease, wake_at FROM {_table(connection, lane)} "
-            f"WHERE {_condition(lane)}wake_at > %s AND wake_at <= %s ORDER BY wake_at LIMIT {limit}"
+            f"WHERE {_condition(lane)}{span} ORDER BY wake_at LIMIT {limit}"
         )
-        branches.append(f"SELECT {number}, id, lease, wake_at FROM ({rows}) AS held WHERE lease IS NOT NULL")
-        params += [*lane_params(lane), *span]
-    found = _rows(connection, branches, params)
-    return [
-        LeasedRow(lanes[number].model, pk, lease.rsplit(":", 1)[0], leased_at(lease), _moment(connection, until))
-        for number, pk, lease, until in found
-    ]
+        where = f" WHERE {condition}" if condition else ""
+        branches.append(f"SELECT {number}, id, lease, wake_at FROM ({rows}) AS waking{where}")
+        params += [*lane_params(lane), *(connection.ops.adapt_datetimefield_value(each) for each in moments)]
+    rows = _rows(connection, branches, params)
+    return [(number, pk, lease, _moment(connection, wake_at)) for number, pk, lease, wake_at in rows]
 
 
 def _moment(connection: BaseDatabaseWrapper, value: datetime | str) -> datetime:

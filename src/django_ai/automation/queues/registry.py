@@ -102,12 +102,15 @@ def explained() -> tuple[type[Any], ...]:
     return (*_wakeables, *_explained)
 
 
-def due_times(since: Mapping[Lane, datetime] | None = None, *, maintenance: bool = False) -> dict[Lane, datetime]:
+def due_times(
+    since: Mapping[Lane, datetime] | None = None, *, maintenance: bool = False, with_paused: bool = False
+) -> dict[Lane, datetime]:
     """Return for each lane with due or waiting rows when its next row is due: one cheap query, answered from the
     indexes. Paused lanes are left out.
 
     ``since``: read only these lanes of the models that it names, and skip rows with an earlier ``wake_at`` (default:
-    all lanes, from the beginning; see ``due``). ``maintenance``: include ``Maintenance``.
+    all lanes, from the beginning; see ``due``). ``maintenance``: include ``Maintenance``. ``with_paused``: include
+    paused lanes.
     """
     if not _wakeables:
         return {}
@@ -125,7 +128,7 @@ def due_times(since: Mapping[Lane, datetime] | None = None, *, maintenance: bool
             query.add_all_lanes(number, model)
     rows, pauses = query.execute()
     found = {Lane(selected[number], queue, priority): value for number, queue, priority, value in rows}
-    if not pauses.targets:
+    if with_paused or not pauses.targets:
         return found
     return {lane: value for lane, value in found.items() if not pauses.is_paused_lane(lane)}
 
