@@ -82,13 +82,13 @@ class _Source:
 
 
 class _Minute(Func):
-    """The minute of a moment, as a moment or as a string of UTC."""
+    """The minute of a moment: its number since 1970, or a string of UTC."""
 
     template = "substr(%(expressions)s, 1, 16)"
     output_field = models.CharField()
 
     def as_postgresql(self, compiler: Any, connection: Any) -> Any:
-        return super().as_sql(compiler, connection, template="date_trunc('minute', %(expressions)s)")
+        return super().as_sql(compiler, connection, template="trunc(extract(epoch from %(expressions)s) / 60)::bigint")
 
     def as_mysql(self, compiler: Any, connection: Any) -> Any:
         return super().as_sql(compiler, connection, template="CAST(%(expressions)s AS CHAR(16))")
@@ -158,8 +158,8 @@ def _ended(source: _Source, since: datetime, alias: str) -> tuple[str, Sequence[
 
 
 def _moment(minute: Any) -> datetime:
-    if isinstance(minute, datetime):
-        return minute.astimezone(UTC)
+    if isinstance(minute, int):
+        return datetime.fromtimestamp(60 * minute, UTC)
     return datetime.strptime(minute[:16], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
 
 

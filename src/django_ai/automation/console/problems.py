@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
-from django.db import models
-from django.db.models.functions import Coalesce, Right
+from django.db import connections, models
+from django.db.models.functions import Right
 from django.utils import timezone
 
 from ..db.writer import alias_of
@@ -88,34 +88,83 @@ def all_problems(now: datetime) -> list[Problem]:
 
 
 def _problems_of(kind: ResumableKind) -> Iterator[Problem]:
-    rows = kind.model._default_manager.using(alias_of(kind.model))
-    times = [name for name in ("finished_at", "parked_at") if _has_field(kind.model, name)]
     # Each parked row has a ``parked_at``; the condition lets MariaDB use its index.
     parked = kind.parked & models.Q(parked_at__isnull=False)
-    for state, condition in (("failed", kind.failed), ("parked", parked)):
+    ended = "finished_at" if _has_field(kind.model, "finished_at") else "parked_at"
+    for state, condition, at in (("failed", kind.failed, ended), ("parked", parked, "parked_at")):
         if condition is None:
             continue
-        at: Any = Coalesce(*times) if len(times) > 1 else models.F(times[0])
-        newest = rows.filter(condition).annotate(end=Right("error", MAX_END_OF_ERROR), seen=at).order_by("-pk")
         groups: dict[str, Problem] = {}
-        keys: dict[tuple[str, str], tuple[str, str]] = {}  # many rows have the same error
-        read = list(newest.values_list("pk", kind.name_field, "end", "seen")[: MAX_ROWS + 1])
-        for pk, name, end, seen in read[:MAX_ROWS]:
-            if (name, end) not in keys:
-                keys[name, end] = problem_key(kind_of(kind.model), name, state, end or ""), problem_line(end or "")
-            key, error = keys[name, end]
+        found = list(_same_errors(kind, condition, at))
+        is_capped = sum(each.count for each in found) >= MAX_ROWS
+        for each in found:
+            line = problem_line(each.end)
+            key = problem_key(kind_of(kind.model), each.name, state, each.end)
             group = groups.get(key)
             if group is None:
-                is_capped = len(read) > MAX_ROWS
                 groups[key] = Problem(
-                    kind.name, kind.model, kind.name_field, key, name, state, error, 1, seen, seen, pk, is_capped
+                    kind.name,
+                    kind.model,
+                    kind.name_field,
+                    key,
+                    each.name,
+                    state,
+                    line,
+                    each.count,
+                    each.first_at,
+                    each.last_at,
+                    each.newest_pk,
+                    is_capped,
                 )
                 continue
-            group.count += 1
-            group.is_exact = group.is_exact and error == group.error
-            group.first_at = min((each for each in (group.first_at, seen) if each is not None), default=None)
-            group.last_at = max((each for each in (group.last_at, seen) if each is not None), default=None)
+            group.count += each.count
+            group.is_exact = group.is_exact and line == group.error
+            group.first_at = min((at for at in (group.first_at, each.first_at) if at is not None), default=None)
+            group.last_at = max((at for at in (group.last_at, each.last_at) if at is not None), default=None)
+            if each.newest_pk > group.newest_pk:
+                group.newest_pk, group.error = each.newest_pk, line
         yield from groups.values()
+
+
+@dataclass(frozen=True, slots=True)
+class _SameErrors:
+    """Rows of one name whose errors have the same end."""
+
+    name: str
+    end: str
+    count: int
+    first_at: datetime | None
+    last_at: datetime | None
+    newest_pk: int
+
+
+def _same_errors(kind: ResumableKind, condition: models.Q, at: str) -> Iterator[_SameErrors]:
+    """Yield what the newest rows have in common, grouped by the database. They are read in the order of an index."""
+    alias = alias_of(kind.model)
+    rows = kind.model._default_manager.using(alias).filter(condition).order_by(f"-{at}")
+    columns = {
+        "newest_pk": models.F("pk"),
+        "name_of_row": models.F(kind.name_field),
+        "tail": Right("error", MAX_END_OF_ERROR),
+        "seen": models.F(at),
+    }
+    newest = rows.annotate(**columns).values_list(*columns)[:MAX_ROWS]
+    sql, params = newest.query.get_compiler(using=alias).as_sql()
+    connection = connections[alias]
+    # A comparison of MariaDB may ignore case and accents.
+    groups = ", ".join(f"BINARY {name}" if connection.vendor == "mysql" else name for name in ("name_of_row", "tail"))
+    seen = cast("models.Field[Any, Any]", kind.model._meta.get_field(at))
+    convert = [*connection.ops.get_db_converters(seen.get_col("")), *seen.get_db_converters(connection)]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT min(name_of_row), min(tail), count(*), min(seen), max(seen), max(newest_pk) "
+            f"FROM ({sql}) AS newest GROUP BY {groups}",
+            params,
+        )
+        for name, tail, count, first, last, pk in cursor.fetchall():
+            for converter in convert:
+                first, last = (converter(each, None, connection) for each in (first, last))
+            yield _SameErrors(str(name), tail or "", count, first, last, pk)
 
 
 def _has_field(model: type[models.Model], name: str) -> bool:

@@ -89,7 +89,7 @@ def waking_rows(
 def _waking(
     lanes: Sequence[Lane], since: datetime | None, until: datetime, limit: int, condition: str
 ) -> list[tuple[int, int, str, datetime]]:
-    """Return (number of the lane, primary key, lease, wake time) of the first rows of each lane that wake in a period."""
+    """Return (number of the lane, primary key, lease, wake time) of the first rows of lanes that wake in a period."""
     if not lanes:
         return []
     connection = connections[alias_of(lanes[0].model)]
@@ -98,12 +98,12 @@ def _waking(
     span, moments = "".join(text for text, _ in spans), [at for _, at in spans]
     branches, params = [], []
     for number, lane in enumerate(lanes):
-        rows = (
+        first = (
             f"SELECT id, lease, wake_at FROM {_table(connection, lane)} "
             f"WHERE {_condition(lane)}{span} ORDER BY wake_at LIMIT {limit}"
         )
         where = f" WHERE {condition}" if condition else ""
-        branches.append(f"SELECT {number}, id, lease, wake_at FROM ({rows}) AS waking{where}")
+        branches.append(f"SELECT {number}, id, lease, wake_at FROM ({first}) AS waking{where}")
         params += [*lane_params(lane), *(connection.ops.adapt_datetimefield_value(each) for each in moments)]
     rows = _rows(connection, branches, params)
     return [(number, pk, lease, _moment(connection, wake_at)) for number, pk, lease, wake_at in rows]
