@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.urls import path
 
 from django_ai.automation.console.entity_admin import AutomationAdminMixin
-from tests.apps.front_desk.models import Booking, Person
+from tests.apps.front_desk.models import Booking, Message, Person
 from tests.apps.reservations.models import Reservation
 from tests.urls import urlpatterns as own_urls
 
@@ -21,9 +21,14 @@ class ReservationAdmin(AutomationAdminMixin, admin.ModelAdmin):
         return super().get_queryset(request).exclude(note="of others")
 
 
+class MessageInline(admin.TabularInline):
+    model = Message
+    extra = 0
+
+
 @admin.register(Booking, site=site)
 class BookingAdmin(AutomationAdminMixin, admin.ModelAdmin):
-    pass
+    inlines = (MessageInline,)
 
 
 @admin.register(Person, site=site)

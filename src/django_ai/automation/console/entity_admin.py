@@ -16,8 +16,8 @@ from django.utils import timezone
 from ..events.models import Event
 from ..events.upcoming import upcoming
 from .answers import may_view
+from .entity_preview import preview_form
 from .entity_views import entity_view, viewed_kinds, words_of_box
-from .preview import preview
 from .story import moment_text
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ PREVIEW = "automation_console/preview.html"
 class AutomationAdminMixin(ModelAdmin):
     """Show the automations of an entity on its page in the admin: name it before ``ModelAdmin``.
 
-    The change form gets a box with what is planned next, a button to the page *Automations* (what has happened, what
-    waits, what is planned, and why a subscriber did or did not act), and a preview that says which timers saving would
-    move, set or cancel, and which events would fire. Users who may not view events see nothing of it; runs, agents and
-    callbacks need the permission to view them, and values of Contexts ``view_data_agentrun``.
+    The change form gets a box with what is planned next, and a button to the page *Automations*: what has happened,
+    what waits, what is planned, and why a subscriber did or did not act. It and the form that adds an entity have a
+    preview that says which timers saving would move, set or cancel, and which events would fire, also of rows in
+    inlines. Users who may not view events see nothing of it. Runs, agents and callbacks need the permission to view
+    them, and values of Contexts ``view_data_agentrun``.
 
     A project with a ``change_form_template`` of its own extends ``automation_console/entity_change_form.html``, or
     places ``{% automation_panel original %}`` into it.
@@ -57,8 +58,9 @@ class AutomationAdminMixin(ModelAdmin):
             path("<path:object_id>/automations/", view(self.automations_view), name=f"{name}_automations"),
             path("<path:object_id>/automations/preview/", view(self.preview_view), name=f"{name}_preview"),
         ]
-        # The longer address first: the other one accepts slashes.
-        return [mine[1], mine[0], *super().get_urls()]
+        added = path("add/automations/preview/", view(self.add_preview_view), name=f"{name}_add_preview")
+        # The longer addresses first: the other one accepts slashes.
+        return [added, mine[1], mine[0], *super().get_urls()]
 
     def automations_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Show the page *Automations* of an entity that the user may view."""
@@ -78,11 +80,19 @@ class AutomationAdminMixin(ModelAdmin):
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[no-any-return, attr-defined]
         if not (self.has_change_permission(request, entity) and may_view(request, Event)):
             raise PermissionDenied
-        form = self.get_form(request, entity, change=True)(request.POST, request.FILES, instance=entity)
-        context: dict[str, Any] = {"words": words_of_box(), "preview": None, "back": self._page(entity, "change")}
-        if form.is_valid():
-            context["preview"] = preview(form.instance, timezone.now())
-        context["errors"] = [f"{name}: {' '.join(map(str, each))}" for name, each in form.errors.items()]
+        return self._preview(request, entity)
+
+    def add_preview_view(self, request: HttpRequest) -> HttpResponse:
+        """Answer what saving the posted form of a new entity would do. Nothing is saved."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not (self.has_add_permission(request) and may_view(request, Event)):
+            raise PermissionDenied
+        return self._preview(request, None)
+
+    def _preview(self, request: HttpRequest, entity: Model | None) -> HttpResponse:
+        found, errors = preview_form(self, request, entity, timezone.now())
+        context: dict[str, Any] = {"words": words_of_box(), "preview": found, "errors": errors}
         is_fragment = request.headers.get("X-Requested-With") == "automation-preview"
         context |= {} if is_fragment else {**self.admin_site.each_context(request), "opts": self.opts}
         context["base"] = "automation_console/fragment.html" if is_fragment else "admin/base_site.html"
@@ -97,15 +107,20 @@ class AutomationAdminMixin(ModelAdmin):
         form_url: str = "",
         obj: Any = None,
     ) -> HttpResponse:
+        if obj is None and may_view(request, Event) and self.has_add_permission(request):
+            context |= {"automation_preview_url": self._address("add_preview"), "automation_words": words_of_box()}
         if obj is not None and may_view(request, Event):
+            context["automation_words"] = words_of_box()
             context["automation_box"] = box_of(request, obj, self._page(obj, "automations"))
             if self.has_change_permission(request, obj):
                 context["automation_preview_url"] = self._page(obj, "preview")
         return super().render_change_form(request, context, add, change, form_url, obj)
 
     def _page(self, entity: Model, kind: str) -> str:
-        name = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_{kind}"
-        return reverse(name, args=[quote(entity.pk)])
+        return self._address(kind, quote(entity.pk))
+
+    def _address(self, kind: str, *keys: str) -> str:
+        return reverse(f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_{kind}", args=keys)
 
 
 def box_of(request: HttpRequest, entity: Model, url: str = "") -> dict[str, Any]:

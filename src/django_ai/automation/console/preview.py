@@ -1,10 +1,12 @@
 """What saving a form would set off: timers that move, that are planned or cancelled, and events that fire.
 
 Computed from the declarations and the unsaved values: no callback, step or handler is called, and nothing is written.
+The rows of inlines count, too: each as its own save, after that of the entity, as the admin does.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -63,7 +65,9 @@ class Preview:
             parts.append(gettext("set 1 timer") if planned == 1 else gettext("set %s timers") % planned)
         if cancelled:
             parts.append(gettext("cancel 1 timer") if cancelled == 1 else gettext("cancel %s timers") % cancelled)
-        parts += [gettext("fire “%(event)s”") % {"event": name} for name in self.fired]
+        for name, count in Counter(self.fired).items():
+            text = gettext("fire “%(event)s”") if count == 1 else gettext("fire “%(event)s” %(count)s times")
+            parts.append(text % {"event": name, "count": count})
         if not parts:
             return gettext("Saving moves no timer and fires nothing.")
         return gettext("Saving will %(effects)s.") % {"effects": ", ".join(parts)}
@@ -80,25 +84,46 @@ class Preview:
         }
 
 
-def preview(entity: Model, now: datetime) -> Preview:
-    """Return what saving ``entity``, a stored row with changed values, would do."""
-    events = preview_save(entity, now)
-    begun = _begun_runs(events)
-    reached = _agents_reached(events)
+def preview(entity: Model, now: datetime, inlines: Sequence[Model] = (), deleted: Sequence[Model] = ()) -> Preview:
+    """Return what saving ``entity`` would do: a stored row with changed values, or a new one.
+
+    ``inlines``: further rows that are saved with it. ``deleted``: those that are deleted with it, which are only named.
+    """
+    of_entity = preview_save(entity, now)
+    of_inlines = [(_named(row), preview_save(row, now)) for row in inlines]
+    events = [*of_entity, *(each for _, found in of_inlines for each in found)]
+    begun, reached = _begun_runs(events), _agents_reached(events)
     found = Preview()
-    for each in events:
-        if each.error:
-            text = gettext("“%(event)s” cannot be evaluated: %(error)s")
-            summary = last_line(each.error)
-            found.lines.append(Line(text % {"event": each.definition.name, "error": summary}, Tone.BAD))
-            continue
-        if each.fires:
-            found.fired.append(each.after.event_name)
-            found.lines.append(Line(_fired_text(each, reached), Tone.GOOD))
-        old = {} if each.before is None else dict(_timers(each.before, begun, reached))
-        new = dict(_timers(each.after, begun, reached))
-        _compare(found, each, old, new)
+    for subject, saved in [("", of_entity), *of_inlines]:
+        first = len(found.lines)
+        for each in saved:
+            _add(found, each, begun, reached)
+        if subject:
+            found.lines[first:] = [Line(f"{subject}: {line.text}", line.tone) for line in found.lines[first:]]
+    for row in deleted:
+        text = gettext("%(row)s is deleted: what follows from that is not shown")
+        found.lines.append(Line(text % {"row": _named(row)}, Tone.STOPPED))
     return found
+
+
+def _named(row: Model) -> str:
+    name = str(row._meta.verbose_name)
+    return gettext("%s (new)") % name if row._state.adding else f"{name} {row.pk}"
+
+
+def _add(found: Preview, each: PreviewedEvent, begun: set[str], reached: set[str]) -> None:
+    """Add what one event of a save would do."""
+    if each.error:
+        text = gettext("“%(event)s” cannot be evaluated: %(error)s")
+        summary = last_line(each.error)
+        found.lines.append(Line(text % {"event": each.definition.name, "error": summary}, Tone.BAD))
+        return
+    if each.fires:
+        found.fired.append(each.after.event_name)
+        found.lines.append(Line(_fired_text(each, reached), Tone.GOOD))
+    old = {} if each.before is None else dict(_timers(each.before, begun, reached))
+    new = dict(_timers(each.after, begun, reached))
+    _compare(found, each, old, new)
 
 
 def _compare(found: Preview, each: PreviewedEvent, old: dict[Timer, datetime], new: dict[Timer, datetime]) -> None:

@@ -1,14 +1,18 @@
 """What a save of an entity would do to its events: the rows as they are, and as the save would write them.
 
 The functions of the definitions are called with the values that are not saved yet, as a save does. Nothing is written.
+An entity that has no row yet gets a primary key that no row has, so that a function that follows a relation to it finds
+what the first save would find: nothing.
 """
 
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.db import models
 
@@ -20,6 +24,9 @@ from ..models import Event, EventStatus
 from .desired_event import DesiredEvent, desired_events, mark_existing, read_from_table
 from .event_row import apply_desired, differs, needs_row, new_row, occurs_again
 from .origin import Origin
+
+PROVISIONAL_KEY = -1
+"""The primary key of an entity that is not saved yet. Sequences begin at 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +59,18 @@ def _is_due(event: Event, now: datetime) -> bool:
 
 @from_writer()
 def preview_save(entity: models.Model, now: datetime) -> list[PreviewedEvent]:
-    """Return what a save of ``entity``, an instance of a stored row with changed values, would do to its events."""
-    found = _as_if_stored(entity)
-    stored = read_from_table(found)
-    if stored is None:
+    """Return what a save of ``entity`` would do to its events: of a stored row with changed values, or of a new one."""
+    found, is_new = as_if_stored(entity), entity._state.adding
+    stored = None if is_new else read_from_table(found)
+    if stored is None and not is_new:
         return []
-    old: models.Model = stored
 
     def values_before(declared: Declared) -> Values | None:
-        return values_of(old, declared.definition.compared_fields)
+        return None if stored is None else values_of(stored, declared.definition.compared_fields)
 
     origin = Origin(None, now, values_before)
-    desired = list(desired_events(found, False, None, EventTrigger.UPDATE, None, origin))
+    write = EventTrigger.CREATE if is_new else EventTrigger.UPDATE
+    desired = list(desired_events(found, False, None, write, None, origin))
     rows = Event.objects.filter(active_key__in=[each.key for each in desired])
     known = {row.active_key: row for row in rows}
     unseen = [each for each in desired if each.key not in known]
@@ -71,19 +78,42 @@ def preview_save(entity: models.Model, now: datetime) -> list[PreviewedEvent]:
     return list(_previewed(desired, known, found, stored, now))
 
 
-def _as_if_stored(entity: models.Model) -> models.Model:
-    """Return a copy that is not read again from the table, which has the old values."""
-    found = copy.copy(entity)
+def as_if_stored(entity: models.Model) -> models.Model:
+    """Return a copy that is not read again from the table, which has the old values or none.
+
+    Times that a save sets (``auto_now``) are set. A new entity gets a primary key that no row has, and the defaults of
+    the database that are plain values; other defaults of the database are None.
+    """
+    found, is_new = copy.copy(entity), entity._state.adding
     found._state = copy.copy(entity._state)
     found._state.automation_is_stored = True  # type: ignore[attr-defined]
+    for field in found._meta.concrete_fields:
+        value = found.__dict__.get(field.attname)
+        if hasattr(value, "resolve_expression"):
+            setattr(found, field.attname, getattr(getattr(value, "expression", None), "value", None))
+        if getattr(field, "auto_now", False) or (is_new and getattr(field, "auto_now_add", False)):
+            field.pre_save(found, is_new)
+    if found.pk is None:
+        found.pk = key = _provisional_key(found._meta.pk)
+        for parent in found._meta.get_parent_list():
+            setattr(found, str(parent._meta.pk.attname), key)
     return found
+
+
+def _provisional_key(field: Any) -> Any:
+    """Return a value of a primary key that no row has; None: its type has none."""
+    while field.is_relation:
+        field = field.target_field
+    if isinstance(field, models.UUIDField):
+        return uuid.uuid4()
+    return PROVISIONAL_KEY if isinstance(field, models.IntegerField) else None
 
 
 def _previewed(
     desired: Sequence[DesiredEvent],
     known: dict[str | None, Event],
     entity: models.Model,
-    stored: models.Model,
+    stored: models.Model | None,
     now: datetime,
 ) -> Iterator[PreviewedEvent]:
     for each in desired:
@@ -101,6 +131,7 @@ def _previewed(
             else:
                 after = copy.copy(before)
                 apply_desired(after, each, now)
-            before.entity = stored
+            if stored is not None:
+                before.entity = stored
         after.entity = entity
         yield PreviewedEvent(definition, before, after, is_another, each.error, now)
