@@ -27,7 +27,6 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.text import format_lazy
-from django.utils.timesince import timesince, timeuntil
 from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 
@@ -37,7 +36,7 @@ from ..db.writer import alias_of
 from ..exceptions import AutomationError
 from . import pausing
 from .acting import acting_as
-from .admin_fields import json_field, time_field
+from .admin_fields import as_message, json_field, since_text, time_field, until_text
 from .admin_filters import declared_name_filter
 from .admin_leases import leased_now, load_leased
 from .admin_links import HistoryEntry, cause_link, link
@@ -283,8 +282,8 @@ class RowAdmin(StoryPage):
             return "-"
         now = timezone.now()
         if row.wake_at > now:
-            return gettext("in %s") % timeuntil(row.wake_at)
-        return gettext("now, since %s") % timesince(row.wake_at)
+            return gettext("in %s") % until_text(row.wake_at, now)
+        return gettext("now, since %s") % since_text(row.wake_at, now)
 
     @admin.display(description=_("error"))
     def last_line(self, row: Any) -> str:
@@ -371,10 +370,10 @@ class RowAdmin(StoryPage):
                     awaited = awaits_code(row)
                     try:
                         if act(row) is False:
-                            refused.append(refusal % row)
+                            refused.append(as_message(str(refusal % row), row))
                             continue
                     except AutomationError as error:
-                        refused.append(str(error))
+                        refused.append(as_message(str(error), row))
                         continue
                     changed.append(row)
                     awaiting_code += awaited

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.timesince import timesince, timeuntil
 from django.utils.translation import gettext_lazy
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 Column = Callable[[Any], Any]
+
+
+def until_text(moment: datetime, now: datetime) -> str:
+    """Return how long it is until ``moment``, in seconds where Django would say "0 minutes"."""
+    return str(timeuntil(moment, now)) if moment - now >= timedelta(minutes=1) else _seconds(moment - now)
+
+
+def since_text(moment: datetime, now: datetime) -> str:
+    """Return how long ago ``moment`` was, in seconds where Django would say "0 minutes"."""
+    return str(timesince(moment, now)) if now - moment >= timedelta(minutes=1) else _seconds(now - moment)
+
+
+def _seconds(length: timedelta) -> str:
+    return f"{max(int(length.total_seconds()), 0)} s"
+
+
+def as_message(text: str, row: Any) -> str:
+    """Return a message about ``row``. Django capitalises the first letter of a message, so a name there is quoted."""
+    name = str(row)
+    return text.replace(name, f"“{name}”", 1) if text.startswith(name) else text
 
 
 def label_of(name: str) -> StrOrPromise:

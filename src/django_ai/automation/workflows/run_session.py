@@ -84,8 +84,8 @@ def next_entry(run: WorkflowRun, definition: WorkflowDefinition, over: Wait | No
         step = definition.entered(name, ending)
     except UnknownStepError as error:
         raise UnknownStepError(
-            f"{run}: {error} Restore the step and the run resumes automatically, or resume it at another step: "
-            f"manage.py automation_resume workflow --pk {run.pk} --step NAME."
+            f"{run}: {error} Restore the step and the run resumes automatically, or resume it at another step, on its "
+            f"page in the admin or by manage.py automation_resume workflow --pk {run.pk} --step NAME."
         ) from None
     arrived = has_waited and name == run.current_step
     return StepEntry(step, reason, waits=step.wait is not None and not arrived)

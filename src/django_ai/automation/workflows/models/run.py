@@ -325,7 +325,8 @@ class WorkflowRun(RunAccess):
             if newer or rejoined:
                 raise NotResumableError(
                     f"{self} has not received the final end of its child yet; another step could start a second child. "
-                    f"Resume it without a step: manage.py automation_resume workflow --failed --pk {self.pk}."
+                    f"Resume it without a step, on its page in the admin or by manage.py automation_resume workflow "
+                    f"--failed --pk {self.pk}."
                 )
             changes = {"status": WorkflowStatus.RUNNING, **self._entry_at(step)}
             if self.status != WorkflowStatus.PARKED:
