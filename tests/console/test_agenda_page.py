@@ -74,6 +74,20 @@ def test_each_period_has_what_is_planned_in_it(clock, client):
     assert shown(client, "yesterday").partition(" as of ")[0] == today.partition(" as of ")[0]
 
 
+def test_what_has_passed_is_listed_only_if_it_is_overdue(clock, client):
+    sign_in(client, *ALL)
+    late, called_off = expect(clock, hours=1), expect(clock, hours=1)
+    called_off.status = "cancelled"
+    called_off.save()
+    drain()
+    assert f"checkin_due event app.reservation {called_off.pk} its date" in shown(client), "it may become true again"
+    clock.tick(timedelta(hours=1.5))
+    page = shown(client)
+    assert f"checkin_due event app.reservation {late.pk} its date" in page
+    assert f"checkin_due event app.reservation {called_off.pk} its date" not in page
+    assert f"app.reservation {called_off.pk} 1 hour after" in page
+
+
 def test_rows_that_the_user_may_not_view_are_left_out(clock, client):
     expect(clock, hours=5)
     sign_in(client, "view_agenda", "view_event")

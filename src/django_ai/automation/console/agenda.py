@@ -95,6 +95,8 @@ def _milestones(event: Event, since: datetime | None, until: datetime, now: date
     for milestone, at in times.items():
         if at >= until or (since is not None and at < since):
             continue
+        if at < now and not event.armed:
+            continue  # not overdue: as long as its condition is false, nothing happens
         told = list(notified(event, milestone))
         if milestone and not told:
             continue
