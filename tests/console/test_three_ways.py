@@ -24,7 +24,7 @@ OTHER_NAMES = {
     ("Schedule", "unpause"): ("unpause", Schedule.unpause),
     ("WorkflowRun", "cancel_at_once"): ("cancel", engine.cancel),
     ("AgentRun", "edit"): ("edit-context", engine.edit_context),
-    ("BulkAction", "cancel"): ("cancel", engine.cancel_bulk),
+    ("BulkAction", "cancel"): ("bulk", engine.cancel_bulk),
     ("Event", "why"): ("why", why),
 }
 """What is called otherwise in the admin, where the button has its row beside it."""

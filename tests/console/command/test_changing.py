@@ -334,6 +334,34 @@ def test_pauses_are_made_listed_and_ended(waiting):
     assert [done for done, _, _ in who()] == ["Paused", "Paused", "Unpaused", "Paused"]
 
 
+def test_schedules_are_paused_listed_and_continued(charging):
+    schedule(timedelta(days=1), name="nightly")(charging)
+    schedule(timedelta(days=2), name="weekly")(charging)
+    ensure_rows(timezone.now())
+    nightly, weekly = Schedule.objects.get(name="nightly"), Schedule.objects.get(name="weekly")
+    answer = automation("pause", "schedule", "nightly", "--reason", "A holiday.", "--actor", "user:5", "--json")
+    assert len(answer.document["done"]) == 1
+    assert automation("pause", "schedules", weekly.pk).out.startswith("paused: ")
+    assert automation("pause", "schedule", "nightly").out.startswith("has ended, or was paused already: ")
+    assert "the schedule 'nightly', paused since" in automation("pause").out
+    assert {each["target"] for each in automation("unpause", "--json").document["pauses"]} == {
+        "schedule:nightly",
+        "schedule:weekly",
+    }
+    assert automation("unpause", "schedule", "nightly").out.startswith("unpaused: ")
+    assert automation("unpause", "schedule", "nightly").out.startswith("was not paused: ")
+    nightly.refresh_from_db()
+    weekly.refresh_from_db()
+    assert (nightly.paused_at, nightly.wake_at is None) == (None, False)
+    assert (weekly.paused_at is None, weekly.wake_at) == (False, None)
+    assert who()[0] == ("Paused", "user:5", "A holiday.")
+    assert [done for done, _, _ in who()] == ["Paused", "Paused", "Unpaused"]
+    wrong = automation("pause", "schedule", "nightli")
+    assert (wrong.code, "Did you mean 'nightly'?" in wrong.err) == (2, True)
+    assert automation("pause", "schedule").code == 2
+    assert automation("pause", "schedule", 4711).code == 1
+
+
 # -- events ------------------------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,21 @@ def test_workers_resume_what_has_the_same_problem(failed):
     assert answer.out.endswith("1 row(s) match\n")
 
 
+def test_a_bulk_action_is_cancelled(charging):
+    engine.start("charging")
+    bulk = engine.bulk("cancel", name="charging")
+    answer = automation("bulk", "--cancel", bulk.pk, "--actor", "user:5", "--reason", "A mistake.", "--json")
+    assert answer.document == {"verb": "bulk", "cancelled": bulk.pk}
+    bulk.refresh_from_db()
+    assert bulk.status == "cancelled"
+    assert list(Action.objects.values_list("done", "actor", "reason"))[-1] == ("Cancelled", "user:5", "A mistake.")
+    again = automation("bulk", "--cancel", bulk.pk)
+    assert (again.code, "has ended already" in again.err) == (1, True)
+    assert "There is no bulk action with the primary key 4711." in automation("bulk", "--cancel", 4711).err
+    drain()
+    assert engine.runs("charging").exclude(status="cancelled").count() == 1
+
+
 def test_the_actions_of_each_kind():
     assert "cancel" in automation("bulk", "--json").document["kinds"]["workflow"]
     assert "workflow: " in automation("bulk").out

@@ -19,6 +19,7 @@ from ...workflows.wait_keys import EVENT_CHANNEL
 from ..graphs import graph_names
 from .kinds import KINDS
 from .output import Output
+from .pausing import SCHEDULE
 from .verb import Options, Verb
 
 BASH = """\
@@ -110,8 +111,8 @@ def _values(action: argparse.Action, before: Sequence[str]) -> Iterable[str]:
         "workflow": lambda: {each.name for each in all_workflows()},
         "agent": lambda: {each.name for each in all_agents()},
         "signal": _signals,
-        "what": lambda: [EVERYTHING, *scopes()],
-        "names": lambda: next((names_in(word) for word in before if word in scopes()), []),
+        "what": lambda: [EVERYTHING, *scopes(), SCHEDULE],
+        "names": lambda: next((names_in(word) for word in before if word in scopes()), _schedules_in(before)),
         "name": kind.names,
         "status": lambda: kind.statuses() if kind.has_status else (),
         "entity": lambda: [f"{model._meta.label}:" for model in declaring_models()],
@@ -120,6 +121,10 @@ def _values(action: argparse.Action, before: Sequence[str]) -> Iterable[str]:
         "handler": lambda: {each.method for agent in all_agents() for each in agent.handlers},
     }
     return values.get(action.dest, tuple)()
+
+
+def _schedules_in(before: Sequence[str]) -> Iterable[str]:
+    return KINDS[SCHEDULE].names() if SCHEDULE in before else []
 
 
 def _signals() -> Iterable[str]:

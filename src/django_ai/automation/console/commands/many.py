@@ -6,7 +6,9 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from ...db.writer import alias_of
 from ...queues.bulk.verbs import bulk_kinds
+from ...queues.models import BulkAction
 from ...workflows.engine import engine
 from ..story import moment_text
 from .entities import find_entity
@@ -31,9 +33,12 @@ class Bulk(Verb):
         parser.add_argument("--entity", metavar="MODEL:PK", help="all of this entity, such as shop.Order:12")
         parser.add_argument("--same-problem-as", type=int, metavar="PK", help="all that failed for the same reason")
         parser.add_argument("--all", action="store_true", help="all")
+        parser.add_argument("--cancel", type=int, metavar="PK", help="stop this bulk action; what is done stays done")
 
     def perform(self, options: Options, output: Output) -> Any:
         known = bulk_kinds()
+        if options["cancel"] is not None:
+            return self._cancel(options["cancel"], output)
         if options["action"] is None:
             for kind in known.values():
                 output.line(f"{kind.name}: {', '.join(sorted(kind.verbs))}")
@@ -58,6 +63,15 @@ class Bulk(Verb):
         made = engine.bulk(action, found.name, **conditions, everything=options["all"], reason=options["reason"])
         output.line(f"created: {made}, {made.total} row(s) match")
         return {"verb": self.name, "pk": made.pk, "action": action, "kind": found.name, "total": made.total}
+
+    def _cancel(self, pk: int, output: Output) -> dict[str, Any]:
+        row = BulkAction.objects.using(alias_of(BulkAction)).filter(pk=pk).first()
+        if row is None:
+            raise Refused(f"There is no bulk action with the primary key {pk}.")
+        if not engine.cancel_bulk(row):
+            raise Refused(f"{row} has ended already.")
+        output.line(f"cancelled: {row}")
+        return {"verb": self.name, "cancelled": row.pk}
 
 
 class Mute(Verb):
