@@ -228,7 +228,12 @@ class HandlerExecution(AutomationModel):
     """One event for one handler of an agent: due, retried, and finished exactly once."""
 
     run = models.ForeignKey(
-        AgentRun, verbose_name=_("run"), on_delete=models.CASCADE, related_name="executions", editable=False
+        AgentRun,
+        verbose_name=_("run"),
+        on_delete=models.CASCADE,
+        related_name="executions",
+        db_index=False,  # automation_handler_run begins with it
+        editable=False,
     )
     event = models.ForeignKey(
         Event, verbose_name=_("event"), on_delete=models.CASCADE, related_name="handler_executions", editable=False
@@ -261,6 +266,8 @@ class HandlerExecution(AutomationModel):
         ]
         ordering = ["pk"]
         indexes = [
+            # With the key, for the newest executions of an agent: PostgreSQL would read those of all agents backwards.
+            models.Index(fields=["run", "id"], name="automation_handler_run"),
             # Begins with the run, also for maintenance, which reads the pending executions of all agents: PostgreSQL
             # would prefer an index on due_at whenever its statistics are from a time with no pending executions.
             PartialIndex(

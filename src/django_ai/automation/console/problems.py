@@ -88,8 +88,11 @@ def all_problems(now: datetime) -> list[Problem]:
 
 
 def _problems_of(kind: ResumableKind) -> Iterator[Problem]:
-    # Each parked row has a ``parked_at``; the condition lets MariaDB use its index.
-    parked = kind.parked & models.Q(parked_at__isnull=False)
+    parked = kind.parked
+    if connections[alias_of(kind.model)].vendor == "mysql":
+        # Each parked row has a ``parked_at``. MariaDB, whose index has all rows, stops at the first that is not parked;
+        # PostgreSQL would expect so few rows that it reads and sorts all of them.
+        parked &= models.Q(parked_at__isnull=False)
     ended = "finished_at" if _has_field(kind.model, "finished_at") else "parked_at"
     for state, condition, at in (("failed", kind.failed, ended), ("parked", parked, "parked_at")):
         if condition is None:

@@ -85,7 +85,7 @@ class Migration(migrations.Migration):
                 ('parked_at', models.DateTimeField(blank=True, editable=False, null=True, verbose_name='parked at')),
                 ('unique_key', models.CharField(editable=False, max_length=32, verbose_name='unique key')),
                 ('event', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.CASCADE, related_name='handler_executions', to='automation_events.event', verbose_name='event')),
-                ('run', models.ForeignKey(editable=False, on_delete=django.db.models.deletion.CASCADE, related_name='executions', to='automation_agents.agentrun', verbose_name='run')),
+                ('run', models.ForeignKey(db_index=False, editable=False, on_delete=django.db.models.deletion.CASCADE, related_name='executions', to='automation_agents.agentrun', verbose_name='run')),
             ],
             options={
                 'verbose_name': 'handler execution',
@@ -129,6 +129,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='agentroute',
             constraint=models.UniqueConstraint(fields=('unique_key',), name='automation_route_unique'),
+        ),
+        migrations.AddIndex(
+            model_name='handlerexecution',
+            index=models.Index(fields=['run', 'id'], name='automation_handler_run'),
         ),
         migrations.AddIndex(
             model_name='handlerexecution',
