@@ -508,6 +508,8 @@ def test_the_baseline_is_made():
         (["start", "charging", "--if-exists", "re"], ["restart", "return"]),
         (["spawn", "cari"], ["caring"]),
         (["pause", "workflow", "charg"], ["charging"]),
+        (["pause", "schedu"], ["schedule"]),
+        (["pause", "schedule", "nigh"], ["nightly"]),
         (["resume", "workflow", "--step", "give"], ["give_up"]),
         (["signal", "desk:"], ["desk:answer"]),
         (["forget", "app.Reservat"], ["app.Reservation:"]),
@@ -516,6 +518,7 @@ def test_the_baseline_is_made():
     ],
 )
 def test_the_shell_completes_verbs_options_and_names(charging, caring, words, expected):
+    schedule(timedelta(days=1), name="nightly")(charging)
     assert automation("completion", "--words", *words).out.split() == expected
 
 

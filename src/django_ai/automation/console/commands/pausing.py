@@ -89,8 +89,9 @@ def _listed(output: Output) -> dict[str, Any]:
         listed.append({"target": each.target, "since": each.paused_at, "held": held, "reason": reason})
         rows = f" ({held} row(s) wait)" if held else ""
         output.line(f"{what}, paused since {at_text(each.paused_at)}{rows}{f': {reason}' if reason else ''}")
-    paused = Schedule.objects.using(alias_of(Schedule)).filter(paused_at__isnull=False).order_by("pk")
-    for name, since in paused.values_list("name", "paused_at"):
+    for name, since in Schedule.objects.using(alias_of(Schedule)).order_by("pk").values_list("name", "paused_at"):
+        if since is None:
+            continue
         listed.append({"target": f"{SCHEDULE}:{name}", "since": since, "held": 0, "reason": ""})
         output.line(f"the schedule {name!r}, paused since {at_text(since)}")
     if not listed:
