@@ -8,7 +8,7 @@ import pytest
 
 from django_ai.automation.events.models import Event, EventClaim
 from tests.apps.reservations.models import Reservation
-from tests.support.browser import PHONE
+from tests.support.browser import PHONE, SCROLLS_SIDEWAYS
 from tests.support.console_rows import OPERATOR, VIEWER
 
 pytestmark = [
@@ -21,7 +21,6 @@ pytestmark = [
 STAY = "/desk/app/reservation/{}/{}/"
 PREVIEW = "[data-automation-preview-answer]"
 CLAIMS = "/admin/automation_events/eventclaim/"
-IS_TOO_WIDE = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 
 
 def whole_stay(stay: Reservation) -> Reservation:
@@ -121,4 +120,4 @@ def test_a_phone_does_not_scroll_sideways(day, visit, kind):
     kind, _, query = kind.partition("?")
     address = STAY.format(day.cancelled.pk, kind) + (f"?{query}" if query else "")
     olga = visit(OPERATOR, viewport=PHONE, is_mobile=True).open(address)
-    assert not olga.page.evaluate(IS_TOO_WIDE)
+    assert not olga.page.evaluate(SCROLLS_SIDEWAYS)

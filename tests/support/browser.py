@@ -32,6 +32,7 @@ RUN_AXE = """async ([include, options]) => {
     }));
 }"""
 """Leaves out what surrounds each page of Django's admin, and waits until a change of colours is over."""
+SCROLLS_SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 NO_INLINE = {
     "default-src": ["'self'"],
     "object-src": ["'none'"],
@@ -106,7 +107,8 @@ class Visitor:
         return " ".join(self.page.locator("#main").inner_text().split())
 
     def barriers(self, *within: str) -> Iterator[str]:
-        """Yield what axe finds on the page that is serious or critical: how the page looked, and the first elements.
+        """Yield what axe finds on the page that is serious or critical, how the page looked, and the first elements.
+        Also yields that a phone would scroll sideways.
 
         The looks are light and dark, on a desktop and on a phone; Django's own pages get two of these. Looks differ by
         style only, so all rules run once, and those that depend on the style in each look. ``within``: selectors of the
@@ -121,6 +123,8 @@ class Visitor:
             self.page.emulate_media(color_scheme=scheme)
             self.page.set_viewport_size(size)
             rules: dict[str, Any] = {} if number == 0 else {"runOnly": {"type": "rule", "values": STYLED}}
+            if size is PHONE and self.page.evaluate(SCROLLS_SIDEWAYS):
+                yield f"The page scrolls sideways ({scheme}, {size['width']} px)."
             for each in self.page.evaluate(RUN_AXE, [within or ["body"], {**rules, "resultTypes": ["violations"]}]):
                 if each["impact"] in SERIOUS:
                     yield f"{each['id']} ({scheme}, {size['width']} px): {each['help']}: {each['nodes']}"
