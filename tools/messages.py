@@ -15,6 +15,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from babel.messages.catalog import Catalog, Message
@@ -63,23 +64,24 @@ def messages() -> dict[str, list[MessageId]]:
             message
             for path in sorted((PACKAGE / app).rglob("*"))
             if path.suffix in (".py", ".html", ".txt")
-            for message in messages_in(path)
+            for message in messages_in(path.read_text(encoding="utf-8"), is_template=path.suffix != ".py")
         }
         found[app] = sorted(used - known, key=str)
         known |= used
     return found
 
 
-def messages_in(path: Path) -> Iterator[MessageId]:
-    """Yield the messages of a module or a template."""
-    source = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
+@cache
+def messages_in(source: str, *, is_template: bool = False) -> frozenset[MessageId]:
+    """Return the messages of a module or a template. The result is cached, because the check reads the whole source
+    once more after each change."""
+    if is_template:
         if not settings.configured:
             settings.configure()
         # Its lines are as indented as those of the template, which is no Python.
-        source = "\n".join(line.strip() for line in templatize(source, origin=str(path)).splitlines())
-    for _, message, *_ in extract("python", io.BytesIO(source.encode()), keywords=KEYWORDS):
-        yield message if isinstance(message, str) else (message[0], message[1])
+        source = "\n".join(line.strip() for line in templatize(source).splitlines())
+    found = extract("python", io.BytesIO(source.encode()), keywords=KEYWORDS)
+    return frozenset(each if isinstance(each, str) else (each[0], each[1]) for _, each, *_ in found)
 
 
 def folder_of(app: str, language: str) -> Path:
