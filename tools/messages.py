@@ -157,10 +157,12 @@ def strings_of(message: Message) -> tuple[str, ...]:
 
 
 def has_placeholders_of(message: Message) -> bool:
-    """Return whether each form of a translation has the placeholders of the message."""
-    name = message.id if isinstance(message.id, str) else message.id[-1]
-    wanted = sorted(PLACEHOLDER.findall(name))
-    return all(sorted(PLACEHOLDER.findall(each)) == wanted for each in strings_of(message))
+    """Return whether a translation has the placeholders of the message: the first form of a plural those of the
+    singular or of the plural, and the others those of the plural."""
+    names = (message.id,) if isinstance(message.id, str) else message.id
+    wanted = [sorted(PLACEHOLDER.findall(each)) for each in names]
+    found = [sorted(PLACEHOLDER.findall(each)) for each in strings_of(message)]
+    return found[0] in wanted and all(each == wanted[-1] for each in found[1:])
 
 
 def compiled_entries(entries: Iterable[Message]) -> dict[Compiled, str]:

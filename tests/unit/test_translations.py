@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from dateutil.relativedelta import relativedelta
 from django.contrib import admin
 from django.utils.functional import Promise
-from django.utils.translation import override
+from django.utils.translation import get_language, gettext, override
 from tools import messages
 
 from django_ai.automation import AUTOMATION_APPS
+from django_ai.automation.events.upcoming import offset_text
+from django_ai.automation.values.languages import in_english
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 
 PAGES = [page for model, page in admin.site._registry.items() if model.__module__.startswith(AUTOMATION_APPS)]
@@ -105,6 +110,7 @@ def test_each_form_of_a_plural_is_checked(catalogues):
     for one, many, problem in (
         ("%d Agent", "", "translate "),
         ("ein Agent", "%d Agenten", "different placeholders"),
+        ("%d Agent", "viele Agenten", "different placeholders"),
         ("%d Agent", "%d Agenten", ""),
     ):
         text = re.sub(r'"%d new agents"\nmsgstr\[0\] ".*"\nmsgstr\[1\] ".*"', forms.format(one, many), path.read_text())
@@ -129,3 +135,73 @@ def test_a_translation_that_is_wrong_is_found(catalogues, translation, problem):
     assert any(problem in each for each in messages.problems_of())
     messages.update()
     assert (translation == "%s ist beendet.") == (not list(messages.problems_of()))
+
+
+# -- what rows wait for, and offsets -----------------------------------------------------------------------------------
+
+
+OFFSETS = [
+    (timedelta(hours=-3), "3 hours before", "3 Stunden vorher", "3 horas antes", "3 heures avant"),
+    (
+        timedelta(days=1, hours=1),
+        "1 day 1 hour after",
+        "1 Tag 1 Stunde danach",
+        "1 día 1 hora después",
+        "1 jour 1 heure après",
+    ),
+    (
+        relativedelta(days=-1, hour=18, minute=0),
+        "at 18:00, 1 day before",
+        "um 18:00, 1 Tag vorher",
+        "a las 18:00, 1 día antes",
+        "à 18:00, 1 jour avant",
+    ),
+    (relativedelta(months=2), "2 months after", "2 Monate danach", "2 meses después", "2 mois après"),
+]
+
+
+@pytest.mark.parametrize("case", OFFSETS, ids=lambda case: case[1])
+def test_an_offset_is_told_in_the_language_of_its_reader(case):
+    offset, *texts = case
+    for language, text in zip(("en", *messages.LANGUAGES), texts, strict=True):
+        with override(language):
+            assert offset_text(offset) == text
+    with override("de"):
+        assert offset_text(timedelta(hours=-3), "'checkin_due'") == "3 Stunden vor 'checkin_due'"
+
+
+def test_what_a_row_waits_for_is_english_except_on_pages():
+    run = WorkflowRun(status="waiting", attempt=0, wake_at=datetime(2030, 1, 7, tzinfo=UTC), name="x")
+    run.paused_target, run.is_held = "", False
+    english = run.waits_for(datetime(2031, 1, 7, tzinfo=UTC))
+    assert english.startswith("a worker: due since 2030-01-0")
+    with override("de"):
+        assert run.waiting_text(datetime(2031, 1, 7, tzinfo=UTC)).startswith("einen Worker: fällig seit 2030-01-0")
+        assert run.waits_for(datetime(2031, 1, 7, tzinfo=UTC)) == english
+        assert get_language() == "de"
+
+
+def test_each_thread_keeps_its_language():
+    inside, outside = threading.Event(), threading.Event()
+
+    @in_english
+    def slowly(first, second):
+        first.set()
+        assert second.wait(10)
+        return gettext("Waiting")
+
+    found = {}
+
+    def perform(language, first, second):
+        with override(language):
+            found[language] = slowly(first, second), get_language()
+
+    threads = [
+        threading.Thread(target=perform, args=("de", inside, outside)),
+        threading.Thread(target=perform, args=("fr", outside, inside)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == {"de": ("Waiting", "de"), "fr": ("Waiting", "fr")}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils.translation import override
 
 from django_ai.automation import (
     Retry,
@@ -123,7 +124,8 @@ def test_a_run_fails_at_its_deadline_whatever_it_waits_for(limited, clock, work,
             assert run.wake_at <= due
             clock.now = run.wake_at
         assert effects() == []
-        work()
+        with override("de"):  # the reason is stored
+            work()
     finally:
         row_failed.disconnect(listen)
     assert (status(run), run.wake_at, run.lease, run.finished_at) == ("failed", None, None, due)

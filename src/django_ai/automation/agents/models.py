@@ -15,6 +15,7 @@ from typing import ClassVar
 from django.db import models, transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import PartialIndex, unique
@@ -29,10 +30,11 @@ from ..queues.limits.release import give_back
 from ..queues.notifier import ring_after_commit
 from ..queues.run import Run
 from ..queues.tracing import trace_context_field
-from ..queues.wakeable import at_text, deferral_text, ended_index, entity_index, failed_index, parked_index
+from ..queues.wakeable import deferral_text, ended_index, entity_index, failed_index, parked_index, timed
 from ..state.encryption import EncryptedJSONField
 from ..values.clock import Clock, aware
 from ..values.digests import KEY_LENGTH, new_call_key
+from ..values.languages import in_english
 from ..values.text import last_line
 from .definitions import AgentDefinition, agent_of
 
@@ -143,12 +145,16 @@ class AgentRun(Run):
         pending = HandlerExecution.objects.filter(run__in=pks, status=HandlerStatus.PENDING)
         give_back(HANDLER, list(pending.values_list("pk", flat=True)), now)
 
-    def waits_for(self, now: datetime | None = None) -> str:
-        what = super().waits_for(now)
+    def waiting_text(self, now: datetime | None = None) -> str:
+        what = super().waiting_text(now)
         failed = 0 if self.status == AgentStatus.PENDING else self.count_failed_handlers()
         if not what or not failed:
             return what
-        return f"{what} ({failed} handler execution{'s have' if failed > 1 else ' has'} failed)"
+        return ngettext(
+            "%(what)s (%(number)d handler execution has failed)",
+            "%(what)s (%(number)d handler executions have failed)",
+            failed,
+        ) % {"what": what, "number": failed}
 
     def count_failed_handlers(self) -> int:
         """Return the number of its failed handler executions, which ``with_failed_handlers`` reads with the row."""
@@ -160,9 +166,10 @@ class AgentRun(Run):
         if self.status == AgentStatus.PARKED:
             return self.parked_reason()
         if self.wake_at is not None:
-            what = "what is due in its mailbox" if self.status == AgentStatus.ACTIVE else "its next activation attempt"
-            return f"{what}, {at_text(self.wake_at)}"
-        return "its events" if self.status == AgentStatus.ACTIVE and self.started_at else ""
+            is_active = self.status == AgentStatus.ACTIVE
+            what = gettext("what is due in its mailbox") if is_active else gettext("its next activation attempt")
+            return timed(what, self.wake_at)
+        return gettext("its events") if self.status == AgentStatus.ACTIVE and self.started_at else ""
 
     def park(self, reason: str, clock: Clock = timezone.now, *, awaiting_deploy: bool = False) -> None:
         first = self.executions.filter(status=HandlerStatus.PENDING).order_by("due_at", "pk").first()
@@ -307,23 +314,30 @@ class HandlerExecution(AutomationModel):
         for pk, reason in slot_reasons(HANDLER, list(waiting)).items() if waiting else ():
             waiting[pk].__dict__["slot_reason"] = reason
 
+    @in_english
     def waits_for(self, now: datetime | None = None) -> str:
-        """Return the one thing that this unfinished execution waits for. Empty: it waits for nothing, and is stuck."""
+        """Return the one thing that this unfinished execution waits for, in English. Empty: it waits for nothing, and
+        is stuck."""
+        return self.waiting_text(now)
+
+    def waiting_text(self, now: datetime | None = None) -> str:
+        """Return ``waits_for`` in the active language."""
         now = now or timezone.now()
         if self.status == HandlerStatus.PARKED:
-            code = "" if self.parked_at is None else "missing code, or "
-            return f"{code}an operator, to resume it: {self.error_summary}"
+            if self.parked_at is None:
+                return gettext("an operator, to resume it: %s") % self.error_summary
+            return gettext("missing code, or an operator, to resume it: %s") % self.error_summary
         if self.status == HandlerStatus.WAITING:
-            return self.__dict__.get("slot_reason") or slot_reason(HANDLER, self.pk)
+            return str(self.__dict__.get("slot_reason") or slot_reason(HANDLER, self.pk))
         if self.run.status == AgentStatus.PARKED or self.run.lease is not None:
-            return f"its agent {self.run}"
+            return gettext("its agent %s") % self.run
         if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
             why = f", {deferral_text(self.deferrals, self.error)}" if self.deferrals else ""
-            return f"its agent {self.run}, {at_text(max(self.run.wake_at, self.due_at))}{why}"
+            return f"{timed(gettext('its agent %s') % self.run, max(self.run.wake_at, self.due_at))}{why}"
         end = self.run.end_of_pause if self.run.wake_at is None else ""
         if end:
-            return f"its agent {self.run}, which waits for {end}"
-        return f"the next reconciliation: its agent {self.run} is not due for it"
+            return gettext("its agent %(agent)s, which waits for %(what)s") % {"agent": self.run, "what": end}
+        return gettext("the next reconciliation: its agent %s is not due for it") % self.run
 
     @noted("Resumed")
     def resume(self, now: datetime | None = None) -> None:

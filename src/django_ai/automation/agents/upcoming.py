@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import connections
 from django.db.models import F, Model
+from django.utils.translation import gettext
 
 from ..db.errors import is_database_failure
 from ..db.writer import alias_of, from_writer
@@ -31,7 +32,7 @@ def agents_and_handlers(outlook: Outlook) -> Iterator[Upcoming]:
     AgentRun.load_reasons(listed)
     for run in listed:
         at = None if run.status == AgentStatus.PARKED else run.wake_at
-        yield Upcoming("agent", run.name, at, run.waits_for(outlook.now), run)
+        yield Upcoming("agent", run.name, at, run.waiting_text(outlook.now), run)
     yield from _executions(outlook)
     for event in outlook.events:
         if event.status == EventStatus.PENDING:
@@ -50,7 +51,7 @@ def _executions(outlook: Outlook) -> Iterator[Upcoming]:
                 is_parked = row.status == HandlerStatus.PARKED or row.run.status == AgentStatus.PARKED
                 at = None if is_parked else row.due_at
                 name = f"{row.run.name}.{row.handler}"
-                yield Upcoming("handler", name, at, row.waits_for(outlook.now), row)
+                yield Upcoming("handler", name, at, row.waiting_text(outlook.now), row)
 
 
 def _agents_to_spawn(event: Event) -> Iterator[Upcoming]:
@@ -89,7 +90,8 @@ def _conditions(run: AgentRun, handler: HandlerDefinition, event: Event) -> str 
     """Return what else must hold for the call, as a string; None if the agent's match cannot hold."""
     definition = find_agent(handler.agent)
     match = definition.match_of(handler)
-    extra = "" if handler.condition is None else ", if the condition of the handler is true then"
+    condition = gettext("if the condition of the handler is true then")
+    extra = "" if handler.condition is None else f", {condition}"
     if match is None or match.is_all_exact(event_sources(handler.event_name)):
         return extra
     try:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import models
+from django.utils.translation import gettext
 
 from ..agents.definitions import HandlerDefinition, SpawnOn
 from ..agents.models import AgentRun
@@ -19,7 +20,7 @@ from ..events.callbacks import OCCURRED, Callback
 from ..events.models import CallbackExecution, Event, EventStatus, Schedule
 from ..events.subscriptions import Subscription, subscriptions
 from ..events.timing import not_fired
-from ..events.upcoming import IF_TRUE, Upcoming, offset_text
+from ..events.upcoming import Upcoming, if_true, offset_text
 from ..queues.lane_counts import waking_rows
 from ..queues.registry import due_times
 from ..queues.wakeable import Wakeable
@@ -82,7 +83,7 @@ Read = Callable[[Any, datetime | None, datetime, datetime], Iterable[Upcoming]]
 
 def _row(kind: str, name_field: str) -> Read:
     def read(row: Any, since: datetime | None, until: datetime, now: datetime) -> Iterable[Upcoming]:
-        return [Upcoming(kind, getattr(row, name_field), row.wake_at, row.waits_for(now), row)]
+        return [Upcoming(kind, getattr(row, name_field), row.wake_at, row.waiting_text(now), row)]
 
     return read
 
@@ -101,12 +102,10 @@ def _milestones(event: Event, since: datetime | None, until: datetime, now: date
         if milestone and not told:
             continue
         offset = next((each.offset for each, _ in told if each.offset is not None), None)
-        reason = "its date" if offset is None else f"{offset_text(offset)} {event.event_name!r}"
+        reason = gettext("its date") if offset is None else offset_text(offset, repr(event.event_name))
         if names := [name for _, name in told]:
-            reason += f", notifies {', '.join(names)}"
-        if not event.armed:
-            reason += f", {IF_TRUE}"
-        yield Upcoming("event", event.event_name, at, reason, event)
+            reason = gettext("%(reason)s, notifies %(names)s") % {"reason": reason, "names": ", ".join(names)}
+        yield Upcoming("event", event.event_name, at, reason if event.armed else if_true(reason), event)
 
 
 _READERS: dict[type[Wakeable], Read] = {

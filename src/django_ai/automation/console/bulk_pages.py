@@ -292,7 +292,7 @@ def bulk_story(row: BulkAction, reader: Reader, now: datetime) -> Story:
             % row.awaiting_code
         )
     if not row.is_finished:
-        details.append(gettext("It waits for %s.") % row.waits_for(now))
+        details.append(gettext("It waits for %s.") % row.waiting_text(now))
     elif row.error:
         details.append(row.error)
     story = Story(

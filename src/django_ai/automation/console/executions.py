@@ -58,7 +58,7 @@ def callback_story(row: CallbackExecution, reader: Reader, now: datetime) -> Sto
     ]
     if status == ExecutionStatus.PENDING and not row.lease:
         title = gettext("%s is called") % row.callback
-        story.planned = [Moment(title, row.wake_at, Tone.WAITING, row.waits_for(now))]
+        story.planned = [Moment(title, row.wake_at, Tone.WAITING, row.waiting_text(now))]
     return story
 
 
@@ -74,7 +74,7 @@ def handler_story(row: HandlerExecution, reader: Reader, now: datetime) -> Story
     ]
     if status in (HandlerStatus.PENDING, HandlerStatus.WAITING):
         title = gettext("%(handler)s handles %(event)s") % {"handler": row.handler, "event": row.event.event_name}
-        story.planned = [Moment(title, row.due_at, Tone.WAITING, row.waits_for(now))]
+        story.planned = [Moment(title, row.due_at, Tone.WAITING, row.waiting_text(now))]
     return story
 
 

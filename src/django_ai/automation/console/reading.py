@@ -92,7 +92,7 @@ def now_of(row: Wakeable, now: datetime, *, is_over: bool = False) -> str:
     """Return the one sentence about a row that has not succeeded: what it waits for, or why it has ended."""
     if is_over or getattr(row, "is_finished", False):
         return last_line(getattr(row, "error", "")) or gettext("It has ended.")
-    reason = row.waits_for(now)
+    reason = row.waiting_text(now)
     return gettext("It waits for %s.") % reason if reason else gettext("It waits for nothing. Please report this bug.")
 
 

@@ -119,7 +119,7 @@ def _planned(run: WorkflowRun, waits: Sequence[Wait], now: datetime) -> Iterator
     is_timer = run.wake_at is not None and run.wake_at not in [wait.deadline for wait in waits]
     if is_timer and not run.lease and run.status != WorkflowStatus.PARKED:
         title = gettext("%s continues") % (run.current_step or run.name)
-        yield Moment(title, run.wake_at, Tone.WAITING, run.waits_for(now))
+        yield Moment(title, run.wake_at, Tone.WAITING, run.waiting_text(now))
     for wait in waits:
         text = gettext("then %s") % (wait.then or run.current_step)
         if wait.deadline is not None and wait.on_timeout and wait.on_timeout != wait.then:

@@ -15,6 +15,7 @@ from typing import Any
 from dateutil.relativedelta import relativedelta
 from django.db.models import F, Model, Q
 from django.utils import timezone
+from django.utils.translation import gettext, ngettext
 
 from ..exceptions import DefinitionError
 from ..values.clock import UNITS, Offset, offset_key
@@ -122,36 +123,53 @@ def planned_moment(event: Event, subscription: Subscription) -> tuple[datetime, 
     if subscription.offset is None:
         if event.status != EventStatus.PENDING:
             return None
-        at, reason = event.at, f"when {event.event_name!r} occurs"
+        at, reason = event.at, gettext("when %s occurs") % repr(event.event_name)
         if subscription.window is not None:
-            reason += ", collected with other events"
+            reason = gettext("%s, collected with other events") % reason
     else:
         if subscription.uses_event_timer and subscription.milestone in event.fired:
             return None
-        at, reason = event.moment_of(subscription.offset), f"{offset_text(subscription.offset)} {event.event_name!r}"
+        at, reason = event.moment_of(subscription.offset), offset_text(subscription.offset, repr(event.event_name))
         if event.timezone and not isinstance(subscription.offset, timedelta):
             reason += f" ({event.timezone})"
     if not event.armed and (event.status == EventStatus.PENDING or subscription.recheck):
-        return at, f"{reason}, {IF_TRUE}"
-    return at, f"{reason}, if its condition is still true then" if subscription.recheck else reason
+        return at, if_true(reason)
+    return at, gettext("%s, if its condition is still true then") % reason if subscription.recheck else reason
 
 
-IF_TRUE = "if its condition is true by then (it is false now)"
+def if_true(reason: str) -> str:
+    """Return why an event occurs whose condition is false now."""
+    return gettext("%s, if its condition is true by then (it is false now)") % reason
 
 
-def offset_text(offset: Offset) -> str:
-    """Return an offset in words: ``"3 hours before"``, ``"at 18:00, 1 day before"``."""
+def offset_text(offset: Offset, event: str = "") -> str:
+    """Return an offset in words, in the active language: ``"3 hours before"``, ``"at 18:00, 1 day before"``.
+
+    ``event``: what the event is called that it counts from: ``"3 hours before 'checkin_due'"``.
+    """
     if not isinstance(offset, timedelta):
-        return _wall_clock_text(offset) or f"{offset_key(offset)} from"
+        return _wall_clock_text(offset, event) or _relative(
+            gettext("%s from"), gettext("%(distance)s from %(event)s"), offset_key(offset), event
+        )
     rest, words = abs(offset), []
     for name, unit in zip(("day", "hour", "minute", "second", "microsecond"), UNITS.values(), strict=True):
         number, rest = divmod(rest, unit)
         if number:
             words.append(_counted(number, name))
-    return f"{' '.join(words)} {'before' if offset < timedelta(0) else 'after'}"
+    return _before_or_after(" ".join(words), event, is_after=offset >= timedelta(0))
 
 
-def _wall_clock_text(offset: relativedelta) -> str:
+def _before_or_after(distance: str, event: str, *, is_after: bool) -> str:
+    if is_after:
+        return _relative(gettext("%s after"), gettext("%(distance)s after %(event)s"), distance, event)
+    return _relative(gettext("%s before"), gettext("%(distance)s before %(event)s"), distance, event)
+
+
+def _relative(alone: str, with_event: str, distance: str, event: str) -> str:
+    return with_event % {"distance": distance, "event": event} if event else alone % distance
+
+
+def _wall_clock_text(offset: relativedelta, event: str) -> str:
     """Return the words for a distance and a time of the day. Empty: the offset sets something else, too."""
     parts = {name: int(getattr(offset, f"{name}s")) for name in ("year", "month", "day", "hour", "minute", "second")}
     signs = {value > 0 for value in parts.values() if value}
@@ -159,12 +177,23 @@ def _wall_clock_text(offset: relativedelta) -> str:
     is_to_the_minute = not (offset.second or offset.microsecond) and (offset.hour is None) == (offset.minute is None)
     if not (is_plain and is_to_the_minute) or len(signs) > 1:
         return ""
-    time = "" if offset.hour is None else f"at {offset.hour:02}:{offset.minute:02}"
+    time = "" if offset.hour is None else gettext("at %s") % f"{offset.hour:02}:{offset.minute:02}"
     distance = " ".join(_counted(abs(value), name) for name, value in parts.items() if value)
     if not distance:
-        return f"{time} on the day of" if time else ""
-    return f"{f'{time}, ' if time else ''}{distance} {'after' if True in signs else 'before'}"
+        on_the_day = gettext("%s on the day of"), gettext("%(distance)s on the day of %(event)s")
+        return _relative(*on_the_day, time, event) if time else ""
+    words = _before_or_after(distance, event, is_after=True in signs)
+    return f"{time}, {words}" if time else words
 
 
 def _counted(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    words = {
+        "year": ngettext("%d year", "%d years", number),
+        "month": ngettext("%d month", "%d months", number),
+        "day": ngettext("%d day", "%d days", number),
+        "hour": ngettext("%d hour", "%d hours", number),
+        "minute": ngettext("%d minute", "%d minutes", number),
+        "second": ngettext("%d second", "%d seconds", number),
+        "microsecond": ngettext("%d microsecond", "%d microseconds", number),
+    }
+    return words[name] % number

@@ -298,7 +298,7 @@ class RowAdmin(StoryPage):
         """Return the one thing that an unfinished row waits for."""
         if row.is_finished:
             return "-"
-        return row.waits_for(timezone.now()) or gettext("nothing (stuck: report a bug)")
+        return row.waiting_text(timezone.now()) or gettext("nothing (stuck: report a bug)")
 
     @admin.display(description=_("entity"))
     def entity_link(self, row: Any) -> str:

@@ -21,6 +21,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from django.db import connections, models
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import PartialIndex, PartialOnlyIndex
@@ -53,7 +54,7 @@ class LanedWakeable(Wakeable):
 
     @property
     def needed_worker(self) -> str:
-        return f"a worker of the queue {self.queue!r}" if self.queue else "a worker"
+        return gettext("a worker of the queue %s") % repr(self.queue) if self.queue else super().needed_worker
 
 
 class Lane(NamedTuple):

@@ -17,12 +17,14 @@ from typing import Any, ClassVar
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import unique
 from ..db.writer import AutomationModel
 from ..values.digests import KEY_LENGTH
-from .wakeable import Wakeable, at_text, parked_index, wake_index
+from ..values.languages import in_english
+from .wakeable import Wakeable, parked_index, timed, wake_index
 
 
 class Worker(AutomationModel):
@@ -108,7 +110,7 @@ class Maintenance(Wakeable):
         return False
 
     def waiting_reason(self, now: datetime) -> str:
-        return "" if self.wake_at is None else f"its next time slice, {at_text(self.wake_at)}"
+        return "" if self.wake_at is None else timed(gettext("its next time slice"), self.wake_at)
 
 
 class Pause(AutomationModel):
@@ -265,7 +267,7 @@ class BulkAction(Wakeable):
     def waiting_reason(self, now: datetime) -> str:
         if self.status == BulkStatus.PARKED:
             return self.parked_reason()
-        return "" if self.wake_at is None else f"its next rows, {at_text(self.wake_at)}"
+        return "" if self.wake_at is None else timed(gettext("its next rows"), self.wake_at)
 
     def resume(self, now: datetime | None = None) -> None:
         """Let a parked bulk action continue where it stopped. Raises ``NotResumableError`` for one that is not
@@ -323,9 +325,21 @@ class Limiter(AutomationModel):
         constraints = [unique("automation_limiter_key", "key")]
         permissions = [("view_data_limiter", "Can view keys of limits")]
 
+    @in_english
     def __str__(self) -> str:
-        value = f" for {self.value!r}" if self.value else ""
-        return f"the limit {self.limit.partition(' ')[0]!r} of {self.row_kind} {self.name}{value}"
+        return self.in_words()
+
+    def in_words(self) -> str:
+        """Return what limits which rows, in the active language."""
+        given = {
+            "limit": repr(self.limit.partition(" ")[0]),
+            "kind": self.row_kind,
+            "name": self.name,
+            "value": repr(self.value),
+        }
+        if not self.value:
+            return gettext("the limit %(limit)s of %(kind)s %(name)s") % given
+        return gettext("the limit %(limit)s of %(kind)s %(name)s for %(value)s") % given
 
 
 class SlotState(models.TextChoices):
@@ -392,4 +406,4 @@ class Slot(Wakeable):
         return False
 
     def waiting_reason(self, now: datetime) -> str:
-        return "" if self.wake_at is None else f"the next look at the queue of its limit, {at_text(self.wake_at)}"
+        return "" if self.wake_at is None else timed(gettext("the next look at the queue of its limit"), self.wake_at)

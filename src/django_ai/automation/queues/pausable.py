@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.utils import timezone
+from django.utils.translation import gettext
 
 from .lanes import LanedWakeable, shown_name
 from .models import HeldRow, Pause
@@ -59,16 +60,16 @@ class PausableWakeable(LanedWakeable):
         """The end of the pause that concerns the row, in words; empty if there is none."""
         loaded = self.__dict__.get("paused_target")
         target = paused_targets([self])[0] if loaded is None else loaded
-        return f"the end of the pause of {described(target)}" if target else ""
+        return gettext("the end of the pause of %s") % described(target) if target else ""
 
-    def waits_for(self, now: datetime | None = None) -> str:
+    def waiting_text(self, now: datetime | None = None) -> str:
         now = now or timezone.now()
-        what, end = super().waits_for(now), self.end_of_pause
+        what, end = super().waiting_text(now), self.end_of_pause
         if end and self.lease is None:
             is_due = self.wake_at is not None and self.wake_at <= now
-            return end if is_due or not what else f"{what}; and {end}"
+            return end if is_due or not what else gettext("%(first)s; and %(second)s") % {"first": what, "second": end}
         if not what and self._is_held():
-            return "the next reconciliation: the pause that held it has ended"
+            return gettext("the next reconciliation: the pause that held it has ended")
         return what
 
     def _is_held(self) -> bool:

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from django.utils.translation import gettext
+
 from .lanes import Lane, LanedWakeable, shown_name
 
 EVERYTHING = "everything"
@@ -115,5 +117,11 @@ def described(target: str) -> str:
     """Return a target in words."""
     scope, _, name = target.partition(":")
     if target == EVERYTHING:
-        return "everything"
-    return f"the {scope} {name!r}" if name and "#" not in scope else "this row"
+        return gettext("everything")
+    words = {
+        "queue": gettext("the queue %s"),
+        "workflow": gettext("the workflow %s"),
+        "agent": gettext("the agent %s"),
+        "callback": gettext("the callback %s"),
+    }
+    return words[scope] % repr(name) if name and scope in words else gettext("this row")

@@ -21,6 +21,7 @@ from ..db.writer import alias_of
 from ..exceptions import DefinitionError
 from ..values.classes import declaration_of
 from ..values.json_text import storable
+from ..values.languages import in_english
 from .acting import current_actor, signed
 from .history import note, note_key, noting
 from .holding import ROWS_PER_STATEMENT, release_held
@@ -164,7 +165,7 @@ def _note(target: str, done: str, reason: str = "") -> None:
     kind, _, pk = target.rpartition("#")
     model = next((each for each in wakeables() if pk.isdigit() and each.kind == kind), None)
     if model is None:
-        note_key(Pause, target, described(target), done, reason)
+        note_key(Pause, target, in_english(described)(target), done, reason)
     elif (row := model._base_manager.using(alias_of(model)).filter(pk=pk).first()) is not None:
         note(row, done, reason)
 

@@ -18,11 +18,13 @@ from typing import Any, ClassVar
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..db.indexes import PartialIndex
 from ..db.writer import AutomationModel
 from ..values.clock import Clock
+from ..values.languages import in_english
 from ..values.text import last_line
 
 
@@ -99,17 +101,32 @@ class Wakeable(AutomationModel):
     def load_reasons(cls, rows: Sequence[Any]) -> None:
         """Load what ``waits_for`` needs of other tables for all of ``rows``, in few queries."""
 
+    @in_english
     def waits_for(self, now: datetime | None = None) -> str:
-        """Return what this unfinished row waits for, now or at another moment. Empty: nothing, so it is stuck."""
+        """Return what this unfinished row waits for, now or at another moment. Empty: nothing, so it is stuck.
+
+        In English, whatever language is active, as in logs and errors; ``waiting_text`` is for pages.
+        """
+        return self.waiting_text(now)
+
+    def waiting_text(self, now: datetime | None = None) -> str:
+        """Return ``waits_for`` in the active language."""
         now = now or timezone.now()
         if self.lease is not None:
             if self.wake_at is None:
                 return ""
             if self.wake_at > now:
-                return f"{self.holder}, which has leased it"
-            return f"{self.needed_worker}: the lease of {self.holder} ran out at {at_text(self.wake_at)}"
+                return gettext("%s, which has leased it") % self.holder
+            return gettext("%(worker)s: the lease of %(holder)s ran out at %(moment)s") % {
+                "worker": self.needed_worker,
+                "holder": self.holder,
+                "moment": at_text(self.wake_at),
+            }
         if self.wake_at is not None and self.wake_at <= now:
-            return f"{self.needed_worker}: due since {at_text(self.wake_at)}"
+            return gettext("%(worker)s: due since %(moment)s") % {
+                "worker": self.needed_worker,
+                "moment": at_text(self.wake_at),
+            }
         return self.waiting_reason(now)
 
     def waiting_reason(self, now: datetime) -> str:
@@ -125,13 +142,16 @@ class Wakeable(AutomationModel):
         """Return what a parked row waits for, and why it is parked."""
         reason = self.error_summary
         if self.wake_at is None:
-            return f"an operator, to resume it: {reason}"
-        return f"missing code, next checked at {at_text(self.wake_at)}, or an operator, to resume it: {reason}"
+            return gettext("an operator, to resume it: %s") % reason
+        return gettext("missing code, next checked at %(moment)s, or an operator, to resume it: %(reason)s") % {
+            "moment": at_text(self.wake_at),
+            "reason": reason,
+        }
 
     @property
     def needed_worker(self) -> str:
         """Which worker performs the row when it is due."""
-        return "a worker"
+        return gettext("a worker")
 
     @property
     def holder(self) -> str:
@@ -166,14 +186,30 @@ def at_text(moment: datetime) -> str:
 def attempt_text(number: int, moment: datetime, deferrals: int, error: str) -> str:
     """Return when a row is tried again, for display: its attempt ``number`` at ``moment``. ``deferrals``: how many
     times in a row its code has raised ``RetryAfter``; ``error``: why."""
-    text = f"attempt {number}, {at_text(moment)}"
+    text = timed(gettext("attempt %d") % number, moment)
     return f"{text}, {deferral_text(deferrals, error)}" if deferrals else text
 
 
+def timed(what: str, moment: datetime) -> str:
+    """Return what a row waits for, with its time."""
+    return f"{what}, {at_text(moment)}"
+
+
+def until_text(what: str, moment: datetime | None) -> str:
+    """Return what a row waits for, and until when at the latest."""
+    return what if moment is None else gettext("%(what)s, until %(moment)s") % {"what": what, "moment": at_text(moment)}
+
+
 def deferral_text(deferrals: int, error: str) -> str:
-    times = f" {deferrals} times in a row" if deferrals > 1 else ""
-    reason = last_line(error).rpartition("RetryAfter: ")[2]
-    return f"because its code raised RetryAfter{times}: {reason}"
+    given = {"number": deferrals, "reason": last_line(error).rpartition("RetryAfter: ")[2]}
+    return (
+        ngettext(
+            "because its code raised RetryAfter: %(reason)s",
+            "because its code raised RetryAfter %(number)d times in a row: %(reason)s",
+            deferrals,
+        )
+        % given
+    )
 
 
 def wake_index(label: str) -> PartialIndex:

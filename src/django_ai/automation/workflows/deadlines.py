@@ -21,6 +21,7 @@ from ..queues.limits.reasons import slot_reason
 from ..queues.limits.release import release_but_life
 from ..queues.signals import row_failed
 from ..queues.wakeable import deferral_text
+from ..values.languages import in_english
 from ..values.text import last_line
 from .current_run import KIND
 from .definitions import WorkflowDefinition
@@ -64,6 +65,7 @@ def _missed(state: State, waits: Sequence[Wait]) -> Decision:
     return replace(decision, changes=changes, outcome=MISSED)
 
 
+@in_english
 def _reason(run: WorkflowRun, definition: WorkflowDefinition, waits: Sequence[Wait]) -> str:
     assert run.deadline is not None
     found = [wait.description for wait in waits]

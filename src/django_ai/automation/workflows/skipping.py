@@ -16,6 +16,7 @@ from ..exceptions import DefinitionError
 from ..queues.causation import cause_now
 from ..state.editing import edited
 from ..values.json_text import encode
+from ..values.languages import in_english
 from .branches import Arrival, collect, withdraw_children
 from .current_run import WakeReason
 from .models import Signal, Wait, WorkflowRun
@@ -45,12 +46,17 @@ def skip_wait(
         raise refuse(what, run, f"is {run.status} and waits for {waiting}, which cannot be skipped. {advice}")
     waits = waits_of(run)
     over = _chosen(run, waits, what, payload, branch)
-    waited_for = run.suspended_reason()
+    waited_for = _in_words(run, over)
     if over is None:  # the whole of a choice
         _skip_whole(run, waits, now)
     else:
         _skip(run, waits, over, _arrival(run, over, payload, what, now), now)
-    record(run, SKIPPED_WAIT, f"Skipped {over.description if over else waited_for}", reason, now)
+    record(run, SKIPPED_WAIT, f"Skipped {waited_for}", reason, now)
+
+
+@in_english
+def _in_words(run: WorkflowRun, wait: Wait | None) -> str:
+    return run.suspended_reason() if wait is None else wait.description
 
 
 def _advice(run: WorkflowRun) -> str:

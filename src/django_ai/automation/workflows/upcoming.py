@@ -8,6 +8,7 @@ from datetime import datetime
 
 from django.db import connections
 from django.db.models import F
+from django.utils.translation import gettext
 
 from ..db.errors import is_database_failure
 from ..db.savepoints import savepoint_on_query
@@ -54,9 +55,9 @@ def _due(run: WorkflowRun, now: datetime) -> datetime | None:
 def reason_of(run: WorkflowRun, now: datetime) -> str:
     """Return what the run waits for, without a query for each child run."""
     if run.status == WorkflowStatus.SUSPENDED and run.lease is None and (run.wake_at is None or run.wake_at > now):
-        reason = run.suspended_reason("the end of its child run")  # without a query for each child
+        reason = run.suspended_reason(gettext("the end of its child run"))  # without a query for each child
         return run.with_path(reason)
-    return run.waits_for(now)
+    return run.waiting_text(now)
 
 
 def _runs_to_start(outlook: Outlook) -> Iterator[Upcoming]:

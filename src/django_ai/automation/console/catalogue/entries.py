@@ -192,7 +192,7 @@ def _when(subscription: Subscription) -> str:
 
 
 def _at_offset(offset: Offset, event: str) -> str:
-    return f"{offset_text(offset)} {event}"
+    return offset_text(offset, event)
 
 
 # -- workflows, agents and schedules -----------------------------------------------------------------------------------

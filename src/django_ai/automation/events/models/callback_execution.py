@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import unique
@@ -20,7 +21,7 @@ from ...queues.limits.reasons import slot_reason, slot_reasons
 from ...queues.limits.release import give_back
 from ...queues.notifier import ring_after_commit
 from ...queues.pausable import PausableWakeable
-from ...queues.wakeable import at_text, attempt_text, ended_index, failed_index, parked_index
+from ...queues.wakeable import attempt_text, ended_index, failed_index, parked_index, timed
 from ...values.clock import aware
 from ...values.digests import KEY_LENGTH, new_call_key
 from .event import Event
@@ -101,9 +102,9 @@ class CallbackExecution(PausableWakeable):
         if self.status == ExecutionStatus.PARKED:
             return self.parked_reason()
         if self.wake_at is None:
-            return self.__dict__.get("slot_reason") or slot_reason("callback", self.pk)
+            return str(self.__dict__.get("slot_reason") or slot_reason("callback", self.pk))
         if not self.attempt and self.wake_at > self.created_at and not self.started_at:
-            return f"the end of its window, {at_text(self.wake_at)}"
+            return timed(gettext("the end of its window"), self.wake_at)
         return attempt_text(self.attempt + 1, self.wake_at, self.deferrals, self.error)
 
     @noted("Resumed")

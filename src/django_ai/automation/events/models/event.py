@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.apps import apps
 from django.db import models
 from django.utils import timezone as clock
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import PartialIndex, unique
@@ -49,7 +50,7 @@ from ...queues.history import noted
 from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
 from ...queues.tracing import trace_context_field
-from ...queues.wakeable import Wakeable, at_text, parked_index, wake_index
+from ...queues.wakeable import Wakeable, parked_index, timed, wake_index
 from ...values.clock import Offset, aware, in_utc, shift
 from ...values.digests import KEY_LENGTH, digest
 from ...values.text import last_line
@@ -369,23 +370,28 @@ class Event(Wakeable):
         if self.status == EventStatus.PARKED:
             return self.parked_reason()
         if self.wake_at is not None and self.attempt:
-            return f"its next attempt, {at_text(self.wake_at)}: {last_line(self.error)}"
+            return f"{timed(gettext('its next attempt'), self.wake_at)}: {last_line(self.error)}"
         if self.wake_at is not None:
-            milestone = (
-                "its date" if self.wake_at == self.at and self.status == EventStatus.PENDING else "its next offset"
-            )
-            keeps = self.armed or self.status == EventStatus.PROCESSED
-            return f"{milestone if keeps else 'the next evaluation of its condition'}, {at_text(self.wake_at)}"
+            is_pending = self.status == EventStatus.PENDING
+            if not self.armed and self.status != EventStatus.PROCESSED:
+                what = gettext("the next evaluation of its condition")
+            else:
+                what = gettext("its date") if self.wake_at == self.at and is_pending else gettext("its next offset")
+            return timed(what, self.wake_at)
         definition = self.definition
         if definition is None:
-            where = "as a FreeEvent" if self.is_free else f"on {self.entity_type}"
-            return f"code that declares {self.declared_as!r} {where}"
+            if self.is_free:
+                return gettext("code that declares %s as a FreeEvent") % repr(self.declared_as)
+            given = {"event": repr(self.declared_as), "model": self.entity_type}
+            return gettext("code that declares %(event)s on %(model)s") % given
         if definition.date_field is not None:
             # An event with a date has a wake_at.
-            return f"a date: {definition.date_field!r} is NULL" if self.at is None else ""
+            return gettext("a date: %s is NULL") % repr(definition.date_field) if self.at is None else ""
         if self.armed:
             return ""
-        return f"a save that makes its {'condition true' if definition.transition is None else 'transition'}"
+        if definition.transition is None:
+            return gettext("a save that makes its condition true")
+        return gettext("a save that makes its transition")
 
     def set_parked(self, reason: str, now: datetime) -> None:
         """Park a row that is about to be written, until an operator resumes it."""

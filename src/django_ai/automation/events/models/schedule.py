@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator
 from django.db import models
 from django.utils.timezone import now as current_time
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import PartialIndex, unique
@@ -18,7 +19,7 @@ from ...exceptions import DefinitionError, NotResumableError
 from ...queues.history import noted
 from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
-from ...queues.wakeable import Wakeable, at_text, wake_index
+from ...queues.wakeable import Wakeable, timed, wake_index
 from ...values.clock import aware
 from ...values.timetable import MAX_CATCH_UP, Timetable, describe, timetable
 from .event import Event
@@ -132,10 +133,10 @@ class Schedule(Wakeable):
 
     def waiting_reason(self, now: datetime) -> str:
         if self.paused_at is not None:
-            return "an operator, to unpause it"
+            return gettext("an operator, to unpause it")
         if self.parked_at is not None:
             return self.parked_reason()
-        return "" if self.wake_at is None else f"its next time, {at_text(self.wake_at)}"
+        return "" if self.wake_at is None else timed(gettext("its next time"), self.wake_at)
 
     def plan(self, now: datetime) -> None:
         """Make it due at its first time after ``now``. What was missed is left out."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, transaction
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import unique
@@ -26,7 +27,15 @@ from ...queues.limits.reasons import slot_reason, slot_reasons
 from ...queues.limits.release import give_back
 from ...queues.notifier import ring_after_commit
 from ...queues.tracing import trace_context_field
-from ...queues.wakeable import at_text, attempt_text, ended_index, entity_index, failed_index, parked_index
+from ...queues.wakeable import (
+    attempt_text,
+    ended_index,
+    entity_index,
+    failed_index,
+    parked_index,
+    timed,
+    until_text,
+)
 from ...state.encryption import EncryptedJSONField
 from ...values.clock import Clock, aware
 from ...values.digests import KEY_LENGTH, new_call_key
@@ -36,6 +45,7 @@ from ..definitions import WorkflowDefinition, workflow_of
 from ..run_access import RunAccess
 from ..statuses import DEFERRED, FINISHED, LOST, MAY_AWAIT_SLOT, STARTING, WorkflowStatus
 from ..wait_keys import SUBFLOW, WHOLE_RUN, branch_of, channel_key, subflow_channel
+from .joined_reasons import all_of, one_of
 
 if TYPE_CHECKING:
     from .signal import Signal
@@ -194,7 +204,9 @@ class WorkflowRun(RunAccess):
 
     def with_path(self, reason: str) -> str:
         """Return the reason why the run waits, and whether it is on its path."""
-        return f"{reason} (on the path of its {self.path})" if reason and self.path else reason
+        if not reason or not self.path:
+            return reason
+        return gettext("%(reason)s (on the path of its %(hook)s)") % {"reason": reason, "hook": self.path}
 
     def _waiting_reason(self) -> str:
         if self.status == WorkflowStatus.PARKED:
@@ -204,25 +216,25 @@ class WorkflowRun(RunAccess):
         if self.wake_at is None:
             return self._waits_for_slot()
         if self.wake_at == self.next_deadline:
-            limit, deadline = self._waits_for_slot(), f"its deadline, {at_text(self.wake_at)}"
-            return f"{limit} or {deadline}" if limit else deadline
+            return one_of([self._waits_for_slot(), timed(gettext("its deadline"), self.wake_at)])
         if self.failed_evaluations:
-            return f"its evaluation {self.failed_evaluations + 1}, {at_text(self.wake_at)}: {self.error_summary}"
+            evaluation = timed(gettext("its evaluation %d") % (self.failed_evaluations + 1), self.wake_at)
+            return f"{evaluation}: {self.error_summary}"
         if self.is_retried:
             return attempt_text(self.attempt + 1, self.wake_at, self.deferrals, self.error)
         if self.planned and self.started_at is None and self.ending is None:
-            what = "its date"
+            what = gettext("its date")
         elif self.status == WorkflowStatus.WAITING and self.has_no_context and self.ending is None:
-            what = "the end of its window"
+            what = gettext("the end of its window")
         else:
-            what = "its timer"
-        return f"{what}, {at_text(self.wake_at)}"
+            what = gettext("its timer")
+        return timed(what, self.wake_at)
 
     def suspended_reason(self, child: str | None = None) -> str:
         """Return what a suspended run waits for: all its waits, and its deadline. ``child``: how to call a child run,
         which is read otherwise."""
-        by = [] if self.next_deadline is None else [f"its deadline, {at_text(self.next_deadline)}"]
-        return " or ".join(each for each in (self._waits_for_branches(child), *by) if each)
+        by = [] if self.next_deadline is None else [timed(gettext("its deadline"), self.next_deadline)]
+        return one_of([self._waits_for_branches(child), *by])
 
     def _waits_for_slot(self) -> str:
         return str(self.__dict__.get("slot_reason", "")) or slot_reason(KIND, self.pk)
@@ -231,10 +243,12 @@ class WorkflowRun(RunAccess):
         """Return all waits of a suspended run, and until when it waits for them."""
         waits = [wait for wait in sorted(self.waits.all(), key=lambda each: each.pk) if wait.visit == self.visit]
         found = [wait.describe(child) for wait in waits if not wait.is_whole]
-        until = "".join(f", until {at_text(wait.deadline)}" for wait in waits if wait.is_whole and wait.deadline)
+        until = next((wait.deadline for wait in waits if wait.is_whole), None)
         if self.wake_reason == WakeReason.ALL:
-            return (" and ".join(found) if all(found) else "its timeout" if until else "") + until
-        return " or ".join(each for each in found if each) + until
+            what = all_of(found) if all(found) else gettext("its timeout") if until else ""
+        else:
+            what = one_of(found)
+        return until_text(what, until)
 
     @property
     def next_deadline(self) -> datetime | None:

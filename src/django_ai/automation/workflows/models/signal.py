@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ...db.indexes import PartialIndex
@@ -15,7 +16,7 @@ from ...exceptions import NotResumableError
 from ...queues.history import noted
 from ...queues.lease import revoke
 from ...queues.notifier import ring_after_commit
-from ...queues.wakeable import Wakeable, at_text, wake_index
+from ...queues.wakeable import Wakeable, timed, wake_index
 from ...state.encryption import EncryptedJSONField
 from ...values.clock import aware
 from ...values.text import last_line
@@ -75,10 +76,10 @@ class Signal(Wakeable):
 
     def waiting_reason(self, now: datetime) -> str:
         if self.delivered_at is not None:
-            return f"run {self.run_id}, to wait for {self.name!r}"
+            return gettext("run %(run)s, to wait for %(signal)s") % {"run": self.run_id, "signal": repr(self.name)}
         if self.error:
-            return f"an operator, to resume it: {last_line(self.error)}"
-        return f"its delivery, {at_text(self.wake_at)}" if self.wake_at else ""
+            return gettext("an operator, to resume it: %s") % last_line(self.error)
+        return timed(gettext("its delivery"), self.wake_at) if self.wake_at else ""
 
     @noted("Resumed")
     def resume(self, now: datetime | None = None) -> None:

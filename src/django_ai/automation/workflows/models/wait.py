@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from django.db import models
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ...db.writer import AutomationModel, WriterQuerySet
 from ...events.sources import event_sources
-from ...queues.wakeable import at_text
+from ...queues.wakeable import timed, until_text
 from ...values.digests import KEY_LENGTH
 from ..statuses import FINISHED, WorkflowStatus
 from ..wait_keys import EVENT_CHANNEL, SUBFLOW, WHOLE_RUN
@@ -101,20 +102,22 @@ class Wait(AutomationModel):
         """Return the ``description``; ``child_name`` stands for a child run, which is read otherwise."""
         kind, _, name = self.channel.partition(":")
         if self.is_timer:
-            return f"its timer, {at_text(self.deadline)} ({self.branch})" if self.deadline else ""
+            return f"{timed(gettext('its timer'), self.deadline)} ({self.branch})" if self.deadline else ""
         if kind == SUBFLOW and child_name is not None:
             what = child_name
         elif kind == SUBFLOW:
             child = self.run.children.filter(parent_channel=self.channel).first()
             reports = Signal.unfinished().filter(run=self.run_id, name=self.channel)
             can_report = child is not None and (not child.is_finished or reports.exists())
-            what = f"its child {child}" if can_report else ""
+            what = gettext("its child %s") % child if can_report else ""
         elif self.channel.startswith(EVENT_CHANNEL):
-            what = f"the event {name!r}{f' with {self.match}' if self.match else ''}"
+            what = gettext("the event %s") % repr(name)
+            if self.match:
+                what = gettext("%(event)s with %(match)s") % {"event": what, "match": self.match}
             if not event_sources(name):
-                what += " (which no code declares)"
+                what = gettext("%s (which no code declares)") % what
         else:
-            what = f"the signal {self.channel!r}"
+            what = gettext("the signal %s") % repr(self.channel)
         if what and self.branch:
             what += f" ({self.branch})"
-        return f"{what}, until {at_text(self.deadline)}" if what and self.deadline else what
+        return until_text(what, self.deadline) if what else ""
