@@ -16,7 +16,8 @@ from django.utils import timezone
 from django_ai.automation import engine, on_event
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, Event, EventClaim
-from django_ai.automation.queues import admin as queues_admin
+from django_ai.automation.queues import admin_lists
+from django_ai.automation.queues.admin import MAX_MESSAGES, RowAdmin
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
 from tests.apps.story.models import Probe
 
@@ -69,8 +70,8 @@ def test_56_the_page_of_an_event_shows_the_newest_executions(client, operator):
     executions(event, MANY)
     text, queries = page_of(client, change(event))
     assert f"shop.call_{MANY - 1}" in text
-    assert text.count("shop.call_") < 8 * queues_admin.MAX_INLINE_ROWS
-    assert f"shop.call_{MANY - 1 - queues_admin.MAX_INLINE_ROWS}<" not in text
+    assert text.count("shop.call_") < 8 * admin_lists.MAX_INLINE_ROWS
+    assert f"shop.call_{MANY - 1 - admin_lists.MAX_INLINE_ROWS}<" not in text
     assert len(queries) <= MAX_QUERIES
 
 
@@ -82,7 +83,7 @@ def test_56_the_page_of_a_run_shows_its_newest_steps(client, operator):
     )
     text, queries = page_of(client, change(run))
     assert f"turn_{MANY - 1}" in text
-    assert f"turn_{MANY - 1 - queues_admin.MAX_INLINE_ROWS}<" not in text
+    assert f"turn_{MANY - 1 - admin_lists.MAX_INLINE_ROWS}<" not in text
     assert len(queries) <= MAX_QUERIES
 
 
@@ -101,7 +102,7 @@ def test_56_the_page_of_an_agent_reads_its_mailbox_with_its_events_at_once(clien
 
 @pytest.mark.parametrize("model", LISTS, ids=lambda model: model.__name__)
 def test_56_no_list_asks_the_table_for_its_names_or_counts_all_of_it(client, operator, model, monkeypatch):
-    monkeypatch.setattr(queues_admin, "MAX_COUNTED_ROWS", 7)
+    monkeypatch.setattr(admin_lists, "MAX_COUNTED_ROWS", 7)
     executions(an_event(status="processed"), 20)
     WorkflowRun.objects.bulk_create(WorkflowRun(name="many") for _ in range(20))
     _, queries = page_of(client, changelist(model))
@@ -112,14 +113,14 @@ def test_56_no_list_asks_the_table_for_its_names_or_counts_all_of_it(client, ope
 
 
 def test_56_a_list_counts_up_to_its_limit(client, operator, monkeypatch):
-    monkeypatch.setattr(queues_admin, "MAX_COUNTED_ROWS", 7)
+    monkeypatch.setattr(admin_lists, "MAX_COUNTED_ROWS", 7)
     WorkflowRun.objects.bulk_create(WorkflowRun(name="many") for _ in range(20))
     assert client.get(changelist(WorkflowRun)).context["cl"].result_count == 7
 
 
 def test_56_a_list_goes_on_with_older_rows_by_their_key(client, operator, monkeypatch):
-    monkeypatch.setattr(queues_admin, "MAX_COUNTED_ROWS", 7)
-    monkeypatch.setattr(queues_admin.RowAdmin, "list_per_page", 4)
+    monkeypatch.setattr(admin_lists, "MAX_COUNTED_ROWS", 7)
+    monkeypatch.setattr(RowAdmin, "list_per_page", 4)
     made = WorkflowRun.objects.bulk_create(WorkflowRun(name="many", status="failed") for _ in range(20))
     seen, url = [], changelist(WorkflowRun) + "?status__exact=failed"
     while url:
@@ -218,7 +219,7 @@ def test_56_what_is_refused_is_summed_up_and_not_logged(client, operator):
     runs = [WorkflowRun.objects.create(name="over", status="completed") for _ in range(12)]
     chosen = {"action": "resume", "_selected_action": [run.pk for run in runs]}
     text = client.post(changelist(WorkflowRun), chosen, follow=True).content.decode()
-    assert text.count("only a parked or failed run can be resumed") == queues_admin.MAX_MESSAGES
+    assert text.count("only a parked or failed run can be resumed") == MAX_MESSAGES
     assert "7 more were refused" in text
     text = client.post(changelist(WorkflowRun), {**chosen, "action": "cancel"}, follow=True).content.decode()
     assert "has already finished" in text

@@ -17,10 +17,11 @@ from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 
 from ..queues.acting import acting_as
-from ..queues.admin import HistoryInline, PausableAdmin, PreparedChangeList, RowAdmin, newest
+from ..queues.admin import PausableAdmin, RowAdmin
 from ..queues.admin_fields import json_field, time_field
 from ..queues.admin_filters import QueueFilter, declared_name_filter
 from ..queues.admin_links import cause_link, register_cause
+from ..queues.admin_lists import HistoryInline, PreparedChangeList, newest
 from ..queues.history import note, together
 from .callbacks import all_callbacks
 from .capture import captured_tables

@@ -11,10 +11,11 @@ from django.db import models
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from ..queues.admin import HistoryInline, PausableAdmin, RowAdmin, newest
+from ..queues.admin import PausableAdmin, RowAdmin
 from ..queues.admin_fields import time_field
 from ..queues.admin_filters import QueueFilter, declared_name_filter
 from ..queues.admin_links import cause_link, register_cause
+from ..queues.admin_lists import HistoryInline, newest
 from .bulk_verbs import cancel_run
 from .definitions import all_workflows
 from .engine import engine
