@@ -51,8 +51,7 @@ def cancel_all(visitor, count: int, reason: str) -> BulkAction:
     visitor.open(LIST)
     visitor.page.locator("#action-toggle").check()
     visitor.page.get_by_text(f"Select all {count} workflow runs").click()
-    visitor.page.get_by_label("Action:").select_option("cancel")
-    visitor.press("Go")
+    visitor.run_action("cancel")
     assert f"Concerned: {count:,} (workflow runs)." in visitor.text
     assert "This cannot be undone." in visitor.text
     for condition in ("status = suspended", "name = late_checkout"):

@@ -57,8 +57,7 @@ def test_a_run_is_cancelled_with_a_reason_that_the_page_shows(day, visit):
 def test_many_runs_are_cancelled_from_the_list(day, visit):
     olga = visit(OPERATOR).open("/admin/automation_workflows/workflowrun/?status__exact=suspended")
     olga.page.locator("#action-toggle").check()
-    olga.page.get_by_label("Action:").select_option("cancel")
-    olga.type("Reason", "The house is closed.").press("Go")
+    olga.type("Reason", "The house is closed.").run_action("cancel")
     drain()
     assert not WorkflowRun.objects.filter(status="suspended").exists()
 

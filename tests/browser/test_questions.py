@@ -150,7 +150,7 @@ def test_each_job_takes_as_many_clicks_as_the_guide_says(day, visit):
     day.failed.refresh_from_db()
     assert day.failed.status == "completed"
 
-    olga.open("/admin/").click("Claims", exact=True).click("message_received")
+    olga.open("/admin/").click("Claims", exact=True).click("message_received", within="#result_list")
     olga.type("Reason", "The guest is looked after.").press("Release")
     done("Release a claim", "Released: 1")
     assert not EventClaim.objects.exists()
