@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 
 import pytest
@@ -420,6 +421,15 @@ def test_a_verb_that_does_not_exist(capsys):
         command.run_from_argv(["manage.py", "automation", "canel"])
     assert ended.value.code == 2
     assert "There is no verb 'canel'. Did you mean 'cancel'?" in capsys.readouterr().err
+
+
+def test_without_a_verb_the_command_lists_all(capsys):
+    command = load_command_class("django_ai.automation.console", "automation")
+    with pytest.raises(SystemExit) as ended:
+        command.run_from_argv(["manage.py", "automation"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert all(re.search(rf"^ +{name}\b", said, re.MULTILINE) for name in VERBS)
 
 
 def test_each_verb_that_changes_rows_takes_a_reason_and_an_actor():

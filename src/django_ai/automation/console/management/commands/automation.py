@@ -22,8 +22,11 @@ class Command(BaseCommand):
     )
 
     def run_from_argv(self, argv: Sequence[str]) -> None:
-        """Name the nearest verb for one that does not exist."""
-        given = argv[2] if len(argv) > 2 else "-"
+        """Name the nearest verb for one that does not exist, and all verbs if none is given."""
+        if len(argv) < 3:
+            self.create_parser(argv[0], argv[1]).print_help(self.stderr)
+            sys.exit(USAGE)
+        given = argv[2]
         if not given.startswith("-") and given not in VERBS:
             self.stderr.write(f"There is no verb {given!r}. {hint(given, VERBS)}")
             sys.exit(USAGE)
