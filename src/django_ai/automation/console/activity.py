@@ -88,7 +88,7 @@ class _Minute(Func):
     output_field = models.CharField()
 
     def as_postgresql(self, compiler: Any, connection: Any) -> Any:
-        return super().as_sql(compiler, connection, template="trunc(extract(epoch from %(expressions)s) / 60)::bigint")
+        return super().as_sql(compiler, connection, template="trunc(date_part('epoch', %(expressions)s) / 60)::bigint")
 
     def as_mysql(self, compiler: Any, connection: Any) -> Any:
         return super().as_sql(compiler, connection, template="CAST(%(expressions)s AS CHAR(16))")
@@ -99,17 +99,14 @@ def activity(now: datetime) -> Activity:
     found = Activity(now - PERIOD, now)
     sources = _sources()
     grouped = _grouped(sources, found.since)
-    for number, source in enumerate(sources):
-        rows = grouped[number]
-        if sum(count for *_, count in rows) >= MAX_ROWS:
+    for number in range(len(sources)):
+        minutes = grouped[number]
+        if sum(count for _, count, _ in minutes) >= MAX_ROWS:
             # The oldest minute was not read to its end.
             found.is_cut = True
-            found.since = max(found.since, min(minute for minute, *_ in rows) + timedelta(minutes=1))
-        for minute, status, is_late, count in rows:
-            counts = found.minutes.setdefault(minute, Counts())
-            counts.done += count if status == source.done else 0
-            counts.failed += count if status == source.failed else 0
-            counts.late += count if is_late else 0
+            found.since = max(found.since, min(minute for minute, *_ in minutes) + timedelta(minutes=1))
+        for minute, _, counts in minutes:
+            found.minutes.setdefault(minute, Counts()).add(counts)
     found.minutes = {minute: counts for minute, counts in found.minutes.items() if minute >= _minute(found.since)}
     return found
 
@@ -127,19 +124,23 @@ def _sources() -> Sequence[_Source]:
     )
 
 
-def _grouped(sources: Sequence[_Source], since: datetime) -> dict[int, list[tuple[datetime, str, int, int]]]:
-    """Return (minute, status, whether late, count) of the rows of each kind, by its number."""
-    alias, columns = alias_of(sources[0].model), "ended_minute, status, was_late"
+def _grouped(sources: Sequence[_Source], since: datetime) -> dict[int, list[tuple[datetime, int, Counts]]]:
+    """Return (minute, number of rows, what they have come to) for each kind, by its number."""
+    alias = alias_of(sources[0].model)
     branches, params = [], list[Any]()
     for number, source in enumerate(sources):
         sql, given = _ended(source, since, alias)
-        branches.append(f"SELECT {number}, {columns}, count(*) FROM ({sql}) AS ended GROUP BY {columns}")
+        done, failed = (f"SUM(CASE WHEN status = '{each}' THEN 1 ELSE 0 END)" for each in (source.done, source.failed))
+        branches.append(
+            f"SELECT {number}, ended_minute, count(*), {done}, {failed}, SUM(was_late) FROM ({sql}) AS ended "
+            "GROUP BY ended_minute"
+        )
         params += given
-    found: dict[int, list[tuple[datetime, str, int, int]]] = defaultdict(list)
+    found: dict[int, list[tuple[datetime, int, Counts]]] = defaultdict(list)
     with connections[alias].cursor() as cursor:
         cursor.execute(" UNION ALL ".join(branches), params)
-        for number, minute, status, late, count in cursor.fetchall():
-            found[number].append((_moment(minute), status, int(late), int(count)))
+        for number, minute, count, *sums in cursor.fetchall():
+            found[number].append((_moment(minute), int(count), Counts(*map(int, sums))))
     return found
 
 

@@ -21,6 +21,7 @@ from ..db.writer import alias_of
 from ..queues.models import MutedProblem
 from ..queues.operations.resume import ResumableKind, resumable_kinds
 from ..queues.problems import MAX_END_OF_ERROR, kind_of, muted_among, problem_key, problem_line
+from ..queues.wakeable import newest_parked
 
 MAX_ROWS = 2_000
 """How many of the newest rows of each kind and state are read."""
@@ -88,17 +89,14 @@ def all_problems(now: datetime) -> list[Problem]:
 
 
 def _problems_of(kind: ResumableKind) -> Iterator[Problem]:
-    parked = kind.parked
-    if connections[alias_of(kind.model)].vendor == "mysql":
-        # Each parked row has a ``parked_at``. MariaDB, whose index has all rows, stops at the first that is not parked;
-        # PostgreSQL would expect so few rows that it reads and sorts all of them.
-        parked &= models.Q(parked_at__isnull=False)
+    rows = kind.model._default_manager.using(alias_of(kind.model))
     ended = "finished_at" if _has_field(kind.model, "finished_at") else "parked_at"
-    for state, condition, at in (("failed", kind.failed, ended), ("parked", parked, "parked_at")):
-        if condition is None:
+    failed = None if kind.failed is None else rows.filter(kind.failed).order_by(f"-{ended}")
+    for state, newest, at in (("failed", failed, ended), ("parked", newest_parked(rows, kind.parked), "parked_at")):
+        if newest is None:
             continue
         groups: dict[str, Problem] = {}
-        found = list(_same_errors(kind, condition, at))
+        found = list(_same_errors(kind, newest, at))
         is_capped = sum(each.count for each in found) >= MAX_ROWS
         for each in found:
             line = problem_line(each.end)
@@ -141,17 +139,15 @@ class _SameErrors:
     newest_pk: int
 
 
-def _same_errors(kind: ResumableKind, condition: models.Q, at: str) -> Iterator[_SameErrors]:
+def _same_errors(kind: ResumableKind, newest: models.QuerySet[Any], at: str) -> Iterator[_SameErrors]:
     """Yield what the newest rows have in common, grouped by the database. They are read in the order of an index."""
-    alias = alias_of(kind.model)
-    rows = kind.model._default_manager.using(alias).filter(condition).order_by(f"-{at}")
     columns = {
         "newest_pk": models.F("pk"),
         "name_of_row": models.F(kind.name_field),
         "tail": Right("error", MAX_END_OF_ERROR),
         "seen": models.F(at),
     }
-    newest = rows.annotate(**columns).values_list(*columns)[:MAX_ROWS]
+    alias, newest = newest.db, newest.annotate(**columns).values_list(*columns)[:MAX_ROWS]
     sql, params = newest.query.get_compiler(using=alias).as_sql()
     connection = connections[alias]
     # A comparison of MariaDB may ignore case and accents.

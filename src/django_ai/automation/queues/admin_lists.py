@@ -87,7 +87,7 @@ class PreparedChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
-        self.result_list = list(self.result_list)
+        self.result_list = list(self.result_list) if self.result_count else []  # none: no need to search again
         is_last = self.result_count >= MAX_COUNTED_ROWS and self.page_num == self.paginator.num_pages
         if is_last and self.result_list and self.queryset.query.order_by[:1] in (("-pk",), ("-id",)):
             older = {OLDER_THAN: self.result_list[-1].pk}

@@ -20,6 +20,7 @@ from ...agents.models import FINISHED as ENDED_AGENTS
 from ...agents.models import AgentRun, AgentStatus
 from ...db.writer import alias_of
 from ...events.models import CallbackExecution, Event, EventStatus, ExecutionStatus, Schedule
+from ...queues.wakeable import newest_parked
 from ...workflows.models import WorkflowRun
 from ...workflows.statuses import FINISHED as ENDED_RUNS
 from ...workflows.statuses import WorkflowStatus
@@ -28,7 +29,7 @@ from .entries import AGENT, CALLBACK, EVENT, SCHEDULE, WORKFLOW, CatalogueEntry
 DAY = timedelta(days=1)
 MAX_OF_TABLE = 20_000
 MAX_OF_NAME = 2_000
-MAX_BROKEN = 10_000
+MAX_BROKEN = 2_000
 
 
 @dataclass(slots=True)
@@ -185,7 +186,7 @@ def _grouped(table: _Table, newest: Sequence[models.QuerySet[Any]], since: datet
 def _broken(table: _Table, since: datetime) -> tuple[Counter[str], bool]:
     """Return how many rows of each name have failed or are parked, and whether there are more than were read."""
     rows = table.model._default_manager.using(alias_of(table.model))
-    found = [rows.filter(parked_at__isnull=False, status="parked").order_by("-parked_at")]
+    found = [newest_parked(rows)]
     if table.has_failed:
         found.append(rows.filter(status="failed").order_by("-finished_at"))
     newest = [each.values(table.name, "status", table.done_at)[:MAX_BROKEN] for each in found]
