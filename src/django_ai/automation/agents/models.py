@@ -333,7 +333,7 @@ class HandlerExecution(AutomationModel):
             return gettext("its agent %s") % self.run
         if self.run.wake_at is not None and self.run.wake_at <= max(now, self.due_at):
             why = f", {deferral_text(self.deferrals, self.error)}" if self.deferrals else ""
-            return f"{timed(gettext('its agent %s') % self.run, max(self.run.wake_at, self.due_at))}{why}"
+            return timed(gettext("its agent %s") % self.run, max(self.run.wake_at, self.due_at)) + why
         end = self.run.end_of_pause if self.run.wake_at is None else ""
         if end:
             return gettext("its agent %(agent)s, which waits for %(what)s") % {"agent": self.run, "what": end}

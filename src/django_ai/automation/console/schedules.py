@@ -71,7 +71,8 @@ def _facts(row: Schedule) -> Iterator[Fact]:
     yield Fact(gettext("Starts"), row.target)
     yield Fact(gettext("Times"), row.in_words)
     if row.cron:
-        yield Fact(gettext("Cron expression"), f"{row.cron} ({row.timezone or gettext('time zone of the project')})")
+        zone = row.timezone or gettext("time zone of the project")
+        yield Fact(gettext("Cron expression"), f"{row.cron} ({zone})")
     yield Fact(gettext("If the last one still works"), str(row.get_overlap_display()))
     yield Fact(gettext("Declared"), gettext("in code") if row.is_declared else gettext("by staff"))
     yield Fact(gettext("Fired"), str(row.fired))

@@ -188,7 +188,7 @@ def _when(subscription: Subscription) -> str:
     if subscription.offset is not None:
         return _at_offset(subscription.offset, event)
     text = gettext("when %s occurs") % event
-    return text if subscription.window is None else f"{text}, {gettext('collected with other events')}"
+    return text if subscription.window is None else f"{text}, " + gettext("collected with other events")
 
 
 def _at_offset(offset: Offset, event: str) -> str:

@@ -236,7 +236,7 @@ def _text(outcome: SourceOutcome) -> str:
         return gettext("child run %s") % outcome.subject
     what = gettext("event %s") if outcome.kind == OutcomeKind.EVENT else gettext("signal %s")
     text = what % outcome.subject
-    return text if outcome.duration is None else f"{text}, {gettext('after %s') % _length(outcome.duration)}"
+    return text if outcome.duration is None else f"{text}, " + gettext("after %s") % _length(outcome.duration)
 
 
 def _length(duration: timedelta | str | None) -> str:

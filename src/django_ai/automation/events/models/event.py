@@ -370,7 +370,7 @@ class Event(Wakeable):
         if self.status == EventStatus.PARKED:
             return self.parked_reason()
         if self.wake_at is not None and self.attempt:
-            return f"{timed(gettext('its next attempt'), self.wake_at)}: {last_line(self.error)}"
+            return timed(gettext("its next attempt"), self.wake_at) + f": {last_line(self.error)}"
         if self.wake_at is not None:
             is_pending = self.status == EventStatus.PENDING
             if not self.armed and self.status != EventStatus.PROCESSED:

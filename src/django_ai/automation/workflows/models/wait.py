@@ -102,7 +102,7 @@ class Wait(AutomationModel):
         """Return the ``description``; ``child_name`` stands for a child run, which is read otherwise."""
         kind, _, name = self.channel.partition(":")
         if self.is_timer:
-            return f"{timed(gettext('its timer'), self.deadline)} ({self.branch})" if self.deadline else ""
+            return timed(gettext("its timer"), self.deadline) + f" ({self.branch})" if self.deadline else ""
         if kind == SUBFLOW and child_name is not None:
             what = child_name
         elif kind == SUBFLOW:
