@@ -15,7 +15,7 @@ from django_ai.automation.events.models import CallbackExecution, Event, Schedul
 from django_ai.automation.queues.operations.explanations import explain
 from django_ai.automation.queues.operations.health import check_health
 from django_ai.automation.workflows.models import Signal, StepExecution, WorkflowRun
-from hotel.models import HousekeepingTask, Message
+from hotel.models import HousekeepingTask, Message, Reservation
 from hotel.pace import hours
 
 from . import agents
@@ -65,9 +65,11 @@ def confirmed(day: Day) -> str | None:
 
 def throttled(day: Day) -> str | None:
     letters = Message.objects.filter(text__startswith="House rules for").order_by("sent_at")
-    sent = [seconds(day.started, each.sent_at) for each in letters]
-    if len(sent) < len(day.guests):
+    # On a slow machine Dan's reservation is deleted before its letter has had its turn.
+    rooms = [each.text.removeprefix("House rules for room ") for each in letters]
+    if not rooms or Reservation.objects.exclude(room__in=rooms).exists():
         return None
+    sent = [seconds(day.started, each.sent_at) for each in letters]
     early = [late for number, late in enumerate(sent) if late - sent[0] < number / 2 - MAX_CLOCK_ERROR_SECONDS]
     assert not early, f"too fast: {', '.join(f'{late:.2f} s' for late in sent)}"
     return f"{len(sent)} letters in {sent[-1] - sent[0]:.2f} s, two a second"

@@ -39,6 +39,8 @@ def confirm(event: Event) -> None:
 @on_event("reservation_confirmed", throttle=Throttle(2, per=timedelta(seconds=1)))
 def send_the_house_rules(event: Event) -> None:
     """The mail service takes two letters a second, from all workers together."""
+    if event.entity is None:
+        return  # deleted while the letter waited for its turn
     write(event, f"House rules for room {event.entity.room}")
 
 
