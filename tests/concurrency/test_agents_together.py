@@ -66,6 +66,7 @@ def test_of_two_that_claim_an_event_at_once_one_does(companion):
 # -- one handler at a time ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fifty_events_on_one_agent(companion):
     guest = Person.objects.create()
     AgentManager.spawn("companion", guest_id=guest.pk)
@@ -201,6 +202,7 @@ def test_the_worker_comes_while_subscribers_are_notified(companion, monkeypatch,
     assert effects() == ["heard first", "heard second"]
 
 
+@pytest.mark.slow
 def test_the_worker_dies_before_its_last_look(companion, monkeypatch):
     """The event reached the mailbox while the agent was leased. After the worker's death, the poller finds it."""
     guest = Person.objects.create()
@@ -239,6 +241,7 @@ def born_meanwhile(booking: Booking) -> None:
     confirm(booking)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name", "moment"), BORN)
 def test_events_that_occur_while_an_agent_comes_to_life(companion, monkeypatch, module, name, moment):
     if connection.vendor == "sqlite" and name == "keys_of":
@@ -265,6 +268,7 @@ def test_events_that_occur_between_install_and_commit(companion, monkeypatch, mo
     assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
 
 
+@pytest.mark.slow
 @one_writer
 def test_an_event_that_arrives_before_the_agent_and_commits_after_it(companion, monkeypatch):
     """Keys are not allocated in commit order, so the agent's position is below the keys of open transactions."""
@@ -357,6 +361,7 @@ def test_a_handler_changes_its_agents_match_while_the_event_is_notified():
     assert effects() == ["old, before the commit", "new, after it"]
 
 
+@pytest.mark.slow
 def test_the_agent_is_ended_while_an_event_is_notified(companion, monkeypatch):
     guest = Person.objects.create()
     run = AgentManager.spawn("companion", guest_id=guest.pk)
@@ -370,6 +375,7 @@ def test_the_agent_is_ended_while_an_event_is_notified(companion, monkeypatch):
     assert Message.objects.count() == 1
 
 
+@pytest.mark.slow
 def test_many_lives_and_deaths_at_once(companion):
     """Bookings, spawns, completions and workers run concurrently.
 

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
 RUNS = 24
 
 
+@pytest.mark.slow
 def test_two_workers_carry_out_one_bulk_action(monkeypatch):
     monkeypatch.setattr(performing, "ROWS_PER_BITE", 2)
 

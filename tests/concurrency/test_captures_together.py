@@ -36,6 +36,7 @@ def test_rows_of_one_entity_that_two_workers_have_leased_are_recorded_once():
     assert len(occurrences("parcel_updated")) == 4
 
 
+@pytest.mark.slow
 def test_many_workers_and_writers_count_each_write_once():
     Parcel.objects.bulk_create([Parcel(code=str(n)) for n in range(30)])
 

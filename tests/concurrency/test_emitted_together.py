@@ -66,6 +66,7 @@ def test_one_who_emits_while_it_is_cancelled_records_it_anew(clock):
     assert dict(Event.objects.values_list("status", "active_key")).keys() == {"cancelled", "processed"}
 
 
+@pytest.mark.slow
 def test_no_wait_misses_what_is_emitted_beside_it():
     paid()
 
@@ -92,6 +93,7 @@ def test_no_wait_misses_what_is_emitted_beside_it():
     assert sorted(map(int, effects())) == list(numbers)
 
 
+@pytest.mark.slow
 def test_no_agent_misses_what_is_emitted_beside_it():
     paid()
     FreeEvent("ordered")

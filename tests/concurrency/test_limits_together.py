@@ -64,6 +64,7 @@ def drain_to_the_end() -> None:
         drain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2])
 def test_several_workers_execute_no_more_than_the_limit_says(limit):
     counter = counted(concurrency=Concurrency(limit))
@@ -76,6 +77,7 @@ def test_several_workers_execute_no_more_than_the_limit_says(limit):
     assert slots() == {}
 
 
+@pytest.mark.slow
 def test_several_workers_execute_one_singleton_at_a_time():
     counter = counted(singleton=Singleton(on_conflict="queue"))
     start(*map(str, range(20)), name="counted")
@@ -90,6 +92,7 @@ def test_several_workers_count_starts_together():
     assert sorted(statuses()) == ["cancelled"] * 23 + ["completed"] * 7
 
 
+@pytest.mark.slow
 def test_several_workers_start_at_one_pace():
     limited(throttle=Throttle(1, per=HOUR, burst=5))
     start(*map(str, range(20)))

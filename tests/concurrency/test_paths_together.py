@@ -46,6 +46,7 @@ def cancelling(answers: list[bool], run: WorkflowRun, reason: str, **options: bo
     return lambda: answers.append(engine.cancel(run.pk, reason, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["waits", "fails"])
 def test_of_cancellations_and_failures_at_once_one_begins_its_path(ends):
     undoing(lambda self: fail("failed") if ends == "fails" else wait("bell"))
@@ -62,6 +63,7 @@ def test_of_cancellations_and_failures_at_once_one_begins_its_path(ends):
         assert effects()[2 * number :] == [f"{number} undo {run.error}", f"{number} more {run.error}"]
 
 
+@pytest.mark.slow
 def test_a_path_that_ends_and_a_cancellation_at_once_have_one_end():
     undoing(lambda self: fail("failed"))
     for number in range(ROUNDS):
@@ -122,6 +124,7 @@ def test_a_cancellation_waits_for_a_failure_that_is_committing():
     assert StepExecution.objects.filter(step="cancelled").count() == 0
 
 
+@pytest.mark.slow
 def test_cancellations_of_a_family_at_once_end_each_member_once():
     flow(lambda self: wait("bell"), "child", version=2, undo=hook(on_cancel, lambda *_: leave("child")))
     flow(lambda self: run_subflow("child"), "parent", undo=hook(on_cancel, lambda *_: leave("parent")))

@@ -28,6 +28,7 @@ def kept(raised: list[BaseException]) -> list[BaseException]:
     return [error for error in raised if not isinstance(error, StateError)]
 
 
+@pytest.mark.slow
 def test_two_redeliveries_beside_two_workers_handle_the_event_once(work):
     broken = [True]
 
@@ -57,6 +58,7 @@ def test_two_redeliveries_beside_two_workers_handle_the_event_once(work):
         assert effects().count(f"created {event.pk}") == 1
 
 
+@pytest.mark.slow
 def test_an_event_that_is_fired_and_moved_by_several_occurs_once(clock, work):
     hear(paid())
     for number in range(ROUNDS):

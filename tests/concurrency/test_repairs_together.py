@@ -27,6 +27,7 @@ def kept(raised: list[BaseException]) -> list[BaseException]:
     return [error for error in raised if not isinstance(error, StateError)]
 
 
+@pytest.mark.slow
 def test_two_who_try_now_beside_two_workers_make_one_attempt_for_each_record(work):
     def first(self):
         raise ValueError("down")
@@ -44,6 +45,7 @@ def test_two_who_try_now_beside_two_workers_make_one_attempt_for_each_record(wor
         assert found.steps.filter(outcome="error").count() == 1 + tried
 
 
+@pytest.mark.slow
 def test_a_skip_beside_the_signal_and_workers_wakes_the_run_once(work):
     def after(self):
         leave(f"after {self.context.n} {get_wake().reason}")
@@ -60,6 +62,7 @@ def test_a_skip_beside_the_signal_and_workers_wakes_the_run_once(work):
         assert Signal.unfinished().count() == 0
 
 
+@pytest.mark.slow
 def test_an_edit_and_a_step_beside_it_are_both_kept_or_the_edit_is_refused(work):
     def after(self):
         self.context.n += 1
@@ -78,6 +81,7 @@ def test_an_edit_and_a_step_beside_it_are_both_kept_or_the_edit_is_refused(work)
         assert found.data["text"] == ("" if was_refused else "edited")
 
 
+@pytest.mark.slow
 def test_a_rewind_beside_a_worker_that_performs_the_run_keeps_one_of_both(work):
     """A worker whose run is rewound has its write refused, so each visit of the step counts once."""
 
@@ -100,6 +104,7 @@ def test_a_rewind_beside_a_worker_that_performs_the_run_keeps_one_of_both(work):
         assert found.steps.filter(outcome="rewind").count() == 2
 
 
+@pytest.mark.slow
 def test_two_forks_beside_a_rewind_start_two_runs(work):
     flow(lambda self: wait("word"))
     for _ in range(ROUNDS):

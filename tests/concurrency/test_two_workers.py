@@ -51,6 +51,7 @@ def test_a_claim_locks_what_it_takes_and_no_more():
     assert sorted(row.pk for row in [*mine, *others]) == sorted(row.pk for row in due[-20:])
 
 
+@pytest.mark.slow
 def test_steps_are_kept_once_however_many_workers_there_are():
     for number in range(20):
         engine.start("story:count", steps=3)

@@ -104,6 +104,7 @@ def test_real_seconds_killed_pool_process_is_replaced_and_the_dispatcher_continu
 
 
 class TestCelery:
+    @pytest.mark.slow
     def test_task_is_registered_when_django_starts(self):
         code = "import django; django.setup(); from celery import current_app as app; app.finalize(); print(*app.tasks)"
         done = subprocess.run(

@@ -87,6 +87,7 @@ def heard(text):
 EVERYBODY = ["audit", "concierge", "on_event", "workflow"]
 
 
+@pytest.mark.slow
 def test_the_guides_example_from_hold_to_release(desk, work):
     guest = Person.objects.create()
     book(guest)

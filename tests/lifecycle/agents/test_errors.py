@@ -154,6 +154,7 @@ def test_an_execution_that_is_parked_ends_with_its_agent(subscribers, work, end)
     assert not HandlerExecution.unfinished().exists()
 
 
+@pytest.mark.slow
 def test_an_agent_shows_how_many_of_its_executions_have_failed(subscribers, clock, work, admin_client):
     (run,) = spawned("alone")
     work()

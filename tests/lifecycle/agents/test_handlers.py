@@ -207,6 +207,7 @@ class TestSeveral:
         work()
         assert effects() == ["Heir created", "mine"]
 
+    @pytest.mark.slow
     def test_one_after_the_other_in_the_order_of_their_events(self, clock, work):
         @agent("ordered", spawn_on="booking_created")
         class Ordered:
@@ -542,6 +543,7 @@ class TestRefusedAtImport:
         assert answering(lambda self: None) is not answering(lambda self: None)
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_a_handler_has_its_own_agent_and_no_other(work):
     """With many agents and events, there is exactly one execution for each (agent, event, handler)."""

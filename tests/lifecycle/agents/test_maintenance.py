@@ -142,6 +142,7 @@ class TestDeployments:
         assert effects() == [str(booking.pk)] * 2
         assert answers() == [("noted", "completed")] * 2
 
+    @pytest.mark.slow
     def test_a_new_handler_with_another_match_is_heard_after_poll_due(self, work):
         def declare(second):
             body = {"noted": handler("booking_noted")(lambda self: leave("noted"))}
@@ -206,6 +207,7 @@ class TestDeployments:
         work()
         assert effects() == ["before"]
 
+    @pytest.mark.slow
     def test_an_event_that_was_never_notified_is_found_by_poll_due(self, work, monkeypatch):
         """If a process dies after it filled the mailbox and before it made the agent due, the handler still runs."""
         from django_ai.automation.agents import subscriber
@@ -223,6 +225,7 @@ class TestDeployments:
         work()
         assert effects() == [f"confirmed {booking.pk}"]
 
+    @pytest.mark.slow
     def test_what_came_for_an_agent_that_had_ended_is_cancelled_by_poll_due(self, work, monkeypatch):
         from django_ai.automation.agents import subscriber
 
@@ -471,6 +474,7 @@ class TestAdmin:
         assert failed.status == "completed"
         assert "only a failed or parked execution" in act(client, "handlerexecution", "resume", failed.pk)
 
+    @pytest.mark.slow
     def test_who_may_only_look_cannot_act(self, client, story):
         _, run = story
         viewer = User.objects.create_user("viewer", password="x", is_staff=True)

@@ -193,6 +193,7 @@ class TestRetries:
 
 @pytest.mark.django_db(transaction=True)
 class TestEffects:
+    @pytest.mark.slow
     def test_the_idempotency_key_is_stable_over_tries_and_differs_between_executions(self, clock, work):
         keys = {}
 

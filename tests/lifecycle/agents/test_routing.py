@@ -83,6 +83,7 @@ class TestLookups:
             [f"{mine.pk} confirmed {mine.pk}", f"{mine.pk} from my guest", f"{other.pk} from the other"]
         )
 
+    @pytest.mark.slow
     def test_a_relation_by_its_key(self, work):
         lookups = ["sender", "sender_id", "sender__id", "sender__pk", "sender__exact", "sender__id__exact"]
         guest = Person.objects.create()
@@ -288,6 +289,7 @@ class TestLookups:
         work()
         assert sorted(effects()) == ["Case", "Message too"]
 
+    @pytest.mark.slow
     def test_many_agents_and_one_event(self, work, django_assert_max_num_queries):
         @agent("each", match={"guest_id": "{{ ctx.guest_id }}"})
         class Each:

@@ -108,6 +108,7 @@ def told(story, ways, work) -> dict[str, list[object]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
 def test_captured_writes_occur_as_saves_do(declare, work, story):
     declare(Parcel, *DEFINITIONS)

@@ -166,6 +166,7 @@ def test_an_unknown_zone_is_tried_again_and_parked_once(clock, work):
     assert Event.objects.of(trips[1]).get().status == "pending"
 
 
+@pytest.mark.slow
 def test_days_in_many_zones_are_compared_in_time_slices(clock, monkeypatch):
     monkeypatch.setattr(reconcile, "DATES_PER_QUERY", 4)
     monkeypatch.setattr(reconcile, "ENTITIES_PER_TRANSACTION", 2)

@@ -528,6 +528,7 @@ def test_a_paused_queue_is_not_claimed_at_all(work, naps):
     assert not HeldRow.objects.exists()
 
 
+@pytest.mark.slow
 def test_many_rows_are_held_and_released_in_few_statements(monkeypatch, settings, work, other):
     settings.AUTOMATION = {**settings.AUTOMATION, "BATCH": 50}
     monkeypatch.setattr("django_ai.automation.queues.drain._batch_size", lambda model: 50)

@@ -242,6 +242,7 @@ def test_what_makes_no_sense():
     assert "EXIT 1: --since 'yesterday' is not an ISO date" in resume(since="yesterday")
 
 
+@pytest.mark.slow
 def test_many_are_listed_in_part_and_resumed_in_batches(work):
     flow()
     for _ in range(120):

@@ -415,6 +415,7 @@ def test_the_last_visits_stay_however_old(clock, work):
     assert [each.step for each in run.steps.order_by("pk")] == ["third", "first", "second", "third"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", ["event", "signal"])
 def test_what_a_living_run_has_consumed_is_not_heard_again(clock, work, channel):
     """The history of a run is kept as long as the events and signals that it records as consumed."""

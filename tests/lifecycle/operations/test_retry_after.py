@@ -326,6 +326,7 @@ def test_each_lost_lease_is_recorded_also_after_a_deferral(clock, work):
     assert [outcome for _, _, outcome in history(run)] == ["lost", "retry_after", "lost", "retry_after", "complete"]
 
 
+@pytest.mark.slow
 def test_the_history_of_an_endless_loop_is_pruned(clock, work, settings):
     settings.AUTOMATION = {**settings.AUTOMATION, "RETENTION_HISTORY": DAY}
 

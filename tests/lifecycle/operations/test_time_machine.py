@@ -323,6 +323,7 @@ def test_what_was_due_before_it_began_is_performed_at_once(db):
         assert effects() == ["due 0:00:00"]
 
 
+@pytest.mark.slow
 def test_one_moment_for_many_rows(machine):
     hear("due")
     for _ in range(45):  # more rows than one claim takes
@@ -331,6 +332,7 @@ def test_one_moment_for_many_rows(machine):
     assert effects() == ["due 1 day, 0:00:00"] * 45
 
 
+@pytest.mark.slow
 def test_a_month_of_a_guest_is_short(machine):
     """A month takes less than 30 seconds, so nothing waits in real time. ``bench`` measures the exact duration."""
 

@@ -61,6 +61,7 @@ def test_the_package_can_be_imported_before_django_is_set_up():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_not_needed_until_it_is():
     done = python(
         "-c",

@@ -457,6 +457,7 @@ assert "django.contrib.auth.models" not in sys.modules and "django.contrib.admin
 """
 
 
+@pytest.mark.slow
 def test_a_project_without_users_and_admin_has_histories_too():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_USERS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,

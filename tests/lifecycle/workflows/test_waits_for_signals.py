@@ -265,6 +265,7 @@ def test_a_payload_that_cannot_be_stored_is_refused():
     assert not Signal.objects.exists()
 
 
+@pytest.mark.slow
 def test_many_who_wait_are_woken_in_a_few_statements(work):
     waiter()
     template = begin(work)

@@ -59,6 +59,7 @@ def test_what_occurred_before_the_run_began_is_not_meant(clock, work):
     assert status(run) == "suspended"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["looking back", "notified"])
 def test_deleted_entities_are_compared_by_their_snapshots(clock, work, before):
     Guest.objects.create(pk=5, name="Ann")

@@ -54,6 +54,7 @@ MATCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["looking back", "notified"])
 def test_lookups_that_are_more_than_equality(work, before):
     """A lookup gives the same result for a run that waits when the event occurs and for one that waits later."""
@@ -226,6 +227,7 @@ def test_a_none_of_the_context_is_looked_back_for(work):
 # -- values are typed --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["looking back", "notified"])
 def test_values_are_typed_by_the_field(work, before):
     noon = datetime(2030, 1, 1, 12, tzinfo=UTC)

@@ -23,6 +23,7 @@ SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 # -- matching ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_matches_of_many_shapes(work):
     ann, bob = (Guest.objects.create(name=name) for name in ("Ann", "O'Brien"))
     mine, other = Reservation.objects.create(guest=bob), Reservation.objects.create(guest=ann)
