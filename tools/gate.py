@@ -6,9 +6,9 @@ are left to the second tier.
 
 Tier 2, ``make test-ci``:
 
-1. In parallel: the faults and scenarios on all databases; the slow tests on SQLite and PostgreSQL; the other half of
-   the first tier on PostgreSQL; all tests that need a database on MariaDB; the console and telemetry on PostgreSQL. On
-   SQLite, with the newest Python and Django for
+1. In parallel: a third of the faults and scenarios on each database; the slow tests on SQLite and PostgreSQL; the
+   other half of the first tier on PostgreSQL; half of the tests that need a database on MariaDB; the console and
+   telemetry on PostgreSQL. On SQLite, with the newest Python and Django for
    which this machine has an interpreter: the quick tests of the first tier, the console and telemetry; among them the
    lifecycle in other surroundings, with a clock that moves at each reading and a replica that stays empty. The pages
    in a browser, on PostgreSQL if it is available. The audit of the dependencies. Coverage is measured with the newest
@@ -17,13 +17,14 @@ Tier 2, ``make test-ci``:
 3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
    the newest.
 
-Except for the lifecycle, no test runs twice on one database with one Python. Each suite ends with the summary line of
+Except for the lifecycle, no test runs twice on one database with one Python. Two cores have no time for more:
+``make test-all`` runs all of them everywhere. Each suite ends with the summary line of
 pytest.
 
 A missing service is reported, with the way to start it, and its tests are skipped. A service that
-``AUTOMATION_REQUIRE`` names, as CI does, must be available. ``make test-all`` (the tier ``all``) runs both tiers, the
-oldest versions that pyproject.toml allows, all crash points with all three kinds of crash, the runtimes, and a soak of
-ten minutes, each of these on each database.
+``AUTOMATION_REQUIRE`` names, as CI does, must be available. ``make test-all`` (the tier ``all``) runs both tiers with
+nothing left out, the oldest versions that pyproject.toml allows, all crash points with all three kinds of crash, the
+runtimes, and a soak of ten minutes, each of these on each database.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ WORKERS = "alone"
 NOTHING_SELECTED = 5  # the exit code of pytest
 SHARES = {"SQLite": "0/2", "PostgreSQL": "1/2"}
 """The share of the quick tests that the first tier runs on each database (see ``tests/support/shares.py``)."""
+OTHER_SHARE = "0/2"
+"""The share of the tests that the second tier runs on MariaDB, for which two cores have no more time."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +186,16 @@ def second_tier_suites(
     databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
 ) -> Iterator[Suite]:
     """Yield the suites of the second tier that run in parallel, the longest first."""
-    # There are three kinds of crash at a crash point. Each database tests another ninth of the points, each in one of
-    # the kinds. ``make test-all`` tests every point in every kind.
-    of = 9 * len(databases)
+    # Each database runs another part of the faults and scenarios, and another part of the crash points in them, each in
+    # one of the three kinds of crash. ``make test-all`` runs everything on each.
+    of = len(databases)
     shared = {
-        title: database if everything else {**database, "CRASH_POINTS": f"{9 * number}/{of}"}
+        title: database
+        if everything
+        else {**database, "CRASH_POINTS": f"{3 * number}/{3 * of}", SHARE: f"{number}/{of}" if of > 1 else ""}
         for number, (title, database) in enumerate(databases.items())
     }
-    here, slowest_first = Path(sys.executable), list(reversed(shared))
+    here, slowest_first = Path(sys.executable), list(reversed(databases))
 
     def faults_of(title: str) -> Suite:
         # A suite of their own, to balance the duration of the suites.
@@ -209,9 +214,11 @@ def second_tier_suites(
         # With the newest versions, the quick tests of the pages run on SQLite below.
         if title == "PostgreSQL" or (title == "SQLite" and (newest is None or everything)):
             ignored = (*ignored, *PAGES_AND_METRICS)
-            yield Suite(f"{title}, pages and metrics", here, shared[title], ("-m", TOGETHER, *PAGES_AND_METRICS))
+            yield Suite(f"{title}, pages and metrics", here, databases[title], ("-m", TOGETHER, *PAGES_AND_METRICS))
         options, is_slow = ("-m", marks, *ignoring(ignored)), marks == SLOW
-        yield Suite(title, here, shared[title], options, covered=newest is None and not is_slow, may_be_empty=is_slow)
+        share = OTHER_SHARE if title == "MariaDB" and not everything else ""
+        shown, database = f"{title}, share {share}" if share else title, {**databases[title], SHARE: share}
+        yield Suite(shown, here, database, options, covered=newest is None and not is_slow, may_be_empty=is_slow)
         if title == slowest_first[0]:
             yield faults_of(first)
             # The lifecycle once more, in other surroundings, and with the newest versions.
