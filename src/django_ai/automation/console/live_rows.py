@@ -67,7 +67,9 @@ class LiveRows:
         ordered = sorted(found.items(), key=lambda each: tuple(map(str, each[0])))
         for start in range(0, len(ordered), EXAMPLES_PER_QUERY):
             some = ordered[start : start + EXAMPLES_PER_QUERY]
-            loaded = rows.model._default_manager.select_related(*related).in_bulk([first for _, (_, first) in some])
+            examples = rows.model._default_manager.all()
+            examples = examples.select_related(*related) if related else examples  # without names: everything
+            loaded = examples.in_bulk([first for _, (_, first) in some])
             for key, (number, first) in some:
                 if first in loaded:  # else it was deleted meanwhile
                     yield Group(dict(zip(names, key, strict=True)), number, loaded[first])
