@@ -23,6 +23,7 @@ HOW_TO_START = (
     "name a server with MYSQL_HOST, MYSQL_USER and MYSQL_PASSWORD; or run `docker run -p 3306:3306 "
     "-e MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 mariadb:10.6`."
 )
+LIKE_DEBIAN = ("--character-set-server=utf8mb4", "--collation-server=utf8mb4_general_ci")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 
 
@@ -93,7 +94,7 @@ def _temporary_server() -> Iterator[dict[str, str]]:
     create = [install, *common, "--skip-test-db", "--auth-root-authentication-method=normal"]
     # The data is deleted after the tests, so nothing needs to wait for the disk.
     careless = ["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0", "--innodb-flush-method=nosync"]
-    start = [daemon, *common, f"--socket={folder}/s", "--skip-networking", "--sync-frm=0", *careless]
+    start = [daemon, *common, f"--socket={folder}/s", "--skip-networking", "--sync-frm=0", *careless, *LIKE_DEBIAN]
     process = None
     try:
         with log.open("wb") as output:
