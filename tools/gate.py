@@ -13,7 +13,7 @@ Tier 2, ``make test-ci``:
    lifecycle in other surroundings, with a clock that moves at each reading and a replica that stays empty. The pages
    in a browser, on PostgreSQL if it is available. The audit of the dependencies. Coverage is measured with the newest
    versions, where that costs next to nothing.
-2. In parallel: the tests that start real workers (the mark ``alone``), on all databases.
+2. In parallel: the tests that start real workers (the mark ``alone``): all on PostgreSQL, half on each other database.
 3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
    the newest.
 
@@ -149,7 +149,7 @@ def run_second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: b
     coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
     run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
     run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
-    run_in_parallel(list(worker_suites(databases)), scratch)
+    run_in_parallel(list(worker_suites(databases, everything=everything)), scratch)
     for title, database in databases.items() if everything else ():
         soak = [sys.executable, "-m", "tests.support.soak.run", "--minutes", str(SOAK_MINUTES)]
         run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
@@ -253,11 +253,14 @@ def runtime_suites(
             yield f"{title}, newest Python and Django", newest, database
 
 
-def worker_suites(databases: dict[str, dict[str, str]]) -> Iterator[Suite]:
-    """Yield the suites that start real workers, except for ``tests/runtimes``."""
+def worker_suites(databases: dict[str, dict[str, str]], *, everything: bool) -> Iterator[Suite]:
+    """Yield the suites that start real workers, except for ``tests/runtimes``: all of them on PostgreSQL, and half of
+    them on each other database. ``make test-all`` runs all on each."""
+    options = ("-m", WORKERS, f"--ignore={RUNTIMES}")
     for title in sorted(databases, key=lambda title: title != "PostgreSQL"):  # the longest first
-        options = ("-m", WORKERS, f"--ignore={RUNTIMES}")
-        yield Suite(f"{title}, with real workers", Path(sys.executable), databases[title], options)
+        whole = everything or title == "PostgreSQL" or "PostgreSQL" not in databases
+        share = {} if whole else {SHARE: SHARES["SQLite" if title == "SQLite" else "PostgreSQL"]}
+        yield Suite(f"{title}, with real workers", Path(sys.executable), {**databases[title], **share}, options)
 
 
 def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:

@@ -45,7 +45,7 @@ def runs(title: str, marks: Collection[str], folder: str) -> Fraction:
     tiers = [
         *gate.first_tier_suites(TWO),
         *gate.second_tier_suites(DATABASES, None, everything=False),
-        *gate.worker_suites(DATABASES),
+        *gate.worker_suites(DATABASES, everything=False),
     ]
     found = sum(
         (share_of(suite) for suite in tiers if suite.title.startswith(title) and selects(suite, marks, folder)),
@@ -67,11 +67,12 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     without = without or (title != "PostgreSQL" and folder == gate.RUNTIMES and "alone" in marks)
     # The pages are tested in a browser on PostgreSQL.
     without = without or (title != "PostgreSQL" and folder == gate.BROWSER and "alone" not in marks)
-    # Of the faults and scenarios each database runs a third, and MariaDB half of the others.
+    # Of the faults and scenarios each database runs a third, and MariaDB half of the others. With real workers, the
+    # databases beside PostgreSQL run half.
     part = Fraction(1)
     if "alone" not in marks and folder in gate.FAULTS:
         part = Fraction(1, 3)
-    elif "alone" not in marks and title == "MariaDB":
+    elif title == "MariaDB" or ("alone" in marks and title == "SQLite"):
         part = Fraction(1, 2)
     assert runs(title, marks, folder) == (0 if without else part)
 

@@ -159,7 +159,10 @@ class TestOptions:
         ("options", "message"),
         [
             (["--kinds", "workflow"], "Did you mean 'workflows'"),
-            (["--kinds", "mail"], "agents, bulk, callbacks, events, limits, maintenance, schedules, signals, workflows"),
+            (
+                ["--kinds", "mail"],
+                "agents, bulk, callbacks, events, limits, maintenance, schedules",
+            ),
             (["--processes", "0"], "--processes=0 must be at least 1"),
             (["--poll", "0"], "--poll=0 must be positive"),
             (["--grace", "-1"], "--grace=-1"),
