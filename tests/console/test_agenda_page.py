@@ -14,7 +14,9 @@ from django.urls import reverse
 from pydantic import BaseModel
 
 from django_ai.automation import complete, event_workflow, on_event, step
+from django_ai.automation.console.agenda import planned_between
 from django_ai.automation.queues.drain import drain
+from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -110,3 +112,13 @@ def test_the_number_of_queries_does_not_depend_on_what_is_planned(clock, client)
             shown(client)
         counts.append(len(queries))
     assert counts[0] == counts[1] <= 30
+
+
+def test_rows_that_are_parked_for_code_do_not_take_the_place_of_others(clock):
+    for _ in range(4):
+        WorkflowRun.objects.create(
+            name="gone", status="parked", parked_at=clock.now, wake_at=clock.now + timedelta(minutes=1)
+        )
+    planned = WorkflowRun.objects.create(name="reminder", wake_at=clock.now + timedelta(hours=1))
+    found = planned_between(clock.now, clock.now + timedelta(hours=2), clock.now, limit=2)
+    assert [(each.row, found.is_cut) for each in found.planned] == [(planned, False)]

@@ -25,7 +25,7 @@ else:  # at run time Django's classes are not generic
 MAX_INLINE_ROWS = 50
 MAX_COUNTED_ROWS = 10_000
 OLDER_THAN = "id__lt"
-"""The parameter of a list that goes on where the rows end that are counted."""
+"""The parameter of a list that continues where the counted rows end."""
 
 
 class NewestRows(FormSet):

@@ -80,15 +80,16 @@ def waking_rows(
     lanes: Sequence[Lane], since: datetime | None, until: datetime, limit: int
 ) -> dict[type[Wakeable], list[int]]:
     """Return the primary keys of the rows of ``lanes`` that wake from ``since`` (None: also those that are due) to
-    before ``until``, by model. Of each lane the first ``limit`` rows are read."""
+    before ``until``, by model. Of each lane the first ``limit`` rows are read; those that are parked, and wake only to
+    look for their code again, are passed by."""
     found: dict[type[Wakeable], list[int]] = {}
-    for number, pk, *_ in _waking(lanes, since, until, limit, ""):
+    for number, pk, *_ in _waking(lanes, since, until, limit, passing=" AND parked_at IS NULL"):
         found.setdefault(lanes[number].model, []).append(pk)
     return found
 
 
 def _waking(
-    lanes: Sequence[Lane], since: datetime | None, until: datetime, limit: int, condition: str
+    lanes: Sequence[Lane], since: datetime | None, until: datetime, limit: int, condition: str = "", passing: str = ""
 ) -> list[tuple[int, int, str, datetime]]:
     """Return (number of the lane, primary key, lease, wake time) of the first rows of lanes that wake in a period."""
     if not lanes:
@@ -101,7 +102,7 @@ def _waking(
     for number, lane in enumerate(lanes):
         first = (
             f"SELECT id, lease, wake_at FROM {_table(connection, lane)} "
-            f"WHERE {_condition(lane)}{span} ORDER BY wake_at LIMIT {limit}"
+            f"WHERE {_condition(lane)}{span}{passing} ORDER BY wake_at LIMIT {limit}"
         )
         where = f" WHERE {condition}" if condition else ""
         branches.append(f"SELECT {number}, id, lease, wake_at FROM ({first}) AS waking{where}")
