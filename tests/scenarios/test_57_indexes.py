@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from django_ai.automation.agents.models import AgentRun, HandlerExecution
 from django_ai.automation.events.models import CallbackExecution, CapturedWrite, Event, Schedule
+from django_ai.automation.queues.models import BulkAction
 from django_ai.automation.queues.operations.failed_and_parked import failed_keys, parked_keys
 from django_ai.automation.queues.operations.resume import resumable_kinds
 from django_ai.automation.workflows.models import Signal
@@ -79,6 +80,8 @@ def fill(model) -> None:
         rows = [Schedule(name=str(each), target="t", cron="0 2 * * *") for each in range(number)]
     elif model is CapturedWrite:
         rows = [CapturedWrite(model="x", operation="insert", written_at=now, **entity) for _ in range(number)]
+    elif model is BulkAction:
+        rows = [BulkAction(verb="cancel", row_kind="workflow", status="completed") for _ in range(number)]
     elif model is Signal:
         rows = [Signal(name="s", delivered_at=now) for _ in range(number)]
     else:

@@ -279,6 +279,10 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
+SECONDS_OF_A_CHILD = 60
+"""A child that runs for longer hangs."""
+
+
 @dataclass
 class Child:
     """The result of a program that ran in a child process."""
@@ -322,7 +326,10 @@ def _be_the_child(program: Program, clock: Any, target: str | None, mode: str, p
         os.write(pipe, f"{kind}={text}\0".encode())
 
     code = 1
-    faulthandler.dump_traceback_later(20, exit=True, file=pipe)  # a child that hangs reports where, and exits
+    # A child that hangs reports where, and the signal kills it. The engine's watchdog uses faulthandler's own timer.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGALRM, file=pipe, chain=True)
+    signal.alarm(SECONDS_OF_A_CHILD)
     try:
         with Points(target, mode).watching() as points:
             program.run(clock, report=lambda number: say("act", number))

@@ -7,7 +7,7 @@ from django.core.management import call_command
 
 from django_ai.automation.app_names import AUTOMATION_APPS
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(databases="__all__")  # the command asks each database for its migrations
 
 
 @pytest.mark.parametrize("app", AUTOMATION_APPS)

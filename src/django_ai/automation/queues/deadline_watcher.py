@@ -9,18 +9,14 @@ all threads of Python, this one included.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Protocol
 
 from ..conf import conf
-
-SECONDS_WITHOUT_PYTHON = 15.0
-"""How long C code may keep all threads from running before its process is ended."""
+from .watchdog import watchdog
 
 
 class Watched(Protocol):
@@ -73,17 +69,6 @@ def wake_by(moment: float) -> None:
         with _timer:
             _is_woken = True
             _timer.notify_all()
-
-
-@contextmanager
-def watchdog(seconds: float) -> Iterator[None]:
-    """End the process if the block, which sleeps for at most ``seconds``, does not end long after. Then C code holds
-    the interpreter's lock, and no Python thread can act."""
-    faulthandler.dump_traceback_later(seconds + SECONDS_WITHOUT_PYTHON, exit=True, file=2)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def _wait_until_guarded() -> None:
