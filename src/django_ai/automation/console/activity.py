@@ -99,15 +99,17 @@ def activity(now: datetime) -> Activity:
     found = Activity(now - PERIOD, now)
     sources = _sources()
     grouped = _grouped(sources, found.since)
+    summed: dict[int | str, Counts] = {}
     for number in range(len(sources)):
         minutes = grouped[number]
-        if sum(count for _, count, _ in minutes) >= MAX_ROWS:
+        if sum(count for _, count, *_ in minutes) >= MAX_ROWS:
             # The oldest minute was not read to its end.
             found.is_cut = True
-            found.since = max(found.since, min(minute for minute, *_ in minutes) + timedelta(minutes=1))
-        for minute, _, counts in minutes:
-            found.minutes.setdefault(minute, Counts()).add(counts)
-    found.minutes = {minute: counts for minute, counts in found.minutes.items() if minute >= _minute(found.since)}
+            found.since = max(found.since, _moment(min(minute for minute, *_ in minutes)) + timedelta(minutes=1))
+        for minute, _, *sums in minutes:
+            summed.setdefault(minute, Counts()).add(Counts(*map(int, sums)))
+    first = _minute(found.since)
+    found.minutes = {minute: counts for key, counts in summed.items() if (minute := _moment(key)) >= first}
     return found
 
 
@@ -124,8 +126,8 @@ def _sources() -> Sequence[_Source]:
     )
 
 
-def _grouped(sources: Sequence[_Source], since: datetime) -> dict[int, list[tuple[datetime, int, Counts]]]:
-    """Return (minute, number of rows, what they have come to) for each kind, by its number."""
+def _grouped(sources: Sequence[_Source], since: datetime) -> dict[int, list[Sequence[Any]]]:
+    """Return (minute, number of rows, done, failed, late) for each kind, by its number."""
     alias = alias_of(sources[0].model)
     branches, params = [], list[Any]()
     for number, source in enumerate(sources):
@@ -136,11 +138,11 @@ def _grouped(sources: Sequence[_Source], since: datetime) -> dict[int, list[tupl
             "GROUP BY ended_minute"
         )
         params += given
-    found: dict[int, list[tuple[datetime, int, Counts]]] = defaultdict(list)
+    found: dict[int, list[Sequence[Any]]] = defaultdict(list)
     with connections[alias].cursor() as cursor:
         cursor.execute(" UNION ALL ".join(branches), params)
-        for number, minute, count, *sums in cursor.fetchall():
-            found[number].append((_moment(minute), int(count), Counts(*map(int, sums))))
+        for number, *line in cursor.fetchall():
+            found[number].append(line)
     return found
 
 
@@ -158,7 +160,7 @@ def _ended(source: _Source, since: datetime, alias: str) -> tuple[str, Sequence[
     return str(sql), params
 
 
-def _moment(minute: Any) -> datetime:
+def _moment(minute: int | str) -> datetime:
     if isinstance(minute, int):
         return datetime.fromtimestamp(60 * minute, UTC)
     return datetime.strptime(minute[:16], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)

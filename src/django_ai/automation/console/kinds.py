@@ -17,7 +17,7 @@ from ..workflows.models import StepExecution, WorkflowRun
 from ..workflows.statuses import LOST
 from .story import duration_text
 
-MAX_ROWS = 1_000
+MAX_ROWS = 500
 """Executions of each kind that are read, the newest ones."""
 MAX_LINES = 5
 FAILED_OUTCOMES = {"error", "fail", LOST}

@@ -23,7 +23,7 @@ from ..queues.operations.resume import ResumableKind, resumable_kinds
 from ..queues.problems import MAX_END_OF_ERROR, kind_of, muted_among, problem_key, problem_line
 from ..queues.wakeable import newest_parked
 
-MAX_ROWS = 2_000
+MAX_ROWS = 1_000
 """How many of the newest rows of each kind and state are read."""
 
 
