@@ -46,6 +46,7 @@ HOLDS = {
         "automation_workflows.WorkflowRun.branches",
         "automation_workflows.WorkflowRun.ending",
         "automation_workflows.StepExecution.before",
+        "automation_queues.Limiter.name",  # of functions and handlers
         "automation_queues.Action.what",
         "automation_queues.MutedProblem.name",
         "automation_queues.Maintenance.position",

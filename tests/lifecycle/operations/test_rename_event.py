@@ -12,27 +12,39 @@ from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import (
+    AgentManager,
+    Concurrency,
     EventDefinition,
     FreeEvent,
+    RateLimit,
     acting_as,
+    agent,
     claims,
     complete,
     emit,
     engine,
     event_workflow,
+    handler,
     on_event,
     step,
     wait_all,
     wait_for_event,
     workflow,
 )
-from django_ai.automation.events.free_events import unregister
+from django_ai.automation.agents.definitions import find_agent
+from django_ai.automation.agents.definitions import unregister as unregister_agent
+from django_ai.automation.agents.models import AgentRoute
+from django_ai.automation.events.callbacks import all_callbacks
+from django_ai.automation.events.callbacks import unregister as unregister_callback
+from django_ai.automation.events.free_events import find_free_event, unregister
 from django_ai.automation.events.models import Event, EventClaim, RoutingShape
 from django_ai.automation.events.name_map import NameMap
 from django_ai.automation.events.operations import RenameEvent
 from django_ai.automation.exceptions import DefinitionError
 from django_ai.automation.queues import data_operation
+from django_ai.automation.queues.models import Limiter
 from django_ai.automation.queues.problems import mute
+from django_ai.automation.values.digests import digest
 from django_ai.automation.workflows.models import Wait, WorkflowRun
 from tests.apps.reservations.models import Chore, Reservation, is_confirmed
 from tests.support.rows import effects, leave, status
@@ -95,6 +107,10 @@ def test_every_stored_name_is_renamed(work, declare):
         @step()
         def end(self):
             return complete()
+
+    @on_event(OLD, name="hears", concurrency=Concurrency(1))
+    def hears(event):
+        leave("heard")
 
     begun = engine.start("everything")
     work()
@@ -314,6 +330,77 @@ def test_two_rows_of_one_entity_are_refused_with_their_keys(declare):
     declare_as(declare, NEW)
     with pytest.raises(DefinitionError, match=r"event #\d+ and event #\d+ are about the same entity"):
         run(RenameEvent(OLD, NEW, merge=True))
+
+
+# -- functions and handlers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["hears", f"hears on {OLD}"])
+def test_a_rate_limit_counts_what_was_called_under_the_old_name(work, declare, name):
+    def hear(on: str) -> None:
+        for each in all_callbacks():
+            if each.name == name:
+                unregister_callback(each)
+        declare_as(declare, on, condition=is_confirmed)
+
+        @on_event(on, name=name, rate_limit=RateLimit(1, per=HOUR))
+        def hears(event):
+            leave(event.event_name)
+
+    hear(OLD)
+    Reservation.objects.create(status="confirmed")
+    work()
+    hear(NEW)
+    run(RenameEvent(OLD, NEW))
+    assert set(Limiter.objects.values_list("name", flat=True)) == {f"{name} on {NEW}"}
+    Reservation.objects.create(status="confirmed")
+    work()
+    assert effects() == [OLD]
+
+
+def test_limits_at_a_milestone_and_of_a_template_are_renamed_and_of_other_events_are_not(declare):
+    names = {
+        "care.greet on done:* at 1 day": "care.greet on finished:* at 1 day",
+        "care on call.greet on done:7": "care on call.greet on finished:7",
+        "care.greet on well done:7": "care.greet on well done:7",
+    }
+    for name in names:
+        Limiter.objects.create(row_kind="handler", name=name, limit="rate", key=digest("limiter", "handler", name))
+    run(RenameEvent("done:{{ instance.pk }}", "finished:{{ instance.pk }}"))
+    assert sorted(Limiter.objects.values_list("name", flat=True)) == sorted(names.values())
+
+
+@pytest.mark.parametrize(("before", "after"), [(OLD, NEW), ("stripe:*", "pay:*")])
+def test_an_agent_receives_the_event_under_its_new_name_and_its_limit_continues(work, before, after):
+    def care(on: str) -> None:
+        FreeEvent(on)
+
+        class Care:
+            class Context(BaseModel):
+                seen: int = 0
+
+            @handler(on, concurrency=Concurrency(1))
+            def greet(self, ctx, event):
+                leave(event.event_name)
+
+        agent("care_of_all")(Care)
+
+    care(before)
+    first, second = AgentManager.spawn("care_of_all"), AgentManager.spawn("care_of_all")
+    AgentManager.cancel(second)
+    emit(before.replace("*", "refund"))
+    work()
+    unregister(find_free_event(before))
+    unregister_agent(find_agent("care_of_all"))
+    care(after)
+    run(RenameEvent(before, after))
+    emit(after.replace("*", "refund"))
+    work()
+    assert effects() == [name.replace("*", "refund") for name in (before, after)]
+    assert set(Limiter.objects.values_list("name", flat=True)) == {f"care_of_all.greet on {after}"}
+    run(RenameEvent(before, after), backwards=True)
+    assert AgentRoute.objects.filter(run=first).count() == 2
+    assert not AgentRoute.objects.filter(run=second).exists()
 
 
 def test_without_events_it_does_nothing():

@@ -17,6 +17,7 @@ class AgentsConfig(AppConfig):
         from django.db.models import Q
 
         from ..events.claim_owners import register_owner
+        from ..events.renaming import register_event_renamer
         from ..events.subscribers import subscribe
         from ..events.upcoming import register_source
         from ..events.why.asking import register_explainer
@@ -31,6 +32,7 @@ class AgentsConfig(AppConfig):
         from .definitions import all_agents
         from .editing import edit_context
         from .ending import KIND
+        from .event_renaming import rename_in_agents
         from .handler_limits import park_agent, slot_owner
         from .manager import AgentManager
         from .models import FINISHED, AgentRun, HandlerExecution
@@ -80,4 +82,5 @@ class AgentsConfig(AppConfig):
         subscribe(AgentSubscriber())
         register_source(agents_and_handlers)
         register_explainer(explain_agents)
+        register_event_renamer(rename_in_agents)
         register(checks.check_agents)

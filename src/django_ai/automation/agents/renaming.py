@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.db import models
+from django.db.models import Q
 from django.utils import timezone
 
 from ..db.inserts import insert_ignoring
@@ -52,7 +53,9 @@ def rename_agent(what: str, old: str, new: str, definition: AgentDefinition | No
         return sum(_rename_agent(what, old, new, named, run) for run in locked(rows.filter(name=old)).order_by("pk"))
 
     changed = in_bites(what, AgentRun, change, SMALL_BITE)
-    changed += rename_limiters(what, HANDLER, f"{old}.", _beginning(f"{old}.", f"{new}.", of_agent=True))
+    changed += rename_limiters(
+        what, HANDLER, Q(name__startswith=f"{old}."), _beginning(f"{old}.", f"{new}.", of_agent=True)
+    )
     changed += rename_pauses(what, AgentRun.pause_scope, old, new)
     changed += rename_muted_name(what, KIND, old, new)
     return changed + rename_in_words(what, AgentRun._meta.label_lower, f"{old} #", f"{new} #")
@@ -164,7 +167,7 @@ def rename_handler(what: str, agent: str, old: str, new: str, *, is_only: bool) 
     """
     before, after = (f"{agent}.{each} on " for each in (old, new))
     changed = in_bites(what, HandlerExecution, lambda rows: _rename_executions(agent, old, new, rows))
-    changed += rename_limiters(what, HANDLER, before, _beginning(before, after, of_agent=False))
+    changed += rename_limiters(what, HANDLER, Q(name__startswith=before), _beginning(before, after, of_agent=False))
     if is_only:
         changed += rename_muted_name(what, HANDLER, old, new)
     return changed

@@ -62,7 +62,8 @@ def _own_key(name: str, label: str, entity_id: str) -> str:
     return digest("agent's own", name, label, entity_id)
 
 
-def _any_key(name: str, pattern: str) -> str:
+def any_key(name: str, pattern: str) -> str:
+    """Return the key of agents that receive the events of ``pattern`` of every entity."""
     return digest("agent's any", name, pattern)
 
 
@@ -77,7 +78,7 @@ def keys_of(definition: AgentDefinition, run: AgentRun, context: BaseModel) -> K
         if match is None:
             labels = own_labels(run.entity_type, handler.event_name)
             found |= {_own_key(definition.name, label, run.entity_id) for label in labels} or {
-                _any_key(definition.name, handler.event_name)
+                any_key(definition.name, handler.event_name)
             }
         else:
             found |= set(address_for(definition, handler, match, context).keys)
@@ -176,6 +177,6 @@ def keys_for(definition: AgentDefinition, handler: HandlerDefinition, event: Eve
     match = definition.match_of(handler)
     if match is None:
         own = _own_key(definition.name, event.entity_type, event.entity_id)
-        return [own, _any_key(definition.name, handler.event_name)]
+        return [own, any_key(definition.name, handler.event_name)]
     sources = event_sources(handler.event_name)
     return event_keys(scope_of(definition, match), event, match.shapes(sources))

@@ -15,8 +15,9 @@ from django.db.models import Q
 from ..exceptions import DefinitionError
 from ..queues.bites import in_bites
 from ..queues.problems import kind_of
-from ..queues.renaming import rename_in_words, rename_muted
+from ..queues.renaming import rename_in_words, rename_limiters, rename_muted
 from ..values.digests import digest
+from .callbacks import CALLBACK, all_callbacks
 from .claim_lookup import CLAIMS
 from .event_keys import value_of
 from .matching.match import address, namespaced_key
@@ -46,6 +47,8 @@ def rename_event(what: str, names: NameMap) -> int:
     changed = rename_rows(what, names) + _rename_shapes(names) + _rename_claims(what, names)
     changed += rename_in_words(what, Event._meta.label_lower, f"event {names.old!r} ", f"event {names.new!r} ")
     changed += rename_muted(what, kind_of(Event), names.get)
+    functions = {each.name for each in all_callbacks()}
+    changed += rename_limits_on(what, CALLBACK, names, functions.__contains__)
     return changed + sum(renamer(what, names) for renamer in _renamers)
 
 
@@ -173,6 +176,36 @@ def renamed_key(what: str, old: str, new: str, match: dict[str, Any] | None, nam
             "event in one release, and change the fields in another."
         )
     return after[before.index(key)]
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def rename_limits_on(what: str, kind: str, names: NameMap, is_function: Callable[[str], bool]) -> int:
+    """Rename an event in the limits of the functions that receive it, ``FUNCTION on EVENT[ at MILESTONE]``.
+
+    ``is_function``: returns whether a string is the name of a function. All three parts may contain " on ".
+    """
+
+    def rename(name: str) -> str | None:
+        parts = name.split(" on ")
+        for count in range(1, len(parts)):
+            function, event = " on ".join(parts[:count]), " on ".join(parts[count:])
+            renamed = _renamed_at_milestone(names, event) if is_function(function) else None
+            if renamed is not None:
+                return f"{function} on {renamed}"
+        return None
+
+    return rename_limiters(what, kind, Q(name__contains=f" on {names.beginning}"), rename)
+
+
+def _renamed_at_milestone(names: NameMap, event: str) -> str | None:
+    renamed = names.get(event)
+    if renamed is not None or " at " not in event:
+        return renamed
+    event, _, milestone = event.rpartition(" at ")
+    renamed = names.get(event)
+    return None if renamed is None else f"{renamed} at {milestone}"
 
 
 # -- what schedules and windows start ----------------------------------------------------------------------------------

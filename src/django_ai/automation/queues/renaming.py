@@ -164,14 +164,14 @@ def rename_action_words(what: str, label: str, before: str, after: str, old: str
     return in_bites(what, Action, change)
 
 
-def rename_limiters(what: str, kind: str, beginning: str, rename: Callable[[str], str | None]) -> int:
-    """Rename the limits whose names begin so. Where the new name has such a limit already, that gets the slots.
+def rename_limiters(what: str, kind: str, concerned: models.Q, rename: Callable[[str], str | None]) -> int:
+    """Rename limits. Where the new name has such a limit already, that gets the slots.
 
-    ``rename``: returns the new name, or None for a name that stays.
+    ``concerned``: the rows whose names may be meant. ``rename``: returns the new name, or None for a name that stays.
     """
 
     def change(rows: models.QuerySet[models.Model]) -> int:
-        found = rows.filter(row_kind=kind, name__startswith=beginning)
+        found = rows.filter(concerned, row_kind=kind)
         changed = 0
         for pk, name, limit, value, key in found.values_list("pk", "name", "limit", "value", "key"):
             new = rename(name)

@@ -35,7 +35,7 @@ def rename_workflow(what: str, old: str, new: str) -> int:
     """Rename a workflow in all tables. Return how many rows were changed. Raises ``DefinitionError``."""
     changed = rename_collected(what, KIND, old, new, _move_window)
     changed += in_bites(what, WorkflowRun, lambda rows: _rename_runs(what, old, new, rows))
-    changed += rename_limiters(what, KIND, old, {old: new}.get)
+    changed += rename_limiters(what, KIND, Q(name=old), {old: new}.get)
     changed += rename_pauses(what, WorkflowRun.pause_scope, old, new) + rename_muted_name(what, KIND, old, new)
     changed += rename_in_words(what, WorkflowRun._meta.label_lower, f"{old} #", f"{new} #")
     return changed + rename_schedules(what, old, new)
