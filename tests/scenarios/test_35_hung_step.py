@@ -149,14 +149,14 @@ def work():
         deadline = interrupt.Deadline()
         deadline.armed = deadline.fired = True
         deadline._disarm()
-    seen.append(interrupt._timeout_message(1))
+    seen.append(interrupt.timeout_message(1))
 
 seen = []
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 sys.settrace(tracer)
-print(interrupt._timeout_message(1), *seen)
+print(interrupt.timeout_message(1), *seen)
 """
     done = run_script(script)
     assert (done.returncode, done.stdout.count("timeout of 1 s")) == (0, 2), done.stderr

@@ -1,4 +1,4 @@
-"""Scenario 39: an async function or a generator is refused at import, wherever a function is expected."""
+"""Scenario 39: a generator is refused at import, and so is an async function that nothing would await."""
 
 from __future__ import annotations
 
@@ -73,13 +73,24 @@ TAKERS = {
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("taker", TAKERS)
+AWAITED = ("on_event", "on_event_created", "on_event_cancelled", "step", "handler", "on_fail", "on_cancel")
+"""What these take is awaited (``tests/lifecycle/test_async_code.py``)."""
+REFUSED = [
+    pytest.param(taker, function, id=f"{taker} {number}")
+    for taker in TAKERS
+    for number, function in enumerate((yields, waits_and_yields) if taker in AWAITED else FUNCTIONS)
+]
+
+
+@pytest.mark.parametrize(("taker", "function"), REFUSED)
 def test_39_it_is_refused_where_it_is_given(taker, function):
-    if taker in ("step", "handler") and function not in (waits, yields, waits_and_yields):
-        pytest.skip("steps and handlers are always functions")
     with pytest.raises(DefinitionError, match="plain function"):
         TAKERS[taker](function)
+
+
+@pytest.mark.parametrize("taker", AWAITED)
+def test_39_async_functions_are_taken_where_they_are_awaited(taker):
+    TAKERS[taker](waits)
 
 
 def test_39_plain_functions_and_objects_are_taken():

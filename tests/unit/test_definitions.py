@@ -380,14 +380,11 @@ def test_steps_refuse_nonsense(arguments):
         step(**arguments)(lambda self: None)
 
 
-def test_a_step_is_a_plain_function():
-    async def later(self):
-        return complete()
-
+def test_a_step_is_a_function_and_no_generator():
     def several(self):
         yield complete()
 
-    for method in (later, several, 5, len):
+    for method in (several, 5, len):
         with pytest.raises(DefinitionError):
             step(start=True)(method)
 

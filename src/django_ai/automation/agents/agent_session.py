@@ -26,6 +26,7 @@ from ..events.timing import depth_after, trace_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
 from ..queues import pauses
 from ..queues.advance import advance
+from ..queues.async_code import awaited
 from ..queues.attempt import DATABASE_RETRY_DELAY, Progress, attempt, commit
 from ..queues.causation import CurrentRun, Owner, breaks_chain, inside
 from ..queues.lease import release
@@ -310,7 +311,7 @@ class AgentSession:
             # A new instance for each handler: only the Context outlives a handler.
             self.instance = self.definition.cls()
             self.instance.context = context
-            getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes})
+            awaited(getattr(self.instance, handler.method)(**{name: given[name] for name in handler.takes}))
         self.context = self._context_left()
         return Returned(current.ending)
 

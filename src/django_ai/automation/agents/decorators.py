@@ -19,7 +19,7 @@ from ..queues.lanes import Priority, check_priority, check_queue
 from ..queues.registry import check_attempts
 from ..state.contexts import context_class
 from ..state.versions import check_version, migration_of
-from ..values.callables import check_synchronous, taken_arguments
+from ..values.callables import check_runnable, check_synchronous, taken_arguments
 from ..values.classes import is_redefinition
 from ..values.clock import Offset, check_offset, check_recheck, offset_key
 from ..values.limits import Concurrency, RateLimit, Throttle, declared_limits
@@ -260,7 +260,7 @@ def handler(
         A decorator that marks the method as a handler and returns it otherwise unchanged.
 
     Raises:
-        DefinitionError: At import, if an argument is invalid, or if the method is async, is a generator or has an
+        DefinitionError: At import, if an argument is invalid, or if the method is a generator or has an
             unknown parameter.
 
     Example:
@@ -284,7 +284,7 @@ def handler(
     def decorate(method: F) -> F:
         if not inspect.isfunction(method):
             raise DefinitionError(f"{what} decorates a method of an agent class, not {method!r}.")
-        check_synchronous(method, what)
+        check_runnable(method, what)
         if len(method.__name__) > 200:
             raise DefinitionError(f"{what}: the name {method.__name__!r} is longer than 200 characters.")
         declared = {

@@ -15,7 +15,7 @@ from ..conf import conf
 from ..exceptions import DefinitionError
 from ..queues.lanes import Priority, check_priority, check_queue, check_window_priority, declare
 from ..queues.registry import check_attempts
-from ..values.callables import check_parameters, check_synchronous
+from ..values.callables import check_parameters, check_runnable
 from ..values.classes import is_redefinition
 from ..values.clock import Offset, check_offset, check_recheck
 from ..values.limits import Concurrency, DeclaredLimit, RateLimit, Singleton, Throttle, declared_limits
@@ -153,7 +153,7 @@ def on_event(
         A decorator that registers the function and returns it unchanged.
 
     Raises:
-        DefinitionError: At import, if an argument is invalid, or if the function is async, is a generator or cannot be
+        DefinitionError: At import, if an argument is invalid, or if the function is a generator or cannot be
             called with one argument.
 
     Example:
@@ -307,7 +307,7 @@ def _register(
     def decorate(function: F) -> F:
         if not callable(function):
             raise DefinitionError(f"{what} decorates a function, not {function!r}.")
-        check_synchronous(function, what)
+        check_runnable(function, what)
         check_parameters(function, what, "event" if window is None else "events")
         if not name and not hasattr(function, "__qualname__"):
             raise DefinitionError(f"{what}: {function!r} has no __qualname__ to store executions under; give name=.")

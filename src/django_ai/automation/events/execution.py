@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.advance import advance
+from ..queues.async_code import awaited
 from ..queues.attempt import Progress, attempt
 from ..queues.causation import CurrentRun, breaks_chain
 from ..queues.limits.acquire import RowSlots
@@ -62,7 +63,7 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         started = clock()
 
     def work() -> Progress:
-        found.function(argument)
+        awaited(found.function(argument))
         return releasing(_finished(row, ExecutionStatus.COMPLETED, "", started, clock()), row_slots, clock)
 
     def rescue(error: Exception) -> Progress:

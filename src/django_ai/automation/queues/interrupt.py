@@ -77,11 +77,22 @@ class Deadline:
                 self.disarm()
         except BaseException as error:
             if self.fired and not isinstance(error, AttemptTimeoutError) and isinstance(error, Exception):
-                raise AttemptTimeoutError(_timeout_message(seconds)) from error
+                raise AttemptTimeoutError(timeout_message(seconds)) from error
             raise
         if self.fired:
             # The block returned at the last moment, or swallowed the exception: its time is over all the same.
-            raise AttemptTimeoutError(_timeout_message(seconds))
+            raise AttemptTimeoutError(timeout_message(seconds))
+
+    def postponed_by(self, seconds: float) -> float | None:
+        """Interrupt the thread ``seconds`` later, because its code ends itself in time. Return how many seconds are
+        left to that code; None if nothing limits it."""
+        with self._lock:
+            if not self.armed:
+                return None
+            left = max(self.at - time.monotonic(), 0.0)
+            self.at += seconds
+            self._next = max(self._next, self.at)
+            return left
 
     def disarm(self) -> None:
         """Interrupt nothing any more. Idempotent: an interrupt that comes while the block is entered, before it can be
@@ -124,7 +135,7 @@ class Deadline:
 _deadlines: dict[int, Deadline] = {}
 
 
-def _timeout_message(seconds: float) -> str:
+def timeout_message(seconds: float) -> str:
     return f"The attempt ran for longer than its timeout of {seconds:g} s and was interrupted."
 
 
@@ -137,7 +148,7 @@ def _install_handler() -> None:
 def _interrupted(number: int, frame: FrameType | None) -> None:
     deadline = _deadlines.get(threading.get_ident())
     if deadline is not None and deadline.armed:
-        raise AttemptTimeoutError(_timeout_message(deadline.seconds))
+        raise AttemptTimeoutError(timeout_message(deadline.seconds))
 
 
 def _raise_in(thread: int) -> None:

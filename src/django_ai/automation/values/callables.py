@@ -1,5 +1,5 @@
-"""Checks of declared functions: a coroutine or generator function would return without running anything, and a function
-with other parameters would raise at each call."""
+"""Checks of declared functions: a generator function, and a coroutine function that nothing awaits, would return
+without running anything, and a function with other parameters would raise at each call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ POSITIONAL = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.VAR_POSITIONAL,
 )
-NOT_SYNCHRONOUS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+GENERATORS = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+NOT_SYNCHRONOUS = (inspect.iscoroutinefunction, *GENERATORS)
 
 
 def check_synchronous(function: Any, what: str) -> None:
@@ -28,6 +29,16 @@ def check_synchronous(function: Any, what: str) -> None:
         raise DefinitionError(
             f"{what}: {name} must be a plain function, not async or a generator, because a call would run nothing. "
             "Call async code inside it with asgiref.sync.async_to_sync."
+        )
+
+
+def check_runnable(function: Any, what: str) -> None:
+    """Raise ``DefinitionError`` if ``function`` is a generator. It may be async: its coroutine is awaited."""
+    if any(is_kind(each) for each in _inside(function) for is_kind in GENERATORS):
+        name = getattr(function, "__qualname__", None) or repr(function)
+        raise DefinitionError(
+            f"{what}: {name} must be a plain function or async def, not a generator, because a call would run nothing. "
+            "Return a value instead of yielding."
         )
 
 

@@ -20,7 +20,7 @@ from ..queues.lanes import Priority, check_priority, check_queue, check_window_p
 from ..queues.registry import check_attempts
 from ..state.contexts import context_class
 from ..state.versions import check_version, migration_of
-from ..values.callables import check_parameters, check_synchronous
+from ..values.callables import check_parameters, check_runnable, check_synchronous
 from ..values.classes import is_redefinition
 from ..values.clock import Offset, check_duration, check_offset, check_recheck
 from ..values.limits import Concurrency, DeclaredLimit, RateLimit, Singleton, Throttle, declared_limits
@@ -412,7 +412,7 @@ def step(
         The method, marked as a step and otherwise unchanged; or a decorator that does so.
 
     Raises:
-        DefinitionError: At import, if an argument is invalid, or if the method is async, is a generator or has another
+        DefinitionError: At import, if an argument is invalid, or if the method is a generator or has another
             parameter than ``self``.
 
     Example:
@@ -428,7 +428,7 @@ def step(
     def decorate(method: F) -> F:
         if not inspect.isfunction(method):
             raise DefinitionError(f"@step decorates a method of a workflow class, not {method!r}.")
-        check_synchronous(method, "@step")
+        check_runnable(method, "@step")
         method.__step__ = StepDefinition(  # type: ignore[attr-defined]
             name=method.__name__, start=bool(start), retry=retry, atomic=bool(atomic), own_timeout=timeout
         )

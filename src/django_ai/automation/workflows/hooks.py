@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 from ..exceptions import DefinitionError
 from ..queues.registry import check_attempts
-from ..values.callables import check_synchronous, taken_arguments
+from ..values.callables import check_runnable, taken_arguments
 from ..values.retry import Retry
 from .definitions import StepDefinition
 
@@ -57,7 +57,7 @@ def on_fail(
         The method, otherwise unchanged; or a decorator that returns it.
 
     Raises:
-        DefinitionError: At import, if an argument is invalid, or if the method is async, is a generator or has an
+        DefinitionError: At import, if an argument is invalid, or if the method is a generator or has an
             unknown parameter.
 
     Example:
@@ -119,7 +119,7 @@ def _hook(hook: str, mark: str, function: Any, retry: Retry | None, atomic: bool
     check_attempts(hook, retry, timeout)
 
     def decorate(method: F) -> F:
-        check_synchronous(method, hook)
+        check_runnable(method, hook)
         if not callable(method):
             raise DefinitionError(f"{hook} decorates a method of a workflow class, not {method!r}.")
         setattr(method, mark, StepDefinition(name="", retry=retry, atomic=bool(atomic), own_timeout=timeout, hook=hook))

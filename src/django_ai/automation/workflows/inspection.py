@@ -82,7 +82,7 @@ def calls_of(definition: WorkflowDefinition) -> Iterator[Target | EventWait | Ch
         except (OSError, TypeError, SyntaxError):
             continue
         (function,) = tree.body
-        body = function.body if isinstance(function, ast.FunctionDef) else []
+        body = function.body if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) else []
         if only := _only_wait(body):
             yield OnlyWait(name, only)
         for node in (each for statement in body for each in ast.walk(statement)):

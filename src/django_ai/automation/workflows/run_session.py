@@ -25,6 +25,7 @@ from ..events.models import Event
 from ..exceptions import CodeError, ContextError, UnknownStepError
 from ..queues import pauses
 from ..queues.advance import advance
+from ..queues.async_code import awaited
 from ..queues.attempt import Progress, attempt, commit
 from ..queues.causation import CurrentRun, Owner, breaks_chain, inside
 from ..queues.limits.acquire import RowSlots
@@ -327,7 +328,7 @@ class RunSession:
         self.instance.context = context
         given = {name: original_error(run) if name == "error" else run for name in step.takes}
         with inside(View(self.instance, wake, run)):
-            outcome: Any = getattr(self.instance, step.name)(**given)
+            outcome: Any = awaited(getattr(self.instance, step.name)(**given))
         return Complete() if outcome is None and step.hook else outcome
 
     def state(self, entry: StepEntry) -> State:

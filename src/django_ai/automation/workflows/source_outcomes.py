@@ -26,6 +26,7 @@ MAX_SOURCE = 60
 MAX_DEPTH = 5
 """How deeply helpers that call helpers are followed."""
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 UNKNOWN = "?"
 """The target of an outcome whose step is computed by the code."""
 
@@ -96,7 +97,7 @@ def _read(cls: type, name: str, *, is_hook: bool) -> Iterator[SourceOutcome]:
         yield SourceOutcome(OutcomeKind.COMPLETE)  # a hook that returns None ends the run
 
 
-def _function_of(method: Any) -> ast.FunctionDef | None:
+def _function_of(method: Any) -> Function | None:
     """Return the parsed source of a function, or None if it cannot be read."""
     if isinstance(method, staticmethod | classmethod):
         method = method.__func__
@@ -104,13 +105,13 @@ def _function_of(method: Any) -> ast.FunctionDef | None:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):
         return None
-    return tree.body[0] if len(tree.body) == 1 and isinstance(tree.body[0], ast.FunctionDef) else None
+    return tree.body[0] if len(tree.body) == 1 and isinstance(tree.body[0], Function) else None
 
 
 class _Reader:
     """Reads what one function returns. ``followed``: the helpers through which it was reached."""
 
-    def __init__(self, cls: type, method: Any, function: ast.FunctionDef, followed: tuple[Any, ...]) -> None:
+    def __init__(self, cls: type, method: Any, function: Function, followed: tuple[Any, ...]) -> None:
         self.cls = cls
         self.method = method.__func__ if isinstance(method, staticmethod | classmethod) else method
         self.function = function
@@ -137,7 +138,7 @@ class _Reader:
             case ast.BoolOp():
                 for value in node.values:
                     yield from self.outcomes(value, seen)
-            case ast.NamedExpr():
+            case ast.NamedExpr() | ast.Await():
                 yield from self.outcomes(node.value, seen)
             case ast.Name(id=name) if name in self.assigned and name not in seen:
                 for value in self.assigned[name]:
@@ -329,7 +330,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(child.body)
 
 
-def _assigned_names(function: ast.FunctionDef) -> dict[str, list[ast.expr]]:
+def _assigned_names(function: Function) -> dict[str, list[ast.expr]]:
     """Return the values that are assigned to each local name."""
     found: dict[str, list[ast.expr]] = {}
     for statement in _statements(function.body):
