@@ -46,15 +46,20 @@ def main() -> None:
 
 
 def create(folder: Path, groups: list[str], *, lowest: bool = False, django: str = "") -> None:
+    python = create_empty(folder)
+    packages = [*requirements(groups), *(lower_bounds() if lowest else []), *django_requirement(django)]
+    install(python, "--editable", str(ROOT), *packages)
+
+
+def create_empty(folder: Path) -> Path:
+    """Create a virtual environment without any package but pip, unless it exists; return its interpreter."""
     try:
         venv.create(folder, with_pip=True, clear=False, symlinks=os.name != "nt")
     except subprocess.CalledProcessError as error:
         raise SystemExit(
             f"This Python cannot create virtual environments ({error}). On Debian, run: apt-get install python3-venv"
         ) from error
-    python = folder / "bin" / "python"
-    packages = [*requirements(groups), *(lower_bounds() if lowest else []), *django_requirement(django)]
-    install(python, "--editable", str(ROOT), *packages)
+    return folder / "bin" / "python"
 
 
 def install(python: Path, *packages: str) -> None:

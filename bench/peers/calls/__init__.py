@@ -1,0 +1,1 @@
+"""A Django app with the automations that are compared with the peers."""

@@ -1,0 +1,1 @@
+"""One module for each contestant, imported only in its environment."""
