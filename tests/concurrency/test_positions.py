@@ -16,6 +16,7 @@ from django_ai.automation.queues.arrival_pruning import prune_arrivals
 from django_ai.automation.queues.models import Arrival
 from django_ai.automation.queues.periodic_tasks import TimeSlice
 from django_ai.automation.queues.positions import allocate, bound_at, lower_bound
+from django_ai.automation.workflows.models import WorkflowRun
 from tests.support.race import OtherThread
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -198,6 +199,30 @@ def test_a_known_bound_costs_one_query(django_assert_num_queries):
     arrive(3)
     with django_assert_num_queries(1):
         lower_bound()
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="Other databases compute no bound in an INSERT")
+def test_an_insert_computes_the_bound_unless_a_key_is_missing():
+    def inserted() -> tuple[bool, int]:
+        row = WorkflowRun(name="x", created_at=timezone.now())
+        return positions.insert_bounded(row), row.position
+
+    arrive(2)
+    assert inserted() == (False, 0)  # this process knows nothing yet
+    lower_bound()
+    last = arrive()
+    assert inserted() == (True, last)
+    with in_flight() as (low, end):
+        arrive()
+        assert inserted() == (False, 0)
+        end()
+    assert inserted() == (True, low + 1)
+    with transaction.atomic():
+        own = arrive()
+        assert inserted() == (True, own)
+        assert OtherThread(lower_bound).join() == low + 1  # nobody counts on what is not committed
+    Arrival.objects.all().delete()
+    assert inserted() == (False, 0)
 
 
 def test_old_arrivals_go_and_the_newest_stays():

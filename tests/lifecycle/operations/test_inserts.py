@@ -1,23 +1,24 @@
-"""Inserts that skip conflicts: a few rows use a cached statement, which writes what Django's statement writes."""
+"""Inserts: Django does not compile them, and they write what Django's statement writes."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 import pytest
+from django.db import IntegrityError, connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from django_ai.automation.db import inserts
-from django_ai.automation.db.inserts import insert_ignoring
+from django_ai.automation.db.inserts import insert, insert_ignoring
 from django_ai.automation.events.models import Event
+from django_ai.automation.queues import positions
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.captured.models import Everything
 from tests.apps.reservations.models import Reservation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-MANY = inserts.MAX_ROWS_OF_CACHED_STATEMENTS + 1
 COLUMNS = [field.attname for field in inserts.insertable_fields(WorkflowRun) if field.name != "origin_key"]
 
 
@@ -50,17 +51,51 @@ def runs(count: int, prefix: str, **values) -> list[WorkflowRun]:
     return [WorkflowRun(**{**given, **values}, origin_key=f"{prefix}{number}") for number in range(count)]
 
 
-def test_a_cached_statement_writes_what_django_writes(compiled):
-    few, many = runs(2, "few"), runs(MANY, "many")
-    assert insert_ignoring(WorkflowRun, few) == 2
+@pytest.fixture
+def bound():
+    """A position that this process knows, so that a statement can find the bound."""
+    with transaction.atomic():
+        (position,) = positions.allocate(1)
+    positions.lower_bound()
+    return position
+
+
+EMPTY = {"data": {}, "progress": 0.0, "name": "", "ending": [], "depth": 0, "wake_at": None, "planned": False}
+FULL = {"ending": {"status": "failed"}, "depth": 7, "branches": [1], "planned": True, "holds_claims": True, "visit": 3}
+
+
+@pytest.mark.parametrize("values", [EMPTY, FULL])
+def test_each_insert_writes_what_django_writes(compiled, values, bound):
+    (saved,), (inserted,), (bounded,) = (runs(1, prefix, **values) for prefix in ("saved", "inserted", "bounded"))
+    saved.position = inserted.position = bound
+    saved.save(force_insert=True)
+    insert(inserted)
+    assert insert_ignoring(WorkflowRun, runs(2, "few", position=bound, **values)) == 2
+    if positions.insert_bounded(bounded):
+        assert connection.vendor == "postgresql"
+        assert bounded.position == bound
+    else:
+        assert connection.vendor != "postgresql"
+        insert_ignoring(WorkflowRun, runs(1, "bounded", position=bound, **values))
     assert compiled == []
-    assert insert_ignoring(WorkflowRun, many) == MANY
-    assert compiled == [MANY]
+    assert not inserted._state.adding
+    inserted.refresh_from_db()
+    assert inserted.origin_key == "inserted0"
     written = {row["origin_key"]: row for row in WorkflowRun.objects.values("origin_key", *COLUMNS)}
-    differing = {"created_at", "wake_at", "call_key"}
-    for name in set(COLUMNS) - differing:
-        assert written["few1"][name] == written["many1"][name], name
-    assert written["few0"]["wake_at"] == few[0].wake_at
+    for each in ("inserted0", "few1", "bounded0"):
+        for name in set(COLUMNS) - {"created_at", "wake_at", "call_key"}:
+            assert written[each][name] == written["saved0"][name], (each, name)
+    assert written["inserted0"]["wake_at"] == inserted.wake_at
+
+
+def test_an_insert_that_fails_ends_the_transaction():
+    (row,), (other,) = runs(1, "same"), runs(1, "same")
+    insert(row)
+    with transaction.atomic():
+        with pytest.raises(IntegrityError):
+            insert(other)
+        assert connection.needs_rollback
+        transaction.set_rollback(True)
 
 
 def test_conflicts_are_skipped_and_keys_are_set():

@@ -123,6 +123,17 @@ def _page(connection: BaseDatabaseWrapper, start: int) -> list[int]:
         return [int(pk) for (pk,) in cursor.fetchall()]
 
 
+def gapless_end_sql(connection: BaseDatabaseWrapper) -> str:
+    """Return a relation for a statement on PostgreSQL, whose ``value`` is the highest key. It has no row if a key
+    between the given end of the prefix and the highest one is missing, or if they are too many. Its parameter is that
+    end, twice."""
+    table = connection.ops.quote_name(Arrival._meta.db_table)
+    return (
+        f"(SELECT max(id) AS value FROM (SELECT id FROM {table} WHERE id >= %s ORDER BY id LIMIT {PAGE}) AS page "
+        f"HAVING min(id) = %s AND count(*) = max(id) - min(id) + 1 AND count(*) < {PAGE}) AS prefix"
+    )
+
+
 def _open_writers(connection: BaseDatabaseWrapper, arrived: int) -> tuple[frozenset[str], frozenset[str]]:
     """Return the open transactions of others that have written to the table, or are about to (PostgreSQL); and those of
     them that began before the key ``arrived`` had arrived: no other owns a key below it."""

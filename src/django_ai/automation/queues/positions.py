@@ -13,16 +13,18 @@ prefix* of keys (``committed_prefix``). On SQLite, which has one writer, the hig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from django.db import connections
+from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..db.database_clock import DATABASE_NOW_SQL
+from ..db.inserts import insert_selecting
 from ..db.writer import alias_of
-from .committed_prefix import PAGE, CommittedPrefix, extend, highest_key, settled_key
+from .committed_prefix import PAGE, CommittedPrefix, extend, gapless_end_sql, highest_key, settled_key
 from .models import Arrival
 
 SAME_TIME_SECONDS = 3600
@@ -79,18 +81,50 @@ def lower_bound() -> int:
     connection = connections[alias_of(Arrival)]
     if connection.vendor == "sqlite":
         return highest_key(connection)
-    key = (connection.alias, str(connection.settings_dict["NAME"]))
-    known = _prefixes.get(key)
+    known = _known(connection)
     found = None if known is None or not known.end else extend(connection, known)
     if found is None:
         # This process is new, or what it knew is gone (a flush, a restored backup).
         gap = (known.seen, known.owners) if known and not known.end else ()
         base = CommittedPrefix(settled_key(connection), *gap)
         found = extend(connection, base) or base
-    latest = _prefixes.get(key)
-    if not _is_writing(connection) and (latest is None or latest is known or latest.end < found.end):
-        _prefixes[key] = found
+    _remember(connection, known, found)
     return found.end
+
+
+def insert_bounded(row: models.Model, *, unless: str = "", params: Sequence[Any] = (), ignoring: bool = False) -> bool:
+    """Insert ``row`` with a ``lower_bound()`` as its ``position``, in one statement. Return whether it was inserted.
+
+    It is not where the statement cannot find the bound, because a key is missing: then the caller inserts the row with
+    ``lower_bound()``. Nor is it if the query ``unless``, with its ``params``, has a row, or, with ``ignoring``, if its
+    unique key is taken. It is always False on other databases than PostgreSQL.
+    """
+    connection = connections[alias_of(Arrival)]
+    known = _known(connection)
+    if connection.vendor != "postgresql" or known is None or not known.end:
+        return False
+    source = gapless_end_sql(connection) + (f" WHERE NOT EXISTS ({unless})" if unless else "")
+    if not insert_selecting(row, "position", source, [known.end, known.end, *params], ignoring=ignoring):
+        return False
+    end: int = row.position  # type: ignore[attr-defined]
+    _remember(connection, known, CommittedPrefix(end, known.seen, known.owners))
+    return True
+
+
+def _known(connection: BaseDatabaseWrapper) -> CommittedPrefix | None:
+    """Return what this process knows of the prefix."""
+    return _prefixes.get(_database_of(connection))
+
+
+def _remember(connection: BaseDatabaseWrapper, known: CommittedPrefix | None, found: CommittedPrefix) -> None:
+    """Continue from ``found`` next time, which extends ``known``, unless another thread has found more."""
+    latest = _known(connection)
+    if not _is_writing(connection) and (latest is None or latest is known or latest.end < found.end):
+        _prefixes[_database_of(connection)] = found
+
+
+def _database_of(connection: BaseDatabaseWrapper) -> tuple[str, str]:
+    return connection.alias, str(connection.settings_dict["NAME"])
 
 
 def bound_at(moment: datetime, now: datetime) -> int:

@@ -68,6 +68,13 @@ def former_names(kind: str, name: str) -> list[str]:
         found.append(str(before[0]))
 
 
+def former_names_query(kind: str, name: str) -> tuple[str, list[str]]:
+    """Return SQL for PostgreSQL that has a row if what is called ``name`` had another name before, and its
+    parameters."""
+    table = Maintenance._meta.db_table
+    return f"SELECT FROM \"{table}\" WHERE name LIKE %s AND position->>'new' = %s", [f"{RENAMED} {kind} %", name]
+
+
 def rename_column(
     what: str, table: type[models.Model], column: str, old: str, new: str, only: models.Q | None = None
 ) -> int:

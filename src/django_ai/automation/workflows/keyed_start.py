@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, get_args
 
-from django.db import transaction
+from django.db import connections, transaction
 from pydantic import BaseModel
 
 from ..db.deadlocks import retry_on_deadlock
@@ -21,7 +21,8 @@ from ..queues.acting import signed
 from ..queues.history import note, noting_reason
 from ..queues.lanes import lane_of
 from ..queues.notifier import ring_after_commit
-from ..queues.renaming import former_names
+from ..queues.positions import insert_bounded, lower_bound
+from ..queues.renaming import former_names, former_names_query
 from ..values.digests import digest
 from ..values.text import one_line
 from .current_run import KIND
@@ -98,31 +99,47 @@ def _start(
     *,
     is_noted: bool,
 ) -> WorkflowRun:
-    alias, keys = alias_of(WorkflowRun), start_keys(definition.name, key)
-    origin_key, rows = keys[0], WorkflowRun.objects.filter(origin_key__in=keys)
-    for _ in range(MAX_START_ATTEMPTS):
-        if if_exists == "restart" and (previous := rows.first()) is not None and not _release(previous, key, now):
-            continue  # another restart was faster, and its run has the key
-        was_taken = len(keys) > 1 and if_exists != "restart" and rows.exists()  # under a former name
-        run = run_due_now(definition, context, now, origin_key=origin_key)
-        if not was_taken and insert_ignoring(WorkflowRun, [run], key="origin_key"):
-            run._state.adding, run._state.db = False, alias
-            ring_after_commit(alias, lane_of(run))
-            if is_noted:
-                note(run, "Started")
-            return run
-        existing = rows.first()
-        if existing is None or if_exists == "restart":
-            continue  # it was pruned in between; or it is committed now, and can be ended
-        if if_exists == "raise":
+    run = run_due_now(definition, context, now, origin_key=start_key(definition.name, key))
+    if if_exists == "restart" or not _insert_at_once(run):
+        existing = _insert_or_find(run, key, now, is_restart=if_exists == "restart")
+        if existing is not None and if_exists == "raise":
             raise RunExistsError(
                 f"{existing} was started with the key {one_line(key)!r} and is {existing.status}. Use "
                 'if_exists="return" to get it, or if_exists="restart" to start again.',
                 existing,
             )
-        return existing
+        if existing is not None:
+            return existing
+    ring_after_commit(alias_of(WorkflowRun), lane_of(run))
+    if is_noted:
+        note(run, "Started")
+    return run
+
+
+def _insert_at_once(run: WorkflowRun) -> bool:
+    """Insert the run in one statement, and return whether it was: if its key is free, and its workflow was never
+    renamed. Only on PostgreSQL."""
+    sql, params = former_names_query(KIND, run.name)
+    return insert_bounded(run, unless=sql, params=params, ignoring=True)
+
+
+def _insert_or_find(run: WorkflowRun, key: str, now: datetime, *, is_restart: bool) -> WorkflowRun | None:
+    """Insert the run and return None, or return the run that has its key. ``is_restart``: that releases the key."""
+    alias, keys = alias_of(WorkflowRun), start_keys(run.name, key)
+    rows = WorkflowRun.objects.filter(origin_key__in=keys)
+    may_exist = is_restart or len(keys) > 1 or connections[alias].vendor == "postgresql"
+    for _ in range(MAX_START_ATTEMPTS):
+        existing = rows.first() if may_exist else None
+        if existing is not None and not is_restart:
+            return existing
+        if existing is None or _release(existing, key, now):  # else another restart was faster, and its run has the key
+            run.position = lower_bound()
+            if insert_ignoring(WorkflowRun, [run], key="origin_key"):
+                run._state.adding, run._state.db = False, alias
+                return None
+        may_exist = True
     raise AutomationError(
-        f"engine.start({definition.name!r}, key={key!r}): a run has this key, and this transaction does not see it. "
+        f"engine.start({run.name!r}, key={key!r}): a run has this key, and this transaction does not see it. "
         "Use the isolation level READ COMMITTED (Django's default), or start it in another transaction."
     )
 

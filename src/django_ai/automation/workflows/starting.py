@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..db.inserts import insert
 from ..db.writer import alias_of
 from ..events.models import Event
 from ..events.priorities import priority_of
@@ -16,7 +17,7 @@ from ..queues.causation import cause_now, next_depth
 from ..queues.lanes import lane_of
 from ..queues.lease import revoke
 from ..queues.notifier import ring_after_commit
-from ..queues.positions import lower_bound
+from ..queues.positions import insert_bounded, lower_bound
 from ..state.contexts import dump_context
 from ..values.clock import shift
 from ..values.digests import digest
@@ -31,13 +32,15 @@ def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime
     Raises ``EventStormError`` if runs start each other without end, and what a function for the priority raises.
     """
     run = run_due_now(definition, context, now, **columns)
-    run.save(force_insert=True, using=alias_of(WorkflowRun))
+    if not insert_bounded(run):
+        run.position = lower_bound()
+        insert(run)
     ring_after_commit(alias_of(WorkflowRun), lane_of(run))
     return run
 
 
 def run_due_now(definition: WorkflowDefinition, context: BaseModel, now: datetime, **columns: Any) -> WorkflowRun:
-    """Return an unsaved run that is due now. Raises as ``insert_run`` does."""
+    """Return an unsaved run that is due now, without its position. Raises as ``insert_run`` does."""
     depth = next_depth(f"A run of {definition.name}")
     return WorkflowRun(
         name=definition.name,
@@ -47,7 +50,6 @@ def run_due_now(definition: WorkflowDefinition, context: BaseModel, now: datetim
         created_at=now,
         deadline=definition.deadline_from(now),
         wake_at=now,
-        position=lower_bound(),
         queue=definition.queue,
         priority=columns.pop("priority") if "priority" in columns else definition.priority_by_hand(context),
         **{

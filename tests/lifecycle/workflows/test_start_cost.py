@@ -1,0 +1,46 @@
+"""How many statements a start takes."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import connection, transaction
+
+from django_ai.automation.queues.positions import allocate, lower_bound
+from django_ai.automation.queues.renaming import record
+from django_ai.automation.workflows.core import complete, engine
+from tests.support.workflows import flow
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+IS_ONE_STATEMENT = connection.vendor == "postgresql"
+AGAIN = {"postgresql": 3, "mysql": 5}
+"""Statements of a start whose key is taken."""
+
+
+@pytest.fixture(autouse=True)
+def started():
+    """A workflow, in a process that knows a position."""
+    flow(lambda self: complete(), "order")
+    with transaction.atomic():
+        allocate(1)
+    lower_bound()
+
+
+def test_a_start_is_one_statement_on_postgresql(django_assert_num_queries):
+    with transaction.atomic(), django_assert_num_queries(1 if IS_ONE_STATEMENT else 2):
+        engine.start("order")
+
+
+def test_a_start_with_a_key_is_one_statement_on_postgresql(django_assert_num_queries):
+    record("workflow", "something_else", "its_new_name")
+    with transaction.atomic(), django_assert_num_queries(1 if IS_ONE_STATEMENT else 3):
+        run = engine.start("order", key="12")
+    with transaction.atomic(), django_assert_num_queries(AGAIN.get(connection.vendor, 4)):
+        assert engine.start("order", key="12") == run
+
+
+def test_a_start_with_a_key_finds_the_run_of_a_former_name():
+    flow(lambda self: complete(), "former_order")
+    run = engine.start("former_order", key="12")
+    record("workflow", "former_order", "order")
+    assert engine.start("order", key="12") == run
