@@ -48,7 +48,7 @@ CONTESTANTS = (
         "Django-Q2 (ORM)",
         "django_q2",
         requirements=("django-q2>=1.8", "django>=5.2", PSYCOPG),
-        measurements=(*THROUGHPUT, "latency"),
+        measurements=(*THROUGHPUT, "latency", "growth"),
     ),
     Contestant("pgbench", "pgbench", "pgbench_sql", measurements=THROUGHPUT),
 )

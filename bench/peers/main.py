@@ -39,6 +39,8 @@ def main(description: str) -> None:
         results = Results.load(options.json)
     else:
         results = Results(options.json)
+        for each in (signal.SIGINT, signal.SIGTERM):  # also where a shell lets background jobs ignore Ctrl-C
+            signal.signal(each, signal.default_int_handler)
         try:
             run(options, results)
         except KeyboardInterrupt:
@@ -197,7 +199,7 @@ def prepare(contestant: Contestant, table: Table, results: Results) -> Ready | N
         return missing(contestant, results, table.absent[need])
     try:
         ready = Ready(contestant, interpreter(contestant.name, contestant.requirements), table)
-        if table.postgresql:
+        if table.postgresql and "postgresql" in contestant.needs:
             table.postgresql.create(ready.database)
         results.describe(contestant.name, ready.call("describe", seconds=120))
     except (NoEnvironmentError, LookupError, RuntimeError, OSError) as error:

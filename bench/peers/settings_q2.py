@@ -25,4 +25,5 @@ Q_CLUSTER = {
     "retry": 90,
     "poll": 0.2,
     "log_level": "WARNING",
+    "save_limit": 0,  # with the default of 250 each result that is saved locks the 250 rows of earlier ones first
 }
