@@ -1,4 +1,4 @@
-"""Ours beside Procrastinate, DBOS, Celery, Django-Q2 and pgbench, on one machine and one PostgreSQL (fsync on).
+"""Ours beside Procrastinate, DBOS, Absurd, Celery, Django-Q2 and pgbench, on one machine and one PostgreSQL (fsync on).
 
     python bench/peers.py [--rounds 3] [--calls 2000] [--flows 400] [--probes 100] [--finished 0,100000,1000000]
                           [--only ours-worker,procrastinate] [--measure starts,drain] [--json FILE] [--images FOLDER]

@@ -35,6 +35,7 @@ CONTESTANTS = (
         measurements=(*THROUGHPUT, "latency", "growth"),
     ),
     Contestant("dbos", "DBOS", "dbos_transact", requirements=("dbos>=3", PSYCOPG)),
+    Contestant("absurd", "Absurd", "absurd_tasks", requirements=("absurd-sdk>=0.5", "absurdctl>=0.5", PSYCOPG)),
     Contestant(
         "celery",
         "Celery (Redis)",

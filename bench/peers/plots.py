@@ -19,7 +19,7 @@ from bench.peers.contestants import named
 from bench.peers.results import Results, growth, label
 
 OURS = ("#0b5394", "#6fa8dc")
-PEERS = ("#b45f06", "#7f6000", "#a64d79", "#38761d")
+PEERS = ("#b45f06", "#7f6000", "#cc0000", "#a64d79", "#38761d")
 YARDSTICK = "#999999"
 PANELS = (
     ("starts", "calls started a second"),

@@ -119,12 +119,14 @@ def label(name: str) -> str:
 
 
 def report(results: Results) -> str:
-    """Return the tables of medians and ratios, and what is missing or failed, as Markdown."""
+    """Return the tables of medians, ratios and configurations, and what is missing or failed, as Markdown."""
     parts = [table(*figures(results))]
     for ours in [each.name for each in CONTESTANTS if each.ours and each.name in results.measured()]:
         parts.append(table(*ratios(results, ours)))
     if results.sizes():
         parts.append(table(*growth_figures(results)))
+    if results.content["contestants"]:
+        parts.append(table(*configurations(results)))
     problems = [f"- missing: {label(name)}: {reason}" for name, reason in results.content["missing"].items()]
     problems += [
         f"- failed: {label(each['contestant'])}, {each['measurement']}, round {each['round']}: {each['reason']}"
@@ -167,6 +169,15 @@ def growth_figures(results: Results) -> tuple[list[str], list[list[str]]]:
         if any(value is not None for value in found):
             lines.append([label(name), *(_number(value) for value in found)])
     return ["calls a second among finished ones", *(f"{size:,}" for size in sizes)], lines
+
+
+def configurations(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return the heading and the lines of the table of how each contestant ran."""
+    lines = []
+    for name, found in results.content["contestants"].items():
+        versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+        lines.append([label(name), versions, *(found[key] for key in ("command", "settings", "notes"))])
+    return ["", "versions", "workers", "settings", "notes"], lines
 
 
 def table(heading: list[str], lines: Iterable[list[str]]) -> str:

@@ -107,12 +107,15 @@ def test_the_report_has_medians_ratios_growth_and_what_is_missing(results):
     results.add("ours-worker", "drain", 1, {"per second": 300.0})
     results.add("celery", "drain", 1, {"per second": 1200.0})
     results.add("ours-worker", growth(1000), 1, {"per second": 250.0})
+    found = {"versions": {"celery": "5.5"}, "command": "worker", "settings": "acks_late", "notes": "no history"}
+    results.describe("celery", found)
     results.missing("dbos", "cannot install dbos")
     results.failed("q2", "latency", 1, "exit code 1: broken")
     text = report(results)
     assert "| one-step calls a second, from a backlog | 300               | 1,200          |" in text
     assert "| one-step calls a second, from a backlog | 0.25           |" in text
     assert "| automation_worker                  | 250   |" in text
+    assert "| Celery (Redis) | celery 5.5 | worker  | acks_late | no history |" in text
     assert "- missing: DBOS: cannot install dbos" in text
     assert "- failed: Django-Q2 (ORM), latency, round 1: exit code 1: broken" in text
 
