@@ -2,6 +2,7 @@
 
     python bench/peers.py [--rounds 3] [--calls 2000] [--flows 400] [--probes 100] [--finished 0,100000,1000000]
                           [--only ours-worker,procrastinate] [--measure starts,drain] [--json FILE] [--images FOLDER]
+                          [--add]                                  # to the rounds that the JSON holds
     python bench/peers.py --report --json FILE [--images FOLDER]      # table and plots of an earlier run
 
 Each peer gets an environment of its own in ``.venv-peers``. The contestants take turns at each measurement, in several

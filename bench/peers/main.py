@@ -38,7 +38,7 @@ def main(description: str) -> None:
     if options.report:
         results = Results.load(options.json)
     else:
-        results = Results(options.json)
+        results = Results.load(options.json) if options.add and options.json.exists() else Results(options.json)
         for each in (signal.SIGINT, signal.SIGTERM):  # also where a shell lets background jobs ignore Ctrl-C
             signal.signal(each, signal.default_int_handler)
         try:
@@ -65,6 +65,7 @@ def parsed(description: str) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "peers.json")
     parser.add_argument("--images", type=Path, help="folder for the plots, as SVG and PNG")
     parser.add_argument("--report", action="store_true", help="measure nothing: print and draw an earlier run")
+    parser.add_argument("--add", action="store_true", help="add further rounds to those that the JSON holds")
     options = parser.parse_args()
     options.only = _chosen(parser, options.only, [each.name for each in CONTESTANTS])
     options.measure = _chosen(parser, options.measure, list(ALL))
@@ -165,7 +166,8 @@ def run(options: argparse.Namespace, results: Results) -> None:
         wanted = [each for each in CONTESTANTS if each.name in options.only]
         ready = [found for each in wanted if (found := prepare(each, table, results))]
         try:
-            for number in range(1, options.rounds + 1):
+            before = results.last_round()
+            for number in range(before + 1, before + options.rounds + 1):
                 for measurement, count, finished in plan(options):
                     # Each round begins with another contestant: none is always the one after a pause.
                     for each in ready[number % len(ready) :] + ready[: number % len(ready)] if ready else []:

@@ -89,6 +89,10 @@ class Results:
         found = [mine[number] / theirs[number] for number in mine.keys() & theirs.keys() if theirs[number]]
         return statistics.median(found) if found else None
 
+    def last_round(self) -> int:
+        """Return the number of the last round, 0 if there is none. Rounds that are added count on from it."""
+        return max((each["round"] for each in self.content["measurements"] + self.content["failures"]), default=0)
+
     def measured(self) -> list[str]:
         """Return the contestants that have any figure, in their usual order."""
         names = {each["contestant"] for each in self.content["measurements"]}

@@ -103,6 +103,13 @@ def test_a_ratio_compares_figures_of_the_same_round(results):
     assert results.ratio("ours-worker", "q2", "drain", "per second") is None
 
 
+def test_rounds_that_are_added_have_numbers_of_their_own(results):
+    assert results.last_round() == 0
+    results.add("celery", "drain", 2, {"per second": 10.0})
+    results.failed("dbos", "drain", 3, "broken")
+    assert Results.load(results.path).last_round() == 3
+
+
 def test_the_report_has_medians_ratios_growth_and_what_is_missing(results):
     results.add("ours-worker", "drain", 1, {"per second": 300.0})
     results.add("celery", "drain", 1, {"per second": 1200.0})
