@@ -20,6 +20,7 @@ from django_ai.automation.console import bulk_pages
 from django_ai.automation.console.problems import all_problems, problems
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.models import Action, BulkAction, MutedProblem
+from django_ai.automation.workflows.admin import WorkflowRunAdmin
 from django_ai.automation.workflows.models import WorkflowRun
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -120,10 +121,54 @@ def test_all_rows_of_a_list_are_cancelled_after_a_confirmation(client, remind):
 
 def test_few_rows_are_changed_at_once(client, remind):
     sign_in(client, *OPERATOR)
-    started(2)
-    page = cancel_all(client)
-    assert page.status_code == 302
-    assert engine.runs("remind", status="cancelled").count() == 2
+    started(2, "no bed")
+    assert cancel_all(client, action="resume").status_code == 302
+    assert not engine.runs("remind", status="failed").exists()
+
+
+def test_one_row_is_cancelled_at_once(client, remind):
+    sign_in(client, *OPERATOR)
+    started(1)
+    assert cancel_all(client).status_code == 302
+    assert engine.runs("remind", status="cancelled").count() == 1
+
+
+@pytest.mark.parametrize("across", ["0", "1"])
+def test_two_rows_are_cancelled_after_a_confirmation_and_without_a_worker(client, remind, across):
+    user = sign_in(client, *OPERATOR)
+    runs = started(2)
+    page = cancel_all(client, select_across=across, _selected_action=[str(run.pk) for run in runs], reason="Snow.")
+    text = text_of(page)
+    assert "Concerned: 2 (workflow runs)." in text
+    assert "This cannot be undone." in text
+    assert "Workers do it in the background" not in text
+    assert ">Snow.</textarea>" in page.content.decode()
+    assert not engine.runs("remind", status="cancelled").exists()
+    given = {"token": token_in(page.content.decode()), "verb": "cancel", "reason": " "}
+    assert "Say why" in text_of(client.post(reverse(START), given))
+    answer = client.post(reverse(START), {**given, "reason": "Snow."}, follow=True)
+    assert answer.redirect_chain[0][0] == reverse(RUNS)
+    assert "Cancelled: 2." in answer.content.decode()
+    assert {run.error for run in engine.runs("remind", status="cancelled")} == {"Cancelled by ann: Snow."}
+    assert {entry.user for entry in LogEntry.objects.all()} == {user}
+    assert not BulkAction.objects.exists()
+    again = client.post(reverse(START), {**given, "reason": "Snow."}, follow=True)
+    assert "has already finished" in again.content.decode()
+
+
+@pytest.mark.parametrize("hidden", [1, 3])
+def test_rows_that_the_list_hides_from_the_user_are_not_concerned(client, remind, monkeypatch, hidden):
+    sign_in(client, *OPERATOR)
+    runs = started(6)
+    shown = WorkflowRunAdmin.get_queryset
+    last = runs[-hidden].pk
+    monkeypatch.setattr(WorkflowRunAdmin, "get_queryset", lambda *args: shown(*args).filter(pk__lt=last))
+    page = cancel_all(client, select_across="0", _selected_action=[*(str(run.pk) for run in runs), "²"])
+    assert f"Concerned: {6 - hidden} (" in text_of(page)
+    given = {"token": token_in(page.content.decode()), "verb": "cancel", "reason": "x"}
+    client.post(reverse(START), given)
+    drain()
+    assert engine.runs("remind", status="cancelled").count() == 6 - hidden
 
 
 def test_selected_rows_beyond_a_few_are_named_by_their_keys(client, remind):

@@ -221,7 +221,8 @@ def test_56_what_is_refused_is_summed_up_and_not_logged(client, operator):
     text = client.post(changelist(WorkflowRun), chosen, follow=True).content.decode()
     assert text.count("only a parked or failed run can be resumed") == MAX_MESSAGES
     assert "7 more were refused" in text
-    text = client.post(changelist(WorkflowRun), {**chosen, "action": "cancel"}, follow=True).content.decode()
+    one = {"action": "cancel", "_selected_action": [runs[0].pk]}
+    text = client.post(changelist(WorkflowRun), one, follow=True).content.decode()
     assert "has already finished" in text
     assert not LogEntry.objects.exists()
 

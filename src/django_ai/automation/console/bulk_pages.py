@@ -1,9 +1,9 @@
 """The pages of bulk actions: what is asked before one is created, and the story of one.
 
 A list in the admin executes an action on a few rows at once. For more rows it asks first: how many rows, which, what is
-done to them, and why; then it creates a bulk action (``queues.bulk``). The buttons of a problem do the same. What is
-asked for travels in a signed token, so that no other filter can be confirmed than the one that a page offered to this
-user.
+done to them, and why; then it creates a bulk action (``queues.bulk``). The buttons of a problem do the same. Of what
+cannot be undone it asks for two rows already, and then executes the action itself. What is asked for travels in a
+signed token, so that no other filter can be confirmed than the one that a page offered to this user.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 MAX_DIRECT_ROWS = 20
-"""Up to so many selected rows a list executes an action at once."""
+"""Up to so many selected rows a list executes an action itself, and no worker does."""
 MAX_REASON = 1000
 SALT = "automation.bulk"
 MAX_AGE_SECONDS = 24 * 60 * 60
@@ -92,19 +92,22 @@ def allowed_verbs(site: AdminSite, request: HttpRequest, kind: BulkKind) -> dict
 
 
 def confirm_many(owner: StoryPage, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-    """Answer an action of a list: None if it concerns few rows, or is none for many rows."""
+    """Answer an action of a list: None if it concerns few rows and can be undone, or one row, or is none for many."""
     kind, verb = kind_of_model(owner.model), _chosen_action(request)
     if kind is None or verb not in kind.verbs or verb not in owner.allowed_actions(request):
         return None
-    if request.POST.get("select_across", "0") == "0":
-        pks = [int(pk) for pk in request.POST.getlist(ACTION_CHECKBOX_NAME) if pk.isdigit()]
-        if len(pks) <= MAX_DIRECT_ROWS:
+    is_selection = request.POST.get("select_across", "0") == "0"
+    if is_selection:
+        # The rows that the list shows to this user: the keys are what the request says.
+        queryset = queryset.filter(pk__in=[pk for pk in request.POST.getlist(ACTION_CHECKBOX_NAME) if pk.isdecimal()])
+    first = list(queryset.values_list("pk", flat=True)[: MAX_DIRECT_ROWS + 1])
+    if len(first) <= MAX_DIRECT_ROWS:
+        asks = kind.verbs[verb].is_final and len(first) > 1 and BulkAction in owner.admin_site._registry
+        if not asks:
             return None
-        rows = BulkFilter(pks=pks)
+        rows = BulkFilter(pks=first)
     else:
-        if len(queryset.values_list("pk")[: MAX_DIRECT_ROWS + 1]) <= MAX_DIRECT_ROWS:
-            return None
-        found = filter_of(owner, request)
+        found = None if is_selection else filter_of(owner, request)
         if found is None:
             pks = list(queryset.order_by().values_list("pk", flat=True)[: MAX_PKS + 1])
             if len(pks) > MAX_PKS:
@@ -119,7 +122,7 @@ def confirm_many(owner: StoryPage, request: HttpRequest, queryset: Any) -> HttpR
 def _chosen_action(request: HttpRequest) -> str:
     """Return the name of the action, which one of the forms above and below the list has."""
     names, index = request.POST.getlist("action"), request.POST.get("index", "0")
-    return names[int(index)] if index.isdigit() and int(index) < len(names) else ""
+    return names[int(index)] if index.isdecimal() and int(index) < len(names) else ""
 
 
 def filter_of(owner: StoryPage, request: HttpRequest) -> BulkFilter | None:
@@ -161,8 +164,6 @@ def confirmation(
     verb = offer.kind.verbs[verb_name]
     label = str(allowed_verbs(site, request, offer.kind)[verb_name])
     total = count_rows(offer.kind, verb, offer.stored)
-    options = offer.kind.model._meta
-    rows = f"{site.name}:{options.app_label}_{options.model_name}_changelist"
     context = {
         **site.each_context(request),
         "opts": BulkAction._meta,
@@ -177,12 +178,12 @@ def confirmation(
         "error": error,
         "total": total,
         "start_url": reverse(f"{site.name}:automation_queues_bulkaction_start"),
-        "back_url": reverse(rows),
+        "back_url": _list_url(site, offer.kind),
         "words": {
             "conditions": words.CONDITIONS,
             "reason": gettext("Reason"),
             "back": words.BACK,
-            "how": words.HOW,
+            "how": "" if _is_direct(offer) else words.HOW,
             "none": words.NOTHING,
         },
     }
@@ -204,7 +205,7 @@ def ask(site: AdminSite, request: HttpRequest) -> HttpResponse:
 
 
 def start(site: AdminSite, request: HttpRequest) -> HttpResponse:
-    """Create the bulk action that the form confirms. POST only."""
+    """Create the bulk action that the form confirms, or do it to few rows at once. POST only."""
     found = _offered(site, request)
     if isinstance(found, HttpResponse):
         return found
@@ -212,6 +213,8 @@ def start(site: AdminSite, request: HttpRequest) -> HttpResponse:
     reason = request.POST.get("reason", "").strip()[:MAX_REASON]
     if not reason:
         return confirmation(site, request, offer, verb, str(words.SAY_WHY))
+    if _is_direct(offer):
+        return _do_at_once(site, request, offer, verb)
     try:
         with acting_as(request.user, reason):
             bulk = create_bulk(verb, offer.kind.name, BulkFilter.from_json(offer.stored), reason)
@@ -222,6 +225,25 @@ def start(site: AdminSite, request: HttpRequest) -> HttpResponse:
     LogEntry.objects.log_actions(request.user.pk or 0, [bulk], ADDITION, log, single_object=True)
     messages.success(request, words.STARTED)
     return HttpResponseRedirect(reverse(f"{site.name}:automation_queues_bulkaction_change", args=[bulk.pk]))
+
+
+def _is_direct(offer: Offer) -> bool:
+    """Return whether the rows are so few that the request changes them."""
+    return 0 < len(offer.stored.get("pks", ())) <= MAX_DIRECT_ROWS
+
+
+def _do_at_once(site: AdminSite, request: HttpRequest, offer: Offer, verb: str) -> HttpResponse:
+    """Execute the action of the list on the rows that the form confirms, which the user may have lost meanwhile."""
+    owner = owner_of(site, offer.kind)
+    assert owner is not None
+    action = owner.allowed_actions(request)[verb][0]
+    answer: HttpResponse | None = action(owner, request, owner.get_queryset(request).filter(pk__in=offer.stored["pks"]))
+    return answer or HttpResponseRedirect(_list_url(site, offer.kind))
+
+
+def _list_url(site: AdminSite, kind: BulkKind) -> str:
+    options = kind.model._meta
+    return reverse(f"{site.name}:{options.app_label}_{options.model_name}_changelist")
 
 
 def _offered(site: AdminSite, request: HttpRequest) -> tuple[Offer, str] | HttpResponse:
