@@ -123,7 +123,7 @@ def performing_once(bulk: BulkAction) -> list[BulkAction]:
 def test_a_bite_ends_after_its_time(remind, monkeypatch):
     monkeypatch.setattr(performing, "SECONDS_PER_BITE", 0)
     started(3)
-    bulk = engine.bulk("cancel", name="remind")
+    bulk = engine.bulk("pause", name="remind")
     performing_once(bulk)
     assert counts(bulk) == ("running", 1, 0, 0, 2)
     drain()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from django.db.models import Q
+from django.utils import timezone
 from django.utils.translation import gettext
 
 from ..exceptions import AutomationError
+from ..queues.acting import signed
 from ..queues.bulk.verbs import BulkKind, BulkVerb, pausing_verbs, register_bulk_kind, resuming
+from ..queues.history import note
+from .bulk_ending import cancel_plain_runs
 from .engine import engine
 from .models import Signal, WorkflowRun
 from .statuses import FINISHED, WorkflowStatus
@@ -22,6 +29,19 @@ def cancel_run(run: WorkflowRun, reason: str = "", *, at_once: bool = False) -> 
     return done
 
 
+def cancel_runs(runs: Sequence[WorkflowRun], reason: str = "", *, at_once: bool = False) -> set[int]:
+    """Cancel those of ``runs`` that few statements can cancel together, and return their keys.
+
+    Call it in the transaction of a bulk action; ``cancel_run`` cancels the others.
+    """
+    given = reason or "Cancelled."
+    pks, text = [run.pk for run in runs], signed("Cancelled", given)
+    ended = cancel_plain_runs(pks, text, timezone.now(), at_once=at_once)
+    for run in ended:
+        note(run, "Cancelled", given)
+    return {run.pk for run in ended}
+
+
 def register_verbs(undelivered: Q) -> None:
     """Register the kinds of rows of this layer. ``undelivered``: the condition of parked signals."""
     waiting = Q(status__in=[WorkflowStatus.WAITING, WorkflowStatus.SUSPENDED])
@@ -33,9 +53,13 @@ def register_verbs(undelivered: Q) -> None:
             lambda: Q(status__in=[WorkflowStatus.WAITING, WorkflowStatus.RUNNING]),
         ),
         "skip_wait": BulkVerb(lambda run, reason: engine.skip_wait(run, reason=reason), "Skipped", lambda: waiting),
-        "cancel": BulkVerb(cancel_run, "Cancelled", lambda: UNFINISHED, is_final=True),
+        "cancel": BulkVerb(cancel_run, "Cancelled", lambda: UNFINISHED, is_final=True, act_together=cancel_runs),
         "cancel_at_once": BulkVerb(
-            lambda run, reason: cancel_run(run, reason, at_once=True), "Cancelled", lambda: UNFINISHED, is_final=True
+            partial(cancel_run, at_once=True),
+            "Cancelled",
+            lambda: UNFINISHED,
+            is_final=True,
+            act_together=partial(cancel_runs, at_once=True),
         ),
         **pausing_verbs(WorkflowRun, UNFINISHED),
     }

@@ -99,7 +99,7 @@ def end_runs(
             if end_own_run(KIND, run.pk, status, reason, at_once=at_once):
                 ended += 1
                 continue
-            hooks, is_limited = _hooks_of(run), has_limits(run.name)
+            hooks, is_limited = hooks_of(run), has_limits(run.name)
             row: WorkflowRun | None = run
             if hooks is not None or is_limited or run.ending is not None:
                 # Locked, because the row decides what becomes of it: a worker may claim it, or let it fail, just now.
@@ -145,7 +145,7 @@ def _finish(run: WorkflowRun, changes: Mapping[str, Any], now: datetime) -> None
         transaction.on_commit(report, using=alias_of(WorkflowRun), robust=True)
 
 
-def _hooks_of(run: WorkflowRun) -> WorkflowDefinition | None:
+def hooks_of(run: WorkflowRun) -> WorkflowDefinition | None:
     """Return the definition of the run if it has ``@on_fail`` or ``@on_cancel``. A run whose code this process does not
     have ends at once."""
     try:

@@ -93,11 +93,15 @@ def _actor_of(row: BulkAction) -> Actor | None:
 
 def _do(row: BulkAction, kind: BulkKind, verb: BulkVerb, now: datetime, *, careful: bool) -> None:
     """Do one bite in the open transaction, and write how far it came."""
+    until = time.monotonic() + SECONDS_PER_BITE
     rows, position = _next_rows(row, kind, verb)
     bite, examples = Bite(position), list[dict[str, Any]]()
-    until = time.monotonic() + SECONDS_PER_BITE
+    if verb.act_together is not None and not careful:
+        together_done = verb.act_together(rows, row.reason)
+        bite.done += len(together_done)
+        rows = [each for each in rows if each.pk not in together_done]
     for number, each in enumerate(rows, 1):
-        awaited = awaits_code(each)
+        awaited = not verb.is_final and awaits_code(each)
         try:
             refusal = _act_on(each, row, verb, careful=careful)
         except RowError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -16,6 +16,10 @@ from ..models import Pause
 Act = Callable[[Any, str], Any]
 """Does something to one row, with a reason. Returns False, or raises ``AutomationError``, if that is refused."""
 
+ActTogether = Callable[[Sequence[Any], str], Collection[int]]
+"""Does the same to those of several rows for which few statements suffice, in the caller's transaction. Returns their
+primary keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class BulkVerb:
@@ -27,6 +31,7 @@ class BulkVerb:
         applies: Returns the condition of the rows on which it has an effect. The others are not read.
         refusal: Why a row is refused for which ``act`` returns False.
         is_final: Whether it cannot be undone.
+        act_together: Does it to some of several rows first, if that is faster; ``act`` does it to the others.
     """
 
     act: Act
@@ -34,6 +39,7 @@ class BulkVerb:
     applies: Callable[[], models.Q]
     refusal: str = "It has already finished."
     is_final: bool = False
+    act_together: ActTogether | None = None
 
 
 @dataclass(frozen=True, slots=True)
