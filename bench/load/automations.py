@@ -1,5 +1,7 @@
 """The automations of the benchmarks. Their steps do as little as possible, so that the engine is measured."""
 
+import asyncio
+import time
 from datetime import timedelta
 
 from pydantic import BaseModel
@@ -137,3 +139,31 @@ class Month:
 @on_event("note_due")
 def read_it(event):
     pass
+
+
+class Wait(BaseModel):
+    seconds: float = 1.0
+
+
+@workflow("waits")
+class Waits:
+    """A slow service, called by plain code."""
+
+    Context = Wait
+
+    @step(start=True, atomic=False)
+    def begin(self):
+        time.sleep(self.context.seconds)
+        return complete()
+
+
+@workflow("awaits")
+class Awaits:
+    """A slow service, called by async code."""
+
+    Context = Wait
+
+    @step(start=True, atomic=False)
+    async def begin(self):
+        await asyncio.sleep(self.context.seconds)
+        return complete()

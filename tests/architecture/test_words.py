@@ -89,6 +89,7 @@ ALLOWED = [
     ("sealed", r"\$sealed", "this key is stored in rows"),
     ("slots", r"slots=True", "an argument of dataclass"),
     ("slots", r"limits?\b|_slots|limiter", "what a limit has"),
+    ("executor", r"executor=", "an argument of asgiref"),
     ("Flow", r"gettext\(\"Flow\"\)|\*Flow\*", "a section of the pages of runs and agents"),
     ("SHARE", r"LOCK IN SHARE MODE", "SQL"),
     ("Watch", r"Watch ``", "the verb, at the beginning of a sentence"),

@@ -92,6 +92,21 @@ class TestStopAndRestart:
             until(lambda: not any(is_alive(child) for child in children), 15, "The end of the children", log)
 
 
+class TestConcurrency:
+    def test_one_process_performs_rows_beside_each_other_and_finishes_them_on_sigterm(self, tmp_path):
+        """Each step waits for its file, which is written only when all of them wait."""
+        log, flags = tmp_path / "worker.log", [tmp_path / f"run{number}" for number in range(3)]
+        runs = [engine.start("story:hung", flag=str(flag), atomic=False) for flag in flags]
+        with automation_worker(log, "--concurrency", "3") as process:
+            until(lambda: all(flag.exists() for flag in flags), 60, "The start of all steps", log)
+            assert len({flag.read_text() for flag in flags}) == 1  # the process ID
+            process.send_signal(signal.SIGTERM)
+            for flag in flags:
+                flag.with_name(f"{flag.name}.go").touch()
+            assert process.wait(20) == 0
+        assert all(done(run) for run in runs)
+
+
 class TestWaking:
     def test_real_seconds_notify_wakes_it_before_its_next_poll(self, tmp_path):
         if connection.vendor != "postgresql":
@@ -167,6 +182,9 @@ class TestOptions:
             (["--poll", "0"], "--poll=0 must be positive"),
             (["--grace", "-1"], "--grace=-1"),
             (["--once", "--processes", "2"], "one process"),
+            (["--concurrency", "0"], "--concurrency=0 must be at least 1"),
+            (["--connections", "0"], "--connections=0 must be at least 1"),
+            (["--once", "--concurrency", "2"], "one row after the other"),
         ],
     )
     def test_nonsense_is_refused(self, options, message):

@@ -302,12 +302,13 @@ def test_35_what_is_in_time_is_not_interrupted():
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize("options", [(), ("--concurrency", "3")], ids=["one thread", "threads"])
 @pytest.mark.parametrize("how", ["signals are blocked", "the interpreter is held"])
-def test_35_real_seconds_a_process_that_cannot_be_interrupted_is_replaced(tmp_path, how):
+def test_35_real_seconds_a_process_that_cannot_be_interrupted_is_replaced(tmp_path, how, options):
     """The process exits, and its supervisor starts another process, which completes the work."""
     log = tmp_path / "worker.log"
     stuck, sound = engine.start("story:stuck", how=how), engine.start("story:count", steps=2)
-    with automation_worker(log, TEST_LEASE_SECONDS="2"):
+    with automation_worker(log, *options, TEST_LEASE_SECONDS="2"):
         until(lambda: ended(sound)[0] == "completed", 60, "The work of a process that took its place", log)
         until(lambda: WorkflowRun.objects.get(pk=stuck.pk).status == "completed", 60, "The second attempt", log)
     assert "Restarting it" in log.read_text()

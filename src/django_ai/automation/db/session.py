@@ -44,11 +44,15 @@ class Session:
     """The database session in which user code runs, for one attempt.
 
     ``watched`` surrounds the user code, possibly inside the transaction of the attempt; ``settle`` follows after that
-    transaction.
+    transaction. ``is_closed``: user code begins without a connection, and one that it opens is not kept.
     """
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        connection.ensure_connection()  # the state of a connection that user code opens would be unknown
+    def __init__(self, connection: BaseDatabaseWrapper, *, is_closed: bool = False) -> None:
+        if is_closed:
+            connection.close()
+        else:
+            connection.ensure_connection()  # the state of a connection that user code opens would be unknown
+        self.is_closed = is_closed
         self.connection = connection
         self.raw: Any = connection.connection
         self.driver = _driver_state(connection)
@@ -79,6 +83,9 @@ class Session:
     def settle(self, *, is_ours: bool) -> None:
         """Undo remaining changes. ``is_ours``: only this worker uses the connection, so it may be replaced."""
         connection, raw = self.connection, self.connection.connection
+        if self.is_closed:
+            connection.close()
+            return
         changed = raw is not None and raw is self.raw and _driver_state(connection) != self.driver
         if self.before is None and not self.outlasts_transaction and not changed:
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -23,6 +24,7 @@ from ..exceptions import AttemptTimeoutError
 from .held_leases import current_leases
 from .interrupt import timeout_message
 
+_running: set[asyncio.Task[Any]] = set()
 SECONDS_TO_CANCEL = 1.0
 """How long a coroutine may take to end after its timeout, before its thread is interrupted."""
 
@@ -37,8 +39,21 @@ def awaited(result: Any) -> Any:
     return async_to_sync(_finish_within)(result, left, leases.deadline.seconds)
 
 
+def cancel_coroutines() -> None:
+    """Cancel the coroutines that run in this process, because it must stop."""
+    for task in list(_running):
+        with suppress(RuntimeError):  # its loop has just been closed
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+
 async def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return await coroutine
+    task = asyncio.current_task()
+    assert task is not None
+    _running.add(task)
+    try:
+        return await coroutine
+    finally:
+        _running.discard(task)
 
 
 async def _finish_within(coroutine: Coroutine[Any, Any, Any], left: float, timeout: float) -> Any:
@@ -47,7 +62,7 @@ async def _finish_within(coroutine: Coroutine[Any, Any, Any], left: float, timeo
     limit = asyncio.timeout(left)
     try:
         async with limit:
-            return await coroutine
+            return await _finish(coroutine)
     except TimeoutError as error:
         if not limit.expired():
             raise  # its own

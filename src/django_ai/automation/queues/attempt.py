@@ -29,6 +29,7 @@ from django.db import Error as AnyDatabaseError
 from django.db import connections, models, transaction
 from django.db.models import F
 
+from ..db.connection_slots import frees_connection
 from ..db.connections import close_if_broken, is_untouched_transaction, was_closed
 from ..db.errors import is_database_failure, is_from_other_connection
 from ..db.session import Session
@@ -38,6 +39,7 @@ from ..values.clock import Clock
 from .advance import advance
 from .causation import CurrentRun, current_cause, running
 from .held_leases import bounded, disarm_deadline, is_working, keep_lease_for
+from .interrupt import ShutdownInterrupt
 from .lease import release
 from .observing import observed
 from .signals import attempt_finished, row_failed
@@ -45,10 +47,6 @@ from .wakeable import Wakeable
 
 DATABASE_RETRY_DELAY = timedelta(seconds=1)
 """How long after a database failure a row is due again."""
-
-
-class ShutdownInterrupt(SystemExit):
-    """Raised inside user code by a worker that must stop, after its grace period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ def _attempt(
     clock: Clock,
 ) -> bool:
     connection = connections[alias_of(type(row))]
-    session = Session(connection)
+    session = Session(connection, is_closed=not atomic and frees_connection(connection))
     keep_lease_for(timeout)
     started = time.monotonic()
     before = dict(row.__dict__)

@@ -31,11 +31,12 @@ from ..values.text import trace_of
 from . import holding, pauses
 from .acting import acting_as
 from .advance import ENGINE_FAILED
-from .attempt import DATABASE_RETRY_DELAY, ShutdownInterrupt, release_or_expire
+from .attempt import DATABASE_RETRY_DELAY, release_or_expire
 from .claim import claim
 from .due import next_due, scan_start
 from .heartbeat import hold, set_leases
 from .held_leases import HeldLeases, is_working
+from .interrupt import ShutdownInterrupt
 from .lanes import Lane, Selection
 from .maintenance import MAX_WAIT, ensure_rows
 from .models import Maintenance
@@ -74,6 +75,7 @@ def drain(
     except_queues: Collection[str] = (),
     stop: Callable[[], bool] = _never,
     expendable: bool = False,
+    beside: Callable[[], bool] = _never,
 ) -> int:
     """Perform everything that is due, and return how many rows of work were performed; maintenance is not counted.
 
@@ -83,7 +85,8 @@ def drain(
     queues (default: all); ``except_queues``: no rows of these. Events, signals and maintenance belong to the queue
     "default". ``stop``: called between two rows; once it returns true, no other row is started and claimed rows are
     released. ``expendable``: the process may be ended if user code cannot be interrupted after its timeout, because a
-    supervisor starts another one (workers).
+    supervisor starts another one (workers). ``beside``: whether other threads of this process perform rows, too; then
+    one row is claimed at a time, so that none waits behind a slow one.
 
     Must not be called inside a transaction of a live system. A nested call returns 0 immediately.
 
@@ -101,7 +104,12 @@ def drain(
     try:
         with acting_as(None):  # an inline notifier may have been rung by a request
             return _drain(
-                clock, leases, selection, lambda: stop() or time.monotonic() >= deadline, heartbeat and now is None
+                clock,
+                leases,
+                selection,
+                lambda: stop() or time.monotonic() >= deadline,
+                beside,
+                is_live=heartbeat and now is None,
             )
     except AnyDatabaseError:
         close_if_broken(connections[alias_of(wakeables()[0])])
@@ -116,6 +124,8 @@ def _drain(
     leases: HeldLeases,
     selection: Selection,
     must_stop: Callable[[], bool],
+    beside: Callable[[], bool],
+    *,
     is_live: bool,
 ) -> int:
     performed, slices, held = 0, 0, 0
@@ -129,7 +139,8 @@ def _drain(
         for lane in _in_order(due_lanes(clock(), times, selection), times, clock()):
             model, performed_before = lane.model, performed
             since = scan_start(*lane) if is_live else None
-            rows = claim(model, clock(), _batch_size(model), since, lane.queue, lane.priority)
+            size = 1 if model.claim_batches == 1 and beside() else _batch_size(model)
+            rows = claim(model, clock(), size, since, lane.queue, lane.priority)
             started, claimed = time.monotonic(), len(rows)
             if rows and rows_claimed.receivers:
                 late = (clock() - times[lane]).total_seconds()

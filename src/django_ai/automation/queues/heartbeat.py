@@ -22,6 +22,7 @@ from ..db import forking
 from ..db.connections import dedicated_connection
 from ..db.writer import alias_of
 from . import deadline_watcher, liveness
+from .async_code import cancel_coroutines
 from .held_leases import HeldLeases, current_leases, set_current_leases
 from .lanes import lane_of
 from .registry import wakeables
@@ -67,6 +68,44 @@ def release_unstarted() -> None:
         all_leases = list(_held)
     for leases in all_leases:
         leases.release_unstarted(wait=False)
+
+
+def waiting_threads(seconds: float) -> set[int]:
+    """Return the threads whose user code has run for longer than ``seconds``."""
+    with _guard:
+        return {leases.deadline.thread for leases in _held if leases.deadline.has_run_for(seconds)}
+
+
+def stuck_threads() -> set[int]:
+    """Return the threads whose user code could not be interrupted."""
+    with _guard:
+        return {leases.deadline.thread for leases in _held if leases.deadline.is_given_up}
+
+
+def release_behind(seconds: float) -> None:
+    """Release the rows that were claimed and not started by threads whose user code has run for ``seconds``."""
+    with _guard:
+        waiting = [leases for leases in _held if leases.has_unstarted and leases.deadline.has_run_for(seconds)]
+    for leases in waiting:
+        leases.release_unstarted(wait=False)
+
+
+def interrupt_for_shutdown() -> None:
+    """Raise ``ShutdownInterrupt`` in the user code of all threads but the main one."""
+    with _guard:
+        all_leases = list(_held)
+    for leases in all_leases:
+        leases.deadline.shut_down()
+    cancel_coroutines()
+
+
+def release_started() -> None:
+    """Release the rows that are being performed, because the process ends. The late writes of their threads are
+    refused. Rows whose code cannot be interrupted stay leased: they count a loss, as if they had ended the process."""
+    with _guard:
+        all_leases = [leases for leases in _held if not leases.deadline.is_given_up]
+    for leases in all_leases:
+        leases.release_started()
 
 
 def register_worker(

@@ -112,6 +112,17 @@ class HeldLeases:
             self._release_lock.release()
 
     @property
+    def has_unstarted(self) -> bool:
+        return bool(self._waiting)
+
+    def release_started(self) -> None:
+        """Release the rows that are being performed."""
+        with self._lock:
+            rows, self._started = self._started, ()
+        for row in rows:
+            release(row, self.clock())
+
+    @property
     def to_renew(self) -> tuple[Wakeable, ...]:
         """The started rows whose timeout has not passed: user code is running for them."""
         with self._lock:

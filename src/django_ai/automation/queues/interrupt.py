@@ -19,7 +19,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -33,9 +33,16 @@ from .deadline_watcher import wake_by
 
 logger = logging.getLogger("django_ai.automation")
 
+
+class ShutdownInterrupt(SystemExit):
+    """Raised inside user code by a worker that must stop, after its grace period."""
+
+
 SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2 if hasattr(signal, "SIGUSR2") else 0)
 SECONDS_BETWEEN_INTERRUPTS = 1.0
 """How long after an interrupt code that swallowed the exception gets it again."""
+EXIT_STUCK = 70
+"""The exit code of a process whose user code could not be interrupted."""
 SECONDS_TO_RETURN = 10.0
 """How long after its timeout user code may take to return before its process is ended."""
 
@@ -53,7 +60,10 @@ class Deadline:
     fired: bool = False
     connection: BaseDatabaseWrapper | None = None
     session: int | None = None
+    since: float = 0.0
     _next: float = 0.0
+    is_given_up: bool = False
+    _is_shut_down: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -67,7 +77,8 @@ class Deadline:
         _install_handler()
         self.connection, self.fired, self.seconds = connection, False, seconds
         self.session = _session_id(connection)
-        self.at = self._next = time.monotonic() + seconds
+        self.since = time.monotonic()
+        self.at = self._next = self.since + seconds
         try:
             try:
                 self.armed = True
@@ -76,9 +87,13 @@ class Deadline:
             finally:
                 self.disarm()
         except BaseException as error:
+            if self._is_shut_down:
+                raise ShutdownInterrupt(0) from error
             if self.fired and not isinstance(error, AttemptTimeoutError) and isinstance(error, Exception):
                 raise AttemptTimeoutError(timeout_message(seconds)) from error
             raise
+        if self._is_shut_down:
+            raise ShutdownInterrupt(0)
         if self.fired:
             # The block returned at the last moment, or swallowed the exception: its time is over all the same.
             raise AttemptTimeoutError(timeout_message(seconds))
@@ -93,6 +108,17 @@ class Deadline:
             self.at += seconds
             self._next = max(self._next, self.at)
             return left
+
+    def has_run_for(self, seconds: float) -> bool:
+        """Return whether user code is running, and has been for longer than ``seconds``."""
+        return self.armed and time.monotonic() - self.since > seconds
+
+    def shut_down(self) -> None:
+        """Raise ``ShutdownInterrupt`` in user code that runs in a thread other than the main one."""
+        with self._lock:
+            if self.armed and self.thread != threading.main_thread().ident:
+                self._is_shut_down = self.fired = True  # so that ``disarm`` leaves no exception pending
+                _raise_in(self.thread, ShutdownInterrupt)
 
     def disarm(self) -> None:
         """Interrupt nothing any more. Idempotent: an interrupt that comes while the block is entered, before it can be
@@ -117,9 +143,10 @@ class Deadline:
         with self._lock:
             if not self.armed:
                 return
-            if now >= self.at + SECONDS_TO_RETURN and self.expendable:
+            if now >= self.at + SECONDS_TO_RETURN and self.expendable and not self.is_given_up:
                 logger.critical("User code still runs %.0f s after its timeout; the process ends.", now - self.at)
-                os._exit(70)
+                self.is_given_up = True
+                _end_process()
             self.fired = True
             self._next = now + SECONDS_BETWEEN_INTERRUPTS
             if self.thread == threading.main_thread().ident and SIGNAL:
@@ -151,9 +178,22 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
         raise AttemptTimeoutError(timeout_message(deadline.seconds))
 
 
-def _raise_in(thread: int) -> None:
-    """Let ``AttemptTimeoutError`` be raised at the next bytecode of ``thread``."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(AttemptTimeoutError))
+def _raise_in(thread: int, error: type[BaseException] = AttemptTimeoutError) -> None:
+    """Let ``error`` be raised at the next bytecode of ``thread``."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+
+
+def on_stuck(end_process: Callable[[], None]) -> None:
+    """Let ``end_process`` end this process where user code cannot be interrupted. Default: it ends immediately."""
+    global _end_process
+    _end_process = end_process
+
+
+def _exit() -> None:
+    os._exit(EXIT_STUCK)
+
+
+_end_process: Callable[[], None] = _exit
 
 
 def _swallow_pending() -> None:

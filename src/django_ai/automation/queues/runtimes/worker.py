@@ -13,8 +13,9 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
@@ -26,21 +27,26 @@ from django.utils import timezone
 
 from ...db.errors import hint_for
 from .. import liveness
-from ..attempt import ShutdownInterrupt
 from ..drain import drain
 from ..heartbeat import register_worker, release_unstarted
 from ..held_leases import is_busy
+from ..interrupt import EXIT_STUCK, ShutdownInterrupt, on_stuck
 from ..lanes import Lane
 from ..maintenance import on_timekeeper_start
 from ..models import Maintenance
 from ..registry import wakeables
 from ..wakeable import Wakeable
 from ..worker_status import worker_status
-from .poller import Poller
+from .poller import FIRST_WORK_INTERVAL_SECONDS, Poller
+from .threads import WorkerThreads
 
 logger = logging.getLogger("django_ai.automation")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WORK_INTERVAL_SECONDS = 0.02
+"""While rows stay due: the longest interval between two offers of them to another thread."""
+BUSY_POLL_SECONDS = 0.1
+"""Longest pause between two polls while threads are at work: one of them may leave what has just become due."""
 DATABASE_RETRY_SECONDS = 1.0
 """Shortest pause after a database failure."""
 
@@ -56,6 +62,8 @@ class WorkerLoop:
         grace: How long the running step may continue after SIGTERM.
         maintenance: Whether it also performs maintenance.
         lifeline: File descriptor that is closed when the supervisor ends.
+        concurrency: How many rows it may perform beside each other while their user code waits (``threads``).
+        max_connections: How many connections to the database these threads may have open at the same time.
     """
 
     def __init__(
@@ -68,6 +76,8 @@ class WorkerLoop:
         grace: timedelta = timedelta(seconds=25),
         maintenance: bool = True,
         lifeline: int | None = None,
+        concurrency: int = 1,
+        max_connections: int = 20,
     ) -> None:
         if models is not None or not maintenance:
             work = wakeables() if models is None else models
@@ -80,7 +90,18 @@ class WorkerLoop:
         self.stopping = False
         self._is_finished = False
         self._is_grace_over = False
-        self._poller = Poller(poll, models=models, queues=queues, except_queues=except_queues)
+        self._is_stuck = False
+        interval = {"max_work_interval": WORK_INTERVAL_SECONDS} if concurrency > 1 else {}
+        self._poller = Poller(poll, models=models, queues=queues, except_queues=except_queues, **interval)
+        self._threads: WorkerThreads | None = None
+        if concurrency > 1:
+            self._threads = WorkerThreads(
+                concurrency,
+                max_connections,
+                drain=self._drain,
+                is_stopping=self._is_stopping,
+                on_performed=self._poller.record_performed,
+            )
         self._wake = self._poller.waker()
         self._stop_read_end, self._stop_write_end = os.pipe()
 
@@ -88,10 +109,16 @@ class WorkerLoop:
         """Perform due rows until a signal arrives or the supervisor ends. Must be called in the main thread."""
         self._watch_for_stop()
         liveness.expect_progress()
+        if self._threads is not None:
+            on_stuck(self._give_up)
         try:
             register_worker("worker", self.models, self.queues, self.except_queues)
-            while not self.stopping:
-                self._run_once()
+            try:
+                while not self.stopping:
+                    self._run_once()
+            finally:
+                if self._threads is not None:
+                    self._finish(self._threads)
         except SystemExit:
             if not self.stopping:
                 raise
@@ -103,12 +130,16 @@ class WorkerLoop:
             worker_status.sign_off()
             self._poller.close()
             connections.close_all()
+        if self._is_stuck:
+            sys.exit(EXIT_STUCK)
 
     def _run_once(self) -> None:
         try:
             liveness.expect_progress(self._poller.poll)
             pause = self._poller.seconds_until_due()
-            if not pause:
+            if self._threads is not None:
+                pause = self._offer(self._threads, pause)
+            elif not pause:
                 performed = self._drain()
                 self._poller.record_performed(performed)
                 liveness.expect_progress()
@@ -121,14 +152,39 @@ class WorkerLoop:
         if not self.stopping:
             self._poller.sleep(pause)
 
-    def _drain(self) -> int:
+    def _offer(self, threads: WorkerThreads, pause: float) -> float:
+        """Offer due rows to the threads; return for how long to sleep."""
+        threads.raise_failure()
+        if not pause:
+            threads.offer()
+            return FIRST_WORK_INTERVAL_SECONDS
+        return min(pause, BUSY_POLL_SECONDS) if threads.are_busy else pause
+
+    def _finish(self, threads: WorkerThreads) -> None:
+        if not self.stopping:  # a failure ends the process; the other threads have the grace to finish
+            self._request_stop()
+        if not threads.finish(lambda: self._is_grace_over):
+            logger.warning("Running steps did not end within the grace. Their rows were released.")
+
+    def _give_up(self) -> None:
+        """Stop, because user code of a thread cannot be interrupted: the others finish, and the process is replaced."""
+        self._is_stuck = True
+        self._request_stop()
+
+    def _request_stop(self) -> None:
+        self.stopping = True
+        self._wake()
+        os.write(self._stop_write_end, b"!")
+
+    def _drain(self, *, stop: Callable[[], bool] | None = None, beside: Callable[[], bool] = lambda: False) -> int:
         return drain(
             heartbeat=True,
             models=self.models,
             queues=self.queues,
             except_queues=self.except_queues,
-            stop=self._is_stopping,
+            stop=stop or self._is_stopping,
             expendable=True,
+            beside=beside,
         )
 
     def burst(self) -> int:

@@ -27,6 +27,22 @@ class Command(BaseCommand):
             "--processes", type=int, default=1, metavar="N", help="number of worker processes (default: 1)"
         )
         parser.add_argument(
+            "--concurrency",
+            type=int,
+            default=1,
+            metavar="N",
+            help="how many rows each process may perform beside each other, in threads, while their code waits for "
+            "slow services, best with atomic=False (default: 1)",
+        )
+        parser.add_argument(
+            "--connections",
+            type=int,
+            default=20,
+            metavar="N",
+            help="with --concurrency: how many database connections the threads of one process may have open at the "
+            "same time; each process has up to four more (default: 20)",
+        )
+        parser.add_argument(
             "--queues",
             default="",
             metavar="NAMES",
@@ -88,6 +104,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["processes"] < 1:
             raise CommandError(f"--processes={options['processes']} must be at least 1.")
+        for option in ("concurrency", "connections"):
+            if options[option] < 1:
+                raise CommandError(f"--{option}={options[option]} must be at least 1.")
+        if options["once"] and options["concurrency"] > 1:
+            raise CommandError("--once performs one row after the other: remove --concurrency.")
         if options["poll"] <= 0:
             raise CommandError(f"--poll={options['poll']:g} must be positive.")
         if options["grace"] < 0:
@@ -123,6 +144,8 @@ class Command(BaseCommand):
                 grace=grace,
                 maintenance=not options["no_maintenance"],
                 lifeline=options["lifeline"],
+                concurrency=options["concurrency"],
+                max_connections=options["connections"],
             )
             if options["once"]:
                 self.stdout.write(f"Performed {loop.burst()}.")
@@ -160,6 +183,10 @@ class Command(BaseCommand):
             str(options["poll"]),
             "--grace",
             str(options["grace"]),
+            "--concurrency",
+            str(options["concurrency"]),
+            "--connections",
+            str(options["connections"]),
             "--verbosity",
             str(options["verbosity"]),
         ]

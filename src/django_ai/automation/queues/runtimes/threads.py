@@ -1,0 +1,227 @@
+"""``WorkerThreads``: threads of one worker process that drain beside each other.
+
+Threads of Python do not compute at the same time, but they wait at the same time. So work is offered to another thread
+only while all others wait in user code, for a service or a sleep; a process whose steps compute works with one thread,
+as it would without this. Each thread claims, performs and commits as ``drain`` does everywhere, one row at a time while
+others work beside it, with leases, a deadline and a database connection of its own (``db.connection_slots``). All
+coroutines of these threads run on one event loop: each thread is started from it by ``sync_to_async``, which is how
+asgiref knows where their coroutines belong.
+
+The main thread polls, and offers; it performs nothing. A thread whose user code cannot be interrupted after its timeout
+is given up: the process then stops as after SIGTERM, so that the others finish, and its supervisor starts another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import ParamSpec, Protocol, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.db import Error as DatabaseFailure
+from django.db import connections
+
+from ...db.connection_slots import ConnectionSlots
+from ..heartbeat import interrupt_for_shutdown, release_behind, release_started, stuck_threads, waiting_threads
+from .poller import automation_alias
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WAITING_AFTER_SECONDS = 0.02
+"""A thread whose user code has run for this long is taken to wait."""
+MAX_AT_ONCE = 4
+"""How many threads are offered work at the same time, and may be at work before another one gives way."""
+IDLE_CONNECTION_SECONDS = 1.0
+"""How long an idle thread keeps its connection."""
+CHECK_SECONDS = 0.02
+INTERRUPT_SECONDS = 2.0
+"""How long interrupted code may take to return when the process stops."""
+
+
+class Drain(Protocol):
+    """Performs what is due, until ``stop``. ``beside``: whether other threads work, too."""
+
+    def __call__(self, *, stop: Callable[[], bool], beside: Callable[[], bool]) -> int: ...
+
+
+@dataclass(eq=False)
+class _Member:
+    """One of the threads: idle, or engaged until its ``drain`` returns."""
+
+    number: int
+    is_engaged: bool = False
+    ident: int = 0
+    engaged: threading.Event = field(default_factory=threading.Event)
+
+
+class WorkerThreads:
+    """Up to ``limit`` threads, which are started when there is work for them.
+
+    Args:
+        limit: Largest number of threads.
+        connections_limit: How many connections to the automation database they may have open at the same time.
+        drain: Performs what is due.
+        is_stopping: Whether the process is to stop: then no thread starts another row.
+        on_performed: Called by a thread with the number of rows that its ``drain`` has performed.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        connections_limit: int,
+        *,
+        drain: Drain,
+        is_stopping: Callable[[], bool],
+        on_performed: Callable[[int], None],
+    ) -> None:
+        self.limit = limit
+        self.connection_slots = ConnectionSlots(connections_limit)
+        self.failure: BaseException | None = None
+        self._drain = drain
+        self._is_stopping = is_stopping
+        self._on_performed = on_performed
+        self._guard = threading.Lock()
+        self._members: list[_Member] = []
+        self._idle: list[_Member] = []
+        self._runs: list[Future[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: threading.Thread | None = None
+        self._is_finished = False
+
+    @property
+    def are_busy(self) -> bool:
+        return any(each.is_engaged for each in self._members)
+
+    @property
+    def _are_working(self) -> bool:
+        stuck = stuck_threads()
+        return any(each.ident not in stuck for each in self._engaged())
+
+    def offer(self) -> None:
+        """Let another thread look for due rows, if all that are at work wait. Rows that a waiting thread has claimed
+        and not started are released for the others."""
+        waiting = waiting_threads(WAITING_AFTER_SECONDS)
+        if any(each.ident not in waiting for each in self._engaged()):
+            return  # it looks again when it has performed its row
+        if waiting:
+            release_behind(WAITING_AFTER_SECONDS)
+        with self._guard:
+            for _ in range(MAX_AT_ONCE if waiting else 1):
+                if (member := self._free_member()) is None:
+                    return
+                member.is_engaged = True
+                member.engaged.set()
+
+    def raise_failure(self) -> None:
+        """Raise what the ``drain`` of a thread has raised, if one has, once."""
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+    def finish(self, is_grace_over: Callable[[], bool]) -> bool:
+        """Wait until no thread is at work but those that are stuck, and end the threads. After the grace interrupt
+        their user code. Return whether all returned; the rows of those that did not are released."""
+        while self._are_working and not is_grace_over():
+            time.sleep(CHECK_SECONDS)
+        until = time.monotonic() + INTERRUPT_SECONDS
+        while self._are_working and time.monotonic() < until:
+            interrupt_for_shutdown()
+            time.sleep(CHECK_SECONDS)
+        self._is_finished = True
+        if self.are_busy:
+            release_started()
+            return False
+        for member in self._members:
+            member.engaged.set()
+        wait(self._runs, INTERRUPT_SECONDS)
+        if self._loop is not None and self._loop_thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop_thread.join(INTERRUPT_SECONDS)
+        return True
+
+    def _engaged(self) -> list[_Member]:
+        return [each for each in self._members if each.is_engaged]
+
+    def _free_member(self) -> _Member | None:
+        """Return an idle thread, the one that was at work last: its connection may still be open. Else a new one."""
+        if self._idle:
+            return self._idle.pop()
+        if len(self._members) >= self.limit:
+            return None
+        member = _Member(len(self._members))
+        self._members.append(member)
+        run = sync_to_async(self._run, thread_sensitive=False, executor=_DaemonThreads())
+        self._runs.append(asyncio.run_coroutine_threadsafe(run(member), self._event_loop()))
+        return member
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._loop_thread = threading.Thread(
+                target=_run_until_stopped, args=[self._loop], name="automation-event-loop", daemon=True
+            )
+            self._loop_thread.start()
+        return self._loop
+
+    def _run(self, member: _Member) -> None:
+        member.ident = threading.get_ident()
+        self.connection_slots.bind(connections[automation_alias()])
+        while True:
+            if not member.engaged.wait(IDLE_CONNECTION_SECONDS):
+                connections.close_all()
+                member.engaged.wait()
+            if self._is_finished:
+                connections.close_all()
+                return
+            member.engaged.clear()
+            try:
+                self._on_performed(
+                    self._drain(stop=lambda: self._must_give_way(member), beside=lambda: len(self._engaged()) > 1)
+                )
+            except BaseException as error:
+                self.failure = error
+            finally:
+                for connection in connections.all(initialized_only=True):
+                    with suppress(DatabaseFailure):
+                        connection.close_if_unusable_or_obsolete()
+                with self._guard:
+                    member.is_engaged = False
+                    self._idle.append(member)
+
+    def _must_give_way(self, member: _Member) -> bool:
+        """Return whether this thread performs no other row: too many that were started before it are at work and do not
+        wait."""
+        if self._is_stopping() or self.failure is not None:
+            return True
+        engaged = self._engaged()
+        if len(engaged) == 1:
+            return False
+        waiting = waiting_threads(WAITING_AFTER_SECONDS)
+        return sum(each.number < member.number and each.ident not in waiting for each in engaged) >= MAX_AT_ONCE
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+class _DaemonThreads(ThreadPoolExecutor):
+    """Runs each call in a daemon thread of its own: one that cannot be interrupted must not keep the process alive."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=call, name="automation-worker", daemon=True).start()
+        return future

@@ -1,0 +1,384 @@
+"""Threads of one worker process: what they do beside each other, and what they share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from django.db import connection, connections
+from pydantic import BaseModel
+
+from django_ai.automation import agent, complete, engine, handler, on_event, step, workflow
+from django_ai.automation.agents.models import HandlerExecution
+from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection
+from django_ai.automation.events.models import CallbackExecution
+from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.notifier import set_notifier
+from django_ai.automation.queues.runtimes import threads as threads_module
+from django_ai.automation.queues.runtimes.threads import WorkerThreads
+from django_ai.automation.workflows.models import StepExecution, WorkflowRun
+from tests.apps.reservations.models import Effect, Reservation, Ticket
+from tests.support.polling import until
+from tests.support.rows import effects, leave
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
+
+MANY = 6
+
+
+@pytest.fixture(autouse=True)
+def _silent():
+    """Only the threads of the test perform rows."""
+    set_notifier(None)
+
+
+class Worker:
+    """What the main thread of a worker does: it offers while rows are due."""
+
+    def __init__(self, limit: int, max_connections: int) -> None:
+        self.is_stopping = False
+        self.performed: list[int] = []
+        self.threads = WorkerThreads(
+            limit,
+            max_connections,
+            drain=lambda **options: drain(heartbeat=True, **options),
+            is_stopping=lambda: self.is_stopping,
+            on_performed=self.performed.append,
+        )
+
+    def perform(self, seconds: float = 60) -> None:
+        """Offer until no run, callback and handler is unfinished."""
+        until(self._offer, seconds, "The end of the work")
+
+    def _offer(self) -> bool:
+        self.threads.raise_failure()
+        self.threads.offer()
+        pending = [
+            WorkflowRun.objects.unfinished(),
+            CallbackExecution.objects.filter(status="pending"),
+            HandlerExecution.objects.filter(status="pending"),
+        ]
+        return not any(each.exists() for each in pending)
+
+
+@contextmanager
+def worker(limit: int = MANY, max_connections: int = 20) -> Iterator[Worker]:
+    running = Worker(limit, max_connections)
+    try:
+        yield running
+    finally:
+        running.is_stopping = True
+        running.threads.finish(lambda: False)
+
+
+class Meeting:
+    """A point that code passes only when ``number`` threads are there at the same time."""
+
+    def __init__(self, number: int = MANY) -> None:
+        self.barrier = threading.Barrier(number)
+
+    def wait(self) -> None:
+        self.barrier.wait(60)
+
+
+class Job(BaseModel):
+    number: int = 0
+
+
+def test_steps_that_wait_wait_together():
+    """Each step returns only when all of them have begun, so one thread alone would never finish."""
+    meeting = Meeting()
+
+    @workflow("meets")
+    class Meets:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        def begin(self):
+            leave("came")
+            meeting.wait()
+            return complete()
+
+    for number in range(MANY):
+        engine.start("meets", number=number)
+    with worker() as running:
+        running.perform()
+    assert set(WorkflowRun.objects.values_list("status", flat=True)) == {"completed"}
+    assert StepExecution.objects.count() == MANY
+    assert effects() == ["came"] * MANY
+    until(lambda: sum(running.performed) == MANY, 20, "The report of each row")
+
+
+def test_coroutines_share_one_event_loop_and_each_has_the_connection_of_its_thread():
+    loops, threads = set(), []
+    meeting: list[asyncio.Event] = []
+
+    @workflow("meets")
+    class Meets:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        async def begin(self):
+            loop = asyncio.get_running_loop()
+            if not meeting:
+                meeting.append(asyncio.Event())
+            loops.add(loop)
+            threads.append(threading.get_ident())
+            await Effect.objects.acreate(name="came")
+            if len([each async for each in Effect.objects.all()]) == MANY:
+                meeting[0].set()
+            await asyncio.wait_for(meeting[0].wait(), 60)
+            return complete()
+
+    for number in range(MANY):
+        engine.start("meets", number=number)
+    with worker() as running:
+        running.perform()
+    assert set(WorkflowRun.objects.values_list("status", flat=True)) == {"completed"}
+    assert (len(loops), len(set(threads)), effects()) == (1, 1, ["came"] * MANY)
+
+
+def test_callbacks_wait_together_too():
+    meeting = Meeting()
+
+    @on_event("reservation_confirmed", atomic=False)
+    def call(event):
+        meeting.wait()
+        leave("called")
+
+    for _ in range(MANY):
+        Reservation.objects.create(status="confirmed")
+    with worker() as running:
+        running.perform()
+    assert effects() == ["called"] * MANY
+
+
+def test_the_handlers_of_one_agent_stay_one_after_the_other():
+    now: list[int] = []
+    most: list[int] = []
+
+    @agent("guide", spawn_on="reservation_confirmed")
+    class Guide:
+        class Context(BaseModel):
+            tickets: int = 0
+
+        @classmethod
+        def create_context(cls, event):
+            return cls.Context()
+
+        @handler("ticket_closed", atomic=False)
+        def note(self, ctx, event):
+            now.append(1)
+            time.sleep(0.05)  # long enough for another thread to be offered work
+            most.append(len(now))
+            now.pop()
+            ctx.tickets += 1
+
+    Reservation.objects.create(status="confirmed")
+    drain()
+    for _ in range(MANY):
+        Ticket.objects.create(open=False)
+    with worker() as running:
+        running.perform()
+    assert HandlerExecution.objects.filter(status="completed").count() == MANY
+    assert most == [1] * MANY
+
+
+def test_work_that_does_not_wait_stays_in_one_thread(monkeypatch):
+    monkeypatch.setattr(threads_module, "WAITING_AFTER_SECONDS", 60.0)  # no step is so slow, on any machine
+    seen = set()
+
+    @workflow("computes")
+    class Computes:
+        Context = Job
+
+        @step(start=True)
+        def begin(self):
+            seen.add(threading.get_ident())
+            return complete()
+
+    for number in range(30):
+        engine.start("computes", number=number)
+    with worker() as running:
+        running.perform()
+    assert len(seen) == 1
+    assert threading.get_ident() not in seen
+
+
+def test_rows_behind_a_waiting_one_are_released_for_the_others():
+    """The first thread claims several rows, and waits in the first of them."""
+    meeting = Meeting()
+    drain()  # forgets how long rows took in other tests
+
+    @workflow("meets")
+    class Meets:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        def begin(self):
+            meeting.wait()
+            return complete()
+
+    for number in range(MANY):
+        engine.start("meets", number=number)
+    with worker() as running:
+        running.perform()
+    assert set(WorkflowRun.objects.values_list("status", "losses")) == {("completed", 0)}
+
+
+def test_threads_keep_within_their_connections():
+    """All of them wait, and more of them than there are connections."""
+    meeting = Meeting()
+    seen: list[int] = []
+
+    @workflow("meets")
+    class Meets:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        def begin(self):
+            meeting.wait()
+            seen.append(running.threads.connection_slots.taken)
+            return complete()
+
+    for number in range(MANY):
+        engine.start("meets", number=number)
+    with worker(max_connections=2) as running:
+        running.perform()
+    assert max(seen) <= 2
+    assert running.threads.connection_slots.taken == 0  # all have ended
+
+
+def test_a_step_in_a_transaction_keeps_its_connection():
+    slots = ConnectionSlots(1)
+    found: list[bool] = []
+
+    def work() -> None:
+        mine = connections[connection.alias]
+        slots.bind(mine)
+        mine.ensure_connection()
+        found.append(frees_connection(mine))
+        from django.db import transaction
+
+        with transaction.atomic():
+            found.append(frees_connection(mine))
+        mine.close()
+        found.append(slots.taken == 0)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert found == [True, False, True]
+
+
+def test_a_connection_waits_for_a_slot_and_a_failed_one_gives_it_back(monkeypatch):
+    slots = ConnectionSlots(1)
+    done: list[str] = []
+
+    def hold(started: threading.Event, release: threading.Event) -> None:
+        mine = connections[connection.alias]
+        slots.bind(mine)
+        mine.ensure_connection()
+        done.append("first")
+        started.set()
+        release.wait(30)
+        mine.close()
+
+    def follow() -> None:
+        mine = connections[connection.alias]
+        with monkeypatch.context() as patch:
+            patch.setattr(type(mine), "get_new_connection", lambda self, params: 1 / 0)
+            slots.bind(mine)
+            with pytest.raises(ZeroDivisionError):
+                mine.connect()
+        done.append("failed")
+        mine.connect()
+        done.append("second")
+        mine.close()
+
+    started, release = threading.Event(), threading.Event()
+    first = threading.Thread(target=hold, args=[started, release])
+    first.start()
+    assert started.wait(30)
+    second = threading.Thread(target=follow)
+    second.start()
+    second.join(0.2)
+    assert done == ["first"]
+    release.set()
+    for thread in (first, second):
+        thread.join(30)
+    assert (done, slots.taken) == (["first", "failed", "second"], 0)
+
+
+def test_what_a_thread_raises_reaches_the_main_thread(monkeypatch):
+    with worker() as running:
+        running.threads._drain = lambda **options: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            running.perform()
+            until(lambda: running._offer() and False, 20, "The failure")
+
+
+def test_a_graceful_stop_finishes_running_steps_and_starts_no_other():
+    began, go = threading.Event(), threading.Event()
+
+    @workflow("slow")
+    class Slow:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        def begin(self):
+            began.set()
+            go.wait(60)
+            leave("done")
+            return complete()
+
+    first = engine.start("slow")
+    running = Worker(2, 4)
+    until(lambda: running._offer() or began.is_set(), 30, "The start")
+    running.is_stopping = True
+    second = engine.start("slow")
+    threading.Timer(0.1, go.set).start()
+    assert running.threads.finish(lambda: False)
+    for run in (first, second):
+        run.refresh_from_db()
+    assert (first.status, second.steps.count(), effects()) == ("completed", 0, ["done"])
+
+
+@pytest.mark.parametrize("how", ["async", "python", "blocked"])
+def test_after_the_grace_running_rows_are_released_without_a_loss(how, monkeypatch):
+    monkeypatch.setattr(threads_module, "INTERRUPT_SECONDS", 2.0 if how != "blocked" else 0.2)
+    began, go = threading.Event(), threading.Event()
+
+    def python(self):
+        began.set()
+        while True:
+            time.sleep(0.001)
+
+    def blocked(self):
+        began.set()
+        go.wait(60)
+        return complete()
+
+    async def waits(self):
+        began.set()
+        await asyncio.sleep(60)
+
+    begin = {"async": waits, "python": python, "blocked": blocked}[how]
+    begin.__name__ = "begin"
+    workflow("slow")(type("Slow", (), {"Context": Job, "begin": step(start=True, atomic=False)(begin)}))
+    run = engine.start("slow")
+    running = Worker(2, 4)
+    until(lambda: running._offer() or began.is_set(), 30, "The start")
+    running.is_stopping = True
+    assert running.threads.finish(lambda: True) is (how != "blocked")
+    run.refresh_from_db()
+    assert (run.lease, run.losses, run.attempt, run.finished_at) == (None, 0, 0, None)
+    assert run.wake_at is not None
+    go.set()
+    until(lambda: not running.threads.are_busy, 30, "The end of the thread, whose late write is refused")
+    run.refresh_from_db()
+    assert run.status != "completed"
