@@ -1,13 +1,14 @@
 """Throughput and latency of two workers, and the cost of a save(). On PostgreSQL or SQLite.
 
-    python bench/run.py [--database sqlite] [--runs 3000] [--flows 1000] [--probes 200] [--timers 100]
-                        [--repeat 3] [--json FILE]
+    python bench/run.py [--database sqlite] [--runtime worker] [--runs 3000] [--flows 1000] [--probes 200]
+                        [--timers 100] [--idle 30] [--repeat 3] [--json FILE]
 
-Throughput: the runs are started first, and then a real ``qcluster`` with two workers. The time runs from the start of
-the first step to the end of the last, so it does not include the start of the cluster. Latency: from the commit of a
-``save()`` to the start of the first step of the run that its event starts, on an idle cluster, at irregular times.
-Lateness: from a sleeping run's ``wake_at`` to its step. The figures are medians of ``--repeat`` rounds, as machines are
-noisy.
+Throughput: the runs are started first, and then a real ``qcluster`` with two workers, or with ``--runtime worker`` an
+``automation_worker`` with two processes. The time runs from the start of the first step to the end of the last, so it
+does not include the start of the workers. Latency: from the commit of a ``save()`` to the start of the first step of
+the run that its event starts, on idle workers, at irregular times. Lateness: from a sleeping run's ``wake_at`` to its
+step. Idle: the processor time of all processes that have nothing to do. The figures are medians of ``--repeat`` rounds,
+as machines are noisy.
 """
 
 from __future__ import annotations
@@ -33,17 +34,23 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from tools.postgres import server  # noqa: E402
 
 Figures = dict[str, float]
+DEFAULTS = (("runs", 3000), ("flows", 1000), ("probes", 200), ("timers", 100), ("idle", 30), ("repeat", 3))
+COMMANDS = {"q2": ["qcluster"], "worker": ["automation_worker", "--processes", "2"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    for name, default in (("runs", 3000), ("flows", 1000), ("probes", 200), ("timers", 100), ("repeat", 3)):
+    for name, default in DEFAULTS:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
+    parser.add_argument("--runtime", choices=("q2", "worker"), default="q2")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default="", help="comma-separated measurements: throughput, latency, timers, save")
+    parser.add_argument(
+        "--only", default="", help="comma-separated measurements: throughput, latency, timers, save, idle"
+    )
     options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
+    os.environ["BENCH_RUNTIME"] = options.runtime
     with sqlite() if options.database == "sqlite" else database():
         figures = measure(options)
     show(figures, options.database)
@@ -107,14 +114,15 @@ def _database() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[None]:
-    """Run ``qcluster`` with two workers."""
+def cluster() -> Iterator[int]:
+    """Run two workers of the runtime that was chosen, and yield the process that supervises them."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    command = COMMANDS[os.environ["BENCH_RUNTIME"]]
     process = subprocess.Popen(
-        [sys.executable, "-m", "django", "qcluster"], env=environment, cwd=ROOT, start_new_session=True
+        [sys.executable, "-m", "django", *command], env=environment, cwd=ROOT, start_new_session=True
     )
     try:
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -141,6 +149,7 @@ def measure(options: argparse.Namespace) -> Figures:
             ("latency", latency),
             ("timers", timers),
             ("save", save_cost),
+            ("idle", idle_cost),
         ):
             if not only or name in only:
                 print(f"round {number + 1} of {options.repeat}: {name} ...", file=sys.stderr, flush=True)
@@ -262,11 +271,35 @@ def save_cost(options: argparse.Namespace) -> Figures:
     }
 
 
+def idle_cost(options: argparse.Namespace) -> Figures:
+    from bench.load.models import Eventful
+    from django_ai.automation.workflows.models import StepExecution
+
+    with cluster() as supervisor:
+        Eventful.objects.create(name="warm up", ready=True)
+        until(lambda: StepExecution.objects.count() == 1, 30)
+        time.sleep(5)
+        started = {pid: _processor_seconds(pid) for pid in _with_descendants(supervisor)}
+        time.sleep(options.idle)
+        used = [(_processor_seconds(pid) - before) / options.idle * 100 for pid, before in started.items()]
+    return {"idle, all processes, % of a core": sum(used), "idle, the busiest process, % of a core": max(used)}
+
+
+def _with_descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in _with_descendants(int(child)))]
+
+
+def _processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def show(figures: Figures, database: str) -> None:
     width = max(map(len, figures))
     print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores, 2 workers, {database}, fsync on\n")
     for name, value in figures.items():
-        print(f"{name:<{width}}  {value:>10,.1f}")
+        print(f"{name:<{width}}  {value:>10,.{1 if value >= 1 else 2}f}")
 
 
 if __name__ == "__main__":
