@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -108,15 +109,27 @@ class TestConcurrency:
 
 
 class TestWaking:
-    def test_real_seconds_notify_wakes_it_before_its_next_poll(self, tmp_path):
-        if connection.vendor != "postgresql":
-            pytest.skip("only PostgreSQL has NOTIFY")
+    def test_real_seconds_a_commit_wakes_it_before_its_next_poll(self, tmp_path):
+        if connection.vendor == "mysql":
+            pytest.skip("MariaDB has no NOTIFY, and no file to watch")
         log = tmp_path / "worker.log"
         with warm_worker(log, "--poll", "60"):
             time.sleep(0.5)  # the worker is idle by now
             started = time.monotonic()
             warm(log)
             assert time.monotonic() - started < 15
+
+    def test_real_seconds_sql_of_a_program_that_rings_no_doorbell_wakes_it(self, tmp_path):
+        if connection.vendor != "sqlite":
+            pytest.skip("only on SQLite each commit wakes a worker")
+        log = tmp_path / "worker.log"
+        with warm_worker(log, "--poll", "60"):
+            nap = engine.start("story:nap", seconds=3600)
+            until(lambda: nap.steps.count() == 1, 15, "The beginning of the nap", log)
+            with sqlite3.connect(connection.settings_dict["NAME"], timeout=20) as raw:
+                raw.execute(f"UPDATE {WorkflowRun._meta.db_table} SET wake_at = '2020-01-01 00:00:00'")
+            raw.close()
+            until(lambda: done(nap), 15, "The end of the nap", log)
 
     def test_real_seconds_polling_without_doorbells_finds_the_work(self, tmp_path):
         log = tmp_path / "worker.log"

@@ -104,6 +104,46 @@ assert Reservation.objects.get().note == "later"
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_31_a_worker_that_waits_for_commits_lends_nothing_to_a_child():
+    """The connection on which a worker asks for commits is closed before a fork; the child waits on its own."""
+    done = run_script(
+        FORKS
+        + """
+from django_ai.automation.db.notifications import Listener
+
+listener = Listener("default")
+listener.prepare()
+assert not listener.wait(0.05)
+assert held(), "the parent has the file open"
+
+def hear(queue):
+    queue.put(held())
+    listener.prepare()
+    queue.put("prepared")
+    queue.put(listener.wait(30))
+    connection.close()
+
+queue = fork.Queue()
+process = fork.Process(target=hear, args=(queue,))
+process.start()
+assert queue.get(timeout=30) == []
+assert queue.get(timeout=30) == "prepared"
+listener.prepare()
+other = connection.copy()
+with other.cursor() as cursor:
+    cursor.execute("UPDATE automation_workflows_workflowrun SET name = name")
+    cursor.execute("CREATE TABLE proof (number integer)")
+    cursor.execute("DROP TABLE proof")
+other.close()
+assert listener.wait(30)
+assert queue.get(timeout=30) is True
+process.join()
+""",
+        before="import warnings; warnings.simplefilter('ignore')",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_31_apps_that_are_made_ready_again_hang_no_fork():
     done = run_script(
         FORKS

@@ -273,8 +273,13 @@ def test_51_a_burst_of_doorbells_is_answered_by_few_looks(watch):
 class Rung:
     """A listener that always reports a NOTIFY, and records how long the poller pauses."""
 
+    hears_every_commit = False
+
     def __init__(self):
         self.rests = []
+
+    def prepare(self):
+        pass
 
     def wait(self, seconds, file=None):
         return True

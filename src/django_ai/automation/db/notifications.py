@@ -1,4 +1,4 @@
-"""NOTIFY and LISTEN on PostgreSQL: a commit wakes an idle worker. On other databases a worker only sleeps and polls.
+"""What wakes an idle worker: NOTIFY and LISTEN on PostgreSQL, and each commit on SQLite. On MariaDB it only polls.
 
 A NOTIFY names the kinds and queues of the rows that became due, so that workers of others continue to sleep.
 
@@ -17,6 +17,8 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections
 
 from .connections import dedicated_connection
+from .sleeping import is_readable, pause
+from .sqlite_commits import SqliteCommits
 
 logger = logging.getLogger("django_ai.automation")
 
@@ -43,14 +45,31 @@ def notify(alias: str, names: Collection[str] = ()) -> None:
 
 
 class Listener:
-    """A separate connection that LISTENs. Without PostgreSQL and psycopg 3, or behind a pooler, it only sleeps.
-    ``is_concerned``: whether a notification that names this wakes it (default: all do)."""
+    """A separate connection that LISTENs; on SQLite, what sees the commits of others. On MariaDB, without psycopg 3, or
+    behind a pooler, it only sleeps. ``is_concerned``: whether a notification that names this wakes it (default: all
+    do)."""
 
     def __init__(self, alias: str, is_concerned: Callable[[str], bool] = lambda name: True) -> None:
         self.alias = alias
         self.is_concerned = is_concerned
         self._connection: Any = None
         self._retry_at = 0.0
+        self._commits: SqliteCommits | None = None
+
+    @property
+    def hears_every_commit(self) -> bool:
+        """Whether ``wait`` also reports commits that made no row due, as on SQLite."""
+        return self._commits is not None
+
+    def prepare(self) -> None:
+        """To be called before each poll: what is committed on SQLite from now on ends the next ``wait``.
+
+        Raises:
+            django.db.Error: The database failed.
+        """
+        if connections[self.alias].vendor == "sqlite":
+            self._commits = self._commits or SqliteCommits(self.alias)
+            self._commits.prepare()
 
     def wait(self, seconds: float, file: int | None = None) -> bool:
         """Sleep for ``seconds``, until a notification arrives, or until the file descriptor ``file`` is readable.
@@ -60,6 +79,8 @@ class Listener:
         """
         if seconds <= 0:
             return False
+        if self._commits is not None:
+            return self._commits.wait(seconds, file)
         started = time.monotonic()
         was_listening = self._connection is not None
         try:
@@ -67,24 +88,27 @@ class Listener:
             if raw is not None and not was_listening:
                 return False  # earlier notifications were missed: the caller polls once more before it sleeps
             if raw is None:
-                _pause(seconds, file)
+                pause(seconds, file)
                 return False
             while True:
                 left = seconds - (time.monotonic() - started)
                 if self._receive(raw):
                     return True
-                if left <= 0 or _is_readable(file):
+                if left <= 0 or is_readable(file):
                     return False
                 select.select([raw.fileno(), *([] if file is None else [file])], [], [], left)
         except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
             self.close()
             self._retry_at = time.monotonic() + RELISTEN_SECONDS
-            _pause(seconds - (time.monotonic() - started), file)
+            pause(seconds - (time.monotonic() - started), file)
         return False
 
     def sleep(self, seconds: float, file: int | None = None) -> None:
         """Sleep for ``seconds`` despite notifications, and discard those that have arrived by then. Never raises."""
-        _pause(seconds, file)
+        if self._commits is not None:
+            self._commits.sleep(seconds, file)
+            return
+        pause(seconds, file)
         try:
             if self._connection is not None:
                 self._receive(self._connection.connection)
@@ -124,24 +148,15 @@ class Listener:
         return None
 
     def close(self) -> None:
+        """Close the connection that LISTENs; the next ``wait`` opens a new one."""
+        if self._commits is not None:
+            self._commits.close()
         if self._connection is not None:
             try:
                 self._connection.close()
             except DatabaseError:
                 pass
         self._connection = None
-
-
-def _is_readable(file: int | None) -> bool:
-    return file is not None and bool(select.select([file], [], [], 0)[0])
-
-
-def _pause(seconds: float, file: int | None) -> None:
-    if seconds > 0:
-        if file is None:
-            time.sleep(seconds)
-        else:
-            select.select([file], [], [], seconds)
 
 
 def _is_pooled(connection: Any) -> bool:

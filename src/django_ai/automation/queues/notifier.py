@@ -69,7 +69,8 @@ class SilentNotifier:
 
 
 class WorkerNotifier:
-    """Wakes ``manage.py automation_worker`` with a NOTIFY on PostgreSQL. On other databases it polls often enough."""
+    """Wakes ``manage.py automation_worker`` with a NOTIFY on PostgreSQL. On SQLite the commit itself wakes it, and on
+    MariaDB it polls often enough."""
 
     def ring(self, alias: str, queues: Collection[str] = ()) -> None:
         notify(alias, queues)

@@ -31,7 +31,7 @@ class Dispatcher:
     Args:
         ring: Wakes a worker of a task queue, whose name it is called with. It may raise; the dispatcher then tries
             again.
-        poll: Longest pause between two polls, in seconds. A due timer or a NOTIFY ends it.
+        poll: Longest pause between two polls, in seconds. A due timer, a NOTIFY or a commit on SQLite ends it.
         guard: In a process that forks (a pool of workers), a context manager that delays forks. It is held while the
             dispatcher uses what a fork must not copy: a lock, a connection in use, or a connection that the copy would
             close for both processes.

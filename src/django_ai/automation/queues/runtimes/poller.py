@@ -1,4 +1,4 @@
-"""``Poller``: the one mechanism that finds due rows, computes how long to sleep, and is woken by a NOTIFY.
+"""``Poller``: the one mechanism that finds due rows, computes how long to sleep, and is woken by a NOTIFY or a commit.
 
 Every runtime has one: the Q2 brokers, ``automation_worker``, the dispatcher in a Celery worker, and
 ``automation_dispatcher``. So a timer of two seconds takes two seconds with each of them, without an ETA of the broker,
@@ -30,7 +30,8 @@ from .query_timeout import QueryTimeout
 FIRST_WORK_INTERVAL_SECONDS = 0.02
 """While rows stay due: interval between the first two times that the process is sent to work. It doubles each time."""
 MIN_NOTIFY_INTERVAL_SECONDS = 0.01
-"""Shortest interval between two polls that a NOTIFY causes: one poll answers all doorbells of the interval."""
+"""Shortest interval between two polls that a NOTIFY, or a commit on SQLite, causes: one poll answers all doorbells of
+the interval."""
 MAX_NOTIFY_INTERVAL_SECONDS = 0.1
 """Longest such interval, for a worker whose polls found only rows that other workers had already claimed."""
 
@@ -69,6 +70,7 @@ class Poller:
         self._polled_at = 0.0
         self._notify_interval = MIN_NOTIFY_INTERVAL_SECONDS
         self._was_notified = False
+        self._is_work_pause = False
         self._listener: Listener | None = None
         self._waker_pipe: tuple[int, int] | None = None
         self._is_first_poll = True
@@ -81,7 +83,9 @@ class Poller:
             OperationalError: The database did not answer within ``query_timeout``.
         """
         self._polled_at = time.monotonic()
+        self._is_work_pause = False
         with self.query_timeout.enforced():
+            self._listening().prepare()
             if Lane(Maintenance) in self.selection:
                 on_timekeeper_start(timezone.now()) if self._is_first_poll else ensure_rows(timezone.now())
                 self._is_first_poll = False
@@ -93,6 +97,7 @@ class Poller:
             return self._idle_for(min(self.poll, ahead))
         since = time.monotonic() - self._work_found_at
         if since < self._work_interval:
+            self._is_work_pause = True
             return self._work_interval - since
         if self._work_interval:
             self._work_interval = min(self._work_interval * 2, self.max_work_interval)
@@ -115,13 +120,24 @@ class Poller:
         self._was_notified = False
 
     def sleep(self, seconds: float) -> None:
-        """Sleep until a NOTIFY or the waker ends it, ``seconds`` at most."""
+        """Sleep until a NOTIFY, a commit on SQLite or the waker ends it, ``seconds`` at most."""
+        listener = self._listening()
+        waker = self._waker_pipe[0] if self._waker_pipe else None
+        if self._is_work_pause and listener.hears_every_commit:
+            listener.sleep(seconds, file=waker)  # the workers that perform the due rows commit all the time
+            return
+        self._was_notified = listener.wait(seconds, file=waker)
+        if self._was_notified:
+            is_calm = time.monotonic() - self._polled_at > MAX_NOTIFY_INTERVAL_SECONDS
+            if is_calm and listener.hears_every_commit:
+                # Commits that left nothing due long ago must not delay the poll for one that may have.
+                self._notify_interval = MIN_NOTIFY_INTERVAL_SECONDS
+            listener.sleep(self._polled_at + self._notify_interval - time.monotonic(), file=waker)
+
+    def _listening(self) -> Listener:
         if self._listener is None:
             self._listener = Listener(automation_alias(), self.selection.is_concerned)
-        waker = self._waker_pipe[0] if self._waker_pipe else None
-        self._was_notified = self._listener.wait(seconds, file=waker)
-        if self._was_notified:
-            self._listener.sleep(self._polled_at + self._notify_interval - time.monotonic(), file=waker)
+        return self._listener
 
     def waker(self) -> Callable[[], None]:
         """Return a function that ends this and every later sleep, to be called from a thread or a signal handler."""

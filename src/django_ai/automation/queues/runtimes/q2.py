@@ -1,8 +1,8 @@
 """The Django-Q2 runtime: how its cluster is notified that work is due.
 
-With a broker of ours the cluster polls for due rows itself: the doorbell is a NOTIFY on PostgreSQL, and elsewhere there
-is none. With any other broker a doorbell task is queued. A doorbell task saves no result; its only argument is a task
-queue, here the name of a cluster other than the default one.
+With a broker of ours the cluster polls for due rows itself: the doorbell is a NOTIFY on PostgreSQL, the commit itself
+on SQLite, and on MariaDB there is none. With any other broker a doorbell task is queued. A doorbell task saves no
+result; its only argument is a task queue, here the name of a cluster other than the default one.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Q2's pusher process calls ``dequeue`` in a loop. These brokers return the tasks of Q2's own queue and, when automation
 rows are due, a doorbell task that is not stored. If there is neither, ``dequeue`` sleeps until the next row is due, the
-next poll, or a NOTIFY. So a timer of two seconds takes two seconds, without a schedule, and a lost message costs
-nothing. ``dequeue`` and ``delete`` catch errors of the database and the broker: Q2 itself would sleep ten seconds and
-restart the pusher, and its monitor process would end. A poll that gets no answer is abandoned (see ``query_timeout``).
+next poll, a NOTIFY, or a commit on SQLite. So a timer of two seconds takes two seconds, without a schedule, and a lost
+message costs nothing. ``dequeue`` and ``delete`` catch errors of the database and the broker: Q2 itself would sleep ten
+seconds and restart the pusher, and its monitor process would end. A poll that gets no answer is abandoned (see
+``query_timeout``).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class PollingBroker(Broker):  # type: ignore[misc]
 
 
 class OrmBroker(PollingBroker, ORM):  # type: ignore[misc]
-    """Q2's ORM broker, which also polls for due rows. LISTENs on PostgreSQL."""
+    """Q2's ORM broker, which also polls for due rows. A commit wakes it on PostgreSQL and SQLite."""
 
     watches_database = True
 

@@ -58,7 +58,7 @@ class WorkerLoop:
         models: The models whose rows it performs. Default: all.
         queues: The names of the queues whose rows it performs. Default: all.
         except_queues: The names of queues whose rows it leaves to other workers.
-        poll: Longest pause between two polls, in seconds. A NOTIFY or a due timer ends it.
+        poll: Longest pause between two polls, in seconds. A NOTIFY, a commit on SQLite or a due timer ends it.
         grace: How long the running step may continue after SIGTERM.
         maintenance: Whether it also performs maintenance.
         lifeline: File descriptor that is closed when the supervisor ends.

@@ -18,8 +18,8 @@ from ...runtimes.worker import WorkerLoop
 
 class Command(BaseCommand):
     help = (
-        "Perform events, workflows and agents as they become due, until SIGTERM. Needs no queue: it LISTENs on "
-        "PostgreSQL, and polls every second on other databases."
+        "Perform events, workflows and agents as they become due, until SIGTERM. Needs no queue: a commit wakes it "
+        "on PostgreSQL and SQLite, and on MariaDB it polls every second."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
