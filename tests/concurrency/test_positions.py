@@ -164,6 +164,17 @@ def test_what_this_transaction_has_made_is_not_counted_on_by_others():
     assert lower_bound() > committed
 
 
+def test_a_process_that_looks_while_it_writes_knows_the_bound_after_its_commit(django_assert_num_queries):
+    for _ in range(2):
+        with transaction.atomic():
+            own = arrive(2)
+            assert lower_bound() == own
+    if connection.vendor != "sqlite":
+        assert positions._known(connection).end == own  # type: ignore[union-attr]
+    with django_assert_num_queries(1):
+        assert lower_bound() == own
+
+
 def test_after_a_flush_the_bound_begins_anew():
     arrive(5)
     assert lower_bound() > 0
@@ -221,6 +232,9 @@ def test_an_insert_computes_the_bound_unless_a_key_is_missing():
         own = arrive()
         assert inserted() == (True, own)
         assert OtherThread(lower_bound).join() == low + 1  # nobody counts on what is not committed
+    row = WorkflowRun(name="x", created_at=timezone.now())
+    assert positions.insert_bounded(row, at_most=own - 1)
+    assert row.position == own - 1
     Arrival.objects.all().delete()
     assert inserted() == (False, 0)
 

@@ -1,13 +1,15 @@
-"""How many statements a start takes."""
+"""How many statements a start takes, and a step of a run that was woken."""
 
 from __future__ import annotations
 
 import pytest
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
+from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.positions import allocate, lower_bound
 from django_ai.automation.queues.renaming import record
-from django_ai.automation.workflows.core import complete, engine
+from django_ai.automation.workflows.core import complete, engine, wait
 from tests.support.workflows import flow
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -44,3 +46,17 @@ def test_a_start_with_a_key_finds_the_run_of_a_former_name():
     run = engine.start("former_order", key="12")
     record("workflow", "former_order", "order")
     assert engine.start("order", key="12") == run
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="Elsewhere progress and history are two statements")
+def test_a_woken_step_reads_its_signal_before_its_transaction():
+    flow(lambda self: wait("bell", then=self.end), "waiting", end=lambda self: complete())
+    engine.start("waiting")
+    drain()
+    engine.signal("bell")
+    with CaptureQueriesContext(connection) as queries:
+        drain()
+    statements = [query["sql"] for query in queries]
+    begun = max(number for number, sql in enumerate(statements) if sql == "BEGIN")
+    assert statements[begun + 1] == "COMMIT"  # which sends nothing, as the transaction is untouched
+    assert statements[begun + 2].startswith("WITH kept AS (UPDATE")

@@ -124,12 +124,13 @@ def _page(connection: BaseDatabaseWrapper, start: int) -> list[int]:
 
 
 def gapless_end_sql(connection: BaseDatabaseWrapper) -> str:
-    """Return a relation for a statement on PostgreSQL, whose ``value`` is the highest key. It has no row if a key
-    between the given end of the prefix and the highest one is missing, or if they are too many. Its parameter is that
-    end, twice."""
+    """Return a relation for a statement on PostgreSQL, whose ``value`` is the highest key, or a limit if that is lower.
+    It has no row if a key between the given end of the prefix and the highest one is missing, or if they are too many.
+    Its parameters are the limit, which may be NULL, and twice that end."""
     table = connection.ops.quote_name(Arrival._meta.db_table)
     return (
-        f"(SELECT max(id) AS value FROM (SELECT id FROM {table} WHERE id >= %s ORDER BY id LIMIT {PAGE}) AS page "
+        f"(SELECT least(max(id), %s::bigint) AS value "
+        f"FROM (SELECT id FROM {table} WHERE id >= %s ORDER BY id LIMIT {PAGE}) AS page "
         f"HAVING min(id) = %s AND count(*) = max(id) - min(id) + 1 AND count(*) < {PAGE}) AS prefix"
     )
 

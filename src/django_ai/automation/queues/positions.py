@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from django.db import connections, models
+from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..db.database_clock import DATABASE_NOW_SQL
@@ -92,8 +93,16 @@ def lower_bound() -> int:
     return found.end
 
 
-def insert_bounded(row: models.Model, *, unless: str = "", params: Sequence[Any] = (), ignoring: bool = False) -> bool:
-    """Insert ``row`` with a ``lower_bound()`` as its ``position``, in one statement. Return whether it was inserted.
+def insert_bounded(
+    row: models.Model,
+    *,
+    at_most: int | None = None,
+    unless: str = "",
+    params: Sequence[Any] = (),
+    ignoring: bool = False,
+) -> bool:
+    """Insert ``row`` with a ``lower_bound()`` as its ``position``, or with ``at_most`` if that is lower, in one
+    statement. Return whether it was inserted.
 
     It is not where the statement cannot find the bound, because a key is missing: then the caller inserts the row with
     ``lower_bound()``. Nor is it if the query ``unless``, with its ``params``, has a row, or, with ``ignoring``, if its
@@ -104,7 +113,7 @@ def insert_bounded(row: models.Model, *, unless: str = "", params: Sequence[Any]
     if connection.vendor != "postgresql" or known is None or not known.end:
         return False
     source = gapless_end_sql(connection) + (f" WHERE NOT EXISTS ({unless})" if unless else "")
-    if not insert_selecting(row, "position", source, [known.end, known.end, *params], ignoring=ignoring):
+    if not insert_selecting(row, "position", source, [at_most, known.end, known.end, *params], ignoring=ignoring):
         return False
     end: int = row.position  # type: ignore[attr-defined]
     _remember(connection, known, CommittedPrefix(end, known.seen, known.owners))
@@ -118,8 +127,19 @@ def _known(connection: BaseDatabaseWrapper) -> CommittedPrefix | None:
 
 def _remember(connection: BaseDatabaseWrapper, known: CommittedPrefix | None, found: CommittedPrefix) -> None:
     """Continue from ``found`` next time, which extends ``known``, unless another thread has found more."""
+    if _is_writing(connection):
+        # Its own arrivals are visible here only, until the commit. A process that never looks outside of such a
+        # transaction would otherwise begin anew each time, and read the arrivals of a minute.
+        transaction.on_commit(partial(_keep, connection, known, found), using=connection.alias)
+    else:
+        _keep(connection, known, found)
+
+
+def _keep(connection: BaseDatabaseWrapper, known: CommittedPrefix | None, found: CommittedPrefix) -> None:
     latest = _known(connection)
-    if not _is_writing(connection) and (latest is None or latest is known or latest.end < found.end):
+    if _is_writing(connection):
+        return  # a test that executes the hooks of a transaction which it does not commit
+    if latest is None or latest is known or latest.end < found.end:
         _prefixes[_database_of(connection)] = found
 
 

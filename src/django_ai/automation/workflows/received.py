@@ -16,37 +16,44 @@ from .models import Signal, WorkflowRun
 from .wait_keys import EVENT_CHANNEL, SUBFLOW
 
 
-def receive(run: WorkflowRun, reason: WakeReason, context: BaseModel) -> Wake:
+def read_arrived(run: WorkflowRun, reason: WakeReason) -> Signal | Event | None:
+    """Return the signal or the event that woke the run, if one has and it still exists.
+
+    It is read before the attempt, because what has arrived never changes: a step that sends nothing to the database
+    then needs no transaction.
+    """
+    if run.wake_ref is None:
+        return None
+    if reason == WakeReason.SIGNAL:
+        return Signal.objects.filter(pk=run.wake_ref).first()
+    return Event.objects.filter(pk=run.wake_ref).first() if reason == WakeReason.EVENT else None
+
+
+def receive(run: WorkflowRun, reason: WakeReason, context: BaseModel, arrived: Signal | Event | None) -> Wake:
     """Return why a step of the run is entered. Merge the payloads into ``context``, unless an earlier attempt has
-    committed that: then ``wake_step`` is empty.
+    committed that: then ``wake_step`` is empty. ``arrived``: see ``read_arrived``.
 
     Raises ``PayloadError`` for a payload that the Context does not accept or that no key decrypts.
     """
     if run.branches is None:
-        return Wake(reason) if run.wake_ref is None else Wake(reason, _receive_row(run, reason, context))
+        return Wake(reason) if run.wake_ref is None else Wake(reason, _receive_row(run, arrived, context))
     _check_payload(run.branches, f"What has arrived for {run}")
     names = [each["branch"] for each in run.branches if "reason" not in each]
     if names:
-        payload = {} if run.wake_ref is None else _receive_row(run, reason, context)
+        payload = {} if run.wake_ref is None else _receive_row(run, arrived, context)
         return Wake(reason, payload, branch=names[0])
     branches = {each["branch"]: _receive_branch(run, each, context) for each in run.branches}
     return Wake(reason, branches=branches)
 
 
-def _receive_row(run: WorkflowRun, reason: WakeReason, context: BaseModel) -> Mapping[str, Any]:
+def _receive_row(run: WorkflowRun, arrived: Signal | Event | None, context: BaseModel) -> Mapping[str, Any]:
     """Return the payload of the signal or event that woke the run."""
-    payload: Any = None
-    channel = ""
-    if reason == WakeReason.SIGNAL:
-        signal = Signal.objects.filter(pk=run.wake_ref or 0).first()
-        if signal is not None:
-            _check_payload(signal.payload, f"The payload of {signal} that woke {run}")
-            channel, payload = signal.name, signal.payload
-    elif reason == WakeReason.EVENT:
-        event = Event.objects.filter(pk=run.wake_ref or 0).first()
-        if event is not None:
-            channel, payload = f"{EVENT_CHANNEL}{event.event_name}", event.payload
-    return _merged(run, payload or {}, channel, context)
+    if arrived is None:
+        return _merged(run, {}, "", context)
+    if isinstance(arrived, Event):
+        return _merged(run, arrived.payload or {}, f"{EVENT_CHANNEL}{arrived.event_name}", context)
+    _check_payload(arrived.payload, f"The payload of {arrived} that woke {run}")
+    return _merged(run, arrived.payload or {}, arrived.name, context)
 
 
 def _receive_branch(run: WorkflowRun, entry: Mapping[str, Any], context: BaseModel) -> Wake:

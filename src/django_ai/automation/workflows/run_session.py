@@ -46,7 +46,7 @@ from .definitions import StepDefinition, WorkflowDefinition, find_workflow
 from .models import Signal, StepExecution, Wait, WorkflowRun
 from .outcomes import Choice, Complete, Outcome, Subflow
 from .paths import original_error
-from .received import receive
+from .received import read_arrived, receive
 from .registration import forget_cancel_on, registrations
 from .statuses import ACTIONS, DEFERRED, WorkflowStatus
 from .transitions import Decision, Returned, State, deadline_change, decide
@@ -212,6 +212,7 @@ class RunSession:
         self.instance: Any = None
         self.waits: tuple[Wait, ...] = ()
         self.merged = False
+        self.arrived = read_arrived(run, entry.reason)
         self.depth = 0 if run.depth and self._breaks_chain(entry) else run.depth
         self.current = CurrentRun(
             f"workflow:{run.pk}:{entry.step.name}",
@@ -228,7 +229,7 @@ class RunSession:
             return False
         if entry.reason != WakeReason.SIGNAL:
             return True
-        return not Signal.objects.filter(pk=run.wake_ref or 0, name__startswith=f"{SUBFLOW}:").exists()
+        return not (isinstance(self.arrived, Signal) and self.arrived.name.startswith(f"{SUBFLOW}:"))
 
     def run_attempt(self, entry: StepEntry, work: Callable[[], Progress], *, atomic: bool) -> bool:
         """Run ``work`` as an attempt of the step; return whether anything was committed."""
@@ -275,7 +276,7 @@ class RunSession:
         if run.attempt:
             return False
         if entry.reason == WakeReason.SIGNAL:
-            woken_at = Signal.objects.filter(pk=run.wake_ref or 0).values_list("sent_at", flat=True).first()
+            woken_at = self.arrived.sent_at if isinstance(self.arrived, Signal) else None
         elif run.branches is not None and entry.reason in (WakeReason.ALL, WakeReason.TIMER):
             woken_at = self.started
         else:
@@ -318,7 +319,7 @@ class RunSession:
         """
         run, step = self.run, entry.step
         context = self.context = self.make_context()
-        wake = Wake(entry.reason) if context is None else receive(run, entry.reason, context)
+        wake = Wake(entry.reason) if context is None else receive(run, entry.reason, context, self.arrived)
         if entry.waits:
             assert step.wait is not None
             return step.wait

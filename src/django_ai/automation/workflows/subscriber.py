@@ -23,7 +23,7 @@ from ..queues.lanes import lane_of
 from ..queues.lease import revoke
 from ..queues.limits.release import has_asked
 from ..queues.notifier import ring_after_commit
-from ..queues.positions import lower_bound
+from ..queues.positions import insert_bounded, lower_bound
 from .cancel_on import event_of
 from .current_run import KIND
 from .definitions import WorkflowDefinition, all_workflows, has_limits, newest_workflows, workflows_on
@@ -120,10 +120,16 @@ class WorkflowSubscriber(Subscriber):
         ]
         if not started:
             return
+        # Before these events, too: the run receives what occurs in the same commit.
+        before = [event.position - 1 for event in events if event.position]
+        if len(started) == 1 and started[0][1].offset is None:
+            run = new_run(*started[0], now)
+            if insert_bounded(run, at_most=min(before, default=None), ignoring=True):
+                ring_after_commit(alias_of(WorkflowRun), lane_of(run))
+                return
         position = 0
         if any(definition.offset is None or definition.cancel_on for _, definition in started):
-            # Before these events, too: the run receives what occurs in the same commit.
-            position = min([lower_bound(), *(event.position - 1 for event in events if event.position)])
+            position = min([lower_bound(), *before])
         runs = [new_run(event, definition, now, position=position) for event, definition in started]
         if insert_ignoring(WorkflowRun, runs):
             ring_after_commit(alias_of(WorkflowRun), *map(lane_of, runs))
