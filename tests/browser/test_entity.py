@@ -65,6 +65,16 @@ def test_a_change_of_the_form_asks_again_without_a_click(day, visit):
     olga.page.wait_for_selector(f"{PREVIEW} p >> text=Saving moves no timer")
 
 
+def test_no_answer_is_said_and_does_not_leave_the_one_before(day, visit):
+    olga = visit(OPERATOR).open(STAY.format(whole_stay(day.reminded).pk, "change"))
+    previewed(olga)
+    # An answer that is redirected, as to the login, is none of the form.
+    redirect = {"status": 302, "headers": {"Location": "/admin/login/"}}
+    olga.page.route("**/automations/preview/", lambda route: route.fulfill(**redirect))
+    olga.press("What will saving do?")
+    olga.page.wait_for_selector(f"{PREVIEW}:text('There is no answer. Load the page again, or try again later.')")
+
+
 def test_why_is_one_click_on_the_page_of_an_entity(day, visit):
     olga = visit(OPERATOR).open(STAY.format(day.cancelled.pk, "change"))
     olga.click("Automations", exact=True)

@@ -162,13 +162,15 @@ def test_a_run_is_started_as_the_user_with_the_reason(client):
         ({"field-guest": "Ada", "field-room": '{"floor": "up"}'}, "floor: Input should be a valid integer"),
         ({"field-guest": "Ada", "field-room": "{floor"}, "This is not JSON"),
         ({"payload": "{"}, "This is not JSON"),
+        ({"payload": "[" * 200_000}, "This is not JSON"),
+        ({"field-guest": "Ada", "field-others": "[" * 200_000}, "This is not JSON"),
         ({"payload": "[]"}, "must be an object in braces"),
         ({"field-guest": "Ada", "payload": '{"guest": "Eve"}'}, "Given twice: guest."),
         ({"payload": '{"guest": "Ada", "nigths": 2}'}, "has no field 'nigths'. Did you mean 'nights'?"),
         ({"payload": '{"key": "a"}'}, "No field of a Context can be called key."),
         ({"field-guest": "Ada", "reason": ""}, "This field is required."),
     ],
-    ids=str,
+    ids=lambda each: str(each)[:60],
 )
 def test_what_does_not_fit_is_said_at_its_field(client, values, said):
     sign_in(client, *START)
@@ -202,6 +204,25 @@ def test_a_key_starts_one_run(client):
     assert answer.status_code == 422
     assert f"{run} was started with the key 'order:1' and is running." in text_of(answer)
     assert WorkflowRun.objects.count() == Action.objects.count() == LogEntry.objects.count() == 1
+
+
+# -- forms that are sent twice -----------------------------------------------------------------------------------------
+
+
+def test_a_form_that_is_sent_twice_starts_one_run(client):
+    sign_in(client, *START)
+    once = re.search(r'<input type="hidden" name="once" value="(\w+)"', client.get(address()).content.decode())
+    given = {"field-guest": "Ada", "once": once[1]}
+    first, second = post(client, **given), post(client, **given)
+    run = WorkflowRun.objects.get()
+    assert first.url == second.url == reverse("admin:automation_workflows_workflowrun_change", args=[run.pk])
+    assert f"This form has started {run} before." in client.get(second.url).content.decode()
+    assert Action.objects.count() == LogEntry.objects.count() == 1
+    post(client, **{**given, "field-nights": "2"})
+    assert WorkflowRun.objects.count() == 2, "the same form with other values, as after Back"
+    other = re.search(r'name="once" value="(\w+)"', client.get(address()).content.decode())
+    post(client, **{**given, "once": other[1]})
+    assert WorkflowRun.objects.count() == 3
 
 
 # -- create_context ----------------------------------------------------------------------------------------------------

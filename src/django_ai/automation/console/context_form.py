@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import InvalidContextError
 from ..values.digests import digest
+from .context_inputs import UNREADABLE
 
 
 class ContextForm(forms.Form):
@@ -36,7 +37,7 @@ class ContextForm(forms.Form):
         """Return the fields whose values differ from those of the row."""
         try:
             given = json.loads(self.cleaned_data["context"])
-        except ValueError as error:
+        except UNREADABLE as error:
             raise ValidationError(gettext("This is not JSON: %s.") % error) from error
         if not isinstance(given, dict):
             raise ValidationError(gettext("The Context must be an object in braces."))

@@ -27,6 +27,8 @@ from ..values.text import one_line
 FIELD = "field-"
 """Prefix of the inputs."""
 MAX_SHOWN_DEFAULT = 100
+UNREADABLE = (ValueError, RecursionError)
+"""What reading JSON raises; the second one for thousands of nested brackets."""
 STRUCTURES = (BaseModel, Mapping, list, tuple, set, frozenset)
 
 
@@ -68,7 +70,7 @@ class Input:
             return text
         try:
             return json.loads(text)
-        except ValueError as error:
+        except UNREADABLE as error:
             if self.is_structure and text.lstrip()[:1] in ("{", "["):
                 raise ValidationError(gettext("This is not JSON: %s.") % error) from error
             return text
@@ -116,7 +118,7 @@ def clean_other(text: str) -> dict[str, Any]:
         return {}
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ValidationError(gettext("This is not JSON: %s.") % error) from error
     if not isinstance(given, dict):
         raise ValidationError(gettext("The payload must be an object in braces."))

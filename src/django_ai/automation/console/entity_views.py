@@ -107,5 +107,6 @@ def words_of_box() -> dict[str, Any]:
         "all": gettext("All automations, and why"),
         "preview": gettext("What will saving do?"),
         "nothing": gettext("Nothing is planned."),
+        "failed": gettext("There is no answer. Load the page again, or try again later."),
         "invalid": gettext("The form has errors. Correct them to see what saving will do."),
     }

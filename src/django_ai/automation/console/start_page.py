@@ -6,6 +6,7 @@ catalogue.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -31,6 +32,7 @@ from ..queues.admin_stories import StoryPage, register_list_view
 from ..queues.lanes import shown_name
 from ..queues.models import Pause
 from ..queues.pauses import EVERYTHING, target_of_name, target_of_queue
+from ..values.digests import KEY_LENGTH, digest, new_call_key
 from ..workflows.definitions import WorkflowDefinition, find_workflow, newest_workflows
 from ..workflows.engine import engine
 from ..workflows.keyed_start import MAX_KEY_LENGTH
@@ -53,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 KEPT = ("key", "if_exists")
 """Names that ``engine.start`` keeps for itself."""
+ONCE = "once"
+"""The hidden input that is another one in each form: one that is sent twice starts one run."""
 
 
 class StartForm(forms.Form):
@@ -72,6 +76,9 @@ class StartForm(forms.Form):
                 "What the run is unique for, such as order:12. If there is a run with this key, none is started."
             ),
         )
+        self.fields[ONCE] = forms.CharField(
+            required=False, max_length=KEY_LENGTH, initial=new_call_key, widget=forms.HiddenInput
+        )
         self.fields["reason"] = forms.CharField(
             label=_("Reason"), max_length=MAX_REASON, widget=forms.Textarea(attrs={"rows": 2, "cols": 60})
         )
@@ -88,6 +95,15 @@ class StartForm(forms.Form):
         values = super().clean() or self.cleaned_data
         values["arguments"] = {**(values.get("payload") or {}), **clean_inputs(self, self.inputs)}
         return values
+
+    @property
+    def own_key(self) -> str | None:
+        """A key for this form with these values, for a start without a key. The same form with other values, as after
+        *Back*, is another start."""
+        once = self.cleaned_data.get(ONCE)
+        if not once:
+            return None
+        return f"form:{digest(once, json.dumps(self.cleaned_data['arguments'], sort_keys=True, default=str))}"
 
 
 def start_page(owner: StoryPage, request: HttpRequest) -> HttpResponse:
@@ -107,15 +123,16 @@ def start_page(owner: StoryPage, request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         run = _start(request, definition, form)
         if run is not None:
-            messages.success(request, gettext("Started %s.") % run)
             return HttpResponseRedirect(owner.address_of(run))
     return _page(owner, request, definition, form)
 
 
 def _start(request: HttpRequest, definition: WorkflowDefinition, form: StartForm) -> WorkflowRun | None:
-    """Start the workflow as the user, in one transaction with the log. None: the form says why it was not."""
+    """Start the workflow as the user, in one transaction with the log, and tell the user. None: the form says why it
+    was not."""
     asked, alias = form.cleaned_data, alias_of(WorkflowRun)
-    key = asked["key"] or None
+    given = asked["key"] or None
+    key = given or form.own_key
 
     def work() -> WorkflowRun:
         with transaction.atomic(using=alias), acting_as(request.user, asked["reason"]):
@@ -127,10 +144,13 @@ def _start(request: HttpRequest, definition: WorkflowDefinition, form: StartForm
         return run
 
     try:
-        return retry_on_deadlock(alias, work)
+        run = retry_on_deadlock(alias, work)
     except PydanticError as error:
         add_pydantic_errors(form, error)
     except RunExistsError as error:
+        if given is None:
+            messages.info(request, gettext("This form has started %s before.") % error.run)
+            return error.run  # type: ignore[no-any-return]
         form.add_error("key", str(error))
     except AutomationError as error:
         form.add_error(None, str(error))
@@ -139,6 +159,9 @@ def _start(request: HttpRequest, definition: WorkflowDefinition, form: StartForm
     except Exception as error:  # create_context is the project's code, and raises what it likes
         logger.warning("%s: create_context has refused a start by hand", definition.name, exc_info=True)
         form.add_error(None, f"{type(error).__name__}: {error}")
+    else:
+        messages.success(request, gettext("Started %s.") % run)
+        return run
     return None
 
 
