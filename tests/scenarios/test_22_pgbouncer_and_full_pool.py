@@ -131,6 +131,37 @@ def test_22_a_listener_notices_the_pooler_and_only_sleeps(pooled):
     direct.close()
 
 
+def test_22_nothing_is_prepared_behind_the_pooler(pooled):
+    def prepared_after_a_drain() -> int:
+        for _ in range(2):
+            engine.start("story:count", steps=5)
+            drain()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_prepared_statements")
+            return cursor.fetchone()[0]
+
+    with redirected({}, HOST="127.0.0.1", PORT=pooled["PGPORT"], USER=pooled["PGUSER"]):
+        assert prepared_after_a_drain() == 0
+    assert prepared_after_a_drain() > 0
+    assert_all_once(4, 5)
+
+
+def test_22_a_pool_that_discards_what_is_prepared():
+    """A pool may reset each connection that it gets back. The next thread sends its statements as they are."""
+    needs("psycopg-pool")
+
+    def reset(raw) -> None:
+        raw.execute("DISCARD ALL")
+        raw.commit()
+
+    with redirected({"pool": {"min_size": 1, "max_size": 1, "reset": reset}}, CONN_MAX_AGE=0):
+        for _ in range(6):
+            engine.start("story:count", steps=5)
+            drain()
+            connection.close()
+    assert_all_once(6, 5)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_22_a_pool_with_fewer_places_than_threads(size):
     """Four threads that share a smaller pool complete all runs, and every step runs once."""

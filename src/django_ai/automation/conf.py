@@ -94,6 +94,8 @@ class Conf:
     """How long a webhook may take to connect and to answer, and how long a process waits at its end for its alerts."""
     ALERT_CACHE: str = "default"
     """The cache in ``CACHES`` that remembers what was sent."""
+    PREPARED_STATEMENTS: bool = True
+    """Prepare the engine's own hot statements on PostgreSQL, except behind a pooler."""
     SQLITE_TUNING: bool = True
     """Give SQLite connections write-ahead logging, IMMEDIATE transactions and a long busy timeout."""
 

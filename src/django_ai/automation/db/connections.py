@@ -1,7 +1,8 @@
-"""Connections: close a broken one, make a dedicated one outside the pool, and detect an unused transaction."""
+"""Connections: close a broken one, make a dedicated one outside the pool, detect an unused transaction and a pooler."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from django.db import connections
@@ -43,3 +44,13 @@ def dedicated_connection(alias: str) -> BaseDatabaseWrapper:
     connection = connections[alias].copy()
     connection.settings_dict.get("OPTIONS", {}).pop("pool", None)
     return connection
+
+
+def is_pooled(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether a pooler is between psycopg 3 and PostgreSQL: the server process that answers is not the one that
+    the driver knows. The query is one of the engine's own, so wrappers and the query log do not see it."""
+    with connection.wrap_database_errors, closing(connection.create_cursor()) as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (answering,) = cursor.fetchone()
+    raw: Any = connection.connection
+    return bool(answering != raw.pgconn.backend_pid)

@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
 
-from .connections import dedicated_connection
+from .connections import dedicated_connection, is_pooled
 from .sleeping import is_readable, pause
 from .sqlite_commits import SqliteCommits
 
@@ -134,7 +134,7 @@ class Listener:
             connection.ensure_connection()
             if not hasattr(connection.connection, "pgconn"):
                 self._retry_at = float("inf")
-            elif _is_pooled(connection):
+            elif is_pooled(connection):
                 self._retry_at = float("inf")
                 logger.info("The database %r is behind a pooler: this process polls and does not LISTEN.", self.alias)
             else:
@@ -157,14 +157,6 @@ class Listener:
             except DatabaseError:
                 pass
         self._connection = None
-
-
-def _is_pooled(connection: Any) -> bool:
-    """Return whether a pooler is in between: the server process that answers is not the one that the driver knows."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        (answering,) = cursor.fetchone()
-    return bool(answering != connection.connection.pgconn.backend_pid)
 
 
 def _psycopg_error() -> type[Exception]:

@@ -18,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..db.database_clock import DATABASE_NOW_SQL
 from ..db.inserts import column_of, field_of, insertable_fields
+from ..db.prepared import prepared_cursor
 from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..state.encryption import EncryptedJSONField, encrypt
@@ -47,7 +48,7 @@ def advance(
     names = tuple(changes)
     params = _prepared_values(type(row), changes, connection)
     fence = [row.seq + 1, row.pk, row.lease, row.seq]
-    with connection.cursor() as cursor:
+    with prepared_cursor(connection) as cursor:
         if records and connection.vendor == "postgresql":
             for record in records:
                 values = {field.attname: getattr(record, field.attname) for field in insertable_fields(type(record))}

@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F
+from django.db.models import Expression, F
 
 from ..conf import conf
 from ..db.inserts import column_of
 from ..db.locks import skipping_locked
+from ..db.prepared import prepared_cursor
 from ..db.writer import alias_of
 from .lanes import Lane, lane_condition, lane_params
 from .wakeable import SINCE, Wakeable
@@ -61,9 +62,7 @@ def claim(
         until = ops.adapt_datetimefield_value(now + conf().LEASE)
         start = [] if since is None else [ops.adapt_datetimefield_value(since)]
         params = [*lane_params(lane), moment, *start, limit, token, until]
-        rows = list(model._base_manager.using(connection.alias).raw(sql, params))
-        rows.sort(key=lambda row: row.pk)
-        return rows
+        return _claimed(model, connection, sql, params)
     return _claim_in_two_statements(model, connection, now, limit, token, since, lane)
 
 
@@ -90,8 +89,35 @@ def claim_rows(model: type[W], pks: Sequence[int], now: datetime) -> list[W]:
     adapt = connection.ops.adapt_datetimefield_value
     sql = _claim_rows_sql(model, connection.vendor, 1 if connection.vendor == "postgresql" else len(pks))
     keys = [list(pks)] if connection.vendor == "postgresql" else pks
-    claimed = model._base_manager.using(connection.alias).raw(sql, [*keys, adapt(now), token, adapt(until)])
-    return sorted(claimed, key=lambda row: row.pk)
+    return _claimed(model, connection, sql, [*keys, adapt(now), token, adapt(until)])
+
+
+def _claimed(model: type[W], connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> list[W]:
+    """Execute a claim that returns all columns, and return the rows in the order of their keys."""
+    with prepared_cursor(connection) as cursor:
+        cursor.execute(sql, params)
+        found = cursor.fetchall()
+    names = [field.attname for field in model._meta.concrete_fields]
+    converters = _converters(model, connection)
+    rows = []
+    for values in map(list, found):
+        for position, field, convert in converters:
+            values[position] = convert(values[position], field, connection)
+        rows.append(model.from_db(connection.alias, names, values))
+    rows.sort(key=lambda row: row.pk)
+    return rows
+
+
+def _converters(
+    model: type[Wakeable], connection: BaseDatabaseWrapper
+) -> list[tuple[int, Expression, Callable[..., Any]]]:
+    """Return what converts the columns of ``model`` to Python's values, as Django does: a position, and a function."""
+    found: list[tuple[int, Expression, Callable[..., Any]]] = []
+    for position, field in enumerate(model._meta.concrete_fields):
+        column = field.get_col(model._meta.db_table)
+        for convert in (*connection.ops.get_db_converters(column), *field.get_db_converters(connection)):
+            found.append((position, column, convert))
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 
+from ..db.prepared import prepared_cursor
 from ..db.writer import alias_of
 from .lanes import NOT_DEFAULT, Lane, lane_condition, lane_params
 from .models import Pause
@@ -40,7 +41,9 @@ class DueQuery:
     def add_lane(self, number: int, lane: Lane, start: datetime | None = None) -> None:
         """Find the next row of ``lane``. ``start``: skip rows with an earlier ``wake_at``."""
         condition = lane_condition(lane.model, is_default=lane.is_default)
-        columns = "'', 0" if lane.is_default else "%s, %s"
+        # PostgreSQL infers the types of parameters, but not in a list of columns.
+        given = "%s::text, %s::integer" if self._connection.vendor == "postgresql" else "%s, %s"
+        columns = "'', 0" if lane.is_default else given
         bound = "IS NOT NULL" if start is None else ">= %s"
         self._params += 2 * lane_params(lane)
         if start is not None:
@@ -83,7 +86,7 @@ class DueQuery:
             f"SELECT {PAUSED_ROW}, '', 0, NULL FROM (SELECT 1 FROM {table} WHERE row_pk IS NOT NULL LIMIT 1) AS one",
         ]
         steps = f"WITH RECURSIVE {', '.join(self._steps)} " if self._steps else ""
-        with self._connection.cursor() as cursor:
+        with prepared_cursor(self._connection) as cursor:
             cursor.execute(steps + " UNION ALL ".join(self._branches), self._params)
             rows = cursor.fetchall()
         convert = _converter(self._connection)
