@@ -133,6 +133,16 @@ def test_one_row_is_cancelled_at_once(client, remind):
     assert engine.runs("remind", status="cancelled").count() == 1
 
 
+@pytest.mark.parametrize(("action", "is_parked_again"), [("resume", True), ("cancel", False)])
+def test_only_what_is_resumed_may_be_parked_again_for_its_code(client, remind, action, is_parked_again):
+    sign_in(client, *OPERATOR)
+    (run,) = started(1)
+    WorkflowRun.objects.filter(pk=run.pk).update(name="gone", status="running", wake_at=run.created_at)
+    drain()
+    answer = client.post(reverse(RUNS), {"action": action, "_selected_action": [str(run.pk)]}, follow=True)
+    assert ("because their code was missing" in answer.content.decode()) is is_parked_again
+
+
 @pytest.mark.parametrize("across", ["0", "1"])
 def test_two_rows_are_cancelled_after_a_confirmation_and_without_a_worker(client, remind, across):
     user = sign_in(client, *OPERATOR)

@@ -298,7 +298,7 @@ class RowAdmin(StoryPage):
                         refused.append(as_message(str(error), row))
                         continue
                     changed.append(row)
-                    awaiting_code += awaited
+                    awaiting_code += awaited and not getattr(row, "is_finished", False)
                 if changed:
                     LogEntry.objects.log_actions(request.user.pk or 0, changed, CHANGE, log)
             return len(changed), refused, awaiting_code
