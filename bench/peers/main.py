@@ -101,7 +101,7 @@ class Ready:
 
     @property
     def database(self) -> str:
-        return f"peers_{self.contestant.name.replace('-', '_')}"
+        return database_of(self.contestant)
 
     def call(self, measurement: str, *, number: int = 1, finished: int = 0, seconds: float = 600) -> dict[str, Any]:
         """Run one measurement in the contestant's environment.
@@ -131,6 +131,10 @@ class Ready:
         if self.table.postgresql:
             kept |= self.table.postgresql.environment(self.database)
         return kept
+
+
+def database_of(contestant: Contestant) -> str:
+    return f"peers_{contestant.name.replace('-', '_')}"
 
 
 def in_a_group_of_its_own(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
@@ -205,6 +209,8 @@ def prepare(contestant: Contestant, table: Table, results: Results) -> Ready | N
             table.postgresql.create(ready.database)
         results.describe(contestant.name, ready.call("describe", seconds=120))
     except (NoEnvironmentError, LookupError, RuntimeError, OSError) as error:
+        if table.postgresql:
+            table.postgresql.drop(database_of(contestant))
         return missing(contestant, results, str(error))
     return ready
 

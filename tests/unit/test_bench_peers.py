@@ -172,6 +172,24 @@ def test_a_program_that_is_missing_leaves_its_contestant_out(results, tmp_path, 
     assert Results.load(results.path).content["missing"] == {"pgbench": "the program pgbench is not on PATH"}
 
 
+def test_the_database_of_a_contestant_that_cannot_start_is_dropped(results, tmp_path, monkeypatch):
+    done: list[str] = []
+
+    class Server:
+        def create(self, name: str) -> None:
+            done.append(f"create {name}")
+
+        def drop(self, name: str) -> None:
+            done.append(f"drop {name}")
+
+        def environment(self, database: str) -> dict[str, str]:
+            return {}
+
+    answers(monkeypatch, 1, None, "broken")
+    assert prepare(named("pgbench"), Table(tmp_path, postgresql=Server()), results) is None  # type: ignore[arg-type]
+    assert done == ["create peers_pgbench", "drop peers_pgbench"]
+
+
 def test_a_server_that_is_missing_leaves_out_only_who_needs_it(results, tmp_path, monkeypatch):
     answers(monkeypatch, 0, {"versions": {}})
     monkeypatch.setattr(main, "interpreter", lambda name, requirements: Path(sys.executable))
