@@ -337,10 +337,10 @@ def test_a_graceful_stop_finishes_running_steps_and_starts_no_other():
             return complete()
 
     first = engine.start("slow")
-    running = Worker(2, 4)
+    running = Worker(1, 4)
     until(lambda: running._offer() or began.is_set(), 30, "The start")
-    running.is_stopping = True
     second = engine.start("slow")
+    running.is_stopping = True
     threading.Timer(0.1, go.set).start()
     assert running.threads.finish(lambda: False)
     for run in (first, second):

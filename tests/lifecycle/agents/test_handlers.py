@@ -480,12 +480,6 @@ class TestRefusedAtImport:
         with pytest.raises(DefinitionError, match="must be a plain function"):
 
             @handler("booking_created")
-            async def coroutine(self):
-                pass
-
-        with pytest.raises(DefinitionError, match="must be a plain function"):
-
-            @handler("booking_created")
             def generator(self):
                 yield
 

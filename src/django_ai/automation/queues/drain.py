@@ -107,7 +107,8 @@ def drain(
                 clock,
                 leases,
                 selection,
-                lambda: stop() or time.monotonic() >= deadline,
+                stop,
+                deadline,
                 beside,
                 is_live=heartbeat and now is None,
             )
@@ -123,11 +124,16 @@ def _drain(
     clock: Clock,
     leases: HeldLeases,
     selection: Selection,
-    must_stop: Callable[[], bool],
+    stop: Callable[[], bool],
+    deadline: float,
     beside: Callable[[], bool],
     *,
     is_live: bool,
 ) -> int:
+
+    def must_stop() -> bool:
+        return stop() or time.monotonic() >= deadline
+
     performed, slices, held = 0, 0, 0
     maintains = (is_live or selection.models is not None) and Lane(Maintenance) in selection
     while True:
@@ -138,6 +144,8 @@ def _drain(
         held += sum(map(holding.release_held, pauses.take_ended()))
         for lane in _in_order(due_lanes(clock(), times, selection), times, clock()):
             model, performed_before = lane.model, performed
+            if stop():
+                return performed
             since = scan_start(*lane) if is_live else None
             size = 1 if model.claim_batches == 1 and beside() else _batch_size(model)
             rows = claim(model, clock(), size, since, lane.queue, lane.priority)

@@ -24,6 +24,7 @@ from django.db.models import Q
 
 from ...db.inserts import insert_ignoring, insert_similar_ignoring
 from ...db.writer import alias_of, from_writer
+from ...queues.history import note_key
 from ...queues.lease import revoke
 from ...queues.models import Maintenance
 from ...values.clock import later
@@ -96,6 +97,8 @@ class Baseline:
     all_rows: bool = False
     dry_run: bool = False
     counts: dict[str, Count] = field(default_factory=dict)
+    marked_before: int = field(default=0, init=False)
+    is_noted: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.counts = {each.definition.name: Count() for each in self.definitions}
@@ -117,6 +120,12 @@ class Baseline:
             return None
         stored = Maintenance.objects.filter(name=self.name).values_list("position", flat=True).first() or {}
         return stored.get("after") if stored.get("selection") == self._selection else None
+
+    def _marked_before(self) -> int:
+        """Return how many events the run that this one continues has marked."""
+        if self.position() is None:
+            return 0
+        return Maintenance.objects.filter(name=self.name).values_list("done", flat=True).first() or 0
 
     def forget_position(self) -> None:
         """Start at the beginning, and not where an interrupted run stopped."""
@@ -141,6 +150,8 @@ class Baseline:
         """Read all rows, batch by batch, and mark what holds for them; yield the number of rows read so far."""
         if not self.dry_run:
             insert_ignoring(Maintenance, [Maintenance(name=self.name)])
+            self.marked_before = self._marked_before()
+            self.is_noted = self.marked_before > 0
         rows, read = self.rows(), 0
         chunk = list(rows[: self.batch])
         while chunk:
@@ -199,12 +210,17 @@ class Baseline:
             self.counts[name].marked += len(holding) - known
 
     def _mark(self, found: dict[str, list[DesiredEvent]], after: str) -> None:
-        """Insert the event rows of one batch, and store the position in the same transaction."""
+        """Insert the event rows of one batch, and store the position in the same transaction. The first one that marks
+        anything also records who does it: a run that is killed later and continued has one entry."""
         with transaction.atomic(using=alias_of(Event)):
             for name, holding in found.items():
                 self.counts[name].marked += insert_similar_ignoring(Event, [self._row(each) for each in holding])
             position = {"after": after, "selection": self._selection}
-            marked = sum(each.marked for each in self.counts.values())
+            marked = self.marked_before + sum(each.marked for each in self.counts.values())
+            if marked and not self.is_noted:
+                names = ", ".join(map(repr, self.counts))
+                note_key(self.model, "baseline", f"{self.model._meta.label}, events {names}", "Baselined")
+                self.is_noted = True
             revoke(Maintenance.objects.filter(name=self.name), position=position, done=marked)
 
     def _row(self, desired: DesiredEvent) -> Event:

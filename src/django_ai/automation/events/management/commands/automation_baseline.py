@@ -12,7 +12,6 @@ from django.db import models
 from django.utils import timezone
 
 from ....queues.acting_command import acting_as_command, add_because
-from ....queues.history import note_key
 from ....queues.progress import Progress
 from ....values.text import one_line
 from ...declarations import Declared
@@ -69,14 +68,8 @@ class Command(BaseCommand):
         if (after := baseline.position()) is not None:
             self.stdout.write(f"{label}: continues after {one_line(after)!r}; --restart begins again")
         progress = Progress(self.stderr, label, baseline.rows().count())
-        try:
-            for read in baseline.run():
-                progress.show(read)
-        finally:  # an interrupted one has marked rows, too
-            marked = sum(count.marked for count in baseline.counts.values())
-            if marked and not options["dry_run"]:
-                names = ", ".join(repr(each.definition.name) for each in wanted)
-                note_key(model, "baseline", f"{label}, {marked:,} events {names}", "Baselined")
+        for read in baseline.run():
+            progress.show(read)
         progress.end()
         for name, count in baseline.counts.items():
             known = count.found - count.marked
