@@ -46,10 +46,11 @@ STILL = "try { sessionStorage.setItem('automation-refresh-paused', 'yes') } catc
 """Pauses the refreshing of pages, which would read the database beside the test."""
 
 WATCH = """
-document.addEventListener('securitypolicyviolation', event => window.reportViolation(
+document.addEventListener('securitypolicyviolation', event => window.axe || window.reportViolation(
     `${event.violatedDirective} refused ${event.blockedURI} ${event.sample} at ${event.sourceFile}:${event.lineNumber}`
 ));
 """
+"""Reports violations of the policy, until axe is loaded, which itself tries to add styles."""
 
 
 class StrictPolicy:
@@ -125,7 +126,6 @@ class Visitor:
 
         self.page.evaluate(Axe().axe_script)
         looks = LOOKS if self.page.locator("link[href*=automation_console]").count() else LOOKS[:2]
-        complaints = list(self.complaints)
         for number, (scheme, size) in enumerate(looks):
             self.page.emulate_media(color_scheme=scheme)
             self.page.set_viewport_size(size)
@@ -135,7 +135,6 @@ class Visitor:
             for each in self.page.evaluate(RUN_AXE, [within or ["body"], {**rules, "resultTypes": ["violations"]}]):
                 if each["impact"] in SERIOUS:
                     yield f"{each['id']} ({scheme}, {size['width']} px): {each['help']}: {each['nodes']}"
-        self.complaints[:] = complaints  # axe itself tries to add styles
 
 
 class Chromium:
@@ -169,8 +168,9 @@ class Chromium:
 
 
 def _note(visitor: Visitor, kind: str, text: str) -> None:
-    # An answer like 403 and 422 is no error of the page; the test asserts it.
-    if kind == "error" and not text.startswith("Failed to load resource: the server responded with a status of 4"):
+    # An answer like 403 and 422 is no error of the page; the test asserts it. ``WATCH`` reports broken policies.
+    known = text.startswith("Failed to load resource: the server responded with a status of 4")
+    if kind == "error" and not known and "Content Security Policy" not in text:
         visitor.complaints.append(f"console: {text}")
 
 
