@@ -157,7 +157,7 @@ def in_a_group_of_its_own(command: list[str], environment: dict[str, str], secon
 
 
 def run(options: argparse.Namespace, results: Results) -> None:
-    """Measure everything, in rounds. What fails is noted, and the rest goes on."""
+    """Measure everything, in rounds. What fails is noted, and the others are measured."""
     results.about(
         begun=datetime.now(UTC).isoformat(timespec="seconds"),
         machine={"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},

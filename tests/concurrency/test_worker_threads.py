@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from django.db import connection, connections
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from django_ai.automation import agent, complete, engine, handler, on_event, step, workflow
 from django_ai.automation.agents.models import HandlerExecution
-from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection
+from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection, within_pool
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import set_notifier
@@ -89,9 +90,8 @@ class Job(BaseModel):
     number: int = 0
 
 
-def test_steps_that_wait_wait_together():
-    """Each step returns only when all of them have begun, so one thread alone would never finish."""
-    meeting = Meeting()
+def start_meeting(body: Callable[[], object]) -> None:
+    """Start ``MANY`` runs whose one step, without a transaction, calls ``body``."""
 
     @workflow("meets")
     class Meets:
@@ -99,12 +99,18 @@ def test_steps_that_wait_wait_together():
 
         @step(start=True, atomic=False)
         def begin(self):
-            leave("came")
-            meeting.wait()
+            body()
             return complete()
 
     for number in range(MANY):
         engine.start("meets", number=number)
+
+
+def test_steps_that_wait_wait_together():
+    """Each step returns only when all of them have begun, so one thread alone would never finish."""
+    meeting = Meeting()
+
+    start_meeting(lambda: (leave("came"), meeting.wait()))
     with worker() as running:
         running.perform()
     assert set(WorkflowRun.objects.values_list("status", flat=True)) == {"completed"}
@@ -214,17 +220,7 @@ def test_rows_behind_a_waiting_one_are_released_for_the_others():
     meeting = Meeting()
     drain()  # forgets how long rows took in other tests
 
-    @workflow("meets")
-    class Meets:
-        Context = Job
-
-        @step(start=True, atomic=False)
-        def begin(self):
-            meeting.wait()
-            return complete()
-
-    for number in range(MANY):
-        engine.start("meets", number=number)
+    start_meeting(meeting.wait)
     with worker() as running:
         running.perform()
     assert set(WorkflowRun.objects.values_list("status", "losses")) == {("completed", 0)}
@@ -235,18 +231,7 @@ def test_threads_keep_within_their_connections():
     meeting = Meeting()
     seen: list[int] = []
 
-    @workflow("meets")
-    class Meets:
-        Context = Job
-
-        @step(start=True, atomic=False)
-        def begin(self):
-            meeting.wait()
-            seen.append(running.threads.connection_slots.taken)
-            return complete()
-
-    for number in range(MANY):
-        engine.start("meets", number=number)
+    start_meeting(lambda: (meeting.wait(), seen.append(running.threads.connection_slots.taken)))
     with worker(max_connections=2) as running:
         running.perform()
     assert max(seen) <= 2
@@ -314,6 +299,22 @@ def test_a_connection_waits_for_a_slot_and_a_failed_one_gives_it_back(monkeypatc
     assert (done, slots.taken) == (["first", "failed", "second"], 0)
 
 
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (None, 20),
+        (False, 20),
+        (True, 3),
+        ({"min_size": 2, "max_size": 10}, 9),
+        ({"min_size": 6}, 5),
+        ({"max_size": 1}, 1),
+    ],
+)
+def test_threads_leave_a_connection_of_the_pool_to_the_main_thread(pool, expected):
+    given = SimpleNamespace(settings_dict={"OPTIONS": {"pool": pool}})
+    assert within_pool(given, 20) == expected
+
+
 def test_what_a_thread_raises_reaches_the_main_thread(monkeypatch):
     with worker() as running:
         running.threads._drain = lambda **options: 1 / 0
@@ -352,11 +353,17 @@ def test_a_graceful_stop_finishes_running_steps_and_starts_no_other():
 def test_after_the_grace_running_rows_are_released_without_a_loss(how, monkeypatch):
     monkeypatch.setattr(threads_module, "INTERRUPT_SECONDS", 2.0 if how != "blocked" else 0.2)
     began, go = threading.Event(), threading.Event()
+    cleaned: list[str] = []
 
     def python(self):
         began.set()
-        while True:
-            time.sleep(0.001)
+        try:
+            while True:
+                time.sleep(0.001)
+        finally:
+            for _ in range(200):
+                time.sleep(0.001)
+            cleaned.append("python")
 
     def blocked(self):
         began.set()
@@ -365,7 +372,11 @@ def test_after_the_grace_running_rows_are_released_without_a_loss(how, monkeypat
 
     async def waits(self):
         began.set()
-        await asyncio.sleep(60)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)  # what cleans up is not interrupted again
+            cleaned.append("async")
 
     begin = {"async": waits, "python": python, "blocked": blocked}[how]
     begin.__name__ = "begin"
@@ -375,6 +386,7 @@ def test_after_the_grace_running_rows_are_released_without_a_loss(how, monkeypat
     until(lambda: running._offer() or began.is_set(), 30, "The start")
     running.is_stopping = True
     assert running.threads.finish(lambda: True) is (how != "blocked")
+    assert cleaned == ([how] if how != "blocked" else [])
     run.refresh_from_db()
     assert (run.lease, run.losses, run.attempt, run.finished_at) == (None, 0, 0, None)
     assert run.wake_at is not None

@@ -86,6 +86,21 @@ def test_what_async_code_saves_has_its_run_as_the_cause(work):
     assert set(Event.objects.values_list("caused_by", flat=True)) == {f"workflow:{found.pk}:first"}
 
 
+def test_async_code_calls_the_engine_in_its_transaction(work):
+    async def first(self):
+        await sync_to_async(engine.start)("child")
+        if self.context.n == 0:
+            self.context.n = 1
+            raise ValueError("the child of this attempt is rolled back")
+        return complete()
+
+    flow(lambda self: complete(), name="child")
+    flow(first, retry=Retry(max_attempts=2, base_delay=timedelta(0)))
+    found = run(work)
+    assert found.status == "completed"
+    assert the_run(name="child").caused_by == f"workflow:{found.pk}:first"  # there is one
+
+
 def test_context_variables_follow_in_and_out(work):
     async def first(self):
         assert SECRET.get() == "in"

@@ -1,4 +1,4 @@
-"""The watchdog is not inherited by a forked process, and goes on in its parent."""
+"""The watchdog is not inherited by a forked process, and continues in its parent."""
 
 from __future__ import annotations
 

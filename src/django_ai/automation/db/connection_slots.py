@@ -14,6 +14,8 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 _MARK = "automation_slots"
+DEFAULT_POOL_SIZE = 4
+"""How many connections a pool of psycopg has, unless its options say otherwise."""
 
 
 class ConnectionSlots:
@@ -62,7 +64,7 @@ class ConnectionSlots:
                 holds = False
                 self._give_back()
 
-        # Django calls both on the instance, also where it reconnects by itself.
+        # Django calls both on the instance, also where it reconnects without being asked to.
         connection.__dict__.update({"connect": connect_in_slot, "_close": close_and_give_back, _MARK: self})
 
     def _take(self) -> None:
@@ -74,6 +76,17 @@ class ConnectionSlots:
         with self._free:
             self.taken -= 1
             self._free.notify()
+
+
+def within_pool(connection: BaseDatabaseWrapper, limit: int) -> int:
+    """Return ``limit``, or fewer if psycopg's pool is smaller: one connection is left to the main thread. A thread that
+    waits for the pool fails after its timeout, and a step without a transaction would then be repeated."""
+    pool = connection.settings_dict.get("OPTIONS", {}).get("pool")
+    if not pool:
+        return limit
+    given = pool if isinstance(pool, dict) else {}
+    size = int(given.get("max_size") or given.get("min_size", DEFAULT_POOL_SIZE))
+    return max(min(limit, size - 1), 1)
 
 
 def frees_connection(connection: BaseDatabaseWrapper) -> bool:

@@ -28,6 +28,7 @@ from django.db import connections
 
 from ...db.connection_slots import ConnectionSlots
 from ..heartbeat import interrupt_for_shutdown, release_behind, release_started, stuck_threads, waiting_threads
+from ..interrupt import SECONDS_BETWEEN_INTERRUPTS
 from .poller import automation_alias
 
 P = ParamSpec("P")
@@ -126,12 +127,15 @@ class WorkerThreads:
 
     def finish(self, is_grace_over: Callable[[], bool]) -> bool:
         """Wait until no thread is at work but those that are stuck, and end the threads. After the grace interrupt
-        their user code. Return whether all returned; the rows of those that did not are released."""
+        their user code. Return whether all returned. The rows of those that did not are released, except for those of
+        stuck threads."""
         while self._are_working and not is_grace_over():
             time.sleep(CHECK_SECONDS)
-        until = time.monotonic() + INTERRUPT_SECONDS
-        while self._are_working and time.monotonic() < until:
-            interrupt_for_shutdown()
+        started = next_interrupt = time.monotonic()
+        while self._are_working and (now := time.monotonic()) < started + INTERRUPT_SECONDS:
+            if now >= next_interrupt:  # not at each check: code that cleans up would be interrupted again
+                interrupt_for_shutdown()
+                next_interrupt = now + SECONDS_BETWEEN_INTERRUPTS
             time.sleep(CHECK_SECONDS)
         self._is_finished = True
         if self.are_busy:

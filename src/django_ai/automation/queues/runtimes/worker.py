@@ -25,6 +25,7 @@ from django.db import Error as DatabaseFailure
 from django.db import connections
 from django.utils import timezone
 
+from ...db.connection_slots import within_pool
 from ...db.errors import hint_for
 from .. import liveness
 from ..drain import drain
@@ -37,7 +38,7 @@ from ..models import Maintenance
 from ..registry import wakeables
 from ..wakeable import Wakeable
 from ..worker_status import worker_status
-from .poller import FIRST_WORK_INTERVAL_SECONDS, Poller
+from .poller import FIRST_WORK_INTERVAL_SECONDS, Poller, automation_alias
 from .threads import WorkerThreads
 
 logger = logging.getLogger("django_ai.automation")
@@ -97,7 +98,7 @@ class WorkerLoop:
         if concurrency > 1:
             self._threads = WorkerThreads(
                 concurrency,
-                max_connections,
+                within_pool(connections[automation_alias()], max_connections),
                 drain=self._drain,
                 is_stopping=self._is_stopping,
                 on_performed=self._poller.record_performed,
@@ -163,7 +164,7 @@ class WorkerLoop:
     def _finish(self, threads: WorkerThreads) -> None:
         if not self.stopping:  # a failure ends the process; the other threads have the grace to finish
             self._request_stop()
-        if not threads.finish(lambda: self._is_grace_over):
+        if not threads.finish(lambda: self._is_grace_over) and not self._is_stuck:
             logger.warning("Running steps did not end within the grace. Their rows were released.")
 
     def _give_up(self) -> None:
