@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from django.db.models import QuerySet
 from pydantic import BaseModel
 
+from ..db.selects import compiled_select
 from ..events.matching.lookups import event_satisfies
 from ..events.matching.match import Match
 from ..events.models import Event
@@ -55,12 +57,11 @@ def executions_for(
                 calls.setdefault(key, []).append(call)
     if not calls:
         return
-    routes = AgentRoute.objects.filter(key__in=list(calls)).order_by("run")
-    if only is not None:
-        routes = routes.filter(run=only)
+    keys = list(calls)
+    routes = _routes_under(keys) if only is None else list(_routes(keys).filter(run=only))
     matcher = _ResidualMatcher()
     seen = set()
-    for key, pk, run_position in routes.values_list("key", "run", "run__position"):
+    for key, pk, run_position in routes:
         for call in calls[key]:
             this = (pk, call.event.pk, call.handler.method, call.handler.milestone)
             if this in seen or (only is None and call.position <= run_position):
@@ -68,6 +69,14 @@ def executions_for(
             if matcher.matches(pk, call):
                 seen.add(this)
                 yield execution_of(pk, call.event, call.handler, now)
+
+
+def _routes(keys: Sequence[str]) -> QuerySet[AgentRoute, tuple[str, int, int]]:
+    rows = AgentRoute.objects.filter(key__in=keys).order_by("run")
+    return rows.values_list("key", "run", "run__position")
+
+
+_routes_under = compiled_select(_routes)
 
 
 class _ResidualMatcher:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from django.db import connections, transaction
 
 from ..db.locks import skipping_locked
+from ..db.prepared import prepared_cursor
 from ..db.writer import alias_of
 from ..queues.notifier import ring_after_commit
 from ..values.clock import Clock
@@ -57,10 +59,13 @@ def _release(events: Sequence[Event], wake_at: datetime | None) -> None:
     A transaction that has locked some of them may be waiting for the others, so no lock is held while waiting.
     """
     # Fenced on the lease alone: every change from outside clears it.
+    if len(events) == 1:
+        _release_one(events[0], wake_at)
+        return
     pks = [event.pk for event in events]
     rows = Event.objects.filter(pk__in=pks, lease=events[0].lease).exclude(pending_notifications=[])
     released: dict[str, Any] = {"pending_notifications": [], "wake_at": wake_at, "lease": None}
-    if len(events) == 1 or not connections[alias_of(Event)].features.has_select_for_update:
+    if not connections[alias_of(Event)].features.has_select_for_update:
         rows.update(**released)
         return
     with transaction.atomic(using=alias_of(Event)):
@@ -69,3 +74,19 @@ def _release(events: Sequence[Event], wake_at: datetime | None) -> None:
     for event in events:
         if event.pk not in free:
             _release([event], wake_at)
+
+
+def _release_one(event: Event, wake_at: datetime | None) -> None:
+    connection = connections[alias_of(Event)]
+    moment = connection.ops.adapt_datetimefield_value(wake_at)
+    with prepared_cursor(connection) as cursor:
+        cursor.execute(_release_sql(connection.vendor), [moment, event.pk, event.lease])
+
+
+@lru_cache(maxsize=8)
+def _release_sql(vendor: str) -> str:
+    quote = connections[alias_of(Event)].ops.quote_name
+    return (
+        f"UPDATE {quote(Event._meta.db_table)} SET pending_notifications = '[]', wake_at = %s, lease = NULL "
+        "WHERE id = %s AND lease = %s AND pending_notifications <> '[]'"
+    )

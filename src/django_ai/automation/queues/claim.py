@@ -10,19 +10,20 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Expression, F
+from django.db.models import F
 
 from ..conf import conf
 from ..db.inserts import column_of
 from ..db.locks import skipping_locked
 from ..db.prepared import prepared_cursor
+from ..db.selects import columns_of, convert_rows
 from ..db.writer import alias_of
 from .lanes import Lane, lane_condition, lane_params
 from .wakeable import SINCE, Wakeable
@@ -97,27 +98,10 @@ def _claimed(model: type[W], connection: BaseDatabaseWrapper, sql: str, params: 
     with prepared_cursor(connection) as cursor:
         cursor.execute(sql, params)
         found = cursor.fetchall()
-    names = [field.attname for field in model._meta.concrete_fields]
-    converters = _converters(model, connection)
-    rows = []
-    for values in map(list, found):
-        for position, field, convert in converters:
-            values[position] = convert(values[position], field, connection)
-        rows.append(model.from_db(connection.alias, names, values))
+    names, converters = columns_of(model, connection)
+    rows = [model.from_db(connection.alias, names, values) for values in convert_rows(found, converters, connection)]
     rows.sort(key=lambda row: row.pk)
     return rows
-
-
-def _converters(
-    model: type[Wakeable], connection: BaseDatabaseWrapper
-) -> list[tuple[int, Expression, Callable[..., Any]]]:
-    """Return what converts the columns of ``model`` to Python's values, as Django does: a position, and a function."""
-    found: list[tuple[int, Expression, Callable[..., Any]]] = []
-    for position, field in enumerate(model._meta.concrete_fields):
-        column = field.get_col(model._meta.db_table)
-        for convert in (*connection.ops.get_db_converters(column), *field.get_db_converters(connection)):
-            found.append((position, column, convert))
-    return found
 
 
 @lru_cache(maxsize=64)

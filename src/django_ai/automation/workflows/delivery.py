@@ -17,8 +17,9 @@ from functools import partial
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import BooleanField, ExpressionWrapper, Q
+from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 
+from ..db.selects import compiled_select
 from ..db.writer import alias_of
 from ..events.matching.lookups import event_satisfies, payload_satisfies
 from ..events.matching.match import address, event_keys, namespaced_key
@@ -101,11 +102,16 @@ def _keys_in_use(keys: list[str]) -> tuple[list[str], list[str]]:
     """Return under which of ``keys`` runs wait, and under which of them there are runs to cancel."""
     waited: list[str] = []
     cancelling: list[str] = []
-    rows = Wait.objects.filter(IS_OPEN | IS_CANCELLING, key__in=keys)
-    cancels = ExpressionWrapper(Q(visit=WHOLE_RUN), output_field=BooleanField())
-    for key, is_cancelling in rows.values_list("key", cancels).distinct():
+    for key, is_cancelling in _in_use(keys):
         (cancelling if is_cancelling else waited).append(key)
     return waited, cancelling
+
+
+@compiled_select
+def _in_use(keys: Sequence[str]) -> QuerySet[Wait, tuple[str, bool]]:
+    cancels = ExpressionWrapper(Q(visit=WHOLE_RUN), output_field=BooleanField())
+    rows = Wait.objects.filter(IS_OPEN | IS_CANCELLING, key__in=keys)
+    return rows.values_list("key", cancels).distinct()
 
 
 def _with_residual(waits: WaitQuerySet, holds: Any, event_name: str) -> WaitQuerySet:

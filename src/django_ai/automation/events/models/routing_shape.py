@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from django.db import models
 
 from ...db.indexes import unique
 from ...db.inserts import insert_ignoring
+from ...db.selects import compiled_select
 from ...db.writer import AutomationModel
 from ...values.digests import KEY_LENGTH, digest
 from .event import Event
@@ -43,11 +44,14 @@ class RoutingShape(AutomationModel):
         """Return the shapes of ``events``, read with one query."""
         names = {name for event in events for name in event.names}
         found: dict[tuple[str, str], list[str]] = {}
-        for used_by, name, shape in cls.objects.filter(event_name__in=names).values_list(
-            "used_by", "event_name", "shape"
-        ):
+        for used_by, name, shape in _shapes_of(sorted(names)):
             found.setdefault((used_by, name), []).append(shape)
         return Shapes(found)
+
+
+@compiled_select
+def _shapes_of(event_names: Sequence[str]) -> models.QuerySet[RoutingShape, tuple[str, str, str]]:
+    return RoutingShape.objects.filter(event_name__in=event_names).values_list("used_by", "event_name", "shape")
 
 
 class Shapes:

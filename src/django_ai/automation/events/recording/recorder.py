@@ -17,6 +17,7 @@ from django.db import models, transaction
 from django.db.models import Case, F, Value, When
 
 from ...db.inserts import insert_ignoring
+from ...db.selects import compiled_select
 from ...db.writer import alias_of, from_writer
 from ...exceptions import AutomationError, WrongDatabaseError
 from ...queues.lease import revoke
@@ -134,8 +135,13 @@ def _ids_of(entity: models.Model) -> set[str]:
     return {declared.entity_id_of(entity) for declared in declared_on(type(entity))}
 
 
+@compiled_select
+def _rows_with(keys: Sequence[str]) -> models.QuerySet[Event]:
+    return Event.objects.filter(active_key__in=keys)
+
+
 def _rows_of(desired: Sequence[DesiredEvent]) -> list[Event]:
-    return list(Event.objects.filter(active_key__in=[each.key for each in desired]))
+    return _rows_with([each.key for each in desired])
 
 
 def _rows_by_key(desired: Sequence[DesiredEvent]) -> dict[str | None, Event]:
