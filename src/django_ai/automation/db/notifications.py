@@ -17,6 +17,7 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections
 
 from .connections import dedicated_connection, is_pooled
+from .durability import NOT_DURABLE
 from .sleeping import is_readable, pause
 from .sqlite_commits import SqliteCommits
 
@@ -39,7 +40,7 @@ def notify(alias: str, names: Collection[str] = ()) -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(
-                "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)",
+                f"SELECT {NOT_DURABLE}, pg_notify(%s, %s)",
                 [CHANNEL, payload if len(payload) <= MAX_PAYLOAD_BYTES else ""],
             )
 

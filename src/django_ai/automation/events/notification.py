@@ -13,6 +13,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
+from ..db.durability import not_durable_if
 from ..db.locks import skipping_locked
 from ..db.prepared import prepared_cursor
 from ..db.writer import alias_of
@@ -79,14 +80,16 @@ def _release(events: Sequence[Event], wake_at: datetime | None) -> None:
 def _release_one(event: Event, wake_at: datetime | None) -> None:
     connection = connections[alias_of(Event)]
     moment = connection.ops.adapt_datetimefield_value(wake_at)
+    # The commit need not wait for the disk: if a crash of the server loses it, the subscribers are notified again.
+    sql = _release_sql(connection.vendor, not_durable_if(connection))
     with prepared_cursor(connection) as cursor:
-        cursor.execute(_release_sql(connection.vendor), [moment, event.pk, event.lease])
+        cursor.execute(sql, [moment, event.pk, event.lease])
 
 
 @lru_cache(maxsize=8)
-def _release_sql(vendor: str) -> str:
+def _release_sql(vendor: str, condition: str) -> str:
     quote = connections[alias_of(Event)].ops.quote_name
     return (
         f"UPDATE {quote(Event._meta.db_table)} SET pending_notifications = '[]', wake_at = %s, lease = NULL "
-        "WHERE id = %s AND lease = %s AND pending_notifications <> '[]'"
+        f"WHERE id = %s AND lease = %s AND pending_notifications <> '[]'{condition}"
     )

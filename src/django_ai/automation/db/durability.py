@@ -1,0 +1,28 @@
+"""Commits that do not wait for the disk, on PostgreSQL, for writes whose loss loses nothing.
+
+The statement itself asks for it, for its own transaction (``synchronous_commit``). A later commit of any session that
+waits for the disk makes such a commit durable, too. So only a crash of the server can lose it, together with
+everything that was committed after it.
+"""
+
+from __future__ import annotations
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+_IDLE = 0
+NOT_DURABLE = "set_config('synchronous_commit', 'off', true)"
+"""An expression for a statement that is a transaction of its own, whose commit then does not wait."""
+
+
+def not_durable_if(connection: BaseDatabaseWrapper) -> str:
+    """Return a condition that is true, and lets the commit of the next statement not wait; empty in a transaction,
+    which would not wait as a whole, and on other databases. It must be evaluated for the rows that are written."""
+    return f" AND {NOT_DURABLE} = 'off'" if _is_transaction_of_its_own(connection) else ""
+
+
+def _is_transaction_of_its_own(connection: BaseDatabaseWrapper) -> bool:
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        return False
+    connection.ensure_connection()
+    raw = connection.connection
+    return bool(raw.autocommit) and int(raw.info.transaction_status) == _IDLE
