@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core.management.commands import flush
-from django.db import connections
+from django.db import connection, connections
 from django.utils import timezone
 
 from django_ai.automation.agents import definitions as agent_definitions
@@ -45,11 +45,19 @@ class StoppedClock:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests of the other shares (see ``tests.support.shares``)."""
-    others = [item for item in items if not shares.is_in_share(item.nodeid, shares.share())]
+    """Deselect the tests of the other shares (see ``tests.support.shares``), and skip those of other databases."""
+    selected, others = [], []
+    for item in items:
+        marks = list(item.iter_markers("databases"))
+        refusing = [mark for mark in marks if connection.vendor not in mark.args]
+        if refusing:
+            item.add_marker(pytest.mark.skip(reason=refusing[0].kwargs["reason"]))
+        # A test that not all databases can run is in each share of those that can.
+        mine = bool(marks and not refusing) or shares.is_in_share(item.nodeid, shares.share())
+        (selected if mine else others).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if shares.is_in_share(item.nodeid, shares.share())]
+        items[:] = selected
 
 
 OUTBOX = "_capturedwrite"

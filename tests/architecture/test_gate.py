@@ -10,11 +10,14 @@ from contextlib import nullcontext
 from fractions import Fraction
 from itertools import chain, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from _pytest.mark.expression import Expression
 from tools import gate
 
+from tests import conftest
+from tests.support.marks import not_on, only_on
 from tests.support.shares import VARIABLE as SHARE
 from tests.support.shares import WrongShareError, is_in_share
 
@@ -36,8 +39,8 @@ def selects(suite: gate.Suite, marks: Collection[str], folder: str) -> bool:
 
 def share_of(suite: gate.Suite) -> Fraction:
     """Return which part of the selected tests a suite runs."""
-    share = suite.environment.get(SHARE)
-    return 1 / Fraction(share.partition("/")[2]) if share else Fraction(1)
+    numbers, _, of = suite.environment.get(SHARE, "").partition("/")
+    return Fraction(len(numbers.split(",")), int(of)) if numbers else Fraction(1)
 
 
 def runs(title: str, marks: Collection[str], folder: str) -> Fraction:
@@ -67,11 +70,11 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     without = without or (title != "PostgreSQL" and folder == gate.RUNTIMES and "alone" in marks)
     # The pages are tested in a browser on PostgreSQL.
     without = without or (title != "PostgreSQL" and folder == gate.BROWSER and "alone" not in marks)
-    # Of the faults and scenarios each database runs a third, and MariaDB half of the others. With real workers, the
-    # databases beside PostgreSQL run half.
+    # Of the faults and scenarios SQLite runs half and each server a quarter, and MariaDB half of the others. With real
+    # workers, the databases beside PostgreSQL run half.
     part = Fraction(1)
     if "alone" not in marks and folder in gate.FAULTS:
-        part = Fraction(1, 3)
+        part = Fraction(1, 2 if title == "SQLite" else 4)
     elif title == "MariaDB" or ("alone" in marks and title == "SQLite"):
         part = Fraction(1, 2)
     assert runs(title, marks, folder) == (0 if without else part)
@@ -83,9 +86,11 @@ def test_each_of_the_faults_runs_on_one_database_and_on_all_in_the_whole_matrix(
     monkeypatch.setattr(gate, "create_environment", lambda *args: PYTHON)
     databases = {name: DATABASES[name] for name in names}
     suites = gate.second_tier_suites(databases, None, everything=everything)
-    shares = sorted(suite.environment.get(SHARE) or "all" for suite in suites if "faults" in suite.title)
-    one_each = ["all"] if len(names) == 1 else [f"{number}/{len(names)}" for number in range(len(names))]
-    assert shares == (["all"] * len(names) if everything else one_each)
+    shares = [suite.environment.get(SHARE, "") for suite in suites if "faults" in suite.title]
+    tests = [f"tests/faults/test_of.py::test_{number}" for number in range(100)]
+    runs = [test for share in shares for test in tests if is_in_share(test, share)]
+    assert len(shares) == len(names)
+    assert sorted(runs) == sorted(tests * (len(names) if everything else 1))
 
 
 @pytest.mark.parametrize("title", ["SQLite", "PostgreSQL"])
@@ -109,7 +114,48 @@ def test_each_test_is_in_one_share():
     assert [name for name in names if is_in_share(name, "")] == names
 
 
-@pytest.mark.parametrize("share", ["half", "1", "2/2", "-1/2", "1/0", "1/2/3"])
+def test_a_share_may_have_several_numbers():
+    names = [f"tests/unit/test_of.py::test_{number}" for number in range(100)]
+    found = {name for name in names if is_in_share(name, "0,2/3")}
+    assert found == {name for name in names if not is_in_share(name, "1/3")}
+
+
+class Item:
+    """What ``pytest_collection_modifyitems`` uses of a test."""
+
+    def __init__(self, name: str, *marks: pytest.MarkDecorator) -> None:
+        self.nodeid, self.marks, self.added = name, [each.mark for each in marks], list[pytest.MarkDecorator]()
+
+    def iter_markers(self, name: str) -> list[pytest.Mark]:
+        return [mark for mark in self.marks if mark.name == name]
+
+    def add_marker(self, mark: pytest.MarkDecorator) -> None:
+        self.added.append(mark)
+
+
+@pytest.mark.parametrize("share", ["0/2", "1/2"])
+def test_a_test_of_one_database_is_in_each_share_of_that_and_skipped_on_others(share, monkeypatch):
+    monkeypatch.setenv(SHARE, share)
+    monkeypatch.setattr(conftest, "connection", SimpleNamespace(vendor="postgresql"))
+    everywhere = [Item(f"everywhere{number}") for number in range(20)]
+    here = [Item(f"here{number}", not_on("sqlite")) for number in range(20)]
+    elsewhere = [Item(f"elsewhere{number}", not_on("mysql"), only_on("sqlite", reason="why")) for number in range(20)]
+    items, deselected = [*everywhere, *here, *elsewhere], []
+    hook = SimpleNamespace(pytest_deselected=lambda items: deselected.extend(items))
+    conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
+    assert set(here) <= set(items)
+    assert not [item for item in (*everywhere, *here) if item.added]
+    assert [[mark.kwargs for mark in item.added] for item in elsewhere] == [[{"reason": "why"}]] * 20
+    assert {item for item in (*everywhere, *elsewhere) if is_in_share(item.nodeid, share)} == {*items} - {*here}
+    assert {*items} | {*deselected} == {*everywhere, *here, *elsewhere}
+
+
+def test_an_unknown_database_is_an_error():
+    with pytest.raises(ValueError, match=r"mariadb.*mysql"):
+        only_on("mariadb")
+
+
+@pytest.mark.parametrize("share", ["half", "1", "2/2", "-1/2", "1/0", "1/2/3", "0,2/2", ",0/2"])
 def test_a_wrong_share_is_an_error(share):
     with pytest.raises(WrongShareError, match=r"TEST_SHARE is .*0/2"):
         is_in_share("tests/unit/test_of.py::test_it", share)

@@ -28,13 +28,14 @@ from tests.apps.front_desk.models import Booking, Message, Person
 from tests.apps.reservations.models import Effect
 from tests.support.agents import CountingGuest, counting_companion
 from tests.support.front_desk import agents, answers, book, confirm, the_agent, write
+from tests.support.marks import not_on, only_on
 from tests.support.race import elsewhere, once, together, together_with_workers
 from tests.support.rows import effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-one_writer = pytest.mark.skipif(
-    "connection.vendor == 'sqlite'",
+one_writer = not_on(
+    "sqlite",
     reason="SQLite has one writer: no other connection can record an event while this transaction is open",
 )
 
@@ -306,7 +307,7 @@ def test_events_that_occur_before_the_transaction_that_spawns_by_hand_commits(co
     assert sorted(effects()) == [f"confirmed {booking.pk}", f"created {booking.pk}", "heard meanwhile"]
 
 
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="the test uses the lock_timeout of PostgreSQL")
+@only_on("postgresql", reason="the test uses the lock_timeout of PostgreSQL")
 def test_the_worker_lets_the_agent_go_before_the_transaction_that_gives_it_an_event_commits(companion):
     """The worker's last check of the mailbox cannot see an uncommitted event."""
     guest = Person.objects.create()

@@ -15,6 +15,7 @@ from django_ai.automation.events.definitions import EventDefinition, EventTrigge
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues.drain import drain
 from tests.apps.reservations.models import Document, Reservation, Room
+from tests.support.marks import not_on
 from tests.support.race import Behind, OtherThread, together
 from tests.support.rows import effects, leave
 
@@ -231,7 +232,7 @@ def test_a_transition_that_many_make_at_once_occurs_once(declare):
 
 
 @pytest.mark.parametrize("has_row", [False, True])
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer, so no other one can save in between")
+@not_on("sqlite", reason="SQLite has one writer, so no other one can save in between")
 def test_a_transition_waits_for_the_transaction_that_makes_it_first(declare, has_row):
     """The second one reads the row only after the first has committed, and finds that it is no transition any more."""
     declare(Reservation, PUBLISHED)
@@ -250,7 +251,7 @@ def test_a_transition_waits_for_the_transaction_that_makes_it_first(declare, has
     assert statuses("published") == ["processed"] * (before + 1)
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer, so no other one can save in between")
+@not_on("sqlite", reason="SQLite has one writer, so no other one can save in between")
 def test_a_savepoint_that_gives_up_its_lock_forgets_what_it_has_read(declare):
     """PostgreSQL unlocks the row with the savepoint, and another transaction makes the transition meanwhile."""
     declare(Reservation, PUBLISHED)
@@ -270,7 +271,7 @@ def test_a_savepoint_that_gives_up_its_lock_forgets_what_it_has_read(declare):
     assert statuses("published") == ["processed"]
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no row locks")
+@not_on("sqlite", reason="SQLite has no row locks")
 def test_reading_the_row_does_not_block_rows_that_refer_to_it(declare):
     """An order line is inserted while the order is being saved. On MariaDB the update of the order blocks it anyway."""
     declare(Reservation, PUBLISHED)
@@ -332,7 +333,7 @@ def test_a_rollback_beside_a_commit(declare):
     assert statuses("updated") == ["processed", "processed"]
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: no other process can save in between")
+@not_on("sqlite", reason="SQLite has one writer: no other process can save in between")
 def test_an_open_transaction_and_another_processes_save(declare):
     """The second save waits for the row lock of the first transaction, and is a separate update."""
     declare(Reservation, EventDefinition("updated", trigger="update"))

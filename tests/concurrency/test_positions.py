@@ -17,11 +17,12 @@ from django_ai.automation.queues.models import Arrival
 from django_ai.automation.queues.periodic_tasks import TimeSlice
 from django_ai.automation.queues.positions import allocate, bound_at, lower_bound
 from django_ai.automation.workflows.models import WorkflowRun
+from tests.support.marks import not_on, only_on
 from tests.support.race import OtherThread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-several_writers = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer")
+several_writers = not_on("sqlite", reason="SQLite has one writer")
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +135,7 @@ def test_who_has_begun_after_a_rolled_back_key_does_not_hold_a_new_process_back(
     assert lower_bound() == high
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="on MariaDB a lock wait times out in less than a minute")
+@only_on("postgresql", reason="on MariaDB a lock wait times out in less than a minute")
 def test_a_key_of_a_transaction_that_is_open_for_long_is_above_the_bound_of_a_new_process(monkeypatch):
     monkeypatch.setattr(committed_prefix, "SETTLED_SECONDS", 0)
     arrive(2)
@@ -212,7 +213,7 @@ def test_a_known_bound_costs_one_query(django_assert_num_queries):
         lower_bound()
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="Other databases compute no bound in an INSERT")
+@only_on("postgresql", reason="Other databases compute no bound in an INSERT")
 def test_an_insert_computes_the_bound_unless_a_key_is_missing():
     def inserted() -> tuple[bool, int]:
         row = WorkflowRun(name="x", created_at=timezone.now())

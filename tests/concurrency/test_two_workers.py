@@ -17,6 +17,7 @@ from django_ai.automation.queues.lease import release, revoke
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
 from tests.apps.reservations.models import Reservation
 from tests.apps.story.models import Mark, Probe
+from tests.support.marks import not_on
 from tests.support.race import together
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -35,7 +36,7 @@ def test_each_due_row_is_claimed_by_one():
     assert sorted(claimed) == sorted(WorkflowRun.objects.values_list("pk", flat=True))
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer and locks no rows")
+@not_on("sqlite", reason="SQLite has one writer and locks no rows")
 def test_a_claim_locks_what_it_takes_and_no_more():
     now = timezone.now()
     due = [WorkflowRun(name="story:count", created_at=now, wake_at=now - timedelta(seconds=n)) for n in range(3000)]

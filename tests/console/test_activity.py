@@ -27,6 +27,7 @@ from django_ai.automation.queues.lane_counts import count_lanes, leased_rows
 from django_ai.automation.queues.lanes import Lane
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Document, Reservation
+from tests.support.marks import not_on
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -267,7 +268,7 @@ def test_counts_stop_at_their_limit(monkeypatch):
     assert desk(NOW).due[0].count == "2+"
 
 
-@pytest.mark.skipif("connection.vendor == 'mysql'")
+@not_on("mysql")
 def test_what_has_ended_is_found_by_its_index():
     WorkflowRun.objects.bulk_create([WorkflowRun(name="a", created_at=NOW) for _ in range(500)])
     ended(MINUTE)

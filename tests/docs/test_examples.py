@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import unittest
@@ -21,10 +20,11 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from django_ai.automation import conf
 from django_ai.automation.events.declarations import forget_declarations
 from tests.support.documentation import AGENTS, PAGES, ROOT
+from tests.support.marks import only_on
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the documentation uses SQLite"),
+    only_on("sqlite", reason="the documentation uses SQLite"),
 ]
 
 BLOCKS = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()])

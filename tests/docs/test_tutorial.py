@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.documentation import ROOT, TUTORIAL
+from tests.support.marks import only_on
 
 pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.alone,
-    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the tutorial uses SQLite"),
+    only_on("sqlite", reason="the tutorial uses SQLite"),
 ]
 
 INSTALLATION = ("mkdir ", "cd ", "python -m venv", ". .venv", "pip install")

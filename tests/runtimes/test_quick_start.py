@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.child_processes import stop
+from tests.support.marks import only_on
 from tests.support.polling import until
 
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.alone,
-    pytest.mark.skipif(os.environ.get("TEST_DATABASE", "sqlite") != "sqlite", reason="the quick start uses SQLite"),
+    only_on("sqlite", reason="the quick start uses SQLite"),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,13 +26,14 @@ from tests.apps.reservations.models import Effect, Reservation
 from tests.apps.story.models import Mark
 from tests.support.blocking_steps import assert_done_once
 from tests.support.child_processes import start_worker
+from tests.support.marks import only_on
 from tests.support.polling import until
 from tests.support.race import OtherThread
 from tests.support.rows import effects, leave
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor != "sqlite", reason="only SQLite has one lock for all writers"),
+    only_on("sqlite", reason="only SQLite has one lock for all writers"),
 ]
 
 

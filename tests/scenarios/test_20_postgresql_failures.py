@@ -28,6 +28,7 @@ from tests.support.blocking_steps import (
     session_of_this_thread,
 )
 from tests.support.child_processes import qcluster
+from tests.support.marks import only_on
 from tests.support.outage import (
     assert_all_once,
     restart_again_and_again,
@@ -42,7 +43,7 @@ from tests.support.rows import effects, leave
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(180),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="these failures are specific to PostgreSQL"),
+    only_on("postgresql", reason="these failures are specific to PostgreSQL"),
 ]
 
 SECOND = timedelta(seconds=1)

@@ -22,12 +22,13 @@ from django_ai.automation.agents.core import AgentManager
 from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.queues.drain import drain
 from tests.apps.reservations.models import Reservation
+from tests.support.marks import not_on, only_on
 from tests.support.race import OtherThread
 from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-needs_row_locks = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one lock for the whole database")
+needs_row_locks = not_on("sqlite", reason="SQLite has one lock for the whole database")
 
 
 @pytest.fixture
@@ -106,10 +107,9 @@ def test_21_a_cancellation_does_not_wait_for_the_step(slow, gate, atomic):
     assert not run.steps.filter(outcome="complete").exists()
 
 
+@only_on("sqlite", reason="this server locks rows, not the database")
 def test_21_sqlite_a_cancellation_waits_for_an_atomic_step(slow, gate):
     """On SQLite an atomic step holds the write lock: a cancellation fails when its busy timeout ends."""
-    if connection.vendor != "sqlite":
-        pytest.skip("this server locks rows, not the database")
     run, worker = slow(True)
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA busy_timeout = 50")

@@ -24,16 +24,20 @@ from django_ai.automation.queues.notifier import WorkerNotifier, set_notifier
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.apps.story.models import Mark
 from tests.support.child_processes import automation_worker
+from tests.support.marks import only_on
 from tests.support.polling import until
 from tests.support.services import PGBOUNCER, free_port, needs, wait_for_port
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(180), pytest.mark.alone]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(180),
+    pytest.mark.alone,
+    only_on("postgresql", reason="connection poolers are tested on PostgreSQL only"),
+]
 
 
 @pytest.fixture(autouse=True)
-def _on_postgresql():
-    if connection.vendor != "postgresql":
-        pytest.skip("connection poolers are tested on PostgreSQL only")
+def _no_notifier_afterwards():
     yield
     set_notifier(None)
 

@@ -21,6 +21,7 @@ from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.apps.story.models import Mark, Probe
 from tests.support.blocking_steps import assert_a_lock_timeout_costs_no_try, assert_done_once, finish
+from tests.support.marks import only_on
 from tests.support.outage import (
     assert_all_once,
     restart_again_and_again,
@@ -35,7 +36,7 @@ from tests.support.rows import effects
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(180),
-    pytest.mark.skipif(connection.vendor != "mysql", reason="these failures are specific to MariaDB"),
+    only_on("mysql", reason="these failures are specific to MariaDB"),
 ]
 
 

@@ -24,6 +24,7 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes.tasks import cleanup_old, drain_due
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun, WorkflowStatus
+from tests.support.marks import only_on
 from tests.support.snapshots import held_snapshot
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -117,9 +118,8 @@ def test_30_a_claim_and_a_look_use_the_index_whatever_is_finished():
     assert len(claim(WorkflowRun, timezone.now(), 5)) == 5
 
 
+@only_on("postgresql", reason="only PostgreSQL has EXPLAIN (ANALYZE, BUFFERS)")
 def test_30_a_claim_reads_as_few_pages_among_many_as_among_few():
-    if connection.vendor != "postgresql":
-        pytest.skip("only PostgreSQL has EXPLAIN (ANALYZE, BUFFERS)")
     engine.start("story:count", steps=1)
     sql = statement(lambda: claim(WorkflowRun, timezone.now(), 20))
     WorkflowRun.objects.update(lease=None, wake_at=timezone.now() - timedelta(seconds=1))
@@ -134,9 +134,8 @@ def test_30_a_claim_reads_as_few_pages_among_many_as_among_few():
 # -- open snapshots ----------------------------------------------------------------------------------------------------
 
 
+@only_on("postgresql", reason="only PostgreSQL has EXPLAIN (ANALYZE, BUFFERS); SQLite cleans its indexes at once")
 def test_30_a_held_snapshot_does_not_make_looks_and_claims_longer(monkeypatch):
-    if connection.vendor != "postgresql":
-        pytest.skip("only PostgreSQL has EXPLAIN (ANALYZE, BUFFERS); SQLite cleans its indexes at once")
     finished_runs(12)
     monkeypatch.setattr(due, "SLOW_SCAN_SECONDS", 0.0)
     with held_snapshot():

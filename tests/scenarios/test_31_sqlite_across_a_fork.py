@@ -11,17 +11,17 @@ import os
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 from django.db import connections
 
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.support.child_processes import children_of, qcluster, run_script
+from tests.support.marks import only_on
 from tests.support.polling import until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(180),
-    pytest.mark.skipif("sqlite" not in settings.DATABASES["default"]["ENGINE"], reason="only SQLite fails like this"),
+    only_on("sqlite", reason="only SQLite fails like this"),
 ]
 
 FORKS = """

@@ -24,11 +24,12 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.lease import renew
 from django_ai.automation.queues.notifier import set_notifier
 from tests.apps.reservations.models import Reservation
+from tests.support.marks import not_on
 from tests.support.race import OtherThread, until_someone_waits
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: no other save can run in between"),
+    not_on("sqlite", reason="SQLite has one writer: no other save can run in between"),
 ]
 
 

@@ -38,6 +38,7 @@ from django_ai.automation.values.clock import aware
 from django_ai.automation.workflows.core import complete, engine, step, wait, workflow
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.reservations.models import Reservation, Room, Suite, Ticket, Ware
+from tests.support.marks import only_on
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -241,7 +242,7 @@ def slept(watch, seconds):
     return time.monotonic() - started
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has NOTIFY")
+@only_on("postgresql", reason="only PostgreSQL has NOTIFY")
 def test_51_a_worker_of_other_kinds_sleeps_on(watch):
     mine = watch(CallbackExecution, Event)
     notify("default", ["workflows", "agents"])
@@ -251,7 +252,7 @@ def test_51_a_worker_of_other_kinds_sleeps_on(watch):
         assert slept(mine, 10) < 5
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has NOTIFY")
+@only_on("postgresql", reason="only PostgreSQL has NOTIFY")
 def test_51_a_burst_of_doorbells_is_answered_by_few_looks(watch):
     everything, looks = watch(), 0
 

@@ -33,6 +33,7 @@ from django_ai.automation.agents.models import AgentRun
 from django_ai.automation.db import session
 from django_ai.automation.queues.drain import drain, draining
 from tests.apps.reservations.models import Effect, Reservation
+from tests.support.marks import only_on
 from tests.support.rows import effects, event_of, leave, the_execution, the_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -134,7 +135,7 @@ def test_58_a_worker_goes_on_with_a_new_connection_and_only_then():
     assert last is not third or connection.is_in_memory_db()
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has SET LOCAL")
+@only_on("postgresql", reason="only PostgreSQL has SET LOCAL")
 def test_58_what_ends_with_the_transaction_costs_no_connection():
     @workflow("local")
     class Local:

@@ -15,6 +15,7 @@ from django_ai.automation import engine
 from django_ai.automation.queues.models import Maintenance
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.story.models import Mark
+from tests.support.marks import only_on
 from tests.support.network import BadNetwork, bad_network
 from tests.support.polling import until
 from tests.support.runtimes import runtime
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="needs PostgreSQL: the proxy is in front of it"),
+    only_on("postgresql", reason="needs PostgreSQL: the proxy is in front of it"),
 ]
 
 

@@ -16,11 +16,10 @@ import pytest
 from django.db import connection, connections, transaction
 
 from django_ai.automation.queues.drain import drain
+from tests.support.marks import not_on
 from tests.support.polling import until
 
-row_locks = pytest.mark.skipif(
-    connection.vendor == "sqlite", reason="SQLite has one lock for all writers, so no session waits for a row"
-)
+row_locks = not_on("sqlite", reason="SQLite has one lock for all writers, so no session waits for a row")
 
 
 class OtherThread:

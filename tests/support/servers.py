@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -24,6 +23,8 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 PATIENCE = 60.0
+LONGEST_TEMPORARY_FOLDER = 40
+"""Characters. The path of a Unix socket may have 107, and some servers add 60 to that of their folder."""
 
 
 class NoBinariesError(RuntimeError):
@@ -245,7 +246,8 @@ def private_mariadb() -> Iterator[MariaDB]:
 @contextlib.contextmanager
 def _folder(owner: str) -> Iterator[Path]:
     """Create a folder that the server's user owns. Its path is short, because socket paths are limited."""
-    folder = Path(tempfile.mkdtemp(prefix="db-", dir="/tmp" if sys.platform != "win32" else None))
+    usual = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="db-", dir=usual if len(usual) < LONGEST_TEMPORARY_FOLDER else "/tmp"))
     try:
         if os.getuid() == 0 and _is_user(owner):
             shutil.chown(folder, owner)

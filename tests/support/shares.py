@@ -1,4 +1,4 @@
-"""``TEST_SHARE=0/2``: run one of two shares of the selected tests, numbered from 0.
+"""``TEST_SHARE=0/2``: run one of two shares of the selected tests, numbered from 0; ``0,1/4``: two of four.
 
 The share of a test depends only on its name, so each test is in exactly one share, in any selection.
 """
@@ -16,17 +16,18 @@ class WrongShareError(ValueError):
 
 
 def is_in_share(nodeid: str, share: str) -> bool:
-    """Return whether the test is in ``share``, such as ``0/2``. An empty share selects all tests.
+    """Return whether the test is in ``share``, such as ``0/2`` or ``0,1/4``. An empty share selects all tests.
 
     Raises:
-        WrongShareError: ``share`` is not of the form ``NUMBER/OF``.
+        WrongShareError: ``share`` is not of the form ``NUMBER/OF`` or ``NUMBER,NUMBER/OF``.
     """
     if not share:
         return True
-    number, _, of = share.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+    numbers, _, of = share.partition("/")
+    wanted = numbers.split(",")
+    if not (of.isdecimal() and all(number.isdecimal() and int(number) < int(of) for number in wanted)):
         raise WrongShareError(f"{VARIABLE} is {share!r}, but must be NUMBER/OF, such as 0/2 or 1/2 for two halves.")
-    return crc32(nodeid.encode()) % int(of) == int(number)
+    return str(crc32(nodeid.encode()) % int(of)) in wanted
 
 
 def share() -> str:

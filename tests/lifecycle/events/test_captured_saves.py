@@ -18,6 +18,7 @@ from django_ai.automation.queues.causation import CurrentRun, running
 from tests.apps.captured.models import UPDATE, Parcel
 from tests.support.captured_writes import occurrences, outbox
 from tests.support.fault_injection import database_failure
+from tests.support.marks import not_on
 from tests.support.rows import event_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -154,7 +155,7 @@ def test_a_decorated_function_opens_a_transaction_each_time(work):
     assert len(occurrences("parcel_weighed")) == 2
 
 
-@pytest.mark.skipif("connection.vendor == 'mysql'", reason="MariaDB returns no rows of an UPDATE")
+@not_on("mysql", reason="MariaDB returns no rows of an UPDATE")
 def test_a_statement_may_return_rows(declare, work):
     """On SQLite no savepoint can be opened while rows are to be fetched; a condition that queries needs one."""
     declare(Parcel, EventDefinition("only", lambda parcel: Parcel.objects.count() == 2, trigger=UPDATE, capture=True))

@@ -15,6 +15,7 @@ from django_ai.automation.events.models import CapturedWrite, Event
 from tests.apps.captured.models import CREATE, DELETE, UPDATE, Cabinet, Everything, Parcel, Shelf, Slot, WatchedSlot
 from tests.support.captured_writes import VALUES, another_program, outbox, plain, stored
 from tests.support.event_options import occurred, rows
+from tests.support.marks import only_on
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -145,7 +146,7 @@ def test_another_program_makes_transitions(declare, work):
     assert rows("shipped")[0].entity_id == str(parcel.pk)
 
 
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="only PostgreSQL knows the transactions of others")
+@only_on("postgresql", reason="only PostgreSQL knows the transactions of others")
 def test_several_writes_of_another_program_are_one(declare, work):
     declare(Parcel, SHIPPED, EventDefinition("left", was=PACKED, capture=True))
     Parcel.objects.create()

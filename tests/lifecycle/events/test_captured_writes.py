@@ -19,6 +19,7 @@ from django_ai.automation.queues.drain import drain
 from tests.apps.captured.models import UPDATE, Note, Parcel
 from tests.support.agents import Entity
 from tests.support.captured_writes import another_program, occurrences, outbox
+from tests.support.marks import only_on
 from tests.support.rows import effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -143,7 +144,7 @@ def test_another_program_is_heard(work):
     assert occurrences("parcel_deleted") == ids(parcel)
 
 
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="COPY is PostgreSQL's")
+@only_on("postgresql", reason="COPY is PostgreSQL's")
 def test_copy_is_heard(work):
     with connection.cursor() as cursor, cursor.copy("COPY captured_parcel (code, state, weight) FROM STDIN") as copy:
         for number in range(3):
@@ -192,7 +193,7 @@ def test_uncaptured_writes_are_left_out(work):
     assert occurrences("parcel_weighed") == ids(parcels[0], parcels[0])
 
 
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="psycopg composes statements")
+@only_on("postgresql", reason="psycopg composes statements")
 def test_a_composed_statement_is_heard(bell):
     Parcel.objects.create()
     bell.rings.clear()
@@ -203,7 +204,7 @@ def test_a_composed_statement_is_heard(bell):
     assert bell.rings == [("events",)]
 
 
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="COPY is PostgreSQL's")
+@only_on("postgresql", reason="COPY is PostgreSQL's")
 def test_a_save_does_not_take_what_it_has_not_written_for_its_own(work):
     """Django does not see a COPY of the same transaction."""
     with transaction.atomic():
@@ -394,7 +395,7 @@ def test_a_save_does_not_ring_for_its_own_writes(bell, declare):
     assert outbox() == []
 
 
-@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="NOTIFY is PostgreSQL's")
+@only_on("postgresql", reason="NOTIFY is PostgreSQL's")
 def test_a_write_that_django_does_not_see_notifies():
     with connection.cursor() as cursor:
         cursor.execute("LISTEN django_ai_automation")

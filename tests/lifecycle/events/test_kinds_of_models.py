@@ -13,6 +13,7 @@ from django_ai.automation.events.models import Event
 from django_ai.automation.events.recording.model_signals import connect_model
 from tests.apps.reservations.models import Chore, Errand, LongStay, Reservation, Room, Suite, Ticket, VipStay
 from tests.support.immediate_events import occurred
+from tests.support.marks import not_on
 from tests.support.rows import effects, event_of, leave, status_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -50,7 +51,7 @@ def test_a_text_is_a_key(number, work):
     assert event_of(room, "room_cleaned").entity == room
 
 
-@pytest.mark.skipif("connection.vendor == 'mysql'", reason="MariaDB's default collation treats them as equal")
+@not_on("mysql", reason="MariaDB's default collation treats them as equal")
 def test_keys_that_differ_in_case_are_two():
     for number in ("a1", "A1"):
         Room.objects.create(number=number, is_clean=True)

@@ -14,6 +14,7 @@ from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.workflows.core import complete, step, wait, workflow
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
+from tests.support.marks import not_on, only_on
 from tests.support.rows import effects, event_of, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -60,7 +61,7 @@ def test_names_are_distinguished(work):
     assert Event.objects.filter(event_name="Reservation_Confirmed").exists()
 
 
-@pytest.mark.skipif("connection.vendor != 'mysql'", reason="only MariaDB ignores case and accents")
+@only_on("mysql", reason="only MariaDB ignores case and accents")
 def test_all_texts_of_ours_are_exact():
     ours = [app for app in apps.get_app_configs() if app.name.startswith("django_ai.automation.")]
     tables = [model._meta.db_table for app in ours for model in app.get_models()]
@@ -73,7 +74,7 @@ def test_all_texts_of_ours_are_exact():
     assert loose == []
 
 
-@pytest.mark.skipif("connection.vendor != 'mysql'", reason="only MariaDB ignores case and accents")
+@only_on("mysql", reason="only MariaDB ignores case and accents")
 def test_a_new_column_becomes_exact_with_the_next_migrate():
     app = apps.get_app_config("automation_workflows")
     table = WorkflowRun._meta.db_table
@@ -105,7 +106,7 @@ def test_what_refers_to_nothing_is_refused():
     assert not CallbackExecution.objects.exists()
 
 
-@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite does not limit the length of strings")
+@not_on("sqlite", reason="SQLite does not limit the length of strings")
 def test_what_is_too_long_is_refused_and_not_cut():
     event = event_of(Reservation.objects.create(status="confirmed"), "reservation_confirmed")
     with pytest.raises(DataError):

@@ -29,7 +29,7 @@ from django_ai.automation.queues.runtimes.q2 import DOORBELL, Q2Notifier, doorbe
 from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.apps.story.models import Mark, Probe
-from tests.support.databases import REDIS_URL
+from tests.support.databases import REDIS_URL, not_on
 from tests.support.services import needs
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -197,7 +197,7 @@ class TestOrmBroker:
         assert broker.dequeue()
 
     @pytest.mark.timeout(0)  # otherwise pytest-timeout uses SIGALRM
-    @pytest.mark.skipif(connection.vendor == "mysql", reason="its driver handles no signal while it waits")
+    @not_on("mysql", reason="its driver handles no signal while it waits")
     def test_real_seconds_gives_up_a_look_that_nobody_answers(self, broker, monkeypatch, caplog):
         """A poll whose query is never answered times out. It would block the only pusher of the cluster forever."""
 

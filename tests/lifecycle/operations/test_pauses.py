@@ -34,6 +34,7 @@ from django_ai.automation.queues.registry import due_times
 from django_ai.automation.queues.runtimes.tasks import reconcile
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
+from tests.support.marks import not_on
 from tests.support.pauses import TARGETS, Word, pause_and_unpause
 from tests.support.race import OtherThread
 from tests.support.rows import effects, leave, status
@@ -442,9 +443,8 @@ def test_a_row_that_is_held_after_its_pause_has_ended_is_released_by_its_worker(
     assert effects() == ["begin a"]
 
 
+@not_on("sqlite", reason="SQLite has one writer at a time")
 def test_a_row_that_is_held_in_the_middle_of_the_end_of_its_pause_is_released_after_the_commit(clock, work, naps):
-    if connection.vendor == "sqlite":
-        pytest.skip("SQLite has one writer at a time")
     engine.start("pauses:naps", word="a")
     engine.pause(workflow="pauses:naps")
     due_times()

@@ -19,12 +19,13 @@ from django_ai.automation.queues.due_query import DueQuery
 from django_ai.automation.queues.lanes import Lane
 from django_ai.automation.workflows.core import complete, engine, goto, wait
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
+from tests.support.marks import only_on
 from tests.support.rows import effects, leave
 from tests.support.workflows import flow, run
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL prepares"),
+    only_on("postgresql", reason="only PostgreSQL prepares"),
 ]
 
 SUM = "SELECT %s + 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.db import connection, connections
+from django.db import connections
 from django.utils import timezone
 from pydantic import BaseModel
 
@@ -20,6 +20,7 @@ from django_ai.automation.testing import time_machine as machine_at
 from django_ai.automation.workflows.core import Retry, complete, engine, get_wake, goto, sleep, step, wait, workflow
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Ticket
+from tests.support.marks import only_on
 from tests.support.rows import effects, status_of
 from tests.support.time_machine import NOON, book, hear
 
@@ -218,10 +219,9 @@ def test_what_counts_as_a_circle(rounds, rows, tries, monkeypatch):
     go(attempts[1:], 1)  # counting starts again after the error
 
 
+@only_on("postgresql", reason="the test needs the row locks of PostgreSQL")
 @pytest.mark.django_db(transaction=True)
 def test_a_row_that_another_connection_holds_is_no_endless_wait(monkeypatch):
-    if connection.vendor != "postgresql":
-        pytest.skip("the test needs the row locks of PostgreSQL")
     monkeypatch.setattr(errors, "MAX_ATTEMPTS_AT_ONE_MOMENT", 50)
     with machine_at(NOON) as machine:
         book(DAY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.db import connection
 from django.utils import timezone
 
 from django_ai.automation.events import claims
@@ -30,6 +29,7 @@ from django_ai.automation.workflows.core import (
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.choosing_runs import Fields
+from tests.support.marks import not_on
 from tests.support.race import elsewhere
 from tests.support.rows import effects, leave, status, the_run
 from tests.support.workflows import flow, hook, run
@@ -110,7 +110,7 @@ def test_a_run_on_the_path_of_its_failure_is_not_cancelled(work):
     assert found.error == "no\n\nThen its @on_fail was ended at once:\n\noff"
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer")
+@not_on("sqlite", reason="SQLite has one writer")
 def test_a_step_that_runs_when_its_run_is_cancelled_keeps_nothing(work):
     def first(self):
         leave("rolled back")

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
 
 from django_ai.automation import Debounce, schedule
 from django_ai.automation.conf import conf
@@ -43,6 +42,7 @@ from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from django_ai.automation.workflows.retention import prune_history, prune_runs
 from tests.apps.reservations.models import Reservation
 from tests.support.choosing_runs import Fields
+from tests.support.marks import not_on
 from tests.support.race import elsewhere
 from tests.support.rows import effects, history, leave, status, the_run
 from tests.support.workflows import flow, hook, run
@@ -201,7 +201,7 @@ def test_a_path_that_cancels_its_own_run_continues_unless_at_once(work, at_once)
         assert (status(found), found.error, effects()) == ("cancelled", "first", ["False", "last False"])
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer")
+@not_on("sqlite", reason="SQLite has one writer")
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_cancellation_while_the_method_runs(work, at_once):
     answers = []

@@ -10,6 +10,7 @@ from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.positions import allocate, lower_bound
 from django_ai.automation.queues.renaming import record
 from django_ai.automation.workflows.core import complete, engine, wait
+from tests.support.marks import only_on
 from tests.support.workflows import flow
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -48,7 +49,7 @@ def test_a_start_with_a_key_finds_the_run_of_a_former_name():
     assert engine.start("order", key="12") == run
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="Elsewhere progress and history are two statements")
+@only_on("postgresql", reason="Elsewhere progress and history are two statements")
 def test_a_woken_step_reads_its_signal_before_its_transaction():
     flow(lambda self: wait("bell", then=self.end), "waiting", end=lambda self: complete())
     engine.start("waiting")

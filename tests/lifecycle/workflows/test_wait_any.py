@@ -29,6 +29,7 @@ from django_ai.automation.workflows.core import (
 from django_ai.automation.workflows.models import Signal, Wait, WorkflowRun
 from tests.apps.reservations.models import Document, Reservation
 from tests.support.choosing_runs import Fields, chooser, heard
+from tests.support.marks import only_on
 from tests.support.rows import effects, history, leave, status, the_run
 from tests.support.waiting_runs import begin
 from tests.support.workflows import flow, run
@@ -290,7 +291,7 @@ def test_a_worker_that_dies_after_the_registration_only_delays_the_look(branch, 
         assert found.wake_at > clock()
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="counts the statements of one database")
+@only_on("postgresql", reason="counts the statements of one database")
 def test_a_wake_up_of_many_runs_takes_the_same_statements_for_each_branch(work):
     chooser(lambda self: wait_any(a=wait("a"), b=wait("b"), then="then"))
     for _ in range(20):

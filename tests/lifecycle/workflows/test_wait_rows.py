@@ -15,6 +15,7 @@ from django_ai.automation.workflows.core import complete, engine, get_wake, step
 from django_ai.automation.workflows.models import Wait, WorkflowRun
 from django_ai.automation.workflows.wait_keys import channel_key
 from tests.apps.reservations.models import Document, Reservation
+from tests.support.marks import only_on
 from tests.support.rows import effects, leave, status
 from tests.support.waiting_runs import begin
 
@@ -46,7 +47,7 @@ def waiter(outcome=lambda self: wait("bell"), again=False) -> None:
             return complete()
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL writes several rows in one statement")
+@only_on("postgresql", reason="only PostgreSQL writes several rows in one statement")
 @pytest.mark.parametrize("again", [True, False])
 def test_a_step_that_waits_is_committed_in_one_statement(work, again):
     waiter(again=again)
