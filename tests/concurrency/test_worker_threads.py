@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from django.db import connection, connections
+from django.db import DatabaseError, connection, connections, transaction
 from pydantic import BaseModel
 
 from django_ai.automation import agent, complete, engine, handler, on_event, step, workflow
 from django_ai.automation.agents.models import HandlerExecution
-from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection, within_pool
+from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection, put_down, within_pool
 from django_ai.automation.events.models import CallbackExecution
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes import threads as threads_module
 from django_ai.automation.queues.runtimes.threads import WorkerThreads
+from django_ai.automation.queues.signals import rows_claimed
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.apps.reservations.models import Effect, Reservation, Ticket
 from tests.support.polling import until
@@ -57,6 +58,7 @@ class Worker:
 
     def _offer(self) -> bool:
         self.threads.raise_failure()
+        self.threads.hand_on()
         self.threads.offer()
         pending = [
             WorkflowRun.objects.unfinished(),
@@ -226,6 +228,85 @@ def test_rows_behind_a_waiting_one_are_released_for_the_others():
     assert set(WorkflowRun.objects.values_list("status", "losses")) == {("completed", 0)}
 
 
+def test_a_coroutine_that_waits_passes_the_rows_behind_it_on():
+    """The main thread offers once. Each step ends only when all of them have begun."""
+    claimed: list[int] = []
+    meeting = start_awaited_meeting()
+
+    def note(sender, count, **kwargs):
+        if sender is WorkflowRun:
+            claimed.append(count)
+
+    rows_claimed.connect(note)
+    try:
+        with worker() as running:
+            running.threads.offer()
+            until(lambda: WorkflowRun.objects.filter(status="completed").count() == MANY, 60, "The end of the work")
+    finally:
+        rows_claimed.disconnect(note)
+    assert meeting == set(range(MANY))
+    assert claimed[0] == 2  # as many as a quarter of the free threads, and one for the thread itself
+    assert sum(claimed) == MANY
+    assert set(WorkflowRun.objects.values_list("losses", flat=True)) == {0}
+
+
+def start_awaited_meeting() -> set[int]:
+    """Start ``MANY`` runs whose coroutines wait for each other. Return the set of those that came."""
+    came: set[int] = set()
+    all_came: list[asyncio.Event] = []
+
+    @workflow("meets")
+    class Meets:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        async def begin(self):
+            if not all_came:
+                all_came.append(asyncio.Event())
+            came.add(self.context.number)
+            if len(came) == MANY:
+                all_came[0].set()
+            await asyncio.wait_for(all_came[0].wait(), 60)
+            return complete()
+
+    for number in range(MANY):
+        engine.start("meets", number=number)
+    return came
+
+
+def test_coroutines_that_do_not_wait_stay_in_one_thread(monkeypatch):
+    monkeypatch.setattr(threads_module, "WAITING_AFTER_SECONDS", 60.0)
+
+    @workflow("computes")
+    class Computes:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        async def begin(self):
+            return complete()
+
+    for number in range(30):
+        engine.start("computes", number=number)
+    with worker() as running:
+        running.perform()
+        assert len(running.threads._members) == 1
+
+
+def test_without_a_free_thread_rows_behind_a_waiting_one_are_released(monkeypatch):
+    monkeypatch.setattr(WorkerThreads, "places", lambda self: MANY)
+    began, go = threading.Event(), threading.Event()
+    drain()  # forgets how long rows took in other tests
+    start_meeting(lambda: (began.set(), go.wait(60)))
+    with worker(limit=1) as running:
+        running.threads.offer()
+        assert began.wait(30)
+        until(lambda: not running.threads.hand_on(), 30, "The release")
+        assert WorkflowRun.objects.filter(lease__isnull=False).count() == 1
+        go.set()
+        running.perform()
+    assert set(WorkflowRun.objects.values_list("status", "losses")) == {("completed", 0)}
+
+
 def test_threads_keep_within_their_connections():
     """All of them wait, and more of them than there are connections."""
     meeting = Meeting()
@@ -247,8 +328,6 @@ def test_a_step_in_a_transaction_keeps_its_connection():
         slots.bind(mine)
         mine.ensure_connection()
         found.append(frees_connection(mine))
-        from django.db import transaction
-
         with transaction.atomic():
             found.append(frees_connection(mine))
         mine.close()
@@ -297,6 +376,108 @@ def test_a_connection_waits_for_a_slot_and_a_failed_one_gives_it_back(monkeypatc
     for thread in (first, second):
         thread.join(30)
     assert (done, slots.taken) == (["first", "failed", "second"], 0)
+
+
+needs_shared_sessions = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite's sessions are closed instead")
+
+
+def session_of(mine) -> int:
+    with mine.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()" if mine.vendor == "postgresql" else "SELECT connection_id()")
+        return cursor.fetchone()[0]
+
+
+def in_thread(slots: ConnectionSlots, work: Callable[..., object]) -> list[object]:
+    """Call ``work`` in a thread, with a connection that belongs to ``slots``, which is put down afterwards."""
+    found: list[object] = []
+
+    def call() -> None:
+        mine = connections[connection.alias]
+        slots.bind(mine)
+        try:
+            found.append(work(mine))
+        finally:
+            put_down(mine)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(30)
+    return found
+
+
+@needs_shared_sessions
+def test_a_session_that_was_put_down_is_continued_by_another_thread():
+    slots = ConnectionSlots(2)
+    assert in_thread(slots, session_of) == in_thread(slots, session_of)
+    assert slots.taken == 0
+    before = in_thread(slots, session_of)
+    slots.close_idle(60)
+    assert in_thread(slots, session_of) == before
+    slots.close_idle()
+    assert in_thread(slots, session_of) != before
+    slots.close_idle()
+
+
+@needs_shared_sessions
+@pytest.mark.parametrize("how", ["autocommit", "failure", "transaction"])
+def test_a_session_that_was_not_left_as_it_was_is_closed(how):
+    def leave_changed(mine):
+        if how == "autocommit":
+            mine.set_autocommit(False)
+        elif how == "failure":
+            with pytest.raises(DatabaseError), mine.cursor() as cursor:
+                cursor.execute("SELECT nothing FROM nowhere")
+        else:
+            transaction.atomic(using=mine.alias).__enter__()
+            mine.cursor().execute("SELECT 1")
+
+    slots = ConnectionSlots(2)
+    in_thread(slots, leave_changed)
+    assert (slots.taken, slots._idle) == (0, [])
+
+
+@needs_shared_sessions
+def test_a_session_that_the_server_has_ended_meanwhile_is_not_continued():
+    slots = ConnectionSlots(2)
+    (ended,) = in_thread(slots, session_of)
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [ended])
+        else:
+            cursor.execute(f"KILL {ended}")
+    (other,) = in_thread(slots, session_of)
+    assert other != ended
+    slots.close_idle()
+
+
+@needs_shared_sessions
+def test_code_that_changes_its_session_does_not_pass_it_on():
+    """One thread performs a step that switches the time zone of its session; the next step has another session."""
+    seen: list[tuple[int, str]] = []
+    sql = {
+        "postgresql": ("SET TIME ZONE 'Asia/Tokyo'", "SHOW timezone"),
+        "mysql": ("SET time_zone = '+09:00'", "SELECT @@time_zone"),
+    }[connection.vendor]
+
+    @workflow("changes")
+    class Changes:
+        Context = Job
+
+        @step(start=True, atomic=False)
+        def begin(self):
+            mine = connections[connection.alias]
+            with mine.cursor() as cursor:
+                cursor.execute(sql[1])
+                seen.append((session_of(mine), cursor.fetchone()[0]))
+                cursor.execute(sql[0])
+            return complete()
+
+    for number in range(2):
+        engine.start("changes", number=number)
+    with worker() as running:
+        running.perform()
+    (first, zone), (second, zone_after) = seen
+    assert (first != second, zone_after) == (True, zone)
 
 
 @pytest.mark.parametrize(

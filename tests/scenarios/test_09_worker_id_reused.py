@@ -53,7 +53,7 @@ def test_09_the_name_gives_no_right_to_the_row(orphan):
     namesake.lease = new_token()
     assert claim(WorkflowRun, orphan.wake_at - timedelta(microseconds=1), 1) == []
     assert release(namesake, timezone.now()) is False
-    renew([namesake], namesake.lease, timezone.now())
+    renew([namesake], [namesake.lease], timezone.now())
     with pytest.raises(LeaseLostError):
         advance(namesake, {"status": "completed"})
     assert WorkflowRun.objects.values().get(pk=orphan.pk) == before
@@ -66,7 +66,7 @@ def test_09_the_row_is_reclaimed_when_the_lease_ends(orphan):
     # Late writes of the dead worker are refused, although its name is the same.
     with pytest.raises(LeaseLostError):
         advance(orphan, {"status": "failed"})
-    renew([orphan], orphan.lease, timezone.now() + timedelta(hours=1))
+    renew([orphan], [orphan.lease], timezone.now() + timedelta(hours=1))
     assert release(orphan, timezone.now()) is False
     mine.perform(timezone.now)
     drain()

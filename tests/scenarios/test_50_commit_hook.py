@@ -193,5 +193,5 @@ def test_50_a_heartbeat_passes_by_what_another_request_has_locked(two):
     Event.objects.update(lease="mine", wake_at=now)
     with transaction.atomic():
         list(Event.objects.select_for_update().filter(pk=rows[0].pk))
-        OtherThread(lambda: renew(rows, "mine", now)).join()
+        OtherThread(lambda: renew(rows, ["mine"], now)).join()
     assert [row.wake_at > now for row in Event.objects.filter(declared_as="confirmed").order_by("pk")] == [False, True]

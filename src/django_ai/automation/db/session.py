@@ -19,6 +19,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..exceptions import OpenTransactionError
+from .connection_slots import put_down
 
 _START = r"(?:^|;)(?:\s|--[^\n]*\n|/\*.*?\*/)*"
 # Not SET TRANSACTION, which ends with its transaction and must be its first statement; not the engine's own NOTIFY.
@@ -44,18 +45,18 @@ class Session:
     """The database session in which user code runs, for one attempt.
 
     ``watched`` surrounds the user code, possibly inside the transaction of the attempt; ``settle`` follows after that
-    transaction. ``is_closed``: user code begins without a connection, and one that it opens is not kept.
+    transaction. ``is_closed``: user code begins without a connection, and one that it uses is not kept.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper, *, is_closed: bool = False) -> None:
-        if is_closed:
-            connection.close()
-        else:
+        if not is_closed:
             connection.ensure_connection()  # the state of a connection that user code opens would be unknown
+        self.driver = _driver_state(connection)
+        if is_closed:
+            put_down(connection)
         self.is_closed = is_closed
         self.connection = connection
         self.raw: Any = connection.connection
-        self.driver = _driver_state(connection)
         self.before: dict[str, Any] | None = None
         self.outlasts_transaction = False
 
@@ -80,11 +81,16 @@ class Session:
             raise left
         self._restore_settings()
 
-    def settle(self, *, is_ours: bool) -> None:
-        """Undo remaining changes. ``is_ours``: only this worker uses the connection, so it may be replaced."""
+    def settle(self, *, is_ours: bool, is_interrupted: bool = False) -> None:
+        """Undo remaining changes. ``is_ours``: only this worker uses the connection, so it may be replaced.
+        ``is_interrupted``: a request to cancel a statement may still be on its way to the database."""
         connection, raw = self.connection, self.connection.connection
         if self.is_closed:
-            connection.close()
+            is_changed = self.before is not None or self.outlasts_transaction
+            if is_changed or is_interrupted or _driver_state(connection) != self.driver:
+                connection.close()
+            else:
+                put_down(connection)
             return
         changed = raw is not None and raw is self.raw and _driver_state(connection) != self.driver
         if self.before is None and not self.outlasts_transaction and not changed:

@@ -21,7 +21,7 @@ from typing import Any
 from asgiref.sync import async_to_sync
 
 from ..exceptions import AttemptTimeoutError
-from .held_leases import current_leases
+from .held_leases import HeldLeases, current_leases
 from .interrupt import timeout_message
 
 _running: set[asyncio.Task[Any]] = set()
@@ -36,7 +36,7 @@ def awaited(result: Any) -> Any:
     leases = current_leases()
     if leases is None or (left := leases.deadline.postponed_by(SECONDS_TO_CANCEL)) is None:
         return async_to_sync(_finish)(result)
-    return async_to_sync(_finish_within)(result, left, leases.deadline.seconds)
+    return async_to_sync(_finish_within)(result, left, leases)
 
 
 def cancel_coroutines() -> None:
@@ -56,14 +56,18 @@ async def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
         _running.discard(task)
 
 
-async def _finish_within(coroutine: Coroutine[Any, Any, Any], left: float, timeout: float) -> Any:
-    """Return the result of ``coroutine``. Raises ``AttemptTimeoutError`` when the ``left`` seconds of its ``timeout``
-    have passed."""
+async def _finish_within(coroutine: Coroutine[Any, Any, Any], left: float, leases: HeldLeases) -> Any:
+    """Return the result of ``coroutine``. Raises ``AttemptTimeoutError`` when the ``left`` seconds of its timeout have
+    passed. Its first wait is noted in ``leases``: the loop calls that once the coroutine has given it back."""
     limit = asyncio.timeout(left)
+    waits = asyncio.get_running_loop().call_soon(leases.suspended)
     try:
         async with limit:
             return await _finish(coroutine)
     except TimeoutError as error:
         if not limit.expired():
             raise  # its own
-        raise AttemptTimeoutError(timeout_message(timeout)) from error
+        raise AttemptTimeoutError(timeout_message(leases.deadline.seconds)) from error
+    finally:
+        waits.cancel()
+        leases.deadline.is_suspended = False

@@ -38,7 +38,7 @@ from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
 from ..values.clock import Clock
 from .advance import advance
 from .causation import CurrentRun, current_cause, running
-from .held_leases import bounded, disarm_deadline, is_working, keep_lease_for
+from .held_leases import bounded, disarm_deadline, is_working, keep_lease_for, was_interrupted
 from .interrupt import ShutdownInterrupt
 from .lease import release
 from .observing import observed
@@ -150,7 +150,7 @@ def _attempt(
             try:
                 failure, progress = _run(row, make, connection.alias, atomic)
             finally:
-                session.settle(is_ours=is_working())
+                session.settle(is_ours=is_working(), is_interrupted=was_interrupted())
             if failure is None and progress is not None:
                 failure = _commit_or_error(row, progress)
             if isinstance(failure, AttemptTimeoutError) and not connection.in_atomic_block:

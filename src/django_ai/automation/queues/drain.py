@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from django.db import Error as AnyDatabaseError
 from django.db import connections
@@ -37,7 +37,7 @@ from .due import next_due, scan_start
 from .heartbeat import hold, set_leases
 from .held_leases import HeldLeases, is_working
 from .interrupt import ShutdownInterrupt
-from .lanes import Lane, Selection
+from .lanes import Lane, Selection, lane_of
 from .maintenance import MAX_WAIT, ensure_rows
 from .models import Maintenance
 from .registry import due_lanes, due_times, wakeables
@@ -65,6 +65,19 @@ def _never() -> bool:
     return False
 
 
+class Beside(Protocol):
+    """What ``drain`` asks the other threads of its process (``runtimes.threads``)."""
+
+    def places(self) -> int:
+        """Return how many rows may be claimed, so that each of them has a thread that could start it at once."""
+
+    def gives_way(self) -> bool:
+        """Return whether this thread should claim nothing more, because enough others are at work."""
+
+    def suspended(self, leases: HeldLeases) -> None:
+        """Give the rows behind the started one, whose coroutine waits, to another thread."""
+
+
 def drain(
     now: datetime | None = None,
     budget: timedelta | None = None,
@@ -75,7 +88,8 @@ def drain(
     except_queues: Collection[str] = (),
     stop: Callable[[], bool] = _never,
     expendable: bool = False,
-    beside: Callable[[], bool] = _never,
+    beside: Beside | None = None,
+    claimed: Sequence[Wakeable] = (),
 ) -> int:
     """Perform everything that is due, and return how many rows of work were performed; maintenance is not counted.
 
@@ -85,8 +99,8 @@ def drain(
     queues (default: all); ``except_queues``: no rows of these. Events, signals and maintenance belong to the queue
     "default". ``stop``: called between two rows; once it returns true, no other row is started and claimed rows are
     released. ``expendable``: the process may be ended if user code cannot be interrupted after its timeout, because a
-    supervisor starts another one (workers). ``beside``: whether other threads of this process perform rows, too; then
-    one row is claimed at a time, so that none waits behind a slow one.
+    supervisor starts another one (workers). ``beside``: the other threads of this process that perform rows, too.
+    ``claimed``: rows that one of them has claimed and not started, which are performed first.
 
     Must not be called inside a transaction of a live system. A nested call returns 0 immediately.
 
@@ -97,6 +111,7 @@ def drain(
         return 0
     clock = clock_at(now)
     leases = HeldLeases(has_heartbeat=heartbeat, clock=clock, expendable=expendable)
+    leases.on_suspended = None if beside is None else beside.suspended
     deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
     selection = _state.selection = Selection.of(models, queues, except_queues)
     _state.draining = True
@@ -110,6 +125,7 @@ def drain(
                 stop,
                 deadline,
                 beside,
+                claimed,
                 is_live=heartbeat and now is None,
             )
     except AnyDatabaseError:
@@ -126,7 +142,8 @@ def _drain(
     selection: Selection,
     stop: Callable[[], bool],
     deadline: float,
-    beside: Callable[[], bool],
+    beside: Beside | None,
+    claimed_before: Sequence[Wakeable],
     *,
     is_live: bool,
 ) -> int:
@@ -135,6 +152,36 @@ def _drain(
         return stop() or time.monotonic() >= deadline
 
     performed, slices, held = 0, 0, 0
+
+    def perform_each(rows: Sequence[Wakeable]) -> bool:
+        """Perform those of ``rows`` that are still held. Return whether to stop."""
+        nonlocal performed, slices
+        for row in rows:
+            if leases.start(row):
+                performed += type(row) is not Maintenance
+                slices += type(row) is Maintenance
+                _perform(row, clock)
+                leases.finish()
+            if must_stop():
+                return True
+        return False
+
+    def end(lane_name: str, performed_before: int) -> None:
+        leases.finish()
+        leases.release_unstarted()
+        if leases.has_heartbeat and performed > performed_before:
+            worker_status.record_performed(lane_name, performed - performed_before)
+
+    if claimed_before:
+        leases.may_be_more = True
+        hold(leases, claimed_before)
+        try:
+            if must_stop() or perform_each(claimed_before):
+                return performed
+        finally:
+            end(lane_of(claimed_before[0]).name, 0)
+        if beside is not None and beside.gives_way():
+            return performed
     maintains = (is_live or selection.models is not None) and Lane(Maintenance) in selection
     while True:
         before = performed + slices + held
@@ -147,12 +194,15 @@ def _drain(
             if stop():
                 return performed
             since = scan_start(*lane) if is_live else None
-            size = 1 if model.claim_batches == 1 and beside() else _batch_size(model)
+            size = _batch_size(model)
+            if beside is not None and model.claim_batches == 1:
+                size = min(size, beside.places())
             rows = claim(model, clock(), size, since, lane.queue, lane.priority)
             started, claimed = time.monotonic(), len(rows)
             if rows and rows_claimed.receivers:
                 late = (clock() - times[lane]).total_seconds()
                 rows_claimed.send_robust(model, queue=lane.queue, count=claimed, lateness=late)
+            leases.may_be_more = claimed == size
             hold(leases, rows)
             try:
                 if pauses.current().holds_rows:
@@ -165,21 +215,15 @@ def _drain(
                     performed += count
                     if must_stop():
                         return performed
-                for row in rows:
-                    if leases.start(row):
-                        performed += model is not Maintenance
-                        slices += model is Maintenance
-                        _perform(row, clock)
-                        leases.finish()
-                    if must_stop():
-                        return performed
+                if perform_each(rows):
+                    return performed
             finally:
-                leases.finish()
-                leases.release_unstarted()
-                if leases.has_heartbeat and performed > performed_before:
-                    worker_status.record_performed(lane.name, performed - performed_before)
+                end(lane.name, performed_before)
             if claimed:
-                _seconds_per_row[model] = (time.monotonic() - started) / claimed
+                seconds = (time.monotonic() - started) / claimed
+                _seconds_per_row[model] = seconds if beside is None else min(seconds, MAX_SECONDS_BESIDE)
+            if beside is not None and beside.gives_way():
+                return performed
         if performed + slices + held == before:
             return performed
 
@@ -195,6 +239,8 @@ def _in_order(due: list[Lane], times: Mapping[Lane, datetime], now: datetime) ->
 
 BATCH_SECONDS = 0.25
 """How long the rows of one claim should take, about."""
+MAX_SECONDS_BESIDE = 0.02
+"""How long a row delays those that were claimed with it, where other threads begin these once its code waits."""
 _seconds_per_row: dict[type[Wakeable], float] = {}
 """How many seconds one row of the model took in the last batch of this process."""
 

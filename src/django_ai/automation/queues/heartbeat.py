@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.util import Finalize
 
 from django.db import DatabaseError, connections
@@ -23,7 +24,7 @@ from ..db.connections import dedicated_connection
 from ..db.writer import alias_of
 from . import deadline_watcher, liveness
 from .async_code import cancel_coroutines
-from .held_leases import HeldLeases, current_leases, set_current_leases
+from .held_leases import HeldLeases, current_leases, renew_started, set_current_leases
 from .lanes import lane_of
 from .registry import wakeables
 from .wakeable import Wakeable
@@ -71,9 +72,9 @@ def release_unstarted() -> None:
 
 
 def waiting_threads(seconds: float) -> set[int]:
-    """Return the threads whose user code has run for longer than ``seconds``."""
+    """Return the threads whose user code waits, or has run for longer than ``seconds``."""
     with _guard:
-        return {leases.deadline.thread for leases in _held if leases.deadline.has_run_for(seconds)}
+        return {leases.deadline.thread for leases in _held if leases.deadline.waits(seconds)}
 
 
 def stuck_threads() -> set[int]:
@@ -82,12 +83,17 @@ def stuck_threads() -> set[int]:
         return {leases.deadline.thread for leases in _held if leases.deadline.is_given_up}
 
 
-def release_behind(seconds: float) -> None:
-    """Release the rows that were claimed and not started by threads whose user code has run for ``seconds``."""
+def leases_behind(seconds: float) -> list[HeldLeases]:
+    """Return the leases of rows that were claimed and not started by threads whose user code waits, or has run for
+    ``seconds``."""
     with _guard:
-        waiting = [leases for leases in _held if leases.has_unstarted and leases.deadline.has_run_for(seconds)]
-    for leases in waiting:
-        leases.release_unstarted(wait=False)
+        return [leases for leases in _held if leases.has_unstarted and leases.deadline.waits(seconds)]
+
+
+def have_unstarted() -> bool:
+    """Return whether a thread holds rows that it has not started."""
+    with _guard:
+        return any(leases.has_unstarted for leases in _held)
 
 
 def interrupt_for_shutdown() -> None:
@@ -165,9 +171,10 @@ def _run() -> None:
 
 
 def _beat(all_leases: list[HeldLeases]) -> None:
-    for leases in all_leases:
+    releases = [partial(leases.release_unstarted, wait=False) for leases in all_leases if leases.has_unstarted]
+    for beat in (*releases, partial(renew_started, all_leases)):
         try:
-            leases.renew()
+            beat()
         except Exception as error:
             # The next beat comes before the lease ends. If that fails too, another worker may claim the row. The thread
             # must continue in any case.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,11 +34,15 @@ SECONDS_FOR_ANOTHER_RELEASE = 1.0
 
 @dataclass(eq=False)
 class HeldLeases:
-    """The rows that one worker has claimed. Thread-safe. ``has_heartbeat``: whether a thread renews their leases."""
+    """The rows that one worker has claimed. Thread-safe. ``has_heartbeat``: whether a thread renews their leases.
+    ``on_suspended``: called in the event loop when the coroutine of the started row begins to wait. ``may_be_more``:
+    whether the last claim found as many rows as it asked for."""
 
     has_heartbeat: bool = False
     clock: Clock = timezone.now
     expendable: bool = False
+    on_suspended: Callable[[HeldLeases], None] | None = None
+    may_be_more: bool = False
     deadline: Deadline = field(init=False)
     _waiting: dict[int, Wakeable] = field(default_factory=dict)
     _started: tuple[Wakeable, ...] = ()
@@ -68,6 +72,18 @@ class HeldLeases:
                 # Until user code declares its timeout, a row gets no more than its first lease.
                 self._renew_until = 0.0
             return mine
+
+    def take_unstarted(self, share: int = 1) -> list[Wakeable]:
+        """Return the first of the rows that were not started, one in ``share``, for another thread to perform. They are
+        held no longer."""
+        with self._lock:
+            return [self._waiting.pop(pk) for pk in list(self._waiting)[: -(-len(self._waiting) // share)]]
+
+    def suspended(self) -> None:
+        """Note that the coroutine of the started row waits, so that its thread does nothing until it ends."""
+        self.deadline.is_suspended = True
+        if self.on_suspended is not None:
+            self.on_suspended(self)
 
     def keep_for(self, timeout: timedelta) -> None:
         """Let the heartbeat renew the leases of the started rows for as long as ``timeout``."""
@@ -129,11 +145,22 @@ class HeldLeases:
             return self._started if time.monotonic() < self._renew_until else ()
 
     def renew(self) -> None:
-        """Renew the leases of the started rows and release the others; called by the heartbeat."""
+        """Renew the leases of the started rows and release the others."""
         self.release_unstarted(wait=False)
-        rows = self.to_renew
-        for lease in {row.lease for row in rows} - {None}:
-            renew(rows, str(lease), self.clock())
+        renew_started([self])
+
+
+def renew_started(all_leases: Sequence[HeldLeases]) -> None:
+    """Renew the leases of the started rows of several threads, with one statement for the rows of each model; called by
+    the heartbeat."""
+    started: dict[tuple[type[Wakeable], Clock], list[Wakeable]] = {}
+    for leases in all_leases:
+        for row in leases.to_renew:
+            started.setdefault((type(row), leases.clock), []).append(row)
+    for (_, clock), rows in started.items():
+        tokens = {str(row.lease) for row in rows if row.lease is not None}
+        if tokens:
+            renew(rows, tokens, clock())
 
 
 _local = threading.local()
@@ -184,6 +211,12 @@ def disarm_deadline() -> None:
     leases = current_leases()
     if leases is not None:
         leases.deadline.disarm()
+
+
+def was_interrupted() -> bool:
+    """Return whether the user code that this thread ran last was interrupted."""
+    leases = current_leases()
+    return leases is not None and leases.deadline.fired
 
 
 os.register_at_fork(after_in_child=lambda: _local.__dict__.clear())

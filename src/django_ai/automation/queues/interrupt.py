@@ -50,7 +50,8 @@ SECONDS_TO_RETURN = 10.0
 @dataclass(eq=False)
 class Deadline:
     """Until when the user code of one worker thread may run. ``expendable``: whether the process ends if that code
-    cannot be interrupted, because a supervisor starts another one."""
+    cannot be interrupted, because a supervisor starts another one. ``is_suspended``: whether the code is a coroutine
+    that has begun to wait."""
 
     expendable: bool = False
     thread: int = field(default_factory=threading.get_ident)
@@ -61,6 +62,7 @@ class Deadline:
     connection: BaseDatabaseWrapper | None = None
     session: int | None = None
     since: float = 0.0
+    is_suspended: bool = False
     _next: float = 0.0
     is_given_up: bool = False
     _is_shut_down: bool = False
@@ -75,7 +77,7 @@ class Deadline:
         """Let the block run for ``seconds``. Raises ``AttemptTimeoutError``, which replaces what an interrupted block
         raises."""
         _install_handler()
-        self.connection, self.fired, self.seconds = connection, False, seconds
+        self.connection, self.fired, self.seconds, self.is_suspended = connection, False, seconds, False
         self.session = _session_id(connection)
         self.since = time.monotonic()
         self.at = self._next = self.since + seconds
@@ -109,9 +111,10 @@ class Deadline:
             self._next = max(self._next, self.at)
             return left
 
-    def has_run_for(self, seconds: float) -> bool:
-        """Return whether user code is running, and has been for longer than ``seconds``."""
-        return self.armed and time.monotonic() - self.since > seconds
+    def waits(self, seconds: float) -> bool:
+        """Return whether user code is running and is taken to wait: as a coroutine, or because it has run for
+        ``seconds``."""
+        return self.armed and (self.is_suspended or time.monotonic() - self.since > seconds)
 
     def shut_down(self) -> None:
         """Raise ``ShutdownInterrupt`` in user code that runs in a thread other than the main one."""

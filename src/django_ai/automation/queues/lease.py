@@ -7,7 +7,7 @@ rows and clears their lease in the same write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -55,15 +55,15 @@ def revoke(rows: QuerySet[M], **changes: Any) -> int:
     return rows.update(**{"lease": None, "losses": 0, "seq": F("seq") + 1, **changes})
 
 
-def renew(rows: Sequence[Wakeable], lease: str, now: datetime) -> None:
-    """Move the end of ``lease`` on ``rows``, which are of one model. Fenced on the token. ``seq`` stays, so that the
-    worker's own writes still match.
+def renew(rows: Sequence[Wakeable], leases: Collection[str], now: datetime) -> None:
+    """Move the end of ``leases`` on ``rows``, which are of one model. Fenced on the tokens, each of which one thread of
+    this process holds. ``seq`` stays, so that the worker's own writes still match.
 
-    The token is an argument, because the worker may clear it on the rows at this moment. A row that is locked is
+    The tokens are an argument, because a worker may clear its token on the rows at this moment. A row that is locked is
     skipped until the next heartbeat: the running step itself may hold the lock, or a transaction that waits for others.
     """
     model = type(rows[0])
-    mine = model._base_manager.using(alias_of(model)).filter(pk__in=[row.pk for row in rows], lease=lease)
+    mine = model._base_manager.using(alias_of(model)).filter(pk__in=[row.pk for row in rows], lease__in=leases)
     if not connections[mine.db].features.has_select_for_update:
         mine.update(wake_at=now + conf().LEASE)
         return

@@ -1,11 +1,15 @@
 """``WorkerThreads``: threads of one worker process that drain beside each other.
 
-Threads of Python do not compute at the same time, but they wait at the same time. So work is offered to another thread
-only while all others wait in user code, for a service or a sleep; a process whose steps compute works with one thread,
-as it would without this. Each thread claims, performs and commits as ``drain`` does everywhere, one row at a time while
-others work beside it, with leases, a deadline and a database connection of its own (``db.connection_slots``). All
-coroutines of these threads run on one event loop: each thread is started from it by ``sync_to_async``, which is how
-asgiref knows where their coroutines belong.
+Threads of Python do not compute at the same time, but they wait at the same time. So work is given to another thread
+only while those at work wait in user code, for a service or a sleep; a process whose steps compute works with one
+thread, as it would without this. A thread claims as many rows as it can start soon, and starts one after the other.
+Once the code of one waits, the rows behind it go to another thread: at once where the event loop tells that a coroutine
+waits, else when a call has taken ``WAITING_AFTER_SECONDS``. Whoever comes back from its user code commits, and then
+claims more or becomes idle, whichever keeps few threads at work.
+
+Each thread claims, performs and commits as ``drain`` does everywhere, with leases and a deadline of its own, and with
+one of the connections that all share (``db.connection_slots``). All coroutines of these threads run on one event loop:
+each thread is started from it by ``sync_to_async``, which is how asgiref knows where their coroutines belong.
 
 The main thread polls, and offers; it performs nothing. A thread whose user code cannot be interrupted after its timeout
 is given up: the process then stops as after SIGTERM, so that the others finish, and its supervisor starts another one.
@@ -16,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,9 +30,19 @@ from asgiref.sync import sync_to_async
 from django.db import Error as DatabaseFailure
 from django.db import connections
 
-from ...db.connection_slots import ConnectionSlots
-from ..heartbeat import interrupt_for_shutdown, release_behind, release_started, stuck_threads, waiting_threads
+from ...db.connection_slots import ConnectionSlots, put_down
+from ..drain import Beside
+from ..heartbeat import (
+    have_unstarted,
+    interrupt_for_shutdown,
+    leases_behind,
+    release_started,
+    stuck_threads,
+    waiting_threads,
+)
+from ..held_leases import HeldLeases
 from ..interrupt import SECONDS_BETWEEN_INTERRUPTS
+from ..wakeable import Wakeable
 from .poller import automation_alias
 
 P = ParamSpec("P")
@@ -37,28 +51,39 @@ T = TypeVar("T")
 WAITING_AFTER_SECONDS = 0.02
 """A thread whose user code has run for this long is taken to wait."""
 MAX_AT_ONCE = 4
-"""How many threads are offered work at the same time, and may be at work before another one gives way."""
+"""How many threads are given work at the same time, and may be at work before another one gives way."""
 IDLE_CONNECTION_SECONDS = 1.0
-"""How long an idle thread keeps its connection."""
+"""How long a connection that no thread uses stays open."""
 CHECK_SECONDS = 0.02
 INTERRUPT_SECONDS = 2.0
 """How long interrupted code may take to return when the process stops."""
 
 
 class Drain(Protocol):
-    """Performs what is due, until ``stop``. ``beside``: whether other threads work, too."""
+    """Performs ``claimed`` rows and then what is due, until ``stop``. ``beside``: the other threads."""
 
-    def __call__(self, *, stop: Callable[[], bool], beside: Callable[[], bool]) -> int: ...
+    def __call__(self, *, stop: Callable[[], bool], beside: Beside, claimed: Sequence[Wakeable]) -> int: ...
 
 
 @dataclass(eq=False)
 class _Member:
-    """One of the threads: idle, or engaged until its ``drain`` returns."""
+    """One of the threads: idle, or engaged until its ``drain`` returns. ``rows``: what it performs first."""
 
     number: int
+    threads: WorkerThreads
+    rows: Sequence[Wakeable] = ()
     is_engaged: bool = False
     ident: int = 0
     engaged: threading.Event = field(default_factory=threading.Event)
+
+    def places(self) -> int:
+        return self.threads.places()
+
+    def gives_way(self) -> bool:
+        return self.threads.must_give_way(self)
+
+    def suspended(self, leases: HeldLeases) -> None:
+        self.threads.continue_behind(leases)
 
 
 class WorkerThreads:
@@ -105,19 +130,42 @@ class WorkerThreads:
         return any(each.ident not in stuck for each in self._engaged())
 
     def offer(self) -> None:
-        """Let another thread look for due rows, if all that are at work wait. Rows that a waiting thread has claimed
-        and not started are released for the others."""
+        """Let another thread look for due rows, if all that are at work wait."""
         waiting = waiting_threads(WAITING_AFTER_SECONDS)
         if any(each.ident not in waiting for each in self._engaged()):
-            return  # it looks again when it has performed its row
-        if waiting:
-            release_behind(WAITING_AFTER_SECONDS)
-        with self._guard:
-            for _ in range(MAX_AT_ONCE if waiting else 1):
-                if (member := self._free_member()) is None:
-                    return
-                member.is_engaged = True
-                member.engaged.set()
+            return  # it looks again when it has performed its rows
+        for _ in range(MAX_AT_ONCE if waiting else 1):
+            if not self._engage():
+                return
+
+    def hand_on(self) -> bool:
+        """Give rows that waiting threads have claimed and not started to other threads; without a free one, release
+        them. Return whether a thread that does not wait holds such rows."""
+        for leases in leases_behind(WAITING_AFTER_SECONDS):
+            for share in range(MAX_AT_ONCE, 0, -1):
+                if not self._engage_behind(leases, share):
+                    break
+            leases.release_unstarted(wait=False)
+        return have_unstarted()
+
+    def continue_behind(self, leases: HeldLeases) -> None:
+        """Let another thread perform the rows that ``leases`` holds behind a coroutine, which has begun to wait; if
+        there are none but more may be due, let it look."""
+        if self._is_stopping():
+            return  # whoever stops the process releases them
+        if leases.has_unstarted:
+            self._engage_behind(leases)
+        elif leases.may_be_more and not self._are_enough_at_work(self.limit):
+            self._engage()
+
+    def places(self) -> int:
+        """Return how many rows a thread may claim, so that all together claim about as many as threads are free."""
+        free = self.limit - len(self._engaged())
+        return free // MAX_AT_ONCE + 1
+
+    def must_give_way(self, member: _Member) -> bool:
+        """Return whether this thread claims nothing more: enough of those that were started before it are at work."""
+        return self._is_stopping() or self.failure is not None or self._are_enough_at_work(member.number)
 
     def raise_failure(self) -> None:
         """Raise what the ``drain`` of a thread has raised, if one has, once."""
@@ -143,6 +191,7 @@ class WorkerThreads:
             return False
         for member in self._members:
             member.engaged.set()
+        self.connection_slots.close_idle()
         wait(self._runs, INTERRUPT_SECONDS)
         if self._loop is not None and self._loop_thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -152,13 +201,46 @@ class WorkerThreads:
     def _engaged(self) -> list[_Member]:
         return [each for each in self._members if each.is_engaged]
 
+    def _are_enough_at_work(self, before: int) -> bool:
+        """Return whether as many as may be at work do not wait, of the threads that were started ``before``."""
+        waiting, count = waiting_threads(WAITING_AFTER_SECONDS), 0
+        for each in self._members[:before]:
+            count += each.is_engaged and each.ident not in waiting
+            if count >= MAX_AT_ONCE:
+                return True
+        return False
+
+    def _engage(self) -> bool:
+        """Let a free thread perform what is due. Return whether there is one."""
+        with self._guard:
+            return self._start(self._free_member(), ())
+
+    def _engage_behind(self, leases: HeldLeases, share: int = 1) -> bool:
+        """Let a free thread perform one in ``share`` of the rows that ``leases`` holds and has not started, and then
+        what is due. Return whether there are such rows and such a thread."""
+        with self._guard:
+            member = self._free_member()
+            rows = leases.take_unstarted(share) if member is not None else ()
+            if member is not None and not rows:
+                self._idle.append(member)
+                return False
+            return self._start(member, rows)
+
+    @staticmethod
+    def _start(member: _Member | None, rows: Sequence[Wakeable]) -> bool:
+        if member is None:
+            return False
+        member.rows, member.is_engaged = rows, True
+        member.engaged.set()
+        return True
+
     def _free_member(self) -> _Member | None:
         """Return an idle thread, the one that was at work last: its connection may still be open. Else a new one."""
         if self._idle:
             return self._idle.pop()
         if len(self._members) >= self.limit:
             return None
-        member = _Member(len(self._members))
+        member = _Member(len(self._members), self)
         self._members.append(member)
         run = sync_to_async(self._run, thread_sensitive=False, executor=_DaemonThreads())
         self._runs.append(asyncio.run_coroutine_threadsafe(run(member), self._event_loop()))
@@ -179,35 +261,26 @@ class WorkerThreads:
         while True:
             if not member.engaged.wait(IDLE_CONNECTION_SECONDS):
                 connections.close_all()
+                self.connection_slots.close_idle(IDLE_CONNECTION_SECONDS)
                 member.engaged.wait()
             if self._is_finished:
                 connections.close_all()
+                self.connection_slots.close_idle()
                 return
             member.engaged.clear()
+            rows, member.rows = member.rows, ()
             try:
-                self._on_performed(
-                    self._drain(stop=lambda: self._must_give_way(member), beside=lambda: len(self._engaged()) > 1)
-                )
+                self._on_performed(self._drain(stop=self._is_stopping, beside=member, claimed=rows))
             except BaseException as error:
                 self.failure = error
             finally:
                 for connection in connections.all(initialized_only=True):
                     with suppress(DatabaseFailure):
                         connection.close_if_unusable_or_obsolete()
+                put_down(connections[automation_alias()])
                 with self._guard:
                     member.is_engaged = False
                     self._idle.append(member)
-
-    def _must_give_way(self, member: _Member) -> bool:
-        """Return whether this thread performs no other row: too many that were started before it are at work and do not
-        wait."""
-        if self._is_stopping() or self.failure is not None:
-            return True
-        engaged = self._engaged()
-        if len(engaged) == 1:
-            return False
-        waiting = waiting_threads(WAITING_AFTER_SECONDS)
-        return sum(each.number < member.number and each.ident not in waiting for each in engaged) >= MAX_AT_ONCE
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:

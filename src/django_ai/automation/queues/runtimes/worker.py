@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
@@ -28,7 +28,7 @@ from django.utils import timezone
 from ...db.connection_slots import within_pool
 from ...db.errors import hint_for
 from .. import liveness
-from ..drain import drain
+from ..drain import Beside, drain
 from ..heartbeat import register_worker, release_unstarted
 from ..held_leases import is_busy
 from ..interrupt import EXIT_STUCK, ShutdownInterrupt, on_stuck
@@ -156,8 +156,10 @@ class WorkerLoop:
     def _offer(self, threads: WorkerThreads, pause: float) -> float:
         """Offer due rows to the threads; return for how long to sleep."""
         threads.raise_failure()
+        is_left = threads.hand_on()
         if not pause:
             threads.offer()
+        if not pause or is_left:
             return FIRST_WORK_INTERVAL_SECONDS
         return min(pause, BUSY_POLL_SECONDS) if threads.are_busy else pause
 
@@ -177,7 +179,13 @@ class WorkerLoop:
         self._wake()
         os.write(self._stop_write_end, b"!")
 
-    def _drain(self, *, stop: Callable[[], bool] | None = None, beside: Callable[[], bool] = lambda: False) -> int:
+    def _drain(
+        self,
+        *,
+        stop: Callable[[], bool] | None = None,
+        beside: Beside | None = None,
+        claimed: Sequence[Wakeable] = (),
+    ) -> int:
         return drain(
             heartbeat=True,
             models=self.models,
@@ -186,6 +194,7 @@ class WorkerLoop:
             stop=stop or self._is_stopping,
             expendable=True,
             beside=beside,
+            claimed=claimed,
         )
 
     def burst(self) -> int:
