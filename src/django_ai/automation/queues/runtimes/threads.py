@@ -4,8 +4,8 @@ Threads of Python do not compute at the same time, but they wait at the same tim
 only while those at work wait in user code, for a service or a sleep; a process whose steps compute works with one
 thread, as it would without this. A thread claims as many rows as it can start soon, and starts one after the other.
 Once the code of one waits, the rows behind it go to another thread: at once where the event loop tells that a coroutine
-waits, else when a call has taken ``WAITING_AFTER_SECONDS``. Whoever comes back from its user code commits, and then
-claims more or becomes idle, whichever keeps few threads at work.
+waits, else when a call has taken ``WAITING_AFTER_SECONDS``. A thread whose user code has returned commits, and then
+claims more, unless enough others are at work.
 
 Each thread claims, performs and commits as ``drain`` does everywhere, with leases and a deadline of its own, and with
 one of the connections that all share (``db.connection_slots``). All coroutines of these threads run on one event loop:
@@ -152,7 +152,7 @@ class WorkerThreads:
         """Let another thread perform the rows that ``leases`` holds behind a coroutine, which has begun to wait; if
         there are none but more may be due, let it look."""
         if self._is_stopping():
-            return  # whoever stops the process releases them
+            return  # they are released
         if leases.has_unstarted:
             self._engage_behind(leases)
         elif leases.may_be_more and not self._are_enough_at_work(self.limit):
