@@ -1,14 +1,17 @@
 """Throughput and latency of two workers, and the cost of a save(). On PostgreSQL or SQLite.
 
     python bench/run.py [--database sqlite] [--runtime worker] [--runs 3000] [--flows 1000] [--probes 200]
-                        [--timers 100] [--idle 30] [--repeat 3] [--json FILE]
+                        [--timers 100] [--idle 30] [--seconds 20] [--steps 100000] [--pending 1000000] [--repeat 3]
+                        [--only throughput,...] [--json FILE]
 
 Throughput: the runs are started first, and then a real ``qcluster`` with two workers, or with ``--runtime worker`` an
 ``automation_worker`` with two processes. The time runs from the start of the first step to the end of the last, so it
 does not include the start of the workers. Latency: from the commit of a ``save()`` to the start of the first step of
 the run that its event starts, on idle workers, at irregular times. Lateness: from a sleeping run's ``wake_at`` to its
-step. Idle: the processor time of all processes that have nothing to do. The figures are medians of ``--repeat`` rounds,
-as machines are noisy.
+step. Idle: the processor time of all processes that have nothing to do. ``starts.py`` has the measurements of runs that
+a call starts: rates, latency (idle, and at a steady rate for ``--seconds``), and memory over ``--steps`` steps. Only
+when they are named: ``memory``, and ``pending``, which is idle with ``--pending`` timers of the next days. The figures
+are medians of ``--repeat`` rounds, as machines are noisy.
 """
 
 from __future__ import annotations
@@ -34,7 +37,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from tools.postgres import server  # noqa: E402
 
 Figures = dict[str, float]
-DEFAULTS = (("runs", 3000), ("flows", 1000), ("probes", 200), ("timers", 100), ("idle", 30), ("repeat", 3))
+DEFAULTS = (
+    ("runs", 3000),
+    ("flows", 1000),
+    ("probes", 200),
+    ("timers", 100),
+    ("idle", 30),
+    ("seconds", 20),
+    ("steps", 100_000),
+    ("pending", 1_000_000),
+    ("repeat", 3),
+)
 COMMANDS = {"q2": ["qcluster"], "worker": ["automation_worker", "--processes", "2"]}
 
 
@@ -46,7 +59,9 @@ def main() -> None:
     parser.add_argument("--runtime", choices=("q2", "worker"), default="q2")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
-        "--only", default="", help="comma-separated measurements: throughput, latency, timers, save, idle"
+        "--only",
+        default="throughput,rates,calls,steady,latency,timers,save,idle",
+        help="comma-separated measurements, also: memory, pending",
     )
     options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
@@ -140,18 +155,25 @@ def until(condition: Callable[[], bool], seconds: float, pause: float = 0.05) ->
 
 
 def measure(options: argparse.Namespace) -> Figures:
+    from bench import starts
+
     only = set(filter(None, options.only.split(",")))
     rounds: list[Figures] = []
     for number in range(options.repeat):
         found: Figures = {}
         for name, measurement in (
             ("throughput", throughput),
+            ("rates", starts.rates),
+            ("calls", starts.latency),
+            ("steady", starts.steady),
             ("latency", latency),
             ("timers", timers),
             ("save", save_cost),
             ("idle", idle_cost),
+            ("pending", pending_cost),
+            ("memory", starts.memory),
         ):
-            if not only or name in only:
+            if name in only:
                 print(f"round {number + 1} of {options.repeat}: {name} ...", file=sys.stderr, flush=True)
                 clear()
                 found |= measurement(options)
@@ -279,18 +301,28 @@ def idle_cost(options: argparse.Namespace) -> Figures:
         Eventful.objects.create(name="warm up", ready=True)
         until(lambda: StepExecution.objects.count() == 1, 30)
         time.sleep(5)
-        started = {pid: _processor_seconds(pid) for pid in _with_descendants(supervisor)}
+        started = {pid: processor_seconds(pid) for pid in with_descendants(supervisor)}
         time.sleep(options.idle)
-        used = [(_processor_seconds(pid) - before) / options.idle * 100 for pid, before in started.items()]
+        used = [(processor_seconds(pid) - before) / options.idle * 100 for pid, before in started.items()]
     return {"idle, all processes, % of a core": sum(used), "idle, the busiest process, % of a core": max(used)}
 
 
-def _with_descendants(pid: int) -> list[int]:
+def pending_cost(options: argparse.Namespace) -> Figures:
+    from bench.starts import plan_timers
+
+    plan_timers(options.pending)
+    try:
+        return {f"{name}, with {options.pending:,} timers": value for name, value in idle_cost(options).items()}
+    finally:
+        clear()
+
+
+def with_descendants(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in _with_descendants(int(child)))]
+    return [pid, *(each for child in children for each in with_descendants(int(child)))]
 
 
-def _processor_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

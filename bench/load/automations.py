@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
+from bench.peers.logbook import note
 from django_ai.automation import (
     agent,
     complete,
@@ -29,6 +30,17 @@ class One:
 
     @step(start=True)
     def only(self):
+        return complete()
+
+
+@workflow("noted")
+class Noted:
+    class Context(BaseModel):
+        number: int = 0
+
+    @step(start=True)
+    def only(self):
+        note(self.context.number)
         return complete()
 
 
