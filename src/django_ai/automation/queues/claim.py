@@ -3,6 +3,10 @@
 ``claim`` leases a batch of due rows in one statement: it writes a fresh token into ``lease`` and moves ``wake_at`` to
 the end of the lease. ``claim_rows`` leases given rows. The SQL is written by hand, because a claim must be one round
 trip wherever the database has UPDATE ... RETURNING.
+
+On PostgreSQL the commit of a claim does not wait for the disk. If a crash of the server loses the claim, the row is as
+due as before, and the lost lease permits no write. Progress waits for the disk, and with it the claim, as the log is
+written in order.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from ..db.prepared import prepared_cursor
 from ..db.selects import columns_of, convert_rows
 from ..db.writer import alias_of
 from .lanes import Lane, lane_condition, lane_params
+from .models import Pause
 from .wakeable import SINCE, Wakeable
 
 W = TypeVar("W", bound=Wakeable)
@@ -45,26 +50,36 @@ def new_token(now: datetime | None = None) -> str:
 
 
 def claim(
-    model: type[W], now: datetime, limit: int, since: datetime | None = None, queue: str = "", priority: int = 0
+    model: type[W],
+    now: datetime,
+    limit: int,
+    since: datetime | None = None,
+    queue: str = "",
+    priority: int = 0,
+    *,
+    unless_paused: bool = False,
 ) -> list[W]:
     """Lease up to ``limit`` due rows of one lane of ``model``, those that have been due longest first, under one fresh
     token.
 
     ``since``: skip rows with an earlier ``wake_at`` (default: skip none; see ``due``). ``queue`` (as it is stored),
     ``priority``: the lane, by default that of rows without a queue and a priority. A row whose lease ran out gets
-    one more loss. A row with losses is claimed alone, so that it cannot harm other rows of a batch. Commits
-    immediately. Two workers never get the same row.
+    one more loss. A row with losses is claimed alone, so that it cannot harm other rows of a batch. ``unless_paused``:
+    claim nothing while anything is paused. Commits immediately. Two workers never get the same row.
     """
     connection = connections[alias_of(model)]
     token, lane = new_token(now), Lane(model, queue, priority)
     if connection.features.can_return_columns_from_insert and connection.vendor in ("postgresql", "sqlite"):
         ops = connection.ops
-        sql = _claim_sql(model, connection.vendor, since is not None, lane.is_default)
+        condition = not_durable_if(connection)
+        sql = _claim_sql(model, connection.vendor, since is not None, lane.is_default, unless_paused, condition)
         moment = ops.adapt_datetimefield_value(now)
         until = ops.adapt_datetimefield_value(now + conf().LEASE)
         start = [] if since is None else [ops.adapt_datetimefield_value(since)]
         params = [*lane_params(lane), moment, *start, limit, token, until]
         return _claimed(model, connection, sql, params)
+    if unless_paused and Pause._base_manager.using(connection.alias).exists():
+        return []
     return _claim_in_two_statements(model, connection, now, limit, token, since, lane)
 
 
@@ -72,8 +87,7 @@ def claim_rows(model: type[W], pks: Sequence[int], now: datetime) -> list[W]:
     """Lease those rows of ``pks`` that are due, under one fresh token, and return them in the order of their keys.
 
     Skips rows that are leased or locked, or that have losses: workers claim these later. Waits for no lock. Commits
-    immediately, and on PostgreSQL without waiting for the disk: if a crash of the server loses the claim, what was done
-    under it is lost, too, and the rows are still due.
+    immediately.
     """
     connection = connections[alias_of(model)]
     free = model._base_manager.using(connection.alias).filter(
@@ -123,12 +137,16 @@ def _claim_rows_sql(model: type[Wakeable], vendor: str, count: int, condition: s
 
 
 @lru_cache(maxsize=64)
-def _claim_sql(model: type[Wakeable], vendor: str, has_start: bool, is_default: bool) -> str:
+def _claim_sql(
+    model: type[Wakeable], vendor: str, has_start: bool, is_default: bool, unless_paused: bool, condition: str
+) -> str:
     quote = connections[alias_of(model)].ops.quote_name
     table, pk = quote(model._meta.db_table), quote(column_of(model._meta.pk))
     columns = ", ".join(f"{table}.{quote(column_of(field))}" for field in model._meta.concrete_fields)
     start = "AND wake_at >= %s" if has_start else ""
     lane = lane_condition(model, is_default=is_default)
+    if unless_paused:
+        lane = f"NOT EXISTS (SELECT 1 FROM {quote(Pause._meta.db_table)}) AND {lane}"
     # SKIP LOCKED: a row that another worker is claiming is not worth waiting for. SQLite has one writer anyway.
     locking = "FOR UPDATE SKIP LOCKED" if vendor == "postgresql" else ""
     return f"""
@@ -139,7 +157,7 @@ def _claim_sql(model: type[Wakeable], vendor: str, has_start: bool, is_default: 
             SELECT id, was_lost FROM due ORDER BY wake_at, id LIMIT 1
         ), chosen AS (
             SELECT due.id FROM due, oldest
-            WHERE due.id = oldest.id OR (NOT oldest.was_lost AND NOT due.was_lost)
+            WHERE (due.id = oldest.id OR (NOT oldest.was_lost AND NOT due.was_lost)){condition}
         )
         UPDATE {table} SET
             losses = losses + CASE WHEN lease IS NULL THEN 0 ELSE 1 END, lease = %s, wake_at = %s
