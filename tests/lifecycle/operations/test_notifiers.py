@@ -29,7 +29,8 @@ from django_ai.automation.queues.runtimes.q2 import DOORBELL, Q2Notifier, doorbe
 from django_ai.automation.queues.runtimes.q2_schedules import SCHEDULES, install_schedules
 from django_ai.automation.workflows.models import WorkflowRun, WorkflowStatus
 from tests.apps.story.models import Mark, Probe
-from tests.support.databases import REDIS_URL, not_on
+from tests.support.databases import REDIS_URL
+from tests.support.marks import not_on
 from tests.support.services import needs
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -53,6 +53,7 @@ class Listener:
     def __init__(self, alias: str, is_concerned: Callable[[str], bool] = lambda name: True) -> None:
         self.alias = alias
         self.is_concerned = is_concerned
+        self._heard: set[str] = set()
         self._connection: Any = None
         self._retry_at = 0.0
         self._commits: SqliteCommits | None = None
@@ -116,13 +117,30 @@ class Listener:
         except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
             self.close()
 
+    def take_heard(self) -> set[str]:
+        """Return the names in the notifications for this process that were received since the last call. An empty one
+        means that a notification named nothing."""
+        heard, self._heard = self._heard, set()
+        return heard
+
+    def discard(self) -> None:
+        """Discard the notifications that have arrived: what they are about is about to be read. Never raises."""
+        try:
+            if self._connection is not None:
+                self._receive(self._connection.connection)
+                self._heard.clear()
+        except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
+            self.close()
+
     def _receive(self, raw: Any) -> bool:
         """Receive the notifications that have arrived; return whether one is for this process."""
         raw.pgconn.consume_input()
         is_relevant = False
         while (notification := raw.pgconn.notifies()) is not None:
-            named = notification.extra.decode()
-            is_relevant = is_relevant or not named or any(map(self.is_concerned, named.split(",")))
+            names = notification.extra.decode().split(",")
+            relevant = [name for name in names if not name or self.is_concerned(name)]
+            self._heard.update(relevant)
+            is_relevant = is_relevant or bool(relevant)
         return is_relevant
 
     def _listening(self) -> Any:

@@ -1,8 +1,9 @@
 """``drain`` is the only loop: claim what is due, perform it, until nothing is due or the budget is spent.
 
 Every runtime calls it, and so do the tests; there is no second path. In each round it asks once which models have due
-rows (timers first), claims a batch of each, from the lane that comes first (``lanes``), and performs it row by row.
-Models with ``claim_batches`` above 1 (events) perform a batch in one call; a batch that fails is performed row by row.
+rows (timers first), claims a batch of each, from the lane that comes first (``lanes``), and performs it row by row. A
+doorbell that names lanes saves the first question: they are claimed from, unless anything is paused. Models with
+``claim_batches`` above 1 (events) perform a batch in one call; a batch that fails is performed row by row.
 Maintenance gets one time slice in a round without work, or when it has waited for too long. A row that the engine
 itself cannot perform does not stop the others: its lease runs out, the loss is counted, and after ``MAX_LOSSES`` losses
 the row is parked. Claimed rows that are paused are held (``pauses``).
@@ -33,7 +34,7 @@ from .acting import acting_as
 from .advance import ENGINE_FAILED
 from .attempt import DATABASE_RETRY_DELAY, release_or_expire
 from .claim import claim
-from .due import next_due, scan_start
+from .due import DuePoller, next_due, scan_start
 from .heartbeat import hold, set_leases
 from .held_leases import HeldLeases, is_working
 from .interrupt import ShutdownInterrupt
@@ -90,6 +91,7 @@ def drain(
     expendable: bool = False,
     beside: Beside | None = None,
     claimed: Sequence[Wakeable] = (),
+    poller: DuePoller | None = None,
 ) -> int:
     """Perform everything that is due, and return how many rows of work were performed; maintenance is not counted.
 
@@ -101,6 +103,7 @@ def drain(
     released. ``expendable``: the process may be ended if user code cannot be interrupted after its timeout, because a
     supervisor starts another one (workers). ``beside``: the other threads of this process that perform rows, too.
     ``claimed``: rows that one of them has claimed and not started, which are performed first.
+    ``poller``: knows perhaps what is due, and is told when nothing is, so that what was read is not read again.
 
     Must not be called inside a transaction of a live system. A nested call returns 0 immediately.
 
@@ -126,6 +129,7 @@ def drain(
                 deadline,
                 beside,
                 claimed,
+                poller,
                 is_live=heartbeat and now is None,
             )
     except AnyDatabaseError:
@@ -144,6 +148,7 @@ def _drain(
     deadline: float,
     beside: Beside | None,
     claimed_before: Sequence[Wakeable],
+    poller: DuePoller | None,
     *,
     is_live: bool,
 ) -> int:
@@ -183,13 +188,23 @@ def _drain(
         if beside is not None and beside.gives_way():
             return performed
     maintains = (is_live or selection.models is not None) and Lane(Maintenance) in selection
+    known = poller.take_known() if poller else None
     while True:
         before = performed + slices + held
         if maintains and is_live:
             ensure_rows(clock())
-        times = next_due() if is_live else due_times(maintenance=maintains)
+        is_foretold = known is not None and not known.is_complete
+        if known is not None:
+            times, known = known.times, None
+        else:
+            if poller:
+                poller.before_look()
+            times = next_due() if is_live else due_times(maintenance=maintains)
         held += sum(map(holding.release_held, pauses.take_ended()))
-        for lane in _in_order(due_lanes(clock(), times, selection), times, clock()):
+        due = _in_order(due_lanes(clock(), times, selection), times, clock())
+        if poller and not due and not is_foretold:
+            poller.note_idle(times)
+        for lane in due:
             model, performed_before = lane.model, performed
             if stop():
                 return performed
@@ -197,7 +212,7 @@ def _drain(
             size = _batch_size(model)
             if beside is not None and model.claim_batches == 1:
                 size = min(size, beside.places())
-            rows = claim(model, clock(), size, since, lane.queue, lane.priority)
+            rows = claim(model, clock(), size, since, lane.queue, lane.priority, unless_paused=is_foretold)
             started, claimed = time.monotonic(), len(rows)
             if rows and rows_claimed.receivers:
                 late = (clock() - times[lane]).total_seconds()
@@ -224,7 +239,7 @@ def _drain(
                 _seconds_per_row[model] = seconds if beside is None else min(seconds, MAX_SECONDS_BESIDE)
             if beside is not None and beside.gives_way():
                 return performed
-        if performed + slices + held == before:
+        if performed + slices + held == before and not is_foretold:
             return performed
 
 

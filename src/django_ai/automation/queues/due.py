@@ -12,13 +12,14 @@ for longer. Fast scans remember nothing, and only workers that use the wall cloc
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from django.utils import timezone
 
-from .lanes import Lane, declared_lanes
+from .lanes import Lane, are_used, declared_lanes
 from .pauses import NOTHING, Pauses, current
 from .registry import due_times, wakeables
 from .wakeable import Wakeable
@@ -73,6 +74,39 @@ def next_due() -> dict[Lane, datetime]:
         since = {lane: min(times.get(lane, latest), latest) for lane in known if len(known) <= MAX_LANES}
         _last = DueScan(True, time.monotonic() + skip_seconds, since, current())
     return times
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDue:
+    """Lanes that are due, and since when, as the caller of ``drain`` knows it. ``is_complete``: from a look just now.
+    If not, doorbells named them: other lanes may be due, too, and a pause may have begun."""
+
+    times: Mapping[Lane, datetime]
+    is_complete: bool
+
+
+class DuePoller(Protocol):
+    """What finds due rows, calls ``drain``, and then sleeps: the two tell each other what they have just read."""
+
+    def take_known(self) -> KnownDue | None:
+        """Return what is known to be due, once."""
+
+    def before_look(self) -> None:
+        """``drain`` is about to read what is due."""
+
+    def note_idle(self, times: Mapping[Lane, datetime]) -> None:
+        """``drain`` has just read that nothing is due, and returns. ``times``: when the next rows are due."""
+
+
+def lanes_of(doorbells: Collection[str]) -> list[Lane] | None:
+    """Return the lanes that doorbells of these names ring for; None where the names do not tell the lanes."""
+    found = []
+    for name in doorbells:
+        models = [model for model in wakeables() if model.kind == name]
+        if not models or any(map(are_used, models)):
+            return None
+        found += [Lane(model) for model in models]
+    return found
 
 
 def scan_start(model: type[Wakeable], queue: str = "", priority: int = 0) -> datetime | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import Error as DatabaseFailure
 from django.db import connections
@@ -19,7 +19,8 @@ from django.utils import timezone
 
 from ...db.notifications import Listener
 from ...db.writer import alias_of
-from ..due import next_due
+from .. import pauses
+from ..due import KnownDue, lanes_of, next_due
 from ..lanes import Lane, Selection
 from ..maintenance import ensure_rows, on_timekeeper_start
 from ..models import Maintenance
@@ -32,6 +33,8 @@ FIRST_WORK_INTERVAL_SECONDS = 0.02
 MIN_NOTIFY_INTERVAL_SECONDS = 0.01
 """Shortest interval between two polls that a NOTIFY, or a commit on SQLite, causes: one poll answers all doorbells of
 the interval."""
+MIN_CLAIM_INTERVAL_SECONDS = 0.003
+"""Shortest interval between a poll and the claim that a NOTIFY causes, while the claims find rows."""
 MAX_NOTIFY_INTERVAL_SECONDS = 0.1
 """Longest such interval, for a worker whose polls found only rows that other workers had already claimed."""
 
@@ -42,6 +45,9 @@ class Poller:
     Each doorbell wakes every idle worker, and one of them gets the row. So one poll answers a burst of doorbells, and a
     worker that found nothing pauses longer before its next poll. This keeps the number of polls low, the more so the
     more workers are idle.
+
+    A NOTIFY that names the lanes with due rows saves the poll: the process is sent to claim from them at once. What
+    ``drain`` reads at its end, that nothing is due, is the result of the next poll (``DuePoller``).
 
     Args:
         poll: Longest sleep between two polls, in seconds.
@@ -74,6 +80,8 @@ class Poller:
         self._listener: Listener | None = None
         self._waker_pipe: tuple[int, int] | None = None
         self._is_first_poll = True
+        self._known: KnownDue | None = None
+        self._idle_times: Mapping[Lane, datetime] | None = None
 
     def seconds_until_due(self) -> float:
         """Poll once; return for how many seconds there is nothing to do, 0 if rows are due.
@@ -84,27 +92,63 @@ class Poller:
         """
         self._polled_at = time.monotonic()
         self._is_work_pause = False
-        with self.query_timeout.enforced():
-            self._listening().prepare()
-            if Lane(Maintenance) in self.selection:
-                on_timekeeper_start(timezone.now()) if self._is_first_poll else ensure_rows(timezone.now())
-                self._is_first_poll = False
-            due_times = [due for lane, due in next_due().items() if lane in self.selection]
-        if not due_times:
+        times, self._known, self._idle_times = self._idle_times, None, None
+        if times is None and (foretold := self._named_by_doorbells()):
+            self._known = KnownDue(foretold, is_complete=False)
+            return self._send_to_work()
+        if times is None:
+            times = self._look()
+        times = {lane: due for lane, due in times.items() if lane in self.selection}
+        if not times:
             return self._idle_for(self.poll)
-        ahead = (min(due_times) - timezone.now()) / timedelta(seconds=1)
+        ahead = (min(times.values()) - timezone.now()) / timedelta(seconds=1)
         if ahead > 0:
             return self._idle_for(min(self.poll, ahead))
         since = time.monotonic() - self._work_found_at
         if since < self._work_interval:
             self._is_work_pause = True
             return self._work_interval - since
+        self._known = KnownDue(times, is_complete=True)
+        return self._send_to_work()
+
+    def _look(self) -> Mapping[Lane, datetime]:
+        with self.query_timeout.enforced():
+            self._listening().prepare()
+            if Lane(Maintenance) in self.selection:
+                on_timekeeper_start(timezone.now()) if self._is_first_poll else ensure_rows(timezone.now())
+                self._is_first_poll = False
+            return next_due()
+
+    def _named_by_doorbells(self) -> dict[Lane, datetime]:
+        """Return the lanes for which doorbells have rung since the last poll. Empty: only a poll can tell."""
+        names = self._listening().take_heard()
+        if not names or self._work_interval or pauses.current() != pauses.NOTHING:
+            return {}
+        now = timezone.now()
+        return {lane: now for lane in lanes_of(names) or () if lane in self.selection}
+
+    def _send_to_work(self) -> float:
         if self._work_interval:
             self._work_interval = min(self._work_interval * 2, self.max_work_interval)
         else:
             self._work_interval = FIRST_WORK_INTERVAL_SECONDS
         self._work_found_at = time.monotonic()
         return 0.0
+
+    def take_known(self) -> KnownDue | None:
+        """Return what is due, for the ``drain`` that follows."""
+        known, self._known = self._known, None
+        return known
+
+    def before_look(self) -> None:
+        """Discard the doorbells that have rung so far: ``drain`` is about to read for what."""
+        self._listening().discard()
+
+    def note_idle(self, times: Mapping[Lane, datetime]) -> None:
+        """Note what ``drain`` has read at its end, as the result of the next poll. Not where every commit wakes this
+        process: what was committed since then would not."""
+        if not self._listening().hears_every_commit:
+            self._idle_times = times
 
     def _idle_for(self, seconds: float) -> float:
         self._work_interval = 0.0
@@ -132,7 +176,14 @@ class Poller:
             if is_calm and listener.hears_every_commit:
                 # Commits that left nothing due long ago must not delay the poll for one that may have.
                 self._notify_interval = MIN_NOTIFY_INTERVAL_SECONDS
-            listener.sleep(self._polled_at + self._notify_interval - time.monotonic(), file=waker)
+            listener.sleep(self._polled_at + self._interval - time.monotonic(), file=waker)
+
+    @property
+    def _interval(self) -> float:
+        """The shortest interval between a poll and the next one, or the next claim, that a doorbell causes."""
+        if self._notify_interval == MIN_NOTIFY_INTERVAL_SECONDS and not self._listening().hears_every_commit:
+            return MIN_CLAIM_INTERVAL_SECONDS
+        return self._notify_interval
 
     def _listening(self) -> Listener:
         if self._listener is None:
@@ -158,6 +209,7 @@ class Poller:
 
     def reset_connection(self) -> None:
         """Close this thread's connection after a database failure; the next poll opens a new one."""
+        self._known = self._idle_times = None
         close_connection(automation_alias())
 
 

@@ -29,6 +29,7 @@ from ...db.connection_slots import within_pool
 from ...db.errors import hint_for
 from .. import liveness
 from ..drain import Beside, drain
+from ..due import DuePoller
 from ..heartbeat import register_worker, release_unstarted
 from ..held_leases import is_busy
 from ..interrupt import EXIT_STUCK, ShutdownInterrupt, on_stuck
@@ -141,7 +142,7 @@ class WorkerLoop:
             if self._threads is not None:
                 pause = self._offer(self._threads, pause)
             elif not pause:
-                performed = self._drain()
+                performed = self._drain(poller=self._poller)
                 self._poller.record_performed(performed)
                 liveness.expect_progress()
                 _close_stale_connections()
@@ -185,6 +186,7 @@ class WorkerLoop:
         stop: Callable[[], bool] | None = None,
         beside: Beside | None = None,
         claimed: Sequence[Wakeable] = (),
+        poller: DuePoller | None = None,
     ) -> int:
         return drain(
             heartbeat=True,
@@ -195,6 +197,7 @@ class WorkerLoop:
             expendable=True,
             beside=beside,
             claimed=claimed,
+            poller=poller,
         )
 
     def burst(self) -> int:
