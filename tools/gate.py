@@ -119,7 +119,7 @@ def scratch_folder() -> Iterator[Path]:
     """
     in_memory = os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free >= LEAST_FREE_BYTES
     with tempfile.TemporaryDirectory(prefix="gate-", dir=MEMORY if in_memory else None) as name:
-        Path(name).chmod(0o711)  # servers that root starts run as another user, who must reach their own folder in it
+        Path(name).chmod(0o1777)  # like /tmp: servers that root starts run as another user
         with mock.patch.dict(os.environ, TMPDIR=name), mock.patch.object(tempfile, "tempdir", name):
             yield Path(name)
 
