@@ -25,6 +25,9 @@ from .wakeable import Wakeable
 
 PAUSED_TARGET, PAUSED_ROW = -1, -2
 """Numbers of the branches that tell what is paused."""
+_ANY = {"mysql": "> '1000-01-01'"}
+"""What is true of each ``wake_at`` but NULL. Above a constant, MariaDB looks a minimum up. With IS NOT NULL it reads
+all rows that wait for their time."""
 Found = tuple[int, str, int, datetime]
 """The number of a model, a queue, a priority, and when the next row of that lane is due."""
 
@@ -44,7 +47,7 @@ class DueQuery:
         # PostgreSQL infers the types of parameters, but not in a list of columns.
         given = "%s::text, %s::integer" if self._connection.vendor == "postgresql" else "%s, %s"
         columns = "'', 0" if lane.is_default else given
-        bound = "IS NOT NULL" if start is None else ">= %s"
+        bound = _ANY.get(self._connection.vendor, "IS NOT NULL") if start is None else ">= %s"
         self._params += 2 * lane_params(lane)
         if start is not None:
             self._params.append(self._connection.ops.adapt_datetimefield_value(start))
