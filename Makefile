@@ -54,7 +54,7 @@ demo: $(INSTALLED)  ## a day at the example hotel in under a minute, on a real Q
 serve: $(INSTALLED)  ## the example hotel with the admin and a Q2 cluster, until Ctrl-C
 	$(BIN)/python example/hotel/serve.py
 
-bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scale, growth, bulk, pruning, baseline, limits, console, bulk actions, deployment, concurrency, peers
+bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scale, growth, bulk, pruning, baseline, limits, midnight, console, bulk actions, deployment, concurrency, peers
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/growth.py
@@ -62,6 +62,7 @@ bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scal
 	$(BIN)/python bench/pruning.py
 	$(BIN)/python bench/baseline.py
 	$(BIN)/python bench/limits.py
+	$(BIN)/python bench/midnight.py
 	$(BIN)/python bench/bulk_actions.py
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/deployment.py

@@ -22,6 +22,8 @@ from django_ai.automation import (
     workflow,
 )
 
+from .models import Plain
+
 
 @workflow("one")
 class One:
@@ -179,3 +181,13 @@ class Awaits:
     async def begin(self):
         await asyncio.sleep(self.context.seconds)
         return complete()
+
+
+@on_event("heard_due")
+def touch_nothing(event):
+    pass
+
+
+@on_event("written_due")
+def write_a_row(event):
+    Plain.objects.create(name="reminded")

@@ -36,3 +36,25 @@ class Note(models.Model):
 
     def __str__(self) -> str:
         return f"of {self.owner}"
+
+
+class Due(models.Model):
+    due_at = models.DateTimeField(null=True, db_index=True)
+
+    class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"due at {self.due_at}"
+
+
+class Unheard(Due):
+    events = [EventDefinition("unheard_due", date_field="due_at")]
+
+
+class Heard(Due):
+    events = [EventDefinition("heard_due", date_field="due_at")]
+
+
+class Written(Due):
+    events = [EventDefinition("written_due", date_field="due_at")]
