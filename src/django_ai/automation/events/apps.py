@@ -30,7 +30,7 @@ class EventsConfig(AppConfig):
         from .callback_limits import park_execution, slot_owner
         from .callbacks import CALLBACK, all_callbacks
         from .cancellation import cancel_events
-        from .execution import closed_key, new_window, perform_callback, window_of
+        from .execution import closed_key, new_window, perform_callback, read_events, window_of
         from .models import CallbackExecution, CapturedWrite, Event, EventStatus, ExecutionStatus, Schedule
         from .occurrence import perform_events
         from .recording import model_signals
@@ -63,7 +63,8 @@ class EventsConfig(AppConfig):
             move=move,
         )
         registry.register(Event, events)
-        registry.register(CallbackExecution, Behaviour(perform=perform_callback, park=park_execution))
+        callbacks = Behaviour(perform=perform_callback, park=park_execution, read_ahead=read_events)
+        registry.register(CallbackExecution, callbacks)
         register_window_kind(
             WindowKind(
                 CALLBACK,

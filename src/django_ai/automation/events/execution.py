@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
@@ -82,9 +84,21 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         atomic=callback.atomic,
         timeout=callback.timeout,
         clock=clock,
+        may_wait=not callback.limits and callback.window is None,
     )
     if not committed and row_slots is not None:
         left(KIND, row.pk, clock())
+
+
+def read_events(rows: Sequence[CallbackExecution]) -> None:
+    """Read the events of ``rows``. Each gets an instance of its own, which its function may change."""
+    events = Event.objects.in_bulk({row.event_id for row in rows})
+    given: set[int] = set()
+    for row in rows:
+        event = events.get(row.event_id)
+        if event is not None:
+            row.event = deepcopy(event) if row.event_id in given else event
+            given.add(row.event_id)
 
 
 def _depth(row: CallbackExecution, callback: Callback, now: datetime) -> int:

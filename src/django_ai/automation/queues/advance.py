@@ -82,42 +82,76 @@ def advance_many(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]]) -> set[Any]
                 advance(row, changes)
                 kept.add(row.pk)
         return kept
+    return _advance_together(rows)
+
+
+def advance_unlocked(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]]) -> set[Any]:
+    """Write changes to rows like ``advance_many``, but skip rows that others have locked. PostgreSQL only.
+
+    It waits for no lock while it holds others, so it is in no deadlock, and needs no transaction.
+    """
+    return _advance_together(rows, skips_locked=True)
+
+
+def _advance_together(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]], *, skips_locked: bool = False) -> set[Any]:
     groups: dict[tuple[str, ...], list[tuple[Wakeable, dict[str, Any]]]] = {}
     for row, changes in rows:
         progress = _all_changes(row, changes)
         groups.setdefault(tuple(progress), []).append((row, progress))
-    return {pk for names, group in groups.items() for pk in _advance_same_columns(names, group)}
+    return {pk for names, group in groups.items() for pk in _advance_same_columns(names, group, skips_locked)}
 
 
-def _advance_same_columns(names: tuple[str, ...], rows: Sequence[tuple[Wakeable, dict[str, Any]]]) -> set[Any]:
+def _advance_same_columns(
+    names: tuple[str, ...], rows: Sequence[tuple[Wakeable, dict[str, Any]]], skips_locked: bool
+) -> set[Any]:
     model = type(rows[0][0])
     connection = connections[alias_of(model)]
-    quote = connection.ops.quote_name
-    fields = [field_of(model, name) for name in ("id", "lease", "seq", *names)]
-    lists, sets = [], ["seq = kept.seq + 1"]
-    for number, field in enumerate(fields):
-        kind = str(field.db_type(connection)).split("(")[0]
-        is_json = isinstance(field, models.JSONField)
-        lists.append(f"%s::{'text' if is_json else kind}[]")
-        if number > 2:
-            sets.append(f"{quote(field.column)} = given.v{number}{'::jsonb' if is_json else ''}")
     given = [
         [row.pk, row.lease, row.seq, *map(_json_text, _prepared_values(model, changes, connection))]
         for row, changes in rows
     ]
-    with connection.cursor() as cursor:
-        # One array per column: with one parameter per value, the driver would parse longer than the database works.
-        cursor.execute(
-            f"UPDATE {quote(model._meta.db_table)} AS kept SET {', '.join(sets)} "
-            f"FROM unnest({', '.join(lists)}) AS given ({', '.join(f'v{number}' for number in range(len(fields)))}) "
-            f"WHERE kept.id = given.v0 AND kept.lease = given.v1 AND kept.seq = given.v2 RETURNING kept.id",
-            list(map(list, zip(*given, strict=True))),
-        )
+    columns = list(map(list, zip(*given, strict=True)))
+    # One array per column: with one parameter per value, the driver would parse longer than the database works. What is
+    # the same in all rows is one value.
+    shared = tuple(number > 0 and column.count(column[0]) == len(column) for number, column in enumerate(columns))
+    sql = _advance_together_sql(model, names, shared, skips_locked)
+    params = [column[0] if is_shared else column for column, is_shared in zip(columns, shared, strict=True)]
+    if skips_locked:
+        params = [columns[0], *params]
+    with prepared_cursor(connection) as cursor:
+        cursor.execute(sql, params)
         found = {pk for (pk,) in cursor.fetchall()}
     for row, changes in rows:
         if row.pk in found:
             _update_in_memory(row, changes)
     return found
+
+
+@lru_cache(maxsize=256)
+def _advance_together_sql(
+    model: type[Wakeable], names: tuple[str, ...], shared: tuple[bool, ...], skips_locked: bool
+) -> str:
+    """Return an UPDATE whose parameters are keys, leases, ``seq`` and values of the columns ``names``: each an array
+    with one value for each row or, where it is ``shared``, one value for all."""
+    connection = connections[alias_of(model)]
+    quote = connection.ops.quote_name
+    table = quote(model._meta.db_table)
+    given, sets = [], ["seq = kept.seq + 1"]
+    for number, (name, is_shared) in enumerate(zip(("id", "lease", "seq", *names), shared, strict=True)):
+        field = field_of(model, name)
+        is_json = isinstance(field, models.JSONField)
+        kind = "text" if is_json else str(field.db_type(connection)).split("(")[0]
+        given.append(f"%s::{kind} AS v{number}" if is_shared else f"unnest(%s::{kind}[]) AS v{number}")
+        if number > 2:
+            sets.append(f"{quote(field.column)} = given.v{number}{'::jsonb' if is_json else ''}")
+    free = condition = ""
+    if skips_locked:
+        free = f"WITH free AS (SELECT id FROM {table} WHERE id = ANY(%s) FOR UPDATE SKIP LOCKED) "
+        condition = " AND kept.id IN (SELECT id FROM free)"
+    return (
+        f"{free}UPDATE {table} AS kept SET {', '.join(sets)} FROM (SELECT {', '.join(given)}) AS given "
+        f"WHERE kept.id = given.v0 AND kept.lease = given.v1 AND kept.seq = given.v2{condition} RETURNING kept.id"
+    )
 
 
 def _json_text(value: Any) -> Any:

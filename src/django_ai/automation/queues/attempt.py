@@ -38,10 +38,18 @@ from ..exceptions import AttemptTimeoutError, ControlFlowError, LeaseLostError
 from ..values.clock import Clock
 from .advance import advance
 from .causation import CurrentRun, current_cause, running
-from .held_leases import bounded, disarm_deadline, is_working, keep_lease_for, was_interrupted
+from .commit_group import SHORT_SECONDS, CommitGroup, Kept
+from .held_leases import (
+    bounded,
+    commit_group,
+    disarm_deadline,
+    is_working,
+    keep_lease_for,
+    was_interrupted,
+)
 from .interrupt import ShutdownInterrupt
 from .lease import release
-from .observing import observed
+from .observing import current_subject, has_observers, observed, resumed
 from .signals import attempt_finished, row_failed
 from .wakeable import Wakeable
 
@@ -64,6 +72,11 @@ class Progress:
     """Whether it only prepares the attempt that follows, so that ``attempt_finished`` is not sent for it."""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it changes its own row, and nothing else."""
+        return not (self.records or self.writes or self.failed or self.prepares)
+
+    @property
     def records(self) -> tuple[models.Model, ...]:
         return self.inserts if self.record is None else (*self.inserts, self.record)
 
@@ -80,17 +93,21 @@ def commit(row: Wakeable, progress: Progress) -> None:
 
 
 def _write(row: Wakeable, progress: Progress) -> None:
-    changes, current = progress.changes, current_cause()
+    advance(row, _changes(row, progress), progress.records)
+    for write in progress.writes:
+        write()
+
+
+def _changes(row: Wakeable, progress: Progress) -> Mapping[str, Any]:
+    current = current_cause()
     if (
         current is not None
         and current.started_trace is not None
         and current.row is row
         and hasattr(row, "trace_context")
     ):
-        changes = {**changes, "trace_context": current.started_trace}
-    advance(row, changes, progress.records)
-    for write in progress.writes:
-        write()
+        return {**progress.changes, "trace_context": current.started_trace}
+    return progress.changes
 
 
 def attempt(
@@ -102,40 +119,72 @@ def attempt(
     atomic: bool,
     timeout: timedelta,
     clock: Clock,
+    may_wait: bool = False,
 ) -> bool:
     """Run ``work`` once under the lease of ``row`` and commit its progress. Return whether anything was committed.
 
-    ``rescue`` turns an exception of ``work`` into the progress that is committed instead.
+    ``rescue`` turns an exception of ``work`` into the progress that is committed instead. ``may_wait``: whether the
+    caller does nothing more with the row, so that its progress may be kept for a common write (``commit_group``); then
+    this returns true.
     """
+    group = commit_group() if may_wait and atomic else None
+    if group is not None and has_observers():
+        group = None  # an observer surrounds the attempt with its commit
     with observed(row, current):
-        return _attempt(row, work, rescue, current=current, atomic=atomic, timeout=timeout, clock=clock)
+        return _Attempt(row, work, rescue, current, atomic, timeout, clock, group).perform()
 
 
-def _attempt(
-    row: Wakeable,
-    work: Callable[[], Progress],
-    rescue: Callable[[Exception], Progress],
-    *,
-    current: CurrentRun,
-    atomic: bool,
-    timeout: timedelta,
-    clock: Clock,
-) -> bool:
-    connection = connections[alias_of(type(row))]
-    session = Session(connection, is_closed=not atomic and frees_connection(connection))
-    keep_lease_for(timeout)
-    started = time.monotonic()
-    before = dict(row.__dict__)
-    lease, seq = row.lease, row.seq
+@dataclass(eq=False)
+class _Attempt:
+    """One attempt, from the call of the code to the report of its end."""
+
+    row: Wakeable
+    work: Callable[[], Progress]
+    rescue: Callable[[Exception], Progress]
+    current: CurrentRun
+    atomic: bool
+    timeout: timedelta
+    clock: Clock
+    group: CommitGroup | None
     failure: Exception | None = None
     made: Progress | None = None
     rescued: Progress | None = None
 
-    def make() -> Progress:
-        nonlocal made
+    def __post_init__(self) -> None:
+        self.connection = connections[alias_of(type(self.row))]
+        is_closed = not self.atomic and frees_connection(self.connection)
+        self.session = Session(self.connection, is_closed=is_closed)
+        keep_lease_for(self.timeout)
+        self.started = time.monotonic()
+        self.before = dict(self.row.__dict__)
+        self.lease, self.seq = self.row.lease, self.row.seq
+
+    def perform(self) -> bool:
+        """Call the code and commit its progress, or keep it for a common write. Return whether it was not in vain."""
+        return self._settle(self._call_and_commit)
+
+    def _call_and_commit(self) -> bool:
+        """Return whether the progress is kept."""
         try:
-            with session.watched(), bounded(timeout, connection):
-                made = work()
+            self.failure, progress = _run(self.row, self._make, self.connection.alias, self.atomic)
+        finally:
+            self.session.settle(is_ours=is_working(), is_interrupted=was_interrupted())
+        seconds = time.monotonic() - self.started
+        if (
+            self.group is not None
+            and progress is not None
+            and progress.is_plain
+            and self.failure is None
+            and seconds <= SHORT_SECONDS
+        ):
+            self._keep(self.group, progress, seconds)
+            return True
+        return self._commit(progress)
+
+    def _make(self) -> Progress:
+        try:
+            with self.session.watched(), bounded(self.timeout, self.connection):
+                self.made = self.work()
         except (Exception, SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -143,49 +192,73 @@ def _attempt(
             raise ControlFlowError(f"User code raised {type(error).__name__}: {error}") from error
         finally:
             disarm_deadline()
-        return made
+        return self.made
 
-    try:
-        with running(current):
-            try:
-                failure, progress = _run(row, make, connection.alias, atomic)
-            finally:
-                session.settle(is_ours=is_working(), is_interrupted=was_interrupted())
-            if failure is None and progress is not None:
-                failure = _commit_or_error(row, progress)
-            if isinstance(failure, AttemptTimeoutError) and not connection.in_atomic_block:
-                # The cancel request may reach the database late, and must not hit a statement of the engine.
-                connection.close()
-            if failure is not None:
-                # The rollback did not change the row in memory. And if only a hook after the commit raised, so that
-                # nothing was rolled back, the old ``seq`` prevents that the commit is overwritten.
-                row.__dict__.clear()
-                row.__dict__.update(before)
-                rescued = rescue(failure)
-                commit(row, rescued)
-    except LeaseLostError:
-        if failure is None or not _was_committed(row, seq):
-            row.__dict__.clear()
-            row.__dict__.update(before)
-            return False
-        rescued = None
-    except BaseException as error:
-        if not isinstance(error, Exception) or is_database_failure(error, connection):
-            pause = DATABASE_RETRY_DELAY if isinstance(error, Exception) else timedelta(0)
-            is_loss = not isinstance(error, Exception | ShutdownInterrupt)
-            release_or_expire(row, lease, [seq], clock() + pause, is_loss=is_loss)
-        if isinstance(error, Exception) and is_database_failure(error, connection):
-            attempt_finished.send_robust(type(row), row=row, error=error, seconds=time.monotonic() - started)
-            return False
-        raise
-    committed = rescued or made
-    if committed is None or not committed.prepares:
-        reported = None if getattr(failure, "is_expected", False) else failure
-        attempt_finished.send_robust(type(row), row=row, error=reported, seconds=time.monotonic() - started)
-    if committed is not None and committed.failed is not None:
-        failed_row, reason = committed.failed
-        row_failed.send_robust(type(failed_row), row=failed_row, reason=reason)
-    return True
+    def _keep(self, group: CommitGroup, progress: Progress, seconds: float) -> None:
+        subject = current_subject()
+
+        def finish(is_written: bool) -> None:
+            with resumed(subject):
+                if is_written:
+                    attempt_finished.send_robust(type(self.row), row=self.row, error=None, seconds=seconds)
+                else:
+                    self._settle(lambda: self._commit(progress))
+
+        group.add(Kept(self.row, _changes(self.row, progress), finish))
+
+    def _commit(self, progress: Progress | None) -> bool:
+        """Commit what is not committed yet: the progress, or what ``rescue`` makes of the failure. Return False."""
+        row = self.row
+        if self.failure is None and progress is not None:
+            self.failure = _commit_or_error(row, progress)
+        if isinstance(self.failure, AttemptTimeoutError) and not self.connection.in_atomic_block:
+            # The cancel request may reach the database late, and must not hit a statement of the engine.
+            self.connection.close()
+        if self.failure is not None:
+            # The rollback did not change the row in memory. And if only a hook after the commit raised, so that
+            # nothing was rolled back, the old ``seq`` prevents that the commit is overwritten.
+            self._reset_row()
+            self.rescued = self.rescue(self.failure)
+            commit(row, self.rescued)
+        return False
+
+    def _reset_row(self) -> None:
+        self.row.__dict__.clear()
+        self.row.__dict__.update(self.before)
+
+    def _settle(self, commits: Callable[[], bool]) -> bool:
+        """End the attempt with what ``commits`` does, and report it, unless that returns that progress is kept. Return
+        whether anything is committed or kept."""
+        row, connection = self.row, self.connection
+        try:
+            with running(self.current):
+                if commits():
+                    return True
+        except LeaseLostError:
+            if self.failure is None or not _was_committed(row, self.seq):
+                self._reset_row()
+                return False
+            self.rescued = None
+        except BaseException as error:
+            if not isinstance(error, Exception) or is_database_failure(error, connection):
+                pause = DATABASE_RETRY_DELAY if isinstance(error, Exception) else timedelta(0)
+                is_loss = not isinstance(error, Exception | ShutdownInterrupt)
+                release_or_expire(row, self.lease, [self.seq], self.clock() + pause, is_loss=is_loss)
+            if isinstance(error, Exception) and is_database_failure(error, connection):
+                self._report(error)
+                return False
+            raise
+        committed = self.rescued or self.made
+        if committed is None or not committed.prepares:
+            self._report(None if getattr(self.failure, "is_expected", False) else self.failure)
+        if committed is not None and committed.failed is not None:
+            failed_row, reason = committed.failed
+            row_failed.send_robust(type(failed_row), row=failed_row, reason=reason)
+        return True
+
+    def _report(self, error: Exception | None) -> None:
+        seconds = time.monotonic() - self.started
+        attempt_finished.send_robust(type(self.row), row=self.row, error=error, seconds=seconds)
 
 
 def _run(

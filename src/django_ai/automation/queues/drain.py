@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -34,6 +35,7 @@ from .acting import acting_as
 from .advance import ENGINE_FAILED
 from .attempt import DATABASE_RETRY_DELAY, release_or_expire
 from .claim import claim
+from .commit_group import CommitGroup
 from .due import DuePoller, next_due, scan_start
 from .heartbeat import hold, set_leases
 from .held_leases import HeldLeases, is_working
@@ -161,19 +163,22 @@ def _drain(
     def perform_each(rows: Sequence[Wakeable]) -> bool:
         """Perform those of ``rows`` that are still held. Return whether to stop."""
         nonlocal performed, slices
-        for row in rows:
+        leases.commit_group.open(keeps=leases.has_heartbeat and len(rows) > 1)
+        for place, row in enumerate(rows):
             if leases.start(row):
                 performed += type(row) is not Maintenance
                 slices += type(row) is Maintenance
+                leases.commit_group.read_ahead(rows, place)
                 _perform(row, clock)
                 leases.finish()
+                if leases.commit_group.is_due:
+                    _end_group(leases.commit_group, clock)
             if must_stop():
                 return True
         return False
 
     def end(lane_name: str, performed_before: int) -> None:
-        leases.finish()
-        leases.release_unstarted()
+        _end_batch(leases, clock)
         if leases.has_heartbeat and performed > performed_before:
             worker_status.record_performed(lane_name, performed - performed_before)
 
@@ -304,9 +309,24 @@ def _perform_batch(rows: list[W], leases: HeldLeases, clock: Clock) -> tuple[int
         leases.finish()
 
 
-def _perform(row: Wakeable, clock: Clock) -> None:
-    lease, seq = row.lease, row.seq
+def _end_batch(leases: HeldLeases, clock: Clock) -> None:
+    """Write the progress that is kept, and release the rows that were not started."""
+    leases.finish()
+    leases.commit_group.open(keeps=False)
     try:
+        _end_group(leases.commit_group, clock)
+    finally:
+        leases.release_unstarted()
+
+
+def _end_group(group: CommitGroup, clock: Clock) -> None:
+    for kept, is_written in group.end():
+        with _failures_of(kept.row, clock):
+            kept.finish(is_written)
+
+
+def _perform(row: Wakeable, clock: Clock) -> None:
+    with _failures_of(row, clock):
         if row.losses:
             row.record_loss(clock)
             if row.losses >= conf().MAX_LOSSES:
@@ -320,6 +340,14 @@ def _perform(row: Wakeable, clock: Clock) -> None:
                 return
         with kept_session(connections[alias_of(type(row))], is_ours=is_working()):
             row.perform(clock)
+
+
+@contextmanager
+def _failures_of(row: Wakeable, clock: Clock) -> Iterator[None]:
+    """Release ``row``, which this worker has leased, if the block fails. Other rows are performed all the same."""
+    lease, seq = row.lease, row.seq
+    try:
+        yield
     except LeaseLostError:
         pass  # revoked or claimed by another worker meanwhile, which takes care of what comes next
     except ShutdownInterrupt:

@@ -24,6 +24,7 @@ from ..db.connections import dedicated_connection
 from ..db.writer import alias_of
 from . import deadline_watcher, liveness
 from .async_code import cancel_coroutines
+from .commit_group import MAX_SECONDS, look_again, wait_until_needed
 from .held_leases import HeldLeases, current_leases, renew_started, set_current_leases
 from .lanes import lane_of
 from .registry import wakeables
@@ -153,7 +154,7 @@ def _run() -> None:
         # A full pool must not cost other workers their leases.
         connections[alias] = dedicated_connection(alias)
     while True:
-        time.sleep(conf().HEARTBEAT.total_seconds())
+        _sleep()
         with _guard:
             all_leases = list(_held)
         if not all_leases and not worker_status.is_due:
@@ -168,6 +169,23 @@ def _run() -> None:
                 connections.close_all()
         else:
             _beat(all_leases)
+
+
+def _sleep() -> None:
+    """Sleep until the next beat. Meanwhile write progress that workers keep for longer than ``MAX_SECONDS``."""
+    ends = time.monotonic() + conf().HEARTBEAT.total_seconds()
+    while (left := ends - time.monotonic()) > 0 and wait_until_needed(left):
+        time.sleep(min(MAX_SECONDS, left))
+        with _guard:
+            groups = [leases.commit_group for leases in _held]
+        for group in groups:
+            try:
+                group.write_waiting()
+            except Exception as error:
+                logger.warning("The heartbeat could not write progress; its worker will: %s", error)
+                connections.close_all()
+            if group.rows:
+                look_again()
 
 
 def _beat(all_leases: list[HeldLeases]) -> None:

@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from ..values.clock import Clock
 from . import liveness
+from .commit_group import CommitGroup
 from .interrupt import SECONDS_TO_RETURN, Deadline
 from .lease import release, release_unless_locked, renew
 from .wakeable import Wakeable
@@ -44,6 +45,7 @@ class HeldLeases:
     on_suspended: Callable[[HeldLeases], None] | None = None
     may_be_more: bool = False
     deadline: Deadline = field(init=False)
+    commit_group: CommitGroup = field(default_factory=CommitGroup)
     _waiting: dict[int, Wakeable] = field(default_factory=dict)
     _started: tuple[Wakeable, ...] = ()
     _renew_until: float = 0.0
@@ -151,11 +153,11 @@ class HeldLeases:
 
 
 def renew_started(all_leases: Sequence[HeldLeases]) -> None:
-    """Renew the leases of the started rows of several threads, with one statement for the rows of each model; called by
-    the heartbeat."""
+    """Renew the leases of the started rows of several threads, and of those whose progress waits, with one statement
+    for the rows of each model; called by the heartbeat."""
     started: dict[tuple[type[Wakeable], Clock], list[Wakeable]] = {}
     for leases in all_leases:
-        for row in leases.to_renew:
+        for row in (*leases.to_renew, *leases.commit_group.rows):
             started.setdefault((type(row), leases.clock), []).append(row)
     for (_, clock), rows in started.items():
         tokens = {str(row.lease) for row in rows if row.lease is not None}
@@ -173,6 +175,12 @@ def current_leases() -> HeldLeases | None:
 
 def set_current_leases(leases: HeldLeases | None) -> None:
     _local.leases = leases
+
+
+def commit_group() -> CommitGroup | None:
+    """Return the group in which this thread keeps progress now, if it does."""
+    leases = current_leases()
+    return leases.commit_group if leases is not None and leases.commit_group.is_open else None
 
 
 def is_working() -> bool:

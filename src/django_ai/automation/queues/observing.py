@@ -56,6 +56,10 @@ def forget_observer(name: str) -> None:
     _observers.pop(name, None)
 
 
+def has_observers() -> bool:
+    return bool(_observers)
+
+
 def current_subject() -> Subject | None:
     """Return what the engine works at in this thread."""
     return _subject.get()
@@ -75,6 +79,16 @@ def about(row: Any) -> Iterator[None]:
         yield
         return
     token = _subject.set(Subject(row))
+    try:
+        yield
+    finally:
+        _subject.reset(token)
+
+
+@contextmanager
+def resumed(subject: Subject | None) -> Iterator[None]:
+    """Say that what is logged during the block is about ``subject``, whose attempt ran earlier."""
+    token = _subject.set(subject)
     try:
         yield
     finally:

@@ -39,6 +39,7 @@ class Behaviour:
     perform: Callable[[Any, Clock], None]
     park: Callable[..., None]
     perform_batch: Callable[[Sequence[Any], Clock], None] = _unsupported
+    read_ahead: Callable[[Sequence[Any]], None] | None = None
     cancel: Callable[[models.QuerySet[Any], datetime], int] = _unsupported
     fire_now: Callable[[Any, datetime], bool] = _unsupported
     move: Callable[[Any, datetime, datetime], bool] = _unsupported
