@@ -8,16 +8,20 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django_q.signing import SignedPackage
 
 from django_ai.automation import engine
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues import due, lanes
 from django_ai.automation.queues.claim import claim, claim_rows
 from django_ai.automation.queues.drain import drain
-from django_ai.automation.queues.due import KnownDue
+from django_ai.automation.queues.due import KnownDue, doorbells_of
 from django_ai.automation.queues.lanes import Lane
 from django_ai.automation.queues.models import Maintenance
 from django_ai.automation.queues.runtimes.poller import Poller
+from django_ai.automation.queues.runtimes.q2 import doorbell
+from django_ai.automation.queues.runtimes.q2_brokers import OrmBroker
+from django_ai.automation.queues.runtimes.tasks import drain_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.lanes import leaving
@@ -179,6 +183,10 @@ class Bells:
         heard, self.names = self.names, set()
         return heard
 
+    @property
+    def has_heard(self):
+        return bool(self.names)
+
     def discard(self):
         self.discarded += 1
         self.names.clear()
@@ -265,3 +273,46 @@ def test_doorbells_that_rang_before_a_look_are_discarded():
     poller._listener.names = {"workflows"}
     poller.before_look()
     assert not poller._listener.take_heard()
+
+
+# -- Django-Q2 ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_doorbell_task_tells_which_lanes_are_due():
+    assert doorbells_of([RUNS, Lane(Maintenance), Lane(WorkflowRun, "reports"), Lane(WorkflowRun, "", 3)]) == [
+        "workflows"
+    ]
+    task = SignedPackage.loads(doorbell("", ["workflows", "events"]))
+    assert task["args"] == ("", "workflows,events")
+
+
+@pytest.mark.parametrize(("due", "looks_first"), [("workflows", False), ("", True), ("unknown", True)])
+def test_a_doorbell_task_that_names_lanes_saves_a_look(one_run, due, looks_first):
+    with CaptureQueriesContext(connection) as queries:
+        assert drain_due("", due) == 1
+    statements = [each["sql"] for each in queries]
+    look = next(number for number, sql in enumerate(statements) if "min(wake_at)" in sql)
+    claimed = next(number for number, sql in enumerate(statements) if "lease" in sql and "workflowrun" in sql)
+    assert (look < claimed) is looks_first
+    assert effects() == ["one"]
+
+
+def test_what_rings_comes_before_the_tasks_of_q2_but_not_twice_in_a_row(monkeypatch):
+    broker = OrmBroker(list_key="doorbells")
+    broker.poller._listener = Bells("workflows")
+    fetched = []
+    monkeypatch.setattr(broker, "_fetch_stored", lambda: fetched.append(1) or [(1, "stored")])
+    ((_, package),) = broker.dequeue()
+    assert SignedPackage.loads(package)["args"] == ("", "workflows")
+    broker.poller._listener.names = {"workflows"}
+    assert broker.dequeue()[0] == (1, "stored")
+    assert len(fetched) == 1
+
+
+def test_rows_that_became_due_after_the_last_doorbell_have_a_doorbell_at_once(one_run):
+    """A worker has claimed the rows before: the pause for rows that stay due is for those."""
+    poller, pause, _ = polled()
+    assert pause == 0.0
+    assert poller.seconds_until_due() > 0  # still due
+    WorkflowRun.objects.filter(pk=one_run.pk).update(wake_at=timezone.now())
+    assert poller.seconds_until_due() == 0.0

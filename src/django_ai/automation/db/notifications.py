@@ -117,6 +117,10 @@ class Listener:
         except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
             self.close()
 
+    @property
+    def has_heard(self) -> bool:
+        return bool(self._heard)
+
     def take_heard(self) -> set[str]:
         """Return the names in the notifications for this process that were received since the last call. An empty one
         means that a notification named nothing."""

@@ -73,6 +73,7 @@ class Poller:
         self.query_timeout = QueryTimeout()
         self._work_interval = 0.0
         self._work_found_at = 0.0
+        self._sent_at: datetime | None = None
         self._polled_at = 0.0
         self._notify_interval = MIN_NOTIFY_INTERVAL_SECONDS
         self._was_notified = False
@@ -101,9 +102,12 @@ class Poller:
         times = {lane: due for lane, due in times.items() if lane in self.selection}
         if not times:
             return self._idle_for(self.poll)
-        ahead = (min(times.values()) - timezone.now()) / timedelta(seconds=1)
+        first = min(times.values())
+        ahead = (first - timezone.now()) / timedelta(seconds=1)
         if ahead > 0:
             return self._idle_for(min(self.poll, ahead))
+        if self._sent_at is not None and first > self._sent_at:
+            self._work_interval = 0.0  # what was due when the process was sent to work has been claimed
         since = time.monotonic() - self._work_found_at
         if since < self._work_interval:
             self._is_work_pause = True
@@ -121,18 +125,22 @@ class Poller:
 
     def _named_by_doorbells(self) -> dict[Lane, datetime]:
         """Return the lanes for which doorbells have rung since the last poll. Empty: only a poll can tell."""
-        names = self._listening().take_heard()
+        names, now = self._listening().take_heard(), timezone.now()
         if not names or self._work_interval or pauses.current() != pauses.NOTHING:
             return {}
-        now = timezone.now()
         return {lane: now for lane in lanes_of(names) or () if lane in self.selection}
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether doorbells have rung since the last poll."""
+        return self._listening().has_heard
 
     def _send_to_work(self) -> float:
         if self._work_interval:
             self._work_interval = min(self._work_interval * 2, self.max_work_interval)
         else:
             self._work_interval = FIRST_WORK_INTERVAL_SECONDS
-        self._work_found_at = time.monotonic()
+        self._work_found_at, self._sent_at = time.monotonic(), timezone.now()
         return 0.0
 
     def take_known(self) -> KnownDue | None:

@@ -2,7 +2,8 @@
 
 With a broker of ours the cluster polls for due rows itself: the doorbell is a NOTIFY on PostgreSQL, the commit itself
 on SQLite, and on MariaDB there is none. With any other broker a doorbell task is queued. A doorbell task saves no
-result; its only argument is a task queue, here the name of a cluster other than the default one.
+result; its arguments are a task queue, here the name of a cluster other than the default one, and from a broker of ours
+the names of the lanes that are due.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def within_timeout(budget: timedelta) -> timedelta:
     return min(budget, timedelta(seconds=Conf.TIMEOUT) / 2) if Conf.TIMEOUT else budget
 
 
-def doorbell(cluster: str = "") -> str:
-    """Return a signed doorbell task that is not stored, in the form in which a broker passes tasks to the cluster."""
+def doorbell(cluster: str = "", due: Collection[str] = ()) -> str:
+    """Return a signed doorbell task that is not stored, in the form in which a broker passes tasks to the cluster.
+    ``due``: the names of lanes that are due."""
     from django_q.humanhash import uuid
     from django_q.signing import SignedPackage
 
@@ -50,7 +52,7 @@ def doorbell(cluster: str = "") -> str:
         "id": tag,
         "name": "automations",
         "func": DOORBELL,
-        "args": arguments_of(cluster),
+        "args": (cluster, ",".join(due)) if due else arguments_of(cluster),
         "kwargs": {},
         "started": timezone.now(),
         "save": False,

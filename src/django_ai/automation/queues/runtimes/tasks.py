@@ -1,7 +1,7 @@
 """The tasks that a queue runs: the doorbell and the three schedules. A project need not call them.
 
-Each of them ends in ``drain``. The doorbell takes a task queue (``task_queues``) and the others nothing, so a forged or
-stale message can only perform rows that are due.
+Each of them ends in ``drain``. The doorbell takes a task queue (``task_queues``) and names of lanes, and the others
+nothing, so a forged or stale message can only perform rows that are due.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...conf import conf
 from ...db.errors import is_database_failure
 from ...db.writer import alias_of
 from ..drain import drain
-from ..due import next_due
+from ..due import ForetoldDue, next_due
 from ..lanes import Selection
 from ..maintenance import run_soon
 from ..notifier import get_notifier, is_ringing
@@ -31,11 +31,11 @@ from .task_queues import served_by
 logger = logging.getLogger("django_ai.automation")
 
 
-def drain_due(task_queue: str = "") -> int:
+def drain_due(task_queue: str = "", due: str = "") -> int:
     """Answer a doorbell: perform due rows for ``AUTOMATION["DRAIN_BUDGET"]``, and ring again if more are due.
 
     ``task_queue``: perform rows of the queues that ``AUTOMATION["QUEUES"]`` gives to it; by default, of those that it
-    gives to none.
+    gives to none. ``due``: names of doorbells for lanes that are due, which are claimed from at once.
 
     A database that does not answer does not fail the task: a warning is logged, and the next doorbell retries.
     """
@@ -43,10 +43,11 @@ def drain_due(task_queue: str = "") -> int:
     served = served_by(task_queue)
     try:
         # A task queue that executes tasks immediately does so in a web process, which must not be ended.
-        performed = drain(budget=budget, heartbeat=True, expendable=not is_ringing(), **served)
+        foretold = ForetoldDue(due.split(",")) if due else None
+        performed = drain(budget=budget, heartbeat=True, expendable=not is_ringing(), poller=foretold, **served)
         is_used_up = time.monotonic() - started >= budget.total_seconds()
-        if is_used_up and (due := due_lanes(timezone.now(), next_due(), Selection.of(**served))):
-            get_notifier().ring(alias_of(wakeables()[0]), {lane.name for lane in due} if conf().QUEUES else ())
+        if is_used_up and (left := due_lanes(timezone.now(), next_due(), Selection.of(**served))):
+            get_notifier().ring(alias_of(wakeables()[0]), {lane.name for lane in left} if conf().QUEUES else ())
     except DatabaseFailure as error:
         if not is_database_failure(error, connections[alias_of(wakeables()[0])]):
             raise
