@@ -7,16 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connection, connections, transaction
+from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import agent, complete, engine, handler, on_event, step, workflow
 from django_ai.automation.agents.models import HandlerExecution
 from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection, put_down, within_pool
-from django_ai.automation.events.models import CallbackExecution
+from django_ai.automation.events.definitions import EventDefinition
+from django_ai.automation.events.models import CallbackExecution, Event
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes import threads as threads_module
@@ -528,6 +532,26 @@ def test_a_graceful_stop_finishes_running_steps_and_starts_no_other():
     for run in (first, second):
         run.refresh_from_db()
     assert (first.status, second.steps.count(), effects()) == ("completed", 0, ["done"])
+
+
+def test_after_the_grace_a_condition_that_waits_is_cancelled_and_its_event_released(declare):
+    asked = threading.Event()
+
+    async def holds(ticket):
+        if await sync_to_async(lambda: threading.current_thread() is threading.main_thread())():
+            return True  # at the save
+        asked.set()
+        return await asyncio.sleep(60, True)
+
+    declare(Ticket, EventDefinition("ticket_due", holds, date_field="due_at"))
+    Ticket.objects.create(due_at=timezone.now() + timedelta(seconds=0.2))
+    running = Worker(2, 4)
+    until(lambda: (running._offer(), asked.is_set())[1], 30, "The evaluation")
+    running.is_stopping = True
+    assert running.threads.finish(lambda: True)
+    event = Event.objects.get()
+    assert (event.status, event.lease, event.losses, event.attempt) == ("pending", None, 0, 0)
+    assert event.wake_at is not None
 
 
 @pytest.mark.parametrize("how", ["async", "python", "blocked"])

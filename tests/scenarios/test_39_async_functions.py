@@ -11,7 +11,7 @@ from django_ai.automation.agents.core import agent, handler
 from django_ai.automation.events.callbacks import on_event, on_event_cancelled, on_event_created
 from django_ai.automation.events.definitions import EventDefinition
 from django_ai.automation.exceptions import DefinitionError
-from django_ai.automation.workflows.core import complete, on_cancel, on_fail, step, workflow
+from django_ai.automation.workflows.core import complete, event_workflow, on_cancel, on_fail, step, workflow
 
 
 async def waits(*args, **kwargs):
@@ -59,6 +59,9 @@ TAKERS = {
     "payload": lambda function: EventDefinition("x", payload=function),
     "namespace": lambda function: EventDefinition("x", namespace=function),
     "handler condition": lambda function: handler("ticket_closed", condition=function),
+    "when": lambda function: event_workflow("ticket_closed", when=function)(
+        type("Program", (), {"Context": Context, "first": step(start=True)(lambda self: complete())})
+    ),
     "workflow create_context": lambda function: with_hook(
         "create_context", staticmethod(function), workflow("refused", version=1)
     ),
@@ -73,8 +76,11 @@ TAKERS = {
 }
 
 
-AWAITED = ("on_event", "on_event_created", "on_event_cancelled", "step", "handler", "on_fail", "on_cancel")
-"""What these take is awaited (``tests/lifecycle/test_async_code.py``)."""
+AWAITED = (
+    *("on_event", "on_event_created", "on_event_cancelled", "step", "handler", "on_fail", "on_cancel"),
+    *("condition", "handler condition", "when"),
+)
+"""What these take is awaited (``tests/lifecycle/test_async_code.py``, ``tests/lifecycle/test_async_conditions.py``)."""
 REFUSED = [
     pytest.param(taker, function, id=f"{taker} {number}")
     for taker in TAKERS

@@ -385,8 +385,8 @@ def test_the_time_machine_collects_the_errors_of_when():
         assert status(the_run()) == "completed"
 
 
-async def asynchronous(event):
-    return True
+def generating(event):
+    yield True
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ async def asynchronous(event):
         ("visa", r"when='visa' must be a function of the event"),
         (lambda: True, r"when: .*is called with \(event\)"),
         (lambda event, ctx: True, r"when: .*is called with \(event\)"),
-        (asynchronous, r"when: asynchronous must be a plain function"),
+        (generating, r"when: generating must be a plain function or async def"),
     ],
 )
 def test_what_is_no_function_of_the_event_is_refused_at_import(when, said):

@@ -21,6 +21,7 @@ from ..conf import conf
 from ..db.errors import is_database_failure
 from ..db.writer import alias_of
 from ..events.claim_lookup import claim_against
+from ..events.entities import awaited_about
 from ..events.limit_keys import context_key
 from ..events.timing import depth_after, trace_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
@@ -305,7 +306,7 @@ class AgentSession:
         # A copy of the row: a handler that changes or reloads it must not change the worker's fence.
         given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(self.run)}
         with inside(self.run) as current:
-            if handler.condition is not None and not handler.condition(**given):
+            if handler.condition is not None and not awaited_about(event, handler.condition(**given)):
                 self.context = self._restored_context()  # a condition must not change the Context
                 return Skipped("Its condition was false.")
             # A new instance for each handler: only the Context outlives a handler.

@@ -19,7 +19,7 @@ from ..queues.lanes import Priority, check_priority, check_queue
 from ..queues.registry import check_attempts
 from ..state.contexts import context_class
 from ..state.versions import check_version, migration_of
-from ..values.callables import check_runnable, check_synchronous, taken_arguments
+from ..values.callables import check_runnable, taken_arguments
 from ..values.classes import is_redefinition
 from ..values.clock import Offset, check_offset, check_recheck, offset_key
 from ..values.limits import Concurrency, RateLimit, Throttle, declared_limits
@@ -239,8 +239,8 @@ def handler(
             by then. Needs ``offset``. Default False.
         match: How this event is routed to its agent, as a dict like the agent's ``match``. Default: the agent's
             ``match``.
-        condition: A function of ``event`` and ``ctx`` that returns a bool. It is called when the handler is about to
-            run; if it returns False the handler is skipped. Default: always run.
+        condition: A function of ``event`` and ``ctx`` that returns a bool; it may be ``async def``. It is called when
+            the handler is about to run; if it returns False the handler is skipped. Default: always run.
         retry: When and how often to retry a failed attempt, as a ``Retry``. Default: the agent's ``default_retry``.
         ignores_claims: Run even if another run has claimed the event. Default False.
         atomic: Commit the handler's database writes together with its progress, exactly once. Default True. Use False
@@ -311,7 +311,7 @@ def _asking(condition: Any, what: str) -> Callable[..., Any]:
     """Return ``condition`` as a function that is called with every argument by its name."""
     if not callable(condition):
         raise DefinitionError(f"{what}: condition={condition!r} must be a function of event and ctx.")
-    check_synchronous(condition, f"{what}: condition")
+    check_runnable(condition, f"{what}: condition")
     parameters = list(inspect.signature(condition).parameters.values())
     names = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if set(names) <= set(HANDLER_ARGUMENTS):

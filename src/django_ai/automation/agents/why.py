@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 
 from ..db.writer import alias_of, from_writer
-from ..events.entities import load_entities
+from ..events.entities import awaited_about, load_entities
 from ..events.matching.comparing import UNREADABLE, compare_fields
 from ..events.models import Event
 from ..events.names import is_pattern
@@ -268,7 +268,7 @@ def _of_call(event: Event, handler: HandlerDefinition, run: AgentRun, inquiry: I
         def call() -> object:
             context = restore(definition, run.data, run.version, str(run)).context
             given = {"ctx": context, "context": context, "event": event, "events": [event], "run": copy(run)}
-            return condition(**given)
+            return awaited_about(event, condition(**given))
 
         holds, text = evaluated(call, alias_of(AgentRun))
         found.append(Condition("handler condition", "true", text, holds, may_change=True))

@@ -6,7 +6,7 @@ This module imports no models, because models modules import it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -15,12 +15,13 @@ from django.db import models
 
 from ..conf import conf
 from ..exceptions import DefinitionError
-from ..values.callables import check_synchronous
+from ..queues.async_code import awaited
+from ..values.callables import check_runnable, check_synchronous
 from .names import MAX_NAME, check_template, is_template, render
 from .transitions import Transition
 from .zones import TimeZone, checked_zone, zone_name
 
-Condition = Callable[[Any], bool]
+Condition = Callable[[Any], bool | Awaitable[bool]]
 Payload = Callable[[Any], dict[str, Any]]
 Namespace = str | Callable[[Any], str | None]
 
@@ -57,8 +58,8 @@ class EventDefinition:
     Args:
         name: Name of the event, a string of 1 to 200 characters. It may be a template of the entity's fields:
             ``"parcel_lost:{{ instance.pk }}"``.
-        condition: A function that takes the entity and returns a bool; the event occurs only while that is true.
-            Default: always.
+        condition: A function that takes the entity and returns a bool; the event occurs only while that is true. It may
+            be ``async def``. Default: always.
         date_field: Name of a date or datetime field of the model, as a string. Default: the event is immediate.
         timezone: The time zone of the entity, for a scheduled event: a path of fields to its name (``"hotel__tz"``), a
             fixed zone (a ``ZoneInfo``, or its name with a slash: ``"Europe/Berlin"``), or a function that takes the
@@ -136,7 +137,8 @@ class EventDefinition:
                 raise DefinitionError(f"{what}: {title}={function!r} must be a function of the entity.")
         for title, given in (("condition", condition), ("payload", payload), ("namespace", namespace)):
             if callable(given):
-                check_synchronous(given, f"{what}: {title}")
+                check = check_runnable if title == "condition" else check_synchronous
+                check(given, f"{what}: {title}")
         if date_field is not None and (not isinstance(date_field, str) or not date_field):
             raise DefinitionError(f"{what}: date_field={date_field!r} must be the name of a date field, as a string.")
         if timezone is not None and date_field is None:
@@ -208,7 +210,7 @@ class EventDefinition:
 
     def holds_for(self, entity: models.Model) -> bool:
         """Return whether the condition is true for ``entity``. Raises whatever the condition raises."""
-        return self.condition is None or bool(self.condition(entity))
+        return self.condition is None or bool(awaited(self.condition(entity)))
 
     @property
     def compared_fields(self) -> tuple[str, ...]:

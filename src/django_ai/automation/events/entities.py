@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
+from typing import Any
 
 from django.apps import apps
 from django.db.models import Model, Q
 
 from ..db.writer import alias_of
 from ..exceptions import DefinitionError
+from ..queues.async_code import awaited
 from .declarations import declared_on
 from .definitions import EventDefinition
 from .models import Event, Snapshot, rows_of_entity
@@ -44,6 +47,18 @@ def is_installed(label: str) -> bool:
 def _definitions_of(model: type[Model], events: Iterable[Event]) -> list[EventDefinition]:
     names = {event.declared_as for event in events}
     return [each.definition for each in declared_on(model) if each.definition.name in names]
+
+
+def awaited_about(event: Event, result: Any) -> Any:
+    """Return what a condition has returned about ``event``; if it is a coroutine, run it. The entity is read before,
+    because the coroutine cannot read it on first access."""
+    if inspect.iscoroutine(result):
+        try:
+            event.entity  # noqa: B018
+        except BaseException:
+            result.close()
+            raise
+    return awaited(result)
 
 
 def load_entities(events: Iterable[Event]) -> None:

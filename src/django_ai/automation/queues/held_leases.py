@@ -22,7 +22,7 @@ from django.utils import timezone
 from ..values.clock import Clock
 from . import liveness
 from .commit_group import CommitGroup
-from .interrupt import SECONDS_TO_RETURN, Deadline
+from .interrupt import SECONDS_TO_RETURN, Deadline, set_current_deadline
 from .lease import release, release_unless_locked, renew
 from .wakeable import Wakeable
 
@@ -53,7 +53,7 @@ class HeldLeases:
     _release_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.deadline = Deadline(expendable=self.expendable)
+        self.deadline = Deadline(expendable=self.expendable, on_suspended=self._suspended)
 
     def hold(self, rows: Sequence[Wakeable]) -> None:
         """Replace the rows that were not started by ``rows``, which were just claimed."""
@@ -81,9 +81,7 @@ class HeldLeases:
         with self._lock:
             return [self._waiting.pop(pk) for pk in list(self._waiting)[: -(-len(self._waiting) // share)]]
 
-    def suspended(self) -> None:
-        """Note that the coroutine of the started row waits, so that its thread does nothing until it ends."""
-        self.deadline.is_suspended = True
+    def _suspended(self) -> None:
         if self.on_suspended is not None:
             self.on_suspended(self)
 
@@ -175,6 +173,7 @@ def current_leases() -> HeldLeases | None:
 
 def set_current_leases(leases: HeldLeases | None) -> None:
     _local.leases = leases
+    set_current_deadline(None if leases is None else leases.deadline)
 
 
 def commit_group() -> CommitGroup | None:

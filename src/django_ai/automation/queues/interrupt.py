@@ -51,7 +51,8 @@ SECONDS_TO_RETURN = 10.0
 class Deadline:
     """Until when the user code of one worker thread may run. ``expendable``: whether the process ends if that code
     cannot be interrupted, because a supervisor starts another one. ``is_suspended``: whether the code is a coroutine
-    that has begun to wait."""
+    that has begun to wait. ``on_suspended``: called in the event loop when it does. ``is_over``: whether the event loop
+    has ended a coroutine after the timeout."""
 
     expendable: bool = False
     thread: int = field(default_factory=threading.get_ident)
@@ -59,10 +60,12 @@ class Deadline:
     at: float = float("inf")
     armed: bool = False
     fired: bool = False
+    is_over: bool = False
     connection: BaseDatabaseWrapper | None = None
     session: int | None = None
     since: float = 0.0
     is_suspended: bool = False
+    on_suspended: Callable[[], None] | None = None
     _next: float = 0.0
     is_given_up: bool = False
     _is_shut_down: bool = False
@@ -77,7 +80,8 @@ class Deadline:
         """Let the block run for ``seconds``. Raises ``AttemptTimeoutError``, which replaces what an interrupted block
         raises."""
         _install_handler()
-        self.connection, self.fired, self.seconds, self.is_suspended = connection, False, seconds, False
+        self.connection, self.seconds = connection, seconds
+        self.fired = self.is_over = self.is_suspended = False
         self.session = _session_id(connection)
         self.since = time.monotonic()
         self.at = self._next = self.since + seconds
@@ -91,25 +95,39 @@ class Deadline:
         except BaseException as error:
             if self._is_shut_down:
                 raise ShutdownInterrupt(0) from error
-            if self.fired and not isinstance(error, AttemptTimeoutError) and isinstance(error, Exception):
+            is_late = self.fired or self.is_over
+            if is_late and not isinstance(error, AttemptTimeoutError) and isinstance(error, Exception):
                 raise AttemptTimeoutError(timeout_message(seconds)) from error
             raise
         if self._is_shut_down:
             raise ShutdownInterrupt(0)
-        if self.fired:
+        if self.fired or self.is_over:
             # The block returned at the last moment, or swallowed the exception: its time is over all the same.
             raise AttemptTimeoutError(timeout_message(seconds))
 
-    def postponed_by(self, seconds: float) -> float | None:
-        """Interrupt the thread ``seconds`` later, because its code ends itself in time. Return how many seconds are
-        left to that code; None if nothing limits it."""
+    @contextmanager
+    def postponed(self, seconds: float) -> Iterator[float | None]:
+        """Interrupt the thread ``seconds`` later while the block runs, because its code ends itself in time. Yield how
+        many seconds are left to that code; None if nothing limits it."""
         with self._lock:
-            if not self.armed:
-                return None
-            left = max(self.at - time.monotonic(), 0.0)
-            self.at += seconds
-            self._next = max(self._next, self.at)
-            return left
+            is_limited, end = self.armed, self.since + self.seconds
+            if is_limited:
+                self.at += seconds
+                self._next = max(self._next, self.at)
+        try:
+            yield max(end - time.monotonic(), 0.0) if is_limited else None
+        finally:
+            # Else it is over, and nothing is to interrupt the way out.
+            if is_limited and time.monotonic() < end:
+                with self._lock:
+                    self.at = self._next = self.at - seconds
+                wake_by(self.at)
+
+    def suspend(self) -> None:
+        """Note that the code is a coroutine that waits, so that its thread does nothing until it ends."""
+        self.is_suspended = True
+        if self.on_suspended is not None:
+            self.on_suspended()
 
     def waits(self, seconds: float) -> bool:
         """Return whether user code is running and is taken to wait: as a coroutine, or because it has run for
@@ -163,6 +181,16 @@ class Deadline:
 
 
 _deadlines: dict[int, Deadline] = {}
+_local = threading.local()
+
+
+def current_deadline() -> Deadline | None:
+    """Return the deadline of this thread, if it performs rows."""
+    return getattr(_local, "deadline", None)
+
+
+def set_current_deadline(deadline: Deadline | None) -> None:
+    _local.deadline = deadline
 
 
 def timeout_message(seconds: float) -> str:
@@ -215,3 +243,6 @@ def _session_id(connection: BaseDatabaseWrapper) -> int | None:
     """Return MariaDB's id of the session, which only the thread that owns the connection may read."""
     raw: Any = connection.connection
     return None if raw is None or connection.vendor != "mysql" else int(raw.thread_id())
+
+
+os.register_at_fork(after_in_child=lambda: _local.__dict__.clear())

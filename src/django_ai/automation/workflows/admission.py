@@ -15,6 +15,7 @@ from ..db.errors import own_failures
 from ..db.session import kept_session
 from ..db.writer import alias_of, from_writer
 from ..events.claim_lookup import claim_against
+from ..events.entities import awaited_about
 from ..events.evaluation import evaluation_retry_delay
 from ..events.failed_evaluation import FailedEvaluation
 from ..events.models import Event
@@ -93,7 +94,7 @@ def wanted(run: WorkflowRun, definition: WorkflowDefinition, events: Sequence[Ev
 
     def select() -> list[Event]:
         with from_writer():
-            return [event for event in events if when(event)]
+            return [event for event in events if awaited_about(event, when(event))]
 
     which = str(events[0]) if len(events) == 1 else f"{len(events)} events"
     found = _evaluated(run, f"when= of {definition.name}, called with {which},", select, clock)

@@ -20,7 +20,7 @@ from ..queues.lanes import Priority, check_priority, check_queue, check_window_p
 from ..queues.registry import check_attempts
 from ..state.contexts import context_class
 from ..state.versions import check_version, migration_of
-from ..values.callables import check_parameters, check_runnable, check_synchronous
+from ..values.callables import check_parameters, check_runnable
 from ..values.classes import is_redefinition
 from ..values.clock import Offset, check_duration, check_offset, check_recheck
 from ..values.limits import Concurrency, DeclaredLimit, RateLimit, Singleton, Throttle, declared_limits
@@ -196,10 +196,10 @@ def event_workflow(
         deadline: How long a run may take in all, as a positive timedelta, counted from the occurrence; with an offset,
             from the date at which the run is to start; with ``debounce`` or ``batch``, from the end of the window. See
             ``@workflow``. Default: no limit.
-        when: A function of the ``Event`` that returns whether a run is wanted. It is called when the run is to start;
-            if it returns a false value, the run is cancelled, with that reason. (Of the events of a window it selects
-            those that the run gets.) If it raises, it is called again with a backoff; after five failures the run is
-            parked. Default: every event.
+        when: A function of the ``Event`` that returns whether a run is wanted; it may be ``async def``. It is called
+            when the run is to start; if it returns a false value, the run is cancelled, with that reason. (Of the
+            events of a window it selects those that the run gets.) If it raises, it is called again with a backoff;
+            after five failures the run is parked. Default: every event.
         queue: Name of the queue of the runs: workers may be started for some queues only. Default ``"default"``.
         priority: A whole number from -100 to 100, or a function of the event that returns one, called when the run is
             inserted. Of the runs that are due the higher come first; each point counts as 30 s of waiting. Where code
@@ -285,7 +285,7 @@ def _check_when(when: Any, what: str) -> None:
         raise DefinitionError(
             f"{what}: when={when!r} must be a function of the event, as in when=lambda event: event.entity.total > 100."
         )
-    check_synchronous(when, f"{what}: when")
+    check_runnable(when, f"{what}: when")
     check_parameters(when, f"{what}: when", "event")
 
 

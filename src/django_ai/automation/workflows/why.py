@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..db.writer import alias_of
+from ..events.entities import awaited_about
 from ..events.models import Event
 from ..events.subscriptions import subscriptions
 from ..events.why.answers import Answer, Condition
@@ -91,5 +92,5 @@ def _of_start(
         yield unclaimed(event, Owner(KIND, 0 if run is None else run.pk), inquiry.now)
     if definition.when is not None and definition.window is None:
         when = definition.when
-        holds, found = evaluated(lambda: when(event), alias_of(WorkflowRun))
+        holds, found = evaluated(lambda: awaited_about(event, when(event)), alias_of(WorkflowRun))
         yield Condition("when", f"when= of {definition.name} is true", found, holds, may_change=True)
