@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import DatabaseError, connection, connections, transaction
 from django.utils import timezone
 from pydantic import BaseModel
 
 from django_ai.automation import agent, complete, engine, handler, on_event, step, workflow
 from django_ai.automation.agents.models import HandlerExecution
-from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection, put_down, within_pool
 from django_ai.automation.events.definitions import EventDefinition
-from django_ai.automation.events.models import CallbackExecution, Event
+from django_ai.automation.events.models import Event
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.notifier import set_notifier
 from django_ai.automation.queues.runtimes import threads as threads_module
@@ -30,56 +26,15 @@ from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.apps.reservations.models import Effect, Reservation, Ticket
 from tests.support.polling import until
 from tests.support.rows import effects, leave
+from tests.support.worker_threads import MANY, Worker, worker
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
-
-MANY = 6
 
 
 @pytest.fixture(autouse=True)
 def _silent():
     """Only the threads of the test perform rows."""
     set_notifier(None)
-
-
-class Worker:
-    """What the main thread of a worker does: it offers while rows are due."""
-
-    def __init__(self, limit: int, max_connections: int) -> None:
-        self.is_stopping = False
-        self.performed: list[int] = []
-        self.threads = WorkerThreads(
-            limit,
-            max_connections,
-            drain=lambda **options: drain(heartbeat=True, **options),
-            is_stopping=lambda: self.is_stopping,
-            on_performed=self.performed.append,
-        )
-
-    def perform(self, seconds: float = 60) -> None:
-        """Offer until no run, callback and handler is unfinished."""
-        until(self._offer, seconds, "The end of the work")
-
-    def _offer(self) -> bool:
-        self.threads.raise_failure()
-        self.threads.hand_on()
-        self.threads.offer()
-        pending = [
-            WorkflowRun.objects.unfinished(),
-            CallbackExecution.objects.filter(status="pending"),
-            HandlerExecution.objects.filter(status="pending"),
-        ]
-        return not any(each.exists() for each in pending)
-
-
-@contextmanager
-def worker(limit: int = MANY, max_connections: int = 20) -> Iterator[Worker]:
-    running = Worker(limit, max_connections)
-    try:
-        yield running
-    finally:
-        running.is_stopping = True
-        running.threads.finish(lambda: False)
 
 
 class Meeting:
@@ -321,183 +276,6 @@ def test_threads_keep_within_their_connections():
         running.perform()
     assert max(seen) <= 2
     assert running.threads.connection_slots.taken == 0  # all have ended
-
-
-def test_a_step_in_a_transaction_keeps_its_connection():
-    slots = ConnectionSlots(1)
-    found: list[bool] = []
-
-    def work() -> None:
-        mine = connections[connection.alias]
-        slots.bind(mine)
-        mine.ensure_connection()
-        found.append(frees_connection(mine))
-        with transaction.atomic():
-            found.append(frees_connection(mine))
-        mine.close()
-        found.append(slots.taken == 0)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(30)
-    assert found == [True, False, True]
-
-
-def test_a_connection_waits_for_a_slot_and_a_failed_one_gives_it_back(monkeypatch):
-    slots = ConnectionSlots(1)
-    done: list[str] = []
-
-    def hold(started: threading.Event, release: threading.Event) -> None:
-        mine = connections[connection.alias]
-        slots.bind(mine)
-        mine.ensure_connection()
-        done.append("first")
-        started.set()
-        release.wait(30)
-        mine.close()
-
-    def follow() -> None:
-        mine = connections[connection.alias]
-        with monkeypatch.context() as patch:
-            patch.setattr(type(mine), "get_new_connection", lambda self, params: 1 / 0)
-            slots.bind(mine)
-            with pytest.raises(ZeroDivisionError):
-                mine.connect()
-        done.append("failed")
-        mine.connect()
-        done.append("second")
-        mine.close()
-
-    started, release = threading.Event(), threading.Event()
-    first = threading.Thread(target=hold, args=[started, release])
-    first.start()
-    assert started.wait(30)
-    second = threading.Thread(target=follow)
-    second.start()
-    second.join(0.2)
-    assert done == ["first"]
-    release.set()
-    for thread in (first, second):
-        thread.join(30)
-    assert (done, slots.taken) == (["first", "failed", "second"], 0)
-
-
-needs_shared_sessions = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite's sessions are closed instead")
-
-
-def session_of(mine) -> int:
-    with mine.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()" if mine.vendor == "postgresql" else "SELECT connection_id()")
-        return cursor.fetchone()[0]
-
-
-def in_thread(slots: ConnectionSlots, work: Callable[..., object]) -> list[object]:
-    """Call ``work`` in a thread, with a connection that belongs to ``slots``, which is put down afterwards."""
-    found: list[object] = []
-
-    def call() -> None:
-        mine = connections[connection.alias]
-        slots.bind(mine)
-        try:
-            found.append(work(mine))
-        finally:
-            put_down(mine)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join(30)
-    return found
-
-
-@needs_shared_sessions
-def test_a_session_that_was_put_down_is_continued_by_another_thread():
-    slots = ConnectionSlots(2)
-    assert in_thread(slots, session_of) == in_thread(slots, session_of)
-    assert slots.taken == 0
-    before = in_thread(slots, session_of)
-    slots.close_idle(60)
-    assert in_thread(slots, session_of) == before
-    slots.close_idle()
-    assert in_thread(slots, session_of) != before
-    slots.close_idle()
-
-
-@needs_shared_sessions
-@pytest.mark.parametrize("how", ["autocommit", "failure", "transaction"])
-def test_a_session_that_was_not_left_as_it_was_is_closed(how):
-    def leave_changed(mine):
-        if how == "autocommit":
-            mine.set_autocommit(False)
-        elif how == "failure":
-            with pytest.raises(DatabaseError), mine.cursor() as cursor:
-                cursor.execute("SELECT nothing FROM nowhere")
-        else:
-            transaction.atomic(using=mine.alias).__enter__()
-            mine.cursor().execute("SELECT 1")
-
-    slots = ConnectionSlots(2)
-    in_thread(slots, leave_changed)
-    assert (slots.taken, slots._idle) == (0, [])
-
-
-@needs_shared_sessions
-def test_a_session_that_the_server_has_ended_meanwhile_is_not_continued():
-    slots = ConnectionSlots(2)
-    (ended,) = in_thread(slots, session_of)
-    with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [ended])
-        else:
-            cursor.execute(f"KILL {ended}")
-    (other,) = in_thread(slots, session_of)
-    assert other != ended
-    slots.close_idle()
-
-
-@needs_shared_sessions
-def test_code_that_changes_its_session_does_not_pass_it_on():
-    """One thread performs a step that switches the time zone of its session; the next step has another session."""
-    seen: list[tuple[int, str]] = []
-    sql = {
-        "postgresql": ("SET TIME ZONE 'Asia/Tokyo'", "SHOW timezone"),
-        "mysql": ("SET time_zone = '+09:00'", "SELECT @@time_zone"),
-    }[connection.vendor]
-
-    @workflow("changes")
-    class Changes:
-        Context = Job
-
-        @step(start=True, atomic=False)
-        def begin(self):
-            mine = connections[connection.alias]
-            with mine.cursor() as cursor:
-                cursor.execute(sql[1])
-                seen.append((session_of(mine), cursor.fetchone()[0]))
-                cursor.execute(sql[0])
-            return complete()
-
-    for number in range(2):
-        engine.start("changes", number=number)
-    with worker() as running:
-        running.perform()
-    (first, zone), (second, zone_after) = seen
-    assert (first != second, zone_after) == (True, zone)
-
-
-@pytest.mark.parametrize(
-    ("pool", "expected"),
-    [
-        (None, 20),
-        (False, 20),
-        (True, 3),
-        ({"min_size": 2, "max_size": 10}, 9),
-        ({"min_size": 6}, 5),
-        ({"max_size": 1}, 1),
-    ],
-)
-def test_threads_leave_a_connection_of_the_pool_to_the_main_thread(pool, expected):
-    given = SimpleNamespace(settings_dict={"OPTIONS": {"pool": pool}})
-    assert within_pool(given, 20) == expected
 
 
 def test_what_a_thread_raises_reaches_the_main_thread(monkeypatch):
