@@ -7,6 +7,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from django_ai.automation.queues.drain import drain
+from django_ai.automation.queues.models import Arrival
 from django_ai.automation.queues.positions import allocate, lower_bound
 from django_ai.automation.queues.renaming import record
 from django_ai.automation.workflows.core import complete, engine, wait
@@ -32,6 +33,17 @@ def started():
 def test_a_start_is_one_statement_on_postgresql(django_assert_num_queries):
     with transaction.atomic(), django_assert_num_queries(1 if IS_ONE_STATEMENT else 2):
         engine.start("order")
+
+
+def test_a_start_is_one_statement_where_nothing_has_ever_arrived(django_assert_num_queries):
+    """As in a project that only starts workflows. Later starts see what has arrived."""
+    Arrival.objects.all().delete()
+    engine.start("order")
+    with transaction.atomic(), django_assert_num_queries(1 if IS_ONE_STATEMENT else 2):
+        assert engine.start("order").position == 0
+    with transaction.atomic():
+        (arrived,) = allocate(1)
+    assert engine.start("order").position == arrived
 
 
 def test_a_start_with_a_key_is_one_statement_on_postgresql(django_assert_num_queries):

@@ -135,6 +135,12 @@ def gapless_end_sql(connection: BaseDatabaseWrapper) -> str:
     )
 
 
+def empty_end_sql(connection: BaseDatabaseWrapper) -> str:
+    """Return such a relation for a prefix without keys. It has no row if there is a key. Its parameter is the limit."""
+    table = connection.ops.quote_name(Arrival._meta.db_table)
+    return f"(SELECT least(0, %s::bigint) AS value WHERE NOT EXISTS (SELECT 1 FROM {table})) AS prefix"
+
+
 def _open_writers(connection: BaseDatabaseWrapper, arrived: int) -> tuple[frozenset[str], frozenset[str]]:
     """Return the open transactions of others that have written to the table, or are about to (PostgreSQL); and those of
     them that began before the key ``arrived`` had arrived: no other owns a key below it."""

@@ -25,7 +25,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..db.database_clock import DATABASE_NOW_SQL
 from ..db.inserts import insert_selecting
 from ..db.writer import alias_of
-from .committed_prefix import PAGE, CommittedPrefix, extend, gapless_end_sql, highest_key, settled_key
+from .committed_prefix import (
+    PAGE,
+    CommittedPrefix,
+    empty_end_sql,
+    extend,
+    gapless_end_sql,
+    highest_key,
+    settled_key,
+)
 from .models import Arrival
 
 SAME_TIME_SECONDS = 3600
@@ -110,10 +118,11 @@ def insert_bounded(
     """
     connection = connections[alias_of(Arrival)]
     known = _known(connection)
-    if connection.vendor != "postgresql" or known is None or not known.end:
+    if connection.vendor != "postgresql" or known is None:
         return False
-    source = gapless_end_sql(connection) + (f" WHERE NOT EXISTS ({unless})" if unless else "")
-    if not insert_selecting(row, "position", source, [at_most, known.end, known.end, *params], ignoring=ignoring):
+    source, ends = (gapless_end_sql, [known.end, known.end]) if known.end else (empty_end_sql, [])
+    sql = source(connection) + (f" WHERE NOT EXISTS ({unless})" if unless else "")
+    if not insert_selecting(row, "position", sql, [at_most, *ends, *params], ignoring=ignoring):
         return False
     end: int = row.position  # type: ignore[attr-defined]
     _remember(connection, known, CommittedPrefix(end, known.seen, known.owners))
