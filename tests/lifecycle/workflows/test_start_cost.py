@@ -19,6 +19,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 IS_ONE_STATEMENT = connection.vendor == "postgresql"
 AGAIN = {"postgresql": 3, "mysql": 5}
 """Statements of a start whose key is taken."""
+IN_AN_EMPTY_TABLE = {"postgresql": 1, "mysql": 3}
+"""Statements of a start where the table of arrivals is empty."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,7 @@ def test_a_start_is_one_statement_where_nothing_has_ever_arrived(django_assert_n
     """As in a project that only starts workflows. Later starts see what has arrived."""
     Arrival.objects.all().delete()
     engine.start("order")
-    with transaction.atomic(), django_assert_num_queries(1 if IS_ONE_STATEMENT else 2):
+    with transaction.atomic(), django_assert_num_queries(IN_AN_EMPTY_TABLE.get(connection.vendor, 2)):
         assert engine.start("order").position == 0
     with transaction.atomic():
         (arrived,) = allocate(1)
