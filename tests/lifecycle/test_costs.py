@@ -34,16 +34,17 @@ ROOM = 16
 """By how many bytes an operation may exceed its number: a string with the key of a row is longer after many tests."""
 
 
-TIMES = 12
-"""How often an operation is counted, so that once it finds pages with room for all that it writes."""
+TIMES = 14
+"""How often an operation is counted, so that each statement once finds pages with room for what it writes."""
 
 
 class Budget(NamedTuple):
     """What an operation may cost.
 
     ``statements``: on PostgreSQL, SQLite and MariaDB, without BEGIN and COMMIT. ``commits``: on all. ``rows``: that
-    PostgreSQL and MariaDB read at most. ``records`` and ``size``: those of the write-ahead log of PostgreSQL, and their
-    bytes. ``updates``: of rows, and how many of them needed no new index entries (HOT).
+    PostgreSQL and MariaDB read at most; MariaDB has two plans for a delivery, and chooses by random samples.
+    ``records`` and ``size``: those of the write-ahead log of PostgreSQL, and their bytes. ``updates``: of rows, and how
+    many of them needed no new index entries (HOT).
     """
 
     statements: tuple[int, int, int]
@@ -61,7 +62,7 @@ BUDGETS = {
         (10, 12, 13), commits=4, rows=(7, 15), records=46, size=4864, updates=(3, 0)
     ),
     "a save whose event calls a callback": Budget(
-        (10, 11, 12), commits=4, rows=(4, 12), records=57, size=5750, updates=(3, 0)
+        (10, 11, 12), commits=4, rows=(4, 12), records=57, size=5804, updates=(3, 0)
     ),
     "a callback": Budget((2, 2, 2), rows=(2, 2), records=5, size=496, updates=(1, 0)),
     "a start": Budget((1, 2, 2), rows=(1, 2), records=7, size=664),
@@ -70,7 +71,7 @@ BUDGETS = {
     "a step that writes": Budget((2, 3, 3), rows=(1, 1), records=12, size=1206, updates=(1, 0)),
     "a step that waits": Budget((4, 6, 6), commits=2, rows=(2, 5), records=16, size=1434, updates=(2, 0)),
     "a signal": Budget((1, 1, 1), records=5, size=369),
-    "the delivery of a signal": Budget((4, 5, 5), rows=(7, 17), records=15, size=1295, updates=(2, 0)),
+    "the delivery of a signal": Budget((4, 5, 5), rows=(7, 20), records=15, size=1295, updates=(2, 0)),
     "a step of a run that was woken": Budget((2, 3, 3), rows=(2, 2), records=11, size=1244, updates=(1, 0)),
     "a look for due rows": Budget((1, 1, 1), commits=0, rows=(4, 12)),
 }
@@ -174,20 +175,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cost]:
 @pytest.mark.parametrize("name", BUDGETS)
 def test_an_operation_takes_no_more_statements(name, counted):
     cost, budget = counted(name), BUDGETS[name]
-    statements = dict(zip(("postgresql", "sqlite", "mysql"), budget.statements, strict=True))[connection.vendor]
-    assert (cost.statements, cost.commits) == (statements, budget.commits), cost.sql
+    expected = dict(zip(("postgresql", "sqlite", "mysql"), budget.statements, strict=True))[connection.vendor]
+    assert (len(cost.statements), cost.commits) == (expected, budget.commits), cost.statements
 
 
 @pytest.mark.slow
 def test_among_many_rows_operations_read_no_more_and_log_no_more(counted):
     fill()
     costs = {name: counted(name, times=TIMES, among=7) for name in BUDGETS}
-    read_as_a_whole = {name: cost.scanned for name, cost in costs.items() if cost.scanned}
-    assert not read_as_a_whole
+    assert not {name: cost.scanned for name, cost in costs.items() if cost.scanned}
     if connection.vendor == "postgresql":
-        log = {name: (cost.records, cost.updates, cost.hot) for name, cost in costs.items()}
+        log = {name: (cost.total("records"), cost.total("updates"), cost.total("hot")) for name, cost in costs.items()}
         assert log == {name: (budget.records, *budget.updates) for name, budget in BUDGETS.items()}
     for name, budget in BUDGETS.items():
         rows = dict(zip(("postgresql", "mysql"), budget.rows, strict=True)).get(connection.vendor, 0)
-        assert costs[name].rows <= rows, (name, costs[name])
-        assert costs[name].size <= budget.size + ROOM, (name, costs[name])
+        assert costs[name].total("rows") <= rows, (name, costs[name])
+        assert costs[name].total("size") <= budget.size + ROOM, (name, costs[name])

@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,19 +42,36 @@ _EXPLAINED = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 
 
 @dataclass
-class Cost:
-    """What a block has cost. ``updates`` and ``hot``: rows that were updated, and those without new entries in indexes.
-    ``scanned``: the filled tables that were read as a whole."""
+class Statement:
+    """One statement, and what it costs.
 
-    statements: int = 0
-    commits: int = 0
+    ``updates`` and ``hot``: rows that were updated, and those without new entries in indexes. ``scanned``: the filled
+    tables that were read as a whole.
+    """
+
+    sql: str
     rows: int = 0
     records: int = 0
     size: int = 0
     updates: int = 0
     hot: int = 0
     scanned: set[str] = field(default_factory=set)
-    sql: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cost:
+    """What a block costs."""
+
+    commits: int = 0
+    statements: list[Statement] = field(default_factory=list)
+
+    def total(self, name: str) -> int:
+        """Return the sum of one column of ``Statement``."""
+        return sum(getattr(each, name) for each in self.statements)
+
+    @property
+    def scanned(self) -> set[str]:
+        return set().union(*(each.scanned for each in self.statements))
 
 
 def fill() -> None:
@@ -101,7 +118,7 @@ def _create(rows: Sequence[Any]) -> list[Any]:
 
 
 def least(operation: Callable[[], Any], prepare: Callable[[], Any], times: int = 2, among: int = 0) -> Cost:
-    """Return the least of each count over ``times`` executions of ``operation``, each after ``prepare``.
+    """Return what each statement of ``operation`` costs at least, in ``times`` executions, each after ``prepare``.
 
     The first is not counted, because it fills caches. Tables that are read as a whole at least once are in ``scanned``.
     ``among``: how many other rows are inserted before each execution, so that it finds pages filled to another degree.
@@ -115,11 +132,17 @@ def least(operation: Callable[[], Any], prepare: Callable[[], Any], times: int =
             operation()
         if number:
             costs.append(cost)
-    found = Cost(scanned=set().union(*(each.scanned for each in costs)), sql=costs[-1].sql)
-    for each in fields(Cost):
-        if each.type == "int":
-            setattr(found, each.name, min(getattr(cost, each.name) for cost in costs))
-    found.hot = max(cost.hot for cost in costs)  # a page that is full by chance costs a HOT update
+    fewest = min(len(cost.statements) for cost in costs)
+    same = [cost.statements for cost in costs if len(cost.statements) == fewest]
+    return Cost(min(cost.commits for cost in costs), [_least(alike) for alike in zip(*same, strict=True)])
+
+
+def _least(alike: Sequence[Statement]) -> Statement:
+    """Return what a statement costs where it finds room in each page and index."""
+    found = Statement(alike[0].sql, scanned=set().union(*(each.scanned for each in alike)))
+    for name in ("rows", "records", "size", "updates"):
+        setattr(found, name, min(getattr(each, name) for each in alike))
+    found.hot = max(each.hot for each in alike)  # an update whose page is full is not HOT
     return found
 
 
@@ -131,30 +154,30 @@ def counted() -> Iterator[Cost]:
     explain = {"postgresql": _explain_on_postgresql, "sqlite": _explain_on_sqlite}.get(connection.vendor)
 
     def count(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
-        sql = str(sql)
-        verb = sql.split(None, 1)[0].upper()
+        verb = str(sql).split(None, 1)[0].upper()
         if verb == "BEGIN":  # SQLite
             return execute(sql, params, many, context)
-        cost.statements += 1
-        cost.sql.append(sql)
+        statement = Statement(str(sql))
+        cost.statements.append(statement)
         cost.commits += verb != "SELECT" and connection.get_autocommit()
         if explain is not None and verb in _EXPLAINED and not many:
-            explain(sql, params, cost)
-        return execute(sql, params, many, context)
+            explain(statement, params)
+        before = _handler_reads()
+        result = execute(sql, params, many, context)
+        statement.rows += _handler_reads() - before
+        return result
 
     def counting_commit() -> None:
         cost.commits += connection.vendor != "postgresql" or bool(connection.connection.pgconn.transaction_status)
         commit()
 
     connection.ensure_connection()
-    before = _handler_reads()
     connection._commit = counting_commit
     try:
         with connection.execute_wrapper(count):
             yield cost
     finally:
         del connection._commit
-    cost.rows += _handler_reads() - before
 
 
 def _handler_reads() -> int:
@@ -165,15 +188,15 @@ def _handler_reads() -> int:
         return sum(int(value) for _, value in cursor.fetchall())
 
 
-def _explain_on_sqlite(sql: str, params: Any, cost: Cost) -> None:
+def _explain_on_sqlite(statement: Statement, params: Any) -> None:
     with closing(connection.create_cursor()) as cursor:
-        cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params or ())
+        cursor.execute(f"EXPLAIN QUERY PLAN {statement.sql}", params or ())
         details = [row[3] for row in cursor.fetchall()]
     names = {model._meta.db_table for model in FILLED}
-    cost.scanned |= {name for name in names for each in details if re.fullmatch(rf"SCAN {name}( AS \w+)?", each)}
+    statement.scanned |= {name for name in names for each in details if re.fullmatch(rf"SCAN {name}( AS \w+)?", each)}
 
 
-def _explain_on_postgresql(sql: str, params: Any, cost: Cost) -> None:
+def _explain_on_postgresql(statement: Statement, params: Any) -> None:
     """Execute the statement and undo it. What it reads and writes is then done again."""
     raw = connection.connection
     begin, end = "BEGIN", "ROLLBACK"
@@ -184,7 +207,7 @@ def _explain_on_postgresql(sql: str, params: Any, cost: Cost) -> None:
         try:
             updates, hot = _updates(cursor)
             allocated = _allocated(cursor)
-            cursor.execute(f"EXPLAIN (ANALYZE, WAL, TIMING OFF, FORMAT JSON) {sql}", params)
+            cursor.execute(f"EXPLAIN (ANALYZE, WAL, TIMING OFF, FORMAT JSON) {statement.sql}", params)
             (found,) = cursor.fetchone()
             more_updates, more_hot = _updates(cursor)
             cursor.execute(f"SELECT setval(pg_get_serial_sequence('{_ARRIVALS}', 'id'), %s)", [allocated])
@@ -193,17 +216,17 @@ def _explain_on_postgresql(sql: str, params: Any, cost: Cost) -> None:
     plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
     nodes = list(_nodes(plan))
     assert all(node.get("WAL Records", 0) <= plan.get("WAL Records", 0) for node in nodes), found
-    cost.records += plan.get("WAL Records", 0)
-    cost.size += plan.get("WAL Bytes", 0)
-    cost.updates += more_updates - updates
-    cost.hot += more_hot - hot
+    statement.records += plan.get("WAL Records", 0)
+    statement.size += plan.get("WAL Bytes", 0)
+    statement.updates += more_updates - updates
+    statement.hot += more_hot - hot
     names = {model._meta.db_table for model in FILLED}
     for node in nodes:
         if node["Node Type"].endswith("Scan") and node.get("Relation Name") in names:
             removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
-            cost.rows += round((node["Actual Rows"] + removed) * node["Actual Loops"])
+            statement.rows += round((node["Actual Rows"] + removed) * node["Actual Loops"])
             if node["Node Type"] == "Seq Scan" and node["Actual Loops"]:
-                cost.scanned.add(node["Relation Name"])
+                statement.scanned.add(node["Relation Name"])
 
 
 def _updates(cursor: Any) -> tuple[int, int]:
