@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 
+from ..db.selects import read_by_pk
 from ..exceptions import CodeError, UnknownCallbackError
 from ..queues.advance import advance
 from ..queues.async_code import awaited
@@ -31,6 +32,8 @@ from .windows import close, events_of
 
 def perform_callback(row: CallbackExecution, clock: Clock) -> None:
     """Run one attempt of the execution."""
+    if not CallbackExecution.event.is_cached(row):
+        read_events([row])
     event = row.event
     callback = find_callback(event.event_name, row.callback, row.milestone)
     try:
@@ -92,7 +95,7 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
 
 def read_events(rows: Sequence[CallbackExecution]) -> None:
     """Read the events of ``rows``. Each gets an instance of its own, which its function may change."""
-    events = Event.objects.in_bulk({row.event_id for row in rows})
+    events = read_by_pk(Event, list(dict.fromkeys(row.event_id for row in rows)))
     given: set[int] = set()
     for row in rows:
         event = events.get(row.event_id)
