@@ -10,8 +10,10 @@ import os
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 
 from django_ai.automation.queues import drain as drain_module
+from django_ai.automation.queues import positions
 from tests.support.crash_cancellations import CANCELLATIONS
 from tests.support.crash_endings import ENDINGS
 from tests.support.crash_limits import LIMITS
@@ -62,6 +64,8 @@ def unhurried(clock, monkeypatch, settings):
     clock.noon = clock.now
     settings.AUTOMATION = {**settings.AUTOMATION, "DRAIN_BUDGET": timedelta(minutes=10)}
     monkeypatch.setattr(drain_module, "_batch_size", lambda model: 20)
+    with transaction.atomic():
+        positions.allocate(1)  # so that the first run finds a bound, too, and writes the same statements
     return clock
 
 

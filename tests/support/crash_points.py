@@ -37,6 +37,7 @@ from django.utils import timezone
 from django_ai.automation.agents.models import AgentRoute, AgentRun, HandlerExecution
 from django_ai.automation.conf import conf
 from django_ai.automation.events.models import CallbackExecution, CapturedWrite, Event, EventClaim
+from django_ai.automation.queues import positions
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.models import Action, BulkAction, HeldRow, Limiter, Pause, Slot
 from django_ai.automation.queues.registry import due_times
@@ -330,6 +331,7 @@ def _be_the_child(program: Program, clock: Any, target: str | None, mode: str, p
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     faulthandler.register(signal.SIGALRM, file=pipe, chain=True)
     signal.alarm(SECONDS_OF_A_CHILD)
+    positions._prefixes.clear()  # a new process knows none, so each child makes the same commits
     try:
         with Points(target, mode).watching() as points:
             program.run(clock, report=lambda number: say("act", number))

@@ -13,6 +13,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..events.models import Event, Shapes
 from ..events.subscribers import Notification, Subscriber
+from ..queues.advance import Started
 from .definitions import agents_spawned_by, all_agents, handlers_for
 from .delivery import executions_for
 from .mailbox import put_in_mailbox
@@ -35,6 +36,9 @@ class AgentSubscriber(Subscriber):
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         spawn(events, now)
+
+    def started_by(self, event: Event, now: datetime) -> Sequence[Started] | None:
+        return None if agents_spawned_by(event) else ()
 
     def wants_notification(self, event: Event, milestone: str) -> bool:
         # Every occurrence, if there are agents: a claim of theirs may end after a number of occurrences.

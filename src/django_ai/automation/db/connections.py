@@ -8,6 +8,9 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+_IDLE = 0
+"""The status of a session without a transaction: PQTRANS_IDLE."""
+
 
 def was_closed(connection: BaseDatabaseWrapper) -> bool:
     """Return whether user code has closed ``connection`` inside the open ``atomic`` block. Django itself also closes a
@@ -36,6 +39,16 @@ def is_untouched_transaction(connection: BaseDatabaseWrapper) -> bool:
         return False
     raw = connection.connection
     return raw is not None and raw.info.transaction_status.name == "IDLE"
+
+
+def is_autocommitted(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the next statement is a transaction of its own on PostgreSQL: no transaction is open, not even one
+    that Django does not know about."""
+    if connection.in_atomic_block:
+        return False
+    connection.ensure_connection()
+    raw: Any = connection.connection
+    return bool(raw.autocommit) and int(raw.info.transaction_status) == _IDLE
 
 
 def dedicated_connection(alias: str) -> BaseDatabaseWrapper:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-_IDLE = 0
+from .connections import is_autocommitted
+
 NOT_DURABLE = "set_config('synchronous_commit', 'off', true)"
 """An expression for a statement that is a transaction of its own, whose commit then does not wait."""
 
@@ -17,12 +18,4 @@ NOT_DURABLE = "set_config('synchronous_commit', 'off', true)"
 def not_durable_if(connection: BaseDatabaseWrapper) -> str:
     """Return a condition that is true, and lets the commit of the next statement not wait; empty in a transaction,
     which would not wait as a whole, and on other databases. It must be evaluated for the rows that are written."""
-    return f" AND {NOT_DURABLE} = 'off'" if _is_transaction_of_its_own(connection) else ""
-
-
-def _is_transaction_of_its_own(connection: BaseDatabaseWrapper) -> bool:
-    if connection.vendor != "postgresql" or connection.in_atomic_block:
-        return False
-    connection.ensure_connection()
-    raw = connection.connection
-    return bool(raw.autocommit) and int(raw.info.transaction_status) == _IDLE
+    return f" AND {NOT_DURABLE} = 'off'" if connection.vendor == "postgresql" and is_autocommitted(connection) else ""

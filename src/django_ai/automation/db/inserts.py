@@ -55,11 +55,10 @@ def insert_selecting(row: models.Model, name: str, source: str, params: Sequence
     a conflict. PostgreSQL only. ``params``: those of ``source``."""
     model = type(row)
     connection = connections[alias_of(model)]
-    into, fields, returning = _around_selected(model, name)
-    values: list[Any] = []
-    typed = ", ".join([f"{_placeholder(field, row, connection, values)}::{kind}" for field, kind in fields])
+    into, values = selected(row, name)
+    returning = f"RETURNING {', '.join(map(connection.ops.quote_name, [column_of(model._meta.pk), name]))}"
     conflict = " ON CONFLICT DO NOTHING" if ignoring else ""
-    sql = f"{into} SELECT {typed}, value FROM {source}{conflict} {returning}"
+    sql = f"{into}, value FROM {source}{conflict} {returning}"
     with transaction.mark_for_rollback_on_error(using=connection.alias), connection.cursor() as cursor:
         cursor.execute(sql, [*values, *params])
         found = cursor.fetchone()
@@ -70,17 +69,29 @@ def insert_selecting(row: models.Model, name: str, source: str, params: Sequence
     return True
 
 
+def selected(row: models.Model, last: str = "") -> tuple[str, list[Any]]:
+    """Return an INSERT of ``row`` on PostgreSQL up to the list of its SELECT, and the parameters.
+
+    The SELECT is to continue with the value of the column ``last``, if one is given, and with FROM.
+    """
+    model = type(row)
+    connection = connections[alias_of(model)]
+    into, fields = _around_selected(model, last)
+    values: list[Any] = []
+    typed = ", ".join([f"{_placeholder(field, row, connection, values)}::{kind}" for field, kind in fields])
+    return f"{into} SELECT {typed}", values
+
+
 @lru_cache(maxsize=512)
-def _around_selected(model: type[models.Model], name: str) -> tuple[str, list[tuple[models.Field[Any, Any], str]], str]:
-    """Return the begin of an INSERT, its columns with their types, ``name`` being the last one, and its end."""
+def _around_selected(model: type[models.Model], last: str) -> tuple[str, list[tuple[models.Field[Any, Any], str]]]:
+    """Return the begin of an INSERT, and its columns with their types, without ``last``, which is the last one."""
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
-    fields = [field for field in insertable_fields(model) if field.attname != name]
+    fields = [field for field in insertable_fields(model) if field.attname != last]
     # Typed, because a SELECT list, unlike VALUES, gives parameters no types.
     typed = [(field, str(field.db_type(connection)).partition("(")[0]) for field in fields]
-    names = ", ".join(map(quote, [*map(column_of, fields), name]))
-    into = f"INSERT INTO {quote(model._meta.db_table)} ({names})"
-    return into, typed, f"RETURNING {quote(column_of(model._meta.pk))}, {quote(name)}"
+    names = ", ".join(map(quote, filter(None, [*map(column_of, fields), last])))
+    return f"INSERT INTO {quote(model._meta.db_table)} ({names})", typed
 
 
 def insert_ignoring(model: type[M], rows: Sequence[M], key: str | None = None) -> int:

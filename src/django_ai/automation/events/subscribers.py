@@ -12,6 +12,7 @@ from datetime import datetime
 
 from django.db.models import Q
 
+from ..queues.advance import Started
 from .models import Event, Shapes
 
 
@@ -43,6 +44,11 @@ class Subscriber:
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
         """These events occur in this transaction."""
+
+    def started_by(self, event: Event, now: datetime) -> Sequence[Started] | None:
+        """Return the rows that ``occurred`` would insert for the event, which is about to occur, if it would do nothing
+        else: then they may be inserted without it. None: it must be called."""
+        return None
 
     def wants_notification(self, event: Event, milestone: str) -> bool:
         """Return whether ``notify`` must be called after this milestone of the event has committed."""

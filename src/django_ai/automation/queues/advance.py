@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,12 +18,13 @@ from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..db.database_clock import DATABASE_NOW_SQL
-from ..db.inserts import column_of, field_of, insertable_fields
+from ..db.inserts import column_of, field_of, insertable_fields, selected
 from ..db.prepared import prepared_cursor
 from ..db.writer import alias_of
 from ..exceptions import LeaseLostError
 from ..state.encryption import EncryptedJSONField, encrypt
 from .models import Arrival
+from .positions import statement_bound
 from .wakeable import Wakeable
 
 ENGINE_FAILED = "The engine itself failed on this row"
@@ -67,6 +69,45 @@ def advance(
     if kept != 1:
         raise LeaseLostError(f"{row._meta.label} {row.pk} was claimed or changed by another process meanwhile.")
     _update_in_memory(row, changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A new row that the progress of another starts. ``is_bounded``: its ``position`` is to be a ``lower_bound()``."""
+
+    row: Wakeable
+    is_bounded: bool = False
+
+
+def advance_and_start(
+    row: Wakeable, changes: Mapping[str, Any], position_columns: tuple[str, ...], started: Started
+) -> bool | None:
+    """Write ``changes`` as ``advance`` does, and insert what they start, in one statement. Return whether it was
+    inserted: not if its unique key is taken. Only on PostgreSQL.
+
+    Returns None if nothing was written: the lease was lost, or the statement cannot find the bound. Then ``advance``
+    tells which. ``position_columns``: as in ``advance``, one at least.
+    """
+    connection = connections[alias_of(type(row))]
+    bound = statement_bound(connection) if started.is_bounded else None
+    if started.is_bounded and bound is None:
+        return None
+    changes = _all_changes(row, changes)
+    params: list[Any] = [] if bound is None else [*bound.params()]
+    params += [*_prepared_values(type(row), changes, connection), row.seq + 1, row.pk, row.lease, row.seq]
+    insert, values = selected(started.row, "position" if started.is_bounded else "")
+    sql = _starting_sql(type(row), tuple(changes), position_columns, insert, "" if bound is None else bound.sql)
+    with prepared_cursor(connection) as cursor:
+        cursor.execute(sql, [*params, *values])
+        found = cursor.fetchone()
+    if found is None:
+        return None
+    position, count, end = found
+    if bound is not None:
+        bound.remember(end)
+    _update_in_memory(row, changes)
+    row.__dict__.update(dict.fromkeys(position_columns, position))
+    return bool(count)
 
 
 def advance_many(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]]) -> set[Any]:
@@ -208,16 +249,43 @@ def _advance_sql(
     )
     update = f"UPDATE {table} SET {sets}, seq = %s WHERE {pk} = %s AND lease = %s AND seq = %s"
     if position_columns:
-        return (
-            f"WITH arrived AS (INSERT INTO {quote(Arrival._meta.db_table)} (at) "
-            f"VALUES ({DATABASE_NOW_SQL['postgresql']}) RETURNING id) "
-            f"{update} RETURNING {quote(field_of(model, position_columns[0]).column)}"
-        )
+        position = quote(column_of(field_of(model, position_columns[0])))
+        return f"WITH {_arrived_sql(connection)} {update} RETURNING {position}"
     if not records:
         return update
     inserts = [_insert_sql(record, connection) for record in records]
     more = "".join(f", record{number} AS ({sql})" for number, sql in enumerate(inserts[:-1]))
     return f"WITH kept AS ({update} RETURNING 1){more} {inserts[-1]}"
+
+
+def _arrived_sql(connection: BaseDatabaseWrapper) -> str:
+    """Return the part of a statement on PostgreSQL that allocates a position."""
+    table = connection.ops.quote_name(Arrival._meta.db_table)
+    return f"arrived AS (INSERT INTO {table} (at) VALUES ({DATABASE_NOW_SQL['postgresql']}) RETURNING id)"
+
+
+@lru_cache(maxsize=256)
+def _starting_sql(
+    model: type[Wakeable], names: tuple[str, ...], position_columns: tuple[str, ...], insert: str, bound: str
+) -> str:
+    """Return the statement that advances a row, and executes ``insert`` if it did. It returns the position, the number
+    of rows that were inserted, and the bound. ``bound``: the relation of a ``StatementBound``."""
+    connection = connections[alias_of(model)]
+    arrived = _arrived_sql(connection)
+    advanced = _advance_sql(model, names, (), position_columns).removeprefix(f"WITH {arrived} ")
+    update, _, position = advanced.rpartition(" RETURNING ")
+    if not bound:
+        return (
+            f"WITH {arrived}, kept AS ({advanced}), made AS ({insert} FROM kept ON CONFLICT DO NOTHING RETURNING 1) "
+            f"SELECT kept.{position}, (SELECT count(*) FROM made), NULL FROM kept"
+        )
+    return (
+        f"WITH prefix AS (SELECT value FROM {bound}), {arrived}, "
+        f"kept AS ({update} AND EXISTS (SELECT 1 FROM prefix) RETURNING {position}), "
+        # What this statement writes is not visible to it, and its position is above all that are.
+        f"made AS ({insert}, prefix.value FROM kept, prefix ON CONFLICT DO NOTHING RETURNING 1) "
+        f"SELECT kept.{position}, (SELECT count(*) FROM made), prefix.value FROM kept, prefix"
+    )
 
 
 def _insert_sql(record: type[models.Model], connection: BaseDatabaseWrapper) -> str:

@@ -14,6 +14,7 @@ prefix* of keys (``committed_prefix``). On SQLite, which has one writer, the hig
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -116,17 +117,44 @@ def insert_bounded(
     ``lower_bound()``. Nor is it if the query ``unless``, with its ``params``, has a row, or, with ``ignoring``, if its
     unique key is taken. It is always False on other databases than PostgreSQL.
     """
-    connection = connections[alias_of(Arrival)]
+    bound = statement_bound(connections[alias_of(Arrival)])
+    if bound is None:
+        return False
+    source = bound.sql + (f" WHERE NOT EXISTS ({unless})" if unless else "")
+    if not insert_selecting(row, "position", source, [*bound.params(at_most), *params], ignoring=ignoring):
+        return False
+    bound.remember(row.position)  # type: ignore[attr-defined]
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class StatementBound:
+    """A ``lower_bound()`` that a statement on PostgreSQL finds itself: the ``value`` of the one row of the relation
+    ``sql``, which has none if a key is missing."""
+
+    connection: BaseDatabaseWrapper
+    known: CommittedPrefix
+
+    @property
+    def sql(self) -> str:
+        return (gapless_end_sql if self.known.end else empty_end_sql)(self.connection)
+
+    def params(self, at_most: int | None = None) -> list[int | None]:
+        """Return the parameters of ``sql``. ``at_most``: the ``value`` is not above this."""
+        return [at_most, self.known.end, self.known.end] if self.known.end else [at_most]
+
+    def remember(self, end: int) -> None:
+        """Continue from what the statement has found next time."""
+        found = CommittedPrefix(end, self.known.seen, self.known.owners)
+        _remember(self.connection, self.known, found)
+
+
+def statement_bound(connection: BaseDatabaseWrapper) -> StatementBound | None:
+    """Return the bound for a statement, or None where it cannot find one."""
     known = _known(connection)
     if connection.vendor != "postgresql" or known is None:
-        return False
-    source, ends = (gapless_end_sql, [known.end, known.end]) if known.end else (empty_end_sql, [])
-    sql = source(connection) + (f" WHERE NOT EXISTS ({unless})" if unless else "")
-    if not insert_selecting(row, "position", sql, [at_most, *ends, *params], ignoring=ignoring):
-        return False
-    end: int = row.position  # type: ignore[attr-defined]
-    _remember(connection, known, CommittedPrefix(end, known.seen, known.owners))
-    return True
+        return None
+    return StatementBound(connection, known)
 
 
 def _known(connection: BaseDatabaseWrapper) -> CommittedPrefix | None:

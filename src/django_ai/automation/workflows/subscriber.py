@@ -19,6 +19,7 @@ from ..events.declarations import declared_on
 from ..events.matching.match import namespaced_key
 from ..events.models import Event, EventStatus, Shapes
 from ..events.subscribers import Notification, Subscriber
+from ..queues.advance import Started
 from ..queues.lanes import lane_of
 from ..queues.lease import revoke
 from ..queues.limits.release import has_asked
@@ -112,12 +113,7 @@ class WorkflowSubscriber(Subscriber):
         return WorkflowRun.objects.filter(event=event.pk, planned=True, started_at__isnull=False).exists()
 
     def occurred(self, events: Sequence[Event], now: datetime) -> None:
-        started = [
-            (event, definition)
-            for event in events
-            for definition in workflows_on(event)
-            if definition.window is None  # else the event is collected, and the window starts the run
-        ]
+        started = [(event, definition) for event in events for definition in _started_at_once(event)]
         if not started:
             return
         # Before these events, too: the run receives what occurs in the same commit.
@@ -133,6 +129,12 @@ class WorkflowSubscriber(Subscriber):
         runs = [new_run(event, definition, now, position=position) for event, definition in started]
         if insert_ignoring(WorkflowRun, runs):
             ring_after_commit(alias_of(WorkflowRun), *map(lane_of, runs))
+
+    def started_by(self, event: Event, now: datetime) -> Sequence[Started] | None:
+        definitions = _started_at_once(event)
+        if any(definition.offset is not None for definition in definitions):
+            return None  # planned runs, which have positions of their own
+        return [Started(new_run(event, definition, now), is_bounded=True) for definition in definitions]
 
     def wants_notification(self, event: Event, milestone: str) -> bool:
         return milestone == "" and bool(all_workflows())
@@ -192,6 +194,11 @@ class WorkflowSubscriber(Subscriber):
     def needed_events(self) -> Sequence[Q]:
         waiting = WorkflowRun.objects.filter(event=OuterRef("pk"), started_at=None).unfinished()
         return [Q(Exists(waiting)), *_needed_by_planned_runs()]
+
+
+def _started_at_once(event: Event) -> list[WorkflowDefinition]:
+    """Return the workflows that ``event`` starts. One with a window is started by the window, which collects it."""
+    return [definition for definition in workflows_on(event) if definition.window is None]
 
 
 def _insert_planned(to_plan: Sequence[tuple[Event, WorkflowDefinition, WorkflowRun | None]], now: datetime) -> None:
