@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -128,10 +129,14 @@ def test_a_session_that_was_put_down_is_continued_by_another_thread():
 
 
 @needs_shared_sessions
-@pytest.mark.parametrize("how", ["autocommit", "failure", "transaction"])
+@pytest.mark.parametrize("how", ["age", "autocommit", "failure", "transaction"])
 def test_a_session_that_was_not_left_as_it_was_is_closed(how):
     def leave_changed(mine):
-        if how == "autocommit":
+        mine.ensure_connection()
+        if how == "age":
+            mine.settings_dict = {**mine.settings_dict, "CONN_MAX_AGE": 1}
+            mine.close_at = time.monotonic() - 1
+        elif how == "autocommit":
             mine.set_autocommit(False)
         elif how == "failure":
             with pytest.raises(DatabaseError), mine.cursor() as cursor:

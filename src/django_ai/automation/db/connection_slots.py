@@ -92,7 +92,7 @@ class ConnectionSlots:
 
         def put_down() -> None:
             nonlocal holds
-            if not holds or not _is_as_new(connection):
+            if not holds or not _is_as_new(connection) or _has_aged(connection):
                 connection.close()
                 return
             idle = _Idle(connection.connection, connection.close_at, time.monotonic())
@@ -179,6 +179,13 @@ def _is_as_new(connection: BaseDatabaseWrapper) -> bool:
     if connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
         return False
     return connection.vendor != "postgresql" or bool(raw.info.transaction_status.name == "IDLE")
+
+
+def _has_aged(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the session is older than ``CONN_MAX_AGE``. Zero means that Django keeps none between two
+    requests; here that is one that no thread uses."""
+    close_at = connection.close_at
+    return close_at is not None and bool(connection.settings_dict["CONN_MAX_AGE"]) and time.monotonic() >= close_at
 
 
 def _is_open(idle: _Idle) -> bool:

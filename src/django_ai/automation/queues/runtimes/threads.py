@@ -276,8 +276,10 @@ class WorkerThreads:
             finally:
                 for connection in connections.all(initialized_only=True):
                     with suppress(DatabaseFailure):
-                        connection.close_if_unusable_or_obsolete()
-                put_down(connections[automation_alias()])
+                        if connection.alias == automation_alias() and connection.vendor != "sqlite":
+                            put_down(connection)
+                        else:
+                            connection.close_if_unusable_or_obsolete()
                 with self._guard:
                     member.is_engaged = False
                     self._idle.append(member)
