@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection, connections, models, transaction
 from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.sql.compiler import SQLCompiler
-from django.test.utils import CaptureQueriesContext, override_settings
+from django.test.utils import CaptureQueriesContext, isolate_apps, override_settings
 
 from django_ai.automation.db import prepared, selects
-from django_ai.automation.db.selects import compiled_select
-from tests.apps.captured.models import Everything, Parcel
+from django_ai.automation.db.selects import compiled_select, read_of_project
+from tests.apps.captured.models import Cabinet, Everything, Parcel, Shelf
+from tests.apps.reservations.models import Ware
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -198,3 +199,74 @@ def test_it_is_prepared_outside_of_transactions(build, monkeypatch):
 def test_it_refuses_what_it_cannot_return(build):
     with pytest.raises(TypeError, match=r"has more than the columns|returns neither|does not have its keys"):
         compiled_select(build)(["last"])
+
+
+# -- rows of the project's models --------------------------------------------------------------------------------------
+
+
+class Marked(models.CharField):
+    """A column that is selected in its own way."""
+
+    def select_format(self, compiler, sql, params):
+        return f"UPPER({sql})", params
+
+
+@pytest.fixture
+def entities():
+    for number in range(3):
+        Shelf.objects.create(number=f"it's {number} %s", due_at=MOMENT)
+        Cabinet.objects.create(number=f"c{number}", doors=number)
+        Ware.objects.create(code=Decimal(number) / 4, price=number)
+    return {
+        model: [model._meta.pk.to_python(str(pk)) for pk in model.objects.order_by("pk").values_list("pk", flat=True)]
+        for model in (Everything, Shelf, Cabinet, Ware)
+    }
+
+
+@pytest.mark.parametrize("model", [Everything, Shelf, Cabinet, Ware])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_rows_of_the_project_are_those_of_in_bulk(model, count, entities, compilations):
+    pks = entities[model][:count]
+    assert len(pks) == count
+    expected = model._base_manager.in_bulk(pks)
+    del compilations[:]
+    for _ in range(2):
+        found = read_of_project(model._base_manager.all(), pks)
+        assert {pk: plain(row) for pk, row in found.items()} == {pk: plain(row) for pk, row in expected.items()}
+    # The key of a child is a relation. What an occurrence has read before is compiled already.
+    assert len(compilations) == 2 * (count > 0) if model is Cabinet else len(compilations) <= 1
+
+
+def test_rows_of_the_project_pass_a_manager_of_its_own(entities, monkeypatch):
+    class Big(models.Manager):
+        def get_queryset(self):
+            return super().get_queryset().filter(number__gt=1)
+
+    manager = Big()
+    manager.model = Everything
+    monkeypatch.setattr(Everything._meta, "base_manager", manager)
+    found = read_of_project(Everything._base_manager.all(), entities[Everything])
+    assert {row.number for row in found.values()} == {2, 3, 4}
+
+
+def test_relations_that_are_to_be_read_too_are_read():
+    parcel = Parcel.objects.create(code="read")
+    row = Everything.objects.create(parcel=parcel)
+    (found,) = read_of_project(Everything._base_manager.select_related("parcel"), [row.pk]).values()
+    assert "parcel" in found._state.fields_cache
+
+
+@isolate_apps("tests.apps.captured")
+def test_columns_that_are_selected_in_their_own_way():
+    class Loud(models.Model):
+        number = models.CharField(primary_key=True, max_length=20)
+        is_clean = models.BooleanField()
+        name = Marked(max_length=20, db_column="number")
+
+        class Meta:
+            app_label = "captured"
+            db_table = Shelf._meta.db_table
+
+    Shelf.objects.create(number="quiet")
+    (found,) = read_of_project(Loud._base_manager.all(), ["quiet"]).values()
+    assert (found.number, found.name, found.is_clean) == ("quiet", "QUIET", False)

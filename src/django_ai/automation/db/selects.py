@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 from django.conf import settings
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.expressions import RawSQL
 from django.db.models.query import ModelIterable, ValuesListIterable
 
 from .prepared import prepared_cursor
@@ -156,6 +157,32 @@ def read_by_pk(model: type[M], pks: Sequence[Any]) -> dict[Any, M]:
         found = cursor.fetchall()
     rows = [model.from_db(connection.alias, names, row) for row in convert_rows(found, converters, connection)]
     return {row.pk: row for row in rows}
+
+
+def read_of_project(rows: models.QuerySet[M], pks: Sequence[Any]) -> dict[Any, M]:
+    """Return the rows of a model of the project with these primary keys, as ``rows.in_bulk`` does.
+
+    ``rows`` are all rows of the base manager, and come from the writer. Django compiles the SELECT once for each
+    connection, unless the project's own code has a part in it: a manager, or relations that are to be read, too. It is
+    compiled because such a model may have fields that are selected in their own way.
+    """
+    model, key = rows.model, rows.model._meta.pk
+    is_plain = type(model._base_manager) is models.Manager and not rows.query.select_related
+    if not is_plain or key.is_relation or not key.column or len(pks) > MAX_KEYS:
+        return rows.in_bulk(pks)
+    connection = connections[rows.db]
+    values = [key.get_db_prep_value(pk, connection) for pk in pks]
+    return {row.pk: row for row in _select_of_project(model)(values)}
+
+
+@functools.lru_cache(maxsize=512)
+def _select_of_project(model: type[M]) -> CompiledSelect[M]:
+    def build(values: Sequence[Any]) -> models.QuerySet[M]:
+        # Expressions, because a placeholder is no value of the column.
+        keys = [RawSQL("%s", [value]) for value in values]
+        return model._base_manager.using(alias_of(model)).filter(pk__in=keys)
+
+    return compiled_select(build)
 
 
 def _by_pk_sql(model: type[models.Model], connection: BaseDatabaseWrapper, count: int) -> str:

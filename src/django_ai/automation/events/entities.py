@@ -9,6 +9,7 @@ from typing import Any
 from django.apps import apps
 from django.db.models import Model, Q
 
+from ..db.selects import read_of_project
 from ..db.writer import alias_of
 from ..exceptions import DefinitionError
 from ..queues.async_code import awaited
@@ -77,7 +78,7 @@ def load_entities(events: Iterable[Event]) -> None:
         group = [event for event in group if event.snapshot_id is None]
         pks = {event.pk: model._meta.pk.to_python(event.entity_id) for event in group}
         rows = with_zones(model._base_manager.using(alias_of(model)), _definitions_of(model, group))
-        entities = rows.in_bulk(list(set(pks.values())))
+        entities = read_of_project(rows, list(set(pks.values())))
         for event in group:
             event.entity = entities.get(pks[event.pk])
     deleted = [event for event in events if event.snapshot_id is not None and "_entity" not in event.__dict__]

@@ -10,7 +10,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -53,7 +53,7 @@ class DesiredEvent:
     ``held_before``: the condition already held before the first save that the definition sees. ``change``: the values
     that the event compares, before the transaction and now; None: it compares none, or the save wrote none of them.
     ``is_partial``: a save of ``update_fields`` may be a transition, and the row in the table decides. ``origin``: the
-    write was captured; None: it is a save.
+    write was captured; None: it is a save. ``key``: the ``active_key`` of its row.
     """
 
     declared: Declared
@@ -72,6 +72,10 @@ class DesiredEvent:
     change: Change | None = None
     is_partial: bool = False
     origin: Origin | None = None
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = active_key(self.declared.label, self.entity_id, self.declared.definition.name)
 
     @property
     def is_transition(self) -> bool:
@@ -101,10 +105,6 @@ class DesiredEvent:
     @property
     def definition(self) -> EventDefinition:
         return self.declared.definition
-
-    @property
-    def key(self) -> str:
-        return active_key(self.declared.label, self.entity_id, self.declared.definition.name)
 
 
 def mark_existing(unseen: Sequence[DesiredEvent], before: models.Model | None, now: datetime, *, saved: bool) -> None:
