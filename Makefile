@@ -54,7 +54,7 @@ demo: $(INSTALLED)  ## a day at the example hotel in under a minute, on a real Q
 serve: $(INSTALLED)  ## the example hotel with the admin and a Q2 cluster, until Ctrl-C
 	$(BIN)/python example/hotel/serve.py
 
-bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scale, growth, bulk, pruning, baseline, limits, midnight, console, bulk actions, deployment, concurrency, peers
+bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scale, growth, bulk, pruning, baseline, limits, midnight, console, bulk actions, deployment, concurrency, instructions, peers
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/growth.py
@@ -67,6 +67,7 @@ bench: $(INSTALLED)  ## all benchmarks, on PostgreSQL: throughput, latency, scal
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/deployment.py
 	$(BIN)/python bench/concurrency.py
+	$(BIN)/python bench/instructions.py
 	$(BIN)/python bench/peers.py --images bench/results/peers
 
 soak: $(INSTALLED)  ## random programs with injected faults, checked by a model: MINUTES=2 SEED=... DATABASE=sqlite|postgresql|mariadb
