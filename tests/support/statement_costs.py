@@ -150,7 +150,7 @@ def _least(alike: Sequence[Statement]) -> Statement:
 def counted() -> Iterator[Cost]:
     """Count what the block costs on the connection of this thread."""
     cost = Cost()
-    commit = connection._commit
+    commit, failures = connection._commit, list[Exception]()
     explain = {"postgresql": _explain_on_postgresql, "sqlite": _explain_on_sqlite}.get(connection.vendor)
 
     def count(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
@@ -161,7 +161,11 @@ def counted() -> Iterator[Cost]:
         cost.statements.append(statement)
         cost.commits += verb != "SELECT" and connection.get_autocommit()
         if explain is not None and verb in _EXPLAINED and not many:
-            explain(statement, params)
+            try:
+                explain(statement, params)
+            except Exception as error:  # Django logs an error in a hook of a commit, and goes on
+                failures.append(error)
+                raise
         before = _handler_reads()
         result = execute(sql, params, many, context)
         statement.rows += _handler_reads() - before
@@ -178,6 +182,7 @@ def counted() -> Iterator[Cost]:
             yield cost
     finally:
         del connection._commit
+    assert not failures, failures
 
 
 def _handler_reads() -> int:
@@ -215,9 +220,8 @@ def _explain_on_postgresql(statement: Statement, params: Any) -> None:
             cursor.execute(end)
     plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
     nodes = list(_nodes(plan))
-    assert all(node.get("WAL Records", 0) <= plan.get("WAL Records", 0) for node in nodes), found
-    statement.records += plan.get("WAL Records", 0)
-    statement.size += plan.get("WAL Bytes", 0)
+    statement.records += _total(nodes, "WAL Records")
+    statement.size += _total(nodes, "WAL Bytes")
     statement.updates += more_updates - updates
     statement.hot += more_hot - hot
     names = {model._meta.db_table for model in FILLED}
@@ -227,6 +231,20 @@ def _explain_on_postgresql(statement: Statement, params: Any) -> None:
             statement.rows += round((node["Actual Rows"] + removed) * node["Actual Loops"])
             if node["Node Type"] == "Seq Scan" and node["Actual Loops"]:
                 statement.scanned.add(node["Relation Name"])
+
+
+def _total(nodes: Sequence[dict[str, Any]], name: str) -> int:
+    """Return the sum of what each node wrote itself.
+
+    A node counts what its children write, too. A CTE is executed by the node that scans it, which then counts it, or
+    after the whole plan, which then does not.
+    """
+    total = 0
+    for node in nodes:
+        if node["Node Type"] != "CTE Scan":
+            children = [each for each in node.get("Plans", ()) if not each.get("Subplan Name", "").startswith("CTE ")]
+            total += node.get(name, 0) - sum(each.get(name, 0) for each in children)
+    return total
 
 
 def _updates(cursor: Any) -> tuple[int, int]:
