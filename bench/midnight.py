@@ -6,7 +6,7 @@ One process performs ``--events`` events whose date is the same: by ``drain`` in
 ``automation_worker``. Their callbacks touch no table, or write one row through the ORM; or there are none. Meanwhile
 another process starts a one-step run every fifth of a second. Measured are events per second, each with its callback;
 the processor time of the worker for one; how long after their start these runs ended; and how much the memory of the
-process grew after the first tenth.
+process grew after its beginning.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from bench.scale import analyze, empty  # noqa: E402
 Figures = dict[str, float]
 MODELS = {"none": "Unheard", "nothing": "Heard", "write": "Written"}
 PROBE_SECONDS = 0.2
+MEMORY_AFTER = 1000
+"""After how many rows or batches the memory of the process is looked at first."""
 
 
 def main() -> None:
@@ -155,7 +157,7 @@ def in_process(number: int, calls: bool) -> Figures:
     def look() -> bool:
         nonlocal first, used
         used += 1
-        if not first and used > number / 10:
+        if not first and used > MEMORY_AFTER:
             first = memory_now()
         return False
 
@@ -167,7 +169,7 @@ def in_process(number: int, calls: bool) -> Figures:
     return {
         "events per second": number / took,
         "processor ms for each": cpu * 1000 / number,
-        "MB that memory grew": memory_now() - first if first else 0.0,
+        **({"MB that memory grew": memory_now() - first} if first else {}),
         **waits(),
     }
 
