@@ -1,6 +1,8 @@
 """``DueQuery``: the one query that finds when the next row of each lane is due; and ``count_due``, how many are due.
 
-It has a branch for each lane that is known: ``min(wake_at)`` over an index, one look-up. Where the lanes of a model are
+It has a branch for each lane that is known: ``min(wake_at)`` over an index, one look-up. PostgreSQL looks a minimum up
+only if it expects many rows, and reads all of them where it expects few, as after a burst into a table that was empty
+when it was analyzed; so there it is the first row in the order of the index. Where the lanes of a model are
 not known, it steps from lane to lane in the index that begins with queue and priority, one look-up for each lane,
 however many rows a lane has: a recursive query, or on MariaDB a GROUP BY, which MariaDB executes in the same way. Two
 more branches read what is paused.
@@ -51,9 +53,11 @@ class DueQuery:
         self._params += 2 * lane_params(lane)
         if start is not None:
             self._params.append(self._connection.ops.adapt_datetimefield_value(start))
-        self._branches.append(
-            f"SELECT {number}, {columns}, min(wake_at) FROM {self._table(lane.model)} WHERE {condition}wake_at {bound}"
-        )
+        rows = f"FROM {self._table(lane.model)} WHERE {condition}wake_at {bound}"
+        first = f"min(wake_at) {rows}"
+        if self._connection.vendor == "postgresql":
+            first = f"(SELECT wake_at {rows} ORDER BY wake_at LIMIT 1)"
+        self._branches.append(f"SELECT {number}, {columns}, {first}")
 
     def add_all_lanes(self, number: int, model: type[Wakeable]) -> None:
         """Find the next row of each lane of ``model``."""
