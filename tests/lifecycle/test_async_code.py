@@ -13,6 +13,7 @@ from django.db import connection
 from pydantic import BaseModel
 
 from django_ai.automation import (
+    Batch,
     agent,
     complete,
     engine,
@@ -195,3 +196,51 @@ def test_a_generator_is_refused():
         @step
         async def begin(self):
             yield
+
+
+def test_an_async_callback_and_an_async_handler_read_the_entity_of_their_event(work):
+    @on_event("reservation_confirmed")
+    async def confirmed(event):
+        await Effect.objects.acreate(name=f"callback {event.entity.note}")
+
+    @on_event("reservation_confirmed", batch=Batch(size=1, timeout=timedelta(minutes=5)))
+    async def of_many(events):
+        await Effect.objects.acreate(name=f"batch {[event.entity.note for event in events]}")
+
+    @agent("reader", spawn_on="reservation_confirmed")
+    class Reader:
+        class Context(BaseModel):
+            pass
+
+        @handler("reservation_confirmed")
+        async def read(self, event):
+            await Effect.objects.acreate(name=f"handler {event.entity.note}")
+
+    Reservation.objects.create(status="confirmed", note="sea view")
+    work()
+    assert sorted(effects()) == ["batch ['sea view']", "callback sea view", "handler sea view"]
+
+
+def test_the_entity_is_read_although_it_was_deleted(work):
+    @on_event("reservation_confirmed")
+    async def confirmed(event):
+        await Effect.objects.acreate(name=f"{event.entity.note} {await sync_to_async(Reservation.objects.exists)()}")
+
+    Reservation.objects.create(status="confirmed", note="sea view")
+    Reservation.objects.all().delete()
+    work()
+    assert effects() == ["sea view False"]
+
+
+def test_without_a_transaction_the_entity_takes_no_connection_from_code_that_waits(work):
+    statements = []
+
+    @on_event("reservation_confirmed", atomic=False)
+    async def confirmed(event):
+        with connection.execute_wrapper(lambda run, sql, *rest: statements.append(sql) or run(sql, *rest)):
+            assert event.entity.note == "sea view"
+
+    Reservation.objects.create(status="confirmed", note="sea view")
+    work()
+    assert CallbackExecution.objects.get().status == "completed", CallbackExecution.objects.get().error
+    assert statements == []

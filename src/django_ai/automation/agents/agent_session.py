@@ -21,7 +21,7 @@ from ..conf import conf
 from ..db.errors import is_database_failure
 from ..db.writer import alias_of
 from ..events.claim_lookup import claim_against
-from ..events.entities import awaited_about
+from ..events.entities import awaited_about, read_for_async
 from ..events.limit_keys import context_key
 from ..events.timing import depth_after, trace_after
 from ..exceptions import AutomationError, CodeError, ContextError, LeaseLostError, UnknownHandlerError
@@ -165,6 +165,7 @@ class AgentSession:
             row=execution,
             trace_context=trace_after(event, handler.offset),
         )
+        read_for_async([event], getattr(self.definition.cls, handler.method), handler.condition)
         committed = attempt(
             run,
             lambda: self._execute(execution, found, now, rest),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.apps import apps
@@ -13,6 +13,7 @@ from ..db.selects import read_of_project
 from ..db.writer import alias_of
 from ..exceptions import DefinitionError
 from ..queues.async_code import awaited
+from ..values.callables import is_async
 from .declarations import declared_on
 from .definitions import EventDefinition
 from .models import Event, Snapshot, rows_of_entity
@@ -48,6 +49,17 @@ def is_installed(label: str) -> bool:
 def _definitions_of(model: type[Model], events: Iterable[Event]) -> list[EventDefinition]:
     names = {event.declared_as for event in events}
     return [each.definition for each in declared_on(model) if each.definition.name in names]
+
+
+def read_for_async(events: Sequence[Event], *functions: Any) -> None:
+    """Read the entities of ``events`` if one of ``functions`` is async: a coroutine cannot read them on first access.
+
+    For callers whose attempt may let go of the connection while the coroutine waits (``atomic=False``)."""
+    if any(map(is_async, functions)):
+        load_entities(events)
+        for event in events:
+            if event.entity is None:
+                event.entity = event.load_entity()  # it may have been deleted just now
 
 
 def awaited_about(event: Event, result: Any) -> Any:

@@ -24,6 +24,7 @@ from ..values.text import trace_of
 from ..values.windows import Debounce, Window
 from .callback_limits import KIND, acquire_slots, releasing
 from .callbacks import CALLBACK, Callback, all_callbacks, callbacks_of, find_callback
+from .entities import read_for_async
 from .models import CallbackExecution, Event, ExecutionStatus
 from .priorities import priority_of
 from .timing import depth_after, trace_after
@@ -66,6 +67,8 @@ def perform_callback(row: CallbackExecution, clock: Clock) -> None:
         if row_slots is None:
             return
         started = clock()
+
+    read_for_async(argument if isinstance(argument, list) else [argument], found.function)
 
     def work() -> Progress:
         awaited(found.function(argument))

@@ -42,6 +42,11 @@ def check_runnable(function: Any, what: str) -> None:
         )
 
 
+def is_async(function: Any) -> bool:
+    """Return whether a call of ``function`` returns a coroutine that must be awaited."""
+    return any(map(inspect.iscoroutinefunction, _inside(function)))
+
+
 def check_parameters(function: Any, what: str, *arguments: str) -> None:
     """Raise ``DefinitionError`` if ``function`` cannot be called with ``arguments``, by position. A callable without a
     signature is accepted."""
