@@ -36,3 +36,8 @@ def start(queue: str = "", priority: int = 0, ago: timedelta = timedelta(0)) -> 
     run = engine.start("lanes:leaves", word=f"{queue} {priority}")
     WorkflowRun.objects.filter(pk=run.pk).update(queue=queue, priority=priority, wake_at=run.wake_at - ago)
     return run
+
+
+def is_look(sql: str) -> bool:
+    """Return whether a statement is the look for what is due (``DueQuery``), by its branch for what is paused."""
+    return "UNION ALL SELECT -1, target" in sql

@@ -24,7 +24,7 @@ from django_ai.automation.queues.runtimes.q2_brokers import OrmBroker
 from django_ai.automation.queues.runtimes.tasks import drain_due
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
-from tests.support.lanes import leaving
+from tests.support.lanes import is_look, leaving
 from tests.support.marks import only_on
 from tests.support.rows import effects
 
@@ -127,8 +127,8 @@ def test_what_a_doorbell_names_is_claimed_without_a_look(one_run):
     statements = drained(caller)
     assert effects() == ["one"]
     assert caller.told == ["take", "look", "idle"]  # the look at the end
-    first = next(sql for sql in statements if "min(wake_at)" in sql or "lease" in sql)
-    assert "min(wake_at)" not in first
+    first = next(sql for sql in statements if is_look(sql) or "lease" in sql)
+    assert not is_look(first)
 
 
 def test_what_was_just_read_is_not_read_again(one_run):
@@ -201,7 +201,7 @@ def polled(*names: str, **options) -> tuple[Poller, float, int]:
     poller._listener = Bells(*names)
     with CaptureQueriesContext(connection) as queries:
         pause = poller.seconds_until_due()
-    return poller, pause, sum("min(wake_at)" in each["sql"] for each in queries)
+    return poller, pause, sum(is_look(each["sql"]) for each in queries)
 
 
 def test_doorbells_that_name_lanes_save_the_poll():
@@ -234,7 +234,7 @@ def test_after_a_look_that_has_found_a_pause_doorbells_cause_polls(one_run):
     poller._listener.names = {"events"}
     with CaptureQueriesContext(connection) as queries:
         poller.seconds_until_due()
-    assert sum("min(wake_at)" in each["sql"] for each in queries) == 1
+    assert sum(is_look(each["sql"]) for each in queries) == 1
     engine.unpause(one_run)
 
 
@@ -291,7 +291,7 @@ def test_a_doorbell_task_that_names_lanes_saves_a_look(one_run, due, looks_first
     with CaptureQueriesContext(connection) as queries:
         assert drain_due("", due) == 1
     statements = [each["sql"] for each in queries]
-    look = next(number for number, sql in enumerate(statements) if "min(wake_at)" in sql)
+    look = next(number for number, sql in enumerate(statements) if is_look(sql))
     claimed = next(number for number, sql in enumerate(statements) if "lease" in sql and "workflowrun" in sql)
     assert (look < claimed) is looks_first
     assert effects() == ["one"]
