@@ -57,8 +57,8 @@ class Migration(migrations.Migration):
                 ('wake_step', models.CharField(blank=True, default='', editable=False, max_length=200, verbose_name='wake step')),
                 ('branches', models.JSONField(blank=True, editable=False, null=True, verbose_name='branches')),
                 ('ending', models.JSONField(blank=True, editable=False, null=True, verbose_name='ending')),
-                ('event', models.ForeignKey(blank=True, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='workflow_runs', to='automation_events.event', verbose_name='event')),
-                ('parent', models.ForeignKey(blank=True, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='children', to='automation_workflows.workflowrun', verbose_name='parent')),
+                ('event', models.ForeignKey(blank=True, db_index=False, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='workflow_runs', to='automation_events.event', verbose_name='event')),
+                ('parent', models.ForeignKey(blank=True, db_index=False, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='children', to='automation_workflows.workflowrun', verbose_name='parent')),
             ],
             options={
                 'verbose_name': 'workflow run',
@@ -127,7 +127,7 @@ class Migration(migrations.Migration):
                 ('consumed_at', models.DateTimeField(blank=True, editable=False, null=True, verbose_name='consumed at')),
                 ('error', models.TextField(blank=True, default='', editable=False, verbose_name='error')),
                 ('caused_by', models.CharField(blank=True, default='', editable=False, max_length=200, verbose_name='caused by')),
-                ('run', models.ForeignKey(blank=True, editable=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='inbox', to='automation_workflows.workflowrun', verbose_name='run')),
+                ('run', models.ForeignKey(blank=True, db_index=False, editable=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='inbox', to='automation_workflows.workflowrun', verbose_name='run')),
             ],
             options={
                 'verbose_name': 'signal',
@@ -163,6 +163,14 @@ class Migration(migrations.Migration):
             model_name='workflowrun',
             index=models.Index(fields=['name', 'created_at'], name='automation_run_name'),
         ),
+        migrations.AddIndex(
+            model_name='workflowrun',
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('event__isnull', False)), fields=['event'], name='automation_run_event'),
+        ),
+        migrations.AddIndex(
+            model_name='workflowrun',
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('parent__isnull', False)), fields=['parent'], name='automation_run_parent'),
+        ),
         migrations.AddConstraint(
             model_name='workflowrun',
             constraint=models.UniqueConstraint(fields=('origin_key',), name='automation_run_origin'),
@@ -186,5 +194,9 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='signal',
             index=models.Index(fields=['name', 'position'], name='automation_signal_position'),
+        ),
+        migrations.AddIndex(
+            model_name='signal',
+            index=django_ai.automation.db.indexes.PartialIndex(condition=models.Q(('run__isnull', False)), fields=['run'], name='automation_signal_run'),
         ),
     ]

@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from ...db.indexes import unique
+from ...db.indexes import PartialIndex, unique
 from ...db.writer import WriterQuerySet, alias_of
 from ...events.models import Event
 from ...exceptions import NotResumableError, UnknownWorkflowError
@@ -95,6 +95,7 @@ class WorkflowRun(RunAccess):
         on_delete=models.SET_NULL,
         related_name="workflow_runs",
         editable=False,
+        db_index=False,  # see ``Meta.indexes``
     )
     planned = models.BooleanField(_("planned"), default=False, editable=False)
     entity_type = models.CharField(_("entity type"), max_length=200, blank=True, default="", editable=False)
@@ -108,6 +109,7 @@ class WorkflowRun(RunAccess):
         on_delete=models.SET_NULL,
         related_name="children",
         editable=False,
+        db_index=False,
     )
     parent_channel = models.CharField(_("parent channel"), max_length=200, blank=True, default="", editable=False)
     caused_by = models.CharField(_("caused by"), max_length=200, blank=True, default="", editable=False)
@@ -148,6 +150,9 @@ class WorkflowRun(RunAccess):
             ended_index("automation_run", "planned", "created_at", "started_at"),
             entity_index("automation_run"),
             models.Index(fields=["name", "created_at"], name="automation_run_name"),
+            # On PostgreSQL each transition of a run makes an entry in each index that holds the run.
+            PartialIndex(fields=["event"], name="automation_run_event", condition=models.Q(event__isnull=False)),
+            PartialIndex(fields=["parent"], name="automation_run_parent", condition=models.Q(parent__isnull=False)),
         ]
 
     def __str__(self) -> str:

@@ -36,6 +36,7 @@ class Signal(Wakeable):
         on_delete=models.CASCADE,
         related_name="inbox",
         editable=False,
+        db_index=False,  # see ``Meta.indexes``
     )
     sent_at = models.DateTimeField(_("sent at"), default=timezone.now, editable=False)
     delivered_at = models.DateTimeField(_("delivered at"), null=True, blank=True, editable=False)
@@ -63,6 +64,7 @@ class Signal(Wakeable):
                 fields=["parked_at"], name="automation_signal_parked", condition=models.Q(parked_at__isnull=False)
             ),
             models.Index(fields=["name", "position"], name="automation_signal_position"),
+            PartialIndex(fields=["run"], name="automation_signal_run", condition=models.Q(run__isnull=False)),
         ]
 
     def __str__(self) -> str:
