@@ -4,6 +4,7 @@ decided here."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -148,6 +149,13 @@ def test_a_test_of_one_database_is_in_each_share_of_that_and_skipped_on_others(s
     assert [[mark.kwargs for mark in item.added] for item in elsewhere] == [[{"reason": "why"}]] * 20
     assert {item for item in (*everywhere, *elsewhere) if is_in_share(item.nodeid, share)} == {*items} - {*here}
     assert {*items} | {*deselected} == {*everywhere, *here, *elsewhere}
+
+
+def test_no_test_of_one_database_is_skipped_on_others_without_the_gate_knowing():
+    """``skipif`` would leave it in the share of a database that cannot run it."""
+    of_vendor = re.compile(r"skipif\([^)]*vendor")
+    found = [path.name for path in (ROOT / "tests").rglob("*.py") if of_vendor.search(path.read_text())]
+    assert found == []
 
 
 def test_an_unknown_database_is_an_error():

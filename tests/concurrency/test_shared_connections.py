@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from django_ai.automation import complete, engine, step, workflow
 from django_ai.automation.db.connection_slots import ConnectionSlots, frees_connection, put_down, within_pool
 from django_ai.automation.queues.notifier import set_notifier
+from tests.support.marks import not_on
 from tests.support.worker_threads import worker
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(120)]
@@ -88,7 +89,7 @@ def test_a_connection_waits_for_a_slot_and_a_failed_one_gives_it_back(monkeypatc
     assert (done, slots.taken) == (["first", "failed", "second"], 0)
 
 
-needs_shared_sessions = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite's sessions are closed instead")
+needs_shared_sessions = not_on("sqlite", reason="SQLite's sessions are closed instead")
 
 
 def session_of(mine) -> int:

@@ -25,6 +25,7 @@ from django_ai.automation.queues.signals import attempt_finished
 from django_ai.automation.values.retry import Retry
 from tests.apps.reservations.models import Reservation
 from tests.support.fault_injection import database_failure, dying
+from tests.support.marks import only_on
 from tests.support.polling import until
 from tests.support.race import OtherThread, until_someone_waits
 from tests.support.rows import effects, leave
@@ -32,7 +33,7 @@ from tests.support.rows import effects, leave
 pytestmark = pytest.mark.django_db(transaction=True)
 
 CONFIRMED = "reservation_confirmed"
-shares = pytest.mark.skipif(connection.vendor != "postgresql", reason="Only PostgreSQL shares statements")
+shares = only_on("postgresql", reason="Only PostgreSQL shares statements")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from django.db import connection
 
 from django_ai.automation.testing import time_machine as machine_at
 from tests.support import pauses
@@ -31,3 +34,13 @@ def naps() -> type:
 def other() -> type:
     """A workflow of one step, in the default queue."""
     return pauses.other()
+
+
+@pytest.fixture
+def waits_for_the_disk() -> Iterator[None]:
+    """Let commits wait for the disk, as on servers that are not configured for tests (PostgreSQL)."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = on")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("RESET synchronous_commit")

@@ -17,6 +17,7 @@ from django_ai.automation.db import prepared, selects
 from django_ai.automation.db.selects import compiled_select, read_of_project
 from tests.apps.captured.models import Cabinet, Everything, Parcel, Shelf
 from tests.apps.reservations.models import Ware
+from tests.support.marks import only_on
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -173,7 +174,7 @@ def test_a_key_that_is_compared_twice():
     assert set(compiled_select(build)(["last"])) == {with_code, Everything.objects.get(text="last")}
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL prepares")
+@only_on("postgresql", reason="only PostgreSQL prepares")
 @pytest.mark.parametrize("build", [of_instances, of_tuples])
 def test_it_is_prepared_outside_of_transactions(build, monkeypatch):
     connection.close()

@@ -96,6 +96,7 @@ def test_a_claim_takes_what_is_due_while_nothing_is_paused(one_run):
 
 
 @only_on("postgresql", reason="only PostgreSQL has synchronous_commit")
+@pytest.mark.usefixtures("waits_for_the_disk")
 class TestWaitingForTheDisk:
     @pytest.mark.parametrize("by_key", [False, True])
     def test_only_the_commit_of_a_claim_does_not_wait(self, one_run, by_key):

@@ -9,15 +9,21 @@ from django_ai.automation.events.callbacks import on_event
 from django_ai.automation.events.models import Event
 from django_ai.automation.queues.claim import claim_rows
 from tests.apps.reservations.models import Ticket
+from tests.support.marks import only_on
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="only on PostgreSQL a commit may not wait"),
+    only_on("postgresql", reason="only on PostgreSQL a commit may not wait"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def noted():
+def waiting(waits_for_the_disk):
+    """Commits wait, although the server of the gate is configured otherwise."""
+
+
+@pytest.fixture(autouse=True)
+def noted(waiting):
     """Note with each write to an event whether its commit waits for the disk, and what it wrote."""
     table = connection.ops.quote_name(Event._meta.db_table)
     with connection.cursor() as cursor:
