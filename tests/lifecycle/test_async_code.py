@@ -224,7 +224,8 @@ def test_an_async_callback_and_an_async_handler_read_the_entity_of_their_event(w
 def test_the_entity_is_read_although_it_was_deleted(work):
     @on_event("reservation_confirmed")
     async def confirmed(event):
-        await Effect.objects.acreate(name=f"{event.entity.note} {await sync_to_async(Reservation.objects.exists)()}")
+        exists = await sync_to_async(lambda: Reservation.objects.exists())()
+        await Effect.objects.acreate(name=f"{event.entity.note} {exists}")
 
     Reservation.objects.create(status="confirmed", note="sea view")
     Reservation.objects.all().delete()

@@ -43,7 +43,7 @@ class Asked:
             loop=asyncio.get_running_loop(),
             thread=await sync_to_async(threading.get_ident)(),
             is_atomic=await sync_to_async(lambda: connection.in_atomic_block)(),
-            rows=await sync_to_async(Ticket.objects.count)(),
+            rows=await sync_to_async(lambda: Ticket.objects.count())(),
         )
         self.calls.append(call)
         if self.failures:
@@ -194,7 +194,7 @@ def test_the_reconciliation_evaluates_it(declare, clock):
 def test_of_a_handler(work):
     async def for_even(event, ctx):
         await asyncio.sleep(0)
-        return ctx.limit > await sync_to_async(Ticket.objects.count)() and not event.entity.open
+        return ctx.limit > await sync_to_async(lambda: Ticket.objects.count())() and not event.entity.open
 
     @agent("guide", spawn_on="reservation_confirmed")
     class Guide:

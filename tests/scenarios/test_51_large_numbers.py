@@ -31,6 +31,7 @@ from django_ai.automation.queues.claim import claim
 from django_ai.automation.queues.drain import _seconds_per_row as pace
 from django_ai.automation.queues.drain import drain
 from django_ai.automation.queues.held_leases import HeldLeases
+from django_ai.automation.queues.lanes import Lane
 from django_ai.automation.queues.notifier import ring_after_commit, set_notifier
 from django_ai.automation.queues.registry import wakeables
 from django_ai.automation.queues.runtimes.poller import Poller
@@ -265,7 +266,9 @@ def test_51_a_burst_of_doorbells_is_answered_by_few_looks(watch):
     ringing = threading.Thread(target=burst)
     ringing.start()
     while slept(everything, 1) < 1:
-        assert everything.seconds_until_due() == 10
+        if everything.seconds_until_due() == 0:  # sent to claim at once what the doorbells name
+            assert everything.take_known().times.keys() == {Lane(WorkflowRun)}
+            everything.record_performed(0)
         looks += 1
     ringing.join()
     assert 1 <= looks <= 15
@@ -281,6 +284,9 @@ class Rung:
 
     def prepare(self):
         pass
+
+    def take_heard(self):
+        return {""}  # it does not tell for what
 
     def wait(self, seconds, file=None):
         return True
@@ -301,7 +307,7 @@ def test_51_who_looks_in_vain_rests_longer_until_there_is_work(monkeypatch):
     assert found.seconds_until_due() == 0
     found.record_performed(1)
     found.sleep(10)
-    assert found._listener.rests == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.1, 0.1, 0.01])
+    assert found._listener.rests == pytest.approx([0.003, 0.02, 0.04, 0.08, 0.1, 0.1, 0.003])
 
 
 # -- one wait, many occurrences ----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ TEXTS = ["plain", "it's 100 %s", 'a "quoted" \\ one', "ünï", "last"]
 
 
 def of_instances(keys):
-    return Everything.objects.filter(text__in=keys, number__gte=-5).order_by("text")
+    return Everything.objects.using("default").filter(text__in=keys, number__gte=-5).order_by("text")
 
 
 def of_some_columns(keys):
@@ -168,7 +168,7 @@ def test_the_statement_passes_the_cursor_of_django():
 
 def test_a_key_that_is_compared_twice():
     def build(keys):
-        return Everything.objects.filter(Q(text__in=keys) | Q(parcel__code__in=keys))
+        return Everything.objects.using("default").filter(Q(text__in=keys) | Q(parcel__code__in=keys))
 
     with_code = Everything.objects.create(text="of a parcel", parcel=Parcel.objects.create(code="last"))
     assert set(compiled_select(build)(["last"])) == {with_code, Everything.objects.get(text="last")}
@@ -194,7 +194,7 @@ def test_it_is_prepared_outside_of_transactions(build, monkeypatch):
         lambda keys: of_instances(keys).select_related("parcel"),
         lambda keys: of_instances(keys).annotate(is_far=Q(number__gt=3)),
         lambda keys: of_instances(keys).values("text"),
-        lambda keys: Everything.objects.filter(text__in=[key.upper() for key in keys]),
+        lambda keys: Everything.objects.using("default").filter(text__in=[key.upper() for key in keys]),
     ],
 )
 def test_it_refuses_what_it_cannot_return(build):
@@ -232,7 +232,7 @@ def test_rows_of_the_project_are_those_of_in_bulk(model, count, entities, compil
     expected = model._base_manager.in_bulk(pks)
     del compilations[:]
     for _ in range(2):
-        found = read_of_project(model._base_manager.all(), pks)
+        found = read_of_project(model._base_manager.using("default"), pks)
         assert {pk: plain(row) for pk, row in found.items()} == {pk: plain(row) for pk, row in expected.items()}
     # The key of a child is a relation. What an occurrence has read before is compiled already.
     assert len(compilations) == 2 * (count > 0) if model is Cabinet else len(compilations) <= 1
@@ -246,14 +246,14 @@ def test_rows_of_the_project_pass_a_manager_of_its_own(entities, monkeypatch):
     manager = Big()
     manager.model = Everything
     monkeypatch.setattr(Everything._meta, "base_manager", manager)
-    found = read_of_project(Everything._base_manager.all(), entities[Everything])
+    found = read_of_project(Everything._base_manager.using("default"), entities[Everything])
     assert {row.number for row in found.values()} == {2, 3, 4}
 
 
 def test_relations_that_are_to_be_read_too_are_read():
     parcel = Parcel.objects.create(code="read")
     row = Everything.objects.create(parcel=parcel)
-    (found,) = read_of_project(Everything._base_manager.select_related("parcel"), [row.pk]).values()
+    (found,) = read_of_project(Everything._base_manager.using("default").select_related("parcel"), [row.pk]).values()
     assert "parcel" in found._state.fields_cache
 
 
@@ -269,5 +269,5 @@ def test_columns_that_are_selected_in_their_own_way():
             db_table = Shelf._meta.db_table
 
     Shelf.objects.create(number="quiet")
-    (found,) = read_of_project(Loud._base_manager.all(), ["quiet"]).values()
+    (found,) = read_of_project(Loud._base_manager.using("default"), ["quiet"]).values()
     assert (found.number, found.name, found.is_clean) == ("quiet", "QUIET", False)
