@@ -7,6 +7,7 @@ is set.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -56,6 +57,8 @@ def server(*, quick: bool = False) -> Iterator[dict[str, str]]:
         yield {"DATABASE_URL": running.get_uri()}
     finally:
         running.cleanup()
+        # At exit it would lock a file in the temporary folder once more, and create that folder again.
+        atexit.unregister(running._cleanup)
         shutil.rmtree(folder, ignore_errors=True)
 
 
