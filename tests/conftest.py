@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=refusing[0].kwargs["reason"]))
         # A test that not all databases can run is in each share of those that can.
         mine = bool(marks and not refusing) or shares.is_in_share(item.nodeid, shares.share())
-        (selected if mine else others).append(item)
+        (selected if mine and shares.is_in_share(item.nodeid, shares.part()) else others).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = selected

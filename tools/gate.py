@@ -13,7 +13,8 @@ Tier 2, ``make test-ci``:
    surroundings, with a clock that moves at each reading and a replica that stays empty. The pages in a browser, on
    PostgreSQL if it is available. The audit of the dependencies. Coverage is measured with the newest versions, where
    that costs next to nothing. A test that only some databases can run is in the share of each of these.
-2. In parallel: the tests that start real workers (the mark ``alone``): all on PostgreSQL, half on each other database.
+2. In parallel: the tests that start real workers (the mark ``alone``): all on PostgreSQL, in two parts, and half on each
+   other database.
 3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
    the newest.
 
@@ -47,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.support import services  # noqa: E402
+from tests.support.shares import PART  # noqa: E402
 from tests.support.shares import VARIABLE as SHARE  # noqa: E402
 
 from tools import environment, mariadb, postgres  # noqa: E402
@@ -289,7 +291,9 @@ def worker_suites(databases: dict[str, dict[str, str]], *, everything: bool) -> 
     for title in sorted(databases, key=lambda title: title != "PostgreSQL"):  # the longest first
         whole = everything or title == "PostgreSQL" or "PostgreSQL" not in databases
         share = {} if whole else {SHARE: SHARES["SQLite" if title == "SQLite" else "PostgreSQL"]}
-        yield Suite(f"{title}, with real workers", Path(sys.executable), {**databases[title], **share}, options)
+        for part in ("0/2", "1/2") if whole else ("",):
+            shown = f"{title}, with real workers" + (f", part {part}" if part else "")
+            yield Suite(shown, Path(sys.executable), {**databases[title], **share, PART: part}, options)
 
 
 def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:

@@ -19,8 +19,8 @@ from tools import gate
 
 from tests import conftest
 from tests.support.marks import not_on, only_on
+from tests.support.shares import PART, WrongShareError, is_in_share
 from tests.support.shares import VARIABLE as SHARE
-from tests.support.shares import WrongShareError, is_in_share
 
 PYTHON = Path("/usr/bin/python3")
 DATABASES = {name: {"TEST_DATABASE": name} for name in ("SQLite", "PostgreSQL", "MariaDB")}
@@ -40,8 +40,11 @@ def selects(suite: gate.Suite, marks: Collection[str], folder: str) -> bool:
 
 def share_of(suite: gate.Suite) -> Fraction:
     """Return which part of the selected tests a suite runs."""
-    numbers, _, of = suite.environment.get(SHARE, "").partition("/")
-    return Fraction(len(numbers.split(",")), int(of)) if numbers else Fraction(1)
+    found = Fraction(1)
+    for variable in (SHARE, PART):
+        numbers, _, of = suite.environment.get(variable, "").partition("/")
+        found *= Fraction(len(numbers.split(",")), int(of)) if numbers else 1
+    return found
 
 
 def runs(title: str, marks: Collection[str], folder: str) -> Fraction:
@@ -156,6 +159,19 @@ def test_no_test_of_one_database_is_skipped_on_others_without_the_gate_knowing()
     of_vendor = re.compile(r"skipif\([^)]*vendor")
     found = [path.name for path in (ROOT / "tests").rglob("*.py") if of_vendor.search(path.read_text())]
     assert found == []
+
+
+def test_parts_divide_a_share(monkeypatch):
+    monkeypatch.setattr(conftest, "connection", SimpleNamespace(vendor="postgresql"))
+    names, found = [f"test{number}" for number in range(20)], []
+    for part in ("0/2", "1/2"):
+        monkeypatch.setenv(PART, part)
+        items = [Item(name, only_on("postgresql")) for name in names]
+        hook = SimpleNamespace(pytest_deselected=lambda items: None)
+        conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
+        found.append([item.nodeid for item in items])
+    assert all(found)
+    assert sorted(chain(*found)) == sorted(names)
 
 
 def test_an_unknown_database_is_an_error():

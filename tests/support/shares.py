@@ -1,5 +1,7 @@
 """``TEST_SHARE=0/2``: run one of two shares of the selected tests, numbered from 0; ``0,1/4``: two of four.
 
+``TEST_PART=0/2`` selects one of two parts of these once more, for two runs beside each other on one database.
+
 The share of a test depends only on its name, so each test is in exactly one share, in any selection.
 """
 
@@ -9,6 +11,7 @@ import os
 from zlib import crc32
 
 VARIABLE = "TEST_SHARE"
+PART = "TEST_PART"
 
 
 class WrongShareError(ValueError):
@@ -32,3 +35,7 @@ def is_in_share(nodeid: str, share: str) -> bool:
 
 def share() -> str:
     return os.environ.get(VARIABLE, "")
+
+
+def part() -> str:
+    return os.environ.get(PART, "")
