@@ -13,10 +13,10 @@ Tier 2, ``make test-ci``:
    surroundings, with a clock that moves at each reading and a replica that stays empty. The pages in a browser, on
    PostgreSQL if it is available. The audit of the dependencies. Coverage is measured with the newest versions, where
    that costs next to nothing. A test that only some databases can run is in the share of each of these.
-2. In parallel: the tests that start real workers (the mark ``alone``): all on PostgreSQL, in two parts, and half on each
-   other database.
-3. One after the other, because they measure how late a worker is: the tests of the runtimes, with this Python and with
-   the newest.
+2. In parallel: the tests that start real workers (the mark ``alone``): all on PostgreSQL, in two parts, and half on
+   each other database.
+3. In parallel: the tests of the runtimes, with this Python and with the newest. They run after the others, because they
+   measure how late a worker is.
 
 Except for the lifecycle, no test runs twice on one database with one Python. Two cores have no time for more:
 ``make test-all`` runs all of them everywhere. Each suite ends with the summary line of
@@ -37,7 +37,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -174,8 +173,7 @@ def run_second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: b
     for title, database in databases.items() if everything else ():
         soak = [sys.executable, "-m", "tests.support.soak.run", "--minutes", str(SOAK_MINUTES)]
         run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
-    for title, python, database in runtime_suites(databases, newest, everything=everything):
-        run(f"the runtimes: {title}", [*pytest_of(python), "-m", WORKERS, RUNTIMES], database)
+    run_in_parallel(list(runtime_suites(databases, newest, everything=everything)), scratch)
     if not everything:
         run("the quick start", [*pytest_of(Path(sys.executable)), QUICK_START], databases["SQLite"])
 
@@ -272,16 +270,15 @@ def share_of_faults(number: int, of: int) -> str:
     return f"0,1/{of + 1}" if number == 0 else f"{number + 1}/{of + 1}"
 
 
-def runtime_suites(
-    databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool
-) -> Iterator[tuple[str, Path, dict[str, str]]]:
-    """Yield title, interpreter and database of each run of ``tests/runtimes``."""
+def runtime_suites(databases: dict[str, dict[str, str]], newest: Path | None, *, everything: bool) -> Iterator[Suite]:
+    """Yield the runs of ``tests/runtimes``. They wait most of the time, so each gets enough of two cores."""
+    options = ("-m", WORKERS, RUNTIMES)
     for title, database in databases.items():
         if everything or title == "PostgreSQL":
-            yield title, Path(sys.executable), database
+            yield Suite(f"{title}, the runtimes", Path(sys.executable), database, options)
     for title, database in databases.items():
         if newest is not None and title != "MariaDB":
-            yield f"{title}, newest Python and Django", newest, database
+            yield Suite(f"{title}, the runtimes, newest Python and Django", newest, database, options)
 
 
 def worker_suites(databases: dict[str, dict[str, str]], *, everything: bool) -> Iterator[Suite]:
@@ -307,8 +304,8 @@ def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:
         else:
             covering = ("--cov", "--cov-report=") if task.covered else ()
             command = [*pytest_of(task.python), *task.options, *covering]
-            # Each suite uses its own numbered database of Redis.
-            own = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number}"}
+            # Each suite uses its own numbered database of Redis, which has 16.
+            own = {"TEST_REDIS_URL": f"{services.REDIS_URL.rpartition('/')[0]}/{6 + number % 10}"}
             # The tracer that Python 3.12 and newer offer costs next to nothing, but can count no branches before 3.14.
             own |= {"COVERAGE_FILE": str(scratch / f".coverage.{number}")}
             own |= {"COVERAGE_CORE": "sysmon"} if task.covered and task.python != Path(sys.executable) else {}
@@ -317,7 +314,7 @@ def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:
             done = subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=output, check=False)
         return done.returncode, log
 
-    failed, began = [], time.monotonic()
+    failed = []
     # One more than there are cores, because a suite often waits for its database.
     with ThreadPoolExecutor((os.cpu_count() or 2) + 1) as pool:
         for task, (code, log) in zip(tasks, pool.map(run_task, range(len(tasks))), strict=True):
@@ -325,7 +322,6 @@ def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:
             print(f"\n== {title}\n{log.read_text(errors='replace')}", flush=True)
             empty = isinstance(task, Suite) and task.may_be_empty and code == NOTHING_SELECTED
             failed += [task.title] if code and not empty else []
-    print(f"\n== {len(tasks)} in parallel took {time.monotonic() - began:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"\nFAILED: {', '.join(failed)}.")
 

@@ -53,14 +53,13 @@ def runs(title: str, marks: Collection[str], folder: str) -> Fraction:
         *gate.first_tier_suites(TWO),
         *gate.second_tier_suites(DATABASES, None, everything=False),
         *gate.worker_suites(DATABASES, everything=False),
+        *gate.runtime_suites(DATABASES, None, everything=False),
     ]
-    found = sum(
+    assert folder in FOLDERS
+    return sum(
         (share_of(suite) for suite in tiers if suite.title.startswith(title) and selects(suite, marks, folder)),
         start=Fraction(0),
     )
-    alone = "alone" in marks and folder == gate.RUNTIMES
-    assert folder in FOLDERS
-    return found + sum(alone for name, *_ in gate.runtime_suites(DATABASES, None, everything=False) if name == title)
 
 
 @pytest.mark.parametrize("title", DATABASES)
@@ -237,8 +236,9 @@ def test_with_the_newest_python_the_slow_tests_of_the_pages_run_once_on_sqlite()
 
 
 def test_with_the_newest_python_the_runtimes_run_on_both_databases():
-    found = [title for title, python, _ in gate.runtime_suites(DATABASES, PYTHON, everything=False) if python == PYTHON]
-    assert found == ["SQLite, newest Python and Django", "PostgreSQL, newest Python and Django"]
+    suites = [suite for suite in gate.runtime_suites(DATABASES, PYTHON, everything=False) if suite.python == PYTHON]
+    assert [suite.environment["TEST_DATABASE"] for suite in suites] == ["SQLite", "PostgreSQL"]
+    assert all(selects(suite, ("alone",), gate.RUNTIMES) for suite in suites)
 
 
 @pytest.mark.parametrize("may_be_empty", [True, False])
