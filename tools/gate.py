@@ -169,7 +169,7 @@ def run_second_tier(stack: contextlib.ExitStack, scratch: Path, *, everything: b
     coverage = {"COVERAGE_FILE": str(scratch / ".coverage")}
     run("coverage", [sys.executable, "-m", "coverage", "combine", "-q", str(scratch)], coverage)
     run("coverage report", [sys.executable, "-m", "coverage", "report"], coverage)
-    run_in_parallel(list(worker_suites(databases, everything=everything)), scratch)
+    run_in_parallel(list(worker_suites(databases, everything=everything)), scratch, more=2)
     for title, database in databases.items() if everything else ():
         soak = [sys.executable, "-m", "tests.support.soak.run", "--minutes", str(SOAK_MINUTES)]
         run(f"soak: {title}", [*soak, "--database", database["TEST_DATABASE"]])
@@ -293,8 +293,11 @@ def worker_suites(databases: dict[str, dict[str, str]], *, everything: bool) -> 
             yield Suite(shown, Path(sys.executable), {**databases[title], **share, PART: part}, options)
 
 
-def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:
-    """Run suites and type checks in parallel, and print their output and duration one after the other."""
+def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path, *, more: int = 1) -> None:
+    """Run suites and type checks in parallel, and print their output one after the other.
+
+    ``more``: how many run at the same time in addition to one for each core, because a suite often waits.
+    """
 
     def run_task(number: int) -> tuple[int, Path]:
         task, log = tasks[number], scratch / f"{number}.log"
@@ -315,8 +318,7 @@ def run_in_parallel(tasks: Sequence[Suite | TypeCheck], scratch: Path) -> None:
         return done.returncode, log
 
     failed = []
-    # One more than there are cores, because a suite often waits for its database.
-    with ThreadPoolExecutor((os.cpu_count() or 2) + 1) as pool:
+    with ThreadPoolExecutor((os.cpu_count() or 2) + more) as pool:
         for task, (code, log) in zip(tasks, pool.map(run_task, range(len(tasks))), strict=True):
             title = f"tests: {task.title}" if isinstance(task, Suite) else task.title
             print(f"\n== {title}\n{log.read_text(errors='replace')}", flush=True)
