@@ -163,7 +163,7 @@ def counted() -> Iterator[Cost]:
         if explain is not None and verb in _EXPLAINED and not many:
             try:
                 explain(statement, params)
-            except Exception as error:  # Django logs an error in a hook of a commit, and goes on
+            except Exception as error:  # Django logs an error in a hook of a commit, and continues
                 failures.append(error)
                 raise
         before = _handler_reads()
