@@ -302,7 +302,7 @@ def test_a_graceful_stop_finishes_running_steps_and_starts_no_other():
 
     first = engine.start("slow")
     running = Worker(1, 4)
-    until(lambda: running._offer() or began.is_set(), 30, "The start")
+    until(lambda: (running._offer(), began.is_set())[1], 30, "The start")
     second = engine.start("slow")
     running.is_stopping = True
     threading.Timer(0.1, go.set).start()
@@ -366,7 +366,7 @@ def test_after_the_grace_running_rows_are_released_without_a_loss(how, monkeypat
     workflow("slow")(type("Slow", (), {"Context": Job, "begin": step(start=True, atomic=False)(begin)}))
     run = engine.start("slow")
     running = Worker(2, 4)
-    until(lambda: running._offer() or began.is_set(), 30, "The start")
+    until(lambda: (running._offer(), began.is_set())[1], 30, "The start")
     running.is_stopping = True
     assert running.threads.finish(lambda: True) is (how != "blocked")
     assert cleaned == ([how] if how != "blocked" else [])
