@@ -9,9 +9,10 @@ Throughput: the runs are started first, and then a real ``qcluster`` with two wo
 does not include the start of the workers. Latency: from the commit of a ``save()`` to the start of the first step of
 the run that its event starts, on idle workers, at irregular times. Lateness: from a sleeping run's ``wake_at`` to its
 step. Idle: the processor time of all processes that have nothing to do. ``starts.py`` has the measurements of runs that
-a call starts: rates, latency (idle, and at a steady rate for ``--seconds``), and memory over ``--steps`` steps. Only
-when they are named: ``memory``, and ``pending``, which is idle with ``--pending`` timers of the next days. The figures
-are medians of ``--repeat`` rounds, as machines are noisy.
+a call starts: rates, latency (idle, and at a steady rate for ``--seconds``), and memory over ``--steps`` steps.
+``steps.py`` has those of steps that write or are woken, and of events that occur in a save. Only when they are named:
+``timers_among_many``, with 100,000 others pending; ``memory``; and ``pending``, which is idle with ``--pending`` timers
+of the next days. The figures are medians of ``--repeat`` rounds, as machines are noisy.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--only",
-        default="throughput,rates,calls,steady,latency,timers,save,idle",
-        help="comma-separated measurements, also: memory, pending",
+        default="throughput,rates,calls,steady,latency,timers,writes,woken,save,occurrence,idle",
+        help="comma-separated measurements, also: timers_among_many, memory, pending",
     )
     options = parser.parse_args()
     os.environ["DJANGO_SETTINGS_MODULE"] = "bench.settings"
@@ -155,7 +156,7 @@ def until(condition: Callable[[], bool], seconds: float, pause: float = 0.05) ->
 
 
 def measure(options: argparse.Namespace) -> Figures:
-    from bench import starts
+    from bench import starts, steps
 
     only = set(filter(None, options.only.split(",")))
     rounds: list[Figures] = []
@@ -168,7 +169,11 @@ def measure(options: argparse.Namespace) -> Figures:
             ("steady", starts.steady),
             ("latency", latency),
             ("timers", timers),
+            ("timers_among_many", steps.timers_among_many),
+            ("writes", steps.writes),
+            ("woken", steps.woken),
             ("save", save_cost),
+            ("occurrence", steps.occurrence),
             ("idle", idle_cost),
             ("pending", pending_cost),
             ("memory", starts.memory),
@@ -260,9 +265,9 @@ def timers(options: argparse.Namespace) -> Figures:
     with cluster():
         for number in range(options.timers):
             engine.start("timer", seconds=2 + number * 0.037)
-        until(lambda: WorkflowRun.objects.unfinished().count() == 0, 60)
+        until(lambda: WorkflowRun.objects.unfinished().filter(name="timer").count() == 0, 60)
     late = []
-    for run in WorkflowRun.objects.all():
+    for run in WorkflowRun.objects.filter(name="timer"):
         slept, woke = StepExecution.objects.filter(run=run).order_by("pk")
         due = slept.finished.timestamp() + run.data["seconds"]
         late.append((woke.started.timestamp() - due) * 1000)

@@ -34,4 +34,5 @@ Q_CLUSTER = {
     "log_level": "WARNING",
     "save_limit": -1,
 }
+SILENCED_SYSTEM_CHECKS = ["automation.W016"]  # without the console
 AUTOMATION = {"RUNTIME": os.environ.get("BENCH_RUNTIME", ""), **json.loads(os.environ.get("BENCH_AUTOMATION", "{}"))}

@@ -76,6 +76,20 @@ class Five:
         return complete(number=5)
 
 
+@workflow("writing")
+class Writing:
+    """Five steps, each of which inserts a row."""
+
+    class Context(BaseModel):
+        left: int = 5
+
+    @step(start=True)
+    def write(self):
+        Plain.objects.create(name="written")
+        self.context.left -= 1
+        return goto(self.write) if self.context.left else complete()
+
+
 @workflow("timer")
 class Timer:
     class Context(BaseModel):

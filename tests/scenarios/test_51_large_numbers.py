@@ -248,7 +248,7 @@ def test_51_a_worker_of_other_kinds_sleeps_on(watch):
     mine = watch(CallbackExecution, Event)
     notify("default", ["workflows", "agents"])
     assert slept(mine, 0.3) >= 0.3
-    for queues in (["callbacks"], ["agents", "events"], []):
+    for queues in (["callbacks"], ["agents", "events"], ["callbacks:été", "callbacks:it's"], []):
         notify("default", queues)
         assert slept(mine, 10) < 5
 

@@ -127,6 +127,46 @@ def test_every_hot_statement_can_be_prepared(two_steps):
     assert [sql for sql, (call, _) in calls.items() if call is None] == []
 
 
+def inserts() -> list[str]:
+    return [each for each in statements() if 'INSERT INTO "automation_workflows_workflowrun"' in each]
+
+
+@pytest.mark.parametrize("key", [None, "order:%d"])
+def test_starts_outside_of_a_transaction_are_prepared(two_steps, key):
+    given(SUM, 1)
+    keys = [{"key": key % number} if key else {} for number in range(5)]
+    runs = [engine.start("flow", **keys[number]) for number in range(2)]
+    before = inserts()  # what this process knows of positions may have changed in between
+    runs += [engine.start("flow", **keys[number]) for number in range(2, 4)]
+    assert before
+    assert inserts() == before
+    if key:
+        assert [engine.start("flow", **keys[number]).pk for number in range(4)] == [run.pk for run in runs]
+    with connection.cursor() as cursor:
+        cursor.execute("DEALLOCATE ALL")
+    runs.append(engine.start("flow", **keys[4]))
+    drain()
+    assert list(WorkflowRun.objects.order_by("pk").values_list("pk", "status")) == [
+        (run.pk, "completed") for run in runs
+    ]
+
+
+def test_starts_in_a_transaction_are_not_prepared(two_steps):
+    given(SUM, 1)
+    with transaction.atomic():
+        started = [engine.start("flow"), engine.start("flow", key="order:1")]
+    assert inserts() == []
+    assert WorkflowRun.objects.count() == len(started)
+
+
+def test_columns_that_change_between_two_starts(two_steps, wider):
+    given(SUM, 1)
+    started = [engine.start("flow") for _ in range(2)]
+    wider()
+    started += [engine.start("flow") for _ in range(2)]
+    assert WorkflowRun.objects.count() == len(started)
+
+
 def test_statements_of_others_and_options_are_left_alone(two_steps):
     connection.ensure_connection()
     raw = connection.connection

@@ -15,6 +15,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql import InsertQuery
 
 from .mariadb import MAX_WARNINGS, raise_ignored_errors
+from .prepared import prepared_cursor
 from .writer import alias_of
 
 M = TypeVar("M", bound=models.Model)
@@ -59,7 +60,7 @@ def insert_selecting(row: models.Model, name: str, source: str, params: Sequence
     returning = f"RETURNING {', '.join(map(connection.ops.quote_name, [column_of(model._meta.pk), name]))}"
     conflict = " ON CONFLICT DO NOTHING" if ignoring else ""
     sql = f"{into}, value FROM {source}{conflict} {returning}"
-    with transaction.mark_for_rollback_on_error(using=connection.alias), connection.cursor() as cursor:
+    with transaction.mark_for_rollback_on_error(using=connection.alias), prepared_cursor(connection) as cursor:
         cursor.execute(sql, [*values, *params])
         found = cursor.fetchone()
     if found is None:

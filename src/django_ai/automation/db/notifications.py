@@ -9,6 +9,7 @@ worker behind one detects that and only polls. NOTIFY works through a pooler lik
 from __future__ import annotations
 
 import logging
+import re
 import select
 import time
 from collections.abc import Callable, Collection
@@ -17,7 +18,6 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections
 
 from .connections import dedicated_connection, is_pooled
-from .durability import NOT_DURABLE
 from .sleeping import is_readable, pause
 from .sqlite_commits import SqliteCommits
 
@@ -28,21 +28,26 @@ RELISTEN_SECONDS = 1.0
 """After how many seconds a process that could not LISTEN tries again; until then it polls."""
 
 
+_is_plain = re.compile(r"[A-Za-z0-9_:*,.-]*").fullmatch
+"""Matches a payload that can stand in a statement as it is."""
 MAX_PAYLOAD_BYTES = 7999
 """Longest payload that PostgreSQL accepts. A doorbell with more names rings for all processes."""
 
 
 def notify(alias: str, names: Collection[str] = ()) -> None:
     """Wake the processes that LISTEN for one of ``names`` (empty: all processes). The commit does not wait for the
-    disk, because a lost NOTIFY loses nothing."""
-    payload = ",".join(sorted(names))
+    disk, because it writes nothing else."""
     connection = connections[alias]
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT {NOT_DURABLE}, pg_notify(%s, %s)",
-                [CHANNEL, payload if len(payload) <= MAX_PAYLOAD_BYTES else ""],
-            )
+    if connection.vendor != "postgresql":
+        return
+    payload = ",".join(sorted(names))
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        payload = ""
+    with connection.cursor() as cursor:
+        if _is_plain(payload):  # the usual one, in half of the time
+            cursor.execute(f"NOTIFY {CHANNEL}, '{payload}'")
+        else:
+            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, payload])
 
 
 class Listener:

@@ -1,10 +1,10 @@
 """Prepared statements on PostgreSQL: the engine's own hot statements are parsed and planned once for each session.
 
 Django never prepares: it binds parameters on the client, and the server parses and plans each statement anew. For the
-engine's claims and progress that takes longer than executing them. The cursor of ``prepared_cursor`` sends PREPARE for
-such a statement once, and EXECUTE from then on. Everything above the driver is as with any cursor of Django: execute
-wrappers see the statement itself, and errors are Django's. Statements of user code on the same connection, and the
-options of the connection, are left alone.
+engine's claims, progress and starts that takes longer than executing them. The cursor of ``prepared_cursor`` sends
+PREPARE for such a statement once, and EXECUTE from then on. Everything above the driver is as with any cursor of
+Django: execute wrappers see the statement itself, and errors are Django's. Statements of user code on the same
+connection, and the options of the connection, are left alone.
 
 Where it could do harm, the statement is sent as it is:
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..db.selects import read_by_pk
 from ..events.models import Event
 from ..exceptions import ContextError, DecryptionError, PayloadError
 from ..state.contexts import merge
@@ -25,8 +26,8 @@ def read_arrived(run: WorkflowRun, reason: WakeReason) -> Signal | Event | None:
     if run.wake_ref is None:
         return None
     if reason == WakeReason.SIGNAL:
-        return Signal.objects.filter(pk=run.wake_ref).first()
-    return Event.objects.filter(pk=run.wake_ref).first() if reason == WakeReason.EVENT else None
+        return read_by_pk(Signal, [run.wake_ref]).get(run.wake_ref)
+    return read_by_pk(Event, [run.wake_ref]).get(run.wake_ref) if reason == WakeReason.EVENT else None
 
 
 def receive(run: WorkflowRun, reason: WakeReason, context: BaseModel, arrived: Signal | Event | None) -> Wake:
