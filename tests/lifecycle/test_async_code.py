@@ -161,7 +161,7 @@ def test_real_seconds_a_coroutine_is_ended_at_its_timeout_and_cleans_up(atomic):
         class Context(BaseModel):
             pass
 
-        @step(start=True, atomic=atomic, timeout=timedelta(milliseconds=200))
+        @step(start=True, atomic=atomic, timeout=timedelta(seconds=1))
         async def begin(self):
             await Effect.objects.acreate(name="before")
             try:
@@ -173,7 +173,7 @@ def test_real_seconds_a_coroutine_is_ended_at_its_timeout_and_cleans_up(atomic):
     drain(heartbeat=True)
     found.refresh_from_db()
     assert (found.status, cleaned) == ("failed", [True])
-    assert "longer than its timeout of 0.2 s" in found.error
+    assert "longer than its timeout of 1 s" in found.error
     assert effects() == ([] if atomic else ["before"])
 
 

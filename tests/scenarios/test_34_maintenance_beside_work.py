@@ -447,12 +447,12 @@ def test_34_at_once_in_the_foreground_an_error_does_not_stop_the_rest(only):
 def test_34_two_threads_never_have_one_task_at_once(only):
     if connection.vendor == "sqlite" and connection.is_in_memory_db():
         pytest.skip("threads share one database in memory")
-    running, most, lock = 0, 0, threading.Lock()
+    running, most, slices, lock = 0, 0, 0, threading.Lock()
 
     def alone(time_slice: TimeSlice) -> SliceResult:
-        nonlocal running, most
+        nonlocal running, most, slices
         with lock:
-            running += 1
+            running, slices = running + 1, slices + 1
             most = max(most, running)
         time.sleep(0.02)
         with lock:
@@ -464,7 +464,7 @@ def test_34_two_threads_never_have_one_task_at_once(only):
 
     def worker() -> None:
         try:
-            drain(models=[Maintenance], budget=timedelta(seconds=0.5))
+            drain(models=[Maintenance], budget=timedelta(seconds=30), stop=lambda: slices >= 6)
         finally:
             connections.close_all()
 

@@ -291,9 +291,9 @@ def test_35_what_is_in_time_is_not_interrupted():
         class Context(BaseModel):
             pass
 
-        @step(start=True, timeout=timedelta(milliseconds=50), retry=ONCE)
+        @step(start=True, timeout=timedelta(seconds=0.5), retry=ONCE)
         def begin(self):
-            transaction.on_commit(lambda: time.sleep(0.3))
+            transaction.on_commit(lambda: time.sleep(0.8))
             return complete()
 
     run = engine.start("quick")

@@ -280,7 +280,7 @@ def test_43_what_is_notified_late_does_not_reach_a_younger_run(monkeypatch):
 
 
 def test_43_a_planned_run_counts_from_its_date_though_workers_are_late_real_seconds():
-    @event_workflow("checkin_due", offset=timedelta(milliseconds=400), name="planned")
+    @event_workflow("checkin_due", offset=timedelta(seconds=2), name="planned")
     class Planned:
         class Context(BaseModel):
             pass
