@@ -45,6 +45,9 @@ class Caller:
         self.told.append("take")
         return self.known
 
+    def hears_more(self):
+        return False
+
     def before_look(self):
         self.told.append("look")
 

@@ -132,6 +132,16 @@ class Listener:
         heard, self._heard = self._heard, set()
         return heard
 
+    def receive(self) -> bool:
+        """Receive the notifications that have arrived; return whether one is for this process that was not taken or
+        discarded. Never raises."""
+        try:
+            if self._connection is not None:
+                self._receive(self._connection.connection)
+        except (DatabaseError, InterfaceError, OSError, ValueError, _psycopg_error()):
+            self.close()
+        return bool(self._heard)
+
     def discard(self) -> None:
         """Discard the notifications that have arrived: what they are about is about to be read. Never raises."""
         try:

@@ -53,8 +53,7 @@ def advance(
     with prepared_cursor(connection) as cursor:
         if records and connection.vendor == "postgresql":
             for record in records:
-                values = {field.attname: getattr(record, field.attname) for field in insertable_fields(type(record))}
-                fence += _prepared_values(type(record), values, connection)
+                fence += _record_values(record, connection)
             cursor.execute(_advance_sql(type(row), names, tuple(map(type, records))), [*params, *fence])
             kept = cursor.rowcount
         else:
@@ -123,75 +122,113 @@ def advance_many(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]]) -> set[Any]
                 advance(row, changes)
                 kept.add(row.pk)
         return kept
-    return _advance_together(rows)
+    return _advance_together([(row, changes, None) for row, changes in rows])
 
 
-def advance_unlocked(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]]) -> set[Any]:
-    """Write changes to rows like ``advance_many``, but skip rows that others have locked. PostgreSQL only.
+WithRecord = tuple[Wakeable, Mapping[str, Any], models.Model | None]
+"""A row, its changes, and perhaps a row of its history."""
+
+
+def advance_unlocked(rows: Sequence[WithRecord]) -> set[Any]:
+    """Write changes to rows like ``advance_many``, each with a row of its history or None, but skip rows that others
+    have locked. PostgreSQL only.
 
     It waits for no lock while it holds others, so it is in no deadlock, and needs no transaction.
     """
     return _advance_together(rows, skips_locked=True)
 
 
-def _advance_together(rows: Sequence[tuple[Wakeable, Mapping[str, Any]]], *, skips_locked: bool = False) -> set[Any]:
-    groups: dict[tuple[str, ...], list[tuple[Wakeable, dict[str, Any]]]] = {}
-    for row, changes in rows:
+def _advance_together(rows: Sequence[WithRecord], *, skips_locked: bool = False) -> set[Any]:
+    groups: dict[Any, list[tuple[Wakeable, dict[str, Any], models.Model | None]]] = {}
+    for row, changes, record in rows:
         progress = _all_changes(row, changes)
-        groups.setdefault(tuple(progress), []).append((row, progress))
-    return {pk for names, group in groups.items() for pk in _advance_same_columns(names, group, skips_locked)}
+        kind = None if record is None else type(record)
+        groups.setdefault((tuple(progress), kind), []).append((row, progress, record))
+    return {
+        pk for (names, kind), group in groups.items() for pk in _advance_same_columns(names, kind, group, skips_locked)
+    }
 
 
 def _advance_same_columns(
-    names: tuple[str, ...], rows: Sequence[tuple[Wakeable, dict[str, Any]]], skips_locked: bool
+    names: tuple[str, ...],
+    record_model: type[models.Model] | None,
+    rows: Sequence[tuple[Wakeable, dict[str, Any], models.Model | None]],
+    skips_locked: bool,
 ) -> set[Any]:
     model = type(rows[0][0])
     connection = connections[alias_of(model)]
     given = [
-        [row.pk, row.lease, row.seq, *map(_json_text, _prepared_values(model, changes, connection))]
-        for row, changes in rows
+        [
+            row.pk,
+            row.lease,
+            row.seq,
+            *map(_json_text, _prepared_values(model, changes, connection)),
+            *map(_json_text, _record_values(record, connection)),
+        ]
+        for row, changes, record in rows
     ]
     columns = list(map(list, zip(*given, strict=True)))
     # One array per column: with one parameter per value, the driver would parse longer than the database works. What is
     # the same in all rows is one value.
     shared = tuple(number > 0 and column.count(column[0]) == len(column) for number, column in enumerate(columns))
-    sql = _advance_together_sql(model, names, shared, skips_locked)
+    sql = _advance_together_sql(model, names, record_model, shared, skips_locked)
     params = [column[0] if is_shared else column for column, is_shared in zip(columns, shared, strict=True)]
     if skips_locked:
         params = [columns[0], *params]
     with prepared_cursor(connection) as cursor:
         cursor.execute(sql, params)
         found = {pk for (pk,) in cursor.fetchall()}
-    for row, changes in rows:
+    for row, changes, _ in rows:
         if row.pk in found:
             _update_in_memory(row, changes)
     return found
 
 
+def _record_values(record: models.Model | None, connection: BaseDatabaseWrapper) -> list[Any]:
+    if record is None:
+        return []
+    values = {field.attname: getattr(record, field.attname) for field in insertable_fields(type(record))}
+    return _prepared_values(type(record), values, connection)
+
+
 @lru_cache(maxsize=256)
 def _advance_together_sql(
-    model: type[Wakeable], names: tuple[str, ...], shared: tuple[bool, ...], skips_locked: bool
+    model: type[Wakeable],
+    names: tuple[str, ...],
+    record_model: type[models.Model] | None,
+    shared: tuple[bool, ...],
+    skips_locked: bool,
 ) -> str:
-    """Return an UPDATE whose parameters are keys, leases, ``seq`` and values of the columns ``names``: each an array
-    with one value for each row or, where it is ``shared``, one value for all."""
+    """Return an UPDATE whose parameters are keys, leases, ``seq``, values of the columns ``names``, and those of the
+    records to insert: each an array with one value for each row or, where it is ``shared``, one value for all."""
     connection = connections[alias_of(model)]
     quote = connection.ops.quote_name
     table = quote(model._meta.db_table)
-    given, sets = [], ["seq = kept.seq + 1"]
-    for number, (name, is_shared) in enumerate(zip(("id", "lease", "seq", *names), shared, strict=True)):
-        field = field_of(model, name)
+    fields = [field_of(model, name) for name in ("id", "lease", "seq", *names)]
+    of_records = [] if record_model is None else insertable_fields(record_model)
+    given, values = [], []
+    for number, (field, is_shared) in enumerate(zip((*fields, *of_records), shared, strict=True)):
         is_json = isinstance(field, models.JSONField)
         kind = "text" if is_json else str(field.db_type(connection)).split("(")[0]
         given.append(f"%s::{kind} AS v{number}" if is_shared else f"unnest(%s::{kind}[]) AS v{number}")
-        if number > 2:
-            sets.append(f"{quote(field.column)} = given.v{number}{'::jsonb' if is_json else ''}")
+        values.append(f"given.v{number}{'::jsonb' if is_json else ''}")
+    sets = [f"{quote(field.column)} = {value}" for field, value in zip(fields[3:], values[3:], strict=False)]
     free = condition = ""
     if skips_locked:
-        free = f"WITH free AS (SELECT id FROM {table} WHERE id = ANY(%s) FOR UPDATE SKIP LOCKED) "
+        free = f"free AS (SELECT id FROM {table} WHERE id = ANY(%s) FOR UPDATE SKIP LOCKED), "
         condition = " AND kept.id IN (SELECT id FROM free)"
+    made = ""
+    if record_model is not None:
+        columns = ", ".join(quote(column_of(field)) for field in of_records)
+        made = (
+            f", made AS (INSERT INTO {quote(record_model._meta.db_table)} ({columns}) "
+            f"SELECT {', '.join(values[len(fields) :])} FROM given JOIN kept ON kept.id = given.v0)"
+        )
     return (
-        f"{free}UPDATE {table} AS kept SET {', '.join(sets)} FROM (SELECT {', '.join(given)}) AS given "
-        f"WHERE kept.id = given.v0 AND kept.lease = given.v1 AND kept.seq = given.v2{condition} RETURNING kept.id"
+        f"WITH {free}given AS (SELECT {', '.join(given)}), "
+        f"kept AS (UPDATE {table} AS kept SET {', '.join(['seq = kept.seq + 1', *sets])} FROM given "
+        f"WHERE kept.id = given.v0 AND kept.lease = given.v1 AND kept.seq = given.v2{condition} RETURNING kept.id)"
+        f"{made} SELECT id FROM kept"
     )
 
 

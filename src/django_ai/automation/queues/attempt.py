@@ -73,8 +73,8 @@ class Progress:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it changes its own row, and nothing else."""
-        return not (self.records or self.writes or self.failed or self.prepares)
+        """Whether it changes its own row and adds to its history, and nothing else."""
+        return not (self.inserts or self.writes or self.failed or self.prepares)
 
     @property
     def records(self) -> tuple[models.Model, ...]:
@@ -120,18 +120,19 @@ def attempt(
     timeout: timedelta,
     clock: Clock,
     may_wait: bool = False,
+    resume: Callable[[], None] | None = None,
 ) -> bool:
     """Run ``work`` once under the lease of ``row`` and commit its progress. Return whether anything was committed.
 
-    ``rescue`` turns an exception of ``work`` into the progress that is committed instead. ``may_wait``: whether the
-    caller does nothing more with the row, so that its progress may be kept for a common write (``commit_group``); then
-    this returns true.
+    ``rescue`` turns an exception of ``work`` into the progress that is committed instead. ``may_wait``: whether its
+    progress may be kept for a common write (``commit_group``); then this returns true, and the caller does nothing more
+    with the row. ``resume``: what is done next with the row, once that is written, if it keeps its lease.
     """
     group = commit_group() if may_wait and atomic else None
     if group is not None and has_observers():
         group = None  # an observer surrounds the attempt with its commit
     with observed(row, current):
-        return _Attempt(row, work, rescue, current, atomic, timeout, clock, group).perform()
+        return _Attempt(row, work, rescue, current, atomic, timeout, clock, group, resume).perform()
 
 
 @dataclass(eq=False)
@@ -146,6 +147,7 @@ class _Attempt:
     timeout: timedelta
     clock: Clock
     group: CommitGroup | None
+    resume: Callable[[], None] | None
     failure: Exception | None = None
     made: Progress | None = None
     rescued: Progress | None = None
@@ -197,14 +199,23 @@ class _Attempt:
     def _keep(self, group: CommitGroup, progress: Progress, seconds: float) -> None:
         subject = current_subject()
 
-        def finish(is_written: bool) -> None:
+        def finish(is_written: bool) -> bool:
             with resumed(subject):
-                if is_written:
-                    attempt_finished.send_robust(type(self.row), row=self.row, error=None, seconds=seconds)
-                else:
-                    self._settle(lambda: self._commit(progress))
+                if not is_written:
+                    return self._settle(lambda: self._commit(progress)) or self._was_written_together()
+                attempt_finished.send_robust(type(self.row), row=self.row, error=None, seconds=seconds)
+                return True
 
-        group.add(Kept(self.row, _changes(self.row, progress), finish))
+        group.add(Kept(self.row, _changes(self.row, progress), progress.record, finish, self.resume))
+
+    def _was_written_together(self) -> bool:
+        """Return whether the common write has been committed though its answer was lost, and this worker still has the
+        row. If so, reload it."""
+        mine = type(self.row)._base_manager.using(self.connection.alias)
+        if not mine.filter(pk=self.row.pk, lease=self.lease, seq=self.seq + 1).exists():
+            return False
+        self.row.refresh_from_db()
+        return True
 
     def _commit(self, progress: Progress | None) -> bool:
         """Commit what is not committed yet: the progress, or what ``rescue`` makes of the failure. Return False."""

@@ -1,11 +1,12 @@
 """``CommitGroup``: the progress of attempts that touched no table, which one statement writes for several rows.
 
-An attempt that has touched no table has nothing to commit but its progress. Of rows that were claimed together, a
-worker keeps that progress, and writes it once there are ``MAX_ROWS``, after ``MAX_SECONDS``, and in any case before it
-claims again. While user code of another row is running, the thread of the heartbeat writes it, so it waits for no slow
-code. Each row has its own fence. A row that is not written this way, because it is locked, its lease was lost or the
-statement failed, is finished alone, as if its progress had never been kept. The group also reads ahead what the code of
-the next rows needs, as long as nothing can have changed it.
+An attempt that has touched no table has nothing to commit but its progress, with its history. Of rows that were claimed
+together, a worker keeps that progress, and writes it once there are ``MAX_ROWS``, after ``MAX_SECONDS``, and in any
+case before it claims again. While user code of another row is running, the thread of the heartbeat writes it, so it
+waits for no slow code. Each row has its own fence. A row that is not written this way, because it is locked, its lease
+was lost or the statement failed, is finished alone, as if its progress had never been kept. A row that its worker
+continues (a run after a ``goto``) does so once its progress is written, and not before. The group also reads ahead what
+the code of the next rows needs, as long as nothing can have changed it.
 
 If the process dies while progress waits, those rows are performed again, as the one is whose progress was just being
 written. What they have written is not in question: they wrote nothing. To keep that window small, only attempts that
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import connections
+from django.db import connections, models
 
 from ..db.connections import close_if_broken
 from ..db.writer import alias_of
@@ -65,11 +66,17 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The progress of one attempt that waits. ``finish``: ends the attempt, given whether ``changes`` were written."""
+    """The progress of one attempt that waits: ``changes`` of its row, and its history.
+
+    ``finish`` ends the attempt, given whether these were written, and returns whether they are now. ``resume``: what
+    the worker does next with the row, if it keeps its lease.
+    """
 
     row: Wakeable
     changes: Mapping[str, Any]
-    finish: Callable[[bool], None]
+    record: models.Model | None
+    finish: Callable[[bool], bool]
+    resume: Callable[[], None] | None = None
 
 
 class CommitGroup:
@@ -128,6 +135,11 @@ class CommitGroup:
             self._waiting.append(kept)
         look_again()
 
+    def keeps(self, row: Wakeable) -> bool:
+        """Return whether the last attempt of ``row`` is not finished yet."""
+        with self._lock:
+            return any(each.row is row for each in (*self._waiting, *self._written))
+
     @property
     def rows(self) -> tuple[Wakeable, ...]:
         """The rows whose progress waits."""
@@ -171,7 +183,7 @@ class CommitGroup:
     def _write(self) -> None:
         with self._lock:
             waiting = list(self._waiting)
-        found = advance_unlocked([(each.row, each.changes) for each in waiting])
+        found = advance_unlocked([(each.row, each.changes, each.record) for each in waiting])
         with self._lock:
             self._written += [each for each in waiting if each.row.pk in found]
             self._waiting = [each for each in self._waiting if each.row.pk not in found]

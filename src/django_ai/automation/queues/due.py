@@ -91,6 +91,9 @@ class DuePoller(Protocol):
     def take_known(self) -> KnownDue | None:
         """Return what is known to be due, once."""
 
+    def hears_more(self) -> bool:
+        """Return whether it is known that more has become due while ``drain`` performed what it had claimed."""
+
     def before_look(self) -> None:
         """``drain`` is about to read what is due."""
 
@@ -107,6 +110,9 @@ class ForetoldDue:
     def take_known(self) -> KnownDue | None:
         lanes, now = lanes_of(self._names), timezone.now()
         return KnownDue(dict.fromkeys(lanes, now), is_complete=False) if lanes and current() == NOTHING else None
+
+    def hears_more(self) -> bool:
+        return False
 
     def before_look(self) -> None:
         pass

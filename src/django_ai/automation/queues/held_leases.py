@@ -60,6 +60,11 @@ class HeldLeases:
         with self._lock:
             self._waiting = {row.pk: row for row in rows}
 
+    def hold_also(self, row: Wakeable) -> None:
+        """Hold ``row``, whose attempt is finished and which this worker continues, as one that was not started."""
+        with self._lock:
+            self._waiting[row.pk] = row
+
     def start(self, row: Wakeable) -> bool:
         """Start ``row``, if it is still held; return whether it is."""
         return bool(self.start_batch([row]))
@@ -180,6 +185,12 @@ def commit_group() -> CommitGroup | None:
     """Return the group in which this thread keeps progress now, if it does."""
     leases = current_leases()
     return leases.commit_group if leases is not None and leases.commit_group.is_open else None
+
+
+def has_kept_progress(row: Wakeable) -> bool:
+    """Return whether progress of ``row`` waits for a common write, so that nothing more is to be done with it now."""
+    group = commit_group()
+    return group is not None and group.keeps(row)
 
 
 def is_working() -> bool:

@@ -28,6 +28,7 @@ from ..queues.advance import advance
 from ..queues.async_code import awaited
 from ..queues.attempt import Progress, attempt, commit
 from ..queues.causation import CurrentRun, Owner, breaks_chain, inside
+from ..queues.held_leases import has_kept_progress
 from ..queues.limits.acquire import RowSlots
 from ..queues.limits.release import left
 from ..queues.parking import reason_of
@@ -182,19 +183,31 @@ class RunSession:
             if self.run.is_late(self.clock()):
                 fail_at_deadline(self)
                 return
-            if not self.enter(self.entry):
-                return
-            try:
-                self.entry = next_entry(self.run, self.definition)
-                self.reload()
-            except CodeError as error:
-                self.run.park(reason_of(self.run, error), self.clock, awaiting_deploy=True)
+            if not self.enter(self.entry) or not self._is_at_next_step():
                 return
 
+    def resume(self) -> None:
+        """Go on after a step whose progress was kept and is written by now."""
+        if self._is_at_next_step():
+            self.execute()
+
+    def _is_at_next_step(self) -> bool:
+        try:
+            self.entry = next_entry(self.run, self.definition)
+            self.reload()
+        except CodeError as error:
+            self.run.park(reason_of(self.run, error), self.clock, awaiting_deploy=True)
+            return False
+        return True
+
     def enter(self, entry: StepEntry) -> bool:
-        """Run one attempt of a step and commit it; return whether this worker continues the run at once."""
+        """Run one attempt of a step and commit it; return whether this worker continues the run at once. It does so
+        later, in ``resume``, if the progress is kept for a common commit."""
         self.begin(entry)
-        committed = self.run_attempt(entry, lambda: self._execute(entry), atomic=entry.step.atomic)
+        may_wait = self.row_slots is None
+        committed = self.run_attempt(entry, lambda: self._execute(entry), atomic=entry.step.atomic, may_wait=may_wait)
+        if may_wait and has_kept_progress(self.run):
+            return False
         if not committed or self.current.is_over:
             if self.row_slots is not None:
                 left(KIND, self.run.pk, self.clock())
@@ -231,8 +244,10 @@ class RunSession:
             return True
         return not (isinstance(self.arrived, Signal) and self.arrived.name.startswith(f"{SUBFLOW}:"))
 
-    def run_attempt(self, entry: StepEntry, work: Callable[[], Progress], *, atomic: bool) -> bool:
-        """Run ``work`` as an attempt of the step; return whether anything was committed."""
+    def run_attempt(
+        self, entry: StepEntry, work: Callable[[], Progress], *, atomic: bool, may_wait: bool = False
+    ) -> bool:
+        """Run ``work`` as an attempt of the step; return whether anything was committed, or is kept to be."""
         committed = attempt(
             self.run,
             work,
@@ -241,6 +256,8 @@ class RunSession:
             atomic=atomic,
             timeout=entry.step.timeout,
             clock=self.clock,
+            may_wait=may_wait,
+            resume=self.resume,
         )
         if committed and self.run.status == WorkflowStatus.PARKED:
             row_parked.send_robust(WorkflowRun, row=self.run, reason=self.run.error)

@@ -148,6 +148,11 @@ class Poller:
         known, self._known = self._known, None
         return known
 
+    def hears_more(self) -> bool:
+        """Return whether doorbells have rung since the process was sent to work, or looked. Not where every commit
+        wakes it: its own commits do, too."""
+        return self._listening().receive()
+
     def before_look(self) -> None:
         """Discard the doorbells that have rung so far: ``drain`` is about to read for what."""
         self._listening().discard()
