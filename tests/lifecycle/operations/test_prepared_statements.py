@@ -360,6 +360,18 @@ def test_no_more_statements_than_the_limit(monkeypatch):
     assert len(statements()) == 2
 
 
+def test_one_more_replaces_one_that_was_not_used_lately(monkeypatch):
+    monkeypatch.setattr(prepared, "MAX_STATEMENTS", 2)
+    monkeypatch.setattr(prepared, "REPLAN_SECONDS", 0.0)
+    for number in range(5):
+        assert given(f"SELECT %s + {number}", 1) == number + 1
+    assert [each.rpartition(" ")[2] for each in statements()] == ["3", "4"]
+    with connection.cursor() as cursor:
+        cursor.execute("DEALLOCATE ALL")
+    assert given("SELECT %s + 7", 1) == 8
+    assert len(statements()) == 1
+
+
 def test_plans_are_renewed(monkeypatch):
     """A plan for an empty table reads a full one from its beginning to its end, until somebody analyses it."""
     with connection.cursor() as cursor:

@@ -42,7 +42,8 @@ REPLAN_SECONDS = 10.0
 WARM_UP = 5
 """How many hot statements a session executes as they are. A connection that is closed earlier gains nothing."""
 MAX_STATEMENTS = 100
-"""How many statements a session prepares. Others are sent as they are."""
+"""How many statements a session prepares. One more replaces one that was not used for ``REPLAN_SECONDS``, or is sent as
+it is."""
 MAX_DEALLOCATED = 3
 """After how many times that statements were deallocated by other code a session prepares no more."""
 _DJANGO = "django.db.backends.postgresql.base"
@@ -115,9 +116,9 @@ class PreparedStatements:
         if now < expires:
             return call
         count = sql.count("%s")
-        if sql.count("%") != count or (not expires and len(self._calls) >= MAX_STATEMENTS):
+        if sql.count("%") != count or (not expires and not self._has_place(now, execute)):
             return None
-        name = f"automation_{hashlib.blake2b(sql.encode(), digest_size=8).hexdigest()}"
+        name = _name_of(sql)
         if expires:
             _execute_unless(execute, "26000", f"DEALLOCATE {name}")  # unknown by now
         parts = sql.split("%s")
@@ -126,6 +127,18 @@ class PreparedStatements:
         call = f"EXECUTE {name} ({', '.join(['%s'] * count)})" if count else f"EXECUTE {name}"
         self._calls[sql] = call, now + REPLAN_SECONDS
         return call
+
+    def _has_place(self, now: float, execute: Execute) -> bool:
+        """Return whether one more statement may be prepared, perhaps in place of one that was not used lately."""
+        if len(self._calls) < MAX_STATEMENTS:
+            return True
+        unused = next((sql for sql, (_, expires) in self._calls.items() if expires < now), None)
+        if unused is None:
+            return False
+        call, _ = self._calls.pop(unused)
+        if call is not None:
+            _execute_unless(execute, "26000", f"DEALLOCATE {_name_of(unused)}")
+        return True
 
     def _failed_as_prepared(self, sql: str, state: str) -> bool:
         """Return whether ``sql`` failed because it was prepared, or perhaps did. Then it was not executed."""
@@ -143,6 +156,10 @@ class PreparedStatements:
 
 
 _sessions: WeakKeyDictionary[Any, PreparedStatements] = WeakKeyDictionary()
+
+
+def _name_of(sql: str) -> str:
+    return f"automation_{hashlib.blake2b(sql.encode(), digest_size=8).hexdigest()}"
 
 
 def _execute_unless(execute: Execute, state: str, sql: str) -> None:
