@@ -27,7 +27,7 @@ def start_child(
         child,
         context,
         now,
-        parent=parent,
+        parent_id=parent.pk,
         parent_channel=channel,
         depth=parent.depth + 1,
         caused_by=f"workflow:{parent.pk}",

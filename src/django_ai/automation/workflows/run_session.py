@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ..conf import conf
 from ..db.errors import is_database_failure
+from ..db.new_rows import new
 from ..db.writer import alias_of
 from ..events.claims import release_all
 from ..events.models import Event
@@ -378,7 +379,8 @@ class RunSession:
                 writes = (lambda: _insert(waits), *writes)
             else:
                 inserts = waits
-        history = StepExecution(
+        history = new(
+            StepExecution,
             run_id=run.pk,
             step=state.step.name,
             visit=run.visit,

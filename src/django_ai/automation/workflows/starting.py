@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..db.inserts import insert
+from ..db.new_rows import new
 from ..db.writer import alias_of
 from ..events.models import Event
 from ..events.priorities import priority_of
@@ -42,7 +43,8 @@ def insert_run(definition: WorkflowDefinition, context: BaseModel, now: datetime
 def run_due_now(definition: WorkflowDefinition, context: BaseModel, now: datetime, **columns: Any) -> WorkflowRun:
     """Return an unsaved run that is due now, without its position. Raises as ``insert_run`` does."""
     depth = next_depth(f"A run of {definition.name}")
-    return WorkflowRun(
+    return new(
+        WorkflowRun,
         name=definition.name,
         version=definition.version,
         status=WorkflowStatus.RUNNING,

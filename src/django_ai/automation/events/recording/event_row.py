@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from ...conf import conf
+from ...db.new_rows import new
 from ...db.writer import alias_of
 from ...exceptions import EventStormError
 from ...queues.causation import cause_now
@@ -49,7 +50,8 @@ def new_row(desired: DesiredEvent, now: datetime, raw: bool, *, replaces: bool =
     caused_by, depth = cause_now()
     # The previous values of the watched fields are unknown: this write only records the current ones.
     is_baseline = bool(definition.watch_fields) and desired.write == EventTrigger.UPDATE and not replaces
-    row = Event(
+    row = new(
+        Event,
         entity_type=desired.declared.label,
         entity_id=desired.entity_id,
         event_name=desired.name,
