@@ -7,7 +7,7 @@ are left to the second tier.
 Tier 2, ``make test-ci``:
 
 1. In parallel: half of the faults and scenarios on SQLite and a quarter on each server; the slow tests on SQLite and
-   PostgreSQL; the other half of the first tier on PostgreSQL; a third of the tests that need a database on MariaDB; the
+   PostgreSQL; the other half of the first tier on PostgreSQL; a quarter of the tests that need a database on MariaDB; the
    console and telemetry on PostgreSQL. On SQLite, with the newest Python and Django for which this machine has an
    interpreter: the quick tests of the first tier, the console and telemetry; among them the lifecycle in other
    surroundings, with a clock that moves at each reading and a replica that stays empty. The pages in a browser, on
@@ -71,7 +71,7 @@ WORKERS = "alone"
 NOTHING_SELECTED = 5  # the exit code of pytest
 SHARES = {"SQLite": "0/2", "PostgreSQL": "1/2"}
 """The share of the quick tests that the first tier runs on each database (see ``tests/support/shares.py``)."""
-OTHER_SHARE = "0/3"
+OTHER_SHARE = "0/4"
 """The share of the tests that the second tier runs on MariaDB, for which two cores have no more time."""
 
 

@@ -73,7 +73,7 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     without = without or (title != "PostgreSQL" and folder == gate.RUNTIMES and "alone" in marks)
     # The pages are tested in a browser on PostgreSQL.
     without = without or (title != "PostgreSQL" and folder == gate.BROWSER and "alone" not in marks)
-    # Of the faults and scenarios SQLite runs half and each server a quarter, and MariaDB a third of the others. With
+    # Of the faults and scenarios SQLite runs half and each server a quarter, and MariaDB a quarter of the others. With
     # real workers, the databases beside PostgreSQL run half.
     part = Fraction(1)
     if "alone" not in marks and folder in gate.FAULTS:
@@ -81,7 +81,7 @@ def test_a_test_runs_in_one_tier(title, marks, folder):
     elif "alone" in marks and title != "PostgreSQL":
         part = Fraction(1, 2)
     elif title == "MariaDB":
-        part = Fraction(1, 3)
+        part = Fraction(1, 4)
     assert runs(title, marks, folder) == (0 if without else part)
 
 
