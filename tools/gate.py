@@ -7,8 +7,8 @@ are left to the second tier.
 Tier 2, ``make test-ci``:
 
 1. In parallel: half of the faults and scenarios on SQLite and a quarter on each server; the slow tests on SQLite and
-   PostgreSQL; the other half of the first tier on PostgreSQL; a quarter of the tests that need a database on MariaDB; the
-   console and telemetry on PostgreSQL. On SQLite, with the newest Python and Django for which this machine has an
+   PostgreSQL; the other half of the first tier on PostgreSQL; a quarter of the tests that need a database on MariaDB;
+   the console and telemetry on PostgreSQL. On SQLite, with the newest Python and Django for which this machine has an
    interpreter: the quick tests of the first tier, the console and telemetry; among them the lifecycle in other
    surroundings, with a clock that moves at each reading and a replica that stays empty. The pages in a browser, on
    PostgreSQL if it is available. The audit of the dependencies. Coverage is measured with the newest versions, where

@@ -40,6 +40,7 @@ from django_ai.automation.workflows.core import complete, engine, step, wait, wo
 from django_ai.automation.workflows.models import Signal, WorkflowRun
 from tests.apps.reservations.models import Reservation, Room, Suite, Ticket, Ware
 from tests.support.marks import only_on
+from tests.support.polling import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -251,6 +252,21 @@ def test_51_a_worker_of_other_kinds_sleeps_on(watch):
     for queues in (["callbacks"], ["agents", "events"], ["callbacks:été", "callbacks:it's"], []):
         notify("default", queues)
         assert slept(mine, 10) < 5
+
+
+@only_on("postgresql", reason="only PostgreSQL has NOTIFY")
+def test_51_a_busy_worker_hears_what_becomes_due_meanwhile(watch):
+    mine = watch(CallbackExecution, Event)
+    notify("default", ["workflows"])
+    until(lambda: mine._listening()._connection is not None, 20, "The LISTEN")
+    assert not mine.hears_more()
+    notify("default", ["callbacks"])
+    until(mine.hears_more, 20, "The doorbell")
+    assert mine.hears_more()
+    mine.before_look()
+    assert not mine.hears_more()
+    mine._listening()._connection.connection.close()
+    assert not mine.hears_more()
 
 
 @only_on("postgresql", reason="only PostgreSQL has NOTIFY")

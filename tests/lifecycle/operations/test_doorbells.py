@@ -12,6 +12,7 @@ from django_q.signing import SignedPackage
 
 from django_ai.automation import engine
 from django_ai.automation.events.models import Event
+from django_ai.automation.queues import drain as drain_module
 from django_ai.automation.queues import due, lanes
 from django_ai.automation.queues.claim import claim, claim_rows
 from django_ai.automation.queues.drain import drain
@@ -40,13 +41,14 @@ class Caller:
         self.known = known
         self.told: list[str] = []
         self.next_due: dict[Lane, object] = {}
+        self.more = False
 
     def take_known(self):
         self.told.append("take")
         return self.known
 
     def hears_more(self):
-        return False
+        return self.more
 
     def before_look(self):
         self.told.append("look")
@@ -124,6 +126,30 @@ class TestWaitingForTheDisk:
 
 
 # -- drain -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "more", "pauses"),
+    [(1, True, 1), (4, True, 1), (5, True, 0), (1, False, 0), (0, True, 0)],
+)
+def test_a_small_claim_while_doorbells_ring_is_followed_by_a_pause(runs, more, pauses, monkeypatch):
+    """More rows then share a claim, and a statement that writes their progress."""
+    waited: list[float] = []
+    leaving("doorbells:one")
+    monkeypatch.setattr(drain_module, "_batch_size", lambda model: 20)
+    monkeypatch.setattr(drain_module.time, "sleep", lambda seconds: (waited.append(seconds), engine_starts()))
+
+    def engine_starts():
+        caller.more = False
+        engine.start("doorbells:one", word="later")
+
+    for number in range(runs):
+        engine.start("doorbells:one", word=str(number))
+    caller = foretold(RUNS)
+    caller.more = more
+    drained(caller)
+    assert waited == [drain_module.GATHER_SECONDS] * pauses
+    assert len(effects()) == runs + pauses
 
 
 def test_what_a_doorbell_names_is_claimed_without_a_look(one_run):
