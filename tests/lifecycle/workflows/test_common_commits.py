@@ -26,6 +26,7 @@ from django_ai.automation.queues.signals import attempt_finished
 from django_ai.automation.workflows.models import StepExecution, WorkflowRun
 from tests.support.fault_injection import database_failure, dying
 from tests.support.marks import only_on
+from tests.support.polling import until
 from tests.support.rows import effects, leave
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -394,3 +395,45 @@ def test_progress_of_a_run_whose_lease_is_lost_between_two_steps_is_refused(thre
     runs[2].refresh_from_db()
     assert (runs[2].lease, history(runs[2])) == ("another", WHOLE[:1])
     assert [history(run) for run in runs[:2]] == [WHOLE] * 2
+
+
+@shares
+def test_a_run_does_not_wait_behind_slow_code(three, hooks, settings, monkeypatch):
+    """The heartbeat writes its progress and releases it, so no lease runs out: that would count as a loss."""
+    monkeypatch.setattr(commit_group, "MAX_SECONDS", 0.02)
+    monkeypatch.setattr("django_ai.automation.queues.heartbeat.MAX_SECONDS", 0.02)
+    settings.AUTOMATION = {**settings.AUTOMATION, "HEARTBEAT": timedelta(milliseconds=50)}
+
+    def hangs(context) -> None:
+        if context.number == 1:
+            first = WorkflowRun.objects.filter(pk=runs[0].pk)
+            until(lambda: first.get().lease is None, 20, "The release of the first run")
+            waiting.append(first.get())
+
+    waiting: list[WorkflowRun] = []
+    hooks["first"] = hangs
+    runs = start("three", 2)
+    perform()
+    assert [(each.current_step, each.losses) for each in waiting] == [("second", 0)]
+    for run in runs:
+        run.refresh_from_db()
+        assert (run.status, run.losses, history(run)) == ("completed", 0, WHOLE)
+
+
+@shares
+def test_beside_other_threads_a_run_takes_its_steps_at_once(three, calls):
+    """There, code waits all the time, and a run would wait behind that of another."""
+
+    class Alone:
+        def places(self) -> int:
+            return 20
+
+        def gives_way(self) -> bool:
+            return False
+
+        def suspended(self, leases) -> None:
+            pass
+
+    start("three", 2)
+    drain(heartbeat=True, beside=Alone())
+    assert calls == [(number, name) for number in range(2) for name in ("first", "second", "third")]

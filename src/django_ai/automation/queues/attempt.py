@@ -178,6 +178,7 @@ class _Attempt:
             and progress.is_plain
             and self.failure is None
             and seconds <= SHORT_SECONDS
+            and (self.group.may_resume or "lease" in progress.changes)
         ):
             self._keep(self.group, progress, seconds)
             return True

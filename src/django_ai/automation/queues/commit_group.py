@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.db import connections, models
@@ -28,6 +29,7 @@ from django.db import connections, models
 from ..db.connections import close_if_broken
 from ..db.writer import alias_of
 from .advance import advance_unlocked
+from .lease import release_unless_locked
 from .wakeable import Wakeable
 
 MAX_ROWS = 20
@@ -81,10 +83,11 @@ class Kept:
 
 class CommitGroup:
     """The progress that one worker keeps. Its own thread adds and ends; any thread may write. ``is_open``: whether
-    progress is kept at all now."""
+    progress is kept at all now. ``may_resume``: also that of rows which their worker continues."""
 
     def __init__(self) -> None:
         self.is_open = False
+        self.may_resume = True
         self._waiting: list[Kept] = []
         self._written: list[Kept] = []
         self._since = float("inf")
@@ -179,6 +182,25 @@ class CommitGroup:
                 self._write()
             finally:
                 self._writing.release()
+
+    @property
+    def has_written(self) -> bool:
+        """Whether the heartbeat has written progress of rows that their worker is to continue."""
+        return bool(self._to_continue())
+
+    def release_written(self, now: datetime) -> None:
+        """Release those rows, so that they do not wait behind slow code; called by the thread of the heartbeat."""
+        if self._writing.acquire(blocking=False):  # if not, the worker is about to continue them
+            try:
+                for row in self._to_continue():
+                    if release_unless_locked(row, now):
+                        row.lease = None  # its worker does not continue it
+            finally:
+                self._writing.release()
+
+    def _to_continue(self) -> list[Wakeable]:
+        with self._lock:
+            return [each.row for each in self._written if each.resume is not None and each.row.lease is not None]
 
     def _write(self) -> None:
         with self._lock:

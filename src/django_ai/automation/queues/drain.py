@@ -104,6 +104,8 @@ def drain(
     clock = clock_at(now)
     leases = HeldLeases(has_heartbeat=heartbeat, clock=clock, expendable=expendable)
     leases.on_suspended = None if beside is None else beside.suspended
+    # Beside other threads code waits all the time, and a row that its thread continues would wait behind it.
+    leases.commit_group.may_resume = beside is None
     deadline = time.monotonic() + budget.total_seconds() if budget else float("inf")
     selection = _state.selection = Selection.of(models, queues, except_queues)
     _state.draining = True
@@ -183,7 +185,7 @@ def _drain(
             claimed += count
             if rows and rows_claimed.receivers:
                 late = (clock() - times[lane]).total_seconds()
-                rows_claimed.send_robust(model, queue=lane.queue, count=claimed, lateness=late)
+                rows_claimed.send_robust(model, queue=lane.queue, count=count, lateness=late)
             leases.may_be_more = count == size
             with work.on(rows, lane):
                 if pauses.current().holds_rows:

@@ -70,6 +70,7 @@ def release_unstarted() -> None:
         all_leases = list(_held)
     for leases in all_leases:
         leases.release_unstarted(wait=False)
+        leases.commit_group.release_written(leases.clock())
 
 
 def waiting_threads(seconds: float) -> set[int]:
@@ -190,6 +191,11 @@ def _sleep() -> None:
 
 def _beat(all_leases: list[HeldLeases]) -> None:
     releases = [partial(leases.release_unstarted, wait=False) for leases in all_leases if leases.has_unstarted]
+    releases += [
+        partial(leases.commit_group.release_written, leases.clock())
+        for leases in all_leases
+        if leases.commit_group.has_written
+    ]
     for beat in (*releases, partial(renew_started, all_leases)):
         try:
             beat()

@@ -1,9 +1,9 @@
 """``Performer``: performs the rows that one ``drain`` has claimed, and settles each of them.
 
 Rows are performed one by one. Those of models with ``claim_batches`` above 1 (events) are performed in one call, and
-one by one if that fails. Progress that is kept (``commit_group``) is written together. A row whose worker goes on with
-it after that, as a run does after a ``goto``, is held again as one that was not started: the heartbeat may release it,
-and another thread may take it. A row that the engine itself cannot perform does not stop the others: its lease runs
+one by one if that fails. Progress that is kept (``commit_group``) is written together. A row that its worker
+continues after that, as a run after a ``goto``, is held again as one that was not started: the heartbeat may release
+it, and another thread may take it. A row that the engine itself cannot perform does not stop the others: its lease runs
 out, the loss is counted, and after ``MAX_LOSSES`` losses the row is parked.
 """
 
@@ -115,7 +115,7 @@ class Performer:
             self._to_resume += self._end_group()
 
     def _end_group(self) -> list[Kept]:
-        """Write the progress that is kept. Hold the rows with which this worker goes on, and return them."""
+        """Write the progress that is kept. Hold the rows that this worker continues, and return them."""
         found = []
         for kept, is_written in self.leases.commit_group.end():
             with self._failures_of(kept.row):
