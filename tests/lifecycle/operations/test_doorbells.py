@@ -23,6 +23,7 @@ from django_ai.automation.queues.runtimes.poller import Poller
 from django_ai.automation.queues.runtimes.q2 import doorbell
 from django_ai.automation.queues.runtimes.q2_brokers import OrmBroker
 from django_ai.automation.queues.runtimes.tasks import drain_due
+from django_ai.automation.queues.signals import rows_claimed
 from django_ai.automation.workflows.models import WorkflowRun
 from tests.apps.reservations.models import Reservation
 from tests.support.lanes import is_look, leaving
@@ -150,6 +151,26 @@ def test_a_small_claim_while_doorbells_ring_is_followed_by_a_pause(runs, more, p
     drained(caller)
     assert waited == [drain_module.GATHER_SECONDS] * pauses
     assert len(effects()) == runs + pauses
+
+
+def test_each_claim_reports_its_own_rows(monkeypatch):
+    """Also where one round claims from several lanes."""
+    reports: list[tuple[str, int]] = []
+
+    def note(sender, queue, count, lateness, **kwargs):
+        reports.append((queue, count))
+
+    monkeypatch.setattr(drain_module, "_batch_size", lambda model: 20)
+    lanes.declare("workflows", "reports", 0)
+    leaving("doorbells:one")
+    started = [engine.start("doorbells:one", word=str(number)) for number in range(3)]
+    WorkflowRun.objects.filter(pk=started[0].pk).update(queue="reports")
+    rows_claimed.connect(note)
+    try:
+        drain(heartbeat=True, models=[WorkflowRun])
+    finally:
+        rows_claimed.disconnect(note)
+    assert sorted(reports) == [("", 2), ("reports", 1)]
 
 
 def test_what_a_doorbell_names_is_claimed_without_a_look(one_run):
